@@ -27,8 +27,8 @@ help: ## this list
 
 venv: $(STAMP) ## make or mend .venv from the pinned requirements
 
-# The stamp comes last: without it a half-made environment is thrown away and made again. --no-deps: the file is the whole answer, and
-# pip's own resolver must not look past it (pip 23.2 refuses the file as soon as a pinned package that is wanted with extras has a newer release).
+# The stamp comes last: without it a half-made environment is thrown away and made again. --no-deps: the file names every package, and
+# pip's own resolver must not search beyond it (pip 23.2 refuses the file as soon as a pinned package that is wanted with extras has a newer release).
 define MAKE_VENV
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "Python 3.11 or newer is needed, and \"$(PYTHON)\" is $$($(PYTHON) --version 2>/dev/null || echo missing). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -71,7 +71,7 @@ soak: $(STAMP) pgbouncer ## the slow tests, then the acceptance tests through Pg
 bench: $(BENCH_STAMP) ## the product beside other designs and against the limit of this machine: make bench ARGS="--quick"
 	@$(BENCH)/bin/python -m tests.benchmarks $(ARGS)
 
-# uv is one of the pinned tools; where there is no .venv yet, name another: make pins UV=uv
+# uv is one of the pinned tools; where there is no .venv yet, name another uv: make pins UV=uv
 pins: ## compile pyproject.toml into the requirements files
 	@$(COMPILE) --extra devkit --extra test --output-file requirements-dev.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml

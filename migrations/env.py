@@ -17,7 +17,7 @@ _log = log.get(__name__)
 
 
 def is_ours(name: str | None, kind: str, _: object) -> bool:
-    """Say whether the comparison of tables looks at it; partitions are not tables of their own."""
+    """Return whether the comparison of tables covers it; partitions are not tables of their own."""
     return kind != "table" or name is None or not PARTITION.fullmatch(name)
 
 
@@ -48,8 +48,8 @@ TIMEOUT = 1800.0
 
 
 def take_turn(connection: Connection) -> None:
-    """Wait for whoever migrates now, with no statement open meanwhile: an index built beside the traffic
-    waits for all of those.
+    """Wait for the end of another migration, with no statement open meanwhile: an index built beside the
+    traffic waits for all of those.
     """
     deadline = time.monotonic() + TIMEOUT
     while not connection.exec_driver_sql(LOCK).scalar():

@@ -1,10 +1,10 @@
-"""Who may call: bearer tokens (JWT) that name a merchant and what the caller may do.
+"""Authentication: bearer tokens (JWT) that name a merchant and the caller's scopes.
 
 Three kinds of keys verify tokens: shared secrets (HS256), public keys, and the keys that an identity provider
 publishes (see `issuer_keys`). The newest secret signs the tokens of `token issue`; every configured key
-verifies, so that keys can be changed while tokens are in use. A token is refused with a sentence of its own
-for each cause: 401 when it proves nothing, 403 when its caller may not do this, 503 when the keys of the
-identity provider cannot be fetched. Tokens and what is in them never reach a log.
+verifies, so that keys can be changed while tokens are in use. A refusal has a sentence of its own for each
+cause: 401 for a token that proves nothing, 403 for a missing scope, 503 when the keys of the identity
+provider cannot be fetched. Tokens and their content never reach a log.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
 
 
 class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
-    """The caller may not do this: `status` is 401 (not known), 403 (known, and not allowed) or 503 (cannot be
-    known now).
+    """The request is refused: `status` is 401 (no valid token), 403 (no right) or 503 (the keys cannot be
+    fetched).
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -63,7 +63,7 @@ class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, for which merchant, and what for."""
+    """The subject of a token, its merchant and its scopes."""
 
     merchant: str
     subject: str
@@ -71,7 +71,7 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """How the audit trail names them."""
+        """The caller's name in the audit trail."""
         return f"client:{self.merchant}/{self.subject}"
 
     def need(self, *scopes: str) -> None:
@@ -87,8 +87,8 @@ class Caller:
 def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime: float, subject: str) -> str:
     """Make a token for a merchant, signed under the newest secret; `lifetime` in seconds from now.
 
-    `ValueError` for a scope that does not exist, a merchant or subject that no token could carry, or a
-    lifetime beyond the longest that is accepted (`JWT_MAX_LIFETIME`).
+    `ValueError` for a scope that does not exist, a merchant or subject that no token can hold, or a lifetime
+    beyond the longest accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
     unknown = sorted(wanted - SCOPES)
@@ -122,15 +122,17 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
 
 
 def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
-    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` says why it
-    proves none.
+    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` gives the
+    reason if it proves none.
     """
     caller, _ = _verify(settings, token, keys)
     return caller
 
 
 class Authenticator:
-    """Verifies tokens for one process and remembers them for half a minute, never beyond their end."""
+    """Verifies tokens for one process and caches the results for half a minute, never beyond a
+    token's end.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -158,7 +160,7 @@ class Authenticator:
         return caller
 
     async def close(self) -> None:
-        """End what is under way."""
+        """Stop a fetch of keys that is under way."""
         if self._published is not None:
             await self._published.close()
 
@@ -184,7 +186,7 @@ class Authenticator:
 
 
 def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[Caller, float]:
-    """Return the caller and when the token ends (seconds since 1970)."""
+    """Return the caller and the end of the token (seconds since 1970)."""
     if not accepts(settings):
         raise AccessDenied(
             401,
@@ -204,7 +206,7 @@ def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[
                 options={"require": list(_CLAIMS), "verify_iat": False},
             )
         except jwt.InvalidSignatureError as error:
-            failure = error  # perhaps another key made it
+            failure = error  # another key may have made it
             continue
         except (jwt.PyJWTError, ValueError, RecursionError, OverflowError) as error:
             failure = error  # a header from outside may hold anything
@@ -279,9 +281,7 @@ def _caller(settings: Settings, claims: dict[str, object]) -> tuple[Caller, floa
 
 
 def _moment(claims: dict[str, object], name: str) -> float:
-    """Return a time of a token as seconds since 1970; whatever its issuer wrote there, it must be one that a
-    clock can show.
-    """
+    """Return a time of a token as seconds since 1970; a value that is no time of the calendar is refused."""
     value = claims[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LAST_MOMENT:
         raise AccessDenied(401, f"the token's {name} must be a number of seconds since 1970: issue a new one")

@@ -1,11 +1,10 @@
-"""Signed links: the callback URLs that the gateway is given, and the token that a shopper's browser may ask
-with.
+"""Signed links: the callback URLs for the gateway, and the token of a shopper's browser.
 
-A callback link carries the shop's own page inside, under our signature, so that a shopper can be sent on
-without asking anybody, also while Postgres is away, and so that nobody turns us into a redirect to elsewhere;
-and the merchant, so that a callback is graded with that merchant's secrets without asking either. The
-signature covers the kind, the checkout, the merchant and the page. Any key that the installation still has
-opens a link; nothing about links is stored.
+A callback link contains the shop's own page, under our signature, so that a shopper is redirected without a
+query, also while Postgres is away, and so that the link cannot be used as a redirect to another site; and the
+merchant, so that a callback is graded with that merchant's secrets without a query either. The signature
+covers the kind, the checkout, the merchant and the page. A link opens with any key that the installation
+still has; nothing about links is stored.
 
 What a merchant's terminals send by default names no checkout: for that there is one link for each merchant.
 """
@@ -36,13 +35,15 @@ _TEXT: Final = re.compile(r"[A-Za-z0-9_-]*")
 _TAG: Final = 16
 _CLIENT_SIZE: Final = 16 + _TAG
 # The first byte of a payload that names a merchant. A page is a URL and starts with no control character, so
-# the older form, a page alone, is told from it.
+# the older form, a page alone, is distinguished from it.
 _NAMES_MERCHANT: Final = b"\x01"
 
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrls:
-    """Where the gateway calls back. They are signed: whoever knows one can call it, so they reach no log."""
+    """The callback URLs for the gateway. They are signed: a sender who has a URL can call it, so they are
+    never logged.
+    """
 
     success: str = field(repr=False)
     failure: str = field(repr=False)
@@ -52,10 +53,10 @@ class CallbackUrls:
 
 @dataclass(frozen=True, slots=True)
 class OpenedLink:
-    """What a callback link of ours says.
+    """The content of a callback link.
 
     `page` is where to send the shopper, with the checkout's id in its query; empty for a notification, which
-    sends nobody anywhere. `merchant_id` is None for a link of the older form.
+    leads nowhere. `merchant_id` is None for a link of the older form.
     """
 
     page: str = field(repr=False)
@@ -110,7 +111,7 @@ def merchant_url(encryptor: Encryptor, public_url: str, merchant: str) -> str:
     """Make the link for what names no checkout: the address of a merchant's terminals for their default
     notification.
 
-    It is the same each time, and as secret as the others: whoever knows it can call it.
+    It is the same each time, and as secret as the others: a sender who has it can call it.
     """
     tag = _encode(encryptor.sign(_MERCHANT, merchant.encode()))
     return f"{public_url.rstrip('/')}/callbacks/merchant/{quote(merchant, safe='')}/{tag}"
@@ -123,8 +124,8 @@ def open_merchant_link(encryptor: Encryptor, merchant: str, signed: str) -> bool
 
 
 def client_token(encryptor: Encryptor, checkout_id: UUID) -> str:
-    """Return the token with which a shopper's browser may follow this one checkout: 43 characters, the same
-    each time.
+    """Return the token with which a shopper's browser may follow this single checkout: 43 characters, the
+    same each time.
     """
     return _encode(checkout_id.bytes + encryptor.sign(_CLIENT, checkout_id.bytes))
 

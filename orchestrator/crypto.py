@@ -1,12 +1,12 @@
 """Encryption at rest and every key derived from ``SECRET_KEYS``.
 
-Personal data of a checkout is sealed with AES-256-GCM under a random data key of its own, which is stored
+Personal data of a checkout is encrypted with AES-256-GCM under a random data key of its own, which is stored
 wrapped by the newest secret key; destroying the wrapped key erases the customer and leaves money and audit
-trail intact. What belongs to no checkout (a merchant's gateway password) is sealed under the secret key
-itself. Old secret keys still open, the newest one seals.
+trail intact. Data that belongs to no checkout (a merchant's gateway password) is encrypted under the secret
+key itself. Old secret keys still decrypt, the newest one encrypts.
 
-Each sealed text is bound to its purpose and owner, so that a value moved to another row does not open. Keys
-for other uses (audit chain, callback links, client tokens) are derived by HKDF (RFC 5869) from the same
+Each encrypted text is bound to its purpose and owner, so that a value moved to another row does not decrypt.
+Keys for other uses (audit chain, callback links, client tokens) are derived by HKDF (RFC 5869) from the same
 secrets, apart for each use.
 """
 
@@ -145,7 +145,7 @@ class DataKey:
         return f"DataKey(owner={self.owner})"
 
     def encrypt(self, plain: bytes, *, purpose: str) -> bytes:
-        """Seal personal data for one purpose (intent, token, callback)."""
+        """Encrypt personal data for one purpose (intent, token, callback)."""
         return _encrypt(self.key, plain, f"{purpose}/{self.owner}".encode())
 
     def decrypt(self, encrypted: bytes, *, purpose: str) -> bytes:

@@ -8,40 +8,40 @@
     ├── domain MoneyError               an amount or currency that cannot be represented exactly
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
     ├── intents.SubmissionRejected      a message that is no list of intents with a token
-    ├── intents.HeaderRejected          a file of CSV with columns that there are not
-    ├── store IntakeError               an intent that cannot be taken
+    ├── intents.HeaderRejected          a file of CSV with unknown columns
+    ├── store IntakeError               an intent that cannot be accepted
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit
     │   └── store KeyReused             its idempotency key came with other content
     ├── gateway BodyError               the body of a callback cannot be read
-    ├── auth.AccessDenied               no token, a bad one, or one without the scope
-    ├── api Refusal, Disconnected       an answer to the client; a client that has gone
+    ├── auth.AccessDenied               no token, an invalid one, or one without the scope
+    ├── api Refusal, Disconnected       an answer to the client; a client that disconnected
     ├── delivery WebhookUrlRejected     a URL that no event is sent to
     ├── delivery AddressForbidden       a name that leads to an address that is not public
     ├── delivery NameUnknown            a name without an address
     ├── store TooManyWebhooks           a merchant has as many webhooks as it may
     ├── store TooManyTests             as many test events of a webhook wait as may
     ├── store PeriodTooLong            more events in a period than are sent again at a time
-    ├── api TooManyWaiting              as many clients wait for events as may
+    ├── api TooManyWaiting              as many clients wait, for events or commands, as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field
     ├── store PolicyRejected            no such policy, or not with this value
     ├── store GatewayNotAllowed         a gateway that credentials may not be sent to
-    ├── domain UnknownTransition        code asked for a move that the table does not have
+    ├── domain UnknownTransition        code requested a move that the table does not have
     ├── store UnauditedMove             code tried to move without an entry in the trail
-    ├── store LeaseLost                 somebody else holds the checkout now
+    ├── store LeaseLost                 another worker holds the checkout now
     ├── audit ArchiveError              history cannot be archived
-    │   ├── audit ArchiveBusy           another run is under way, or a lock is not to be had
-    │   ├── audit ArchiveUnread         a file that was just written does not prove itself
+    │   ├── audit ArchiveBusy           another run is under way, or a lock is not available
+    │   ├── audit ArchiveUnread         a file that was just written fails its own check
     │   └── audit Unprovable            the trails of some checkouts do not hold
-    ├── crypto.EncryptionError          data that no known key opens, or whose key was destroyed
-    ├── messaging Silent                the broker did not answer in time, and said why before
+    ├── crypto.EncryptionError          data that no known key decrypts, or whose key was destroyed
+    ├── messaging Silent                the broker did not answer in time, and gave the reason before
     ├── store Unwritten                 a row that Postgres refused for good
     ├── store DatabaseAway              it is not known whether a row was written
-    ├── devkit ClientError              our API did not do what our client asked of it
-    │   ├── devkit NoAnswer, BadAnswer  there was no answer; one that the contract does not know
+    ├── devkit ClientError              our API did not do what our client requested
+    │   ├── devkit NoAnswer, BadAnswer  no answer; an answer outside the contract
     │   └── devkit Refused              a problem: Denied, NotFound, Conflict, Invalid or Unavailable
-    ├── devkit Unscripted               a shopper met what the script does not know
+    ├── devkit Unscripted               a shopper met something outside the script
     └── devkit BenchFailed              the bench could not measure
 
 A leaf is named for the fact, builds its own sentence and keeps its facts as attributes. Outcomes of gateway

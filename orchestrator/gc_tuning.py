@@ -1,5 +1,5 @@
-"""The garbage collector of a process that serves: what it started with is never looked through again, new
-garbage less often.
+"""The garbage collector of a process that serves: objects of its start are never scanned again, new garbage
+less often.
 """
 
 from __future__ import annotations
@@ -8,10 +8,9 @@ import gc
 from typing import Final
 
 YOUNG: Final = 20_000
-"""Objects more than before until the youngest are looked through; Python's own 700 are one order's or two."""
+"""Objects more than before until the youngest are scanned; Python's own 700 are those of an order or two."""
 OLD: Final = 50
-"""Rounds of the middle generation until all is looked through: that stops everybody for as long as it takes.
-"""
+"""Rounds of the middle generation until all is scanned: that stops the whole process for its duration."""
 
 
 def settle() -> None:

@@ -36,11 +36,11 @@ LARGEST: Final = 262_144
 TIMEOUT: Final = 5.0
 """Seconds of one fetch in all."""
 FRESH: Final = 600.0
-"""Seconds after which keys are fetched again, while the old ones serve."""
+"""Seconds after which keys are fetched again, while the old ones stay in use."""
 USABLE: Final = 86_400.0
-"""Seconds for which the last keys serve while they cannot be fetched."""
+"""Seconds for which the last keys stay in use while they cannot be fetched."""
 LEAST_PAUSE: Final = 30.0
-"""Seconds between two fetches, whatever asks for them; a tenth more or less. After a failure it grows up to
+"""Seconds between two fetches, whatever causes them; a tenth more or less. After a failure it grows up to
 this, from a second on."""
 
 
@@ -74,9 +74,9 @@ def of_pem(text: str) -> PublicKey:
 
 
 def of_key_set(document: bytes) -> tuple[PublicKey, ...]:
-    """Read the usable signature keys of a key set; others in it are passed over.
+    """Read the usable signature keys of a key set; other keys in it are left out.
 
-    `ValueError` for what is no key set.
+    `ValueError` for a document that is no key set.
     """
     try:
         found = msgspec.json.decode(document, type=_KeySet, strict=False).keys
@@ -138,8 +138,8 @@ class KeySet:
         self._task: asyncio.Task[None] | None = None
 
     async def for_token(self, kid: str | None) -> tuple[PublicKey, ...]:
-        """Return the keys that may have signed a token with this `kid`; `KeysUnavailable` where none are
-        known.
+        """Return the keys that may have signed a token with this `kid`; raise `KeysUnavailable` where no keys
+        were fetched.
         """
         if not self._usable() or not (found := self._named(kid)):
             if (refresh := self._refresh()) is not None:
@@ -164,7 +164,7 @@ class KeySet:
         return tuple(key for key in self._keys if kid is None or key.kid in {None, kid})
 
     def _refresh(self) -> asyncio.Task[None] | None:
-        """Return the fetch that is under way, or begin one where it is time; None where it is not."""
+        """Return the fetch that is under way, or begin one if it is due; None if it is not."""
         if self._task is not None and not self._task.done():
             return self._task
         if self._now() < self._next:
@@ -197,7 +197,7 @@ def _reason(error: Exception) -> str:
 
 
 async def _fetch(url: str) -> bytes:
-    """Return the document at a URL; `ValueError` for any answer but a 200 of a bounded size."""
+    """Return the document at a URL; `ValueError` for any answer other than a 200 of limited size."""
     import httpx  # noqa: PLC0415 - only where tokens are verified by such keys
 
     async with (

@@ -1,13 +1,13 @@
 """Logs: structlog, lines for people on a terminal and JSON elsewhere.
 
-An event is a static snake_case name with ids as fields. Whatever could carry a secret, a card or a person is
-removed by key and by shape in the last step before writing, also in third-party records, so that a careless
-call cannot leak it. The correlation id is bound with `bind` where work begins and travels in the row from the
-HTTP request to the last event.
+An event is a static snake_case name with ids as fields. Values that could be a secret, a card or personal
+data are removed by key and by shape in the last step before writing, also in third-party records, so that a
+careless call cannot leak them. The correlation id is bound with `bind` where work begins and is stored in the
+row from the HTTP request to the last event.
 
 Lines go to stderr, or to the file that the settings name, which is opened again when it was moved
-(logrotate). No value can steer the terminal that shows it. `own_output` makes lines of whatever else a
-process prints, so that all of its output is JSON.
+(logrotate). No value can control the terminal that shows it. `own_output` makes lines of all other output of
+a process, so that all of its output is JSON.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ _NOISY: Final = (
     "uvicorn.access",
     "uvicorn.error",
 )
-"""Loggers of libraries that say at info what a line of ours says, or what nobody wants to read thousands of
-times."""
+"""Loggers of libraries that repeat at info what our own lines log, or that write thousands of lines."""
 
 HIDDEN: Final = "[hidden]"
 _ENCODER: Final = msgspec.json.Encoder()
@@ -66,8 +65,7 @@ _SENSITIVE_TEXT: Final = (
     (re.compile(r"://[^/\s:@]*:[^/\s]+@"), f"://{HIDDEN}@"),
     # The signed part of our own callback URLs.
     (re.compile(r"(/callbacks/\w+/[\w-]+/)[^\s\"'?]+"), rf"\1{HIDDEN}"),
-    # A card number: 13 to 19 digits with optional separators. Ids of ours are UUIDs and do not look like
-    # this.
+    # A card number: 13 to 19 digits with optional separators. Our ids are UUIDs and do not match.
     (re.compile(r"(?<![\w-])(?:\d[ +-]?){12,18}\d(?![\w-])"), HIDDEN),
     # An e-mail address, also in a form body.
     (re.compile(r"(?<![\w.+-])[\w.+-]+(?:(?:@|%40)[\w-]+\.[\w.+-]+)+"), HIDDEN),
@@ -107,7 +105,7 @@ def scrub(text: str) -> str:
         decoded = unquote_plus(decoded)
         found = _without_shapes(decoded)
         if found != decoded:
-            return found  # in the clear, since only there it can be told what is hidden
+            return found  # in the clear, since what is hidden can be detected only there
     return HIDDEN if _ENCODED.search(decoded) else clean
 
 
@@ -118,8 +116,8 @@ def _without_shapes(text: str) -> str:
 
 
 def cause(error: BaseException) -> dict[str, str]:
-    """Return what a log may say of an error: its class; of one that Postgres answered, also SQLSTATE and
-    message.
+    """Return what a log may contain of an error: its class; of an error that Postgres answered, also SQLSTATE
+    and message.
 
     `error` is the class, `sqlstate` five characters, `said` the server's message or the driver's first line,
     without its detail and parameters. Messages of class 22 (data exceptions) quote the value of a row, which
@@ -304,12 +302,12 @@ _console = True
 
 
 def own_output() -> None:
-    """Make log lines of whatever else this process writes, where the log is JSON: prints of libraries,
+    """Make log lines of all other output of this process, where the log is JSON: prints of libraries,
     warnings, tracebacks.
 
     For processes whose only output is their log. Libraries write into a pipe instead of to stdout and stderr,
-    also through the descriptor of `sys.__stdout__`; a thread logs each line. What the interpreter itself
-    writes when it dies still goes to stderr.
+    also through the descriptor of `sys.__stdout__`; a thread logs each line. Output of the interpreter itself
+    at a crash still goes to stderr.
     """
     if _console:
         return

@@ -29,8 +29,8 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]], *, again_after: float = 
     """Cancel tasks, and wait until they have ended or are given up, which is logged; their errors are
     dropped.
 
-    A client may answer a cancellation with an error of its own, and a loop that goes on after errors then
-    goes on.
+    A client may answer a cancellation with an error of its own, and a loop that continues after errors then
+    continues.
     """
     every = tuple(tasks)
     left = {task for task in every if not task.done()}

@@ -1,5 +1,5 @@
-"""What every test stands on: real Postgres and Redis of this test process, a migrated database of its own for
-each test.
+"""What every test uses: real Postgres and Redis of this test process, a migrated database of its own for each
+test.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def anyio_backend():
 
 @pytest.fixture(autouse=True)
 def _umask() -> Iterator[None]:
-    """Give the next test the umask that this one found: a command that runs in this process keeps its files
+    """Restore the umask for the next test: a command that runs in this process keeps its files
     to itself.
     """
     found = os.umask(0o022)
@@ -111,15 +111,15 @@ def _events(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
-    """Give the next test the logging that this one found: a command that runs in this process
+    """Restore logging for the next test: a command that runs in this process
     configures it.
     """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     configured = structlog.get_config() if structlog.is_configured() else None
     yield
-    root.handlers[:] = [one for one in root.handlers if one in handlers]
-    root.handlers.extend(one for one in handlers if one not in root.handlers)
+    root.handlers[:] = [handler for handler in root.handlers if handler in handlers]
+    root.handlers.extend(handler for handler in handlers if handler not in root.handlers)
     root.setLevel(level)
     log._console = True
     if configured is None:
@@ -142,8 +142,8 @@ def servers(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
 
 @pytest.fixture(scope="session", autouse=True)
 def _pooler(request: pytest.FixtureRequest) -> None:
-    """Have the pooler run from the beginning where one is asked for: commands with a data directory need no
-    fixture to reach it.
+    """Have the pooler run from the beginning where a pooler is asked for: commands with a data directory need
+    no fixture to reach it.
     """
     if request.config.getoption("through") is not None:
         request.getfixturevalue("servers")
@@ -160,7 +160,7 @@ def template(servers: Embedded) -> str:
 
 @contextmanager
 def copied(servers: Embedded, template: str) -> Iterator[str]:
-    """Make a database that is a copy of another one; yield its administrator's URL, past any pooler."""
+    """Make a database that is a copy of another database; yield its administrator's URL, past any pooler."""
     name = f"test_{uuid4().hex[:12]}"
     _admin(
         servers,
@@ -181,13 +181,15 @@ def databases(servers: Embedded, template: str) -> Databases:
 @pytest.fixture
 def database_url(databases: Databases) -> Iterator[str]:
     """A database with the schema and nothing else, for one test alone: real commits, nothing to clean up."""
-    with databases.one() as url:
+    with databases.database() as url:
         yield pooler.pooled(url)
 
 
 @pytest.fixture
 def settings(database_url: str, servers: Embedded) -> Settings:
-    """Settings of an installation in a hurry: graces of a moment, and a gateway that nobody answers at."""
+    """Settings of an installation with short times: graces of a moment, and a gateway that does not
+    answer.
+    """
     return make_settings(database_url=database_url, broker_url=servers.redis_url)
 
 
@@ -198,7 +200,7 @@ def encryptor() -> Encryptor:
 
 @pytest.fixture(scope="session")
 def shared_database_url(servers: Embedded, template: str) -> str:
-    """A database for one test after the other; making one takes longer than most of them."""
+    """A database for tests in sequence; making a database takes longer than most of them."""
     name = "shared"
     _admin(
         servers,
@@ -211,8 +213,8 @@ def shared_database_url(servers: Embedded, template: str) -> str:
 async def _core(shared_database_url: str, encryptor: Encryptor) -> AsyncIterator[Core]:
     """The inside of one process on an empty database; nothing becomes due by itself."""
     empty(shared_database_url)
-    async with core(shared_database_url, encryptor) as one:
-        yield one
+    async with core(shared_database_url, encryptor) as new_core:
+        yield new_core
 
 
 def make_settings(**changes: object) -> Settings:
@@ -233,7 +235,7 @@ def make_settings(**changes: object) -> Settings:
         "recheck_after_callback": 0.1,
         "check_interval_cap": 1.0,
         "database_pool": 4,
-        # Plans that have one order's calls fail must not close the door to the others'.
+        # Plans that have one order's calls fail must not open the circuit for the others.
         "breaker_failures": 0,
         **changes,
     }

@@ -18,8 +18,8 @@ CREATE FUNCTION clock() RETURNS timestamptz LANGUAGE sql STABLE PARALLEL SAFE
 AS $$ SELECT statement_timestamp() + make_interval(secs => (SELECT seconds FROM clock_skew)) $$
 """
 
-# The trail is append-only for every role that triggers apply to; a superuser who goes round it is found by
-# `audit verify`.
+# The trail is append-only for every role that triggers apply to; changes by a superuser are found by `audit
+# verify`.
 GUARD = """
 CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN RAISE EXCEPTION '% is append-only: % is refused', TG_TABLE_NAME, TG_OP USING ERRCODE = 'restrict_violation'; END $$

@@ -1,5 +1,4 @@
-"""The truth about money: operations with their causes, commands with keys, chargebacks, lapses, budgets of
-looks.
+"""Money: operations with their causes, commands with keys, chargebacks, lapses, budgets of lookups.
 
 Revision: 0002
 Before: 0001
@@ -106,7 +105,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it back; what only the new columns know is lost."""
+    """Undo it; what only the new columns hold is lost."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.drop_table("look_budgets")
     op.drop_column("callbacks", "network")

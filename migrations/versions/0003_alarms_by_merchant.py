@@ -1,4 +1,5 @@
-"""Alarms by merchant: sweeps and workers find each merchant's longest waiting without reading past another's.
+"""Due times by merchant: sweeps and workers find each merchant's longest waiting checkout without reading
+others.
 
 Revision: 0003
 Before: 0002

@@ -40,8 +40,8 @@ Month = tuple[int, int]
 
 
 def upgrade() -> None:
-    """Make the trail that is there the first partition of a new one: it is checked beside the traffic, and
-    never rewritten.
+    """Make the existing trail the first partition of a new one: it is checked beside the traffic, and never
+    rewritten.
     """
     cut, first = _cut()
     # Each in a transaction of its own: the long check holds no lock that stops a writer.
@@ -134,7 +134,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Make it one table again; refused once something was archived, whose entries stand in files alone."""
+    """Make it one table again; refused once something was archived, whose entries are in files alone."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.execute(
         "DO $$ BEGIN IF EXISTS (SELECT FROM archives) THEN "

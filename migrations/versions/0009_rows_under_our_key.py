@@ -3,9 +3,8 @@
 Revision: 0009
 Before: 0008
 
-What stands open at this moment is signed, and passwords are encrypted again, in the same transaction as the
-columns come: what is written without a MAC afterwards, by a process of an earlier version or by somebody
-else, is refused.
+Open rows are signed, and passwords are encrypted again, in the same transaction that adds the columns: a row
+that is written without a MAC afterwards, by a process of an earlier version or from outside, is refused.
 """
 
 from __future__ import annotations
@@ -122,8 +121,8 @@ def _sign(connection: Connection, table: str, row: Any, mac: bytes) -> None:
 
 
 def _again(connection: Connection, vault: Encryptor, row: Any, *, before: str, after: str) -> None:
-    """Encrypt a merchant's password again; one that no key opens is left as it is: such a merchant could not
-    be used before either.
+    """Encrypt a merchant's password again; a password that no key decrypts is left as it is: such a merchant
+    could not be used before either.
     """
     try:
         sealed = vault.encrypt(vault.decrypt(bytes(row.password), purpose=before), purpose=after)

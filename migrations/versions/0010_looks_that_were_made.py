@@ -18,7 +18,7 @@ GROWING = ("checkouts", "intents", "sessions", "callbacks", "commands", "payment
 
 
 def upgrade() -> None:
-    """Add a column to a table with one row for each merchant; tell the autovacuum when to analyze."""
+    """Add a column to a table with one row for each merchant; set when autovacuum analyzes it."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.add_column(
         "look_budgets",

@@ -4,7 +4,7 @@ Revision: 0011
 Before: 0010
 
 Names change in place. Only the policies of merchants and the last errors of unsettled rows are rewritten.
-Audit entries keep their words, since they are never changed; what reads them knows both.
+Audit entries keep their words, since they are never changed; their readers accept both.
 """
 
 from alembic import op
@@ -80,9 +80,9 @@ def downgrade() -> None:
 
 
 def _words(policy: str, new_policy: str, code: str, new_code: str) -> None:
-    """Rewrite what rows say.
+    """Rewrite the words in rows.
 
-    The MAC over a merchant's policies does not cover this one: it decides on no money.
+    The MAC over a merchant's policies does not cover this policy: it decides on no money.
     """
     op.execute(f"""
         UPDATE merchants

@@ -12,7 +12,7 @@ down_revision = "0011"
 branch_labels = None
 depends_on = None
 
-# What earlier versions called them. Money that had moved at the gateway had one kind for everything.
+# Names of earlier versions. Money that had moved at the gateway had one kind for everything.
 _RENAMED = {
     "checkout.declined": "checkout.attempt_declined",
     "checkout.captured": "payment.captured",

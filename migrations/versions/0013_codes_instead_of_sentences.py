@@ -3,10 +3,10 @@
 Revision: 0013
 Before: 0012
 
-Earlier versions stored sentences that begin with a word. Each sentence that the version before could write
-becomes a code and the values that it was made of; of a known word with other words behind it the code is
-kept, with those words as `text`; anything else becomes `other` with its whole `text`. Audit entries keep
-their words, since they are never changed; what reads them knows both.
+Earlier versions stored sentences that begin with a word. Each sentence that the previous version could write
+becomes a code and the values that it was made of; a known word followed by other words keeps its code, with
+those words as `text`; anything else becomes `other` with its whole `text`. Audit entries keep their words,
+since they are never changed; their readers accept both.
 """
 
 from __future__ import annotations
@@ -197,9 +197,11 @@ CODES = (
 def _attentions(connection: Connection, rows: Sequence[Any]) -> None:
     ids = [row.id for row in rows]
     payments: dict[Any, dict[str, Any]] = {}
-    for one in connection.exec_driver_sql(PAYMENTS, (ids,)):
-        payments.setdefault(one.checkout_id, {})[one.transaction_id] = one
-    unclear = {one.checkout_id: one for one in connection.exec_driver_sql(OPERATIONS, (ids,))}
+    for payment in connection.exec_driver_sql(PAYMENTS, (ids,)):
+        payments.setdefault(payment.checkout_id, {})[payment.transaction_id] = payment
+    unclear = {
+        operation.checkout_id: operation for operation in connection.exec_driver_sql(OPERATIONS, (ids,))
+    }
     coded = []
     for row in rows:
         code, details = _attention(row.attention, row, payments.get(row.id, {}))
@@ -213,7 +215,7 @@ def _attentions(connection: Connection, rows: Sequence[Any]) -> None:
             details["payments"] = [_amount(operation.transaction_id, operation.amount, operation.currency)]
         coded.append((row.id, code, details))
     _write(connection, "checkouts", "attention", coded)
-    raised = [{"id": one.checkout_id, "at": one.at} for one in connection.exec_driver_sql(RAISED, (ids,))]
+    raised = [{"id": row.checkout_id, "at": row.at} for row in connection.exec_driver_sql(RAISED, (ids,))]
     connection.exec_driver_sql(
         "UPDATE checkouts AS t SET attention_since = r.at FROM json_to_recordset(CAST(%s AS json)) AS r(id uuid, at timestamptz) "
         "WHERE t.id = r.id",
@@ -242,9 +244,11 @@ def _told(  # noqa: C901, PLR0911, PLR0912 - a line for each code
     """Return the values that a sentence was made of, None where it is another one, and the payments that it
     is about.
     """
-    about = [_left(one) for one in payments.values() if code in OF_ACCEPTED and one.role == "accepted"]
+    about = [
+        _left(payment) for payment in payments.values() if code in OF_ACCEPTED and payment.role == "accepted"
+    ]
     if code == "open_payment":
-        about = [_left(one) for one in payments.values() if one.meaning == "open"]
+        about = [_left(payment) for payment in payments.values() if payment.meaning == "open"]
     if code in PROBLEMS:
         return _problem(code, said, checkout, payments)
     if code in IRREGULAR:
@@ -298,7 +302,7 @@ def _problem(code: str, said: str, checkout: Any, payments: Payments) -> tuple[D
         if found := MISMATCH.fullmatch(said):
             return facts, [_mismatch(found[1], found[2])]
         if (found := SEVERAL.fullmatch(said)) and (named := ONE_OF_SEVERAL.findall(found[1])):
-            return facts, [_mismatch(*one) for one in named]
+            return facts, [_mismatch(*mismatch) for mismatch in named]
     about = []
     for part in said.split("; "):
         if found := STATUS.fullmatch(part):
@@ -317,11 +321,15 @@ def _irregular(
     code: str, said: str, checkout: Any, payments: Payments
 ) -> tuple[Details | None, list[Details]]:
     if code == "chargeback_unclear" and (found := CHARGEBACK.fullmatch(said)):
-        one = _of_books(found[1], payments)
-        return {"events": found[2].split("; "), "currency": one["currency"] or checkout.currency}, [one]
+        payment = _of_books(found[1], payments)
+        return {"events": found[2].split("; "), "currency": payment["currency"] or checkout.currency}, [
+            payment
+        ]
     if code == "credited" and (found := CREDITED.fullmatch(said)):
-        one = _of_books(found[2], payments)
-        return {"credits": found[1].split("; "), "currency": one["currency"] or checkout.currency}, [one]
+        payment = _of_books(found[2], payments)
+        return {"credits": found[1].split("; "), "currency": payment["currency"] or checkout.currency}, [
+            payment
+        ]
     names = {"over_refund": ("refunded", "captured"), "over_capture": ("captured", "reserved")}.get(code)
     found = (OVER_REFUND if code == "over_refund" else OVER_CAPTURE).fullmatch(said)
     if names and found and (first := _minor(found[2])) and (second := _minor(found[3])):
@@ -348,15 +356,15 @@ def _amount(transaction: str, amount: int | None, currency: str) -> Details:
     return {"transaction_id": transaction, "amount": amount, "currency": currency}
 
 
-def _left(one: Any) -> Details:
-    held = max(one.captured - one.back, 0) if one.captured > 0 else one.reserved
-    amount = None if one.unread else 0 if one.meaning == "nothing" else held
-    return _amount(one.transaction_id, amount, one.currency)
+def _left(payment: Any) -> Details:
+    held = max(payment.captured - payment.back, 0) if payment.captured > 0 else payment.reserved
+    amount = None if payment.unread else 0 if payment.meaning == "nothing" else held
+    return _amount(payment.transaction_id, amount, payment.currency)
 
 
 def _of_books(transaction: str, payments: Payments) -> Details:
-    one = payments.get(transaction)
-    return _amount(transaction, None, "") if one is None else _left(one)
+    payment = payments.get(transaction)
+    return _amount(transaction, None, "") if payment is None else _left(payment)
 
 
 def _named(said: str, payments: Payments) -> list[Details]:
@@ -468,8 +476,8 @@ def _first(
 
 def _amounts(code: str, said: Mapping[str, str], **facts: object) -> Coded | None:
     read = {name: _minor(text) for name, text in said.items()}
-    amounts = {name: one[0] for name, one in read.items() if one is not None}
-    currency = next((one[1] for one in read.values() if one is not None), "")
+    amounts = {name: amount[0] for name, amount in read.items() if amount is not None}
+    currency = next((amount[1] for amount in read.values() if amount is not None), "")
     return (code, {**facts, **amounts, "currency": currency}) if len(amounts) == len(said) else None
 
 

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from orchestrator.api import (
     callbacks,
     checkouts,
+    command_progress,
     commands,
     docs,
     events,
@@ -21,9 +22,10 @@ from orchestrator.api import (
     webhooks,
 )
 from orchestrator.api.callback_intake import CallbackIntake
+from orchestrator.api.command_docs import commanded, followed_command
 from orchestrator.api.contract import answers
 from orchestrator.api.contract import webhooks as shapes
-from orchestrator.api.docs import commanded, described, fed, json_answer
+from orchestrator.api.docs import described, fed, json_answer
 from orchestrator.api.middleware import Envelope
 from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.auth import AccessDenied
@@ -104,7 +106,7 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # Spans and metrics would carry the URLs of callbacks, which are signed.
+        # Spans and metrics would contain the URLs of callbacks, which are signed.
         telemetry={
             "tracing": False,
             "metrics": False,
@@ -144,6 +146,12 @@ def create_app(services: Services) -> FastAPI:
             commands.taking(kind)
         )
     app.get(
+        "/v1/commands/{command_id}",
+        tags=["commands"],
+        summary="Show how far a command is",
+        **followed_command(),
+    )(command_progress.show)
+    app.get(
         f"{own}/explain",
         tags=["checkouts"],
         summary="Explain a checkout in plain sentences",
@@ -182,21 +190,21 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _route_webhooks(app: FastAPI) -> None:
-    path, one = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
+    path, single = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
     read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
     of = docs.of_webhook
     app.post(path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write))(webhooks.add)
     app.get(path, tags=["webhooks"], summary="List webhooks", **docs.listed_webhooks(read))(webhooks.show_all)
-    app.get(one, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
+    app.get(single, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
     app.patch(
-        one,
+        single,
         tags=["webhooks"],
         summary="Change a webhook",
         **of(shape, "Changed", write, body=shapes.ChangeWebhook),
     )(webhooks.change)
-    app.delete(one, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204))(
-        webhooks.delete
-    )
+    app.delete(
+        single, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204)
+    )(webhooks.delete)
     posted = {
         "rotate-secret": (
             webhooks.rotate_secret,
@@ -212,9 +220,9 @@ def _route_webhooks(app: FastAPI) -> None:
         ),
     }
     for name, (call, summary, told) in posted.items():
-        app.post(f"{one}/{name}", tags=["webhooks"], summary=summary, **told)(call)
+        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **told)(call)
     app.get(
-        f"{one}/deliveries",
+        f"{single}/deliveries",
         tags=["webhooks"],
         summary="List attempts to deliver",
         **of(shapes.DeliveryPage, "Found", read),

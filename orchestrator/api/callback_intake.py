@@ -1,7 +1,7 @@
 """Callback intake: stores callbacks, publishes hints off the request path, counts and logs them.
 
-Whoever calls waits for a moment only. Neither URL nor body reaches a log, and no flood fills one: what is
-told of a callback is told once a minute for each checkout.
+A caller waits for a moment only. Neither URL nor body reaches a log, and a flood cannot fill it: a callback
+is logged once a minute for each checkout.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ MOST_WAITING: Final = 64 * 1024 * 1024
 """Bytes of callbacks that may wait for Postgres; beyond that they are answered as if it were away."""
 FIRST_PAUSE: Final = 5.0
 LONGEST_PAUSE: Final = 60.0
-"""Seconds for which further visits of a shopper to one checkout wake nothing: the pause doubles from the
-first to the longest. The status checks go on meanwhile, and a visit makes the next ones quick."""
+"""Seconds for which further visits of a shopper to a checkout wake nothing: the pause doubles from the first
+to the longest. The status checks continue meanwhile, and a visit makes the next ones quick."""
 _FORGOTTEN: Final = 600.0
 _MOST_VISITED: Final = 10_000
-_TOLD_AGAIN: Final = 60.0
-_MOST_TOLD: Final = 10_000
+_LOGGED_AGAIN: Final = 60.0
+_MOST_LOGGED: Final = 10_000
 
 T = TypeVar("T")
 
@@ -48,8 +48,8 @@ class _Visited(NamedTuple):
 
 
 class CallbackIntake:
-    """Takes callbacks in for one process: stores them, wakes their checkouts, counts them, and knows what
-    still waits for Postgres.
+    """Accepts callbacks for one process: stores them, wakes their checkouts, counts them, and keeps the
+    number that still waits for Postgres.
 
     `arrived` and `over_limit` count by (kind, grade): all that came, and those of them that were not kept
     because there are too many of their checkout already. `unproven` counts by (kind, grade, network) those
@@ -60,26 +60,25 @@ class CallbackIntake:
         self._services = services
         self._waiting = 0
         self._tasks: set[asyncio.Task[object]] = set()
-        self._told: dict[Hashable, float] = {}
+        self._logged_at: dict[Hashable, float] = {}
         self._visited: dict[UUID, _Visited] = {}
         self.arrived: Counter[tuple[str, str]] = Counter()
         self.over_limit: Counter[tuple[str, str]] = Counter()
         self.unproven: Counter[tuple[str, str, str]] = Counter()
 
     async def accept(self, arrival: Arrival, *, merchant_id: int | None) -> bool:
-        """Store a callback of a merchant and ring; False if it is not known within the patience what became
-        of it.
+        """Store a callback of a merchant and publish a hint; False if the result is not known within the
+        timeout.
         """
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
         return await self._keep(arrival, checkout, merchant_id)
 
     async def visit(self, arrival: Arrival, *, merchant_id: int | None) -> None:
-        """Note that a shopper's browser came, and wake the checkout for a lookup unless that was done a
+        """Record the visit of a shopper's browser, and wake the checkout for a lookup unless that was done a
         moment ago.
 
-        Anyone who knows the link can come as often as they like, so a visit within the pause of this process
-        costs no write.
+        Anyone with the link can repeat the visit, so a visit within the pause of this process costs no write.
         """
         checkout = str(arrival.checkout_id)
         self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
@@ -96,7 +95,9 @@ class CallbackIntake:
         if last is not None and now - last.at < last.pause:
             return True
         if len(self._visited) >= _MOST_VISITED:
-            self._visited = {one: seen for one, seen in self._visited.items() if now - seen.at < seen.pause}
+            self._visited = {
+                checkout_id: seen for checkout_id, seen in self._visited.items() if now - seen.at < seen.pause
+            }
         recent = last is not None and now - last.at < _FORGOTTEN
         pause = min(last.pause * 2, LONGEST_PAUSE) if last is not None and recent else FIRST_PAUSE
         if len(self._visited) < _MOST_VISITED:
@@ -111,13 +112,13 @@ class CallbackIntake:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
-    async def accept_unmatched(self, one: MerchantCallback, *, merchant: str) -> StoredCallback | None:
-        """Store what came to a merchant's own address and wake its checkout, if it has one; None where
-        `accept` says False.
+    async def accept_unmatched(self, callback: MerchantCallback, *, merchant: str) -> StoredCallback | None:
+        """Store a callback to a merchant's own address and wake its checkout, if it has one; None where
+        `accept` returns False.
         """
-        self._count("merchant", one.grade, one.network, merchant=merchant)
+        self._count("merchant", callback.grade, callback.network, merchant=merchant)
         placed = await self._with_timeout(
-            self._place(one), size=len(one.body), kind="merchant", merchant=merchant
+            self._place(callback), size=len(callback.body), kind="merchant", merchant=merchant
         )
         if placed is None:
             return None
@@ -125,14 +126,16 @@ class CallbackIntake:
             {"merchant": merchant} if placed.checkout_id is None else {"checkout": str(placed.checkout_id)}
         )
         if not placed.kept:
-            self._beyond("merchant", one.grade, **where)
+            self._beyond("merchant", callback.grade, **where)
         if placed.created:
             _log.warning("checkout_created_from_payment", merchant=merchant, checkout=str(placed.checkout_id))
         elif placed.over_limit:
-            if self._seldom("unconfirmed_payments_over_limit", merchant):
-                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=one.grade)
-        elif placed.checkout_id is None and self._seldom("unmatched_callback_stored", merchant):
-            _log.warning("unmatched_callback_stored", merchant=merchant, grade=one.grade, network=one.network)
+            if self._may_log("unconfirmed_payments_over_limit", merchant):
+                _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=callback.grade)
+        elif placed.checkout_id is None and self._may_log("unmatched_callback_stored", merchant):
+            _log.warning(
+                "unmatched_callback_stored", merchant=merchant, grade=callback.grade, network=callback.network
+            )
         return placed
 
     async def _store(self, arrival: Arrival, merchant_id: int | None) -> Stored:
@@ -143,24 +146,24 @@ class CallbackIntake:
             )
         return stored
 
-    async def _place(self, one: MerchantCallback) -> StoredCallback:
-        placed = await self._services.unmatched.store(one)
+    async def _place(self, callback: MerchantCallback) -> StoredCallback:
+        placed = await self._services.unmatched.store(callback)
         if placed.checkout_id is not None and (placed.wakes or placed.created):
             self._services.hint_publisher.publish(
-                [placed.checkout_id], queue="callbacks", merchant_id=one.told.merchant_id
+                [placed.checkout_id], queue="callbacks", merchant_id=callback.payment.merchant_id
             )
         return placed
 
     async def _with_timeout(
         self, storing: Coroutine[None, None, T], *, size: int, kind: str, **named: str
     ) -> T | None:
-        """Wait a moment for a write; None if it is not known by then, or failed.
+        """Wait a moment for a write; None if its result is not known by then, or it failed.
 
-        It goes on all the same: it may still land.
+        The write continues and may still land.
         """
         if self._waiting + size > MOST_WAITING:
             storing.close()
-            if self._seldom("callback_not_stored", *named.values()):
+            if self._may_log("callback_not_stored", *named.values()):
                 _log.warning("callback_not_stored", kind=kind, waiting=self._waiting, **named)
             return None
         self._waiting += size
@@ -195,22 +198,22 @@ class CallbackIntake:
         self.arrived[kind, grade] += 1
         if self._services.callbacks.unproven(grade, network):
             self.unproven[kind, grade, network] += 1
-            if self._seldom("callback_unproven", kind, grade, network, *named.values()):
+            if self._may_log("callback_unproven", kind, grade, network, *named.values()):
                 _log.warning("callback_unproven", kind=kind, grade=grade, network=network, **named)
 
     def _beyond(self, kind: str, grade: str, **named: str) -> None:
         self.over_limit[kind, grade] += 1
-        if self._seldom("callback_over_limit", *named.values()):
+        if self._may_log("callback_over_limit", *named.values()):
             _log.warning("callback_over_limit", kind=kind, grade=grade, **named)
 
-    def _seldom(self, *about: str) -> bool:
-        """Say whether this may be told: not within a minute of the last time."""
+    def _may_log(self, *about: str) -> bool:
+        """Return whether this may be logged: not within a minute of the last time."""
         now = time.monotonic()
-        if now - self._told.get(about, float("-inf")) < _TOLD_AGAIN:
+        if now - self._logged_at.get(about, float("-inf")) < _LOGGED_AGAIN:
             return False
-        if len(self._told) >= _MOST_TOLD:
-            self._told = {what: at for what, at in self._told.items() if now - at < _TOLD_AGAIN}
-            if len(self._told) >= _MOST_TOLD:
+        if len(self._logged_at) >= _MOST_LOGGED:
+            self._logged_at = {what: at for what, at in self._logged_at.items() if now - at < _LOGGED_AGAIN}
+            if len(self._logged_at) >= _MOST_LOGGED:
                 return False
-        self._told[about] = now
+        self._logged_at[about] = now
         return True

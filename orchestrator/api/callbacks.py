@@ -1,18 +1,17 @@
-"""Callbacks of the gateway: signature checked, stored raw, answered fast; what they mean is decided
-elsewhere.
+"""Callbacks of the gateway: signature checked, stored raw, answered fast; their meaning is decided elsewhere.
 
-A link that we did not sign is 404 and stores nothing. While Postgres is away the shopper is still sent on
-within three seconds, because the page is in the link; a notification answers 503, and asking the gateway
-closes the gap. Neither URL nor body reaches a log.
+A link that this system did not sign is 404 and stores nothing. While Postgres is away the shopper is still
+redirected within three seconds, because the page is in the link; a notification answers 503, and lookups
+close the gap. Neither URL nor body reaches a log.
 
-A callback is graded on arrival, without asking Postgres: its link names the merchant, whose secrets are kept
-in memory. Where they are not known it is `unchecked`: nothing is called wrong that may be right. What brings
-no proof though its merchant has a secret, or comes from elsewhere than the gateway where that counts, is
-stored and wakes its checkout like any other, since a lookup at the gateway harms nobody; and it is answered
-401.
+A callback is graded on arrival, without a query: its link names the merchant, whose secrets are kept in
+memory. Where they are not in memory it is `unchecked`: a callback that may be right is never called wrong. A
+callback without proof though its merchant has a secret, or from another network than the gateway's where that
+counts, is stored and wakes its checkout like any other, since a lookup at the gateway is harmless; and it is
+answered 401.
 
 The shopper's own browser comes to redirect, and by GET to success and failure, for instance when a page is
-loaded again. It is never asked for a proof, what it brings is not kept, and it is always sent on to the shop.
+loaded again. No proof is required of it, its content is not kept, and it is always sent on to the shop.
 """
 
 from __future__ import annotations
@@ -61,9 +60,9 @@ _UNPRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
 _LONGEST_HEADER: Final = 2048
 _SLASHES: Final = re.compile("/{2,}")
 _LONGEST_ORDER: Final = 100
-"""Characters of an order number at the gateway (D7); a longer one was cut or is none."""
+"""Characters of an order number at the gateway (D7); a longer text was cut or is no order number."""
 _ILLEGIBLE: Final = "\ufffd"
-"""Stands for what could not be read: by an order number with it nothing can be looked up."""
+"""Replaces an unreadable character: an order number with it cannot be looked up."""
 _CHALLENGE: Final = {"WWW-Authenticate": "AltaPay-Signature"}
 
 _UNPROVEN_PAGE: Final = """<!doctype html>
@@ -97,9 +96,9 @@ class _Read(NamedTuple):
 
 
 async def accept(request: Request) -> Response:
-    """Take one callback.
+    """Accept a callback.
 
-    Success, failure and redirect go on to the shop's own page; a notification is acknowledged.
+    Success, failure and redirect lead to the shop's own page; a notification is acknowledged.
     """
     services = dependencies.of(request)
     path = request.path_params
@@ -178,8 +177,8 @@ async def accept_for_merchant(request: Request) -> Response:
         raise _only_posted("notification")
     merchant = await _named(services, name)
     read = await _read(services, request, merchant)
-    one = MerchantCallback(
-        told=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
+    callback = MerchantCallback(
+        payment=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
         grade=read.grade,
         network=read.network,
         content_type=read.content_type,
@@ -187,7 +186,7 @@ async def accept_for_merchant(request: Request) -> Response:
         source=read.source,
         body=read.body,
     )
-    placed = await _callback_intake(request).accept_unmatched(one, merchant=merchant.name)
+    placed = await _callback_intake(request).accept_unmatched(callback, merchant=merchant.name)
     if placed is not None and placed.over_limit:
         said = (
             f"merchant {merchant.name} has too many payments of unknown orders that no lookup has confirmed: send it again later, "
@@ -198,17 +197,17 @@ async def accept_for_merchant(request: Request) -> Response:
 
 
 def _opened(services: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
-    """Return what the link says, or refuse it; one sentence for every cause, so that nobody can tell which
-    part was wrong.
+    """Return the content of the link, or refuse it; one sentence for every cause, so that it does not reveal
+    which part was wrong.
     """
     try:
-        one = UUID(checkout_id)
+        number = UUID(checkout_id)
     except ValueError:
         raise _unknown() from None
-    link = callback_urls.open_link(services.encryptor, kind, one, signed)
+    link = callback_urls.open_link(services.encryptor, kind, number, signed)
     if link is None:
         raise _unknown()
-    return one, link
+    return number, link
 
 
 def _unknown() -> Refusal:
@@ -220,8 +219,8 @@ def _only_posted(kind: str) -> Refusal:
 
 
 async def _named(services: Services, name: str) -> Merchant:
-    """Return the merchant of a link of ours; 503 while it cannot be read, since the link says that there is
-    one.
+    """Return the merchant of a valid link; 503 while it cannot be read, since the link proves that
+    it exists.
     """
     merchant = None
     try:
@@ -306,8 +305,7 @@ def _onward(page: str, more: Mapping[str, str] = MappingProxyType({})) -> Respon
 
 
 def tidy(path: str) -> str:
-    """Return the path of a callback link as we made it: proxies and shops double slashes, or add one at the
-    end.
+    """Return the path of a callback link as it was made: proxies and shops double slashes, or append one.
 
     Nothing in a link has a slash of its own, so none is lost.
     """
@@ -316,7 +314,7 @@ def tidy(path: str) -> str:
 
 
 def _unproven_page(page: str) -> Response:
-    """Refuse, and strand no shopper: the gateway may relay this to somebody who has just paid."""
+    """Refuse with a page that leads on: the gateway may relay this to a shopper who has just paid."""
     content = _UNPROVEN_PAGE.format(page=html.escape(page))
     return HTMLResponse(content, 401, {"Content-Security-Policy": _PAGE_POLICY, **_CHALLENGE})
 

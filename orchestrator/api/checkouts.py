@@ -1,6 +1,7 @@
-"""Taking checkouts and reading them: one, a list, its trail, its explanation, and the payments of a merchant.
+"""Creating checkouts and reading them: a checkout, a list, its trail, its explanation, and the payments of a
+merchant.
 
-A checkout is taken once however often it is sent; the answer comes after the commit, and the hint to the
+A checkout is created once however often it is sent; the answer comes after the commit, and the hint to the
 workers after that.
 """
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
 
+LONGEST_SHOWN: Final = 40
+"""Characters of an id in a sentence; an id has 36."""
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
@@ -43,7 +46,7 @@ _ROWS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 async def accept(request: Request) -> Response:
-    """Take one checkout: 202 if it is new, 200 if it was there with the same content."""
+    """Accept a checkout: 202 if it is new, 200 if it exists with the same content."""
     services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, "checkouts:write")
     key = idempotency_key(request)
@@ -60,9 +63,9 @@ async def accept(request: Request) -> Response:
 
 
 async def accept_batch(request: Request) -> Response:
-    """Take many checkouts, each with a result of its own.
+    """Accept many checkouts, each with a result of its own.
 
-    Safe to send again: the order numbers tell what is there.
+    Safe to repeat: existing order numbers are recognised.
     """
     services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, "checkouts:write")
@@ -150,7 +153,7 @@ def _accepted(services: Services, accepted: Accepted) -> answers.Accepted:
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the request's Idempotency-Key, or None; 422 for one that could not be kept."""
+    """Return the request's Idempotency-Key, or None; 422 for a key that cannot be stored."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
         message = "must be 1 to 255 visible ASCII characters, such as a UUID"
@@ -163,19 +166,19 @@ def idempotency_key(request: Request) -> str | None:
 
 
 async def show(request: Request, checkout_id: str) -> Response:
-    """Everything about one checkout."""
+    """Return everything about one checkout."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
-    one = id_of(checkout_id)
+    checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.checkout(services.db, services.encryptor, merchant.id, one)
+        found = await reads.checkout(services.db, services.encryptor, merchant.id, checkout)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)
 
 
 def _known_attention(value: object) -> object:
-    """Refuse what is neither true or false nor a code, as one error."""
+    """Refuse a value that is neither true or false nor a code, as one error."""
     if value not in {None, "true", "false", *AttentionCode}:
         message = (
             f"must be true, false or a code, and {str(value)[:40]!r} is neither: the runbook has the codes"
@@ -232,9 +235,9 @@ async def show_explanation(request: Request, checkout_id: str) -> Response:
     """Why a checkout is where it is, what happens next and when, and what a person may do."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
-    one = id_of(checkout_id)
+    checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        record = await explain.gather(services.db, services.settings, one, merchant_id=merchant.id)
+        record = await explain.gather(services.db, services.settings, checkout, merchant_id=merchant.id)
     if record is None:
         raise unknown(checkout_id)
     told = explain.explain(record)
@@ -284,19 +287,19 @@ async def show_audit(
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="`nextAfter` of the page before")] = 0,
     limit: Annotated[int, Query(ge=1, le=answers.AUDIT_PAGE)] = 500,
 ) -> Response:
-    """The audit trail of one checkout, the oldest entry first."""
+    """Return the audit trail of one checkout, the oldest entry first."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
-    one = id_of(checkout_id)
+    checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.audit(services.db, merchant.id, one, after=after, limit=limit)
+        found = await reads.audit(services.db, merchant.id, checkout, after=after, limit=limit)
     if found is None:
         raise unknown(checkout_id)
     return answer(found)
 
 
 def id_of(checkout_id: str) -> UUID:
-    """Read the id in a path; 404 for what cannot be one."""
+    """Read the id in a path; 404 for a text that cannot be an id."""
     try:
         return UUID(checkout_id)
     except ValueError:
@@ -304,8 +307,21 @@ def id_of(checkout_id: str) -> UUID:
 
 
 def unknown(checkout_id: str) -> Refusal:
-    """Return the refusal of an id that this merchant does not have."""
-    shown = checkout_id if len(checkout_id) <= 40 else checkout_id[:40] + "…"  # noqa: PLR2004 - an id has 36
-    return Refusal(
-        404, f"there is no checkout {shown!r} here: check the id and the merchant", kind="unknown-checkout"
-    )
+    """Return the refusal of an id that this merchant does not have, with the way to find a checkout where it
+    is an order number.
+    """
+    shown = checkout_id if len(checkout_id) <= LONGEST_SHOWN else checkout_id[:LONGEST_SHOWN] + "…"
+    said = f"there is no checkout {shown!r} here: check the id and the merchant"
+    if intents.ORDER_NUMBER.fullmatch(checkout_id) and not _is_spelled_as_an_id(checkout_id):
+        said = (
+            f"{shown!r} is not the id of a checkout here; if it is an order number, ask for "
+            f"GET /v1/checkouts?orderId={checkout_id}"
+        )
+    return Refusal(404, said, kind="unknown-checkout")
+
+
+def _is_spelled_as_an_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False

@@ -1,9 +1,9 @@
-"""Where a request comes from, behind as many proxies as we are told to trust, and whether that is one of the
-gateway's addresses.
+"""The address of a request's client, behind the configured number of proxies, and whether it is one of the
+gateway's.
 
-X-Forwarded-For is a list that each proxy appends its own caller to, so only its right end is anybody's word
-but the caller's. With n proxies in front of us the n-th entry from the right is what the outermost of them
-saw; whatever stands left of it was there before, and may be made up.
+X-Forwarded-For is a list that each proxy appends its own caller to, so only its right end is reliable. With n
+trusted proxies the n-th entry from the right is what the outermost of them saw; entries to the left of it
+were there before, and may be made up.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Network = Literal["inside", "outside", "unchecked"]
 
 
 def caller(peer: str | None, forwarded: Sequence[str], *, depth: int) -> tuple[Address | None, bool]:
-    """Return who called, and whether that is sure: (address, sure).
+    """Return the client's address, and whether that is sure: (address, sure).
 
-    `forwarded` holds the X-Forwarded-For headers in their order, `depth` is how many proxies are ours. Where
-    the list is shorter than that, or the entry is no address, nobody knows who called: the peer is returned,
-    and it is not sure.
+    `forwarded` holds the X-Forwarded-For headers in their order, `depth` is how many proxies are trusted.
+    Where the list is shorter than that, or the entry is no address, the client is unknown: the peer is
+    returned, and it is not sure.
     """
     neighbour = address_of(peer or "")
     if depth == 0:
@@ -54,8 +54,8 @@ def address_of(text: str) -> Address | None:
 def network_of(
     address: Address | None, *, sure: bool, networks: Sequence[IPv4Network | IPv6Network]
 ) -> Network:
-    """Say whether an address is one of the gateway's; `unchecked` where there is no list, or nobody knows the
-    address.
+    """Return whether an address is one of the gateway's; `unchecked` where there is no list, or the address
+    is unknown.
     """
     if address is None or not sure or not networks:
         return "unchecked"

@@ -1,10 +1,10 @@
-"""What may be asked of a checkout after it was taken: cancel, reopen, capture, refund, release, retry,
-reconcile, resolve.
+"""Commands on a checkout after its creation: cancel, reopen, capture, refund, release, retry, reconcile,
+resolve.
 
-Each is a command that is checked against our books, stored and answered with 202, and carried out by whoever
-holds the checkout; what became of it stands among the checkout's `commands`. With an `Idempotency-Key` the
-same request is the same command, however often and wherever it is sent; calls that move money are refused
-without one.
+Each is a command that is checked against the books, stored and answered with 202, and executed by the worker
+that holds the checkout; its result is shown at the address in the answer. With an `Idempotency-Key` the same
+request is the same command, however often and wherever it is sent; calls that move money are refused without
+a key. With `Prefer: wait=10` the answer waits for the result of the command.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of wh
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator.api import checkouts, dependencies, reads, request_body
+from orchestrator.api.command_waits import CommandWait, wait_of
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.long_poll import TooManyWaiting, while_connected
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
-from orchestrator.intents.reading import LONGEST_LIFE
-from orchestrator.store import inbox
+from orchestrator.intents.reading import LONGEST_EXPIRY
+from orchestrator.store import inbox, read_model
 from orchestrator.store.inbox import KeyReused
 
 if TYPE_CHECKING:
@@ -51,22 +53,22 @@ SCOPES: Final[dict[CommandKind, str]] = {
 ABOUT: Final[dict[CommandKind, str]] = {
     CommandKind.CANCEL: "Cancel a checkout",
     CommandKind.REOPEN: "Reopen a closed checkout for a shopper who tries again",
-    CommandKind.CAPTURE: "Capture reserved money, all or a part",
-    CommandKind.REFUND: "Refund captured money, all or a part",
+    CommandKind.CAPTURE: "Capture reserved money: an amount, or all that is left",
+    CommandKind.REFUND: "Refund captured money: an amount, or all that is left",
     CommandKind.RELEASE: "Release a reservation",
     CommandKind.RETRY: "Try again at once what is waiting for its next try",
     CommandKind.RECONCILE: "Ask the gateway at once what it holds",
     CommandKind.RESOLVE: "Decide what waits for a person",
 }
 KEYED: Final[frozenset[CommandKind]] = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
-"""What moves a part of the money may be meant twice, so each request of it must say which one it is."""
+"""Two requests to move a part of the money may both be intended, so each must be identified by its key."""
 
 _FIELDS: Final = {kind: frozenset(body.__struct_encode_fields__) for kind, body in bodies.COMMANDS.items()}
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
-    """Return the endpoint that takes one kind of command."""
+    """Return the endpoint that accepts one kind of command."""
 
     async def take(request: Request, checkout_id: str) -> Response:
         return await _take(request, checkout_id, kind)
@@ -78,7 +80,7 @@ def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
 async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Response:
     services = dependencies.of(request)
     caller, merchant = await dependencies.admit(request, SCOPES[kind])
-    one = checkouts.id_of(checkout_id)
+    checkout = checkouts.id_of(checkout_id)
     key = checkouts.idempotency_key(request)
     if key is None and kind in KEYED:
         message = f"is missing: each {kind} needs a key of its own, such as a UUID, so that sending it again moves nothing twice"
@@ -86,32 +88,58 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
     body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        view = await inbox.checkout_view(services.db, one, merchant_id=merchant.id, key=key)
+        view = await inbox.checkout_view(services.db, checkout, merchant_id=merchant.id, key=key)
         if view is None:
             raise checkouts.unknown(checkout_id)
         command_request = body.command_request(view)
         print_ = inbox.fingerprint_of(
-            one, kind, command_request.arguments, reason=body.reason, expected_version=command_request.version
+            checkout,
+            kind,
+            command_request.arguments,
+            reason=body.reason,
+            expected_version=command_request.version,
         )
         command = _met(view, key, print_)
         if command is None:
             _refuse(command_rules.rejection(view, command_request))
-            # A cancel that runs is the same cancel, whoever asked for it.
+            # A cancel under way is the same cancel for every caller.
             command = view.cancelling if kind is CommandKind.CANCEL else None
         if command is None:
             command = await _store(
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    services.hint_publisher.publish([one], merchant_id=merchant.id)
+    services.hint_publisher.publish([checkout], merchant_id=merchant.id)
+    seconds = wait_of(request.headers.getlist("prefer"))
+    if seconds is not None:
+        return await _finished(request, CommandWait(merchant.id, command), seconds=seconds)
     accepted = answers.CommandAccepted(
-        id=one,
+        id=checkout,
         order_id=view.order_ref,
         state=view.state,
         version=view.version,
         command=answers.StoredCommand(id=command, kind=kind),
-        links=reads.links_of(one),
+        links=reads.command_links_of(checkout, command),
     )
-    return answer(accepted, 202)
+    return answer(accepted, 202, {"Location": reads.path_of(command)})
+
+
+async def _finished(request: Request, wanted: CommandWait, *, seconds: int) -> Response:
+    """Answer with a command as soon as it is finished (200), or as it stands when the time is over (202).
+
+    Where no slot is free the answer does not wait: the command is stored in any case.
+    """
+    services, applied = dependencies.of(request), {"Preference-Applied": f"wait={seconds}"}
+    record = None
+    try:
+        record = await while_connected(request, services.command_waits, wanted, seconds=seconds)
+    except TooManyWaiting:
+        applied = {}
+    if record is None:
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            found = await read_model.commands(services.db, (wanted.command,), merchant_id=wanted.merchant_id)
+        record = found[wanted.command]
+    headers = {"Location": reads.path_of(wanted.command), **applied}
+    return answer(reads.told_of(record), 200 if record.finished else 202, headers)
 
 
 def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
@@ -193,7 +221,7 @@ class _Body(Fields):
         self._judge()
 
     def command_request(self, view: CheckoutView) -> CommandRequest:
-        """Return the command that is asked for."""
+        """Return the requested command."""
         transaction_id = self._transaction()
         command_request = CommandRequest(
             kind=self.kind,
@@ -246,11 +274,19 @@ class _Body(Fields):
         return self.text(self._body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
 
     def _amount(self, currency: str) -> int | None:
-        """Read an amount in minor units, given as a number or as value and currency; None: all
-        that is left.
+        """Read an amount in minor units, given as a number or as value and currency; None: all that is left,
+        which must be said.
         """
+        if "amount" not in _FIELDS[self.kind]:
+            return None
         given = self._body.get("amount")
-        if given is None or "amount" not in _FIELDS[self.kind]:
+        if given is None:
+            self.missing(self._body, "", "amount", f'how much to {self.kind}, or "all" for all that is left')
+            return None
+        if given == bodies.ALL:
+            return None
+        if isinstance(given, str):
+            self.wrong("amount", 'must be a JSON number such as 139.00, without quotes, or "all"')
             return None
         source, at, name = self._body, "", "amount"
         if isinstance(given, dict):
@@ -275,9 +311,9 @@ class _Body(Fields):
         if (
             isinstance(seconds, bool)
             or not isinstance(seconds, int | Decimal)
-            or not 1 <= seconds <= LONGEST_LIFE
+            or not 1 <= seconds <= LONGEST_EXPIRY
         ):
-            self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
+            self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_EXPIRY} (30 days)")
             return None
         return float(seconds)
 

@@ -120,10 +120,10 @@ class Connections:
     @property
     def unanswered(self) -> int:
         """How many requests were read to their end and have no answer that their callers could read."""
-        return sum(one.is_unanswered for one in self.open)
+        return sum(connection.is_unanswered for connection in self.open)
 
     def protocol(self, **given: Any) -> Connection:
-        """Return the protocol of a new connection, as uvicorn asks for it."""
+        """Return the protocol of a new connection; uvicorn calls it."""
         return Connection(self, **given)
 
     def admit(self, newcomer: Connection) -> None:
@@ -131,12 +131,14 @@ class Connections:
         self.open.add(newcomer)
         if len(self.open) <= self.limit:
             return
-        waiting = [one for one in self.open if one is not newcomer and one.is_waiting]
+        waiting = [
+            connection for connection in self.open if connection is not newcomer and connection.is_waiting
+        ]
         # A batch at once: the list is not sorted again for each connection of a flood.
         waiting.sort(key=Connection.waiting_order)
-        for one in waiting[: max(self.limit // 16, 1)]:
+        for connection in waiting[: max(self.limit // 16, 1)]:
             self.refused["closed_while_waiting"] += 1
-            one.cut()
+            connection.cut()
         if len(self.open) <= self.limit:
             return
         self.refused["too_many_connections"] += 1
@@ -146,13 +148,13 @@ class Connections:
             newcomer.cut()
 
     async def watch(self) -> None:
-        """Close what is too slow and tell of refusals, once a second; until it is cancelled."""
+        """Close connections that are too slow and log refusals, once a second; until it is cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_INTERVAL)
             now = loop.time()
-            for one in list(self.open):
-                one.check(now)
+            for connection in list(self.open):
+                connection.check(now)
             if self.refused and now - self._told_at >= SUMMARY_SECONDS:
                 self.tell()
                 self._told_at = now
@@ -196,7 +198,7 @@ class Connection(HttpToolsProtocol):
         self._reason = "request_malformed"
         # Whether what comes next is body (or trailers) of a request whose head was complete.
         self._in_body = False
-        # Since when the caller owes the rest of a request; None: it owes nothing.
+        # Since when the rest of a request is missing; None: nothing is missing.
         self._since: float | None = None
         # Bytes since the start of the message, or since the last byte of its body.
         self._framing = 0
@@ -241,13 +243,11 @@ class Connection(HttpToolsProtocol):
         return owed and not self._in_body and self._blocked_since is None
 
     def waiting_order(self) -> tuple[bool, float]:
-        """Return what sorts connections by how little is lost by closing them: never used ones first, then by
-        age.
-        """
+        """Return the key by which connections are closed, least loss first: never used ones, then by age."""
         return self._latest is not None, self._since or float("inf")
 
     def serve_callbacks_only(self) -> None:
-        """Answer 503 to everything but callbacks, since this connection is one of the reserve."""
+        """Answer 503 to everything but callbacks, since this connection is from the reserve."""
         self.app = cast("Any", _callbacks_only(cast("ASGIApp", self.app)))
 
     def cut(self) -> None:
@@ -263,7 +263,7 @@ class Connection(HttpToolsProtocol):
         if self._is_stalled(now):
             self.cut()
         elif self._since is None or self._discarded is not None or self.flow.read_paused:
-            return  # the caller owes nothing, or is not listened to
+            return  # nothing of a request is missing, or its data is ignored
         elif self._in_body:
             if now - self._since > REQUEST_SECONDS:
                 self._refuse("body_too_slow")

@@ -1,4 +1,4 @@
-"""What the endpoints work with: one object, made once on the event loop that serves."""
+"""The services of the endpoints: one object, made once on the event loop that serves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
+from orchestrator.api.command_waits import CommandWaits
 from orchestrator.api.event_feed import EventFeed
 from orchestrator.api.problems import Refusal
 from orchestrator.auth import Authenticator, Caller
@@ -30,8 +31,7 @@ if TYPE_CHECKING:
 DATABASE_TIMEOUT = 15.0
 """Seconds that a request waits for Postgres in all, before it answers 503."""
 CLOSING_TIMEOUT = 5.0
-"""Seconds that writes which are still waiting get when the process ends, or a fifth of SHUTDOWN_TIMEOUT where
-that is less."""
+"""Seconds for the waiting writes when the process ends, or a fifth of SHUTDOWN_TIMEOUT where that is less."""
 
 _log = log.get(__name__)
 
@@ -41,7 +41,7 @@ class PublishesHints(Protocol):
 
     @property
     def trouble(self) -> str | None:
-        """Say why hints do not reach the broker; None while they do."""
+        """Why hints do not reach the broker; None while they do."""
 
     def publish(
         self,
@@ -57,8 +57,8 @@ class PublishesHints(Protocol):
 class Services:
     """Everything that an endpoint needs.
 
-    `db` answers merchants' questions and takes their commands. Intents, callbacks, merchants and health go
-    through connections of their own (`inlet`): however long a listing takes, none of them waits for it.
+    `db` serves reads and commands. Intents, callbacks, merchants and health use connections of their own
+    (`inlet`), so none of them waits for a long listing.
     """
 
     settings: Settings
@@ -72,6 +72,7 @@ class Services:
     authenticator: Authenticator = field(init=False)
     unmatched: UnmatchedCallbacks = field(init=False)
     event_feed: EventFeed = field(init=False)
+    command_waits: CommandWaits = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
@@ -79,19 +80,26 @@ class Services:
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
         object.__setattr__(self, "unmatched", unmatched)
-        # A quarter of the connections: whoever waits must not keep others from asking.
-        feed = EventFeed(self.db, most=self.settings.api_connections // 4)
-        object.__setattr__(self, "event_feed", feed)
+        # A quarter of the connections each: waiting clients must not block other requests.
+        most = self.settings.api_connections // 4
+        object.__setattr__(self, "event_feed", EventFeed(self.db, most=most))
+        object.__setattr__(self, "command_waits", CommandWaits(self.db, most=most))
+
+    def end_waits(self) -> None:
+        """Answer all clients that wait, and let none wait any more: the process ends."""
+        self.event_feed.stop()
+        self.command_waits.stop()
 
     async def close(self) -> None:
-        """Write what has gathered, then let go of Postgres; what it does not take in time was never
-        acknowledged.
+        """Write what has gathered, then close the connections; a write that Postgres does not accept in time
+        was never acknowledged.
         """
-        self.event_feed.stop()
+        self.end_waits()
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
             async with asyncio.timeout(timeout):
                 await self.event_feed.close()
+                await self.command_waits.close()
                 await self.unmatched.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:
@@ -107,8 +115,10 @@ def of(request: Request) -> Services:
 
 
 async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
-    """Return who calls, with one of these scopes, and for which merchant; 401, 403 or 503 with the reason
-    otherwise, 422 for a query parameter that is not known.
+    """Check the token of a request and read its merchant; return both.
+
+    The token must have one of `scopes`. Raises a problem otherwise: 401, 403 or 503 with the reason, 422 for
+    an unknown query parameter.
     """
     services = of(request)
     caller = await services.authenticator.admit(request.headers.get("authorization"))
@@ -131,9 +141,15 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
 
 
 def _refuse_unknown_parameters(request: Request) -> None:
-    """Refuse names that the address does not take: a misspelt filter would otherwise list everything."""
+    """Refuse query parameters that the address does not have: a misspelt filter would otherwise list
+    everything.
+    """
     route = request.scope.get("route")  # the routes below FastAPI take no parameters
-    known = frozenset(one.alias for one in route.dependant.query_params) if route is not None else frozenset()
+    known = (
+        frozenset(parameter.alias for parameter in route.dependant.query_params)
+        if route is not None
+        else frozenset()
+    )
     given = dict.fromkeys(name for name, _ in request.query_params.multi_items() if name not in known)
     if not given:
         return

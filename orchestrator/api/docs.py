@@ -1,9 +1,9 @@
-"""The OpenAPI document and the page that shows it; every asset comes from us and the page loads nothing from
-elsewhere.
+"""The OpenAPI document and the page that shows it; all assets are served from here, and the page loads
+nothing from elsewhere.
 
 FastAPI writes the document for its own routes; the routes below it and the bodies that are read raw are
 described here, and shapes come from `contract`. The document is OpenAPI 3.1. The page shows the same as
-OpenAPI 3.0, the newest version that the packaged Swagger UI knows.
+OpenAPI 3.0, the newest version that the packaged Swagger UI supports.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api import contract
-from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref, webhooks
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
-from orchestrator.domain.records import CommandKind
 from orchestrator.store.merchant_fields import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 
-_KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
+KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
 _SECURE: Final[list[Schema]] = [{"bearer": []}]
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -59,7 +57,7 @@ _PAGE: Final = """<!doctype html>
 </body>
 </html>
 """
-# The validator would send the document to a server of somebody else.
+# The validator would send the document to another server.
 _START: Final = b"""SwaggerUIBundle({url: "/docs/assets/openapi-3.0.json", dom_id: "#api", validatorUrl: null, deepLinking: true, defaultModelsExpandDepth: 0});
 """
 _ASSETS: Final = {
@@ -73,8 +71,8 @@ _POLICY: Final = (
 
 _TAGS: Final = {
     "checkouts": "Orders handed over, and how each of them stands.",
-    "commands": "What is asked of a checkout. Each is stored, answered at once, and carried out by whoever holds the checkout; what "
-    "became of it stands among the checkout's `commands`.",
+    "commands": "Commands on a checkout. Each is stored, answered at once, and executed by the worker that holds the checkout; the "
+    "result is shown at the `Location` of the answer, and among the checkout's `commands`.",
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",
@@ -90,7 +88,7 @@ _WRONG: Final = {
 }
 """What an example of a problem is about, by its kind: a field or parameter, and what is said of it."""
 
-_ABOUT: Final = """Carries checkouts through the payment gateway until their money is settled.
+_ABOUT: Final = """Processes checkouts at the payment gateway until their money is settled.
 
 Every call but callbacks and health needs `Authorization: Bearer <token>`; `orchestrator token issue` makes one. Errors are
 `application/problem+json` and name each field that is wrong. Fields and query parameters that are not known are refused.
@@ -161,7 +159,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
                     "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
                 )
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] in {"checkout_id", "webhook_id", "delivery_id"}:
+                if parameter["name"] in {"checkout_id", "command_id", "webhook_id", "delivery_id"}:
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
     for path, operations in _RAW.items():
         paths[path] = {**operations, **paths.get(path, {})}
@@ -170,7 +168,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
             operation["responses"].setdefault(
                 "default", _problem("Whatever else goes wrong", "internal", HTTPStatus.INTERNAL_SERVER_ERROR)
             )
-    # By tag, and within one as they stand here and in `create_app`.
+    # By tag, and within a tag in the order of this file and of `create_app`.
     order = {path: number for number, path in enumerate(dict.fromkeys((*_RAW, *paths)))}
     tags = {path: next(iter(operations.values()))["tags"][0] for path, operations in paths.items()}
     document["paths"] = {
@@ -185,15 +183,15 @@ def _as_30(value: Any) -> Any:
     reference.
     """
     if isinstance(value, list):
-        return [_as_30(one) for one in value]
+        return [_as_30(item) for item in value]
     if not isinstance(value, dict):
         return value
-    read = {name: _as_30(one) for name, one in value.items()}
+    read = {name: _as_30(item) for name, item in value.items()}
     if isinstance(read.get("examples"), list):
         read["example"] = read.pop("examples")[0]
     choices = read.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
-        others = [one for one in choices if one != {"type": "null"}]
+        others = [choice for choice in choices if choice != {"type": "null"}]
         del read["anyOf"]
         read = {**others[0], **read} if len(others) == 1 else {**read, "anyOf": others}
         read["nullable"] = True
@@ -224,7 +222,7 @@ def _problem(about: str, kind: str, status: HTTPStatus) -> Schema:
     return {"description": about, "content": {"application/problem+json": content}}
 
 
-def _problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
+def described_problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
     """Describe problems by their kinds, with underscores."""
     return {
         str(status.value): _problem(said, kind.replace("_", "-"), status)
@@ -240,7 +238,7 @@ def json_body(schema: Schema, *, required: bool = True) -> Schema:
 def described(
     shape: type, about: str = "Found", status: int = 200, body: Schema | None = None
 ) -> dict[str, Any]:
-    """Return what FastAPI is told about a route that needs a token."""
+    """Return FastAPI's description of a route that needs a token."""
     extra: Schema = {"security": _SECURE}
     if body is not None:
         extra["requestBody"] = body
@@ -256,12 +254,12 @@ def of_webhook(
     body: type | None = None,
     required: bool = True,
 ) -> dict[str, Any]:
-    """Return what FastAPI is told about a route of a webhook; `scopes`: one of them is needed."""
+    """Return FastAPI's description of a route of a webhook; `scopes`: one of them is needed."""
     described_body = None if body is None else json_body(ref(body), required=required)
     told = described(shape or answers.Health, about, status, described_body)
     if shape is None:
         told["responses"] = {status: {"description": about}}
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {' or '.join(scopes)}"),
         unknown_webhook=(HTTPStatus.NOT_FOUND, "The merchant has no such webhook"),
         **(
@@ -272,7 +270,7 @@ def of_webhook(
 
 
 def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that adds a webhook."""
+    """Return FastAPI's description of the route that adds a webhook."""
     told = of_webhook(
         webhooks.NewWebhook,
         "Added; the secret is shown this once",
@@ -281,32 +279,32 @@ def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
         body=webhooks.AddWebhook,
     )
     del told["responses"]["404"]
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         too_many_webhooks=(HTTPStatus.CONFLICT, "The merchant has as many as it may")
     )
     return told
 
 
 def listed_webhooks(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that lists webhooks."""
+    """Return FastAPI's description of the route that lists webhooks."""
     told = of_webhook(webhooks.WebhookPage, "Found", scopes)
     del told["responses"]["404"]
     return told
 
 
 def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that sends a test event."""
+    """Return FastAPI's description of the route that sends a test event."""
     told = of_webhook(webhooks.TestSent, "It will be sent once", scopes, status=202)
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         too_many_tests=(HTTPStatus.TOO_MANY_REQUESTS, "As many test events wait to be sent as may")
     )
     return told
 
 
 def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what FastAPI is told about the route that sends the event of one delivery again."""
+    """Return FastAPI's description of the route that sends the event of one delivery again."""
     told = of_webhook(webhooks.Replayed, "It will be sent", scopes, status=202)
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         unknown_delivery=(HTTPStatus.NOT_FOUND, "The merchant has no such delivery"),
         event_gone=(
             HTTPStatus.GONE,
@@ -316,35 +314,10 @@ def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
     return told
 
 
-def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
-    """Return what FastAPI is told about the route of a command."""
-    body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind is CommandKind.RESOLVE)}
-    told = described(
-        answers.CommandAccepted, "Stored; what becomes of it stands among the checkout's commands", 202, body
-    )
-    key = _parameter(
-        "Idempotency-Key",
-        "header",
-        "The same key with the same content is the same command; with other content it is refused",
-        **_KEY_BOUNDS,
-    )
-    told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}]
-    told["responses"] |= _problems(
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {SCOPES[kind]}"),
-        unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
-        version_changed=(HTTPStatus.CONFLICT, "Not as the checkout stands now, or not at this version"),
-        invalid_command=(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "A field or the Idempotency-Key is wrong, or the amount is more than is left",
-        ),
-    )
-    return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
-
-
 def fed() -> dict[str, Any]:
-    """Return what FastAPI is told about the feed of events."""
+    """Return FastAPI's description of the feed of events."""
     told = described(answers.EventPage)
-    told["responses"] |= _problems(
+    told["responses"] |= described_problems(
         cursor_expired=(
             HTTPStatus.GONE,
             "Events after this cursor are not kept any more; `oldest` is the cursor to go on with",
@@ -361,7 +334,8 @@ def fed() -> dict[str, Any]:
     return told
 
 
-def _parameter(name: str, where: str, about: str, **schema: object) -> Schema:
+def parameter(name: str, where: str, about: str, **schema: object) -> Schema:
+    """Describe a parameter, which is a text."""
     return {
         "name": name,
         "in": where,
@@ -374,14 +348,14 @@ def _parameter(name: str, where: str, about: str, **schema: object) -> Schema:
 _CALLBACK: Final[Schema] = {
     "tags": ["callbacks"],
     "parameters": [
-        _parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
-        _parameter("id", "path", "The checkout", format="uuid", maxLength=36),
-        _parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
+        parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
+        parameter("id", "path", "The checkout", format="uuid", maxLength=36),
+        parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
     ],
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
         "303": {"description": "On to the shop's page (success, failure, redirect)"},
-        **_problems(
+        **described_problems(
             unproven_callback=(
                 HTTPStatus.UNAUTHORIZED,
                 "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success and failure, a problem for a notification, and never for redirect",
@@ -403,18 +377,18 @@ _MERCHANT_CALLBACK: Final[Schema] = {
     "summary": "What names no checkout comes in",
     "operationId": "takeMerchantCallback",
     "parameters": [
-        _parameter(
+        parameter(
             "merchant",
             "path",
             "Its name, as `orchestrator merchants url` prints it",
             pattern=f"^{NAME.pattern}$",
             maxLength=63,
         ),
-        _parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
+        parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
     ],
     "responses": {
         "200": {"description": "Acknowledged"},
-        **_problems(
+        **described_problems(
             unproven_callback=(
                 HTTPStatus.UNAUTHORIZED,
                 "Nothing proves that the gateway sent it; nothing comes of it",
@@ -436,8 +410,8 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "operationId": "accept",
             "security": _SECURE,
             "parameters": [
-                _parameter("Idempotency-Key", "header", "Refuses other content from now on", **_KEY_BOUNDS),
-                _parameter(
+                parameter("Idempotency-Key", "header", "Refuses other content from now on", **KEY_BOUNDS),
+                parameter(
                     "X-Correlation-Id",
                     "header",
                     "Travels with the checkout",
@@ -449,7 +423,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "responses": {
                 "202": json_answer("Accepted", answers.Accepted),
                 "200": json_answer("It was there already with the same content", answers.Accepted),
-                **_problems(
+                **described_problems(
                     order_taken=(
                         HTTPStatus.CONFLICT,
                         "The order number has a live checkout with other content",

@@ -1,8 +1,8 @@
 """The feed of a merchant's events, with long polls, and the schemas of the events.
 
-A cursor is the position after which reading goes on. Positions have no gaps and are given after the commit,
-so a client that goes on with `next` of each answer sees every event once; what is not kept any more is said,
-and never skipped in silence.
+A cursor is the position after which reading continues. Positions have no gaps and are given after the commit,
+so a client that continues with `next` of each answer gets every event once; events that are no longer kept
+are reported, and never skipped silently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from orchestrator import log
 from orchestrator.api import dependencies, problems
 from orchestrator.api.contract import answers
 from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
-from orchestrator.api.event_feed import TooManyWaiting, Waiting
+from orchestrator.api.event_feed import Waiting
+from orchestrator.api.long_poll import TooManyWaiting, while_connected
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import events
 from orchestrator.domain.events import CloudEvent, Content, EventType
@@ -36,10 +37,9 @@ _log = log.get(__name__)
 SCOPE: Final = "events:read"
 LONGEST_WAIT: Final = 30
 STRETCHES: Final = 20
-"""Stretches of the feed that one request looks through for what it wants; then it is answered with how far it
-came."""
+"""Stretches of the feed that one request reads for its events; then the answer has the position reached."""
 AT_A_TIME: Final = 100
-"""Documents that are made before other requests have their turn."""
+"""Documents that are made before other requests continue."""
 _CURSOR: Final = re.compile("0|[1-9][0-9]{0,17}")
 
 
@@ -63,7 +63,9 @@ async def show(  # noqa: PLR0917 - FastAPI calls it by name
     checkout: Annotated[UUID | None, Query(description="Only those of this checkout")] = None,
     content: Annotated[Content, Query(description="`full` adds sentences")] = "thin",
 ) -> Response:
-    """A merchant's events, the oldest first; with `wait` the answer comes as soon as there is one."""
+    """Return a merchant's events, the oldest first; with `wait` the answer comes as soon as there is an
+    event.
+    """
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, SCOPE)
     wanted = Waiting(
@@ -120,7 +122,7 @@ async def _stored(services: Services, wanted: Waiting) -> Page | None:
             if page.events or page.until >= feed.last:
                 break
             wanted.after = page.until
-        # What is deleted while it is read would look as if it had never been.
+        # Events that are deleted during the read would seem never to have existed.
         kept = await feeds.feed(services.db, wanted.merchant_id)
     if kept.kept_after != feed.kept_after:
         _kept(begun, kept)
@@ -146,12 +148,9 @@ def _kept(after: int, feed: Feed) -> int:
 
 
 async def _next(request: Request, services: Services, wanted: Waiting, *, seconds: float) -> Page | None:
-    """Return the next events that a client waits for; it is no longer waited for when it has gone."""
-    waiting = asyncio.create_task(services.event_feed.wait(wanted, seconds=seconds))
-    gone = asyncio.create_task(_gone(request))
+    """Return the next events that a client waits for; the wait ends when the client disconnects."""
     try:
-        await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return waiting.result() if waiting.done() else None
+        found = await while_connected(request, services.event_feed, wanted, seconds=seconds)
     except TooManyWaiting as error:
         whose = "of this merchant " if error.own else ""
         raise Refusal(
@@ -160,16 +159,7 @@ async def _next(request: Request, services: Services, wanted: Waiting, *, second
             kind="too-many-waiting",
             headers={"Retry-After": problems.RETRY_AFTER},
         ) from None
-    finally:
-        for task in (waiting, gone):
-            task.cancel()
-        await asyncio.gather(waiting, gone, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has closed its connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+    return found
 
 
 async def _documents(page: Page, merchant: Merchant, content: Content) -> list[CloudEvent]:

@@ -1,10 +1,10 @@
-"""Health: is the process alive, and can it do its work.
+"""Health: whether the process is alive, and whether it can do its work.
 
 Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A
-broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be taken, and
-what is taken waits for them. So do a right that the database refuses, new connections that it refuses, and
-lookups that wait for their merchant's budget. However many ask, the database is asked once in a second, and
-once in five what costs more.
+broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be accepted,
+and they wait in Postgres. So do a right that the database refuses, new connections that it refuses, and
+lookups that wait for their merchant's budget. However many requests come, the database is queried once in a
+second, and once in five for the expensive checks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _log = log.get(__name__)
 TIMEOUT: Final = 2.0
 """Seconds that Postgres gets to take the probe and to answer."""
 FRESH: Final = 1.0
-"""Seconds for which a finding is told again without asking anew."""
+"""Seconds for which a result is used again without a query."""
 SELDOM: Final = 5.0
 """The same for refusals and lookups."""
 
@@ -46,14 +46,14 @@ async def alive() -> Response:
 
 async def ready(request: Request) -> Response:
     """Say whether requests can be served, and what is missing."""
-    broken, degraded = await request.app.state.health.look()
+    broken, degraded = await request.app.state.health.check()
     if broken is not None:
         return answer(answers.Health(status="unavailable", problems=[broken]), 503, {"Retry-After": "5"})
     return answer(answers.Health(status="degraded" if degraded else "ready", problems=degraded))
 
 
 class Health:
-    """What was found last, and how to find it anew; one for each process."""
+    """The last results, and the checks; one for each process."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -63,15 +63,15 @@ class Health:
         self._seldom: list[str] = []
         self._looking = asyncio.Lock()
 
-    async def look(self) -> tuple[str | None, list[str]]:
+    async def check(self) -> tuple[str | None, list[str]]:
         """Return why nothing can be served (or None), and what else is wrong."""
         async with self._looking:
             if time.monotonic() - self._at >= FRESH:
-                self._found = await self._look()
+                self._found = await self._check()
                 self._at = time.monotonic()
         return self._found
 
-    async def _look(self) -> tuple[str | None, list[str]]:
+    async def _check(self) -> tuple[str | None, list[str]]:
         services = self._services
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -87,7 +87,7 @@ class Health:
             _log.warning("not_ready", reason=why, **log.cause(error))
             return why, []
         if time.monotonic() - self._seldom_at >= SELDOM:
-            self._seldom = await self._look_closer()
+            self._seldom = await self._check_more()
             self._seldom_at = time.monotonic()
         degraded = readiness.stalled(
             [services.intents.writes, services.callbacks.writes, services.unmatched.writes]
@@ -98,13 +98,13 @@ class Health:
             )
         return None, degraded + readiness.troubles(found) + self._seldom
 
-    async def _look_closer(self) -> list[str]:
+    async def _check_more(self) -> list[str]:
         inlet = self._services.inlet
         try:
             async with asyncio.timeout(TIMEOUT):
                 refused = await readiness.refusals(inlet)
                 told = await webhooks.troubles(inlet, await readiness.processes(inlet))
-                return refused + [queue.told for queue in await lookup_budget.queues(inlet)] + told
+                return refused + [queue.summary for queue in await lookup_budget.queues(inlet)] + told
         except Exception as error:
             if not is_away(error):
                 raise

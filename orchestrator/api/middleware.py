@@ -1,8 +1,7 @@
-"""What surrounds every request: its correlation id, what is logged of it, and the answer when something
-broke.
+"""The middleware of every request: its correlation id, its log line, and the answer when something broke.
 
-The log gets the route and never the URL, because callback URLs are signed. What nobody expected becomes a
-problem that says nothing of our insides; what means that Postgres is out of reach becomes 503.
+The log gets the route and never the URL, because callback URLs are signed. An unexpected error becomes a
+problem without internals; an error that means that Postgres is out of reach becomes 503.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ class Envelope:
             return
         started = time.perf_counter()
         chosen = correlation.begin(scope["headers"]).encode()
-        # A HEAD is answered like a GET without the body; callbacks tell them apart themselves, since a GET
-        # there is stored.
+        # A HEAD is answered like a GET without the body; callbacks distinguish them, since a GET there is
+        # stored.
         head = scope["method"] == "HEAD" and not scope["path"].startswith("/callbacks/")
         if head:
             scope = {**scope, "method": "GET"}

@@ -1,7 +1,6 @@
 """Answers: JSON with exact money, and problem+json (RFC 9457) for everything that goes wrong.
 
-A problem names each field that is wrong and carries the correlation id. What went wrong inside of us is
-logged and never told.
+A problem names each wrong field and has the correlation id. Internal faults are logged and never shown.
 """
 
 from __future__ import annotations
@@ -60,7 +59,7 @@ def answer(value: object, status: int = 200, headers: Mapping[str, str] | None =
 
 def body_of(refusal: Refusal) -> answers.Problem:
     """Return the problem document of a refusal."""
-    errors = tuple(answers.FieldProblem(field=one.field, message=one.message) for one in refusal.errors)
+    errors = tuple(answers.FieldProblem(field=error.field, message=error.message) for error in refusal.errors)
     return made(
         answers.Problem,
         refusal.facts or {},
@@ -136,8 +135,8 @@ async def _refused(request: Request, error: Any) -> Response:
 
 
 async def _invalid(_: Request, error: Any) -> Response:
-    problems = [Problem(_field(one["loc"]), str(one["msg"])) for one in error.errors()[:MOST_PROBLEMS]]
-    named = ", ".join(one.field for one in problems)
+    problems = [Problem(_field(fault["loc"]), str(fault["msg"])) for fault in error.errors()[:MOST_PROBLEMS]]
+    named = ", ".join(field_problem.field for field_problem in problems)
     return problem(Refusal(422, f"the request is wrong in {named}", kind="invalid-request", errors=problems))
 
 
@@ -175,7 +174,7 @@ def _methods(request: Request) -> list[str]:
         if route.path == shape and route.endpoint is not only_post:
             methods |= route.methods or set()
     if request.url.path.startswith("/callbacks/") and not request.url.path.startswith("/callbacks/redirect/"):
-        methods -= {"GET", "HEAD"}  # only a shopper's browser comes with one
+        methods -= {"GET", "HEAD"}  # only a shopper's browser uses one
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)

@@ -1,4 +1,4 @@
-"""What may be read of a checkout and of payments, in the words of the contract.
+"""Reads of checkouts and of payments, in the words of the contract.
 
 Reads only, always of one merchant, never another's.
 
@@ -15,18 +15,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from orchestrator import log
 from orchestrator.api.contract import answers
 from orchestrator.api.contract.values import made
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import money, sentences
+from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.payment_status import GONE, PaymentStatus
 from orchestrator.domain.records import Command, CommandKind, Operation, PaymentRecord, Role
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import read_model
-from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary
+from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary, CommandRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +52,7 @@ P = TypeVar("P", bound=answers.Payment)
 
 def _same(shown: type[Struct], kept: type, *changed: str) -> tuple[str, ...]:
     """Return what an answer shows as it is kept, under the same name."""
-    names = {one.name for one in fields(kept)}
+    names = {field.name for field in fields(kept)}
     return tuple(name for name in shown.__struct_fields__ if name in names and name not in changed)
 
 
@@ -85,6 +86,46 @@ async def checkout(
     )
 
 
+async def command(db: Database, merchant_id: int, command_id: UUID) -> answers.CommandProgress | None:
+    """Return how far a command is, or None if the merchant has none of this id."""
+    found = await read_model.commands(db, (command_id,), merchant_id=merchant_id)
+    return told_of(found[command_id]) if command_id in found else None
+
+
+def told_of(record: CommandRecord) -> answers.CommandProgress:
+    """Return a command in the words of the contract."""
+    asked, minor, currency = record.command, record.amount, record.currency
+    result = asked.result
+    amount = None
+    if minor is not None:
+        amount = answers.OrderAmount(value=money.decimal_or_none(minor, currency), currency=currency)
+    proven = result is None or result.code is not ResultCode.REFUSED_NOT_AUTHENTIC
+    return answers.CommandProgress(
+        id=asked.id,
+        checkout_id=record.checkout_id,
+        order_id=record.order_ref,
+        kind=asked.kind,
+        state=record.state,
+        amount=amount,
+        transaction_id=asked.transaction_id,
+        result=None
+        if result is None
+        else answers.CommandOutcome(
+            code=result.code, message=sentences.of_command(record.state, result, record.operations)
+        ),
+        operations=[_operation(operation) for operation in record.operations],
+        requested_at=cast("datetime", asked.requested_at),
+        finished_at=record.finished_at,
+        requested_by=asked.actor if proven else None,
+        links=answers.CommandLinks(own=path_of(asked.id), checkout=f"/v1/checkouts/{record.checkout_id}"),
+    )
+
+
+def path_of(command_id: UUID) -> str:
+    """Return where a command is followed."""
+    return f"/v1/commands/{command_id}"
+
+
 async def page(
     db: Database,
     merchant_id: int,
@@ -99,7 +140,7 @@ async def page(
     """Return one page of a merchant's checkouts, the youngest first, with the cursor of the next (None: this
     is the last).
 
-    `waiting`: only those that wait for a decision, or for one of this code, or only the others.
+    `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
     """
     rows = await read_model.checkouts(
         db,
@@ -128,7 +169,7 @@ async def payments_page(
     """Return one page of a merchant's payments, the youngest first, with the cursor of the next (None: this
     is the last).
 
-    None if `before` is no cursor of ours.
+    None if `before` is no valid cursor.
     """
     place = None if before is None else _place(before)
     if before is not None and place is None:
@@ -160,7 +201,10 @@ async def audit(
         checkout_id=checkout_id,
         entries=[_entry(row) for row in rows[:limit]],
         next_after=rows[limit - 1].sequence if len(rows) > limit else None,
-        archived=[answers.ArchivedTrail(until=one.until, file=one.file, at=one.at) for one in archived],
+        archived=[
+            answers.ArchivedTrail(until=archive.until, file=archive.file, at=archive.at)
+            for archive in archived
+        ],
     )
 
 
@@ -168,6 +212,12 @@ def links_of(checkout_id: UUID) -> answers.Links:
     """Return where to go on from a checkout."""
     own = f"/v1/checkouts/{checkout_id}"
     return answers.Links(own=own, cancel=f"{own}/cancel", audit=f"{own}/audit", explain=f"{own}/explain")
+
+
+def command_links_of(checkout_id: UUID, command_id: UUID) -> answers.CommandAcceptedLinks:
+    """Return where to go on from a checkout of which something was asked."""
+    links = structs.asdict(links_of(checkout_id))
+    return answers.CommandAcceptedLinks(**links, command=path_of(command_id))
 
 
 def _facts(row: CheckoutSummary) -> dict[str, Any]:
@@ -209,11 +259,13 @@ def _attention(row: CheckoutSummary) -> answers.Attention | None:
         since=row.attention_since,
         payments=[
             answers.AttentionPayment(
-                transaction_id=one.transaction_id,
-                amount=None if one.amount is None else money.decimal_or_none(one.amount, one.currency),
-                currency=one.currency,
+                transaction_id=payment.transaction_id,
+                amount=None
+                if payment.amount is None
+                else money.decimal_or_none(payment.amount, payment.currency),
+                currency=payment.currency,
             )
-            for one in (*asked.payments, *asked.beside)
+            for payment in (*asked.payments, *asked.beside)
         ],
     )
 
@@ -232,7 +284,7 @@ def _outcome(state: State, status: PaymentStatus) -> str | None:
 
 def _session(row: Row[Any], record: CheckoutRecord, encryptor: Encryptor) -> answers.Session | None:
     cancelling = record.cancel_requested_at is not None or any(
-        one.kind is CommandKind.CANCEL and one.handled_at is None for one in record.commands
+        command.kind is CommandKind.CANCEL and command.handled_at is None for command in record.commands
     )
     offered = (
         record.state in OFFERED
@@ -252,42 +304,42 @@ def _session(row: Row[Any], record: CheckoutRecord, encryptor: Encryptor) -> ans
     return answers.Session(id=row.session_id, token=token, expires_at=row.token_expires_at)
 
 
-def _payment(kind: type[P], one: PaymentRecord | Row[Any], **more: object) -> P:
+def _payment(kind: type[P], payment: PaymentRecord | Row[Any], **more: object) -> P:
     amounts = {
-        "reserved": one.reserved,
-        "captured": one.captured,
-        "refunded": one.refunded,
-        "chargedBack": one.charged_back,
-        "surcharge": one.surcharge,
+        "reserved": payment.reserved,
+        "captured": payment.captured,
+        "refunded": payment.refunded,
+        "chargedBack": payment.charged_back,
+        "surcharge": payment.surcharge,
     }
-    same = {name: getattr(one, name) for name in _PAYMENT}
-    return made(kind, _valued(one.currency, amounts, one.raw_amounts), **same, **more)
+    same = {name: getattr(payment, name) for name in _PAYMENT}
+    return made(kind, _valued(payment.currency, amounts, payment.raw_amounts), **same, **more)
 
 
-def _operation(one: Operation) -> answers.Operation:
+def _operation(operation: Operation) -> answers.Operation:
     return answers.Operation(
-        **{name: getattr(one, name) for name in _OPERATION},
-        amount=money.decimal_or_none(one.amount, one.currency),
-        reconciliation_identifier=one.identifier,
-        error=sentences.or_none(one.last_error),
-        error_code=None if one.last_error is None else one.last_error.code,
+        **{name: getattr(operation, name) for name in _OPERATION},
+        amount=money.decimal_or_none(operation.amount, operation.currency),
+        reconciliation_identifier=operation.identifier,
+        error=sentences.or_none(operation.last_error),
+        error_code=None if operation.last_error is None else operation.last_error.code,
     )
 
 
-def _command(one: Command) -> answers.Command:
+def _command(command: Command) -> answers.Command:
     return answers.Command(
-        **{name: getattr(one, name) for name in _COMMAND},
-        result=sentences.or_none(one.result),
-        result_code=None if one.result is None else one.result.code,
+        **{name: getattr(command, name) for name in _COMMAND},
+        result=sentences.or_none(command.result),
+        result_code=None if command.result is None else command.result.code,
     )
 
 
 def _valued(currency: str, amounts: Mapping[str, int], raw: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return amounts as decimals, and `raw`, the texts of those that have none: null stands for what cannot
-    be read, and never 0.
+    """Return amounts as decimals, and `raw`, the texts of those that have none: null means unreadable, and 0
+    is never shown for it.
 
-    `raw` are the gateway's own texts by name, if it wrote what cannot be read; without them an amount of a
-    currency that is not known is told in minor units.
+    `raw` are the gateway's own texts by name, if they cannot be read; without them an amount of an unknown
+    currency is shown in minor units.
     """
     told, values = dict(raw or {}), {}
     for name, minor in amounts.items():

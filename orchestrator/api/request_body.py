@@ -23,7 +23,7 @@ _CLOSE: Final = {"Connection": "close"}
 
 
 class Disconnected(OrchestratorError):  # noqa: N818 - named for the fact
-    """The caller went away in the middle of the body: there is nobody to answer."""
+    """The client disconnected in the middle of the body: no answer can be sent."""
 
 
 async def read(request: Request, *, limit: int) -> bytes:
@@ -53,10 +53,9 @@ async def read(request: Request, *, limit: int) -> bytes:
 
 
 async def skip(request: Request) -> None:
-    """Read what is left of a refused body, within bounds, and forget it.
+    """Read the rest of a refused body, within bounds, and drop it.
 
-    A connection that is closed while its caller still sends may lose the answer, which a shopper's way on
-    depends on.
+    A connection that is closed while its client still sends may lose the answer, which redirects the shopper.
     """
     size = 0
     with suppress(TimeoutError):
@@ -71,9 +70,9 @@ async def skip(request: Request) -> None:
 
 
 async def read_json(request: Request, *, limit: int, optional: bool = False) -> bytes:
-    """Return a body that says it is JSON, without a byte order mark; 415 otherwise.
+    """Return a JSON body without a byte order mark; 415 for another content type.
 
-    An optional one may be empty, of whatever type.
+    An optional body may be empty, of any type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

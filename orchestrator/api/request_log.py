@@ -1,13 +1,13 @@
-"""What is logged of requests: a line for each where it is wanted, and refused ones always, counted and never
-in floods.
+"""Logs of requests: a line for each where that is configured, and refused ones always, counted and never in
+floods.
 
 `AccessLog` costs a request two microseconds: lines are gathered and written together five times a second,
 past the steps of ordinary log lines. That is safe because nothing in them is free text: the route and not the
 path (callback links are signed), no query, no header but the addresses of proxies, no body. A shopper's own
-address is not logged. What is gathered is lost with a killed process.
+address is not logged. Gathered lines are lost with a killed process.
 
 `SecurityLog` takes failed authentication, refused scopes, and callbacks without proof or with a wrong link.
-Of each kind a bounded number of lines a minute is written; how many more there were follows when the minute
+Of each kind a limited number of lines a minute is written; the number of the others follows when the minute
 is over.
 """
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 GRACE: Final = 10
-"""Seconds that requests under way get when the process is asked to end, or four tenths of SHUTDOWN_TIMEOUT
-where that is less."""
+"""Seconds that requests under way get when the process must end, or four tenths of SHUTDOWN_TIMEOUT where
+that is less."""
 KEEP_ALIVE: Final = 130
 """Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120
 s), so that it is the proxy that ends it. The other way round, a request could meet the end of its connection,
@@ -41,8 +41,8 @@ POOL_TIMEOUT: Final = 3.0
 READ_TIMEOUT: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
 INLET: Final = 4
-"""Connections beside the pool: one each for the writers of intents, of callbacks and of unmatched callbacks,
-and one for merchants and health."""
+"""Connections beside the pool: three for the writers of intents, of callbacks and of unmatched callbacks, and
+one for merchants and health."""
 
 
 def run(settings: Settings, host: str, port: int) -> int:
@@ -113,11 +113,11 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         # uvicorn calls what it is given as a class with its own arguments.
         http=cast("type[asyncio.Protocol]", connections.protocol),
         ws="none",
-        # Lines of ours say what happened; an access line would carry signed URLs.
+        # The request log has its own lines; an access line would contain signed URLs.
         access_log=False,
         log_config=None,
         server_header=False,
-        # What a proxy says of its caller is read in one place, as deep as TRUSTED_PROXIES says
+        # Forwarded headers of proxies are read in one place, as deep as TRUSTED_PROXIES says
         # (`client_address`).
         proxy_headers=False,
         timeout_graceful_shutdown=max(min(GRACE, int(0.4 * settings.shutdown_timeout)), 1),
@@ -130,7 +130,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         server.handle_exit(number, None)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        # Not the loop's: whatever holds the loop up, such as a log that nobody reads, the process ends.
+        # Not the loop's: even if the loop is blocked, for instance by a full log pipe, the process ends.
         signal.signal(number, asked_to_end)
     _log.info("api_serving", host=host, port=port)
     gc_tuning.settle()
@@ -147,9 +147,9 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which tells what it cut off.
+    """uvicorn's server, which also reports what it cut off.
 
-    It raises the signal again when it is done, which would end the process before the last hints are
+    uvicorn raises the signal again when it is done, which would end the process before the last hints are
     published.
     """
 
@@ -160,8 +160,8 @@ class _Server(uvicorn.Server):
         """Requests that had no answer when their time was over."""
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Answer who waits for events, then finish what is under way."""
-        self._services.event_feed.stop()
+        """Answer who waits for events or commands, then finish what is under way."""
+        self._services.end_waits()
         await super().shutdown(sockets)
 
     async def _wait_tasks_to_complete(self) -> None:

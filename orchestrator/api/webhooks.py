@@ -1,7 +1,7 @@
-"""Webhooks of a merchant: added, changed, tried out, and what became of each delivery.
+"""Webhooks of a merchant: added, changed, tested, and the result of each delivery.
 
-A secret is shown once, by the call that makes it. Another merchant's webhook is one that does not exist.
-Nothing is sent from here: deliverers do that.
+A secret is shown once, by the call that makes it. Another merchant's webhook is answered as one that does not
+exist. Nothing is sent from here: deliverers do that.
 """
 
 from __future__ import annotations
@@ -81,58 +81,58 @@ async def show_all(
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await stored.page(services.db, merchant_id=merchant.id, after=cursor, limit=limit + 1)
     more = found[limit - 1].id if len(found) > limit else None
-    shown_page = [shapes.Webhook(**_facts(one)) for one in found[:limit]]
+    shown_page = [shapes.Webhook(**_facts(webhook)) for webhook in found[:limit]]
     return answer(shapes.WebhookPage(webhooks=shown_page, next_cursor=more))
 
 
 async def show(request: Request, webhook_id: str) -> Response:
     """One webhook, and what waits for it."""
     services, _, merchant = await _admitted(request, *READ)
-    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
+    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
 async def change(request: Request, webhook_id: str) -> Response:
     """Change a webhook, pause it or resume it; what waits is sent as it is then."""
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.ChangeWebhook)
-    one = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     url, given, paused = body.target(services, required=False), body.settings(), body.paused()
     body.judge()
     changes = {**given, **({} if url is None else {"url": url})}
     async with asyncio.timeout(DATABASE_TIMEOUT):
         if changes:
             await stored.change(
-                services.db, services.encryptor, one.id, merchant_id=merchant.id, changes=changes
+                services.db, services.encryptor, webhook.id, merchant_id=merchant.id, changes=changes
             )
         if paused is True:
-            await stored.pause(services.db, one.id, "asked")
+            await stored.pause(services.db, webhook.id, "asked")
         elif paused is False:
-            await stored.resume(services.db, one.id, merchant_id=merchant.id)
+            await stored.resume(services.db, webhook.id, merchant_id=merchant.id)
     _log.info(
         "webhook_changed",
-        webhook=str(one.id),
+        webhook=str(webhook.id),
         merchant=merchant.name,
         actor=caller.actor,
         fields=sorted(body.given),
     )
-    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
+    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
 async def delete(request: Request, webhook_id: str) -> Response:
     """Delete a webhook, with what waits for it. Events stay in the feed."""
     services, caller, merchant = await _admitted(request, WRITE)
-    one = _id_of(webhook_id)
+    number = _id_of(webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        if not await stored.delete(services.db, one, merchant_id=merchant.id):
+        if not await stored.delete(services.db, number, merchant_id=merchant.id):
             raise _unknown(webhook_id)
-    _log.info("webhook_deleted", webhook=str(one), merchant=merchant.name, actor=caller.actor)
+    _log.info("webhook_deleted", webhook=str(number), merchant=merchant.name, actor=caller.actor)
     return Response(status_code=204)
 
 
 async def rotate_secret(request: Request, webhook_id: str) -> Response:
-    """A new secret, in this answer and nowhere else.
+    """Make a new secret, shown in this answer and nowhere else.
 
-    The one before signs too for a day, or for as long as `overlap` says.
+    The previous secret signs too for a day, or for as long as `overlap` says.
     """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.RotateSecret)
@@ -159,10 +159,10 @@ async def send_test(request: Request, webhook_id: str) -> Response:
     attempts.
     """
     services, _, merchant = await _admitted(request, WRITE)
-    one = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         try:
-            test = await deliveries.test(services.db, one.id)
+            test = await deliveries.test(services.db, webhook.id)
         except TooManyTests as error:
             raise Refusal(429, str(error), kind="too-many-tests") from None
     return answer(shapes.TestSent(event_id=events.event_id(test, 1)), 202)
@@ -173,26 +173,26 @@ async def resume(request: Request, webhook_id: str) -> Response:
     tried at once.
     """
     services, caller, merchant = await _admitted(request, WRITE)
-    one = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        await stored.resume(services.db, one.id, merchant_id=merchant.id)
-    _log.info("webhook_resumed", webhook=str(one.id), merchant=merchant.name, actor=caller.actor)
-    return answer(shapes.Webhook(**_facts(await _one(services, merchant, webhook_id))))
+        await stored.resume(services.db, webhook.id, merchant_id=merchant.id)
+    _log.info("webhook_resumed", webhook=str(webhook.id), merchant=merchant.name, actor=caller.actor)
+    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
 async def replay(request: Request, webhook_id: str) -> Response:
-    """Send events again that the feed still has, with the same ids: one, those of a period, or all that was
-    given up.
+    """Send events again that the feed still has, with the same ids: a single event, those of a period, or all
+    that was given up.
     """
     services, caller, merchant = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.Replay)
-    one = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     wanted = body.replay()
     body.judge()
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        number = await _replay(services, merchant, one, wanted)
+        number = await _replay(services, merchant, webhook, wanted)
     _log.info(
-        "events_replayed", webhook=str(one.id), merchant=merchant.name, actor=caller.actor, events=number
+        "events_replayed", webhook=str(webhook.id), merchant=merchant.name, actor=caller.actor, events=number
     )
     return answer(shapes.Replayed(events=number), 202)
 
@@ -210,12 +210,12 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     With `checkout` or `failed` a page may hold fewer, and others follow.
     """
     services, _, merchant = await _admitted(request, *READ)
-    one = await _one(services, merchant, webhook_id)
+    webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await deliveries.attempts(
             services.db,
             services.encryptor,
-            one.id,
+            webhook.id,
             before=cursor,
             limit=limit + 1,
             checkout=checkout,
@@ -223,8 +223,8 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
         )
         more = found[limit - 1].id if len(found) > limit else None
         if more is None and (checkout is not None or failed is not None):
-            # It looked at so many only: the next page looks further.
-            more = await deliveries.scanned_to(services.db, one.id, before=cursor)
+            # This read had a limit: the next page continues.
+            more = await deliveries.scanned_to(services.db, webhook.id, before=cursor)
     return answer(shapes.DeliveryPage(deliveries=[_delivery(row) for row in found[:limit]], next_cursor=more))
 
 
@@ -265,29 +265,29 @@ async def _admitted(request: Request, *scopes: str) -> tuple[Services, Caller, M
     return dependencies.of(request), caller, merchant
 
 
-async def _one(services: Services, merchant: Merchant, webhook_id: str) -> Webhook:
+async def _find(services: Services, merchant: Merchant, webhook_id: str) -> Webhook:
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await stored.one(services.db, _id_of(webhook_id), merchant_id=merchant.id)
+        found = await stored.by_id(services.db, _id_of(webhook_id), merchant_id=merchant.id)
     if found is None:
         raise _unknown(webhook_id)
     return found
 
 
-async def _replay(services: Services, merchant: Merchant, one: Webhook, wanted: tuple[str, Any]) -> int:
+async def _replay(services: Services, merchant: Merchant, webhook: Webhook, wanted: tuple[str, Any]) -> int:
     match wanted:
         case "event", (checkout, sequence):
             return await replays.event(
-                services.db, one.id, merchant_id=merchant.id, checkout=checkout, sequence=sequence
+                services.db, webhook.id, merchant_id=merchant.id, checkout=checkout, sequence=sequence
             )
         case "period", (since, before):
             try:
                 return await replays.period(
-                    services.db, one.id, merchant_id=merchant.id, since=since, before=before
+                    services.db, webhook.id, merchant_id=merchant.id, since=since, before=before
                 )
             except PeriodTooLong as error:
                 raise Refusal(422, f"since: {error}", kind="invalid-webhook") from None
         case _:
-            return await replays.given_up(services.db, one.id)
+            return await replays.given_up(services.db, webhook.id)
 
 
 def _id_of(given: str, what: Literal["webhook", "delivery"] = "webhook") -> UUID:
@@ -304,28 +304,28 @@ def _unknown(given: str, what: Literal["webhook", "delivery"] = "webhook") -> Re
     )
 
 
-def _facts(one: Webhook) -> dict[str, Any]:
+def _facts(webhook: Webhook) -> dict[str, Any]:
     return {
-        "id": one.id,
-        "url": one.url,
-        "description": one.description,
-        "types": [shapes.ALL_TYPES] if one.kinds is None else list(one.kinds),
-        "content": one.content,
-        "status": one.status,
-        "pause_reason": one.pause_reason,
-        "paused_at": one.paused_at,
-        "created_at": one.created_at,
-        "delivered_at": one.delivered_at,
-        "failing_since": one.failing_since,
-        "held_until": one.open_until if one.open_for > 0 else None,
-        "waiting": one.waiting,
-        "waiting_since": one.waiting_since,
-        "previous_secret_until": one.previous_until,
+        "id": webhook.id,
+        "url": webhook.url,
+        "description": webhook.description,
+        "types": [shapes.ALL_TYPES] if webhook.kinds is None else list(webhook.kinds),
+        "content": webhook.content,
+        "status": webhook.status,
+        "pause_reason": webhook.pause_reason,
+        "paused_at": webhook.paused_at,
+        "created_at": webhook.created_at,
+        "delivered_at": webhook.delivered_at,
+        "failing_since": webhook.failing_since,
+        "held_until": webhook.open_until if webhook.open_for > 0 else None,
+        "waiting": webhook.waiting,
+        "waiting_since": webhook.waiting_since,
+        "previous_secret_until": webhook.previous_until,
     }
 
 
-def _with_secret(one: Webhook, secret: bytes) -> shapes.NewWebhook:
-    return shapes.NewWebhook(**_facts(one), secret=signature.written(secret))
+def _with_secret(webhook: Webhook, secret: bytes) -> shapes.NewWebhook:
+    return shapes.NewWebhook(**_facts(webhook), secret=signature.written(secret))
 
 
 def _delivery(row: AttemptRow) -> shapes.Delivery:

@@ -1,11 +1,10 @@
-"""Archives: the history of settled checkouts in a file that proves itself, and the chain in which the
-archives stand.
+"""Archives: the history of settled checkouts in a file that proves itself, and the chain of all archives.
 
 A file is gzip over lines of JSON: a page for each checkout, sorted by id, and the manifest as the last line.
-The manifest has counts, a digest over the heads, a digest over all pages, and a mac that follows the mac of
-the archive before it; the same manifest stands in table `archives`. With the secret keys alone a file tells
-whether a page, an entry or its end was changed or cut off. What a page holds of a person is sealed under a
-data key that stays in the database: erasing a customer reaches the archives too.
+The manifest has counts, a digest over the heads, a digest over all pages, and a MAC that follows the MAC of
+the previous archive; the same manifest is in table `archives`. With the secret keys alone a file shows
+whether a page, an entry or its end was changed or cut off. Personal data in a page is encrypted under a data
+key that stays in the database: erasing a customer reaches the archives too.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ class _Last(msgspec.Struct, rename="camel", tag_field="line", tag="manifest"):
     mac: str
 
 
-class _Told(msgspec.Struct):
+class _Read(msgspec.Struct):
     """What an entry says of its own place."""
 
     sequence: int
@@ -137,8 +136,8 @@ class _Link:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The history of one checkout: where its chain is taken up and ends, its entries, and rows of other kinds
-    as JSON.
+    """The history of one checkout: the head before its first entry, its head, its entries, and rows of other
+    kinds as JSON.
     """
 
     checkout: UUID
@@ -159,7 +158,7 @@ class Opened:
 
 @dataclass(slots=True)
 class _Tally:
-    """What pages add up to, for whoever writes them and for whoever reads them."""
+    """The totals of pages, for writer and reader."""
 
     checkouts: int = 0
     entries: int = 0
@@ -192,7 +191,9 @@ class Writing:
             "id": page.checkout,
             "after": _ended(page.after),
             "head": _ended(page.head),
-            "entries": [_Written(one.entry, one.key_id, bytes(one.mac).hex()) for one in page.entries],
+            "entries": [
+                _Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries
+            ],
             **page.rows,
         }
         line = msgspec.json.encode(body) + b"\n"
@@ -204,7 +205,7 @@ class Writing:
     def close(self, key: Key, *, archive: int, at: datetime, before: bytes) -> tuple[str, bytes]:
         """Write the manifest; return its text and its mac."""
         tally = self._tally
-        assert tally.first is not None  # noqa: S101 - nobody archives nothing
+        assert tally.first is not None  # noqa: S101 - an archive has at least one page
         assert tally.last is not None  # noqa: S101 - as above
         manifest = Manifest(
             archive=archive,
@@ -239,7 +240,7 @@ def _mac(key: Key, before: bytes, manifest: str) -> bytes:
 # ── A file by itself ──────────────────────────────────────────────────────────────────────────────────────
 
 _LINE: Final = msgspec.json.Decoder(_Page | _Last)
-_TOLD: Final = msgspec.json.Decoder(_Told)
+_READ: Final = msgspec.json.Decoder(_Read)
 
 
 def open_archive(path: Path, encryptor: Encryptor) -> Opened:
@@ -299,7 +300,7 @@ def _read(lines: Iterable[bytes], encryptor: Encryptor, opened: Opened) -> None:
 
 
 def _link(written: _Written) -> _Link:
-    told = _TOLD.decode(written.entry)
+    told = _READ.decode(written.entry)
     return _Link(
         told.sequence, told.at, told.action, written.entry, written.key_id, bytes.fromhex(written.mac)
     )
@@ -334,8 +335,8 @@ def _unproven(encryptor: Encryptor, manifest: str, *, key_id: str, before: bytes
 
 
 async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -> None:
-    """Walk the chain of archives: each manifest follows from the one before, and its heads are those that are
-    noted here.
+    """Verify the chain of archives: each manifest follows from the previous one, and its heads are those in
+    the tables.
     """
     before, expected = START, 1
     while True:
@@ -346,9 +347,9 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
             span = {"after": expected - 1, "until": rows[-1].sequence}
             noted = (await moment.execute(_HEADS, span)).all()
         digests: dict[int, Any] = {}
-        for one in noted:
-            line = _head_line(one.checkout_id, Head(one.sequence, bytes(one.mac), one.state))
-            digests.setdefault(one.archive, hashlib.sha256()).update(line)
+        for head in noted:
+            line = _head_line(head.checkout_id, Head(head.sequence, bytes(head.mac), head.state))
+            digests.setdefault(head.archive, hashlib.sha256()).update(line)
         for row in rows:
             found.archives += 1
             if row.sequence != expected:
@@ -359,11 +360,11 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
                 found.problems.append(f"archive {row.sequence} {problem}")
                 return
             before, expected = bytes(row.mac), expected + 1
-    for one in await db.read(_PAYMENTS_ALONE):
+    for missing in await db.read(_PAYMENTS_ALONE):
         said = (
-            f"checkout {one.checkout_id} is missing, though archive {one.archive} has it"
-            if one.listed
-            else f"checkout {one.checkout_id} is noted as archived in archive {one.archive}, which does not exist"
+            f"checkout {missing.checkout_id} is missing, though archive {missing.archive} has it"
+            if missing.listed
+            else f"checkout {missing.checkout_id} is noted as archived in archive {missing.archive}, which does not exist"
         )
         found.problems.append(said)
 

@@ -1,9 +1,9 @@
-"""The chain of one checkout: the words of an entry, how it is made, and whether entries follow from one
+"""The chain of one checkout: the fields of an entry, how it is made, and whether entries follow from one
 another.
 
-An entry is canonical JSON text with a number in its checkout's sequence. Its mac is HMAC-SHA256 over the mac
-before it and the text, under a key derived from the secret keys. A chain can be taken up from a head that is
-known from elsewhere: what came before it stands in an archive. Pure: nothing here knows a database or a file.
+An entry is canonical JSON text with a number in its checkout's sequence. Its MAC is HMAC-SHA256 over the
+previous MAC and the text, under a key derived from the secret keys. A chain can continue from a stored head:
+the entries before it are in an archive. Pure: nothing here uses a database or a file.
 """
 
 from __future__ import annotations
@@ -154,12 +154,12 @@ class Link(Protocol):
 
     @property
     def mac(self) -> bytes:
-        """The mac over the one before and the text."""
+        """The MAC over the previous MAC and the text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Where a chain ends, or is taken up: the number, mac and state after its last entry.
+    """The end of a chain, or of its archived part: the number, MAC and state after its last entry.
 
     The default is before the first.
     """
@@ -216,7 +216,7 @@ def unlike(checkout: UUID, walked: Walked, wanted: Head) -> str | None:
     return None
 
 
-class _Told(msgspec.Struct, rename={"before": "from"}):
+class _Read(msgspec.Struct, rename={"before": "from"}):
     """What verification reads of an entry's text."""
 
     checkout: UUID
@@ -229,7 +229,7 @@ class _Told(msgspec.Struct, rename={"before": "from"}):
     evidence: dict[str, Any]
 
 
-_TOLD: Final = msgspec.json.Decoder(_Told)
+_READ: Final = msgspec.json.Decoder(_Read)
 
 
 def from_unmatched_payment(evidence: Mapping[str, object]) -> bool:
@@ -244,7 +244,7 @@ def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | Non
     after).
     """
     try:
-        told = _TOLD.decode(row.entry)
+        told = _READ.decode(row.entry)
     except msgspec.DecodeError:
         return "is not in the words of the trail", state
     moment = row.at.isoformat(timespec="microseconds")
@@ -253,7 +253,8 @@ def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | Non
     if told.before != state:
         return f"starts from {told.before}, but the one before ended in {state}", state
     if told.before is None:
-        # A payment for an order number that nobody asked for begins where its order would have ended.
+        # A payment for an order number without an intent begins in the state in which its order would have
+        # ended.
         from_payment = told.to is State.FAILED and from_unmatched_payment(told.evidence)
         created = told.to is State.RECEIVED or from_payment
         return (None if created else f"begins in {told.to}, and every checkout begins as received"), told.to

@@ -34,8 +34,8 @@ _NEXT_SEAL = text("""
            clock() AS now
       FROM audit_seals
 """)
-# Entries are written with a time that can lag their commit, so a seal looks back further than the seal before
-# it.
+# Entries are written with a time that can lag their commit, so a seal reads further back than the end of the
+# previous seal.
 _GROWN = text("""
     SELECT DISTINCT ON (checkout_id) checkout_id, sequence, mac FROM audit_entries
      WHERE at > CAST(:since AS timestamptz) - interval '10 minutes'
@@ -45,7 +45,7 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtext('orchestrator.audit_seals'))
 _WRITE_SEAL = text("""
     INSERT INTO audit_seals (sequence, at, heads, key_id, mac) VALUES (:sequence, :at, :heads, :key_id, :mac)
 """)
-# A head below the one that stands in an archive is in that archive.
+# A head below the head in an archive is in that archive.
 _SEALED = text("""
     SELECT h.id, h.sequence FROM unnest(CAST(:ids AS uuid[]), CAST(:sequences AS int[]), CAST(:macs AS bytea[]))
         AS h(id, sequence, mac)
@@ -55,7 +55,8 @@ _SEALED = text("""
                         WHERE a.checkout_id = h.id AND (a.sequence > h.sequence OR a.sequence = h.sequence AND a.mac = h.mac))
 """)
 _LONG: Final = 35.0
-"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown in minutes.
+"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown
+in minutes.
 """
 _ARCHIVED = text("SELECT EXISTS (SELECT FROM archives WHERE sequence = :sequence AND mac = :mac) AS known")
 
@@ -95,7 +96,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, place: Row[Any], hea
 
 
 async def verify_seals(db: Database, encryptor: Encryptor, found: Findings) -> None:
-    """Walk the chain of seals, and look for each head and archive that they name."""
+    """Verify the chain of seals, and find each head and archive that they name."""
     mac, expected = START, 1
     while rows := await db.read(SEALS, {"after": expected - 1}):
         for row in rows:

@@ -81,7 +81,7 @@ async def verify(
 def verify_chain(
     encryptor: Encryptor, head: Row[Any], entries: Sequence[Row[Any]], found: Findings, *, after: Head
 ) -> None:
-    """Follow the chain of one checkout, from what is archived of it on, to the head that it carries."""
+    """Verify the chain of one checkout, from its archived part to the head in its row."""
     walked = walk(encryptor, head.id, entries, after=after)
     found.entries += walked.entries
     problem = unlike(head.id, walked, Head(head.audit_sequence, bytes(head.audit_head), head.state))

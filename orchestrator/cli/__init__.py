@@ -1,8 +1,8 @@
 """The command line. The only place that wires processes together; each command is imported when it is called.
 
-Whatever is wrong with what a person typed or set ends in one sentence on stderr and exit status 2. Status 1
-means that the command did its work and found something wrong (a broken trail, an unhealthy installation, a
-demo that did not end as scripted).
+A wrong argument or setting ends in one sentence on stderr and exit status 2. Status 1 means that the command
+did its work and found a fault (a broken trail, an unhealthy installation, a demo that did not end as
+scripted).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "token": "records:token",
     "merchants": "records:merchants",
     "checkouts": "checkouts:checkouts",
+    "commands": "command_results:commands",
     "payments": "checkouts:payments",
     "rejected-intents": "rejected_intents:rejected_intents",
     "events": "events:events",

@@ -75,8 +75,8 @@ async def _run(settings: Settings, db: Database, place: Path, *, older_than: flo
     encryptor = Encryptor(settings.secret_keys)
     task.prepare(place)
 
-    def tell(one: Archived) -> None:
-        say(f"{one.file}: {one.checkouts} checkouts, {one.entries} entries")
+    def tell(archived: Archived) -> None:
+        say(f"{archived.file}: {archived.checkouts} checkouts, {archived.entries} entries")
 
     result = await task.run(db, encryptor, place, older_than=older_than, most=size, tell=tell)
     _report(result, place)

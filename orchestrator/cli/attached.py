@@ -86,8 +86,8 @@ async def _connected(
 
 
 async def in_thread(ask: Callable[[], T], seconds: float) -> T:
-    """Return what comes of asking in a thread of its own, which is left behind where it takes longer; raises
-    what it raises.
+    """Return the result of a call in a thread of its own, which is abandoned if it takes longer; raises its
+    error.
     """
     answer: concurrent.futures.Future[T] = concurrent.futures.Future()
 

@@ -34,7 +34,7 @@ SHARE = click.FloatRange(0.0, 1.0)
 )
 @click.option("--faults", type=SHARE, default=0.0, show_default=True, help="Share of calls that break.")
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--shoppers/--no-shoppers", default=True, show_default=True, help="Whether anybody pays.")
+@click.option("--shoppers/--no-shoppers", default=True, show_default=True, help="Whether shoppers pay.")
 @click.option("--think", type=click.FloatRange(0.0, 3600.0), default=1.0, show_default=True, help="Seconds.")
 @click.option(
     "--jitter", type=SHARE, default=0.5, show_default=True, help="More or less, as a share of that."
@@ -123,7 +123,7 @@ def load() -> None:
     type=click.Choice(["whole", "ready"]),
     default="whole",
     show_default=True,
-    help="`ready`: a batch of --orders is handed over as fast as it is taken and processed until it can be paid; nobody pays.",
+    help="`ready`: a batch of --orders is handed over as fast as it is taken and processed until it can be paid; no shopper pays.",
 )
 @click.option(
     "--orders",
@@ -142,7 +142,7 @@ def load() -> None:
     "--seed", type=int, default=1, show_default=True, help="Makes arrivals, latencies and faults repeatable."
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and everything else on stderr."
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and all other output on stderr."
 )
 @click.option(
     "--report",
@@ -155,7 +155,7 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     Orders arrive on a schedule whether or not those before are done, and every time counts from the scheduled
     moment. Shoppers pay, the gateway calls back twice at once, and at the end its books and ours are compared
     to the minor unit: the exit status is 0 only if they agree. The gateway is a light one of its own, in its
-    own process; GATEWAY_URL is not looked at.
+    own process; GATEWAY_URL is not used.
 
     Everything runs in a directory that is removed at the end (TMPDIR says on which disk), with a Postgres
     that waits for the disk. Where ORCHESTRATOR_DATABASE_URL or ORCHESTRATOR_BROKER_URL are set, those servers

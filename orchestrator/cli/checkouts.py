@@ -1,6 +1,6 @@
-"""Looking at checkouts and payments: straight from the database, for whoever operates the installation.
+"""Commands that read checkouts and payments: straight from the database, for operators.
 
-Nothing here shows a session token or a customer. What can be asked of a checkout stands in `commands` and
+Nothing here shows a session token or a customer. Commands that change a checkout are in `commands` and
 `reconcile`.
 """
 
@@ -12,7 +12,7 @@ import click
 
 from orchestrator.cli import commands, imports
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import merchant_id, merchant_names, one, price, table
+from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_names, price, table
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.domain import sentences
@@ -148,7 +148,7 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
         from orchestrator.explain.timeline import timeline  # noqa: PLC0415
         from orchestrator.store import read_model  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         if as_json:
             _say_json(
                 {
@@ -186,6 +186,19 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
                 )
             console.print()
             console.print(shown)
+        if row.commands:
+            shown = table("command", "kind", "by", "requested", "handled", "result")
+            for command in row.commands:
+                shown.add_row(
+                    str(command.id),
+                    command.kind,
+                    command.actor,
+                    f"{command.requested_at:%H:%M:%S}",
+                    f"{command.handled_at:%H:%M:%S}" if command.handled_at else "",
+                    "" if command.result is None else command.result.code,
+                )
+            console.print()
+            console.print(shown)
         entries, _archived = await read_model.trail(db, row.id) or ([], ())
         console.print()
         for archived in row.archived:
@@ -202,14 +215,14 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
 @data_dir
 @click.argument("checkout")
 def explain(*, data_dir: Path, checkout: str) -> int:
-    """Explain one checkout (its id, or its order number): why it is where it is, what comes next, and what
+    """Explain one checkout (its id, or its order number): the reason for its state, what comes next, and what
     you may do.
     """
 
     async def tell(settings: Settings, db: Database) -> int:
         from orchestrator import explain as explanation  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         record = await explanation.gather(db, settings, row.id)
         assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         said = explanation.explain(record)
@@ -243,7 +256,7 @@ def payments() -> None:
 @data_dir
 @click.option(
     "--role",
-    type=click.Choice([one.value for one in Role]),
+    type=click.Choice([role.value for role in Role]),
     help="surplus and unknown: money that belongs to no order.",
 )
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
@@ -295,7 +308,7 @@ def list_payments(
 
 
 def _amounts(payment: Any) -> list[Text]:
-    """Return a payment's amounts as cells; one that cannot be read stands as the gateway wrote it."""
+    """Return a payment's amounts as cells; an unreadable amount is the gateway's text."""
     from rich.text import Text  # noqa: PLC0415
 
     from orchestrator.domain import money  # noqa: PLC0415

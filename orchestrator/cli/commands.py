@@ -1,25 +1,23 @@
-"""Asking for something to be done with a checkout: cancel, reopen, capture, refund, release, retry, resolve.
+"""Commands on a checkout: cancel, reopen, capture, refund, release, retry, resolve.
 
 Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit
-status 1 means that it was refused, or not answered within the time that one was willing to wait; it stands
-all the same.
+status 1 means that it was refused, or not answered within the time to wait; it stays stored all the same.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, one, price
+from orchestrator.cli.command_results import exit_status, say_result, until_finished, wait_option
+from orchestrator.cli.lookup import ACTOR, Span, find_checkout, price
 from orchestrator.cli.output import say
-from orchestrator.domain.records import OPEN_OPERATIONS, CommandKind, Decision, OperationState
+from orchestrator.domain.command_progress import CommandState
+from orchestrator.domain.records import CommandKind, Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from pathlib import Path
     from uuid import UUID
 
@@ -28,36 +26,25 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 WAIT: Final = 30.0
-"""Seconds that a command waits for its answer unless told otherwise."""
-_PAUSE: Final = 0.25
+"""Seconds that a command waits for its answer unless an option sets it."""
 _KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
 _checkout = click.argument("checkout")
 _reason = click.option("--reason", help="Why; stands in the audit trail.")
-_amount = click.option(
-    "--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency; without it all that is left."
+_amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
+_everything = click.option(
+    "--all", "everything", is_flag=True, help="All that is left, instead of an amount."
 )
 _transaction = click.option(
     "--transaction", metavar="ID", help="Another transaction than the one that pays the checkout."
 )
 
 
-def _wait(default: float = WAIT) -> Callable[[Any], Any]:
-    return click.option(
-        "--wait",
-        type=click.FloatRange(0, 86_400),
-        default=default,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long to wait for the result.",
-    )
-
-
 @click.command(short_help="Cancel one checkout, unless its money is there already.")
 @data_dir
 @_checkout
 @_reason
-@_wait(0.0)
+@wait_option(0.0)
 def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Cancel one checkout (its id, or its order number), unless its money is there already."""
     return _ask(data_dir, checkout, CommandKind.CANCEL, reason=reason, wait=wait)
@@ -73,7 +60,7 @@ def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) ->
     help="The new deadline: 30m, 2h; without it that of the order.",
 )
 @_reason
-@_wait()
+@wait_option(WAIT)
 def reopen(
     *, data_dir: Path, checkout: str, expires_in: float | None, reason: str | None, wait: float
 ) -> int:
@@ -81,58 +68,62 @@ def reopen(
     return _ask(data_dir, checkout, CommandKind.REOPEN, reason=reason, wait=wait, expires_in=expires_in)
 
 
-@click.command(short_help="Capture reserved money, all or a part.")
+@click.command(short_help="Capture reserved money: --amount, or --all.")
 @data_dir
 @_checkout
 @_amount
+@_everything
 @_transaction
 @_reason
-@_wait()
+@wait_option(WAIT)
 def capture(
     *,
     data_dir: Path,
     checkout: str,
     amount: str | None,
+    everything: bool,
     transaction: str | None,
     reason: str | None,
     wait: float,
 ) -> int:
-    """Capture reserved money of a paid checkout: all that is left, or an amount."""
+    """Capture reserved money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(
         data_dir,
         checkout,
         CommandKind.CAPTURE,
         reason=reason,
         wait=wait,
-        amount=amount,
+        amount=_stated(amount, everything=everything),
         transaction=transaction,
     )
 
 
-@click.command(short_help="Refund captured money, all or a part.")
+@click.command(short_help="Refund captured money: --amount, or --all.")
 @data_dir
 @_checkout
 @_amount
+@_everything
 @_transaction
 @_reason
-@_wait()
+@wait_option(WAIT)
 def refund(
     *,
     data_dir: Path,
     checkout: str,
     amount: str | None,
+    everything: bool,
     transaction: str | None,
     reason: str | None,
     wait: float,
 ) -> int:
-    """Refund captured money of a paid checkout: all that is left, or an amount."""
+    """Refund captured money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(
         data_dir,
         checkout,
         CommandKind.REFUND,
         reason=reason,
         wait=wait,
-        amount=amount,
+        amount=_stated(amount, everything=everything),
         transaction=transaction,
     )
 
@@ -142,7 +133,7 @@ def refund(
 @_checkout
 @_transaction
 @_reason
-@_wait()
+@wait_option(WAIT)
 def release(
     *, data_dir: Path, checkout: str, transaction: str | None, reason: str | None, wait: float
 ) -> int:
@@ -154,7 +145,7 @@ def release(
 @data_dir
 @_checkout
 @_reason
-@_wait()
+@wait_option(WAIT)
 def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Try at once what waits for its next try, however often it has failed."""
     return _ask(data_dir, checkout, CommandKind.RETRY, reason=reason, wait=wait)
@@ -163,12 +154,19 @@ def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> 
 @click.command(short_help="Decide what waits for a person: keep, return or dismiss.")
 @data_dir
 @_checkout
-@click.argument("decision", type=click.Choice([one.value for one in Decision]))
+@click.argument("decision", type=click.Choice([choice.value for choice in Decision]))
 @_reason
-@_wait()
+@wait_option(WAIT)
 def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
     """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
     return _ask(data_dir, checkout, CommandKind.RESOLVE, reason=reason, wait=wait, decision=decision)
+
+
+def _stated(amount: str | None, *, everything: bool) -> str | None:
+    """Return the amount that was named; None for all that is left, which must be said."""
+    if everything == (amount is not None):
+        raise click.UsageError("say how much: --amount 10.00, or --all for all that is left, and not both")
+    return amount
 
 
 COMMANDS: Final = (cancel, reopen, capture, refund, release, retry, resolve)
@@ -191,7 +189,7 @@ def _ask(
         from orchestrator.domain import command_rules  # noqa: PLC0415
         from orchestrator.store import inbox  # noqa: PLC0415
 
-        row = await one(db, checkout)
+        row = await find_checkout(db, checkout)
         view = await inbox.checkout_view(db, row.id)
         assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         command_request = _command_request(view, kind, amount, wanted)
@@ -258,62 +256,19 @@ def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, s
 
 
 async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) -> int:
-    """Wait until a worker has carried it out, and say what came of it; 1 if that is not what was asked for,
-    or not known.
+    """Wait until a worker has executed it, and print the result; 1 if that differs from the request, or is
+    unknown.
     """
-    until = time.monotonic() + wait
-    while True:
-        rows = await db.read(_result(), {"id": command})
-        status = _told(rows)
-        if status is not None:
-            return status
-        if time.monotonic() >= until:
-            taken = (
-                "is carried out still"
-                if rows[0].handled_at is not None
-                else "has not been taken up by a worker yet"
-            )
-            say(
-                f"The command {taken} after {wait:g} s. It stands: `orchestrator checkouts explain {checkout}` says how far it is.",
-                err=True,
-            )
-            return 1
-        await asyncio.sleep(_PAUSE)
-
-
-def _told(rows: Sequence[Any]) -> int | None:
-    """Say what came of a command, once that is known; return the exit status."""
-    from orchestrator.domain import command_result, sentences  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.columns import coded  # noqa: PLC0415
-
-    result = coded(rows[0], "result")["result"]
-    if rows[0].handled_at is None or result is None:
-        return None
-    if result.refused:
-        say(f"Refused: {sentences.of(result)}", err=True)
-        return 1
-    begun = [row for row in rows if row.state is not None]
-    if not begun:
-        say(f"Done: {sentences.of(result)}" if result.code in command_result.DONE else "Accepted.")
-        return 0
-    if any(row.state in OPEN_OPERATIONS for row in begun):
-        return None
-    for row in begun:
-        what = f"the {row.kind} of {price(row.amount, row.currency)} on transaction {row.transaction_id}"
-        if row.state == OperationState.SUCCEEDED:
-            say(f"Done: {what}.")
-        else:
-            why = sentences.or_none(coded(row, "last_error")["last_error"])
-            say(f"Refused by the gateway: {what} ({why or 'no reason was given'}).", err=True)
-    return int(any(row.state == OperationState.REJECTED for row in begun))
-
-
-def _result() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
-
-    return text("""
-        SELECT k.handled_at, k.result, k.result_details, o.state, o.kind, o.amount, o.currency, o.transaction_id,
-               o.last_error, o.last_error_details
-          FROM commands k LEFT JOIN money_operations o ON o.checkout_id = k.checkout_id AND o.command_id = k.id
-         WHERE k.id = :id ORDER BY o.requested_at, o.id
-    """)
+    found = await until_finished(db, command, wait)
+    assert found is not None  # noqa: S101 - it was stored a moment ago
+    if found.finished:
+        say_result(found)
+    else:
+        pending = found.state is CommandState.PENDING
+        taken = "was not executed by a worker yet" if pending else "is still being executed"
+        say(
+            f"The command {taken} after {wait:g} s. It stands: `orchestrator commands show {command} --wait 60` waits for it, "
+            f"and `orchestrator checkouts explain {checkout}` says how far the checkout is.",
+            err=True,
+        )
+    return exit_status(found)

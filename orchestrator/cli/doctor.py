@@ -1,9 +1,9 @@
 """Check the installation, as `orchestrator doctor` prints it.
 
-Each check is a line: what was checked, what was found, and what to do about a fault.
+Each check is a line: what was checked, the result, and how to fix a fault.
 
-`doctor worker`, `doctor scheduler` and `doctor deliverer` are health checks for containers: they look for the
-heartbeat of that process on this very host in Postgres, because a live process proves nothing.
+`doctor worker`, `doctor scheduler` and `doctor deliverer` are health checks for containers: they read the
+heartbeat of that process on this very host from Postgres, because a live process proves nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DRIFT: Final = 5.0
 BROKER_TIMEOUT: Final = 15.0
 DATABASE_TIMEOUT: Final = 5.0
 """Seconds that Postgres gets for the first answer, and for the first write."""
-SECOND_LOOK: Final = 10.0
+SECOND_CHECK_AFTER: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
 OLDEST_POSTGRES: Final = 15
 
@@ -73,7 +73,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
         if stopped:
             option = "" if str(data_dir) == DATA_DIR else f" --data-dir {data_dir}"
             report.ill(
-                "up", f"it is not running: `orchestrator up{option}` starts it and goes on with what is open"
+                "up", f"it is not running: `orchestrator up{option}` starts it and continues open work"
             )
         asyncio.run(_examine(settings, report, stopped=stopped))
     if report.problems:
@@ -96,7 +96,7 @@ async def _heartbeat(db: Database, kind: str) -> int:
     )
     age = rows[0].age
     if age is None or age > SEEN_WITHIN:
-        found = "none was ever heard of" if age is None else f"the last one was {age:.0f} s ago"
+        found = "none was ever seen" if age is None else f"the last one was {age:.0f} s ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
         return 1
     say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
@@ -269,8 +269,8 @@ async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
 
 
 async def _months(db: Database, report: _Report) -> None:
-    """Look how far ahead the trail has months: without one its entries go where they cannot be dropped by the
-    month.
+    """Check how far ahead the trail has months: without a month its entries go where they cannot be dropped
+    by the month.
     """
     from datetime import timedelta  # noqa: PLC0415
 
@@ -354,9 +354,9 @@ async def _events(db: Database, report: _Report, *, stopped: bool) -> None:
 
 
 async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
-    """Say what has waited for too long.
+    """Report what has waited for too long.
 
-    After a quiet hour the first order looks like it for a moment, and is looked at twice.
+    After a quiet hour the first order seems stuck for a moment, and is checked twice.
     """
     from orchestrator.store import readiness  # noqa: PLC0415
 
@@ -364,7 +364,7 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
         return f"{found.overdue} checkouts are overdue by more than {readiness.OVERDUE:.0f} s, and no sweep has found them"
     if found.untouched:
         return f"{found.untouched} checkouts have waited for more than {readiness.OVERDUE:.0f} s without a first step"
-    end = time.monotonic() + SECOND_LOOK
+    end = time.monotonic() + SECOND_CHECK_AFTER
     while found.suspicious:
         if time.monotonic() > end:
             since = "ever" if found.progressed is None else f"for {found.progressed:.0f} s"
@@ -390,14 +390,14 @@ def _public_address_for(gateways: Sequence[str | None], settings: Settings, repo
 
 
 async def _lookups(db: Database, report: _Report) -> None:
-    """Tell of lookups that wait for their turn: where callbacks get lost, paid orders may be among them."""
+    """Report lookups that wait for their slot: where callbacks get lost, paid orders may be among them."""
     from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
 
     queues = await lookup_budget.queues(db)
-    for one in queues:
-        report.ill("lookups", one.told)
+    for queue in queues:
+        report.ill("lookups", queue.summary)
     if not queues:
-        report.well("lookups", "none waits for its turn")
+        report.well("lookups", "none waits")
 
 
 async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
@@ -412,26 +412,28 @@ async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
         report.ill("merchants", str(error))
         return
     async with Gateway(settings) as gateway:
-        for one in everyone:
-            if one.disabled:
+        for merchant in everyone:
+            if merchant.disabled:
                 continue
-            if not one.account.url:
-                report.ill("gateway", f"merchant {one.name} has no gateway: set ORCHESTRATOR_GATEWAY_URL")
+            if not merchant.account.url:
+                report.ill(
+                    "gateway", f"merchant {merchant.name} has no gateway: set ORCHESTRATOR_GATEWAY_URL"
+                )
                 continue
             began = time.monotonic()
-            outcome = await gateway.authenticate(one.account)
+            outcome = await gateway.authenticate(merchant.account)
             if isinstance(outcome, Done):
                 took = (time.monotonic() - began) * 1000
                 report.well(
                     "gateway",
-                    f"the credentials of merchant {one.name} are accepted by {one.account.url} in {took:.0f} ms",
+                    f"the credentials of merchant {merchant.name} are accepted by {merchant.account.url} in {took:.0f} ms",
                 )
             else:
                 why = outcome.reason
                 if isinstance(outcome, Refused | Unauthorized):
-                    said = f"the credentials of merchant {one.name} are refused by {one.account.url} ({why}): check the user name and the password"
+                    said = f"the credentials of merchant {merchant.name} are refused by {merchant.account.url} ({why}): check the user name and the password"
                 else:
-                    said = f"the gateway of merchant {one.name} is unavailable at {one.account.url} ({why}): check the URL, and the way to it"
+                    said = f"the gateway of merchant {merchant.name} is unavailable at {merchant.account.url} ({why}): check the URL, and the way to it"
                 report.ill("gateway", said)
 
 
@@ -457,8 +459,8 @@ async def _broker(settings: Settings, report: _Report) -> None:
 
 
 async def _circuit_open(settings: Settings, report: _Report) -> None:
-    """Name the gateways that the workers leave alone at this moment; where Redis is away, each worker knows
-    only for itself.
+    """Name the gateways whose circuit is open in the workers; where Redis is away, each worker has its own
+    state.
     """
     from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import merchant_id, one, table
+from orchestrator.cli.lookup import find_checkout, merchant_id, table
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.domain.events import EventType
 
@@ -28,7 +28,7 @@ INTERVAL: Final = 0.2
 MOST: Final = 500
 """Events of a merchant that `follow` reads at once."""
 NEWCOMERS: Final = 25
-"""Queries after which `follow` asks for merchants that were added."""
+"""Queries after which `follow` reads the list of merchants again."""
 _SAID: Final = frozenset({"checkoutId", "orderId", "state", "money"})
 """Of an event's data, what its line says already, or what the checkout shows as well."""
 
@@ -84,7 +84,7 @@ def list_events(
 
         wanted = frozenset(kinds) or None
         if checkout is not None:
-            rows = await feeds.history(db, (await one(db, checkout)).id, limit=limit, kinds=wanted)
+            rows = await feeds.history(db, (await find_checkout(db, checkout)).id, limit=limit, kinds=wanted)
             rows = [row for row in rows if after == 0 or (row.position or 0) > after]
         else:
             rows = await _of_feed(db, merchant, after=after, limit=limit, kinds=wanted)
@@ -166,7 +166,7 @@ def follow_events(
 
 
 async def _coming(db: Database, only: int | None, *, after: int | None) -> AsyncIterator[StoredEvent]:
-    """Give events as they come: of all merchants, or of one after a position of its feed."""
+    """Give events as they come: of all merchants, or of one merchant after a position of its feed."""
     from orchestrator.store import events as feeds  # noqa: PLC0415
 
     names: dict[int, str] = {}
@@ -188,8 +188,8 @@ async def _coming(db: Database, only: int | None, *, after: int | None) -> Async
 
 
 def _say_json(row: StoredEvent, *, full: bool) -> None:
-    """Print an event's document; on stderr that there is none, where a version that this one does not know
-    has written it.
+    """Print an event's document; a note on stderr where another version wrote an event that this version
+    cannot show.
     """
     import msgspec  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ import click
 
 NAME: Final = "checkout-orchestrator[devkit]"
 _PACKAGES: Final = ("httpx_aiohttp", "jinja2", "psutil")
-"""What the modules of `orchestrator.devkit` import. The wheels of the embedded servers are looked for where a
+"""What the modules of `orchestrator.devkit` import. The wheels of the embedded servers are checked where a
 server is started."""
 
 

@@ -1,5 +1,5 @@
-"""What the commands about checkouts share: finding one by id or order number, time spans, tables
-and amounts.
+"""What the commands about checkouts share: a checkout by id or order number, time spans, tables and
+amounts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ACTOR: Final = "operator:command-line"
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
 _AMOUNTS: Final = frozenset({"amount", "held", "reserved", "captured", "refunded", "charged back"})
-_WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation"})
+_WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation", "command"})
 """What is copied from a table must not be folded."""
 
 
 class Span(click.ParamType[float]):
-    """A time span such as 90m, 24h or 7d, as seconds; at most a year, or as long as it is told."""
+    """A time span such as 90m, 24h or 7d, as seconds; at most a year, or a given maximum."""
 
     name = "span"
 
@@ -45,7 +45,7 @@ class Span(click.ParamType[float]):
         return float(seconds)
 
 
-async def one(db: Database, wanted: str) -> CheckoutRecord:
+async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id,
     too).
     """

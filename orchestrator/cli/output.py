@@ -1,5 +1,4 @@
-"""The one way out of every command: what it prints, so that no text from outside can steer a terminal or fake
-a line.
+"""All output of the commands, so that no text from outside can control a terminal or fake a line.
 
 A line is one line: control characters, escape sequences and bidirectional controls in it become U+FFFD.
 Tables come from `printer`, to which a `str` is text and never markup. A document of JSON keeps its content,
@@ -24,7 +23,7 @@ _FILE_WIDTH: Final = 250
 
 
 def say(line: object = "", *, err: bool = False, lead: str = "") -> None:
-    """Print one line; `lead` is a styled word of our own in front of it."""
+    """Print one line; `lead` is a fixed word with a style in front of it."""
     click.echo(lead + neutralised(str(line)), err=err)
 
 

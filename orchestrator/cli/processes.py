@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.up import Options, Up
 
 _TIMEOUT: Final = 5.0
-"""Seconds that a start waits for Postgres, for what it need not know."""
+"""Seconds that a start waits for Postgres, for facts that it can do without."""
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -77,7 +77,7 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
-    """Return the terminal of a command that starts processes; `aside`: it speaks on stderr."""
+    """Return the terminal of a command that starts processes; `aside`: it writes to stderr."""
     from orchestrator.devkit.local.terminal import Terminal  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
@@ -163,7 +163,7 @@ def _greet(up: Up) -> None:
     terminal.say(
         Text.assemble(
             ("The orchestrator is up.", "bold green"),
-            " Ctrl-C ends it; what is open goes on with the next start.",
+            " Ctrl-C ends it; open work continues with the next start.",
         )
     )
     terminal.facts(*rows)
@@ -240,7 +240,7 @@ def deliverer() -> int:
 @click.option(
     "--state-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Where it remembers; without one it forgets at its end.",
+    help="Where it stores its data; without it the data is lost at its end.",
 )
 @click.option(
     "--callback-host", "callback_hosts", multiple=True, metavar="HOST",
@@ -329,7 +329,7 @@ def _check_listening(host: str, port: int) -> None:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise click.UsageError(
-            f"--host {host!r} is no address and no name that this machine can look up "
+            f"--host {host!r} is no address and no name that this machine can read up "
             f"({getattr(error, 'strerror', None) or error}): give an address such as 127.0.0.1 or 0.0.0.0"
         ) from None
     for family, kind, protocol, _, address in found:
@@ -346,10 +346,9 @@ def _check_listening(host: str, port: int) -> None:
 
 
 def _check_clock(settings: Any) -> None:
-    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a network of one's
-    own.
+    """Refuse a clock that tests have moved, unless every gateway is on this machine or in a private network.
 
-    While Postgres is out of reach nothing is known, and the process starts; `doctor` says it, too.
+    While Postgres is out of reach the clock is unknown, and the process starts; `doctor` reports it, too.
     """
     import asyncio  # noqa: PLC0415
 
@@ -364,7 +363,7 @@ def _check_clock(settings: Any) -> None:
         "SELECT (SELECT seconds FROM clock_skew) AS seconds, array(SELECT gateway_url FROM merchants) AS gateways"
     )
 
-    async def look() -> Any:
+    async def read() -> Any:
         async with (
             asyncio.timeout(_TIMEOUT),
             Database(settings.need("database_url"), pool_size=1, name="orchestrator-start") as db,
@@ -372,7 +371,7 @@ def _check_clock(settings: Any) -> None:
             return (await db.read(asked))[0]
 
     try:
-        found = asyncio.run(look())
+        found = asyncio.run(read())
     except (SQLAlchemyError, OSError, TimeoutError):
         return
     if found.seconds and not all(is_local(url) for url in (settings.gateway_url, *found.gateways) if url):

@@ -1,7 +1,7 @@
 """What is wrong with PUBLIC_URL beside a real gateway, in sentences, without a request.
 
 The gateway calls from the internet and on ports 80 and 443 only. A gateway on this machine or in this network
-(the sandbox) reaches what a real one cannot, and nothing is said then.
+(the sandbox) reaches addresses that a real one cannot, and then nothing is reported.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _INNER_NAMES: Final = (
     "test",
     "invalid",
 )
-"""Top of names that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for networks of
-one's own."""
+"""Top-level names that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for private
+networks."""
 _DEFAULT: Final = {"http": 80, "https": 443}
 
 
 def faults(public_url: str, gateways: Iterable[str | None]) -> list[str]:
-    """Return what keeps a real gateway from our callbacks, each with what to do; nothing where no gateway of
-    these is a real one.
+    """Return what keeps a real gateway from our callbacks, each with the remedy; nothing where none of these
+    gateways is a real one.
     """
     real = sorted({url for url in gateways if url and not _is_inner(_host(url))})
     return list(_faults(public_url)) if real else []
 
 
 def is_local(url: str) -> bool:
-    """Say whether a URL leads to this machine or to a network of one's own: loopback, private addresses,
-    names without a dot.
+    """Return whether a URL leads to this machine or to a private network: loopback, private addresses, names
+    without a dot.
     """
     return _is_inner(_host(url))
 

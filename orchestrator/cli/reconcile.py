@@ -1,7 +1,7 @@
-"""Having the gateway asked about many checkouts: some by name, or all of a period.
+"""Lookups of many checkouts: some by name, or all of a period.
 
-They are asked for in lists, a few lists at a time; how fast they are answered is up to the workers and each
-merchant's budget of lookups. What is told at the end is what changed between the asking and the answer.
+They are requested in lists, a few lists at a time; workers and each merchant's budget of lookups decide how
+fast they are answered. The output at the end is what changed between request and answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uuid import UUID
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, merchant_id, one, table
+from orchestrator.cli.lookup import ACTOR, Span, find_checkout, merchant_id, table
 from orchestrator.cli.output import printer, say
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
@@ -37,13 +37,13 @@ OUTSTANDING: Final = 5 * SIZE
 """Checkouts that may wait for their answer before more are asked for."""
 _PAUSE: Final = 0.25
 _BETWEEN: Final = 1.0
-"""Seconds between two lists where nobody waits for the answers."""
+"""Seconds between two lists where the command does not wait for the answers."""
 _LINE_EVERY: Final = 5.0
 _SLACK: Final = 600.0
-"""Seconds by which the clock of whoever made an id may differ from Postgres's."""
+"""Seconds by which the clock of the process that made an id may differ from Postgres's."""
 
 
-@click.command(short_help="Have the gateway asked about checkouts: some, or all of a period.")
+@click.command(short_help="Look checkouts up at the gateway: some, or all of a period.")
 @data_dir
 @click.argument("checkouts", nargs=-1)
 @click.option(
@@ -75,7 +75,7 @@ def reconcile(
 
         encryptor = Encryptor(settings.secret_keys)
         if since is None:
-            rows = [await one(db, name) for name in dict.fromkeys(checkouts)]
+            rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
             return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, timeout=timeout)
         period = await _period(db, since, merchant)
         (counted,) = await db.read(_count(), period)
@@ -109,7 +109,7 @@ class _Tally:
     heard_at: float = field(default_factory=time.monotonic)
 
     def note(self, row: Any) -> None:
-        """Take one answer."""
+        """Record one answer."""
         before, after = self.waiting.pop(row.id), _stand(row)
         self.heard_at = time.monotonic()
         if row.result in REFUSED:
@@ -144,7 +144,7 @@ async def _reconcile(
     if wait and not answered:
         say(
             f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
-            "(`orchestrator doctor`)? What was asked for stands.",
+            "(`orchestrator doctor`)? The requests stay stored.",
             err=True,
         )
     return int(wait and not answered)
@@ -190,8 +190,8 @@ async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
 
 
 async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
-    """Yield the checkouts of a period, the oldest first; each page begins behind the last id of the one
-    before.
+    """Yield the checkouts of a period, the oldest first; each page begins after the last id of the previous
+    page.
     """
     after = period["after"]
     while rows := await db.read(_page(), {**period, "after": after, "most": SIZE}):

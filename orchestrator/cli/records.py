@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.store.merchants import Merchants
 
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST_LIFE: Final = 366 * 86400
+_LONGEST_LIFETIME: Final = 366 * 86400
 _TIMEOUT: Final = 3.0
 """Seconds for what is only a courtesy."""
 
@@ -35,7 +35,7 @@ class _Lifetime(click.ParamType[float]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         found = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value).strip())
         seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-        if not 1 <= seconds <= _LONGEST_LIFE:
+        if not 1 <= seconds <= _LONGEST_LIFETIME:
             self.fail(f"{value!r} is not a duration such as 15m, 12h or 30d, of at most a year", param, ctx)
         return float(seconds)
 
@@ -106,7 +106,7 @@ async def _is_unknown(url: str, merchant: str) -> bool:
 
 @click.group(short_help="Merchants with gateway accounts of their own.")
 def merchants() -> None:
-    """Merchants with gateway accounts of their own; `default` is the one in the settings."""
+    """Merchants with gateway accounts of their own; `default` is the account in the settings."""
 
 
 @merchants.command("list")
@@ -123,16 +123,16 @@ def list_merchants(*, data_dir: Path) -> int:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
         for column in ("id", "name", "state", "gateway", "user name", "secrets", "policies"):
             table.add_column(column, overflow="fold")
-        for one in await _merchants(settings, db).everyone():
-            state = Text("disabled", "red") if one.disabled else Text("enabled", "green")
+        for merchant in await _merchants(settings, db).everyone():
+            state = Text("disabled", "red") if merchant.disabled else Text("enabled", "green")
             table.add_row(
-                str(one.id),
-                one.name,
+                str(merchant.id),
+                merchant.name,
                 state,
-                one.account.url or "not set",
-                one.account.username or "not set",
-                str(len(one.callback_secrets)),
-                " ".join(f"{name}={getattr(one.policies, name)}" for name in POLICIES),
+                merchant.account.url or "not set",
+                merchant.account.username or "not set",
+                str(len(merchant.callback_secrets)),
+                " ".join(f"{name}={getattr(merchant.policies, name)}" for name in POLICIES),
             )
         printer().print(table)
         return 0
@@ -157,7 +157,7 @@ def add(*, data_dir: Path, name: str, gateway_url: str, merchant_api_url: str | 
         raise click.UsageError(
             f"the name {name!r} must be 1 to 63 small letters, digits, dots, hyphens or underscores"
         )
-    # What is wrong with a URL by itself is said before a password is asked for.
+    # A wrong URL is reported before the password is entered.
     gateway = _url("--gateway-url", gateway_url)
     merchant_api = None if merchant_api_url is None else _url("--merchant-api-url", merchant_api_url)
     password, secret = _asked("Password of the API user"), _asked("Callback secret (empty: none)", empty=True)
@@ -217,8 +217,8 @@ def set_policies(*, data_dir: Path, name: str, policies: tuple[str, ...]) -> int
 @click.argument("name")
 @click.option("--password-stdin", is_flag=True, help="Read it as one line from standard input.")
 def password(*, data_dir: Path, name: str, password_stdin: bool) -> int:
-    """Change the password of a merchant's API user at the gateway; it is asked for, or read from standard
-    input.
+    """Change the password of a merchant's API user at the gateway; it is typed, or read from
+    standard input.
     """
     given = _asked("Password of the API user", prompt=not password_stdin)
     return _change(
@@ -243,10 +243,10 @@ def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> in
     given: list[str] = []
     while not none:
         what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
-        one = _asked(what, empty=bool(given), prompt=not secrets_stdin)
-        if not one:
+        secret = _asked(what, empty=bool(given), prompt=not secrets_stdin)
+        if not secret:
             break
-        given.append(one)
+        given.append(secret)
     return _change(
         data_dir,
         name,
@@ -259,9 +259,9 @@ def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> in
 @data_dir
 @click.argument("name")
 def url(*, data_dir: Path, name: str) -> int:
-    """Print where a merchant's terminals may send what names no checkout.
+    """Print the address to which a merchant's terminals may send what names no checkout.
 
-    Whoever knows this address can call it.
+    Anyone who has this address can call it.
     """
 
     async def show(settings: Settings, db: Database) -> int:
@@ -306,7 +306,7 @@ def _change(
     *,
     then: Callable[[Database], Awaitable[None]] | None = None,
 ) -> int:
-    """Change one merchant, do what follows from it, and say so."""
+    """Change one merchant, run what follows from it, and print the result."""
 
     async def write(settings: Settings, db: Database) -> int:
         from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415

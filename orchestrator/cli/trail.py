@@ -32,8 +32,8 @@ def audit() -> None:
     help="Verify this file alone, with the secret keys and without a database.",
 )
 def verify(*, data_dir: Path, file: Path | None) -> int:
-    """Walk every chain, every seal and the chain of archives, or one archive's file; exit 1 and name what
-    does not hold.
+    """Verify every chain, every seal and the chain of archives, or one archive's file; exit 1 and name each
+    fault.
     """
     return on_database(data_dir, _verify) if file is None else _verify_file(data_dir, file)
 

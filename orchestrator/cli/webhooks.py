@@ -1,6 +1,4 @@
-"""Webhooks for whoever operates the installation, straight from the database; the API has the same for
-merchants.
-"""
+"""Webhooks for operators, straight from the database; the API has the same for merchants."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
 WAIT: Final = 20.0
 """Seconds that `test` waits for what came of it."""
-_LOOK: Final = 0.2
+_POLL: Final = 0.2
 
 _merchant = click.option(
     "--merchant", metavar="NAME", default="default", show_default=True, help="Whose webhook it is."
@@ -54,20 +52,24 @@ def list_webhooks(*, data_dir: Path, merchant: str) -> int:
         shown = table(
             "id", "status", "url", "types", "content", "waiting", "since", "delivered", "failing since"
         )
-        for one in await stored.page(
+        for endpoint in await stored.page(
             db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
         ):
-            status = one.status if one.pause_reason is None else f"{one.status} ({one.pause_reason})"
+            status = (
+                endpoint.status
+                if endpoint.pause_reason is None
+                else f"{endpoint.status} ({endpoint.pause_reason})"
+            )
             shown.add_row(
-                str(one.id),
+                str(endpoint.id),
                 status,
-                one.url.partition("?")[0],
-                "all" if one.kinds is None else " ".join(one.kinds),
-                one.content,
-                str(one.waiting),
-                _moment(one.waiting_since),
-                _moment(one.delivered_at),
-                _moment(one.failing_since),
+                endpoint.url.partition("?")[0],
+                "all" if endpoint.kinds is None else " ".join(endpoint.kinds),
+                endpoint.content,
+                str(endpoint.waiting),
+                _moment(endpoint.waiting_since),
+                _moment(endpoint.delivered_at),
+                _moment(endpoint.failing_since),
             )
         printer().print(shown)
         return 0
@@ -126,7 +128,7 @@ def pause(*, data_dir: Path, merchant: str, webhook: str) -> int:
         merchant,
         webhook,
         what="paused",
-        change=lambda stored, db, one: stored.pause(db, one.id, "asked"),
+        change=lambda stored, db, endpoint: stored.pause(db, endpoint.id, "asked"),
     )
 
 
@@ -141,7 +143,7 @@ def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
         merchant,
         webhook,
         what="resumed",
-        change=lambda stored, db, one: stored.resume(db, one.id, merchant_id=one.merchant_id),
+        change=lambda stored, db, endpoint: stored.resume(db, endpoint.id, merchant_id=endpoint.merchant_id),
     )
 
 
@@ -157,7 +159,7 @@ def delete(*, data_dir: Path, merchant: str, webhook: str) -> int:
         merchant,
         webhook,
         what="deleted",
-        change=lambda stored, db, one: stored.delete(db, one.id, merchant_id=one.merchant_id),
+        change=lambda stored, db, endpoint: stored.delete(db, endpoint.id, merchant_id=endpoint.merchant_id),
     )
 
 
@@ -176,13 +178,13 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
         from orchestrator.delivery import signature  # noqa: PLC0415
         from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-        one = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         secret = signature.new_secret()
         await stored.rotate(
             db,
             Encryptor(settings.secret_keys),
-            one.id,
-            merchant_id=one.merchant_id,
+            endpoint.id,
+            merchant_id=endpoint.merchant_id,
             secret=secret,
             overlap=overlap,
         )
@@ -203,18 +205,18 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        one = await _one(db, merchant, webhook)
-        test = await deliveries.test(db, one.id)
+        endpoint = await _find(db, merchant, webhook)
+        test = await deliveries.test(db, endpoint.id)
         encryptor = Encryptor(settings.secret_keys)
         try:
             async with asyncio.timeout(WAIT):
                 while True:
                     found = await deliveries.attempts(
-                        db, encryptor, one.id, before=None, limit=1, checkout=test
+                        db, encryptor, endpoint.id, before=None, limit=1, checkout=test
                     )
                     if found:
                         break
-                    await asyncio.sleep(_LOOK)
+                    await asyncio.sleep(_POLL)
         except TimeoutError:
             say(
                 f"nothing has come of it within {WAIT:.0f} s: does a deliverer run (`orchestrator doctor`)?",
@@ -246,7 +248,7 @@ def replay(
     async def work(_: Settings, db: Database) -> int:
         from orchestrator.store import replays  # noqa: PLC0415
 
-        one = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         if event is not None:
             checkout, number = event.rpartition("-")[::2]
             found = uuid_of(checkout)
@@ -255,15 +257,19 @@ def replay(
                     f"{event!r} is no id of an event: it ends in a hyphen and its sequence"
                 )
             count = await replays.event(
-                db, one.id, merchant_id=one.merchant_id, checkout=found, sequence=int(number[:9])
+                db, endpoint.id, merchant_id=endpoint.merchant_id, checkout=found, sequence=int(number[:9])
             )
         elif last is not None:
             now = datetime.now(UTC)
             count = await replays.period(
-                db, one.id, merchant_id=one.merchant_id, since=now - timedelta(seconds=last), before=now
+                db,
+                endpoint.id,
+                merchant_id=endpoint.merchant_id,
+                since=now - timedelta(seconds=last),
+                before=now,
             )
         else:
-            count = await replays.given_up(db, one.id)
+            count = await replays.given_up(db, endpoint.id)
         say(f"{count} event{'' if count == 1 else 's'} will be sent again")
         return 0
 
@@ -284,14 +290,14 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
         from orchestrator.domain.events import event_id  # noqa: PLC0415
         from orchestrator.store import deliveries  # noqa: PLC0415
 
-        one = await _one(db, merchant, webhook)
+        endpoint = await _find(db, merchant, webhook)
         shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
         number, before = 0, None
         while number < limit:
             rows = await deliveries.attempts(
                 db,
                 Encryptor(settings.secret_keys),
-                one.id,
+                endpoint.id,
                 before=before,
                 limit=limit - number,
                 failed=True if failed else None,
@@ -311,7 +317,7 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
                     answer,
                 )
             number += len(rows)
-            before = await deliveries.scanned_to(db, one.id, before=before) if failed else None
+            before = await deliveries.scanned_to(db, endpoint.id, before=before) if failed else None
             if before is None:
                 break
         printer().print(shown)
@@ -331,21 +337,21 @@ def _changed(
     async def work(_: Settings, db: Database) -> int:
         from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
-        one = await _one(db, merchant, webhook)
-        await change(stored, db, one)
-        say(f"{what} {one.id}")
+        endpoint = await _find(db, merchant, webhook)
+        await change(stored, db, endpoint)
+        say(f"{what} {endpoint.id}")
         return 0
 
     return on_database(data_dir, work)
 
 
-async def _one(db: Database, merchant: str, webhook: str) -> Webhook:
+async def _find(db: Database, merchant: str, webhook: str) -> Webhook:
     from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
     number = uuid_of(webhook)
     found = None
     if number is not None:
-        found = await stored.one(db, number, merchant_id=await merchant_id(db, merchant))
+        found = await stored.by_id(db, number, merchant_id=await merchant_id(db, merchant))
     if found is None:
         raise click.UsageError(
             f"merchant {merchant} has no webhook {webhook!r}: see `orchestrator webhooks list`"

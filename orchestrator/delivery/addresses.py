@@ -1,10 +1,10 @@
-"""Where a delivery may go: which URLs are taken, and which addresses a connection may be opened to.
+"""Where a delivery may go: which URLs are accepted, and which addresses a connection may be opened to.
 
-A URL is judged by its text when it is stored, and again before each use; spellings that programs read
+A URL is checked by its text when it is stored, and again before each use; spellings that programs read
 differently are refused. A name is resolved once for each connection, every address that it has is checked,
 and the connection goes to one of those very addresses. An address is public only if it is known to be:
-special ranges and those that carry another address inside them are refused. The networks of
-`ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS` are allowed whatever they are.
+special ranges and those that contain another address are refused. The networks of
+`ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS` are always allowed.
 """
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ Found = tuple[int, Address]
 
 
 class WebhookUrlRejected(OrchestratorError, ValueError):  # noqa: N818 - named for the fact
-    """A URL that no delivery is sent to; the sentence goes on from "url" and says what it must be."""
+    """A URL that no delivery is sent to; the sentence follows "url" and says what it must be."""
 
 
 class AddressForbidden(OrchestratorError, OSError):  # noqa: N818 - named for the fact
     """A name leads to an address that no delivery may be sent to.
 
-    The address is not told: a merchant must not explore with it.
+    The address is not shown: a merchant must not explore with it.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class AddressForbidden(OrchestratorError, OSError):  # noqa: N818 - named for th
 
 
 class NameUnknown(OrchestratorError, OSError):  # noqa: N818 - named for the fact
-    """A name has no address, or nobody answers for it."""
+    """A name has no address, or no name server answers for it."""
 
     def __init__(self) -> None:
         super().__init__("the host's name was not found")
@@ -113,9 +113,16 @@ class AddressPolicy:
         return bool(self._allowed)
 
     def named(self, address: Address) -> bool:
-        """Say whether the setting names a network with this address, also where IPv6 carries it as IPv4."""
+        """Return whether the setting names a network with this address, also where IPv6 contains it
+        as IPv4.
+        """
         inner = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        return any(one in network for one in (address, inner) if one is not None for network in self._allowed)
+        return any(
+            candidate in network
+            for candidate in (address, inner)
+            if candidate is not None
+            for network in self._allowed
+        )
 
     def permits(self, address: Address) -> bool:
         """Say whether a connection to this address may be opened."""
@@ -123,7 +130,7 @@ class AddressPolicy:
 
 
 def is_public(address: Address) -> bool:
-    """Say whether an address is one of the public network, and carries no other one inside."""
+    """Return whether an address is public, and contains no other one."""
     if isinstance(address, IPv4Address):
         return (
             address.is_global
@@ -138,11 +145,11 @@ def is_public(address: Address) -> bool:
 
 
 def checked_url(url: str, policy: AddressPolicy) -> str:
-    """Return a URL that deliveries may be sent to, as it is; raise `WebhookUrlRejected` with the end of a
+    """Return a URL that deliveries may be sent to, unchanged; raise `WebhookUrlRejected` with the end of a
     sentence otherwise.
 
-    https:// only, and a public host; with allowed networks also http:// and names of one's own, whose
-    addresses are then checked.
+    https:// only, and a public host; with allowed networks also http:// and private names, whose addresses
+    are then checked.
     """
     host, scheme = _parts(url)
     address = _literal(host)
@@ -238,12 +245,12 @@ class Resolver:
         """Return the addresses of a host, all of which are permitted; `named_only`: all of which the setting
         names.
 
-        `AddressForbidden` if a single one is not; `NameUnknown` if there is none.
+        `AddressForbidden` if any is not permitted; `NameUnknown` if there is none.
         """
         key = host.lower(), port
         under_way = self._under_way.get(key)
         if under_way is None:
-            under_way = asyncio.get_running_loop().run_in_executor(self._threads, self._look, host, port)
+            under_way = asyncio.get_running_loop().run_in_executor(self._threads, self._resolve, host, port)
             self._under_way[key] = under_way
             under_way.add_done_callback(lambda _: self._under_way.pop(key, None))
         found = await asyncio.shield(under_way)
@@ -256,7 +263,7 @@ class Resolver:
         if not (self._policy.named(address) if named_only else self._policy.permits(address)):
             raise AddressForbidden
 
-    def _look(self, host: str, port: int) -> list[Found]:
+    def _resolve(self, host: str, port: int) -> list[Found]:
         try:
             rows = self._lookup(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):

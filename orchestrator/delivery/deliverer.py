@@ -1,11 +1,11 @@
-"""The deliverer: takes what is due for each endpoint, as much as it bears, sends it, and writes what came of
-it.
+"""The deliverer: takes due streams of each endpoint, as many as it can handle, sends them, and writes the
+results.
 
 A round takes lists of streams for all endpoints that may be sent something, in one statement, and does not
-wait for what is under way. An endpoint that is slow or fails holds its own deliveries only: each has an
-allowance of its own, may take half of what is left of the process's, and one in any case. A circuit opens
-after ten failures that speak of the endpoint and not of one event, for all deliverers at once; then one probe
-at a time is sent. Nothing here is the only copy of anything: a deliverer that dies leaves leases that end.
+wait for what is under way. A slow or failing endpoint delays its own deliveries only: each has an allowance
+of its own, may take half of what is left of the process's, and always at least one. A circuit opens after ten
+failures that concern the endpoint and not a single event, for all deliverers at once; then one probe at a
+time is sent. A deliverer keeps no data of its own: when it ends, its leases run out.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-LOOK: Final = 1.0
-"""Seconds after which it looks at all endpoints, whatever it was told."""
-LOOK_UNTOLD: Final = 0.05
-"""The same where it hears no notifications."""
+CHECK_EVERY: Final = 1.0
+"""Seconds after which all endpoints are checked, with or without notifications."""
+CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
+"""The same where no notifications arrive."""
 GATHER: Final = 0.004
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
 AWAY: Final = 1.0
@@ -57,7 +57,7 @@ LEASE_MARGIN: Final = 15.0
 TESTS_AT_ONCE: Final = 50
 """Test events that are under way in one process."""
 UNSERVED: Final = 5.0
-"""Seconds after which a test event is looked at again whose endpoint is not served."""
+"""Seconds after which a test event is checked again whose endpoint is not served."""
 LATE: Final = LEASE_MARGIN / 2
 """Seconds after which what was taken is not sent any more: its lease might end before the answer comes."""
 CLEAN_EVERY: Final = 60.0
@@ -75,20 +75,20 @@ class Deliverer:
         self._lanes: dict[UUID, Lane] = {}
         self._by_text: dict[str, Lane] = {}
         self._woken = asyncio.Event()
-        self._refresh_at = self._look_at = self._tests_at = self._clean_at = float("-inf")
+        self._refresh_at = self._check_at = self._tests_at = self._clean_at = float("-inf")
         self._lease = settings.webhook_total_timeout + LEASE_MARGIN
         self._tasks: set[asyncio.Task[None]] = set()
         self._tests: set[asyncio.Task[None]] = set()
-        self._turn = 0
+        self._round = 0
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
             self._write,
-            keys=lambda one: ((one.endpoint_id, one.checkout_id, one.purpose),),
+            keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
             limit=settings.batch_limit,
             name="deliveries",
         )
-        self.told = False
-        """Whether notifications are heard, so that it need not look often."""
+        self.notified = False
+        """Whether notifications arrive, so that checks may be rare."""
         self.delivered = self.failed = 0
 
     @property
@@ -105,11 +105,11 @@ class Deliverer:
         """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about
         them (`*`).
         """
-        lanes = [self._by_text.get(one) for one in said.split()] if said != webhooks.CHANGED else []
+        lanes = [self._by_text.get(text) for text in said.split()] if said != webhooks.CHANGED else []
         if said == webhooks.CHANGED or None in lanes:
             self._refresh_at = float("-inf")
         if not lanes or None in lanes:
-            self._look_at = self._tests_at = float("-inf")
+            self._check_at = self._tests_at = float("-inf")
         for lane in lanes:
             if lane is not None:
                 lane.hot = True
@@ -155,7 +155,7 @@ class Deliverer:
             for lane in self._lanes.values()
             if lane.hot and max(lane.pace.begins_at, lane.open_at) > now
         ]
-        return max(min([self._look_at, *held]) - now, 0.001)
+        return max(min([self._check_at, *held]) - now, 0.001)
 
     async def _finish(self) -> bool:
         """Let what is under way come to its end, within the shutdown's time; give back what does not."""
@@ -177,11 +177,11 @@ class Deliverer:
         if now >= self._refresh_at:
             await self._refresh()
         if self._refresh_at < now:
-            # It was told of a change while it read.
+            # A change was notified during the read.
             await self._refresh()
-        everywhere = now >= self._look_at
+        everywhere = now >= self._check_at
         if everywhere:
-            self._look_at = now + (LOOK if self.told else LOOK_UNTOLD)
+            self._check_at = now + (CHECK_EVERY if self.notified else CHECK_EVERY_WITHOUT_NOTIFICATIONS)
         if now >= self._clean_at:
             self._clean_at = now + CLEAN_EVERY
             await self._clean()
@@ -196,19 +196,19 @@ class Deliverer:
         most = TESTS_AT_ONCE - len(self._tests)
         if now < self._tests_at or most <= 0:
             return 0
-        self._tests_at = now + LOOK
+        self._tests_at = now + CHECK_EVERY
         return self._begin(await deliveries.take_tests(self._db, most=most, seconds=self._lease))
 
     async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
         """Take what is due, and begin to send it; return how many."""
-        for one in wanted:
-            self._lanes[one].hot = False
+        for endpoint_id in wanted:
+            self._lanes[endpoint_id].hot = False
         asked = time.monotonic()
         try:
             found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
         except Exception:
-            for one in wanted:
-                self._lanes[one].hot = True
+            for endpoint_id in wanted:
+                self._lanes[endpoint_id].hot = True
             raise
         if time.monotonic() - asked > LATE:
             _log.warning("deliveries_taken_late", number=len(found))
@@ -216,10 +216,9 @@ class Deliverer:
         counts = dict.fromkeys(wanted, 0)
         for due in found:
             counts[due.endpoint_id] += 1
-        for one, number in counts.items():
-            # Where less was found than could be sent, there is no more, unless something was told of
-            # meanwhile.
-            self._lanes[one].hot |= number >= wanted[one]
+        for endpoint_id, number in counts.items():
+            # Where less was found than could be sent, there is no more, unless a notification came meanwhile.
+            self._lanes[endpoint_id].hot |= number >= wanted[endpoint_id]
         return self._begin(found, probes)
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
@@ -228,79 +227,82 @@ class Deliverer:
         """
         now = time.monotonic()
         lanes = [lane for lane in self._lanes.values() if everywhere or lane.hot]
-        self._turn += 1
-        first = self._turn % max(len(lanes), 1)
+        self._round += 1
+        first = self._round % max(len(lanes), 1)
         room = self._settings.webhook_in_flight - len(self._tasks)
         wanted: dict[UUID, int] = {}
         probes: set[UUID] = set()
         for lane in (*lanes[first:], *lanes[:first]):
-            one = lane.webhook
-            if one.paused_at is not None or now < lane.open_at or lane.probing:
+            webhook = lane.webhook
+            if webhook.paused_at is not None or now < lane.open_at or lane.probing:
                 continue
-            if one.opened:
+            if webhook.opened:
                 if lane.pace.in_flight:
                     continue
-                if not await webhooks.claim_probe(self._db, one.id, seconds=self._lease):
+                if not await webhooks.claim_probe(self._db, webhook.id, seconds=self._lease):
                     # Another deliverer probes it, or nothing is due.
-                    lane.open_at = now + LOOK
+                    lane.open_at = now + CHECK_EVERY
                     continue
-                probes.add(one.id)
+                probes.add(webhook.id)
                 most = 1
             else:
-                # Half of what is left, so that something is left for others; one in any case, so that no
-                # other's hold it.
+                # Half of what is left, so that something is left for others; always one, so that no other
+                # endpoint's deliveries block it.
                 most = min(lane.pace.free(now), max(room // 2, 0 if lane.pace.in_flight else 1))
             if most > 0:
-                wanted[one.id] = most
+                wanted[webhook.id] = most
                 room -= most
         return wanted, probes
 
     async def _refresh(self) -> None:
         """Read all endpoints anew."""
-        # Before it reads: what it is told of meanwhile is read anew.
-        self._refresh_at = time.monotonic() + LOOK
+        # Before the read: a notification during it causes another read.
+        self._refresh_at = time.monotonic() + CHECK_EVERY
         found = await webhooks.served(self._db)
         now = time.monotonic()
         lanes: dict[UUID, Lane] = {}
-        for one in found:
-            lane = self._lanes.get(one.id)
+        for webhook in found:
+            lane = self._lanes.get(webhook.id)
             if lane is None or (lane.webhook.encrypted, lane.webhook.previous) != (
-                one.encrypted,
-                one.previous,
+                webhook.encrypted,
+                webhook.previous,
             ):
                 try:
-                    secrets = one.secrets(self._encryptor)
+                    secrets = webhook.secrets(self._encryptor)
                 except EncryptionError as error:
-                    self._refuse(one, str(error))
+                    self._refuse(webhook, str(error))
                     continue
                 pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
-                lane = lane or Lane(one, secrets, pace, open_at=now)
+                lane = lane or Lane(webhook, secrets, pace, open_at=now)
                 lane.secrets = secrets
-            if lane.webhook.url != one.url and lane.webhook.encrypted == one.encrypted:
-                self._refuse(one, "its secret was made for another URL")
+            if lane.webhook.url != webhook.url and lane.webhook.encrypted == webhook.encrypted:
+                self._refuse(webhook, "its secret was made for another URL")
                 continue
-            lane.webhook, lane.open_at = one, now + max(one.open_for, 0.0)
-            lane.failing = one.failing_since is not None
-            lanes[one.id] = lane
+            resumed = lane.webhook.paused_at is not None and webhook.paused_at is None
+            if resumed or webhook.opened < lane.webhook.opened:
+                lane.pace.restart()
+            lane.webhook, lane.open_at = webhook, now + max(webhook.open_for, 0.0)
+            lane.failing = webhook.failing_since is not None
+            lanes[webhook.id] = lane
         self._lanes = lanes
-        self._by_text = {str(one): lane for one, lane in lanes.items()}
+        self._by_text = {str(endpoint_id): lane for endpoint_id, lane in lanes.items()}
 
-    def _refuse(self, one: Webhook, reason: str) -> None:
+    def _refuse(self, webhook: Webhook, reason: str) -> None:
         """Say once that an endpoint is not served, because its row does not hold."""
-        if one.id not in self._refused:
-            self._refused.add(one.id)
-            _log.error("webhook_unreadable", webhook=str(one.id), reason=reason, security=True)
+        if webhook.id not in self._refused:
+            self._refused.add(webhook.id)
+            _log.error("webhook_unreadable", webhook=str(webhook.id), reason=reason, security=True)
 
     async def _clean(self) -> None:
         """Delete what is not kept any more: attempts, and what deleted endpoints have left."""
         kept = self._settings.webhook_attempt_retention_days * 86_400
         if await deliveries.forget(self._db, older_than=kept) or await deliveries.clear(self._db):
-            self._clean_at = time.monotonic() + LOOK
+            self._clean_at = time.monotonic() + CHECK_EVERY
 
     def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
         for due in found:
             lane = self._lanes.get(due.endpoint_id)
-            # Of a test event the endpoint's pace knows nothing.
+            # A test event does not count for the endpoint's pace.
             began = time.monotonic()
             if lane is not None and due.purpose != "test":
                 lane.pace.begin(began)
@@ -341,10 +343,10 @@ class Deliverer:
                 answered = await self._sent(due, lane)
         finally:
             probed, lane.probing = lane.probing, False
-            lane.answered(answered, began)
+            lane.answered(answered, began, probed=probed)
         written = _written(due, "done") if answered is None else self._result(due, answered)
         if await self._keep(written) and written.step == "done":
-            # What came while it was under way was told of when it could not be taken.
+            # Notifications that came while it was under way could not be handled then.
             lane.hot = True
             self._woken.set()
         changed = False
@@ -358,7 +360,7 @@ class Deliverer:
             self._woken.set()
 
     async def _sent(self, due: Due, lane: Lane) -> Answer:
-        """Send an event; one that is cut off is given back."""
+        """Send an event; one that is interrupted is given back."""
         try:
             return await self._send(due, lane)
         except asyncio.CancelledError:

@@ -1,7 +1,7 @@
-"""One endpoint as one deliverer serves it: its pace, its circuit, and what is noted of its health.
+"""One endpoint as one deliverer serves it: its pace, its circuit, and its health.
 
-What is noted stands in the endpoint's row, so that all deliverers know it; a note that fails is made by the
-next answer. A failure that may be of one event alone counts once for each event.
+Health is stored in the endpoint's row, so that all deliverers share it; a write that fails is repeated at the
+next answer. A failure that may concern a single event counts once for each event.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPEN_AFTER: Final = 10
 NOTED_EVERY: Final = 10.0
 """Seconds between two notes that an endpoint takes deliveries."""
 _OF_THE_EVENT: Final = frozenset({Outcome.REFUSED, Outcome.SERVER_ERROR, Outcome.UNREADABLE})
-"""Outcomes that may be of one event alone."""
+"""Outcomes that may concern a single event only."""
 
 
 @dataclass(slots=True, eq=False)
@@ -45,25 +45,25 @@ class Lane:
     hot: bool = True
     """Something may be due."""
     failures: int = 0
-    """In a row, of those that speak of the endpoint."""
+    """In a row, of those that concern the endpoint."""
     failing: bool = False
     probing: bool = False
     noted_at: float = float("-inf")
 
-    def answered(self, answer: Answer | None, began: float) -> None:
-        """Count one delivery that is over; None if nothing was sent."""
+    def answered(self, answer: Answer | None, began: float, *, probed: bool) -> None:
+        """Count a delivery that has ended; None if nothing was sent."""
         now = time.monotonic()
         if answer is None:
             self.pace.in_flight -= 1
         elif answer.delivered:
             self.pace.succeeded(began, now)
-        elif answer.outcome in OVERLOAD:
+        elif answer.outcome in OVERLOAD and not probed:
             self.pace.overloaded(began, now, wait=answer.wait or 0.0)
         else:
             self.pace.refused(began, now)
 
     async def give_back_probe(self, db: Database) -> None:
-        """Have another probe sent: there was nothing to send in the stream that was taken for this one."""
+        """Allow another probe: the stream that was taken for this one had nothing to send."""
         try:
             await webhooks.release_probe(db, self.webhook.id)
         except Exception as error:  # noqa: BLE001 - it ends by itself
@@ -75,62 +75,64 @@ class Lane:
 
         `first`: the event had not been tried before. `probed`: it was the probe of an open circuit.
         """
-        one = self.webhook
+        webhook = self.webhook
         try:
             if answer.delivered:
                 return await self._delivered(db)
             if answer.outcome is not Outcome.GONE:
                 return await self._failed(db, answer, first=first, probed=probed)
-            if await webhooks.pause(db, one.id, "gone", url=one.url):
-                _log.warning("webhook_off", webhook=str(one.id), merchant=one.merchant_id)
+            if await webhooks.pause(db, webhook.id, "gone", url=webhook.url):
+                _log.warning("webhook_off", webhook=str(webhook.id), merchant=webhook.merchant_id)
         except Exception as error:  # noqa: BLE001 - the next answer notes it
             self._not_noted(error)
             return False
         return True
 
     async def _delivered(self, db: Database) -> bool:
-        now, one = time.monotonic(), self.webhook
+        now, webhook = time.monotonic(), self.webhook
         self.failures = 0
-        back = one.opened > 0
+        back = webhook.opened > 0
         if not self.failing and not back and now - self.noted_at < NOTED_EVERY:
             return False
         self.noted_at, self.failing = now, False
-        self.webhook = replace(one, opened=0, failing_since=None, failing_for=0.0)
+        self.webhook = replace(webhook, opened=0, failing_since=None, failing_for=0.0)
         if back:
             self.pace.restart()
-            _log.info("webhook_is_back", webhook=str(one.id))
-        await webhooks.delivered(db, one.id, back=back)
+            _log.info("webhook_is_back", webhook=str(webhook.id))
+        await webhooks.delivered(db, webhook.id, back=back)
         self.hot |= back
         return back
 
     async def _failed(self, db: Database, answer: Answer, *, first: bool, probed: bool) -> bool:
-        one = self.webhook
+        webhook = self.webhook
         is_open = time.monotonic() < self.open_at
         if not is_open and (answer.outcome not in _OF_THE_EVENT or first):
-            # What was under way when the circuit opened tells nothing new.
+            # Deliveries that were under way when the circuit opened show nothing new.
             self.failures += 1
         if not self.failing:
             self.failing = True
-            await webhooks.failed(db, one.id)
-        if one.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(db, one.id, "failing"):
-            _log.warning("webhook_paused", webhook=str(one.id), merchant=one.merchant_id, reason="failing")
+            await webhooks.failed(db, webhook.id)
+        if webhook.failing_for >= webhooks.PAUSE_AFTER and await webhooks.pause(db, webhook.id, "failing"):
+            _log.warning(
+                "webhook_paused", webhook=str(webhook.id), merchant=webhook.merchant_id, reason="failing"
+            )
             return True
         if probed or self.failures >= OPEN_AFTER:
             self.failures = 0
-            opened = one.opened + 1
+            opened = webhook.opened + 1
             seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
-            await webhooks.open_circuit(db, one.id, opened=opened, seconds=seconds)
+            await webhooks.open_circuit(db, webhook.id, opened=opened, seconds=seconds)
             _log.warning(
                 "webhook_circuit_open",
-                webhook=str(one.id),
+                webhook=str(webhook.id),
                 seconds=round(seconds, 1),
                 outcome=answer.outcome,
             )
-            self.webhook = replace(one, opened=opened)
+            self.webhook = replace(webhook, opened=opened)
             self.open_at = time.monotonic() + seconds
             return True
         if answer.wait:
-            await webhooks.hold(db, one.id, seconds=answer.wait)
+            await webhooks.hold(db, webhook.id, seconds=answer.wait)
             self.open_at = max(self.open_at, time.monotonic() + answer.wait)
         return False
 

@@ -1,10 +1,11 @@
-"""How many deliveries to one endpoint are under way at a time: as many as it bears, found by trying.
+"""How many deliveries to one endpoint are under way at a time: as many as it can handle, measured by its
+answers.
 
 The allowance grows with each delivery that succeeds, and shrinks to three fifths when the endpoint is
-overloaded (429, 502, 503, 504, no connection, no answer). It remembers where that happened: it comes near
-that place fast, and passes it slowly, so that few deliveries are refused. Below one it means a distance in
-time: at an allowance of a half, a delivery begins when twice the time of an answer has passed. Pure values;
-the caller gives the time in seconds of any clock that does not go back.
+overloaded (429, 502, 503, 504, no connection, no answer). The allowance at the overload is stored: it is
+approached fast, and passed slowly, so that few deliveries are refused. Below one it means a distance in time:
+at an allowance of a half, a delivery begins when twice the time of an answer has passed. Pure values; the
+caller gives the time in seconds of any clock that does not go back.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ class Pace:
         self.allowance = min(self.allowance + grown, float(self.limit))
 
     def refused(self, began: float, now: float) -> None:
-        """Note an answer that refuses this event and tells nothing about how much the endpoint bears."""
+        """Count an answer that refuses this event and shows nothing about the endpoint's load."""
         self._end(began, now)
 
     def overloaded(self, began: float, now: float, *, wait: float = 0.0) -> None:
-        """Note that the endpoint bears less than this; `wait`: seconds in which nothing is to begin.
+        """Count an overload of the endpoint; `wait`: seconds in which nothing is to begin.
 
-        Deliveries that were under way when the allowance shrank last tell of the same overload, and shrink it
+        Deliveries that were under way when the allowance shrank last concern the same overload, and shrink it
         no more.
         """
         self.in_flight -= 1
@@ -79,8 +80,11 @@ class Pace:
         self.allowance = max(self.allowance * DECREASE, LEAST)
 
     def restart(self) -> None:
-        """Begin anew with one at a time: the endpoint is back after an open circuit."""
-        self.allowance = min(self.allowance, 1.0)
+        """Restart with one delivery at a time: the endpoint works again, or is to be tried again.
+
+        Failures before that say nothing about the load that it takes now.
+        """
+        self.allowance, self.begins_at = min(1.0, float(self.limit)), float("-inf")
 
     def _end(self, began: float, now: float) -> None:
         self.in_flight -= 1

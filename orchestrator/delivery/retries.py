@@ -45,7 +45,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     when = _date(text)
     if when is None:
         return None
-    # A date is only as good as the clock that it was read from: the sender's own, where it tells it.
+    # A date is only as good as the clock that it was read from: the sender's own, where the answer has it.
     now = _date(headers.get("date", "")[:100]) or datetime.now(UTC)
     return min(max((when - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
 

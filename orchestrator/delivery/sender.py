@@ -1,7 +1,7 @@
-"""One delivery on the wire: a POST out, and what came of it.
+"""One delivery over HTTP: a POST out, and its outcome.
 
-It ends within the total timeout whatever the other side does, and what its answer costs is bounded. No
-redirect is followed, no cookie kept, no proxy or other word of the environment heard; certificates are
+It ends within the total timeout whatever the other side does, and the cost of its answer is bounded. No
+redirect is followed, no cookie kept, no proxy or other setting of the environment used; certificates are
 verified against the name of the URL, to which the connection goes at an address that was checked
 (`addresses`). Nothing is logged here: URLs and answers are the merchant's.
 """
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 KEPT: Final = 1024
 """Bytes of an answer that are kept."""
 READ: Final = 16_384
-"""Bytes of an answer that are read, so that its connection can be used again; a longer one closes it."""
+"""Bytes of an answer that are read, so that its connection can be used again; a longer answer closes it."""
 KEEPALIVE: Final = 4.0
 """Seconds that an idle connection is kept: less than common servers keep it, so that few are closed while
 they are taken."""
@@ -77,13 +77,13 @@ OVERLOAD: Final = frozenset(
         Outcome.CONNECTION_LOST,
     }
 )
-"""Outcomes which say that the endpoint bears less than it is sent."""
+"""Outcomes of an overloaded endpoint."""
 _UNAVAILABLE: Final = frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of one attempt; `wait` is what the endpoint asked for by Retry-After, in seconds."""
+    """The outcome of one attempt; `wait` is the endpoint's Retry-After, in seconds."""
 
     outcome: Outcome
     seconds: float
@@ -154,7 +154,7 @@ class Sender:
         self._resolver.close()
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Send one event; return what came of it, and raise nothing but a cancellation."""
+        """Send one event; return the outcome, and raise nothing but a cancellation."""
         began = time.monotonic()
         try:
             target = URL(checked_url(url, self._policy), encoded=True)
@@ -162,7 +162,7 @@ class Sender:
                 try:
                     return await self._exchange(target, headers, body, began)
                 except aiohttp.ServerDisconnectedError:
-                    # A kept connection that was closed while it was taken: once more on a new one, with the
+                    # A kept connection that was closed as it was taken: repeat once on a new one, with the
                     # same id.
                     return await self._exchange(target, headers, body, began)
         except WebhookUrlRejected:
@@ -261,12 +261,12 @@ _FAULTS: Final[Sequence[tuple[tuple[type[BaseException], ...], Outcome]]] = (
 
 
 def _fault(error: BaseException) -> Outcome:
-    """Tell what a failure on the way means; one that aiohttp wraps counts for itself."""
+    """Return the outcome of an error on the connection; an error that aiohttp wraps counts for itself."""
     inner = getattr(error, "os_error", None)
-    for one in (inner, error):
-        for kinds, outcome in _FAULTS if one is not None else ():
-            if isinstance(one, kinds) and (
-                one is error or outcome in {Outcome.FORBIDDEN_ADDRESS, Outcome.NAME_NOT_FOUND}
+    for failure in (inner, error):
+        for kinds, outcome in _FAULTS if failure is not None else ():
+            if isinstance(failure, kinds) and (
+                failure is error or outcome in {Outcome.FORBIDDEN_ADDRESS, Outcome.NAME_NOT_FOUND}
             ):
                 return outcome
     return Outcome.CONNECTION_LOST

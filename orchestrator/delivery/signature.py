@@ -35,5 +35,5 @@ def headers(event_id: str, body: bytes, secrets: Iterable[bytes], *, at: int) ->
     return {
         "webhook-id": event_id,
         "webhook-timestamp": str(at),
-        "webhook-signature": " ".join(f"v1,{one}" for one in signatures),
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
     }

@@ -1,14 +1,14 @@
 """A client of our own API: typed answers, errors made of problem+json, every wait and every answer bounded.
 
-A request that harms nothing when it is sent twice is sent again after a pause with jitter: reads, intents
-(the same order number is the same checkout) and commands, each of which carries an `Idempotency-Key`. No
-answer, 429, 502, 503 and 504 are worth another attempt; what the API has refused is not.
+A request that is safe to repeat is sent again after a pause with jitter: reads, intents (the same order
+number is the same checkout) and commands, each of which has an `Idempotency-Key`. No answer, 429, 502, 503
+and 504 cause another attempt; a request that the API has refused is not repeated.
 
     ClientError
-    ├── NoAnswer          no connection, no answer in time, or one that was cut off
+    ├── NoAnswer          no connection, no answer in time, or an incomplete answer
     ├── BadAnswer         not what the contract says, or more than `LARGEST_ANSWER`
     └── Refused           a problem: status, kind, detail and fields
-        ├── Denied        401, 403: no token, a bad one, or one without the scope
+        ├── Denied        401, 403: no token, an invalid one, or one without the scope
         ├── NotFound      404
         ├── Conflict      409: the checkout is not in a state for it
         ├── Invalid       422: a field, or the use of a key, is wrong
@@ -47,6 +47,10 @@ FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts: a random share of ever more, and at least the Retry-After of an answer, up to
 the longest."""
+LONGEST_WAIT: Final = 20
+"""Seconds that one request waits for a command, as the API bounds it."""
+NOT_WAITED: Final = 1.0
+"""Seconds until a command is asked for again where the API did not wait."""
 _PROBLEM: Final = "urn:checkout-orchestrator:problem:"
 _PASSING: Final = frozenset({429, 502, 503, 504})
 
@@ -131,7 +135,7 @@ class Client:
         self._url, self._timeout, self._attempts = url.rstrip("/"), timeout, attempts
         self._headers = {"authorization": f"Bearer {token}", "accept": "application/json"}
         self._own = httpx.AsyncClient(trust_env=False, timeout=timeout) if http is None else None
-        self._http: httpx.AsyncClient = http or self._own  # type: ignore[assignment]  # one of the two
+        self._http: httpx.AsyncClient = http or self._own  # type: ignore[assignment]  # either of the two
 
     async def __aenter__(self) -> Self:
         return self
@@ -158,11 +162,12 @@ class Client:
         return await self._got(f"/v1/checkouts/{checkout}", answers.Checkout)
 
     async def checkouts(self, **filters: str | int) -> answers.CheckoutPage:
-        """Return one page of checkouts; filters by the names of the API, such as `orderId`."""
+        """Return a page of checkouts; filters by the names of the API, such as `orderId`."""
         return await self._got("/v1/checkouts", answers.CheckoutPage, filters)
 
     async def until_known(self, within: float) -> None:
-        """Wait until the API knows the merchant of the token: one that was added a moment ago it may not.
+        """Wait until the API serves the merchant of the token: it may not have read a merchant that was just
+        added.
 
         `Denied` after `within` seconds.
         """
@@ -198,10 +203,39 @@ class Client:
         *,
         key: str | None = None,
     ) -> answers.CommandAccepted:
-        """Ask something of a checkout, under a key of its own or this one."""
+        """Send a command for a checkout, under a key of its own or this key."""
         path = f"/v1/checkouts/{checkout}/{kind}"
         _, raw = await self._sent("POST", path, body=msgspec.json.encode(body or {}), key=key or str(uuid4()))
         return _read(f"POST {path}", raw, answers.CommandAccepted)
+
+    async def finished(
+        self,
+        checkout: UUID | str,
+        kind: CommandKind,
+        body: Mapping[str, object] | None = None,
+        *,
+        key: str | None = None,
+        within: float = 60.0,
+    ) -> answers.CommandProgress:
+        """Ask something of a checkout, and return it once it is finished, or as it stands after about
+        `within` seconds.
+        """
+        path, deadline = f"/v1/checkouts/{checkout}/{kind}", time.monotonic() + within
+        encoded, key = msgspec.json.encode(body or {}), key or str(uuid4())
+        while True:
+            left = max(deadline - time.monotonic(), 0.0)
+            wait, begun = int(min(left, self._timeout / 2, LONGEST_WAIT)), time.monotonic()
+            _, raw = await self._sent("POST", path, body=encoded, key=key, prefer=f"wait={wait}")
+            told = _read(f"POST {path}", raw, answers.CommandProgress)
+            if told.finished_at is not None or wait == 0:
+                return told
+            if time.monotonic() - begun < wait / 2:
+                # No slot was free for another client that waits.
+                await asyncio.sleep(NOT_WAITED)
+
+    async def progress(self, command: UUID | str) -> answers.CommandProgress:
+        """Return how far a command is."""
+        return await self._got(f"/v1/commands/{command}", answers.CommandProgress)
 
     async def get(self, path: str, **params: str | int) -> dict[str, Any]:
         """Return the JSON object at any path, as it was sent."""
@@ -219,6 +253,7 @@ class Client:
         params: Mapping[str, str | int] | None = None,
         body: bytes | None = None,
         key: str | None = None,
+        prefer: str | None = None,
     ) -> tuple[int, bytes]:
         """Send a request that may be repeated until it is answered for good; return status and body of what
         is no problem.
@@ -228,6 +263,8 @@ class Client:
             headers["content-type"] = "application/json"
         if key is not None:
             headers["idempotency-key"] = key
+        if prefer is not None:
+            headers["prefer"] = prefer
         left, most = self._attempts, FIRST_PAUSE
         while True:
             request = self._http.build_request(
@@ -277,7 +314,7 @@ def _read(name: str, raw: bytes, kind: type[T]) -> T:
 
 
 def _refusal(name: str, response: httpx.Response, raw: bytes) -> Refused:
-    """Return the error of an answer; one that is no problem of ours (a proxy's page) is told by
+    """Return the error of an answer; an answer that is no problem document (a proxy's page) is described by
     its status.
     """
     status = response.status_code

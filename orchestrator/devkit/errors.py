@@ -23,8 +23,8 @@ class BenchFailed(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class EmbeddedError(OrchestratorError):
-    """A server could not be started or found: one sentence; with `log` it ends in what the server said last
-    of its trouble.
+    """A server could not be started or found: one sentence; with `log` it ends in the last error of the
+    server's log.
     """
 
     def __init__(self, sentence: str, *, log: Path | None = None) -> None:
@@ -39,7 +39,7 @@ _TROUBLE: Final = re.compile(
 )
 _FULL: Final = ("No space left on device", "Disk quota exceeded")
 _LINES: Final = 40
-"""Of a log's end, those that one start writes at the most."""
+"""Lines of a log's end that one start writes at the most."""
 
 
 def _reason(log: Path) -> str:

@@ -29,9 +29,9 @@ class AttentionCode(StrEnum):
     UNCLEAR_PAYMENT = "unclear_payment"
     """The status and the amounts of a payment do not say together what it means."""
     UNBOUND_PAYMENT = "unbound_payment"
-    """A payment names no checkout, or several, so that it may be another's."""
+    """A payment names no checkout, or several, so that it may belong to another checkout."""
     CHARGEBACK_UNCLEAR = "chargeback_unclear"
-    """The gateway tells of a chargeback or a dispute that cannot be counted."""
+    """The gateway reports a chargeback or a dispute that cannot be counted."""
     OVER_REFUND = "over_refund"
     """More was refunded than was captured."""
     OVER_CAPTURE = "over_capture"
@@ -51,7 +51,7 @@ class AttentionCode(StrEnum):
     CHARGED_BACK = "charged_back"
     """The shopper's bank took money back."""
     OPERATION_UNCLEAR = "operation_unclear"
-    """Nothing tells what came of a capture, refund or release."""
+    """The gateway's answer and books do not show the result of a capture, refund or release."""
     OPERATION_REJECTED = "operation_rejected"
     """A capture, refund or release that no command asked for was not done."""
     GATEWAY_CREDENTIALS = "gateway_credentials"
@@ -67,16 +67,16 @@ class AttentionCode(StrEnum):
     NO_PAYMENT_METHODS = "no_payment_methods"
     """The gateway offers no payment method for the order."""
     OTHER = "other"
-    """Words that this version does not know, kept as `text`: an earlier version, or another program, wrote
-    them."""
+    """Text without a code of this version, kept as `text`: an earlier version, or another program,
+    wrote it."""
 
 
 class PaymentAmount(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A gateway transaction that an attention is about, with what it holds; `amount` is None where it cannot
     be read.
 
-    `problem` says why this one is not taken for the order's payment: for UNCLEAR_PAYMENT `status` is the
-    gateway's own word, for UNBOUND_PAYMENT `repeated` says that it names more than one checkout.
+    `problem` is why it does not count as the order's payment: for UNCLEAR_PAYMENT `status` is the gateway's
+    own word, for UNBOUND_PAYMENT `repeated` is whether it names more than one checkout.
     """
 
     transaction_id: str
@@ -115,7 +115,7 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def transactions(self) -> list[str]:
         """The transactions that it is about."""
-        return [one.transaction_id for one in self.payments]
+        return [payment.transaction_id for payment in self.payments]
 
     @property
     def details(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         del stored["code"]
         return stored
 
-    def asks_like(self, other: Attention | None) -> bool:
+    def is_same_question(self, other: Attention | None) -> bool:
         """Whether it is the same question about the same payments, whatever payments hold money
         beside them.
         """
@@ -135,17 +135,23 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
         Amounts of payments that it only names may have changed since.
         """
-        return not self.asks_like(before) or _named(self.beside) != _named(before.beside if before else ())
+        return not self.is_same_question(before) or _named(self.beside) != _named(
+            before.beside if before else ()
+        )
 
 
-def _question(one: Attention) -> tuple[object, ...]:
-    if one.code in PROBLEMS:
-        return one.code, one.facts, [payment.asked for payment in one.payments]
-    return one.code, one.facts, one.transactions if one.code in _NAMES_PAYMENTS else ()
+def _question(attention: Attention) -> tuple[object, ...]:
+    if attention.code in PROBLEMS:
+        return attention.code, attention.facts, [payment.asked for payment in attention.payments]
+    return (
+        attention.code,
+        attention.facts,
+        attention.transactions if attention.code in _NAMES_PAYMENTS else (),
+    )
 
 
 def _named(payments: tuple[PaymentAmount, ...]) -> list[str]:
-    return [one.transaction_id for one in payments]
+    return [payment.transaction_id for payment in payments]
 
 
 def stored(code: str | None, details: Mapping[str, Any] | None) -> Attention | None:

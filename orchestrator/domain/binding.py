@@ -14,13 +14,13 @@ from orchestrator.domain.schedule import made_at
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.transaction import Found, Transaction
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 def meaning_of(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMeaning:
-    """Read a transaction; one that a person decided to keep although its status is not clear is read by its
-    amounts.
+    """Read a transaction; by its amounts where a person decided to keep it although its status is
+    not clear.
     """
     meaning, before = read(transaction), known_record(checkout, transaction)
     if (
@@ -40,11 +40,13 @@ def meaning_of(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMe
 
 
 def known_record(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord | None:
-    return next((one for one in checkout.known if one.transaction_id == transaction.transaction_id), None)
+    return next(
+        (payment for payment in checkout.known if payment.transaction_id == transaction.transaction_id), None
+    )
 
 
 def bind(checkout: ClaimedCheckout, transaction: Transaction) -> Binding | None:
-    """Say how a transaction is tied to this checkout, or None if it is another's.
+    """Return how a transaction belongs to this checkout, or None if it belongs to another.
 
     A blank PaymentInfo names no checkout.
     """
@@ -61,18 +63,16 @@ def unbound_money(checkout: ClaimedCheckout, found: Found) -> list[str]:
     it matters.
     """
     return [
-        one.transaction_id
-        for one in found.transactions
-        if bind(checkout, one) is Binding.ORDER_REF
-        and read(one) in MONEY
-        and one.transaction_id not in checkout.accepted
+        transaction.transaction_id
+        for transaction in found.transactions
+        if bind(checkout, transaction) is Binding.ORDER_REF
+        and read(transaction) in MONEY
+        and transaction.transaction_id not in checkout.accepted
     ]
 
 
 def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRecord:
-    """Return how one transaction of the checkout stands by a look at it alone; its role is as it
-    was known.
-    """
+    """Return one transaction of the checkout as a lookup of it alone shows it; its role stays as stored."""
     before = known_record(checkout, transaction)
     seen = record(checkout, transaction, bind(checkout, transaction) or Binding.ORDER_REF)
     return replace(seen, role=before.role) if before is not None else seen
@@ -98,40 +98,40 @@ def is_anothers(checkout: ClaimedCheckout, transaction: Transaction) -> bool:
     return not ours and is_older(checkout.id, transaction)
 
 
-def record(checkout: ClaimedCheckout, one: Transaction, binding: Binding) -> PaymentRecord:
-    reserved, captured, refunded = held(one)
+def record(checkout: ClaimedCheckout, transaction: Transaction, binding: Binding) -> PaymentRecord:
+    reserved, captured, refunded = held(transaction)
     return PaymentRecord(
-        transaction_id=one.transaction_id,
-        payment_id=one.payment_id or None,
-        order_ref=one.order_ref,
+        transaction_id=transaction.transaction_id,
+        payment_id=transaction.payment_id or None,
+        order_ref=transaction.order_ref,
         role=Role.ATTEMPT,
         binding=binding,
-        status=one.status,
-        meaning=meaning_of(checkout, one),
-        currency=one.currency,
+        status=transaction.status,
+        meaning=meaning_of(checkout, transaction),
+        currency=transaction.currency,
         reserved=reserved,
         captured=captured,
         refunded=refunded,
-        charged_back=one.charged_back,
-        surcharge=one.surcharge,
-        flags=(*one.raw_flags, *_notes(one)),
-        raw_amounts=one.raw_amounts or None,
+        charged_back=transaction.charged_back,
+        surcharge=transaction.surcharge,
+        flags=(*transaction.raw_flags, *_notes(transaction)),
+        raw_amounts=transaction.raw_amounts or None,
     )
 
 
 MOST_NOTES: Final = 10
-"""Events of a payment that are told in words; the gateway has all of them."""
+"""Events of a payment that are written in words; the gateway has all of them."""
 
 
-def _notes(one: Transaction) -> list[str]:
-    """Return what the gateway tells beside the amounts of a payment, for a person: uncounted chargeback
+def _notes(transaction: Transaction) -> list[str]:
+    """Return what the gateway reports beside the amounts of a payment, for a person: uncounted chargeback
     events, and a credit.
     """
     notes = []
-    for event in one.chargeback_events:
+    for event in transaction.chargeback_events:
         if event.counted is None:
             told = " ".join(filter(None, (event.kind, event.amount, event.currency, event.date)))
             notes.append(f"{decisions.EVENT}{told or 'without a type and an amount'}")
-    if one.credited:
-        notes.append(f"{decisions.CREDIT}{money.spelled(one.credited, one.currency)}")
+    if transaction.credited:
+        notes.append(f"{decisions.CREDIT}{money.spelled(transaction.credited, transaction.currency)}")
     return notes[:MOST_NOTES]

@@ -60,7 +60,7 @@ class ResultCode(StrEnum):
     REFUSED_PAYMENT_UNCLEAR = "refused_payment_unclear"
     REFUSED_NOTHING_TO_RETURN = "refused_nothing_to_return"
     OTHER = "other"
-    """Words that this version does not know, kept as `text`."""
+    """Text without a code of this version, kept as `text`."""
 
 
 DONE: Final = frozenset({
@@ -99,4 +99,4 @@ def stored(code: str | None, facts: Mapping[str, Any] | None) -> CommandResult |
     return CommandResult(code=ResultCode(code), facts=facts or {})
 
 
-_CODES: Final = frozenset(one.value for one in ResultCode)
+_CODES: Final = frozenset(code.value for code in ResultCode)

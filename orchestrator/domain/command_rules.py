@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRequest:
-    """What somebody wants of a checkout.
+    """A requested command.
 
     `amount` in minor units (None: all that is left), `expires_in` in seconds.
     """
@@ -48,7 +48,7 @@ class CommandRequest:
 
     @property
     def arguments(self) -> dict[str, object]:
-        """What the command carries beside its kind."""
+        """The command's fields beside its kind."""
         match self.kind:
             case CommandKind.CAPTURE | CommandKind.REFUND:
                 return {"amount": self.amount, "transactionId": self.transaction_id}
@@ -64,10 +64,10 @@ class CommandRequest:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """Why a command is refused: a word for programs, a sentence with the way out, and the field to blame, if
-    it is one's fault.
+    """Why a command is refused: a code, a sentence with the remedy, and the field that is wrong, if a field
+    is.
 
-    `result` is what is stored with a command that is refused under the lease.
+    `result` is stored with a command that is refused under the lease.
     """
 
     kind: str
@@ -81,7 +81,7 @@ class Rejection:
 class Pending:
     """Money that an open operation or an unread command will move.
 
-    `amount` None is all; no transaction: the accepted one.
+    `amount` None is all; no transaction: the accepted payment.
     """
 
     kind: str
@@ -91,13 +91,13 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutView:
-    """Where a checkout stands.
+    """The present state of a checkout.
 
-    `cancelling` is the cancel that runs, `rival` the live checkout that has its order number.
+    `cancelling` is the cancel under way, `rival` the live checkout that has its order number.
 
     `met` is the command that the idempotency key was used for, with the fingerprint of its content. A
-    `from_payment` was created from a payment for an order number that no shop had handed over.
-    `captures_itself`: so the gateway was told, which is looked at under the lease.
+    `from_payment` checkout was created from a payment for an order number without an intent.
+    `captures_itself`: the gateway was requested to capture, which is checked under the lease.
     """
 
     id: UUID
@@ -118,17 +118,21 @@ class CheckoutView:
 
     @property
     def paying(self) -> tuple[PaymentRecord, ...]:
-        """What pays the checkout: one transaction, or the parts that a person decided to keep as a whole."""
-        return tuple(one for one in self.payments_seen if one.role == Role.ACCEPTED)
+        """What pays the checkout: a single transaction, or the parts that a person decided to keep as a
+        whole.
+        """
+        return tuple(payment for payment in self.payments_seen if payment.role == Role.ACCEPTED)
 
     def payment(self, transaction_id: str | None) -> PaymentRecord | None:
-        """Return what is held under a transaction; without one, under the one transaction that pays the
+        """Return the payment with a transaction id; without an id, the single payment that pays the
         checkout.
         """
         if transaction_id is None:
             paying = self.paying
             return paying[0] if len(paying) == 1 else None
-        return next((one for one in self.payments_seen if one.transaction_id == transaction_id), None)
+        return next(
+            (payment for payment in self.payments_seen if payment.transaction_id == transaction_id), None
+        )
 
     def currency_of(self, transaction_id: str | None) -> str:
         """Return the currency in which an amount of this transaction is meant."""
@@ -136,12 +140,12 @@ class CheckoutView:
         return self.currency if payment is None else payment.currency
 
     def left(self, payment: PaymentRecord, kind: str) -> int:
-        """Return how much of a transaction can still be captured, released or refunded when all that is under
-        way has come true.
+        """Return how much of a transaction can still be captured, released or refunded once all that is under
+        way has succeeded.
         """
         left = left_to(OperationKind(kind), payment)
-        for one in self.busy(payment, kind):
-            left = 0 if one.amount is None else left - one.amount
+        for pending in self.busy(payment, kind):
+            left = 0 if pending.amount is None else left - pending.amount
         return max(left, 0)
 
     def busy(self, payment: PaymentRecord, kind: str) -> list[Pending]:
@@ -149,17 +153,15 @@ class CheckoutView:
         would move.
         """
         return [
-            one
-            for one in self.under_way
-            if self.payment(one.transaction_id) == payment
-            and (one.kind == CommandKind.REFUND) == (kind == CommandKind.REFUND)
+            pending
+            for pending in self.under_way
+            if self.payment(pending.transaction_id) == payment
+            and (pending.kind == CommandKind.REFUND) == (kind == CommandKind.REFUND)
         ]
 
 
 def rejection(view: CheckoutView, request: CommandRequest) -> Rejection | None:
-    """Say why a command cannot be carried out as the checkout stands by our books; None if it may
-    be stored.
-    """
+    """Return why a command cannot be executed on the checkout as stored; None if it may be stored."""
     found = (
         _about_money(view, request)
         if request.kind in MOVES_MONEY
@@ -235,7 +237,7 @@ def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | Non
         refused = result(ResultCode.REFUSED_UNKNOWN_TRANSACTION, transaction=request.transaction_id)
         return Rejection("unknown-transaction", said, refused, "transactionId")
     if payment is None and len(view.paying) > 1:
-        parts = sorted(one.transaction_id for one in view.paying)
+        parts = sorted(payment.transaction_id for payment in view.paying)
         said = f"checkout {view.id} is paid by several transactions, {', '.join(parts)}: name one of them"
         refused = result(ResultCode.REFUSED_SEVERAL_PAYMENTS, transactions=parts)
         return Rejection("several-payments", said, refused, "transactionId")
@@ -256,8 +258,8 @@ def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | Non
 
 
 def _not_ours(view: CheckoutView, request: CommandRequest, payment: PaymentRecord) -> Rejection | None:
-    """Of payments beside the accepted one only money that is surely this checkout's can be moved, and only
-    back.
+    """Of payments beside the accepted one only money that surely belongs to this checkout can be moved, and
+    only back.
     """
     named = f"transaction {payment.transaction_id}"
     refused = result(ResultCode.REFUSED_NOT_ITS_PAYMENT)

@@ -1,11 +1,11 @@
-"""Payments that need a person's decision, and what a person decided on them.
+"""Payments that need a person's decision, and the decisions.
 
 Pure functions over lookups and books alike.
 
-A decision holds for exactly the transactions, amounts and events that it was taken on: its `basis` is a
-digest of those facts. When one of them changes, the decision is void and the question is asked again. `keep`
-makes the transactions the payment of the order. `dismiss` says that they are no money of this order. No
-decision lets an order end without payment while the gateway clearly holds money that is bound to it.
+A decision holds for exactly the transactions, amounts and events that it was made on: its `basis` is a digest
+of those facts. When one of them changes, the decision is void and the question is raised again. `keep` makes
+the transactions the payment of the order. `dismiss` means that they are no money of this order. No decision
+lets an order end without payment while the gateway clearly holds money that is bound to it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import PaymentRecord
 
 EVENT, CREDIT = "chargeback event: ", "credit: "
-"""Begin the flags of a payment that tell a person what the gateway shows beside its amounts."""
+"""Prefixes of a payment's flags that describe what the gateway shows beside its amounts."""
 FAILED: Final = frozenset({
     "preauth_failed", "preauth_error", "3dsecure_failed", "recurring_failed", "epayment_cancelled", "epayment_declined",
 })  # fmt: skip
@@ -47,7 +47,7 @@ class Order(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a person is asked about payments, and what a decision rests on."""
+    """A question to a person about payments, and the facts that a decision rests on."""
 
     attention: Attention
     basis: str
@@ -120,13 +120,13 @@ def decided_on(
     One that was taken on several transactions holds for all of them or for none.
     """
     groups: dict[tuple[str, str, str], set[str]] = {}
-    for one in known:
-        for word, decision, basis in _marks(one):
+    for payment in known:
+        for word, decision, basis in _marks(payment):
             if word in PROBLEMS and decision:
-                groups.setdefault((word, decision, basis), set()).add(one.transaction_id)
+                groups.setdefault((word, decision, basis), set()).add(payment.transaction_id)
     held: dict[str, str] = {}
     for (_, decision, basis), named in groups.items():
-        members = [one for one in problems if one.transaction_id in named]
+        members = [member for member in problems if member.transaction_id in named]
         if len(members) == len(named) and problem(order, members).basis == basis:
             held.update(dict.fromkeys(named, decision))
     return held
@@ -135,20 +135,20 @@ def decided_on(
 def refusal(
     order: Order, payments: Sequence[PaymentRecord], attention: Attention, decision: str, *, completed: bool
 ) -> CommandResult | None:
-    """Say why a decision on an attention cannot be carried out; None if it can.
+    """Return why a decision on an attention cannot be executed; None if it can.
 
-    `completed`: the order is paid already, so that what is decided on is money beside its payment.
+    `completed`: the order is paid already, so the decision is about money beside its payment.
     """
     if attention.code not in PROBLEMS or completed:
         return None
     about = open_problems(order, payments)
-    if not about or not problem(order, about).attention.asks_like(attention):
+    if not about or not problem(order, about).attention.is_same_question(attention):
         return result(ResultCode.REFUSED_PAYMENTS_CHANGED)
     if decision == Decision.KEEP:
-        unreadable = [one for one in about if not UNREADABLE.isdisjoint(one.flags)]
+        unreadable = [payment for payment in about if not UNREADABLE.isdisjoint(payment.flags)]
         if unreadable:
             return result(ResultCode.REFUSED_AMOUNT_UNREADABLE, transaction=unreadable[0].transaction_id)
-        foreign = [one for one in about if one.currency != order.currency]
+        foreign = [payment for payment in about if payment.currency != order.currency]
         if foreign:
             return result(
                 ResultCode.REFUSED_OTHER_CURRENCY,
@@ -156,16 +156,16 @@ def refusal(
                 currency=foreign[0].currency,
                 ordered=order.currency,
             )
-        if any(one.left <= 0 for one in about):
+        if any(payment.left <= 0 for payment in about):
             return result(
-                ResultCode.REFUSED_HOLD_NO_MONEY, transactions=[one.transaction_id for one in about]
+                ResultCode.REFUSED_HOLD_NO_MONEY, transactions=[payment.transaction_id for payment in about]
             )
     elif decision == Decision.DISMISS:
-        ours = [one for one in about if one.binding == Binding.BOUND and _may_hold(one)]
-        if any(one.meaning in MONEY for one in ours):
+        ours = [payment for payment in about if payment.binding == Binding.BOUND and _may_hold(payment)]
+        if any(payment.meaning in MONEY for payment in ours):
             held = [
-                {"transaction": one.transaction_id, "amount": one.left, "currency": one.currency}
-                for one in ours
+                {"transaction": payment.transaction_id, "amount": payment.left, "currency": payment.currency}
+                for payment in ours
             ]
             return result(ResultCode.REFUSED_MONEY_HELD, payments=held)
         if ours:
@@ -176,9 +176,9 @@ def refusal(
 
 
 def _may_hold(payment: PaymentRecord) -> bool:
-    """Say whether a payment holds money as far as is known.
+    """Return whether a payment may hold money.
 
-    Of one that the gateway calls failed a person may say that it does not.
+    Where the gateway's status is failed, a person may decide that it does not.
     """
     if payment.meaning in MONEY:
         return payment.left > 0
@@ -186,16 +186,16 @@ def _may_hold(payment: PaymentRecord) -> bool:
     return not over and (payment.left > 0 or not UNREADABLE.isdisjoint(payment.flags))
 
 
-# ── What is asked ─────────────────────────────────────────────────────────────────────────────────────────
+# ── Questions to a person ───────────────────────────────────────────────────────────────────────────────────
 
 
 def open_problems(order: Order, payments: Sequence[PaymentRecord]) -> list[PaymentRecord]:
     """Return the payments of our books that are not taken for the order's and that no valid decision is
     about.
     """
-    problems = [one for one in payments if is_problem(one)]
+    problems = [payment for payment in payments if is_problem(payment)]
     held = decided_on(order, payments, problems)
-    return [one for one in problems if one.transaction_id not in held]
+    return [problem for problem in problems if problem.transaction_id not in held]
 
 
 def is_problem(payment: PaymentRecord) -> bool:
@@ -205,15 +205,19 @@ def is_problem(payment: PaymentRecord) -> bool:
 
 
 def problem(order: Order, payments: Sequence[PaymentRecord]) -> Question:
-    """Return what a person is asked about payments that are not what was ordered; all of them are one
-    decision.
-    """
-    about = sorted(payments, key=lambda one: (len(one.transaction_id), one.transaction_id))
-    codes = [_code(order, one) for one in about]
+    """Return the question about payments that differ from the order; one decision covers all of them."""
+    about = sorted(payments, key=lambda payment: (len(payment.transaction_id), payment.transaction_id))
+    codes = [_code(order, payment) for payment in about]
     code = next(code for code in _WORST_FIRST if code in codes)
     digested = [
-        (one.transaction_id, whole(one), one.currency, one.surcharge, *_unclear_facts(code, one))
-        for one, code in zip(about, codes, strict=True)
+        (
+            payment.transaction_id,
+            whole(payment),
+            payment.currency,
+            payment.surcharge,
+            *_unclear_facts(code, payment),
+        )
+        for payment, code in zip(about, codes, strict=True)
     ]
     facts: dict[str, object] = {
         "ordered": order.amount,
@@ -222,7 +226,7 @@ def problem(order: Order, payments: Sequence[PaymentRecord]) -> Question:
     }
     if len(about) == 1 and code is AttentionCode.PAYMENT_MISMATCH and with_surcharge(order, about[0]):
         facts["surcharge"] = about[0].surcharge
-    asked = tuple(_amount(one, code) for one, code in zip(about, codes, strict=True))
+    asked = tuple(_amount(payment, code) for payment, code in zip(about, codes, strict=True))
     return Question(Attention(code=code, payments=asked, facts=facts), _digest(digested))
 
 
@@ -232,33 +236,31 @@ _WORST_FIRST: Final = (
 
 
 def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
-    """Return what a person is asked about payments of the order whose money moved in a way that nothing here
-    explains.
-    """
+    """Return the questions about payments of the order whose money moved for no stored reason."""
     asked = []
-    for one in payments:
-        events = [flag.removeprefix(EVENT) for flag in one.flags if flag.startswith(EVENT)]
-        credit = [flag.removeprefix(CREDIT) for flag in one.flags if flag.startswith(CREDIT)]
-        amounts = {"refunded": one.refunded, "captured": one.captured, "reserved": one.reserved}
+    for payment in payments:
+        events = [flag.removeprefix(EVENT) for flag in payment.flags if flag.startswith(EVENT)]
+        credit = [flag.removeprefix(CREDIT) for flag in payment.flags if flag.startswith(CREDIT)]
+        amounts = {"refunded": payment.refunded, "captured": payment.captured, "reserved": payment.reserved}
         # What the decision rests on, and what the sentence says.
         about: Mapping[AttentionCode, tuple[object, Mapping[str, object]]] = {
             AttentionCode.CHARGEBACK_UNCLEAR: (events, {"events": events}),
             AttentionCode.OVER_REFUND: (
-                [one.refunded, one.captured],
+                [payment.refunded, payment.captured],
                 _named(amounts, "refunded", "captured"),
             ),
             AttentionCode.OVER_CAPTURE: (
-                [one.captured, one.reserved],
+                [payment.captured, payment.reserved],
                 _named(amounts, "captured", "reserved"),
             ),
             AttentionCode.CREDITED: (credit, {"credits": credit}),
         }
         for code in IRREGULAR:
-            # A bank transfer knows no reservation.
-            if code in one.flags and not (code is AttentionCode.OVER_CAPTURE and one.reserved == 0):
+            # A bank transfer has no reservation.
+            if code in payment.flags and not (code is AttentionCode.OVER_CAPTURE and payment.reserved == 0):
                 digested, told = about[code]
-                facts = {**told, "currency": one.currency}
-                attention = Attention(code=code, payments=(amount_of(one),), facts=facts)
+                facts = {**told, "currency": payment.currency}
+                attention = Attention(code=code, payments=(amount_of(payment),), facts=facts)
                 asked.append(Question(attention, _digest([code, digested])))
     return asked
 

@@ -56,7 +56,7 @@ class ErrorCode(StrEnum):
     """`status` is the gateway's own word."""
     CALL_UNDER_WAY = "call_under_way"
     TRANSACTION_UNKNOWN = "transaction_unknown"
-    """The gateway does not know `transaction` of `operation`."""
+    """The gateway does not have `transaction` of `operation`."""
     STATUS_UNCLEAR = "status_unclear"
     """`status` is the gateway's own word."""
     RELEASE_UNCLEAR = "release_unclear"
@@ -68,14 +68,15 @@ class ErrorCode(StrEnum):
     DECIDED = "decided"
     """A person decided that it `state`: succeeded, rejected."""
     OTHER = "other"
-    """Words that this version does not know, kept as `text`."""
+    """Text without a code of this version, kept as `text`."""
 
 
 UNCLEAR_OPERATION: Final = frozenset({
     ErrorCode.TRANSACTION_UNKNOWN, ErrorCode.STATUS_UNCLEAR, ErrorCode.RELEASE_UNCLEAR, ErrorCode.TOTAL_UNCLEAR,
     ErrorCode.NEVER_IN_BOOKS,
 })  # fmt: skip
-"""Of an operation whose effect the gateway's books do not tell: a person decides what came of it."""
+"""Errors of an operation whose effect the gateway's books do not show: a person decides what its
+result was."""
 
 
 class LastError(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,7 +102,7 @@ def error(code: ErrorCode, **facts: object) -> LastError:
 
 
 def undecided(attention: Attention | None) -> LastError | None:
-    """Return the error of a lookup that proves nothing: what a person is asked about it."""
+    """Return the error of a lookup that proves nothing: the question that it raises."""
     if attention is None:
         return None
     return error(ErrorCode.NEEDS_DECISION, attention=msgspec.to_builtins(attention))
@@ -119,4 +120,4 @@ def stored(code: str | None, facts: Mapping[str, Any] | None) -> LastError | Non
     return LastError(code=ErrorCode(code), facts=facts or {})
 
 
-_CODES: Final = frozenset(one.value for one in ErrorCode)
+_CODES: Final = frozenset(code.value for code in ErrorCode)

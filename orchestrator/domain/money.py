@@ -91,7 +91,7 @@ def _entries(*tables: dict[int, str]) -> dict[str, tuple[str, int]]:
 
 
 _CURRENCIES: Final = _entries(_RETIRED, _LISTED)
-# Later entries win: a number belongs to the listed currency rather than to one that was withdrawn.
+# Later entries win: a number belongs to the listed currency and not to a withdrawn one.
 _ALPHA_BY_NUMERIC: Final = {number: alpha for alpha, (number, _) in _CURRENCIES.items()}
 
 
@@ -147,8 +147,8 @@ def to_decimal(minor: int, currency: str) -> Decimal:
 
 
 def decimal_or_none(minor: int, currency: str) -> Decimal | None:
-    """Return minor units as `to_decimal` does; None for a currency that is not known, whose decimals nothing
-    tells.
+    """Return minor units as `to_decimal` does; None for an unknown currency, whose decimals are
+    unknown too.
     """
     return to_decimal(minor, currency) if currency in _CURRENCIES else None
 
@@ -169,8 +169,8 @@ def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:
 
 
 def as_stored(minor: int, currency: str, name: str, raw: Mapping[str, str] | None) -> str:
-    """Return one amount of a payment for people; where `raw` has its `name`, it could not be read and stands
-    as the gateway wrote it.
+    """Return one amount of a payment for people; where `raw` has its `name`, it could not be read, and the
+    gateway's text is returned.
     """
     if raw is None or name not in raw:
         return spelled(minor, currency)
@@ -226,7 +226,7 @@ def is_country(code: str) -> bool:
 def _finite(value: object) -> Decimal | None:
     """Read what should be a number; nothing if it is none, or an infinite one."""
     match value:
-        case bool():  # an int to Python, but nobody's amount
+        case bool():  # an int to Python, but no amount
             return None
         case float():
             amount = Decimal(repr(value))

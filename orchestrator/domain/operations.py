@@ -1,12 +1,12 @@
-"""Captures, refunds and releases: what one is, whether it may be sent, and whether it was done.
+"""Captures, refunds and releases: whether an operation may be sent, and whether it was done.
 
-Nothing is sent twice on purpose. An operation is written as `submitted` before its call leaves; whoever takes
-over a submitted one never sends: it looks. The gateway's books show the operation by its reconciliation
-identifier; where a method does not echo that, by the totals, which only one operation at a time of ours can
-have changed. An absence counts only after a quiet period that is far longer than a call can last. Whatever
-fits neither is a person's business.
+Nothing is sent twice on purpose. An operation is written as `submitted` before its call leaves; a worker that
+finds a submitted operation never sends it: it looks it up. The gateway's books show the operation by its
+reconciliation identifier; where a method does not echo that, by the totals, which only one operation of this
+system can have changed at a time. An absence counts only after a quiet period that is far longer than a call
+can last. If neither fits, a person decides.
 
-Pure functions over the gateway's own answer; who sends and writes is `process.money`.
+Pure functions over the gateway's own answer; `processing.money_operations` sends and writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 MOST_SENDS: Final = 3
-"""Times that an operation is sent, each time found absent afterwards, before a person has to look."""
+"""Times that an operation is sent, each time found absent afterwards, before it raises attention."""
 
 
 class Fate(StrEnum):
@@ -43,7 +43,7 @@ class Fate(StrEnum):
     ABSENT = "absent"
     """It was sent, and the gateway's books do not have it."""
     UNCLEAR = "unclear"
-    """The books fit neither: a person must look."""
+    """The books fit neither: it needs a decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ def give_back(
 
 
 def lease_for(settings: Settings) -> float:
-    """Return the seconds for which a lease lasts when an operation is written as submitted: a wait for its
-    turn, and its call.
+    """Return the seconds for which a lease lasts when an operation is written as submitted: a wait for a
+    slot, and its call.
 
     Its call is begun only while what is left of that outlasts the call; a renewal of the lease does not
     count.
@@ -127,11 +127,10 @@ def total_of(operation: Operation, transaction: Transaction) -> int:
 
 
 def before_sending(operation: Operation, transaction: Transaction) -> Judged:
-    """Say from a fresh look whether a requested operation may be sent.
+    """Return from a fresh lookup whether a requested operation may be sent.
 
-    The lookup must show the totals that our books had when it was asked for: whoever asked decided on those.
-    What was captured in full meanwhile (by the gateway itself, or by hand in its interface) is done, as
-    asked.
+    The lookup must show the totals that the books had at the request: the request was decided on those. What
+    was captured in full meanwhile (by the gateway itself, or by hand in its interface) counts as done.
     """
     if operation.identifier in transaction.reconciliations:
         return Judged(Fate.DONE, "by_identifier")

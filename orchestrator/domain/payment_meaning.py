@@ -1,9 +1,9 @@
 """What a transaction means for money: one literal table over TransactionStatus and amounts, because neither
-tells the truth alone.
+is reliable alone.
 
 Fixtures (C12) show `released` with ReservedAmount 1.00, and `refunded` with Reserved 1.00, Captured 1.00,
-Refunded 0.12. Whatever the table does not know is `UNKNOWN`, for a person; it is never guessed to be money,
-nor its absence.
+Refunded 0.12. What the table does not have is `UNKNOWN`, for a person; it is never guessed to be money, nor
+its absence.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class PaymentMeaning(StrEnum):
     NOTHING = "nothing"
     """Over, and no money is or will be held."""
     OPEN = "open"
-    """Under way: nothing yet, and it may still become money. As long as one exists, its checkout must not
+    """Under way: no money yet, but it may follow. As long as such a payment exists, its checkout must not
     expire."""
     AGREEMENT = "agreement"
     """An agreement that repeats the amount of a preauth beside it: never money itself."""
     UNKNOWN = "unknown"
-    """Status and amounts do not fit together, or are not known: a person must look."""
+    """Status and amounts do not fit together, or are unknown: it needs a decision."""
 
     @classmethod
     def _missing_(cls, _: object) -> Self:
@@ -80,9 +80,9 @@ _ROWS: Final[dict[str, tuple[PaymentMeaning, PaymentMeaning, PaymentMeaning, Pay
     # An agreement: it repeats the amount of the preauth or the payment beside it (C12), which alone is money:
     # counting both would count twice.
     "recurring_confirmed":     (_A, _A, _A, _A),
-    # Captured. A card that is captured without an amount is a contradiction; a bank transfer knows no
-    # reservation, so which of the two amounts it fills is up to the bank's side, and either one says that the
-    # money came.
+    # Captured. A card that is captured without an amount is a contradiction; a bank transfer has no
+    # reservation, so which of the two amounts it fills depends on the bank, and either shows that the money
+    # came.
     "captured":                (_U, _U, _C, _F),
     "bank_payment_finalized":  (_U, _R, _C, _F),
     # Given back before a capture. ReservedAmount keeps what was once reserved (C12). Some banks return it as
@@ -99,9 +99,9 @@ _ROWS: Final[dict[str, tuple[PaymentMeaning, PaymentMeaning, PaymentMeaning, Pay
     "recurring_failed":        (_N, _U, _U, _U),
     "epayment_cancelled":      (_N, _U, _U, _U),
     "epayment_declined":       (_N, _U, _U, _U),
-    # A later step failed. What had been captured before stays captured; whether the reservation outlived the
-    # failure is not told (a re-authorisation is tried when it had expired, D9), so neither shipping nor
-    # giving up would be right.
+    # A later step failed. What had been captured before stays captured; whether the reservation still exists
+    # is not reported (a re-authorisation is tried when it had expired, D9), so neither shipping nor giving up
+    # would be right.
     "captured_failed":         (_N, _U, _C, _F),
     "reauth_failed":           (_N, _U, _C, _F),
 }  # fmt: skip
@@ -144,10 +144,10 @@ def read(transaction: Transaction) -> PaymentMeaning:
 def held(transaction: Transaction) -> tuple[int, int, int]:
     """Return (reserved, captured, refunded) in minor units as they count for the merchant's books.
 
-    A reservation counts only where the meaning says that there is (or was, before its capture) one: a
-    released one keeps its ReservedAmount. Where the meaning is not clear, it is told as the gateway tells it.
-    Captured and refunded count as the gateway tells them, but of an agreement nothing counts: its amounts are
-    those of the transaction beside it.
+    A reservation counts only where the meaning is that there is (or was, before its capture) one: a released
+    payment keeps its ReservedAmount. Where the meaning is not clear, it is taken as reported. Captured and
+    refunded count as reported, but for an agreement nothing counts: its amounts are those of the transaction
+    beside it.
     """
     meaning = read(transaction)
     if meaning is PaymentMeaning.AGREEMENT:

@@ -1,7 +1,7 @@
 """What is held of the shopper's money, in one word: the same word in API, command line, explanations and
 events.
 
-The state of a checkout says how far its way is; only this says what is held.
+The state of a checkout shows its progress; only this word shows what is held.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ IN_SQL: Final = """CASE WHEN state <> 'completed' THEN 'unpaid'
 
 
 def condition(statuses: Iterable[PaymentStatus]) -> str:
-    """Return the SQL condition of the checkouts whose money is held as one of these says."""
+    """Return the SQL condition of the checkouts that have one of these payment statuses."""
     words = ", ".join(f"'{PaymentStatus(status).value}'" for status in statuses)
     return f"{IN_SQL} IN ({words})"
 

@@ -1,9 +1,9 @@
 """What the gateway's own answer means for a checkout, and the money it proves.
 
 A lookup is one call to the Merchant API's `payments`; judging its answer is a pure function. A transaction
-counts for a checkout when our own id comes back in its PaymentInfo (bound), or, weaker, when it names no
-checkout at all and order number, amount and currency match. Nothing is concluded from a callback, and no
-absence from an answer that is as long as answers get.
+counts for a checkout when the checkout's own id comes back in its PaymentInfo (bound), or, weaker, when it
+names no checkout at all and order number, amount and currency match. Nothing is concluded from a callback,
+and no absence from an answer of the maximum length.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from orchestrator.domain.attention import PaymentAmount
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.transaction import Found, Transaction
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 class LookupOutcome(StrEnum):
@@ -40,7 +40,7 @@ class LookupOutcome(StrEnum):
     DECLINED = "declined"
     """There were attempts, and all are over without money."""
     NOTHING = "nothing"
-    """The gateway knows no attempt."""
+    """The gateway has no attempt."""
     RELEASED = "released"
     """The payment that completed it was given back before its capture. What else may hold money for it is a
     person's business."""
@@ -50,14 +50,13 @@ class LookupOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """The judgement of one lookup.
+    """The result of one lookup.
 
     `money` is (reserved, captured, refunded) of what pays the checkout, minor units.
 
-    `paying` are the transactions that pay it: one, or the parts that a person decided to keep as a whole.
-    `surplus` are those that hold money beside them and on which no decision was taken. `reserved_until` is
-    until when all of the accepted reservation is sure to be worth a capture; None where nothing is left to
-    capture.
+    `paying` are the transactions that pay it: a single one, or the parts that a person decided to keep as a
+    whole. `surplus` are those that hold money beside them and have no decision. `reserved_until` is the time
+    until which all of the accepted reservation can surely be captured; None where nothing is left to capture.
     """
 
     finding: LookupOutcome
@@ -72,17 +71,17 @@ class Reconciliation:
     @property
     def paying(self) -> tuple[PaymentRecord, ...]:
         """The transactions that pay the checkout."""
-        return tuple(one for one in self.payments if one.role == Role.ACCEPTED)
+        return tuple(payment for payment in self.payments if payment.role == Role.ACCEPTED)
 
     @property
     def bound(self) -> bool:
         """Whether all that pays it is tied to it by our own id."""
-        return all(one.binding == Binding.BOUND for one in self.paying)
+        return all(payment.binding == Binding.BOUND for payment in self.paying)
 
     @property
     def left(self) -> int:
         """What is still held of what pays it, in minor units."""
-        return sum(one.left for one in self.paying)
+        return sum(payment.left for payment in self.paying)
 
 
 class _Part(Enum):
@@ -115,21 +114,23 @@ def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
     asked = checkout.attention
     match None if asked is None else asked.code:
         case AttentionCode.SURPLUS_PAYMENT:
-            return tuple(one for one in checkout.known if one.role == Role.SURPLUS and one.left > 0)
+            return tuple(
+                payment for payment in checkout.known if payment.role == Role.SURPLUS and payment.left > 0
+            )
         case code if code in PROBLEMS:
             return tuple(decisions.open_problems(checkout, checkout.known))
         case code if code in IRREGULAR:
             named = {
                 transaction
-                for one in _irregular(checkout.known)
-                if one.attention.asks_like(asked)
-                for transaction in one.transactions
+                for question in _irregular(checkout.known)
+                if question.attention.is_same_question(asked)
+                for transaction in question.transactions
             }
-            return tuple(one for one in checkout.known if one.transaction_id in named)
+            return tuple(payment for payment in checkout.known if payment.transaction_id in named)
         case AttentionCode.OPEN_PAYMENT:
-            return tuple(one for one in checkout.known if one.meaning == PaymentMeaning.OPEN)
+            return tuple(payment for payment in checkout.known if payment.meaning == PaymentMeaning.OPEN)
         case _:
-            return tuple(one for one in checkout.known if one.role == Role.ACCEPTED)
+            return tuple(payment for payment in checkout.known if payment.role == Role.ACCEPTED)
 
 
 def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
@@ -141,13 +142,19 @@ def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:
     if about and attention.code in PROBLEMS:
         basis = decisions.problem(checkout, about).basis
     elif attention.code in IRREGULAR:
-        asked = (one for one in _irregular(checkout.known) if one.attention.asks_like(attention))
-        basis = next((one.basis for one in asked), "")
-    return {one.transaction_id: decisions.mark(attention.code, decision, basis) for one in about}
+        alike = (
+            question
+            for question in _irregular(checkout.known)
+            if question.attention.is_same_question(attention)
+        )
+        basis = next((question.basis for question in alike), "")
+    return {payment.transaction_id: decisions.mark(attention.code, decision, basis) for payment in about}
 
 
 def _irregular(payments: Iterable[PaymentRecord]) -> list[decisions.Question]:
-    return decisions.irregular([one for one in payments if one.role in {Role.ACCEPTED, Role.SURPLUS}])
+    return decisions.irregular(
+        [payment for payment in payments if payment.role in {Role.ACCEPTED, Role.SURPLUS}]
+    )
 
 
 def sticky(attention: Attention | None) -> Attention | None:
@@ -170,34 +177,37 @@ def judge(
     surcharge pay the order.
     """
     ours = [
-        (one, binding)
-        for one in found.transactions
-        if (binding := bind(checkout, one)) is not None
+        (transaction, binding)
+        for transaction in found.transactions
+        if (binding := bind(checkout, transaction)) is not None
         and not (
-            binding is Binding.ORDER_REF and (one.transaction_id in elsewhere or is_anothers(checkout, one))
+            binding is Binding.ORDER_REF
+            and (transaction.transaction_id in elsewhere or is_anothers(checkout, transaction))
         )
     ]
     ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
     judged = _judged(checkout, ours, shared=shared, surcharges=surcharges)
-    parts = {part: [one for one in judged if one.part is part] for part in _Part}
-    seen = tuple(one.seen for one in judged)
-    paying = [one for one in judged if one.seen.role == Role.ACCEPTED]
-    released = [one for one in judged if one.id in checkout.accepted and one.part is _Part.OVER]
+    parts = {part: [payment for payment in judged if payment.part is part] for part in _Part}
+    seen = tuple(payment.seen for payment in judged)
+    paying = [payment for payment in judged if payment.seen.role == Role.ACCEPTED]
+    released = [
+        payment for payment in judged if payment.id in checkout.accepted and payment.part is _Part.OVER
+    ]
     evidence = _evidence(seen, foreign=len(found.transactions) - len(ours))
     asked = (
-        decisions.problem(checkout, [one.seen for one in parts[_Part.PROBLEM]])
+        decisions.problem(checkout, [payment.seen for payment in parts[_Part.PROBLEM]])
         if parts[_Part.PROBLEM]
         else None
     )
     settled = {
-        one.transaction_id
-        for one in checkout.known
-        if one.is_decided(AttentionCode.SURPLUS_PAYMENT) or decisions.kept(one)
+        payment.transaction_id
+        for payment in checkout.known
+        if payment.is_decided(AttentionCode.SURPLUS_PAYMENT) or decisions.kept(payment)
     }
     surplus = tuple(
-        one.seen
-        for one in judged
-        if one.seen.role == Role.SURPLUS and one.seen.left > 0 and one.id not in settled
+        payment.seen
+        for payment in judged
+        if payment.seen.role == Role.SURPLUS and payment.seen.left > 0 and payment.id not in settled
     )
     attention = _irregularity(checkout, seen)
     if paying:
@@ -220,7 +230,8 @@ def judge(
     elif parts[_Part.AGREEMENT]:
         finding = LookupOutcome.UNSURE
         attention = (
-            attention or decisions.problem(checkout, [one.seen for one in parts[_Part.AGREEMENT]]).attention
+            attention
+            or decisions.problem(checkout, [payment.seen for payment in parts[_Part.AGREEMENT]]).attention
         )
     elif found.at_limit:
         finding = LookupOutcome.UNSURE
@@ -228,12 +239,12 @@ def judge(
         attention = attention or Attention(code=AttentionCode.LOOKUP_AT_LIMIT)
     else:
         finding = LookupOutcome.DECLINED if judged else LookupOutcome.NOTHING
-    counted = [one.seen for one in paying or released]
+    counted = [payment.seen for payment in paying or released]
     money = (checkout.reserved, checkout.captured, checkout.refunded)
     if counted:
-        sums = [(one.reserved, one.captured, one.refunded) for one in counted]
+        sums = [(payment.reserved, payment.captured, payment.refunded) for payment in counted]
         money = tuple(map(sum, zip(*sums, strict=True)))  # type: ignore[assignment]  # three columns
-    until = [moment for one in paying if (moment := valid_until(one.transaction)) is not None]
+    until = [moment for payment in paying if (moment := valid_until(payment.transaction)) is not None]
     return Reconciliation(
         finding=finding,
         payments=seen,
@@ -241,7 +252,7 @@ def judge(
         evidence=evidence,
         attention=attention,
         surplus=surplus,
-        charged_back=sum(one.charged_back for one in counted) if counted else checkout.charged_back,
+        charged_back=sum(payment.charged_back for payment in counted) if counted else checkout.charged_back,
         reserved_until=min(until, default=None),
     )
 
@@ -250,26 +261,36 @@ def _judged(
     checkout: ClaimedCheckout, ours: Sequence[tuple[Transaction, Binding]], *, shared: bool, surcharges: bool
 ) -> list[_Judged]:
     """Say of each transaction what it is in this judgement, and which role it has so."""
-    first = [_part(checkout, one, binding, shared=shared, surcharges=surcharges) for one, binding in ours]
-    seen = [record(checkout, one, binding) for one, binding in ours]
+    first = [
+        _part(checkout, transaction, binding, shared=shared, surcharges=surcharges)
+        for transaction, binding in ours
+    ]
+    seen = [record(checkout, transaction, binding) for transaction, binding in ours]
     problems = [
-        replace(one, role=Role.UNKNOWN)
-        for one, part in zip(seen, first, strict=True)
+        replace(payment, role=Role.UNKNOWN)
+        for payment, part in zip(seen, first, strict=True)
         if part is _Part.PROBLEM
     ]
     decided = decisions.decided_on(checkout, checkout.known, problems)
     kept = {name for name, decision in decided.items() if decision == Decision.KEEP}
     parts = [
         part
-        if one.transaction_id not in decided
+        if payment.transaction_id not in decided
         else _Part.PAYS
-        if one.transaction_id in kept and (not checkout.accepted or one.transaction_id in checkout.accepted)
+        if payment.transaction_id in kept
+        and (not checkout.accepted or payment.transaction_id in checkout.accepted)
         else _Part.DISMISSED
-        for one, part in zip(seen, first, strict=True)
+        for payment, part in zip(seen, first, strict=True)
     ]
-    judged = [_Judged(one, each, part) for (one, _), each, part in zip(ours, seen, parts, strict=True)]
-    accepted = _accepted(checkout, [one for one in judged if one.part is _Part.PAYS], kept)
-    return [replace(one, seen=replace(one.seen, role=_role(one, accepted, kept))) for one in judged]
+    judged = [
+        _Judged(transaction, payment, part)
+        for (transaction, _), payment, part in zip(ours, seen, parts, strict=True)
+    ]
+    accepted = _accepted(checkout, [payment for payment in judged if payment.part is _Part.PAYS], kept)
+    return [
+        replace(payment, seen=replace(payment.seen, role=_role(payment, accepted, kept)))
+        for payment in judged
+    ]
 
 
 def _part(
@@ -307,25 +328,25 @@ def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collec
     that holds money.
     """
     if checkout.accepted:
-        return {one.id for one in paying if one.id in checkout.accepted}
+        return {payment.id for payment in paying if payment.id in checkout.accepted}
     if kept:
-        return {one.id for one in paying if one.id in kept}
+        return {payment.id for payment in paying if payment.id in kept}
 
-    def rank(one: _Judged) -> tuple[bool, bool]:
+    def rank(payment: _Judged) -> tuple[bool, bool]:
         # One that went back already pays nothing while another still holds; and what is bound to this very
         # checkout goes before what merely has its order number.
-        return one.seen.left <= 0, one.seen.binding != Binding.BOUND
+        return payment.seen.left <= 0, payment.seen.binding != Binding.BOUND
 
     return {min(paying, key=rank).id} if paying else set()
 
 
-def _role(one: _Judged, accepted: Collection[str], kept: Collection[str]) -> Role:
-    if one.id in accepted:
+def _role(payment: _Judged, accepted: Collection[str], kept: Collection[str]) -> Role:
+    if payment.id in accepted:
         return Role.ACCEPTED
-    match one.part:
+    match payment.part:
         case _Part.PAYS:
             return Role.SURPLUS
-        case _Part.DISMISSED if one.id in kept:
+        case _Part.DISMISSED if payment.id in kept:
             return Role.SURPLUS  # kept beside the payment of a paid order
         case _Part.PROBLEM | _Part.DISMISSED:
             return Role.UNKNOWN
@@ -338,20 +359,20 @@ def _evidence(seen: Sequence[PaymentRecord], *, foreign: int) -> dict[str, objec
         "by": "lookup",
         "transactions": [
             {
-                "id": one.transaction_id,
-                "status": one.status,
-                "meaning": one.meaning,
-                "binding": one.binding,
-                "role": one.role,
-                "reserved": one.reserved,
-                "captured": one.captured,
-                "refunded": one.refunded,
-                **({"chargedBack": one.charged_back} if one.charged_back else {}),
-                **({"surcharge": one.surcharge} if one.surcharge else {}),
-                **({"flags": list(one.flags)} if one.flags else {}),
-                **({"raw": dict(one.raw_amounts)} if one.raw_amounts else {}),
+                "id": payment.transaction_id,
+                "status": payment.status,
+                "meaning": payment.meaning,
+                "binding": payment.binding,
+                "role": payment.role,
+                "reserved": payment.reserved,
+                "captured": payment.captured,
+                "refunded": payment.refunded,
+                **({"chargedBack": payment.charged_back} if payment.charged_back else {}),
+                **({"surcharge": payment.surcharge} if payment.surcharge else {}),
+                **({"flags": list(payment.flags)} if payment.flags else {}),
+                **({"raw": dict(payment.raw_amounts)} if payment.raw_amounts else {}),
             }
-            for one in seen
+            for payment in seen
         ],
     }
     if foreign:
@@ -361,7 +382,7 @@ def _evidence(seen: Sequence[PaymentRecord], *, foreign: int) -> dict[str, objec
 
 def _irregularity(checkout: ClaimedCheckout, seen: Sequence[PaymentRecord]) -> Attention | None:
     """Return the first question about the books of a payment that no person has answered yet."""
-    known = {one.transaction_id: one for one in checkout.known}
+    known = {payment.transaction_id: payment for payment in checkout.known}
     for asked in _irregular(seen):
         before = known.get(asked.transactions[0])
         if before is None or not decisions.is_decided(before, asked):
@@ -371,11 +392,11 @@ def _irregularity(checkout: ClaimedCheckout, seen: Sequence[PaymentRecord]) -> A
 
 def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> Attention | None:
     by_us = {
-        one.transaction_id
-        for one in checkout.operations
-        if one.kind == OperationKind.RELEASE and one.state == OperationState.SUCCEEDED
+        operation.transaction_id
+        for operation in checkout.operations
+        if operation.kind == OperationKind.RELEASE and operation.state == OperationState.SUCCEEDED
     }
-    others = [one.seen for one in released if one.id not in by_us]
+    others = [payment.seen for payment in released if payment.id not in by_us]
     return Attention(code=AttentionCode.PAYMENT_RELEASED, payments=_amounts(others)) if others else None
 
 

@@ -1,8 +1,8 @@
-"""What is known of a checkout beside its row: callbacks, commands, the gateway's transactions, and money
+"""Records of a checkout beside its row: callbacks, commands, the gateway's transactions, and money
 operations.
 
-There is one type of each, whoever reads it. Rows and JSON of Postgres are converted by the annotations; a
-word that is not known becomes the one that proves least.
+There is one type of each, for all readers. Rows and JSON of Postgres are converted by the annotations; an
+unknown word becomes the word that proves least.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Role(StrEnum):
 
 
 class Binding(StrEnum):
-    """How we know that a transaction belongs to the checkout."""
+    """How a transaction was matched with the checkout."""
 
     BOUND = "bound"
     ORDER_REF = "order_ref"
@@ -61,8 +61,8 @@ class OperationState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why there is an operation: somebody asked; the order itself asks for a capture; policy or a person
-    returns money.
+    """The cause of an operation: a request; the order itself, which wants a capture; or a return of money by
+    policy or by a person.
     """
 
     ASKED = "asked"
@@ -100,7 +100,7 @@ OPEN_OPERATIONS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """A callback in the inbox that nobody has acted on yet."""
+    """A callback in the inbox that was not handled yet."""
 
     id: UUID
     kind: str
@@ -115,14 +115,14 @@ class Callback:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What somebody asked for (cancel, capture, …), stored and not yet acted on."""
+    """A requested command (cancel, capture, …), stored and not yet executed."""
 
     id: UUID
     kind: CommandKind
     actor: str
     reason: str | None = None
     expected_version: int | None = None
-    # Names and values; in a row that somebody else wrote it may be anything.
+    # Names and values; in a row written from outside it may be anything.
     arguments: Any = field(default_factory=dict)
     # Under our key (see `checkouts.row_macs`); None: it was not stored by us.
     mac: bytes | None = None
@@ -134,13 +134,13 @@ class Command:
 
     @property
     def transaction_id(self) -> str | None:
-        """The transaction that it names, if it names one."""
+        """The transaction that it names, if any."""
         named = self.arguments.get("transactionId") if isinstance(self.arguments, dict) else None
         return named if isinstance(named, str) else None
 
 
 class Amounts(Protocol):
-    """What the gateway tells of a payment, in minor units of its currency."""
+    """What the gateway reports of a payment, in minor units of its currency."""
 
     @property
     def reserved(self) -> int: ...
@@ -152,34 +152,32 @@ class Amounts(Protocol):
     def charged_back(self) -> int: ...
 
 
-def still_held(one: Amounts) -> int:
+def still_held(amounts: Amounts) -> int:
     """Return what is held of the shopper's money: the reservation, or what was captured and did not go back.
 
     A capture of a part leaves the rest of the reservation to the shopper's bank in time; it is ours no more
     than nothing.
     """
-    return max(left_to(OperationKind.REFUND, one), 0) if one.captured > 0 else one.reserved
+    return max(left_to(OperationKind.REFUND, amounts), 0) if amounts.captured > 0 else amounts.reserved
 
 
-def left_to(kind: OperationKind, one: Amounts) -> int:
+def left_to(kind: OperationKind, amounts: Amounts) -> int:
     """Return how much can still be captured, refunded or released; less than 0 where more was done than there
     was.
 
     What the shopper's bank took back is with the shopper already.
     """
     if kind == OperationKind.REFUND:
-        return one.captured - one.refunded - one.charged_back
-    return one.reserved - one.captured
+        return amounts.captured - amounts.refunded - amounts.charged_back
+    return amounts.reserved - amounts.captured
 
 
 @dataclass(frozen=True, slots=True)
 class PaymentRecord:
-    """One gateway transaction, as a lookup shows it or as our books have it; amounts in minor units of its
-    currency.
+    """One gateway transaction, as a lookup shows it or as stored; amounts in minor units of its currency.
 
-    `decided` holds what was decided on it (see `decisions`). `raw_amounts` are the texts of amounts that
-    cannot be read, whose numbers here mean nothing; None where all are read. The accepted one is never
-    demoted.
+    `decided` holds the decisions on it (see `decisions`). `raw_amounts` are the texts of amounts that cannot
+    be read, whose numbers here mean nothing; None where all are read. The accepted payment is never demoted.
     """
 
     transaction_id: str

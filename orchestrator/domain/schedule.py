@@ -1,4 +1,4 @@
-"""When a checkout is looked at again (seconds from now), and until when a reservation is worth a capture."""
+"""When a checkout is checked again (seconds from now), and until when a reservation can be captured."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def valid_until(transaction: Transaction) -> datetime | None:
 
 
 def made_at(transaction: Transaction) -> datetime | None:
-    """Return when the gateway says that a transaction was made, read as UTC; None where that is not told."""
+    """Return the gateway's time of creation of a transaction, read as UTC; None where it is missing."""
     try:
         return datetime.strptime(transaction.created_at, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The one place that makes sentences of codes: attention, last errors, and results of commands.
+"""The only place that makes sentences of codes: attention, last errors, and results of commands.
 
 Pure, and total over what is stored.
 
@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from orchestrator.domain import money
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import CommandResult, ResultCode
 from orchestrator.domain.last_error import ErrorCode, LastError
 from orchestrator.domain.last_error import stored as stored_error
+from orchestrator.domain.records import OperationState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from orchestrator.domain.records import Operation
 
     Facts: TypeAlias = Mapping[str, Any]
 
@@ -48,6 +52,25 @@ def coded(value: Attention | LastError | CommandResult) -> dict[str, object]:
     return {"code": value.code, "reason": of(value)}
 
 
+def of_command(state: CommandState, result: CommandResult, operations: Sequence[Operation]) -> str:
+    """Return what a command came to by now: its result, or what became of what it began."""
+    if result.code is not ResultCode.ACCEPTED or state is CommandState.UNDER_WAY:
+        return of(result) if result.code is not ResultCode.ACCEPTED else "it is under way"
+    ended = [_ended(one) for one in operations]
+    if ended:
+        return "; ".join(ended)
+    if state is CommandState.FAILED:
+        return "a payment was found before it took effect, and the order is completed"
+    return "it is done"
+
+
+def _ended(one: Operation) -> str:
+    what = f"the {one.kind} of {money.spelled(one.amount, one.currency)} on transaction {one.transaction_id}"
+    if one.state is not OperationState.REJECTED:
+        return f"{what} is done"
+    return f"{what} was rejected ({or_none(one.last_error) or 'no reason was given'})"
+
+
 def _said(value: Attention | LastError | CommandResult) -> str:
     match value:
         case Attention():
@@ -74,7 +97,7 @@ def _held(payment: PaymentAmount) -> str:
 
 
 def _names(payments: Sequence[PaymentAmount]) -> str:
-    return ", ".join(one.transaction_id for one in payments)
+    return ", ".join(payment.transaction_id for payment in payments)
 
 
 def _more(payments: Sequence[PaymentAmount]) -> list[str]:
@@ -97,10 +120,10 @@ def _of_attention(value: Attention) -> str:
 def _problem(facts: Facts, payments: Sequence[PaymentAmount]) -> str:
     """Say of each payment why it is not taken for the order's."""
     ordered = _amount(facts, "ordered")
-    if all(one.problem is AttentionCode.PAYMENT_MISMATCH for one in payments):
+    if all(payment.problem is AttentionCode.PAYMENT_MISMATCH for payment in payments):
         return _mismatch(facts, payments, ordered)
-    sentence = "; ".join([*(_told(facts, one) for one in payments[:MOST_NAMED]), *_more(payments)])
-    if any(one.problem is AttentionCode.PAYMENT_MISMATCH for one in payments):
+    sentence = "; ".join([*(_told(facts, payment) for payment in payments[:MOST_NAMED]), *_more(payments)])
+    if any(payment.problem is AttentionCode.PAYMENT_MISMATCH for payment in payments):
         sentence += f"; the order is {ordered}"
     return sentence
 
@@ -112,10 +135,11 @@ def _mismatch(facts: Facts, payments: Sequence[PaymentAmount], ordered: str) -> 
             return f"{held}, which is the order of {ordered} and a surcharge of {_amount(facts, 'surcharge')}"
         return f"{held}, the order is {ordered}"
     named = ", ".join(
-        [f"{one.transaction_id} ({_held(one)})" for one in payments[:MOST_NAMED]] + _more(payments)
+        [f"{payment.transaction_id} ({_held(payment)})" for payment in payments[:MOST_NAMED]]
+        + _more(payments)
     )
-    amounts = [one.amount for one in payments if one.amount is not None]
-    if len(amounts) == len(payments) and len({one.currency for one in payments}) == 1:
+    amounts = [payment.amount for payment in payments if payment.amount is not None]
+    if len(amounts) == len(payments) and len({payment.currency for payment in payments}) == 1:
         together = money.spelled(sum(amounts), payments[0].currency)
         return f"transactions {named} hold {together} together, the order is {ordered}"
     return f"transactions {named} hold money, the order is {ordered}"
@@ -258,7 +282,7 @@ _ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
     ErrorCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
     ErrorCode.ORDER_NUMBER_USED_UP: _used_up,
     ErrorCode.DEADLINE_PASSED: lambda _: "the deadline passed before it could be offered again",
-    ErrorCode.UNKNOWN_ORDER: lambda _: "a payment came for an order number that nobody asked for",
+    ErrorCode.UNKNOWN_ORDER: lambda _: "a payment came for an order number without an intent",
     ErrorCode.LEFT_TO_ORDER: lambda facts: (
         f"the order has checkout {facts['checkout']}, which the payment is left to"
     ),
@@ -303,7 +327,7 @@ SHOWS: Final[Mapping[str, str]] = {
     "declined": "only attempts that are over without money",
     "nothing": "no attempt to pay",
     "released": "that the payment was released",
-    "unsure": "something that a person must look at",
+    "unsure": "something that needs a decision",
 }
 """What a lookup shows, by its `LookupOutcome`."""
 
@@ -330,7 +354,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
     ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
     ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
-        f"nobody asked for order {facts['orderId']}: there is nothing to open a session with"
+        f"order {facts['orderId']} has no intent: there is nothing to open a session with"
     ),
     ResultCode.REFUSED_ORDER_TAKEN: lambda facts: (
         f"order {facts['orderId']} belongs to checkout {facts['checkout']} now"
@@ -399,5 +423,6 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
 
 def _payments(payments: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(
-        f"{one['transaction']} ({money.spelled(one['amount'], one['currency'])})" for one in payments
+        f"{payment['transaction']} ({money.spelled(payment['amount'], payment['currency'])})"
+        for payment in payments
     )

@@ -1,12 +1,12 @@
-"""The states of a checkout, the facts that move it, and the one table that says which fact moves it where.
+"""The states of a checkout, the facts that move it, and the table of moves.
 
 This is the whole state machine, in the standard library only. A state is a participle, a trigger is a fact
-that has been established; nothing else moves a checkout. What a trigger rests on (a callback, a lookup, a
+that has been established; nothing else moves a checkout. The basis of a trigger (a callback, a lookup, a
 person) is evidence in the audit trail and never another trigger.
 
 A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*: it
-is audited and counted, and never becomes an exception to whoever reported it. No fact makes a completed
-checkout anything else.
+is audited and counted, and never becomes an exception for the caller. No fact makes a completed checkout
+anything else.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ class State(StrEnum):
     AUTHENTICATED = "authenticated"
     """Holds a gateway token of its own; next a session is opened. A lost session comes back here."""
     SESSION_CREATED = "session_created"
-    """The gateway knows the order under a session; next the payment methods are listed."""
+    """The gateway has the order under a session; next the payment methods are listed."""
     METHODS_FETCHED = "methods_fetched"
     """Everything the browser needs is stored; next it is offered to the merchant, and the deadline starts."""
     AWAITING_PAYMENT = "awaiting_payment"
-    """The shopper may pay. Callbacks wake it; at each due time the gateway is asked, the token is renewed and
-    the deadline is checked."""
+    """The shopper may pay. Callbacks wake it; each due time brings a lookup, a renewal of the token or the
+    check of the deadline."""
     CALLBACK_RECEIVED = "callback_received"
-    """The gateway said that something happened; next the gateway is asked what. Left only by the answer."""
+    """A callback reported a change; a lookup comes next. Left only by its answer."""
     COMPLETED = "completed"
     """Money was found at the gateway. Never left; the watch for refunds and chargebacks settles it."""
     FAILED = "failed"
-    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to a shopper.
+    """The gateway refused, or every attempt until the deadline failed; nothing was ever offered to
+    a shopper.
     """
     EXPIRED = "expired"
     """The deadline passed and a last lookup showed nothing paid, pending or open."""
@@ -73,8 +74,8 @@ CLOSED: Final = frozenset({_S.FAILED, _S.EXPIRED, _S.CANCELLED})
 """Ended without money, as far as is known: the order number may be used for a new checkout, or this one
 reopened."""
 ENDED: Final = CLOSED | {_S.COMPLETED}
-"""Nothing more is expected of the shopper; the watch for late money, refunds and chargebacks goes on for a
-while."""
+"""No action of the shopper is expected; lookups for late money, refunds and chargebacks continue
+for a while."""
 
 TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (_S.RECEIVED, _T.AUTHENTICATED): _S.AUTHENTICATED,
@@ -137,7 +138,7 @@ _REPEATS: Final[dict[Trigger, frozenset[State]]] = {
     _T.ATTEMPTS_EXHAUSTED: frozenset({_S.FAILED}),
     _T.REOPENED: frozenset(UNOFFERED) | {_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED},
 }
-"""Where a fact says nothing new: a duplicate, or one that comes before its time."""
+"""Where a fact is not new: a duplicate, or a fact that comes too early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The fact contradicts the state: audited and counted, never carried out."""
+    """The fact contradicts the state: audited and counted, never executed."""
 
     state: State
     trigger: Trigger

@@ -11,7 +11,7 @@ from datetime import datetime  # noqa: TC003 - as above
 
 @dataclass(frozen=True, slots=True)
 class ChargebackEvent:
-    """One event as the gateway tells it: texts as given, "" when absent.
+    """A chargeback event as the gateway reports it: texts as given, "" when absent.
 
     `counted` is what it took back, in minor units of the payment's currency, negative for what came back to
     the merchant; None where type, amount or currency leave that open.
@@ -26,24 +26,24 @@ class ChargebackEvent:
 
 @dataclass(frozen=True, slots=True)
 class Transaction:
-    """One transaction as the gateway tells it.
+    """One transaction as the gateway reports it.
 
     Amounts are minor units of `currency`; texts are as given, "" when absent.
 
-    `reserved`, `captured` and `refunded` are the raw totals: `read` and `held` say what they mean. An amount
-    that cannot be read is 0 here, and stands in `raw_amounts` as the gateway wrote it, under its field's
-    name; with an unknown or contradicting currency all of them do, and so does the currency's own text. No
-    such 0 may be shown. `raw_flags` name what was odd: `amount_unreadable`, `amount_missing`,
-    `surcharge_unreadable`, `currency_unknown`, `currency_conflict`, `status_unknown`, `over_refund`,
-    `over_capture`, `credited`, `info_repeated`, `field_repeated`, `chargeback_unclear`, `expiry_unreadable`,
-    `ended_in_error`, `transaction_nested`, `answer_repaired`.
+    `reserved`, `captured` and `refunded` are the raw totals: `read` and `held` give their meaning. An amount
+    that cannot be read is 0 here, and `raw_amounts` has the gateway's text under its field's name; with an
+    unknown or contradicting currency all amounts are there, and so is the currency's own text. No such 0 may
+    be shown. `raw_flags` name what was odd: `amount_unreadable`, `amount_missing`, `surcharge_unreadable`,
+    `currency_unknown`, `currency_conflict`, `status_unknown`, `over_refund`, `over_capture`, `credited`,
+    `info_repeated`, `field_repeated`, `chargeback_unclear`, `expiry_unreadable`, `ended_in_error`,
+    `transaction_nested`, `answer_repaired`.
 
     `charged_back` is what shoppers' banks took back less what they returned, never below 0.
-    `chargeback_events` holds every event; one whose type, currency or amount is not sure is not counted, and
-    flagged. `surcharge` is the part of the amounts that the shopper paid on top of the order
-    (SurchargeAmount, C10). `scheme` is the card's, in lower case. `reserved_until` is until when the acquirer
-    holds the reservation. The gateway prints it without an offset (C10) and in a zone that is not documented;
-    it is read as UTC, so it may be half a day off.
+    `chargeback_events` holds every event; an event whose type, currency or amount is not sure is not counted,
+    and flagged. `surcharge` is the part of the amounts that the shopper paid on top of the order
+    (SurchargeAmount, C10). `scheme` is the card's, in lower case. `reserved_until` is the end of the
+    acquirer's reservation. The gateway prints it without an offset (C10) and in a zone that is not
+    documented; it is read as UTC, so it may be half a day off.
     """
 
     transaction_id: str

@@ -1,9 +1,9 @@
-"""Why a checkout is where it is, in sentences for whoever answers the shop's questions.
+"""Why a checkout is in its state, in sentences for people who answer the shop's questions.
 
-`explain` is a pure function of one `Record`: which state, because of what, on which evidence, what happens
-next and when, and what a person may do. Evidence is read from the audit trail and never guessed. Amounts are
-decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so nothing of
-them can be in a sentence.
+`explain` is a pure function of one `Record`: which state, for which reason, on which evidence, what happens
+next and when, and what an operator may do. Evidence is read from the audit trail and never guessed. Amounts
+are decimals with their currency, times UTC; nothing of the customer and no secret is in a record, so none can
+be in a sentence.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 _NEXT_CALL: Final = {
     State.RECEIVED: "a worker logs in at the gateway for it",
     State.AUTHENTICATED: "a worker opens the payment session at the gateway",
-    State.SESSION_CREATED: "a worker asks the gateway for the payment methods",
+    State.SESSION_CREATED: "a worker lists the payment methods at the gateway",
     State.METHODS_FETCHED: "a worker hands the session to the shop",
 }
 _STANDS: Final = {
@@ -63,13 +63,13 @@ _HOLDS: Final = {
     PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
 _CIRCUIT_OPEN: Final = (
-    "The gateway is not being called for a moment: its circuit is open, because its calls failed one after the other or it asked for fewer; "
+    "The gateway is not being called for a moment: its circuit is open, because its calls failed repeatedly or it asked for fewer; "
     "that counts as no failure of this order."
 )
 _CAUSES: Final = {
-    Cause.ASKED: "asked for",
-    Cause.AUTOMATIC: "begun by the orchestrator, as the order says",
-    Cause.RETURNED: "begun to return the money",
+    Cause.ASKED: "requested",
+    Cause.AUTOMATIC: "started by the orchestrator, as the order requires",
+    Cause.RETURNED: "started to return the money",
 }
 
 
@@ -93,7 +93,7 @@ class Explanation:
 
 
 def explain(record: Record) -> Explanation:
-    """Explain one checkout; pure, and total over all states, reasons to look and operations."""
+    """Explain one checkout; pure, and total over all states, reasons for a lookup and operations."""
     return Explanation(
         summary=_summary(record),
         because=tuple(_because(record)),
@@ -106,7 +106,7 @@ def explain(record: Record) -> Explanation:
 def _summary(record: Record) -> str:
     late = " (the money came after it had been closed)" if record.late and not record.from_payment else ""
     person = " It needs a decision." if record.attention is not None else ""
-    busy = {one.kind for one in record.open_operations}
+    busy = {operation.kind for operation in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
     view = _STANDS[record.state]
     if record.from_payment and record.state is State.FAILED:
@@ -128,20 +128,22 @@ def _because(record: Record) -> list[str]:
     elif record.from_payment and record.state in CLOSED:
         said.append("It exists here only so that its money has a place to be decided on.")
     elif record.state in CLOSED:
-        said.append("The gateway shows no money that was taken for this order, as far as we have looked.")
+        said.append(
+            "The gateway shows no money that was taken for this order, as far as the last lookup shows."
+        )
     elif record.state in UNOFFERED:
         said += _opening(record)
     else:
         said += _offered(record)
-    said += [_operation(record, one) for one in record.operations]
+    said += [_operation(record, operation) for operation in record.operations]
     said += [
-        f"At {moment(one.requested_at)} {trail.who(one.actor)} asked for a {one.kind}, "
+        f"At {moment(command.requested_at)} {trail.who(command.actor)} requested a {command.kind}, "
         + (
-            "which waits until it is known what came of the one before it."
-            if one in record.blocked_commands
-            else "which no worker has taken up yet."
+            "which waits for the result of the previous operation."
+            if command in record.blocked_commands
+            else "which no worker has executed yet."
         )
-        for one in record.open_commands
+        for command in record.open_commands
     ]
     if record.callbacks == 1:
         said.append("A callback of the gateway waits to be read.")
@@ -153,7 +155,7 @@ def _because(record: Record) -> list[str]:
 def _opening(record: Record) -> list[str]:
     said = ["Nothing has been offered to the shopper yet."]
     if record.cancel_requested_at is not None:
-        said.append(f"At {moment(record.cancel_requested_at)} a cancel was asked for.")
+        said.append(f"At {moment(record.cancel_requested_at)} a cancel was requested.")
     if _circuit_open(record):
         said.append(_CIRCUIT_OPEN)
     elif record.attempts:
@@ -168,7 +170,7 @@ def _offered(record: Record) -> list[str]:
     said = []
     if record.cancel_requested_at is not None:
         said.append(
-            f"At {moment(record.cancel_requested_at)} a cancel was asked for: the session is no longer handed out."
+            f"At {moment(record.cancel_requested_at)} a cancel was requested: the session is no longer handed out."
         )
     elif record.now >= record.deadline:
         said.append(f"Its deadline passed at {moment(record.deadline)}: the session is no longer handed out.")
@@ -178,7 +180,7 @@ def _offered(record: Record) -> list[str]:
             said.append(
                 f"The session's token expired at {moment(record.token_expires_at)}, so the shop is shown no session until it is renewed."
             )
-    if any(one.meaning == PaymentMeaning.OPEN for one in record.payments):
+    if any(payment.meaning == PaymentMeaning.OPEN for payment in record.payments):
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
@@ -198,7 +200,7 @@ def _circuit_open(record: Record) -> bool:
 def _money(record: Record) -> list[str]:
     price = record.price
     paying = record.accepted
-    names = ", ".join(one.transaction_id for one in paying)
+    names = ", ".join(payment.transaction_id for payment in paying)
     named = (
         f"Transactions {names} together"
         if len(paying) > 1
@@ -209,7 +211,7 @@ def _money(record: Record) -> list[str]:
     said = [
         f"{named}: {price(record.reserved)} reserved, {price(record.captured)} captured, {price(record.refunded)} refunded."
     ]
-    extra = sum(one.surcharge for one in paying)
+    extra = sum(payment.surcharge for payment in paying)
     if extra:
         said.append(f"The gateway names a surcharge of {price(extra)} for the way of payment.")
     left = left_to(OperationKind.CAPTURE, record)
@@ -220,9 +222,9 @@ def _money(record: Record) -> list[str]:
             f", which is sure to work until {moment(record.reserved_until)}" if record.reserved_until else ""
         )
         by = (
-            "the gateway was told to capture by itself"
+            "the gateway was requested to capture by itself"
             if record.auto_capture
-            else "it is captured when the shop or its policy asks for it"
+            else "it is captured when the shop or its policy requires it"
         )
         said.append(f"{price(left)} is not captured yet: {by}{until}.")
     if record.late and record.from_payment:
@@ -232,24 +234,24 @@ def _money(record: Record) -> list[str]:
     return said
 
 
-def _operation(record: Record, one: Operation) -> str:
-    amount = record.price(one.amount, one.currency)
-    begun = f"A {one.kind} of {amount} on transaction {one.transaction_id}, {_CAUSES[one.cause]} at {moment(one.requested_at)},"
-    error = f": {trail.plain(sentences.of(one.last_error))}" if one.last_error is not None else ""
-    match one.state:
+def _operation(record: Record, operation: Operation) -> str:
+    amount = record.price(operation.amount, operation.currency)
+    begun = f"A {operation.kind} of {amount} on transaction {operation.transaction_id}, {_CAUSES[operation.cause]} at {moment(operation.requested_at)},"
+    error = f": {trail.plain(sentences.of(operation.last_error))}" if operation.last_error is not None else ""
+    match operation.state:
         case OperationState.REQUESTED:
             return f"{begun} has not left for the gateway yet{error}."
         case OperationState.SUBMITTED:
-            return f"{begun} may have left for the gateway{_at(one.submitted_at)}, and its answer is not in; it is not sent twice."
+            return f"{begun} may have left for the gateway{_at(operation.submitted_at)}, and its answer is not in; it is not sent twice."
         case OperationState.UNKNOWN:
             return (
-                f"{begun} left for the gateway{_at(one.submitted_at)}, and nothing told what came of it{error}; it is not sent again "
+                f"{begun} left for the gateway{_at(operation.submitted_at)}, and its result is unknown{error}; it is not sent again "
                 "while the gateway's books may still show it."
             )
         case OperationState.SUCCEEDED:
-            return f"{begun} was done{_at(one.settled_at)}."
+            return f"{begun} was done{_at(operation.settled_at)}."
         case _:
-            return f"{begun} was refused{_at(one.settled_at)}{error}."
+            return f"{begun} was refused{_at(operation.settled_at)}{error}."
 
 
 def _at(when: datetime | None) -> str:
@@ -275,7 +277,7 @@ def _next(record: Record) -> Next:
         )
     if record.slot_reserved and not due:
         return Next(
-            f"Its lookup waits for its turn within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
+            f"Its lookup waits for its slot within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "
             f"{_what(record)}.{_after(record)}",
             record.due_at,
         )
@@ -298,33 +300,33 @@ def _settled(record: Record) -> str:
 
 
 def _what(record: Record) -> str:
-    free = [one for one in record.open_commands if one not in record.blocked_commands]
+    free = [command for command in record.open_commands if command not in record.blocked_commands]
     if free:
-        kinds = ", ".join(dict.fromkeys(one.kind for one in free))
-        return f"a worker takes up what was asked for ({kinds})"
+        kinds = ", ".join(dict.fromkeys(command.kind for command in free))
+        return f"a worker executes the requested command ({kinds})"
     if record.callbacks:
-        return "a worker reads what arrived and asks the gateway what it holds"
+        return "a worker reads the callbacks and looks the order up at the gateway"
     if record.open_operations:
-        one = record.open_operations[0]
-        if one.state == OperationState.REQUESTED:
-            return f"a worker sends the {one.kind} to the gateway"
-        return f"a worker asks the gateway's books what came of the {one.kind}"
+        operation = record.open_operations[0]
+        if operation.state == OperationState.REQUESTED:
+            return f"a worker sends the {operation.kind} to the gateway"
+        return f"a worker looks up the result of the {operation.kind}"
     if record.state in UNOFFERED:
         if record.cancel_requested_at is not None:
             return "a worker cancels it, since it was never offered"
         again = " once more" if record.attempts else ""
         return _NEXT_CALL[record.state] + again
     if record.state is State.CALLBACK_RECEIVED:
-        return "a worker asks the gateway what it holds for this order"
+        return "a worker looks this order up at the gateway"
     if record.state is State.AWAITING_PAYMENT:
-        return "a worker asks the gateway, whether a callback has come or not"
+        return "a worker looks the order up at the gateway, with or without a callback"
     if record.state is State.COMPLETED:
-        return "a worker asks the gateway for captures, refunds and chargebacks that were not ours"
-    return "a worker asks the gateway for money that came late"
+        return "a worker looks for captures, refunds and chargebacks that were made elsewhere"
+    return "a worker looks for late money at the gateway"
 
 
 def _after(record: Record) -> str:
-    """Say what the step after the next one depends on, where that is known."""
+    """Return what the step after the next one depends on, where that is known."""
     if record.state in UNOFFERED and record.cancel_requested_at is None:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:

@@ -25,20 +25,20 @@ WAYS: Final = {
     "capture": (
         "Capture all of it, or an amount",
         "capture",
-        '{"amount": …} and an Idempotency-Key',
-        "capture {id}",
+        '{"amount": "all"} or {"amount": …}, and an Idempotency-Key',
+        "capture {id} --all",
     ),
     "refund": (
         "Refund all of it, or an amount",
         "refund",
-        '{"amount": …} and an Idempotency-Key',
-        "refund {id}",
+        '{"amount": "all"} or {"amount": …}, and an Idempotency-Key',
+        "refund {id} --all",
     ),
     "release": ("Release the reservation", "release", "", "release {id}"),
     "reopen": ("Reopen it for a shopper who tries again", "reopen", '{"expiresIn": …}', "reopen {id}"),
     "cancel": ("Cancel it, unless its money is there by then", "cancel", "", "cancel {id}"),
     "retry": ("Have it tried again at once", "retry", "", "retry {id}"),
-    "reconcile": ("Have the gateway asked at once", "reconcile", "", "reconcile {id}"),
+    "reconcile": ("Look it up at the gateway at once", "reconcile", "", "reconcile {id}"),
 }
 """Way → what it does, the call, its body, the command."""
 
@@ -46,16 +46,16 @@ _OF_OPERATION: Final = {
     "keep": "Say that the operation was done at the gateway",
     "dismiss": "Say that the operation was not done at the gateway",
 }
-"""What decisions mean where nothing tells what came of an operation."""
+"""What decisions mean where the result of an operation is unknown."""
 
 MEANING: Final = {
     AttentionCode.LATE_PAYMENT: "The money came after the checkout had ended without it, so a person decides whether the order is kept.",
     AttentionCode.SURPLUS_PAYMENT: "More than one payment holds money for this order; one pays it, and the others are too much.",
-    AttentionCode.UNKNOWN_ORDER: "The gateway holds money under an order number that no shop has handed over.",
-    AttentionCode.PAYMENT_MISMATCH: "A payment for this order holds another amount or currency than was asked for, so it was not taken for it.",
-    AttentionCode.UNBOUND_PAYMENT: "A payment names no checkout, and several checkouts have its order number: it may be any one's.",
-    AttentionCode.UNCLEAR_PAYMENT: "The status and the amounts of a payment do not say together what it means, and nobody guesses about money.",
-    AttentionCode.CHARGEBACK_UNCLEAR: "The gateway tells of a chargeback or a dispute that does not say how much of which payment it takes back.",
+    AttentionCode.UNKNOWN_ORDER: "The gateway holds money under an order number without an intent.",
+    AttentionCode.PAYMENT_MISMATCH: "A payment for this order holds another amount or currency than the order, so it does not count as its payment.",
+    AttentionCode.UNBOUND_PAYMENT: "A payment names no checkout, and several checkouts have its order number: it may belong to any of them.",
+    AttentionCode.UNCLEAR_PAYMENT: "The status and the amounts of a payment together have no clear meaning, and the orchestrator does not guess about money.",
+    AttentionCode.CHARGEBACK_UNCLEAR: "The gateway reports a chargeback or a dispute without a clear amount or payment.",
     AttentionCode.OVER_REFUND: "More is refunded at the gateway than was captured.",
     AttentionCode.OVER_CAPTURE: "More is captured at the gateway than was reserved.",
     AttentionCode.CREDITED: "The gateway shows a credit to the shopper that is no refund of a payment.",
@@ -65,7 +65,7 @@ MEANING: Final = {
     AttentionCode.OPEN_PAYMENT: "A payment has been open since long before the deadline, and the gateway never ends one by itself.",
     AttentionCode.RESERVATION_LAPSES: "The reservation will soon be too old for a capture that is sure to work.",
     AttentionCode.CHARGED_BACK: "The shopper's bank has taken money of this order back.",
-    AttentionCode.OPERATION_UNCLEAR: "A money operation left for the gateway, and neither its answer nor the gateway's books tell what came of it.",
+    AttentionCode.OPERATION_UNCLEAR: "A money operation left for the gateway, and neither its answer nor the gateway's books show its result.",
     AttentionCode.OPERATION_REJECTED: "The gateway refused a money operation.",
     AttentionCode.GATEWAY_CREDENTIALS: "The gateway refuses this merchant's user name and password; that is about the merchant and not about this order.",
     AttentionCode.GATEWAY_FAILING: "Calls to the gateway for this order keep failing.",
@@ -88,11 +88,11 @@ FIRST: Final = {
     AttentionCode.CREDITED: "Look the credit up in the gateway's own interface: it was not made here.",
     AttentionCode.UNCLEAR_PAYMENT: "Look the payment up in the gateway's own interface, to see what it holds.",
     AttentionCode.OPERATION_UNCLEAR: "Look the transaction up in the gateway's own interface; do not send the same operation there by hand before.",
-    AttentionCode.OPERATION_REJECTED: "Read below why the gateway refused it, and ask for it again when that is mended.",
+    AttentionCode.OPERATION_REJECTED: "Read below why the gateway refused it, and repeat the request when that is fixed.",
     AttentionCode.GATEWAY_CREDENTIALS: "Correct the merchant's user name and password; every order of the merchant waits for them.",
     AttentionCode.GATEWAY_FAILING: "Run `orchestrator doctor` to see whether the gateway can be reached.",
-    AttentionCode.STEP_BROKE: "Read the workers' logs of this checkout, and tell whoever maintains the software.",
-    AttentionCode.POISONED: "Read the workers' logs of this checkout, and tell whoever maintains the software.",
+    AttentionCode.STEP_BROKE: "Read the workers' logs of this checkout, and report them to the maintainers of the software.",
+    AttentionCode.POISONED: "Read the workers' logs of this checkout, and report them to the maintainers of the software.",
     AttentionCode.ORDER_NUMBER_USED_UP: "Hand the order over again under another order number.",
     AttentionCode.NO_PAYMENT_METHODS: "Check the merchant's terminals, and the order's country, currency and amount; then reopen it.",
 }
@@ -108,7 +108,7 @@ def attention(record: Record) -> list[str]:
     if asked.code is AttentionCode.OTHER:
         said.append(_sentence(asked))
     if asked.code in {AttentionCode.SURPLUS_PAYMENT, AttentionCode.UNKNOWN_ORDER, *PROBLEMS}:
-        said += [_unexpected(record, one) for one in record.unexpected_payments]
+        said += [_unexpected(record, payment) for payment in record.unexpected_payments]
     if asked.code in {*PROBLEMS, *IRREGULAR}:
         said.append(_sentence(asked))
     if asked.code is AttentionCode.RESERVATION_LAPSES and record.reserved_until is not None:
@@ -134,7 +134,7 @@ def ways(record: Record) -> list[str]:
         code = record.attention.code
         said += [FIRST[code]] if code in FIRST else []
         names += WAYS_OUT[code]
-    said += [_back(record, one) for one in record.unexpected_payments if one.role == Role.SURPLUS]
+    said += [_back(record, payment) for payment in record.unexpected_payments if payment.role == Role.SURPLUS]
     left = left_to(OperationKind.CAPTURE, record)
     if record.state is State.COMPLETED and not record.open_operations:
         names += ["capture"] if left > 0 and not record.auto_capture else []
@@ -156,17 +156,18 @@ def _way(record: Record, name: str, *, unclear: bool = False) -> str:
     return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
 
 
-def _unexpected(record: Record, one: PaymentRecord) -> str:
-    role = "beside the accepted payment" if one.role == Role.SURPLUS else "not taken for this order"
-    return f"Transaction {one.transaction_id} holds {record.holding(one)}, {role}."
+def _unexpected(record: Record, payment: PaymentRecord) -> str:
+    role = "beside the accepted payment" if payment.role == Role.SURPLUS else "not taken for this order"
+    return f"Transaction {payment.transaction_id} holds {record.holding(payment)}, {role}."
 
 
-def _back(record: Record, one: PaymentRecord) -> str:
+def _back(record: Record, payment: PaymentRecord) -> str:
     """Name the way back for money that is too much: a reservation is released, captured money refunded."""
-    verb = "refund" if one.captured > 0 else "release"
-    key = " and an Idempotency-Key" if verb == "refund" else ""
+    verb, much, key, everything = "release", "", "", ""
+    if payment.captured > 0:
+        verb, much, key, everything = "refund", ', "amount": "all"', " and an Idempotency-Key", " --all"
     return (
-        f"Return transaction {one.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
-        f'{{"transactionId": "{one.transaction_id}"}}{key}, or `orchestrator checkouts {verb} {record.id} '
-        f"--transaction {one.transaction_id}`."
+        f"Return transaction {payment.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
+        f'{{"transactionId": "{payment.transaction_id}"{much}}}{key}, or `orchestrator checkouts {verb} {record.id} '
+        f"--transaction {payment.transaction_id}{everything}`."
     )

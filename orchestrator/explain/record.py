@@ -1,5 +1,5 @@
-"""What an explanation is made from: everything that is known of one checkout at one moment, without its
-customer and its secrets.
+"""The data of an explanation: all rows of one checkout at one moment, without its customer and its
+secrets.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, rename={"before": "from"}
 
     @property
     def moved(self) -> bool:
-        """Whether it brought the checkout where it is, or was before the next one."""
+        """Whether it moved the checkout into its state, or was before the next one."""
         return self.before != self.to
 
 
@@ -69,10 +69,10 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record(CheckoutRecord):
-    """A checkout, and what explains it. Graces in seconds, `watch` in seconds after the end.
+    """A checkout, and the data that explains it. Grace periods in seconds, `watch` in seconds after the end.
 
-    `callbacks` is the number of callbacks that nobody has acted on; `slot_reserved` says that its lookup
-    waits for its turn within the merchant's budget, and `queue` behind which others.
+    `callbacks` is the number of callbacks that were not handled yet; `slot_reserved`: its lookup waits for
+    its slot within the merchant's budget, and `queue` has the lookups before it.
     """
 
     token_expires_at: datetime | None = None
@@ -86,32 +86,35 @@ class Record(CheckoutRecord):
     @property
     def from_payment(self) -> bool:
         """Whether it was created from a payment for an order number that no shop had handed over."""
-        return any(one.before is None and audit.from_unmatched_payment(one.evidence) for one in self.entries)
+        return any(
+            entry.before is None and audit.from_unmatched_payment(entry.evidence) for entry in self.entries
+        )
 
     @property
     def unexpected_payments(self) -> list[PaymentRecord]:
         """Payments beside the accepted one that hold money, or may."""
-        return [one for one in self.payments if one.role in {Role.SURPLUS, Role.UNKNOWN}]
+        return [payment for payment in self.payments if payment.role in {Role.SURPLUS, Role.UNKNOWN}]
 
     @property
     def open_operations(self) -> list[Operation]:
         """Operations that may still have an effect."""
-        return [one for one in self.operations if one.open]
+        return [operation for operation in self.operations if operation.open]
 
     @property
     def open_commands(self) -> list[Command]:
-        """What was asked for and nobody has acted on yet."""
-        return [one for one in self.commands if one.handled_at is None]
+        """Commands that were not executed yet."""
+        return [command for command in self.commands if command.handled_at is None]
 
     @property
     def blocked_commands(self) -> list[Command]:
         """Money commands that wait for an open operation on their transaction."""
-        busy = {one.transaction_id for one in self.open_operations}
-        accepted = {one.transaction_id for one in self.accepted}
+        busy = {operation.transaction_id for operation in self.open_operations}
+        accepted = {payment.transaction_id for payment in self.accepted}
         return [
-            one
-            for one in self.open_commands
-            if one.kind in MOVES_MONEY and busy & ({one.transaction_id} if one.transaction_id else accepted)
+            command
+            for command in self.open_commands
+            if command.kind in MOVES_MONEY
+            and busy & ({command.transaction_id} if command.transaction_id else accepted)
         ]
 
     @property
@@ -140,17 +143,17 @@ class Record(CheckoutRecord):
         code = currency or self.currency
         return money.spelled(minor, code)
 
-    def holding(self, one: PaymentRecord) -> str:
+    def holding(self, payment: PaymentRecord) -> str:
         """Write what a payment holds for people; amounts that cannot be read as the gateway wrote them."""
-        raw = one.raw_amounts
+        raw = payment.raw_amounts
         unread = [
-            f"{name} {money.as_stored(getattr(one, name), one.currency, name, raw)}"
+            f"{name} {money.as_stored(getattr(payment, name), payment.currency, name, raw)}"
             for name in ("reserved", "captured", "refunded")
             if raw and name in raw
         ]
         if unread:
             return f"amounts that cannot be read ({', '.join(unread)})"
-        return self.price(one.left, one.currency or "an unknown currency")
+        return self.price(payment.left, payment.currency or "an unknown currency")
 
 
 def moment(at: datetime | None) -> str:
@@ -162,7 +165,7 @@ async def gather(
     db: Database, settings: Settings, checkout_id: UUID, *, merchant_id: int | None = None
 ) -> Record | None:
     """Read the record of a checkout; None if there is none of this id, or it is not this merchant's (None:
-    anybody's).
+    any merchant's).
     """
     asked = {"id": checkout_id, "merchant_id": merchant_id, "most": _ENTRIES, "moves": _MOVES}
     rows = await db.read(_GATHER, asked)
@@ -173,7 +176,7 @@ async def gather(
         **read_model.values(row),
         token_expires_at=row.token_expires_at,
         callbacks=row.callbacks,
-        entries=tuple(msgspec.json.decode(one, type=Entry) for one in row.entries or ()),
+        entries=tuple(msgspec.json.decode(entry, type=Entry) for entry in row.entries or ()),
         queue=None if row.queue is None else msgspec.json.decode(row.queue, type=Queue),
         deadline_grace=settings.deadline_grace,
         cancel_grace=settings.cancel_grace,

@@ -1,4 +1,4 @@
-"""The story of one checkout, from its audit trail, for people."""
+"""The history of one checkout, from its audit trail, for people."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STYLES: Final[dict[str, str]] = {
 }
 _LONGEST: Final = 60
 _UNTOLD: Final = frozenset({"intent", "orderId", "by", "currency"})
-"""Evidence that tells a person nothing beside what stands there already."""
+"""Evidence that adds nothing for a person."""
 
 _AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded", "chargedBack", "totalBefore"})
 
@@ -99,7 +99,7 @@ def _shown(value: Any) -> str:
         return ""
     match value:
         case list():
-            return ", ".join(_shown(one) for one in value)
+            return ", ".join(_shown(item) for item in value)
         case dict():
             # Of a transaction or a callback: what it is, not every amount and digest of it.
             words = [

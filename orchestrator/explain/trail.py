@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST_SINCE: Final = 5
-"""Entries after the last move that are told: the last so many."""
+"""Entries after the last move that are shown: the last so many."""
 
 GRADES: Final = {
     "signed": "with a valid signature",
@@ -47,11 +47,11 @@ _READABLE: Final = re.compile(r"[\w .,:/()-]{1,60}")
 
 
 def plain(reason: object) -> str:
-    """Return what a reason says; one of an entry before migration 0013 without the word in front, which
-    programs read.
+    """Return the text of a reason; for an entry before migration 0013 without its first word, which is a
+    code.
     """
     said = _WORD.sub("", str(reason or "")).strip().rstrip(".")
-    # A reason of one word is one that programs read.
+    # A reason of one word is a code for programs.
     return (said if " " in said else said.replace("_", " ")) or "no reason was noted"
 
 
@@ -74,39 +74,39 @@ def told(record: Record) -> list[str]:
     first.
     """
     entries = record.entries
-    last = max((number for number, one in enumerate(entries) if one.moved), default=-1)
+    last = max((number for number, entry in enumerate(entries) if entry.moved), default=-1)
     if last < 0:
-        since = [said for one in entries if (said := _since(record, one))]
+        since = [said for entry in entries if (said := _since(record, entry))]
         return [*_archived(record), *since[-MOST_SINCE:]] or [
             "The trail of this checkout holds no entry that moved it."
         ]
     sentences = _archived(record)
     moved = entries[last]
-    before = next((one for one in reversed(entries[:last]) if one.moved), None)
+    before = next((entry for entry in reversed(entries[:last]) if entry.moved), None)
     if before is not None and before.trigger == Trigger.CALLBACK_ARRIVED:
         sentences += _callbacks(before)
     sentences += [*_callbacks(moved), _moved(record, moved)]
-    since = [said for one in entries[last + 1 :] if (said := _since(record, one))]
+    since = [said for entry in entries[last + 1 :] if (said := _since(record, entry))]
     # A callback that came while the gateway was asked stands in both entries.
     return list(dict.fromkeys([*sentences, *since[-MOST_SINCE:]]))
 
 
 def _archived(record: Record) -> list[str]:
     return [
-        f"Its trail up to entry {one.until} was archived at {moment(one.at)}, in the file “{one.file}”."
-        for one in record.archived[-1:]
+        f"Its trail up to entry {archive.until} was archived at {moment(archive.at)}, in the file “{archive.file}”."
+        for archive in record.archived[-1:]
     ]
 
 
 def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact
-    """Say what one move rested on."""
+    """Return the evidence of one move as a sentence."""
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
         if audit.from_unmatched_payment(evidence):
-            return f"At {at} a callback told of a payment for an order number that no shop had handed over."
-        return f"At {at} {who(entry.actor)} handed it over."
+            return f"At {at} a callback reported a payment for an order number without an intent."
+        return f"At {at} {who(entry.actor)} created it."
     showed = transactions(record, evidence)
-    asked = f"At {at} we asked the gateway"
+    asked = f"At {at} a worker looked it up at the gateway"
     match entry.trigger:
         case Trigger.AUTHENTICATED:
             return f"At {at} the gateway accepted our login and issued a token for it."
@@ -156,39 +156,43 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
 
 
 def transactions(record: Record, evidence: dict[str, Any]) -> str:
-    """Say what a lookup showed of each transaction: its status at the gateway, its money, and how we know
-    that it is ours.
+    """Return what a lookup showed of each transaction: its status at the gateway, its money, and how it was
+    matched.
     """
-    currencies = {one.transaction_id: one.currency for one in record.payments}
+    currencies = {payment.transaction_id: payment.currency for payment in record.payments}
     said = []
-    for one in evidence.get("transactions") or ():
-        number = str(one.get("id") or "without a number")
+    for transaction in evidence.get("transactions") or ():
+        number = str(transaction.get("id") or "without a number")
         currency = currencies.get(number, record.currency)
-        raw = one.get("raw")
+        raw = transaction.get("raw")
         amounts = [
-            f"{money.as_stored(int(one.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
+            f"{money.as_stored(int(transaction.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
             for name in ("reserved", "captured", "refunded", "charged_back")
-            if one.get(name) or (raw and name in raw)
+            if transaction.get(name) or (raw and name in raw)
         ]
         held = " and ".join(amounts) or "no money"
-        bound = "matched by checkout id" if one.get("binding") == "bound" else "matched by order number only"
-        said.append(f"transaction {number} as {_quoted(one.get('status'))} with {held}, {bound}")
+        bound = (
+            "matched by checkout id"
+            if transaction.get("binding") == "bound"
+            else "matched by order number only"
+        )
+        said.append(f"transaction {number} as {_quoted(transaction.get('status'))} with {held}, {bound}")
     return "; ".join(said)
 
 
 def _callbacks(entry: Entry) -> list[str]:
     said = []
-    for one in entry.evidence.get("callbacks") or ():
-        what = _ARTICLES.get(str(one.get("kind")), "a callback")
-        proof = GRADES.get(str(one.get("grade")), "of unknown proof")
-        status = f"; it said {_quoted(one['status'])}" if one.get("status") else ""
-        about = f" about transaction {one['transaction']}" if one.get("transaction") else ""
+    for callback in entry.evidence.get("callbacks") or ():
+        what = _ARTICLES.get(str(callback.get("kind")), "a callback")
+        proof = GRADES.get(str(callback.get("grade")), "of unknown proof")
+        status = f"; it said {_quoted(callback['status'])}" if callback.get("status") else ""
+        about = f" about transaction {callback['transaction']}" if callback.get("transaction") else ""
         said.append(f"By {moment(entry.at)} {what}{about} had arrived {proof}{status}.")
     return said
 
 
 def _since(record: Record, entry: Entry) -> str:
-    """Say what an entry that moved nothing tells; nothing for those that tell a person nothing."""
+    """Return a sentence about an entry that moved nothing; nothing where it adds nothing for a person."""
     find = _SINCE.get(entry.action)
     return find(record, entry) if find else ""
 
@@ -202,7 +206,7 @@ def _failed(_: Record, entry: Entry) -> str:
 
 
 def _cancel(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} asked for it to be cancelled."
+    return f"At {moment(entry.at)} {who(entry.actor)} requested its cancellation."
 
 
 def _refused(_: Record, entry: Entry) -> str:
@@ -221,15 +225,15 @@ def _read(_: Record, entry: Entry) -> str:
 
 def _taken(_: Record, entry: Entry) -> str:
     kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
-    return f"At {moment(entry.at)} a worker took up a {kind} that {who(entry.actor)} had asked for."
+    return f"At {moment(entry.at)} a worker executed a {kind} that {who(entry.actor)} had requested."
 
 
 def _raised(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} a person was asked to look at it."
+    return f"At {moment(entry.at)} attention was raised."
 
 
 def _cleared(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} settled what a person had to look at."
+    return f"At {moment(entry.at)} {who(entry.actor)} cleared the attention."
 
 
 def _settled(_: Record, entry: Entry) -> str:
@@ -241,7 +245,7 @@ def _asked(_: Record, entry: Entry) -> str:
     # `shown` is the sentence itself, in entries of versions before migration 0013.
     said = f"the gateway shows {finding}" if finding else entry.evidence.get("shown")
     shown = f": {plain(said)}" if said else ""
-    return f"At {moment(entry.at)} {who(entry.actor)} had the gateway asked{shown}."
+    return f"At {moment(entry.at)} {who(entry.actor)} requested a lookup{shown}."
 
 
 def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str]:
@@ -254,7 +258,7 @@ def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str
     return tell
 
 
-# That an operation was put down or about to leave is told by the operation itself, for as long as it is so.
+# Cancelled or submitted operations are described by the operation itself, for as long as they are so.
 _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "intent:matched": _matched,
     "gateway:failed": _failed,

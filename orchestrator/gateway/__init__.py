@@ -1,6 +1,6 @@
-"""Everything that touches AltaPay: the only sockets to it, its words, its proofs.
+"""The AltaPay client: all sockets to the gateway, its messages, its proofs.
 
-`client` calls, `payments` reads the Merchant API's XML, `callbacks` reads what the gateway sends us,
-`outcomes` is what a call can come to. Nothing here knows the database, a checkout's state or what follows
-from an answer.
+`client` calls, `payments` reads the Merchant API's XML, `callbacks` reads incoming callbacks, `outcomes` are
+the results of a call. Nothing here depends on the database, a checkout's state or what follows from an
+answer.
 """

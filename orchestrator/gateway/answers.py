@@ -33,10 +33,11 @@ LIGHT_MARKS: Final = 2_000
 """Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII)
 in such an answer at most."""
 LIGHT_ROWS: Final = 60
-"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes longest to read.
+"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes
+longest to read.
 """
 SHORT: Final = 1_000
-"""Bytes that hold too little to be looked through."""
+"""Bytes that hold too little to be checked."""
 LARGE = 65_536
 """Bytes up to which the size alone bounds how many values a JSON answer has."""
 MOST_VALUES = 60_000
@@ -44,7 +45,7 @@ MOST_VALUES = 60_000
 LONGEST_METHOD_ID = 255
 """Characters. A uuid has 36 (1.3)."""
 METHOD_DEPTH = 32
-"""A method is two levels deep (C1, C4); far deeper nesting is an attack on whoever walks over the answer
+"""A method is two levels deep (C1, C4); far deeper nesting is an attack on the code that reads the answer
 next."""
 
 
@@ -86,7 +87,7 @@ class Methods:
 
 @dataclass(frozen=True, slots=True)
 class Reader(Generic[T]):
-    """How the answer to a call is read: which reader, and what it must know of the call."""
+    """How the answer to a call is read: which reader, and its arguments from the call."""
 
     kind: str
     argument: int | str = 0

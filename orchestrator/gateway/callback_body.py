@@ -2,8 +2,8 @@
 kind.
 
 Pure functions with bounds: neither a small body that inflates to a large one nor a form of endless fields
-costs more than a body of the largest size that is taken. What cannot be read is a `BodyError` with the flag
-that the facts carry.
+costs more than a body of the largest accepted size. An unreadable body is a `BodyError` with the flag for the
+facts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BodyError(OrchestratorError):
 
 
 def plain(raw: bytes) -> bytes:
-    """Return a body inflated (gzip, told by its first bytes) and without a byte order mark.
+    """Return a body inflated (gzip, detected by its first bytes) and without a byte order mark.
 
     Raises `BodyError` with `too_large` for more than `LARGEST` bytes, `not_gzip` for what is broken. The
     signature covers `raw`.
@@ -84,8 +84,8 @@ def boundary_of(content_type: str, body: bytes) -> bytes | None:
 def form_pairs(body: bytes) -> list[tuple[str, str]]:
     """Read a form body as (name, value) in order; `BodyError` with `too_many_fields`.
 
-    The value of `xml` is left out: decoding it would be most of the work, and nothing in it is believed that
-    the lookup does not show.
+    The value of `xml` is left out: decoding it would be most of the work, and a lookup gives all of its
+    facts.
     """
     text = _DOCUMENT.sub(r"\1xml=", body.decode("utf-8", "replace"))
     if text[: len(_MARK_IN_FORM)].upper() == _MARK_IN_FORM:
@@ -126,7 +126,7 @@ def multipart_pairs(boundary: bytes, body: bytes) -> list[tuple[str, str]]:
 
 
 class _Parts:
-    """Gathers the parts of one multipart form, as its parser calls for them."""
+    """Gathers the parts of one multipart form, as its parser requests them."""
 
     __slots__ = ("_data", "_disposition", "_name", "_value", "count", "finished", "pairs")
 

@@ -1,4 +1,4 @@
-"""What the gateway sends us: is it from the gateway, and what does it say.
+"""Callbacks of the gateway: proof of the sender, and content.
 
 Pure functions over raw bytes; nothing in here raises on what a stranger may post. A callback stays a hint
 whatever its grade is: neither proof covers all of it (the checksum leaves status and transaction out), so the
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 LONGEST: Final = 255
-"""Characters kept of any one fact. The longest the gateway documents is an entry of transactionInfo (D8)."""
+"""Characters kept of any fact. The longest that the gateway documents is an entry of transactionInfo (D8)."""
 
 MAX_AGE: Final = 86_400.0
 """Seconds. Neither the age that the gateway itself allows nor its delay in delivery is documented: a day is
@@ -46,7 +46,7 @@ _STAMP: Final = re.compile(
     r"[0-9]{1,19}|[0-9]{4}-[0-9]{2}-[0-9]{2}(?:[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?(?:Z|[+-][0-9]{2}:?[0-9]{2})?)?"
 )
 """A moment as digits (the unit is not documented) or as an ISO date. None of them ends with a dot and ten
-digits, as a moved one would."""
+digits, as a moved timestamp would."""
 _CHECKSUM_FIELDS = ("amount", "currency", "shop_orderid")
 
 
@@ -56,35 +56,37 @@ class Grade(StrEnum):
     SIGNED = "signed"
     """The AltaPay-Signature header matches the whole body (facts 2.4 B)."""
     CHECKSUM = "checksum"
-    """The terminal's MD5 checksum matches: order, amount and currency are the gateway's, the rest is
-    anybody's (2.4 A)."""
+    """The terminal's MD5 checksum matches: order, amount and currency come from the gateway, all other fields
+    are unproven (2.4 A)."""
     MISSING = "missing"
     """We have a secret, and the callback brings no proof."""
     WRONG = "wrong"
     """It brings a proof that does not match."""
     STALE = "stale"
-    """Its signature matches and is too old: a replay, as far as anybody can tell."""
+    """Its signature matches and is too old: probably a replay."""
     UNCHECKED = "unchecked"
     """We have no secret to check it with."""
 
     @property
-    def believed(self) -> bool:
-        """Say whether nothing speaks against its being the gateway's. Even then its status is only a hint."""
+    def is_evidence(self) -> bool:
+        """Return whether nothing contradicts the gateway as its sender. Even then its status is
+        only a hint.
+        """
         return self in {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 
 @dataclass(frozen=True, slots=True)
 class CallbackFacts:
-    """What a callback says, whichever kind and format it came in.
+    """The content of a callback, of any kind and format.
 
-    None is "not said"; an empty text counts as not said.
+    None is "not given"; an empty text counts as not given.
 
     `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters);
-    `checkout` is our own id from transactionInfo. `checked` holds the texts that the checksum covers, exactly
-    as posted. `flags` name what was odd: `empty`, `not_form`, `not_json`, `not_an_object`, `not_utf8`,
-    `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`, `text_cut`, `character_replaced`,
-    `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected` and `status_unknown`.
-    Fields beyond the documented ones are no oddity: the gateway adds some without notice.
+    `checkout` is the checkout id from transactionInfo. `checked` holds the texts that the checksum covers,
+    exactly as posted. `flags` name what was odd: `empty`, `not_form`, `not_json`, `not_an_object`,
+    `not_utf8`, `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`, `text_cut`,
+    `character_replaced`, `wrong_type`, `amount_unreadable`, `currency_unknown`, `content_type_unexpected` and
+    `status_unknown`. Fields beyond the documented ones are no oddity: the gateway adds some without notice.
     """
 
     order_ref: str | None = None
@@ -138,7 +140,7 @@ def _read_form(pairs: Sequence[tuple[str, str]], flags: list[str]) -> CallbackFa
         flags.append("not_form")
     fields: dict[str, str] = {}
     for name, value in pairs:
-        if name in fields:  # the first one counts: what is appended later may be somebody else's
+        if name in fields:  # the first one counts: a repeated field may be appended by another sender
             flags.append("field_repeated")
         else:
             fields[name] = value
@@ -309,13 +311,13 @@ def signature_ok(
     MISSING or UNCHECKED.
 
     Several signatures and several secrets overlap while secrets change: any pair that matches will do, in
-    small letters or capitals. The timestamp is digits or an ISO date and nothing else: between body and
-    timestamp stands a dot that both may hold, so with any other text a part of a signed body could be passed
-    off as its timestamp, and the rest as a body that was signed.
+    small letters or capitals. The timestamp is digits or an ISO date and nothing else: body and timestamp are
+    joined by a dot that both may hold, so with any other text a part of a signed body could be passed off as
+    its timestamp, and the rest as a signed body.
 
-    The age, in seconds, is judged where `now` (seconds since 1970) is given; a timestamp whose age cannot be
-    told is STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since nothing
-    but the gateway could have signed it.
+    The age, in seconds, is checked where `now` (seconds since 1970) is given; a timestamp without a definite
+    age is STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since only the
+    gateway could have signed it.
     """
     keys = [secret for secret in secrets if secret]
     if not keys:
@@ -330,7 +332,7 @@ def signature_ok(
     for key in keys:
         expected = hmac.new(_bytes(key), message, hashlib.sha256).hexdigest().encode()
         for signature in signatures:
-            # Every pair is compared, so the time taken does not tell which secret came close.
+            # Every pair is compared, so the time taken does not reveal which secret came close.
             matched |= hmac.compare_digest(expected, signature)
     if not matched:
         return Grade.WRONG
@@ -361,12 +363,12 @@ def grade(
     now: float | None = None,
     max_age: float = MAX_AGE,
 ) -> Grade:
-    """Return the best proof that a callback brings, by signature first and by checksum after it; `read` only
-    for the latter.
+    """Return the best proof of a callback, by signature first and by checksum after it; `read` only for the
+    latter.
 
-    A wrong signature beside a right checksum counts as CHECKSUM: whoever could forge that could as well leave
-    the header out. A signature that is too old stays STALE: what is known to be old is not made young by a
-    checksum, which has no age.
+    A wrong signature beside a right checksum counts as CHECKSUM: a forger of the checksum could as well leave
+    the header out. A signature that is too old stays STALE: a checksum has no age, and does not make it
+    fresh.
     """
     by_signature = signature_ok(header, raw, secrets, now, max_age=max_age)
     if by_signature in {Grade.SIGNED, Grade.STALE, Grade.UNCHECKED}:
@@ -385,10 +387,10 @@ _DATE_ALONE: Final = re.compile(r"[0-9W-]+")
 
 
 def signed_at(stamp: str) -> float | None:
-    """Return the moment of a signature's timestamp in seconds since 1970; None where its unit cannot be told.
+    """Return the moment of a signature's timestamp in seconds since 1970; None where its unit is unknown.
 
-    Where a date leaves it open (no time zone, no time of day) it is the latest moment that it can mean:
-    nothing is called too old that may be young.
+    Where a date leaves it open (no time zone, no time of day) it is the latest possible moment: a timestamp
+    that may be fresh is never called too old.
     """
     if stamp.isascii() and stamp.isdigit():
         unit = _UNITS.get(len(stamp.lstrip("0")))

@@ -1,10 +1,10 @@
-"""Chargeback events of a transaction: what shoppers' banks took back and returned, and what no rule can
-count.
+"""Chargeback events of a transaction: what shoppers' banks took back and returned, and events that no rule
+can count.
 
 Seen (C12, a notification of 2016): Type `Chargeback`, Currency by letters, Amount with a dot. The schema
 (C10) leaves Type, Amount and Currency free, and the vendor's example says that an event may also be a
 dispute. So an event counts only where its type is surely a chargeback or its reversal, and its amount is
-exact and in the payment's currency. Every other one stays in the list with what the gateway said, uncounted,
+exact and in the payment's currency. Every other event stays in the list with the gateway's text, uncounted,
 for a person.
 """
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from xml.etree.ElementTree import Element
 
-# The letters of a type without all that separates them. What may stand beside the word says which one of
-# several it is.
+# The letters of a type without separators. A number beside the word is its order in a series.
 _WHICH = r"(?:first|second|third|1st|2nd|3rd|[123]|final|partial|full|new|initial|arbitration|round|cycle|stage|event|notification|received)*"
 _CHARGEBACK = re.compile(rf"{_WHICH}chargebacks?{_WHICH}")
 _REVERSAL = re.compile(

@@ -1,9 +1,9 @@
 """Calls to the gateway: authenticate, open a session, list its payment methods, look payments up, move money.
 
-Every call comes back as one of `outcomes`, in bounded time and whatever was answered; only cancellation
-passes through. Each leaves one log line. A large answer is read in another process (`reader_process`), so
-that one gateway's answers delay no other call. Bodies, tokens, URLs and what the gateway wrote in free text
-reach neither a log nor a reason.
+Every call returns one of `outcomes`, in bounded time and for any answer; only cancellation passes through.
+Each writes one log line. A large answer is read in another process (`reader_process`), so that one gateway's
+answers delay no other call. Bodies, tokens, URLs and free text of the gateway reach neither a log nor a
+reason.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Where and as whom a merchant talks to the gateway.
+    """A merchant's gateway URLs and credentials.
 
     `url` and `merchant_api_url` are bases without a trailing path.
     """
@@ -137,7 +137,7 @@ class Gateway:
         self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)
         self._reader_process = ReaderProcess(settings.gateway_total_timeout / 2)
-        # Gateways that were seen to know the parameter `limit`.
+        # Gateways that support the parameter `limit`, as seen.
         self._limiting: set[str] = set()
 
     async def __aenter__(self) -> Self:
@@ -168,7 +168,7 @@ class Gateway:
         """
         try:
             content = _ENCODER.encode(body)
-        except UnicodeEncodeError:  # half a surrogate pair is a str to Python, and no text to anybody else
+        except UnicodeEncodeError:  # half a surrogate pair is a str to Python, but not valid text
             return Refused(0, "The session's content holds a character that cannot be sent.")
         return await self._call(
             "open_session",
@@ -222,9 +222,9 @@ class Gateway:
     ) -> Outcome[Found]:
         """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
 
-        At least one of the three filters is required. The API user may see several shops: what is found is
-        not yet ours. Where the number of rows leaves open whether there are more, one more call tries to
-        prove that there are none; a `Found` that still says `at_limit` may lack rows.
+        At least one of the three filters is required. The API user may see several shops: a found transaction
+        may belong to another. Where the number of rows leaves open whether there are more, one more call
+        tries to prove that there are none; a `Found` that still has `at_limit` may lack rows.
         """
         filters = {"shop_orderid": order_ref, "transaction_id": transaction_id, "payment_id": payment_id}
         wanted = {name: value for name, value in filters.items() if value}
@@ -251,11 +251,11 @@ class Gateway:
     async def _completed(
         self, account: Account, wanted: Mapping[str, str], found: Found, limit: int
     ) -> Found:
-        """Return what a lookup found without the doubt that there is more, if another call can take it away.
+        """Return a lookup's result without the doubt that there is more, if another call can remove it.
 
-        Exactly the default number of rows, fewer than were asked for: either these are all, or the gateway
-        does not know `limit`, which is settled once for each gateway by asking for fewer. Otherwise the list
-        is read from its other end: where both ends meet, by the dates of their rows, none is missing.
+        Exactly the default number of rows, fewer than requested: either these are all, or the gateway does
+        not support `limit`, which is tested once for each gateway by requesting fewer. Otherwise the list is
+        read from its other end: where both ends meet, by the dates of their rows, none is missing.
         """
         gateway = _prepare(account).merchant_gateway
         fewer = len(found.transactions) == payments.DEFAULT_ROWS < limit
@@ -356,7 +356,7 @@ class Gateway:
         body: Payload | None = None,
         user_agent: str | None = None,
     ) -> Outcome[T]:
-        """Make one call, read its answer, leave one log line."""
+        """Make one call, read its answer, write one log line."""
         started = time.perf_counter()
         outcome: Outcome[T]
         try:

@@ -1,10 +1,11 @@
-"""The wire to the gateway: one request out, the bytes of a 2xx answer back, or what it came to instead.
+"""HTTP to the gateway: one request out, the bytes of a 2xx answer back, or an outcome instead.
 
 Guarantees: an exchange ends within `gateway_total_timeout`, whatever the other side sends (nothing, too much,
-nonsense, for ever), and what its answer costs is bounded; only cancellation passes through. A request with a
-`GuardedBody` leaves at most once and only past its lease guard, and what did not leave is told apart from
-what may have. No redirect is followed, no cookie kept, no proxy or other word of the environment heard;
-certificates are verified. Nothing here knows what a request is about, and nothing is logged.
+nonsense, for ever), and the cost of its answer is bounded; only cancellation passes through. A request with a
+`GuardedBody` leaves at most once and only past its lease guard, and an unsent request is distinguished from
+one that may have been sent. No redirect is followed, no cookie kept, no proxy or other setting of the
+environment used; certificates are verified. Nothing here depends on what a request is about, and nothing is
+logged.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ RETRY_AFTER_CAP = 3600.0
 """Seconds. Whatever a Retry-After says, we ask again within the hour: the due time belongs to us, not to the
 gateway."""
 KEEPALIVE = 15.0
-"""Seconds that an idle connection is kept; short, so that the gateway rarely closes one while we start to use
-it."""
+"""Seconds that an idle connection is kept; short, so that the gateway rarely closes it at the moment of its
+next use."""
 BUFFER = 16_384
-"""Bytes of an answer that are parsed ahead of whoever reads it."""
+"""Bytes of an answer that are parsed ahead of its reader."""
 LARGE = 65_536
-"""Bytes of an answer from which on it takes a place of its gateway's large ones."""
+"""Bytes of an answer from which on it takes one of its gateway's slots for large answers."""
 
 
 @cache
@@ -68,8 +69,8 @@ class Request:
 class Wire:
     """The connections of one process.
 
-    An exchange begins when the limits of its gateway allow it. One that is not allowed within half of the
-    total timeout is `Busy`.
+    An exchange begins when the limits of its gateway allow it. If that takes more than half of the total
+    timeout, the outcome is `Busy`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -104,10 +105,10 @@ class Wire:
     async def exchange(
         self, request: Request, *, limits_of_gateway: GatewayLimits, large: Large, queue_key: Hashable = None
     ) -> bytes | Failure:
-        """Send one request and return the body of a 2xx answer, or what it came to instead.
+        """Send one request and return the body of a 2xx answer, or an outcome instead.
 
-        `queue_key` says in which queue it waits: the queues are served in turn. `large` is taken for a large
-        answer, for as long as the caller has it.
+        `queue_key` names the queue it waits in: the queues are served round-robin. `large` is taken for a
+        large answer, for as long as the caller uses it.
         """
         body = request.body
         if not isinstance(body, GuardedBody):
@@ -168,7 +169,7 @@ class Wire:
 
 # First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection
 # that failed. A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new
-# one (looking twice harms nobody); a POST is `Unknown`, because nothing tells whether it was read before the
+# one (a repeated lookup is harmless); a POST is `Unknown`, because it may have been read before the
 # connection closed.
 _FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] = (
     ((aiohttp.ClientConnectorDNSError,), NotSent("The gateway's host name was not found.")),
@@ -226,15 +227,15 @@ _UNSETTLED = frozenset({408, 409, 425})
 def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
     """Read a status that is not 2xx.
 
-    The body is not looked at: its shape is not documented, its text may be personal.
+    The body is not read: its shape is not documented, its text may be personal.
     """
     status = response.status
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
-    # A proxy may say so of a request that went through. Looking or asking twice harms nobody; moving money
-    # twice does.
+    # A proxy may send this for a request that went through. A repeated lookup is harmless; a repeated
+    # movement of money is not.
     harmless = not isinstance(request.body, GuardedBody)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
         return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")
@@ -251,7 +252,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     when = _date(text)
     if when is None:
         return None
-    # The gateway's own clock, where it tells it: a date is only as good as the clock that it was read from.
+    # The gateway's own clock, where the answer has it: a date is only as good as the clock that it was read
+    # from.
     now = _date(headers.get("date", "")) or datetime.now(UTC)
     return min(max((when - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
 

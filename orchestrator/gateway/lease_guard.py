@@ -1,25 +1,23 @@
-"""The lease guard: the last check before a request that moves money leaves, and the knowledge whether it
-left.
+"""The lease guard: the last check before a request that moves money leaves, and the record whether it left.
 
 A worker may be stopped for longer than its lease (SIGSTOP, a paused machine, a starved loop) anywhere between
-deciding on a capture and sending it, and then somebody else has taken over. So the lease is asked again at
-the latest moment there is: when a connection is open, TLS is agreed on, and the bytes are about to be
-written.
+deciding on a capture and sending it, and then another worker holds the checkout. So the lease is checked
+again at the latest possible moment: when a connection is open, TLS is agreed on, and the bytes are about to
+be written.
 
 **The window that remains.** The headers wait in memory until the body comes, and both go to the transport in
-one write. From the lease guard's yes to that write, and through encryption to the kernel's `send`, runs
+one write. Between the lease guard's check and that write, and through encryption to the kernel's `send`, runs
 ordinary code of one task without an await: no other task, no timer and no network event of the loop comes
-between. aiohttp waits there only where it was told to (a trace, a compression, `Expect: 100-continue`, more
-than 64 KB unsent), and it is not told to; asyncio's and uvloop's transports call `send` at once while nothing
-is waiting to be sent, and on an idle connection nothing is. Measured on 2 cores, 2,000 calls each: a median
-of 17 µs (plain) and 33 µs (TLS) on uvloop, 29 and 53 µs on asyncio, at most 0.3 ms. Another thread of the
-process that wants the interpreter can stretch that by its turn (5 ms).
+between. aiohttp waits there only in cases that are not used here (a trace, a compression, `Expect:
+100-continue`, more than 64 KB unsent); asyncio's and uvloop's transports call `send` at once while nothing is
+waiting to be sent, and on an idle connection nothing is. Measured on 2 cores, 2,000 calls each: a median of
+17 µs (plain) and 33 µs (TLS) on uvloop, 29 and 53 µs on asyncio, at most 0.3 ms. Another thread of the
+process can stretch that by its interpreter slice (5 ms).
 
-A process that its operating system stops exactly there does not notice: the yes was asked before the stop,
+A process that its operating system stops exactly there does not detect it: the check came before the stop,
 the write comes after it. Nothing on this side of the socket closes that gap, because the kernel's `send`
-takes no condition. Nor does anything bound the way from the kernel to the gateway. So a lease must outlast
-the call (its total timeout), and whoever takes over looks the movement up, after a quiet period, and never
-sends it.
+takes no condition. Nor is the time between the kernel and the gateway bounded. So a lease must outlast the
+call (its total timeout), and the next holder looks the movement up, after a quiet period, and never sends it.
 """
 
 from __future__ import annotations
@@ -34,7 +32,8 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
 LeaseGuard: TypeAlias = Callable[[], bool]
-"""Says whether the call may still be made. Asked at most once, must not wait for anything and must not raise.
+"""Says whether the call may still be made. Asked at most once, must not wait for anything and must
+not raise.
 """
 
 FORM: Final = "application/x-www-form-urlencoded"
@@ -45,10 +44,10 @@ class WithheldBody(Exception):  # noqa: N818 - an answer of the lease guard, not
 
 
 class GuardedBody(aiohttp.Payload):
-    """A form that is written once, in one piece with its headers, and only if the lease guard says yes at
+    """A form that is written once, in one piece with its headers, and only if the lease guard allows it at
     that moment.
 
-    It is aiohttp's own kind of body, because a stream would be read one step away from the write.
+    It is aiohttp's own kind of body, because a stream would be read one step before the write.
     """
 
     # Nothing has to be closed: the content is bytes in memory.
@@ -89,5 +88,5 @@ class GuardedBody(aiohttp.Payload):
         await self.write_with_length(writer, None)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return the form as text; aiohttp asks for it only to print a request."""
+        """Return the form as text; aiohttp uses it only to print a request."""
         return self._content.decode(encoding, errors)

@@ -1,9 +1,9 @@
-"""What a call to the gateway can come to: a closed set of values, never an exception.
+"""The outcomes of a gateway call: a closed set of values, never an exception.
 
-The line that matters runs between `NotSent` and `Busy` (nothing reached the gateway: repeat freely) and
+The important line runs between `NotSent` and `Busy` (nothing reached the gateway: repeat freely) and
 `Unknown` (it may have been done: repeat only what may be done twice, otherwise look it up). Reasons are short
-fixed sentences for logs and people; they hold no token, no personal data, no URL and nothing that the gateway
-wrote in free text.
+fixed sentences for logs and people; they hold no token, no personal data, no URL and no free text of the
+gateway.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ T_co = TypeVar("T_co", covariant=True)
 FINAL_STATUSES: Final = frozenset({0, 200, 400, 402, 413, 415, 422})
 """Statuses of `Refused` that are about what was sent, so that the same order would be refused again.
 
-0: it could not be put into words; 200: the Merchant API's own error code; the others: the gateway read it and
-said no. Every other status (403, 404, 405, 407, ...) comes as well from a firewall, a proxy, a deployment or
-a wrong base URL, and would then fail every order of those minutes: whoever processes an order retries it.
-Calls to which 404 or 410 is an answer judge it themselves.
+0: the request could not be encoded; 200: the Merchant API's own error code; the others: the gateway read it
+and refused. Every other status (403, 404, 405, 407, ...) also comes from a firewall, a proxy, a deployment or
+a wrong base URL, and would then fail every order of those minutes: the step retries it. Calls to which 404 or
+410 is an answer judge it themselves.
 """
 
 
@@ -84,8 +84,8 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Throttled:
-    """The gateway asks for patience and did nothing; `retry_after` is in seconds, None when it
-    names no time.
+    """The gateway throttled the call and did nothing; `retry_after` is in seconds, None when it gives no
+    time.
     """
 
     retry_after: float | None

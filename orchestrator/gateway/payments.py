@@ -37,7 +37,7 @@ __all__ = [
 MOST_ROWS: Final = 100
 """The most rows that `limit` may ask for (D8)."""
 DEFAULT_ROWS: Final = 10
-"""The rows that the gateway returns at most when it is not told, or does not know, a `limit` (D8)."""
+"""The rows that the gateway returns at most when there is no `limit`, or it does not support it (D8)."""
 ROWS_READ: Final = 2 * MOST_ROWS
 """The most rows that an answer is read with: a gateway that returns more than it was asked for is not read to
 the end of its list."""
@@ -60,11 +60,11 @@ _RESULTS_MOVED = ("Result", "CaptureResult", "RefundResult", "CancelResult")
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """What the gateway answered to a capture, a refund or a release that it understood.
+    """The gateway's answer to a capture, a refund or a release that it understood.
 
     `result` is Body/Result in lower case ("success", "error", "failed", ...): "error" is also the answer to a
     capture of what was captured already, so `transaction` decides (None where the answer holds none).
-    `amount` is what this call moved, in minor units; None where it is not told, as for a release.
+    `amount` is what this call moved, in minor units; None where it is missing, as for a release.
     """
 
     result: str
@@ -99,23 +99,25 @@ def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found | RequestError | Malf
         return Malformed(f"The gateway's transactions have more than {MOST_DETAILS} details.")
     return Found(
         transactions=transactions,
-        # Exactly the default may mean that the gateway did not know the parameter `limit`.
+        # Exactly the default may mean that the gateway does not support the parameter `limit`.
         at_limit=len(rows) >= limit or len(rows) == DEFAULT_ROWS,
         result=result,
         repaired=answer.repaired,
     )
 
 
-def _details(one: Transaction) -> int:
-    return len(one.payment_infos) + len(one.chargeback_events) + len(one.reconciliations)
+def _details(transaction: Transaction) -> int:
+    return (
+        len(transaction.payment_infos) + len(transaction.chargeback_events) + len(transaction.reconciliations)
+    )
 
 
 def is_cut_short(found: Found, fewer: Found) -> bool:
-    """Say whether a list asked for with one row less has one row less: then the gateway knows `limit`, and
-    `found` is whole.
+    """Return whether a list requested with one row less has one row less: then the gateway supports `limit`,
+    and `found` is complete.
     """
-    ids = {one.transaction_id for one in found.transactions}
-    less = {one.transaction_id for one in fewer.transactions}
+    ids = {transaction.transaction_id for transaction in found.transactions}
+    less = {transaction.transaction_id for transaction in fewer.transactions}
     return less < ids and len(fewer.transactions) == len(found.transactions) - 1
 
 
@@ -136,8 +138,10 @@ def joined(newest: Found, oldest: Found) -> Found | None:
         or old[-1] <= young[-1]
     ):
         return None
-    known = {one.transaction_id for one in newest.transactions}
-    more = tuple(one for one in oldest.transactions if one.transaction_id not in known)
+    known = {transaction.transaction_id for transaction in newest.transactions}
+    more = tuple(
+        transaction for transaction in oldest.transactions if transaction.transaction_id not in known
+    )
     return replace(
         newest,
         transactions=(*newest.transactions, *more),
@@ -147,10 +151,10 @@ def joined(newest: Found, oldest: Found) -> Found | None:
 
 
 def _dates(found: Found) -> list[str]:
-    """Return the dates of creation in the order of the answer; none where one is not in the gateway's own
+    """Return the dates of creation in the order of the answer; none where a date is not in the gateway's own
     form (1.7).
     """
-    dates = [one.created_at for one in found.transactions]
+    dates = [transaction.created_at for transaction in found.transactions]
     return dates if all(_CREATED.fullmatch(date) for date in dates) else []
 
 
@@ -168,7 +172,7 @@ def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement | Reque
     if transaction_id and rows:
         rows = [row for row in rows if text_of(row, "TransactionId") == transaction_id]
     elif len({text_of(row, "TransactionId") for row in rows}) > 1:
-        rows = []  # nothing says which one was meant
+        rows = []  # the rows do not show which transaction was meant
     if not rows and answer.rows:
         return Malformed("The gateway's XML is about another transaction.")
     transaction = transaction_of(rows[0], failed=False, repaired=answer.repaired) if rows else None
@@ -228,8 +232,8 @@ def _answer(document: bytes) -> _Answer | RequestError | Malformed:
 
 
 def _rows(root: Element) -> list[Element] | Malformed:
-    """Return the Transaction elements wherever they stand, level by level; what stands inside one is a part
-    of it.
+    """Return the Transaction elements wherever they are, level by level; a nested element is a part of its
+    parent.
     """
     rows: list[Element] = []
     level = [root]

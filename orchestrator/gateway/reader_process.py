@@ -1,11 +1,10 @@
-"""Large answers, read in a process beside this one: a hostile one takes no time from the event loop.
+"""Large answers are read in a process beside this one: a hostile answer takes no time from the event loop.
 
-A thread would not do. Whatever it computes it takes from the event loop, some milliseconds for each of the
-loop's rounds. The process is started with the first large answer, runs at low priority and with little
-memory, knows none of our secrets (its environment is empty) and ends with us: at the end of its input, and an
-answer that it reads then ends it after `LONGEST` at the latest. It reads one answer after the other, gateway
-by gateway in turn; one that takes too long is given up, and the process with it. What it hands back is
-decoded into the types that are expected, and nothing else.
+A thread would not do: what it computes it takes from the event loop, some milliseconds for each of the loop's
+rounds. The process is started with the first large answer, runs at low priority and with little memory, has
+no secrets (its environment is empty) and ends with its parent: at the end of its input, and during an answer
+after `LONGEST` at the latest. It reads one answer after the other, gateways round-robin; an answer that takes
+too long is dropped, and the process with it. Its output is decoded into the expected types, and nothing else.
 """
 
 from __future__ import annotations
@@ -42,12 +41,12 @@ log = logs.get(__name__)
 NICE: Final = 15
 """How much less of a busy processor the reader gets than we do: a thirtieth."""
 LONGEST: Final = 120
-"""Seconds after which a reader that nobody has ended ends itself; whole ones."""
+"""Seconds after which a reader that was not ended ends itself; whole ones."""
 MEMORY: Final = 256_000_000, 20
 """Bytes of address space that the reader may have, and how many more for each byte of an answer. It takes a
 quarter of that."""
 TOLD: Final = 1_000_000, 4
-"""Bytes that it may tell, and how many more for each byte of an answer."""
+"""Bytes that it may return, and how many more for each byte of an answer."""
 AGAIN: Final = 60.0
 """Seconds for which answers are read here, where no process could be started, until that is tried again."""
 _START: Final = "import sys; sys.path[:] = sys.argv[1:]; from orchestrator.gateway import reader_process; reader_process.serve()"
@@ -58,8 +57,8 @@ _NO_TURN: Final = Unknown("The gateway's answer came while too many large ones w
 _UNTELLABLE: Final = Unknown("The gateway's answer holds a number that no answer has.", unreadable=True)
 
 
-class _Told(msgspec.Struct, omit_defaults=True):
-    """What came of reading; exactly one is set."""
+class _Read(msgspec.Struct, omit_defaults=True):
+    """The result of reading; exactly one field is set."""
 
     found: Found | None = None
     movement: Movement | None = None
@@ -68,7 +67,7 @@ class _Told(msgspec.Struct, omit_defaults=True):
     unknown: Unknown | None = None
 
     @classmethod
-    def of(cls, outcome: Outcome[Any]) -> _Told:
+    def of(cls, outcome: Outcome[Any]) -> _Read:
         match outcome:
             case Done(Found() as found):
                 return cls(found=found)
@@ -95,13 +94,13 @@ class _Told(msgspec.Struct, omit_defaults=True):
 _READY: Final = b"ready"
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ASKED: Final = msgspec.msgpack.Decoder(tuple[str, int | str, bytes])
-_TOLD: Final = msgspec.msgpack.Decoder(_Told)
+_READ: Final = msgspec.msgpack.Decoder(_Read)
 
 
 class ReaderProcess:
     """The reader of one process.
 
-    An answer waits at most `timeout` seconds for its turn, and is given up as many seconds after that.
+    An answer waits at most `timeout` seconds to be read, and is dropped as many seconds after that.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -123,7 +122,7 @@ class ReaderProcess:
         self._thread.shutdown(wait=False)
 
     async def read(self, reader: Reader[T], raw: bytes, *, queue_key: Hashable) -> Outcome[T]:
-        """Read an answer when it is its turn; `queue_key` says in which line it waits."""
+        """Read an answer when its queue is next; `queue_key` names the queue it waits in."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._timeout):
@@ -158,7 +157,7 @@ class ReaderProcess:
             _put(process.stdin, _ENCODER.encode((reader.kind, reader.argument, raw)))
             told = _get(process.stdout, _of(TOLD, raw))
             if told is not None:
-                return _TOLD.decode(told).outcome
+                return _READ.decode(told).outcome
         self._end()
         return _NOT_READ
 
@@ -210,9 +209,9 @@ class ReaderProcess:
 
 
 def serve() -> None:
-    """Read what comes in on stdin, and tell on stdout what it holds, until nobody asks any more.
+    """Read requests on stdin and write results to stdout, until stdin ends.
 
-    The reader's whole life.
+    The reader's main function.
     """
     os.nice(NICE)
     with open(0, "rb") as source, open(1, "wb") as sink:
@@ -220,15 +219,15 @@ def serve() -> None:
         while (asked := _get(source, sys.maxsize)) is not None:
             kind, argument, raw = _ASKED.decode(asked)
             signal.alarm(LONGEST)
-            with suppress(ValueError, OSError):  # it has less already, or the system knows no such limit
+            with suppress(ValueError, OSError):  # the limit is lower already, or the system has no such limit
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
                 )
-            told = _Told.of(answers.READERS[kind](raw, argument))
+            told = _Read.of(answers.READERS[kind](raw, argument))
             try:
                 message = _ENCODER.encode(told)
             except (OverflowError, ValueError):
-                message = _ENCODER.encode(_Told(unknown=_UNTELLABLE))
+                message = _ENCODER.encode(_Read(unknown=_UNTELLABLE))
             _put(sink, message)
             signal.alarm(0)
 

@@ -64,7 +64,7 @@ class _Row:
         field = self.fields.get(name)
         if field is None or not (self.repeated or len(field)):
             return self.text(name)
-        texts = dict.fromkeys(_whole(one) for one in self.all(name))
+        texts = dict.fromkeys(_whole(node) for node in self.all(name))
         if len(texts) > 1:
             self.flags.append("field_repeated")
         return " / ".join(texts)[:LONGEST_TEXT]
@@ -283,8 +283,8 @@ def _payment_infos(row: _Row) -> dict[str, str]:
     for entries in row.all("PaymentInfos"):
         for entry in entries.findall("PaymentInfo"):
             name, value = entry.get("name", "")[:LONGEST_TEXT], (entry.text or "").strip()[:LONGEST_TEXT]
-            # Two values, or a damaged one, name nothing; an undamaged value is not another checkout's for
-            # being repaired.
+            # Two values, or a damaged one, name nothing; a repaired document does not change an undamaged
+            # value.
             if infos.setdefault(name, value) != value or DAMAGED in value:
                 repeated.add(name)
     if repeated:

@@ -1,10 +1,10 @@
 """The gateway's XML as a tree: bounded before it is parsed, without document types, and repaired only where
 the strict parse failed.
 
-Guarantees: `tree` never raises, and what it costs is bounded by the size limits below, whatever the document
-holds. A document that is not well formed is repaired once: what stands before its declaration, its encoding,
-control characters, and references that XML does not know. A repair changes no tag and adds none; a character
-that cannot be told becomes U+FFFD, so that a damaged identifier never equals an intact one.
+Guarantees: `tree` never raises, and its cost is bounded by the size limits below, whatever the document
+holds. A document that is not well formed is repaired once: text before its declaration, its encoding, control
+characters, and unknown references. A repair changes no tag and adds none; an undecodable character becomes
+U+FFFD, so that a damaged identifier never equals an intact one.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ of the first."""
 LARGEST_REPAIRED: Final = 500_000
 """Bytes of a document that is repaired, at most."""
 MOST_REPAIRS: Final = 20_000
-"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be looked at alone.
+"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be handled on its
+own.
 """
 LONGEST_TEXT: Final = 255
 """Characters of a text that is read from a document; what is longer is cut."""
 DAMAGED: Final = "\N{REPLACEMENT CHARACTER}"
-"""Stands for a character that cannot be told."""
+"""Replaces an undecodable character."""
 
 _DECLARATION = re.compile(r"<\?xml\s[^>]{0,200}\?>")
 _SINGLE_BYTE = re.compile(
@@ -189,7 +190,7 @@ codecs.register_error(_SINGLE_BYTES, _as_windows_1252)
 
 
 def _reference(match: re.Match[str]) -> str:
-    """Return a reference that XML has for one that it may not have."""
+    """Return a reference that XML has in place of one that it may not have."""
     whole, (decimal, hexadecimal, name) = match[0], match.groups()
     if name is not None:
         if name in _OWN_NAMES:

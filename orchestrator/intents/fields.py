@@ -1,8 +1,7 @@
-"""Kinds of fields, and what can be wrong with each: texts, amounts, addresses of pages, names that nobody
-knows.
+"""Kinds of fields, and what can be wrong with each: texts, amounts, page URLs, unknown names.
 
-A control character is refused wherever it stands. A sentence tells a field's kind and limit, and repeats what
-was sent only where that is an amount or a name of a field.
+A control character is refused everywhere. A sentence names a field's kind and limit, and repeats the value
+only where that is an amount or a name of a field.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from orchestrator.domain import money
 LONGEST_URL: Final = 2048
 MOST_PROBLEMS: Final = 50
 LAST_PORT: Final = 65_535
-# Control characters, and half a surrogate pair, which is text to nobody.
+# Control characters, and half a surrogate pair, which is no valid text.
 UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 # Line breaks, tabs and their kin: blanks where a text has one line.
 _BREAKS: Final = re.compile(r"[\t\n\v\f\r\x85\u2028\u2029]")
@@ -73,7 +72,7 @@ class Problem(NamedTuple):
 
 
 class Fields:
-    """Reads fields of one body and notes every problem.
+    """Reads fields of one body and records every problem.
 
     `at` is the path of the object that a field is in, with the dot: a field's path is put together only when
     it is needed.
@@ -159,7 +158,7 @@ class Fields:
         required: bool = True,
         lines: bool = False,
     ) -> str | None:
-        """Read a text without control characters; what is empty counts as not given.
+        """Read a text without control characters; an empty text counts as not given.
 
         `lines`: people type line breaks and tabs into it, and each run of them becomes one blank.
         """
@@ -223,11 +222,12 @@ class _RepeatedName(Exception):  # noqa: N818 - never leaves this module
 def repeated_name(raw: bytes, *, members: int = -1) -> str | None:
     """Return a name that one object of a valid JSON text has twice; None where there is none.
 
-    `members` is how many members the decoded objects have: where the text has no more colons behind a
+    `members` is how many members the decoded objects have: where the text has no more colons after a
     quotation mark, no member was lost, and the text is not read again.
 
-    Our decoder keeps the last of them, other readers the first (RFC 8259, 4): what was signed, logged or
-    shown elsewhere need not be what is carried out here. Numbers stay text, so that their size costs nothing.
+    Our decoder keeps the last of them, other readers the first (RFC 8259, 4): the value that was signed,
+    logged or shown elsewhere need not be the value used here. Numbers stay text, so that their size costs
+    nothing.
     """
     if len(_NAME_END.findall(raw)) == members:
         return None
@@ -296,5 +296,5 @@ def kind_of(value: object) -> str:
 
 
 def shown(name: str) -> str:
-    """Return a name that somebody else chose, fit to be shown."""
+    """Return a name that a client chose, made safe to show."""
     return UNPRINTABLE.sub("?", name[:60]) + ("…" if len(name) > 60 else "")  # noqa: PLR2004 - long enough to recognise

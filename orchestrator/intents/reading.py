@@ -24,11 +24,11 @@ ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
 LONGEST_ORDER: Final = 255
 """Characters of an order number that is searched for: payments that no shop handed over have numbers of other
 systems."""
-LONGEST_LIFE: Final = 30 * 86_400
+LONGEST_EXPIRY: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
 MOST_INFOS: Final = 49
-"""The gateway takes 50 entries of transactionInfo (D8), and one of them is ours."""
+"""The gateway takes 50 entries of transactionInfo (D8), and the checkout id is one of them."""
 OWN_INFO: Final = "checkout"
 DESCRIPTION: Final = 50
 """Characters of a line's description; the vendor's cartridge cuts there too (C1)."""
@@ -55,9 +55,9 @@ class IntentRejected(OrchestratorError):  # noqa: N818 - named for the fact
 class Intent:
     """A valid intent. `amount` is minor units, `expires_in` seconds (None: the installation's own default).
 
-    `auto_capture`: the gateway is asked to capture by itself.
+    `auto_capture`: the gateway shall capture by itself.
 
-    `document` is the canonical JSON to be stored sealed; `fingerprint` is the SHA-256 of it without the
+    `document` is the canonical JSON to be stored encrypted; `fingerprint` is the SHA-256 of it without the
     shopper's User-Agent.
     """
 
@@ -126,7 +126,7 @@ def _malformed(error: Exception) -> str:
 
 
 class _Reader(Fields):
-    """Walks over one body, notes every problem, and returns the canonical form of what is right."""
+    """Reads one body, records every problem, and returns the canonical form of the valid fields."""
 
     __slots__ = ()
 
@@ -152,9 +152,9 @@ class _Reader(Fields):
             if (
                 isinstance(seconds, bool)
                 or not isinstance(seconds, int | Decimal)
-                or not 1 <= seconds <= LONGEST_LIFE
+                or not 1 <= seconds <= LONGEST_EXPIRY
             ):
-                self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_LIFE} (30 days)")
+                self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_EXPIRY} (30 days)")
             else:
                 document["expiresIn"] = int(seconds) if seconds == int(seconds) else float(seconds)
         agent = self.text(body, "", "userAgent", required=False, most=BODY_LIMIT)

@@ -37,10 +37,10 @@ def shop_pages(document: bytes) -> dict[str, str | None]:
 def session_body(
     document: bytes, *, checkout_id: UUID, urls: callback_urls.CallbackUrls
 ) -> dict[str, object]:
-    """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, our id, and lines that
-    sum up.
+    """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, the checkout id, and
+    lines that sum up.
 
-    Amounts are `Decimal`; whoever encodes it writes them as JSON numbers.
+    Amounts are `Decimal`; the encoder writes them as JSON numbers.
     """
     body: dict[str, Any] = DECODER.decode(document)
     order, asked = body["order"], body["callbacks"]

@@ -29,7 +29,7 @@ class Dropped:
         self.total = 0
 
     def add(self, reason: str) -> None:
-        """Count one message; `reason` is one of ours or the name of an exception's class, never text of the
+        """Count a message; `reason` is a fixed word or the name of an exception's class, never text of the
         message.
         """
         with self._lock:

@@ -26,9 +26,9 @@ the worker, so a burst of hints gathers for as long as the last publishing makes
 alone waits for nothing."""
 LONGEST_DELAY: Final = 0.1
 PROBE_EVERY: Final = 5.0
-"""Seconds without a hint after which something else is written, to know whether the broker would take one."""
+"""Seconds without a hint after which a probe is written, to find out whether the broker would take a hint."""
 STUCK_AFTER: Final = 5.0
-"""Seconds of one try after which the broker counts as silent."""
+"""Seconds of a single try after which the broker counts as silent."""
 
 
 class _Hint(NamedTuple):
@@ -39,9 +39,9 @@ class _Hint(NamedTuple):
 
 
 class _Delay(NamedTuple):
-    """Until when hints gather, and whose the burst is.
+    """Until when hints gather, and the merchant of the burst.
 
-    A hint of another merchant ends the delay, once in the time of one.
+    A hint of another merchant ends the delay, once in its time.
     """
 
     until: float
@@ -139,7 +139,7 @@ class HintPublisher:
                 return
             ended = time.monotonic()
             length = min((ended - begun) / SHARE, LONGEST_DELAY)
-            # Where they come one after the other, each because the one before is done, a rest gathers
+            # Where hints come one after the other, each after the one before is done, a delay gathers
             # nothing.
             burst = not self._waiting.empty() or (delayed and len(hints) > 1)
             broken = ended + length if delayed and begun < delay.until else delay.kept_until
@@ -195,5 +195,6 @@ class HintPublisher:
         if not messages:
             return
         self._publisher.publish(
-            Message(PROCESS, name, [[str(one) for one in listed]]) for name, listed in messages
+            Message(PROCESS, name, [[str(checkout_id) for checkout_id in listed]])
+            for name, listed in messages
         )

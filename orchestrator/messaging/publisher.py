@@ -1,6 +1,6 @@
 """The publisher: tasks sent to the broker over one connection, which is made anew after any error.
 
-After a failover the old primary may live on and refuse every write, so whatever error a publish meets, its
+After a failover the old primary may stay up and refuse every write, so after any error of a publish its
 connection is not used again. One thread uses a publisher.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kombu import Connection
 
 _log = log.get(__name__)
-_threads: Any = threads  # more than its stubs know
+_threads: Any = threads  # more than its stubs declare
 
 CLOSE_TIMEOUT: Final = 2.0
 """Seconds for saying goodbye to a broker that may not answer."""
@@ -31,7 +31,7 @@ FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 3.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the broker may take to answer, or to take what is sent."""
-PROBE_LIFE: Final = 60
+PROBE_EXPIRY: Final = 60
 """Seconds that Redis keeps what was written to see whether it can be."""
 
 
@@ -88,16 +88,16 @@ class Publisher:
             raise
 
     def prove(self, queue: str) -> None:
-        """Write something that nobody reads, and ask for a queue; raises what keeps a hint from being
+        """Write something that no consumer reads, and query a queue; raises what keeps a hint from being
         published.
 
-        A replica, and a Redis that is out of memory, answer questions and take no hint.
+        A replica, and a Redis that is out of memory, answer queries and take no hint.
         """
         try:
             producer = self._connected()
             client = getattr(producer.channel, "client", None)
             if client is not None:
-                client.set("probe", "1", ex=PROBE_LIFE)
+                client.set("probe", "1", ex=PROBE_EXPIRY)
             else:
                 # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after
                 # this.
@@ -163,7 +163,7 @@ def reason_of(error: BaseException) -> str:
     if said == "timed out" or (not said and isinstance(error, TimeoutError)):
         return "it does not answer"
     if isinstance(error, OSError) and error.errno == errno.EINVAL:
-        # What Linux says to whoever sets an option of a socket that the other side has closed.
+        # Linux's error for setting an option of a socket that the other side has closed.
         return "it closed the connection"
     return said or type(error).__name__
 

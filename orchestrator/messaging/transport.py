@@ -24,14 +24,14 @@ class Channel(redis.Channel):
     """A channel to one Redis server."""
 
     def _brpop_read(self, **options: Any) -> bool:
-        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # its stubs know of less
+        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # its stubs declare less
 
 
 class SentinelChannel(redis.SentinelChannel):
     """A channel to the primary that Sentinel names."""
 
     def _brpop_read(self, **options: Any) -> bool:
-        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # its stubs know of less
+        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # its stubs declare less
 
 
 def _read(channel: Any, read: Any, options: dict[str, Any]) -> bool:

@@ -1,14 +1,13 @@
-"""Processing: claim checkouts, take each through every step it can take, give the lease back with the next
-due time.
+"""Processing: claim checkouts, run every step that each needs now, release the lease with the next due time.
 
-A step is: ask the gateway (no transaction open), then write what came of it (one move). What each state needs
-done is one function here; whether a fact may move a checkout is the table's business (`domain.states`), what
-an answer of the gateway proves is `reconciliation`'s. A step that fails leaves a due time behind it, whatever
-the failure: out of attempts only where nothing was offered to a shopper.
+A step makes its gateway calls with no transaction open, then writes the result (one move). Each state has one
+function here. The transition table decides which fact may move a checkout (`domain.states`), `reconciliation`
+what an answer of the gateway proves. A step that fails always leaves a due time; attempts run out only where
+nothing was offered to a shopper.
 
-Nothing here trusts the lease for longer than it lasts: before each call the rest of the lease must cover it,
-and each write is guarded by lease and version. An answer that comes too late is dropped, and whoever holds
-the checkout by then asks again.
+No step relies on a lease beyond its end: before each call the rest of the lease must cover it, and each write
+is guarded by lease and version. An answer that comes too late is dropped; the next holder of the lease
+repeats the lookup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The callbacks of a checkout under its lease, decrypted, and said of them what the trail may keep."""
+"""The callbacks of a checkout under its lease: decrypted, and summarised for the trail."""
 
 from __future__ import annotations
 
@@ -18,32 +18,30 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 
-def believed(callback: Callback) -> bool:
-    """Say whether a callback proves enough to count as one.
+def is_evidence(callback: Callback) -> bool:
+    """Return whether a callback proves enough to count as evidence.
 
     The shopper's own browser (redirect) proves nothing.
     """
-    return callback.kind != "redirect" and Grade(callback.grade).believed
+    return callback.kind != "redirect" and Grade(callback.grade).is_evidence
 
 
 def proves_all(callback: Callback) -> bool:
     """Say whether a callback proves every field of its body: the checksum leaves most of them out."""
-    return believed(callback) and callback.grade != Grade.CHECKSUM
+    return is_evidence(callback) and callback.grade != Grade.CHECKSUM
 
 
 def is_new(callback: Callback, facts: CallbackFacts) -> bool:
     """Say whether a callback announces a payment that was only just created."""
-    return believed(callback) and callback.kind == "notification" and facts.status == "new"
+    return is_evidence(callback) and callback.kind == "notification" and facts.status == "new"
 
 
 def counts(callback: Callback, facts: CallbackFacts) -> bool:
-    return believed(callback) and not is_new(callback, facts)
+    return is_evidence(callback) and not is_new(callback, facts)
 
 
 def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
-    """Decrypt the callbacks; one that cannot be read says nothing, and asking the gateway needs
-    none of it.
-    """
+    """Decrypt the callbacks. One that cannot be read is left out: the lookup does not need it."""
     opened = []
     for callback in step.held.callbacks:
         if callback.id not in step.facts:
@@ -62,8 +60,10 @@ def _read(step: Step, callback: Callback) -> CallbackFacts:
     return CallbackFacts(flags=("unreadable",))
 
 
-def told(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, object]]:
-    """Say of each callback what the trail may keep: ids, kind, proof, status; nothing about the shopper."""
+def summaries(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, object]]:
+    """Return what the trail may keep of each callback: ids, kind, proof, status; nothing about the
+    shopper.
+    """
     return [
         {
             "id": str(callback.id),
@@ -80,7 +80,7 @@ def told(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, obje
 
 
 def with_callbacks(step: Step, evidence: dict[str, object]) -> dict[str, object]:
-    return {**evidence, "callbacks": told(opened(step))} if step.held.callbacks else evidence
+    return {**evidence, "callbacks": summaries(opened(step))} if step.held.callbacks else evidence
 
 
 def ids(step: Step) -> tuple[UUID, ...]:

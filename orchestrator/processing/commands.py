@@ -1,7 +1,7 @@
-"""What people and clients ask for. A command is taken under the lease, like every other reason to move.
+"""Commands of people and clients. A command is executed under the lease, like every other reason to move.
 
-A command that asks for money becomes an operation of its own; one whose transaction has an operation under
-way waits for that.
+A command that moves money becomes an operation of its own; it waits while its transaction has another
+operation under way.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from orchestrator.store.checkouts import KEEP, command_holds, rival_of
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.command_result import CommandResult
     from orchestrator.domain.records import Command
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 _log = log.get(__name__)
 
@@ -46,7 +46,7 @@ ORDER_USES: Final = 4
 
 
 def wait(held: ClaimedCheckout) -> bool:
-    """Say whether there is something to do that asks nothing of the gateway."""
+    """Return whether a command or operation can proceed without a gateway call."""
     return bool(held.commands) or (held.cancel_requested_at is not None and held.state in UNOFFERED)
 
 
@@ -54,12 +54,12 @@ def ready(held: ClaimedCheckout) -> Command | None:
     """Return the oldest command that can be taken now; None while all wait for an operation on their
     transaction.
     """
-    return next((one for one in held.commands if not _blocked(held, one)), None)
+    return next((command for command in held.commands if not _blocked(held, command)), None)
 
 
 def _blocked(held: ClaimedCheckout, command: Command) -> bool:
     if not isinstance(command.arguments, dict):
-        # Of our making it is not; it is refused when it is its turn.
+        # The operation was not made by this system: it is rejected when it is executed.
         return False
     if command.kind is CommandKind.RESOLVE and command.arguments.get("decision") == Decision.RETURN:
         unclear = held.attention is not None and held.attention.code is AttentionCode.OPERATION_UNCLEAR
@@ -67,11 +67,11 @@ def _blocked(held: ClaimedCheckout, command: Command) -> bool:
     if command.kind not in MOVES_MONEY:
         return False
     targets = {command.transaction_id} if command.transaction_id else held.accepted
-    return any(one.open and one.transaction_id in targets for one in held.operations)
+    return any(operation.open and operation.transaction_id in targets for operation in held.operations)
 
 
 async def execute(step: Step, command: Command) -> None:
-    """Take a command: carry it out, turn it into an operation, or refuse it with the reason."""
+    """Execute a command, turn it into an operation, or refuse it with the reason."""
     held = step.held
     if not command_holds(step.context.encryptor, held.id, held.merchant_id, command) or command.taken:
         await _refuse_foreign(step, command)
@@ -110,8 +110,12 @@ def _request(command: Command) -> CommandRequest:
 
 
 def _view(held: ClaimedCheckout, *, from_payment: bool = False, rival: UUID | None = None) -> CheckoutView:
-    """Return where it stands under the lease; the last two are looked up where a reopening asks for them."""
-    under_way = (Pending(one.kind, one.transaction_id, one.amount) for one in held.operations if one.open)
+    """Return the checkout's view under the lease; the last two fields are read only for a reopening."""
+    under_way = (
+        Pending(operation.kind, operation.transaction_id, operation.amount)
+        for operation in held.operations
+        if operation.open
+    )
     return CheckoutView(
         id=held.id,
         merchant_id=held.merchant_id,
@@ -134,8 +138,8 @@ def _about(command: Command) -> dict[str, object]:
 
 
 async def _refuse_foreign(step: Step, command: Command) -> None:
-    """Refuse what no process of ours stored as it stands, or what was taken before: somebody wrote into the
-    database.
+    """Refuse a command that is not stored as a process wrote it, or was executed before: the database was
+    written to from outside.
     """
     refused = result(ResultCode.REFUSED_REPEATED if command.taken else ResultCode.REFUSED_NOT_AUTHENTIC)
     why = sentences.of(refused)
@@ -203,7 +207,7 @@ async def _withdraw(step: Step, command: Command) -> None:
 
 
 async def cancel(step: Step) -> None:
-    """Cancel a checkout that was never offered, as was asked for: nobody could pay it, so there is nothing to
+    """Cancel a checkout that was never offered, as requested: no shopper could pay it, so there is nothing to
     wait for.
     """
     await step.end(Trigger.CANCELLED, Event(EventType.CHECKOUT_CANCELLED), {"by": "command"})
@@ -216,7 +220,7 @@ async def _move_money(step: Step, command: Command) -> None:
     held = step.held
     view, asked = _view(held), _request(command)
     payment = view.payment(asked.transaction_id)
-    assert payment is not None  # noqa: S101 - the rule asks for it
+    assert payment is not None  # noqa: S101 - the rule requires it
     kind = OperationKind(command.kind)
     # A release gives back the whole reservation.
     amount = view.left(payment, kind) if asked.amount is None else asked.amount
@@ -230,7 +234,7 @@ async def _move_money(step: Step, command: Command) -> None:
         command_id=command.id,
     )
     evidence = {
-        # A command that the trail names is never taken again.
+        # A command whose id is in the trail is never executed again.
         "command": str(command.id),
         "operation": str(operation.id),
         "kind": operation.kind,
@@ -240,7 +244,7 @@ async def _move_money(step: Step, command: Command) -> None:
         "cause": operation.cause,
         "reason": operation.reason,
     }
-    # It is carried out under the same lease.
+    # It is executed under the same lease.
     await step.write(
         None,
         Action.MONEY_REQUESTED,
@@ -253,11 +257,11 @@ async def _move_money(step: Step, command: Command) -> None:
     )
 
 
-# ── What a person decides ─────────────────────────────────────────────────────────────────────────────────
+# ── A person's decisions ────────────────────────────────────────────────────────────────────────────────────
 
 
 async def _retry(step: Step, command: Command) -> None:
-    """Forget failures and look at it now."""
+    """Reset the failures and do a status check now."""
     await step.write(
         None,
         Action.COMMAND_TAKEN,
@@ -274,7 +278,7 @@ async def _retry(step: Step, command: Command) -> None:
 async def _resolve(step: Step, command: Command) -> None:
     held = step.held
     attention = held.attention
-    assert attention is not None  # noqa: S101 - the rule asks for it
+    assert attention is not None  # noqa: S101 - the rule requires it
     if attention.code is AttentionCode.OPERATION_UNCLEAR:
         await _settle(step, command)
         return
@@ -288,14 +292,14 @@ async def _resolve(step: Step, command: Command) -> None:
     resolved = result(ResultCode.DONE_KEPT if keeps else ResultCode.DONE_DECIDED)
     about = [
         {
-            "id": one.transaction_id,
-            "reserved": one.reserved,
-            "captured": one.captured,
-            "refunded": one.refunded,
-            "currency": one.currency,
+            "id": payment.transaction_id,
+            "reserved": payment.reserved,
+            "captured": payment.captured,
+            "refunded": payment.refunded,
+            "currency": payment.currency,
         }
-        for one in held.known
-        if one.transaction_id in marks
+        for payment in held.known
+        if payment.transaction_id in marks
     ]
     await step.write(
         None,
@@ -313,42 +317,54 @@ async def _resolve(step: Step, command: Command) -> None:
 
 
 async def _settle(step: Step, command: Command) -> None:
-    """End the operation of which the gateway's books say nothing clear, as a person found it: done (keep), or
-    not (dismiss).
+    """End an operation that the gateway's books do not explain, as a person decided: done (keep), or not done
+    (dismiss).
     """
     decision = Decision(command.arguments["decision"])
     unclear = [
-        one
-        for one in step.held.operations
-        if one.open and one.last_error is not None and one.last_error.code in UNCLEAR_OPERATION
+        operation
+        for operation in step.held.operations
+        if operation.open
+        and operation.last_error is not None
+        and operation.last_error.code in UNCLEAR_OPERATION
     ]
     if decision is Decision.RETURN or not unclear:
         await _refuse(step, command, result(ResultCode.REFUSED_KEEP_OR_DISMISS))
         return
     done = decision is Decision.KEEP
     state = OperationState.SUCCEEDED if done else OperationState.REJECTED
-    said = error(ErrorCode.DECIDED, state=state)
-    roles = {one.transaction_id: one.role for one in step.held.known}
-    told = [
-        # What it moved is told by the lookup that follows.
-        events.operation_succeeded(one, change=0, role=roles.get(one.transaction_id, Role.UNKNOWN))
+    reason = error(ErrorCode.DECIDED, state=state)
+    roles = {payment.transaction_id: payment.role for payment in step.held.known}
+    outcomes = [
+        # The lookup that follows shows what it moved.
+        events.operation_succeeded(
+            operation, change=0, role=roles.get(operation.transaction_id, Role.UNKNOWN)
+        )
         if done
         else events.operation_rejected(
-            one.kind, said, transaction_id=one.transaction_id, operation_id=one.id, command_id=one.command_id
+            operation.kind,
+            reason,
+            transaction_id=operation.transaction_id,
+            operation_id=operation.id,
+            command_id=operation.command_id,
         )
-        for one in unclear
+        for operation in unclear
     ]
     await step.write(
         None,
         Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED,
         actor=command.actor,
-        evidence={**_about(command), "by": "person", "operations": [str(one.id) for one in unclear]},
+        evidence={
+            **_about(command),
+            "by": "person",
+            "operations": [str(operation.id) for operation in unclear],
+        },
         attempts=0,
         attention=None,
         done=((command.id, result(ResultCode.DONE_OPERATION_DECIDED, state=state)),),
         due_in=0.0,
-        operations=tuple(replace(one, state=state, last_error=said) for one in unclear),
-        events=tuple(told),
+        operations=tuple(replace(operation, state=state, last_error=reason) for operation in unclear),
+        events=tuple(outcomes),
     )
 
 
@@ -357,24 +373,25 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
     if code not in RETURNABLE:
         await _refuse(step, command, result(ResultCode.REFUSED_NOT_RETURNABLE, attention=code.value))
         return
-    concerned = [one for one in reconciliation.concerned(held) if one.left > 0]
-    unclear = [one.transaction_id for one in concerned if one.meaning not in MONEY]
+    concerned = [payment for payment in reconciliation.concerned(held) if payment.left > 0]
+    unclear = [payment.transaction_id for payment in concerned if payment.meaning not in MONEY]
     if unclear:
         await _refuse(step, command, result(ResultCode.REFUSED_PAYMENT_UNCLEAR, transaction=unclear[0]))
         return
     targets = [
-        one
-        for one in concerned
-        if (code in PROBLEMS or not one.is_decided(code)) and (code in LATE or one.binding == Binding.BOUND)
+        payment
+        for payment in concerned
+        if (code in PROBLEMS or not payment.is_decided(code))
+        and (code in LATE or payment.binding == Binding.BOUND)
     ]
     if not targets:
         await _refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_RETURN))
         return
     back = tuple(
-        operations.give_back(one, actor=command.actor, reason=code.value, command_id=command.id)
-        for one in targets
+        operations.give_back(payment, actor=command.actor, reason=code.value, command_id=command.id)
+        for payment in targets
     )
-    ids = [str(one.id) for one in back]
+    ids = [str(operation.id) for operation in back]
     await step.write(
         None,
         Action.MONEY_REQUESTED,
@@ -388,11 +405,11 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
 
 
 async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
-    """Take a closed checkout up again, after a lookup that shows no money and nothing open."""
+    """Reopen a closed checkout, after a lookup that shows no money and no open payment."""
     held, command = step.held, step.answering
     assert command is not None  # noqa: S101 - the caller's condition
     rival = await rival_of(step.context.db, held)
-    view = _view(held, from_payment=not await step.was_asked_for(), rival=rival)
+    view = _view(held, from_payment=not await step.has_intent(), rival=rival)
     found, refused = command_rules.rejection(view, CommandRequest(kind=command.kind)), None
     if found is not None:
         refused = found.result

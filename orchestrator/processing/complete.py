@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.domain.attention import PaymentAmount
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.records import Operation
     from orchestrator.domain.transaction import Found
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
-async def look(step: Step) -> Reconciliation | None:
-    """Ask the gateway what it holds for this order; None if it could not say, or the money is another's, and
-    that is written.
+async def lookup(step: Step) -> Reconciliation | None:
+    """Look the order up at the gateway; None if the lookup failed or the money belongs to another checkout
+    (already written).
     """
     held = step.held
     outcome = await step.context.gateway.find_payments(step.account, order_ref=held.order_ref)
@@ -43,7 +43,7 @@ async def look(step: Step) -> Reconciliation | None:
         if (
             held.state is State.FAILED
             and held.session_count == 0
-            and await _left_to_the_order(step, outcome.value, unbound)
+            and await _moved_to_order(step, outcome.value, unbound)
         ):
             return None
         merchants = await step.context.merchants.sharing(step.account)
@@ -61,18 +61,18 @@ async def look(step: Step) -> Reconciliation | None:
 
 
 def sticky_attention(step: Step) -> Attention | None:
-    """Return what remains of the attention after a lookup that raises none: what only a person takes back."""
+    """Return the part of the attention that a lookup does not clear: only a person's decision does."""
     return reconciliation.sticky(step.cleared_attention())
 
 
 def raised_attention(step: Step, attention: Attention) -> Attention | None:
-    """Return an attention, unless somebody decided on the same for a transaction of this checkout."""
-    return None if any(one.is_decided(attention.code) for one in step.held.known) else attention
+    """Return an attention, unless a person decided the same question for a transaction of this checkout."""
+    return None if any(payment.is_decided(attention.code) for payment in step.held.known) else attention
 
 
 def accepted_amounts(step: Step) -> tuple[PaymentAmount, ...]:
     """Return what our books have of the payments that complete the checkout."""
-    return tuple(decisions.amount_of(one) for one in step.held.known if one.role == Role.ACCEPTED)
+    return tuple(decisions.amount_of(payment) for payment in step.held.known if payment.role == Role.ACCEPTED)
 
 
 # ── Money ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -95,16 +95,16 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
             attention = attention or _late(step, verdict, unordered=unordered)
         elif policy == "return":
             why = f"{AttentionCode.UNKNOWN_ORDER if unordered else AttentionCode.LATE_PAYMENT}: policy return"
-            given = [one for one in paying if one.left > 0]
-            back = (*back, *(operations.give_back(one, actor=SYSTEM, reason=why) for one in given))
+            given = [payment for payment in paying if payment.left > 0]
+            back = (*back, *(operations.give_back(payment, actor=SYSTEM, reason=why) for payment in given))
     attention = charged_back(step, verdict) or attention or sticky_attention(step)
     capture = policy == "keep" and captures(step, verdict)
     operating = (*back, *(captures_of(verdict) if capture else ()))
     completed = events.completed(
-        [one.transaction_id for one in paying],
+        [payment.transaction_id for payment in paying],
         late=late,
         policy=policy if late else None,
-        surcharge=sum(one.surcharge for one in paying),
+        surcharge=sum(payment.surcharge for payment in paying),
     )
     await step.write(
         Trigger.PAYMENT_FOUND,
@@ -125,16 +125,20 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
     )
 
 
-async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -> bool:
-    """Leave a payment to the checkout of its order, where the intent came at the same moment as the payment;
-    wake that one.
+async def _moved_to_order(step: Step, found: Found, unbound: Sequence[str]) -> bool:
+    """Move a payment to the checkout of its order, where intent and payment arrived at the same moment; wake
+    that checkout.
     """
     held = step.held
     order = await rival_of(step.context.db, held)
-    if order is None or await step.was_asked_for():
+    if order is None or await step.has_intent():
         return False
-    if any(binding.is_older(order, one) for one in found.transactions if one.transaction_id in unbound):
-        return False  # made long before that order, which does not take it for its own
+    if any(
+        binding.is_older(order, transaction)
+        for transaction in found.transactions
+        if transaction.transaction_id in unbound
+    ):
+        return False  # made long before that order, which does not claim it
     async with step.context.db.transaction() as tx:
         await wake(tx, [order], grace=0.0)
     await step.write(
@@ -151,16 +155,16 @@ async def _left_to_the_order(step: Step, found: Found, unbound: Sequence[str]) -
 
 
 async def unsure(step: Step, verdict: Reconciliation) -> None:
-    """Leave it where it is, keep looking, and ask for a decision: the answer proves neither payment nor its
+    """Leave the state, continue the lookups, and raise attention: the answer proves neither a payment nor its
     absence.
     """
     held = step.held
     attention = verdict.attention or sticky_attention(step)
     news = attention is not None and attention.is_news(held.attention)
-    words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
+    actions = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
     await step.write(
         None,
-        next((word for said, word in words if said), None),
+        next((action for applies, action in actions if applies), None),
         evidence=callbacks.with_callbacks(step, verdict.evidence),
         payments=verdict.payments,
         attention=attention,
@@ -175,14 +179,12 @@ async def unsure(step: Step, verdict: Reconciliation) -> None:
 
 def kept_by_decision(held: ClaimedCheckout, verdict: Reconciliation) -> bool:
     """Say whether a person decided to keep what pays the checkout, and with it the order."""
-    kept = {one.transaction_id for one in held.known if decisions.kept(one)}
-    return kept.issuperset(one.transaction_id for one in verdict.paying)
+    kept = {payment.transaction_id for payment in held.known if decisions.kept(payment)}
+    return kept.issuperset(payment.transaction_id for payment in verdict.paying)
 
 
 def charged_back(step: Step, verdict: Reconciliation) -> Attention | None:
-    """Return what a person must know of money that the shopper's bank has taken back since the
-    last lookup.
-    """
+    """Return the attention for money that the shopper's bank has taken back since the last lookup."""
     if verdict.charged_back <= step.held.charged_back:
         return None
     facts = {"amount": verdict.charged_back, "currency": step.held.currency}
@@ -200,7 +202,7 @@ def _late(step: Step, verdict: Reconciliation, *, unordered: bool) -> Attention 
 
 
 def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
-    """Return what a person is still to decide of money that came late, whatever else was asked meanwhile."""
+    """Return the decision that is still open for money that came late, whatever else was raised meanwhile."""
     held = step.held
     if not held.late or verdict.left <= 0 or kept_by_decision(held, verdict):
         return None
@@ -209,8 +211,8 @@ def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
     if (policies.unknown_order if unordered else policies.late) == "keep":
         return None
     going_back = any(
-        one.open and one.cause == Cause.RETURNED and one.transaction_id in held.accepted
-        for one in held.operations
+        operation.open and operation.cause == Cause.RETURNED and operation.transaction_id in held.accepted
+        for operation in held.operations
     )
     return None if going_back else _late(step, verdict, unordered=unordered)
 
@@ -224,22 +226,24 @@ def surplus(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tupl
         return verdict.attention, ()
     if policy == "keep":
         return None, ()
-    # Once: what was tried before and could not be done is a person's business.
-    tried = {one.transaction_id for one in step.held.operations if one.cause == Cause.RETURNED}
+    # Once: if an earlier attempt failed, a person decides.
+    tried = {
+        operation.transaction_id for operation in step.held.operations if operation.cause == Cause.RETURNED
+    }
     back = tuple(
-        operations.give_back(one, actor=SYSTEM, reason=f"{AttentionCode.SURPLUS_PAYMENT}: policy return")
-        for one in verdict.surplus
+        operations.give_back(payment, actor=SYSTEM, reason=f"{AttentionCode.SURPLUS_PAYMENT}: policy return")
+        for payment in verdict.surplus
         # Tied by the order number alone: it may be another system's, and only a person may give that back.
-        if one.transaction_id not in tried and one.binding == Binding.BOUND
+        if payment.transaction_id not in tried and payment.binding == Binding.BOUND
     )
-    given = {one.transaction_id for one in back}
-    under_way = {one.transaction_id for one in step.held.operations if one.open}
-    left = [one for one in verdict.surplus if one.transaction_id not in given | under_way]
+    given = {operation.transaction_id for operation in back}
+    under_way = {operation.transaction_id for operation in step.held.operations if operation.open}
+    left = [payment for payment in verdict.surplus if payment.transaction_id not in given | under_way]
     return (verdict.attention if left else None), back
 
 
 def capture_required(step: Step) -> bool:
-    """Say whether the gateway told us that, although it was asked to, it will not capture by itself."""
+    """Return whether the gateway reported that it will not capture by itself, although it was requested."""
     return step.held.captures_itself and any(
         callbacks.proves_all(callback) and facts.require_capture is True
         for callback, facts in callbacks.opened(step)
@@ -247,21 +251,21 @@ def capture_required(step: Step) -> bool:
 
 
 def captures(step: Step, verdict: Reconciliation) -> bool:
-    """Say whether we capture a payment without being asked: by the merchant's policy, or because the gateway
-    will not.
+    """Return whether the worker captures a payment by itself: by the merchant's policy, or because the
+    gateway will not.
     """
     held, policies = step.held, step.merchant.policies
     required = held.require_capture or capture_required(step)
     if not required and (held.auto_capture or policies.capture != "automatic"):
         return False
-    # What came late, and what was to go back, is captured only once somebody decided to keep it.
+    # Late money, and money that was to be returned, is captured only once a person decided to keep it.
     settled = (
         not held.late
         or policies.late == "keep"
         or kept_by_decision(held, verdict)
-        or any(one.role == Role.ACCEPTED and one.is_decided(*LATE) for one in held.known)
+        or any(payment.role == Role.ACCEPTED and payment.is_decided(*LATE) for payment in held.known)
     )
-    tried = any(one.cause in {Cause.AUTOMATIC, Cause.RETURNED} for one in held.operations)
+    tried = any(operation.cause in {Cause.AUTOMATIC, Cause.RETURNED} for operation in held.operations)
     reserved, captured, _ = verdict.money
     return settled and not tried and captured == 0 and reserved > 0
 
@@ -270,67 +274,72 @@ def captures_of(verdict: Reconciliation) -> tuple[Operation, ...]:
     """Return the captures of all that is reserved of what pays a checkout."""
     return tuple(
         operations.ask(
-            one,
+            payment,
             OperationKind.CAPTURE,
-            amount=one.reserved,
+            amount=payment.reserved,
             cause=Cause.AUTOMATIC,
             actor=SYSTEM,
             reason="automatic capture",
         )
-        for one in verdict.paying
-        if one.captured == 0 and one.reserved > 0
+        for payment in verdict.paying
+        if payment.captured == 0 and payment.reserved > 0
     )
 
 
 def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
     """Return the events of what a lookup shows for the first time, beside the attention."""
     held = step.held
-    told: list[Event] = []
-    before = {one.transaction_id for one in held.known if one.role == Role.SURPLUS}
-    fresh = [one.transaction_id for one in verdict.surplus if one.transaction_id not in before]
+    news: list[Event] = []
+    before = {payment.transaction_id for payment in held.known if payment.role == Role.SURPLUS}
+    fresh = [payment.transaction_id for payment in verdict.surplus if payment.transaction_id not in before]
     if fresh and verdict.finding is LookupOutcome.PAID:
-        told.append(events.surplus(fresh))
+        news.append(events.surplus(fresh))
     reserved, captured, refunded = verdict.money
     # Captured and refunded totals never shrink in our books, whatever a lookup shows.
     after = Totals(reserved, max(captured, held.captured), max(refunded, held.refunded), verdict.charged_back)
     was = Totals(held.reserved, held.captured, held.refunded, held.charged_back)
     if after != was:
-        paying = {one.transaction_id for one in verdict.paying} or held.accepted
-        told += events.money_seen(
+        paying = {payment.transaction_id for payment in verdict.paying} or held.accepted
+        news += events.money_seen(
             was,
             after,
             # Totals of several parts name none of them.
             transaction_id=next(iter(paying)) if len(paying) == 1 else None,
             was_completed=held.state is State.COMPLETED,
         )
-    return told
+    return news
 
 
 def declined(step: Step, verdict: Reconciliation) -> tuple[Event, ...]:
     """Return the event of attempts that a lookup shows for the first time as over without money.
 
-    One that has the order number alone may be another checkout's, whose row of `payments` it then is, so that
-    it would look new each time: it counts only where a callback to this checkout names it.
+    An attempt matched by order number only may belong to another checkout, which then has its row of
+    `payments`, so that it would look new at each lookup. It counts only where a callback to this checkout
+    names it.
     """
-    before = {one.transaction_id for one in step.held.known if one.meaning == PaymentMeaning.NOTHING}
+    before = {
+        payment.transaction_id for payment in step.held.known if payment.meaning == PaymentMeaning.NOTHING
+    }
     over = [
-        one
-        for one in verdict.payments
-        if one.meaning == PaymentMeaning.NOTHING and one.transaction_id not in before
+        payment
+        for payment in verdict.payments
+        if payment.meaning == PaymentMeaning.NOTHING and payment.transaction_id not in before
     ]
     if not over:
         return ()
     opened = callbacks.opened(step)
     named = {facts.transaction_id for callback, facts in opened if callbacks.counts(callback, facts)}
     fresh = [
-        one.transaction_id for one in over if one.binding == Binding.BOUND or one.transaction_id in named
+        payment.transaction_id
+        for payment in over
+        if payment.binding == Binding.BOUND or payment.transaction_id in named
     ]
     if not fresh:
         return ()
     # Only of a callback that proves all of it: the text is shown to a shopper.
-    said = [
+    reasons = [
         facts.error_message
         for callback, facts in opened
         if callbacks.proves_all(callback) and facts.transaction_id in {None, *fresh} and facts.error_message
     ]
-    return (events.attempt_declined(fresh, reason=said[-1] if said else None),)
+    return (events.attempt_declined(fresh, reason=reasons[-1] if reasons else None),)

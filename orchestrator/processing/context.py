@@ -1,6 +1,6 @@
 """What the steps of all checkouts of a process share.
 
-It knows no checkout, and nothing of who processes them.
+It depends neither on a checkout nor on the processor.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CredentialsCircuit:
 
 @dataclass(slots=True, kw_only=True)
 class StepContext:
-    """The settings, and what is talked to: Postgres, the gateway, and the batch writer of moves."""
+    """The settings, and the clients of the steps: Postgres, the gateway, and the batch writer of moves."""
 
     settings: Settings
     db: Database

@@ -1,14 +1,14 @@
-"""The dispatcher: hints come in, and checkouts are claimed and processed as far as slots are free, each
-merchant within its fair share.
+"""The dispatcher: it receives hints, and claims and processes checkouts while slots are free, each merchant
+within its fair share.
 
-A hint is answered at once: what it names is claimed, or it is left behind in Postgres, where it stays hinted
-and has its due time. So the backlog is in Postgres and never in the way of somebody else's hint. Dispatcher
-remembers who left something behind, and when slots are free again it claims what has waited longest, without
+A hint is answered at once: its checkouts are claimed, or deferred in Postgres, where they stay hinted and
+have a due time. So the backlog is in Postgres and delays no other merchant's hint. The dispatcher keeps the
+flows that have deferred checkouts; when slots are free again it claims those that waited longest, without
 another hint. A hint waits only while no slot is free at all.
 
-While slots are free for all, nothing is weighed and no merchant is asked for. Claims run one after the other,
-each with whatever came while the last one ran: when idle nothing waits, and under load there are fewer and
-larger ones.
+While slots are free for all, no shares are computed and no merchant is read. Claims run one after the other,
+each with all hints that came during the last: when idle no hint waits, and under load claims are fewer and
+larger.
 """
 
 from __future__ import annotations
@@ -28,28 +28,27 @@ from orchestrator.store.database import is_away
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.processing.fair_share import QueueKind
     from orchestrator.processing.processor import CheckoutProcessor
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 _log = log.get(__name__)
 
 MOST: Final = 50
-"""Checkouts in one claim: its rows are read on the event loop, where everybody else waits meanwhile."""
+"""Checkouts in one claim: its rows are read on the event loop, which all other work waits for."""
 PARTS: Final = 20
-"""Places that became free are given to those who wait in portions of one in so many: claims of one row each
-would cost more."""
+"""Free slots go to waiting flows in portions of one in so many: claims of one row each would cost more."""
 CALLS_IN_HAND: Final = 2
-"""Checkouts of one gateway in flight for each of its connections: one calls, one is being written or waits
-its turn."""
+"""Checkouts of one gateway in flight for each of its connections: one in its call, one being written or
+waiting."""
 REMEMBERED: Final = 1000
-"""Checkouts of one merchant that are remembered by id when callbacks must wait; the others are found when
-they are due."""
+"""Ids of one merchant's checkouts that are kept in memory when callbacks must wait; the others are found when
+due."""
 RENEWALS: Final = 4
 """Times that a lease is renewed within its time."""
 LONGEST_HELD: Final = 6
-"""Times that a lease lasts, or a call to the gateway may, after which one is renewed no more: something is
-wrong with its step."""
+"""Times that a lease lasts, or a call to the gateway may, after which a lease is no longer renewed: its step
+has a fault."""
 AGAIN: Final = 1.0
 """Seconds from a failed claim to the next one, which is made even if no checkout waits."""
 FAILURE_STANDS: Final = 6.0
@@ -62,15 +61,15 @@ NO_CHECKOUT: Final = UUID(int=0)
 @dataclass(frozen=True, slots=True, eq=False)
 class _Hint:
     ids: Sequence[UUID]
-    # None: nobody waits for it.
+    # None: no caller waits for it.
     done: asyncio.Future[bool] | None = None
 
     @property
     def over(self) -> bool:
         return self.done is not None and self.done.done()
 
-    def tell(self, *, answered: bool = True) -> None:
-        """Tell the caller whether it is answered.
+    def answer(self, *, answered: bool = True) -> None:
+        """Give the caller its result: answered or not.
 
         A value and never the exception: one exception object may reach several callers, and a caller outside
         the event loop (Celery) clears the frames of its traceback, which ends the coroutines that they belong
@@ -81,7 +80,7 @@ class _Hint:
 
 
 class Dispatcher:
-    """The way into one process, on its event loop."""
+    """The entry of hints into one process, on its event loop."""
 
     def __init__(self, processor: CheckoutProcessor) -> None:
         settings = processor.context.settings
@@ -91,11 +90,11 @@ class Dispatcher:
         )
         self._portion = max(min(self.fair_share.smallest // PARTS, MOST), 1)
         self._hints: dict[QueueKind, deque[_Hint]] = {"callbacks": deque(), "checkouts": deque()}
-        # Who left something behind. What came by callbacks is remembered by id; the rest is in Postgres, in
-        # order of its due times.
-        self._behind: dict[FlowKey, dict[UUID, None]] = {}
+        # Flows with deferred checkouts. Those that came by callbacks are kept by id; the rest is in Postgres,
+        # in order of due time.
+        self._deferred: dict[FlowKey, dict[UUID, None]] = {}
         self._processed: dict[tuple[UUID, UUID], tuple[FlowKey, str, ClaimedCheckout]] = {}
-        self._left_since = 0
+        self._ended_since = 0
         self._wake = asyncio.Event()
         self._stopping = False
         self.rounds = 0
@@ -103,7 +102,7 @@ class Dispatcher:
         is a fault."""
         self._round_ended = asyncio.get_running_loop().time()
         self.failure: str | None = None
-        """Why claims fail, in words, from the first one that failed until one has worked again."""
+        """Why claims fail, in words, from the first failure until a claim succeeds."""
         self._failed_at, self._probe_failed = 0.0, False
         self._under_way: set[asyncio.Task[list[UUID]]] = set()
         self._runner = asyncio.create_task(self._run(), name="dispatcher")
@@ -113,8 +112,8 @@ class Dispatcher:
 
     @property
     def overloaded(self) -> list[int]:
-        """Merchants that left something behind which this process claims by itself."""
-        return [flow.merchant_id for flow in self._behind if flow.queue == "checkouts"]
+        """Merchants with deferred checkouts that this process claims by itself."""
+        return [flow.merchant_id for flow in self._deferred if flow.queue == "checkouts"]
 
     @property
     def ended(self) -> bool:
@@ -132,11 +131,11 @@ class Dispatcher:
         return asyncio.get_running_loop().time() - self._round_ended
 
     async def admit(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> bool:
-        """Return when each of `ids` is claimed or left behind; false where a claim failed, or no slot became
+        """Return when each of `ids` is claimed or deferred; false where a claim failed, or no slot became
         free within a lease's time.
 
-        What is not claimed keeps its due time, and the failure is logged here: the caller has nothing to do
-        about it.
+        A checkout that is not claimed keeps its due time, and the failure is logged here: the caller has
+        nothing to do.
         """
         if self._stopping:
             return False
@@ -155,7 +154,7 @@ class Dispatcher:
         self._processor.stop()
         for hints in self._hints.values():
             for hint in hints:
-                hint.tell()
+                hint.answer()
             hints.clear()
         self._wake.set()
 
@@ -174,18 +173,19 @@ class Dispatcher:
         seconds = self._settings.lease_seconds
         longest = LONGEST_HELD * max(seconds, self._settings.gateway_total_timeout)
         while not await self._is_closed_within(seconds / RENEWALS):
-            # What takes so long that something must be wrong with it here is left to the others.
+            # A step that takes this long has a fault here: its lease ends, and another worker claims the
+            # checkout.
             held = [
-                one
-                for _, _, one in self._processed.values()
-                if one.lease_left() < seconds * (1 - 1 / RENEWALS) and one.held_for() < longest
+                checkout
+                for _, _, checkout in self._processed.values()
+                if checkout.lease_left() < seconds * (1 - 1 / RENEWALS) and checkout.held_for() < longest
             ]
             if not held:
                 continue
             try:
                 async with asyncio.timeout(seconds):
                     await renew(self._db, held, lease_seconds=seconds)
-            except Exception as error:  # noqa: BLE001 - the next round tries again; a lease that runs out is known here
+            except Exception as error:  # noqa: BLE001 - the next round tries again; an ended lease is detected
                 _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
 
     async def _is_closed_within(self, seconds: float) -> bool:
@@ -209,17 +209,17 @@ class Dispatcher:
                 return
             hints = self._gathered()
             try:
-                # What was claimed longer ago than a lease is no longer ours.
+                # A claim older than a lease holds nothing any more.
                 async with asyncio.timeout(self._settings.lease_seconds):
                     if self.failure is not None:
                         await self._probe_claims()
                     await self._admit(_queues(hints))
-            except Exception as error:  # noqa: BLE001 - the callers are told; the due times stand
+            except Exception as error:  # noqa: BLE001 - the callers get the result; the due times stay
                 self._failed(error, hints)
             else:
                 self._worked(hints)
                 for _, hint in hints:
-                    hint.tell()
+                    hint.answer()
             self.rounds += 1
             self._round_ended = asyncio.get_running_loop().time()
 
@@ -238,57 +238,55 @@ class Dispatcher:
         return gathered
 
     async def _admit(self, queues: Mapping[UUID, QueueKind]) -> None:
-        if self._behind or self._processor.busy or not self.fair_share.fits(len(queues)):
+        if self._deferred or self._processor.busy or not self.fair_share.fits(len(queues)):
             await self._share(queues)
         elif queues:
             self._begin(await self._claim(list(queues)), queues)
 
     async def _share(self, queues: Mapping[UUID, QueueKind]) -> None:
-        """Give everybody its share of the free slots, those who were left behind before too."""
-        self._left_since = 0
+        """Give each flow its share of the free slots, flows with deferred checkouts included."""
+        self._ended_since = 0
         named = await self._named(queues)
         demands = {
             flow: SlotDemand(self._processor.gateway_of(flow.merchant_id), len(named.get(flow, ())) or MOST)
-            for flow in (*self._behind, *named)
+            for flow in (*self._deferred, *named)
         }
         shares = self.fair_share.share(demands, most=MOST, busy=self._processor.busy)
         chosen: dict[UUID, QueueKind] = {}
         for flow, ids in named.items():
             mine = shares.get(flow, 0)
             chosen |= dict.fromkeys(ids[:mine], flow.queue)
-            self._leave_behind(flow, ids[mine:])
+            self._defer(flow, ids[mine:])
         waiting = {flow.merchant_id: number for flow, number in shares.items() if flow not in named}
         if chosen:
             self._begin(await self._claim(list(chosen)), chosen)
-        # A place or two are kept for the next time, unless somebody has none at all.
+        # A few slots are kept for the next round, unless a merchant has none at all.
         if sum(waiting.values()) >= self._portion or any(
-            not self.fair_share.held(FlowKey(one, "checkouts")) for one in waiting
+            not self.fair_share.held(FlowKey(merchant_id, "checkouts")) for merchant_id in waiting
         ):
             await self._claim_waiting(waiting)
         if sum(shares.values()) == MOST:
             self._wake.set()
 
     async def _named(self, queues: Mapping[UUID, QueueKind]) -> dict[FlowKey, list[UUID]]:
-        """Return by flow which checkouts are to be claimed by id: those hinted at, and callbacks' that were
-        left behind.
-        """
+        """Return by flow which checkouts are claimed by id: hinted ones, and deferred ones of callbacks."""
         named: dict[FlowKey, dict[UUID, None]] = {
-            flow: dict(ids) for flow, ids in self._behind.items() if flow.queue == "callbacks"
+            flow: dict(ids) for flow, ids in self._deferred.items() if flow.queue == "callbacks"
         }
-        whose = await merchants_of(self._db, list(queues)) if queues else {}
-        for one, merchant_id in whose.items():
-            flow = FlowKey(merchant_id, queues[one])
-            # Of a merchant with something behind, what has waited longest comes first, and this is no more
-            # than hinted at.
-            if flow.queue == "callbacks" or flow not in self._behind:
-                named.setdefault(flow, {})[one] = None
+        merchants = await merchants_of(self._db, list(queues)) if queues else {}
+        for checkout_id, merchant_id in merchants.items():
+            flow = FlowKey(merchant_id, queues[checkout_id])
+            # Where a merchant has deferred checkouts, those that waited longest come first; this one is only
+            # hinted.
+            if flow.queue == "callbacks" or flow not in self._deferred:
+                named.setdefault(flow, {})[checkout_id] = None
         return {flow: list(ids) for flow, ids in named.items()}
 
-    def _leave_behind(self, flow: FlowKey, ids: Sequence[UUID]) -> None:
-        self._behind.pop(flow, None)
+    def _defer(self, flow: FlowKey, ids: Sequence[UUID]) -> None:
+        self._deferred.pop(flow, None)
         if ids:
             by_id = ids[:REMEMBERED] if flow.queue == "callbacks" else ()
-            self._behind[flow] = dict.fromkeys(by_id)
+            self._deferred[flow] = dict.fromkeys(by_id)
 
     async def _claim_waiting(self, shares: Mapping[int, int]) -> None:
         settings = self._settings
@@ -296,42 +294,42 @@ class Dispatcher:
             self._db, shares, lease_seconds=settings.lease_seconds, grace=settings.hint_grace
         )
         self._begin(held, {})
-        found = Counter(one.merchant_id for one in held)
+        found = Counter(checkout.merchant_id for checkout in held)
         for merchant_id, asked in shares.items():
             flow = FlowKey(merchant_id, "checkouts")
-            self._behind.pop(flow, None)
+            self._deferred.pop(flow, None)
             if found[merchant_id] == asked:
-                self._behind[flow] = {}  # there may be more; the others' turn comes first
+                self._deferred[flow] = {}  # there may be more; the other flows are served first
 
     async def _claim(self, ids: Sequence[UUID]) -> list[ClaimedCheckout]:
         return await claim(self._db, ids, lease_seconds=self._settings.lease_seconds)
 
     def _begin(self, held: Sequence[ClaimedCheckout], queues: Mapping[UUID, QueueKind]) -> None:
-        for one in held:
-            flow = FlowKey(one.merchant_id, queues.get(one.id, "checkouts"))
-            gateway = self._processor.gateway_of(one.merchant_id)
-            self._processed[one.id, one.lease] = flow, gateway, one
+        for checkout in held:
+            flow = FlowKey(checkout.merchant_id, queues.get(checkout.id, "checkouts"))
+            gateway = self._processor.gateway_of(checkout.merchant_id)
+            self._processed[checkout.id, checkout.lease] = flow, gateway, checkout
             self.fair_share.enter(flow, gateway)
         if held:
             task = asyncio.create_task(self._processor.process(held, queues=queues, ended=self._ended))
             self._under_way.add(task)
             task.add_done_callback(self._under_way.discard)
 
-    def _ended(self, one: ClaimedCheckout, *, woken: bool) -> None:
-        flow, gateway, _ = self._processed.pop((one.id, one.lease))
+    def _ended(self, checkout: ClaimedCheckout, *, woken: bool) -> None:
+        flow, gateway, _ = self._processed.pop((checkout.id, checkout.lease))
         self.fair_share.leave(flow, gateway)
-        self._left_since += 1
+        self._ended_since += 1
         if woken and not self._stopping:
-            # A wake-up that came while we held it is answered without a way through the broker.
-            self._put(_Hint((one.id,)), "callbacks")
+            # A wake-up that came during the lease is handled without the broker.
+            self._put(_Hint((checkout.id,)), "callbacks")
         elif any(self._hints.values()) or (
-            self._behind and (self._left_since >= self._portion or not self.fair_share.taken)
+            self._deferred and (self._ended_since >= self._portion or not self.fair_share.taken)
         ):
             self._wake.set()
 
     def _failed(self, error: Exception, hints: Collection[tuple[QueueKind, _Hint]]) -> None:
         for _, hint in hints:
-            hint.tell(answered=False)
+            hint.answer(answered=False)
         away = is_away(error)
         if hints or self.failure is None:  # a round that only tries whether claims work again is no news
             if away:
@@ -358,9 +356,9 @@ class Dispatcher:
             self.failure = None
 
     def _worked(self, hints: Collection[tuple[QueueKind, _Hint]]) -> None:
-        """Note that claims work.
+        """Record that claims work.
 
-        Where only the probe has worked, wait whether those that failed are hinted at again.
+        Where only the probe succeeded, wait until the checkouts of the failed claim are hinted again.
         """
         if self.failure is None:
             return
@@ -375,6 +373,6 @@ def _queues(hints: Iterable[tuple[QueueKind, _Hint]]) -> dict[UUID, QueueKind]:
     """Return by which queue each checkout came; by callbacks, where it came by both."""
     queues: dict[UUID, QueueKind] = {}
     for queue, hint in hints:
-        for one in hint.ids:
-            queues.setdefault(one, queue)
+        for checkout_id in hint.ids:
+            queues.setdefault(checkout_id, queue)
     return queues

@@ -1,10 +1,10 @@
 """Fair shares: how many checkouts a process has in flight, and which merchants get the slots when there are
-not enough for all.
+too few.
 
-Places are shared as fairly as they can be (max-min): the next one always goes to the flow that has the
-fewest. A flow that is alone may have all of them but a small reserve, which is for flows that have next to
-nothing; so whoever comes second begins at once. The places of one gateway are bounded too, by the same rule,
-so that a slow one cannot take them all. Arithmetic only.
+Slots are shared max-min fair: the next slot always goes to the flow that has the fewest. A single flow may
+use all slots but a small reserve, which is for flows with next to none, so that a second flow begins at once.
+The slots of one gateway are limited by the same rule, so that a slow gateway cannot use all of them.
+Arithmetic only.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
 K = TypeVar("K")
 QueueKind: TypeAlias = Literal["callbacks", "checkouts"]
-"""The queue that a hint came by: what somebody waits for with a callback, and everything else."""
+"""The queue that a hint came by: `callbacks` where a sender waits, `checkouts` for the rest."""
 RESERVE: Final = 10
-"""One place in so many is kept for flows with next to nothing in flight."""
+"""The part of all slots (one in so many) that is kept for flows with next to none in flight."""
 NEWCOMER: Final = 100
-"""One place in so many is next to nothing; but one at least."""
+"""The part of all slots (one in so many, at least one slot) that counts as next to none."""
 
 
 class FlowKey(NamedTuple):
-    """Whose work it is, and how it came: a merchant's callbacks do not wait behind its own new orders."""
+    """The merchant and the queue of work: a merchant's callbacks do not wait behind its own new orders."""
 
     merchant_id: int
     queue: QueueKind
 
 
 class SlotDemand(NamedTuple):
-    """What a flow could use: so many places, at this gateway."""
+    """What a flow could use: so many slots, at this gateway."""
 
     gateway: str
     number: int
 
 
 class FairShare:
-    """The places of one process: `places` in all, `each` for one gateway."""
+    """The slots of one process: `places` in all, `each` for one gateway."""
 
     def __init__(self, *, places: int, each: int) -> None:
         self._places, self._each = places, min(each, places)
@@ -50,30 +50,30 @@ class FairShare:
 
     @property
     def full(self) -> bool:
-        """Whether nobody can get anything."""
+        """Whether no flow can get a slot."""
         return self.taken >= self._places
 
     @property
     def smallest(self) -> int:
-        """The tightest bound that a flow may meet."""
+        """The smallest limit that applies to any flow."""
         return self._each
 
     def held(self, flow: FlowKey) -> int:
-        """Return how many places a flow has."""
+        """Return how many slots a flow has."""
         return self._held[flow]
 
     def fits(self, number: int) -> bool:
-        """Say whether there are slots for so many, of whatever merchant and gateway."""
+        """Return whether there are slots for so many checkouts, of any merchant and gateway."""
         return self.taken + number <= _open(self._each)
 
     def enter(self, flow: FlowKey, gateway: str) -> None:
-        """Take a place."""
+        """Take a slot."""
         self.taken += 1
         self._held[flow] += 1
         self._at[gateway] += 1
 
     def leave(self, flow: FlowKey, gateway: str) -> None:
-        """Give a place back."""
+        """Give a slot back."""
         self.taken -= 1
         _less(self._held, flow)
         _less(self._at, gateway)
@@ -81,9 +81,10 @@ class FairShare:
     def share(
         self, demands: Mapping[FlowKey, SlotDemand], *, most: int, busy: bool = False
     ) -> dict[FlowKey, int]:
-        """Return how many places each flow may take now, at most `most` in all; who gets none is left out.
+        """Return how many slots each flow may take now, at most `most` in all; a flow that gets none is left
+        out.
 
-        `busy`: there is work enough, whatever places are free; only who has next to nothing gets any.
+        `busy`: there is enough work for all free slots; only flows with next to none get any.
         """
         given: dict[FlowKey, int] = {}
         taken, at = self.taken, Counter(self._at)
@@ -97,7 +98,7 @@ class FairShare:
                 _admits(self._places, taken, held, busy=busy)
                 and _admits(self._each, at[demand.gateway], held, busy=busy)
             ):
-                continue  # what is full for it now gets no emptier in this round
+                continue  # its limit is reached for the rest of this round
             given[flow] = given.get(flow, 0) + 1
             taken, left = taken + 1, left - 1
             at[demand.gateway] += 1
@@ -107,7 +108,7 @@ class FairShare:
 
 
 def _open(bound: int) -> int:
-    """Return how many places of a bound are for everybody."""
+    """Return how many slots of a limit are open to every flow."""
     return bound - (max(bound // RESERVE, 1) if bound > 1 else 0)
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from orchestrator.processing.step import Step
 
 LONG_OPEN: Final = 86_400.0
-"""Seconds after the deadline for which an open payment is nobody's business but the shopper's."""
+"""Seconds after the deadline until an open payment raises attention: before that, the shopper may still
+finish it."""
 
 _COUNTERPART: Final = {
     LookupOutcome.OPEN: Trigger.PAYMENT_OPEN,
@@ -32,16 +33,16 @@ _COUNTERPART: Final = {
 
 
 async def read_callbacks(step: Step) -> None:
-    """Note what arrived, and go on to ask the gateway: a callback is a hint.
+    """Record the callbacks, then look the order up: a callback is a hint.
 
-    The announcement of a payment (`new`; C1, C2) says only that the shopper is there, so it is acknowledged
-    and asks for no lookup. A callback that proves nothing is worth a lookup, and moves nothing.
+    The announcement of a payment (`new`; C1, C2) shows only that the shopper is there, so it is acknowledged
+    and causes no lookup. A callback that proves nothing causes a lookup, and moves nothing.
     """
     opened = callbacks.opened(step)
     if any(callbacks.counts(callback, facts) for callback, facts in opened):
         await step.write(
             Trigger.CALLBACK_ARRIVED,
-            evidence={"callbacks": callbacks.told(opened)},
+            evidence={"callbacks": callbacks.summaries(opened)},
             lookups=0,
             attempts=step.held.attempts,
         )
@@ -49,7 +50,7 @@ async def read_callbacks(step: Step) -> None:
         await step.write(
             None,
             Action.CALLBACK_READ,
-            evidence={"callbacks": callbacks.told(opened)},
+            evidence={"callbacks": callbacks.summaries(opened)},
             read=callbacks.ids(step),
             lookups=0,
             attempts=step.held.attempts,
@@ -63,8 +64,8 @@ async def read_callbacks(step: Step) -> None:
 
 
 async def lookup_early(step: Step) -> None:
-    """Look at a checkout that has not been offered yet, because somebody asked for it."""
-    verdict = await complete.look(step)
+    """Look up a checkout that has not been offered yet, because a command or callback requires it."""
+    verdict = await complete.lookup(step)
     if verdict is None:
         return
     if verdict.finding is LookupOutcome.PAID:
@@ -81,7 +82,7 @@ async def lookup_early(step: Step) -> None:
 
 
 async def settle_callback(step: Step) -> None:
-    verdict = await complete.look(step)
+    verdict = await complete.lookup(step)
     if verdict is None:
         return
     if verdict.finding is LookupOutcome.PAID:
@@ -108,11 +109,11 @@ async def settle_callback(step: Step) -> None:
 
 
 async def await_payment(step: Step) -> None:
-    """Look because the checkout is due: for lost callbacks, the deadline, a cancel request, or to keep the
-    token alive.
+    """Look the checkout up because it is due: for lost callbacks, the deadline, a cancel request, or to renew
+    the token.
     """
     held = step.held
-    verdict = await complete.look(step)
+    verdict = await complete.lookup(step)
     if verdict is None:
         return
     over = verdict.finding is not LookupOutcome.OPEN
@@ -146,8 +147,8 @@ async def await_payment(step: Step) -> None:
 
 
 async def _wait_on(step: Step, verdict: Reconciliation) -> None:
-    """Stay where it is until the next reason to look; before that, keep the token of an offered checkout
-    alive.
+    """Stay in the state until the next status check; before that, renew the token of an offered checkout in
+    time.
     """
     held, now = step.held, step.held.now()
     if not step.renewed and step.token_ends_within(RENEW_BEFORE):
@@ -157,16 +158,17 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
     attention = complete.sticky_attention(step)
     if verdict.finding is LookupOutcome.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
         still = tuple(
-            decisions.amount_of(one) for one in verdict.payments if one.meaning == PaymentMeaning.OPEN
+            decisions.amount_of(payment)
+            for payment in verdict.payments
+            if payment.meaning == PaymentMeaning.OPEN
         )
         attention = attention or complete.raised_attention(
             step, Attention(code=AttentionCode.OPEN_PAYMENT, payments=still)
         )
     news = attention is not None and attention.is_news(held.attention)
-    # Nothing moved: the rows of `payments` say what was seen, and the trail is spared an entry for each
-    # lookup.
-    words = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
-    action = next((word for said, word in words if said), None)
+    # Nothing moved: the rows of `payments` record what was seen, and the trail gets no entry for each lookup.
+    actions = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
+    action = next((action for applies, action in actions if applies), None)
     await step.write(
         None,
         action,

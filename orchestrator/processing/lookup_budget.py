@@ -1,27 +1,26 @@
-"""The budget of lookups: how many an installation makes at a merchant's gateway for no reason but that one is
-due.
+"""The budget of lookups: how many lookups of due checkouts an installation makes at a merchant's gateway.
 
-The gateway's lookup is no listing service, and no document of the gateway names a rate that it takes. Each
-merchant has a queue of evenly spaced places, `lookups_per_minute`, kept in Postgres, so that all workers
-share it. A lookup goes at once, and is charged for, where somebody waits for it: a callback, a command or a
-money operation asks for it, or a shopper has come back from the payment page a moment ago. The others get the
-next places in turn, those first behind which money may be (`rank`). A place once given is kept
-(`slot_reserved`), and at least a quarter of the places is for lookups that are only due.
+The gateway's lookup is no listing service, and no document of the gateway names a rate that it accepts. Each
+merchant has a queue of evenly spaced slots, `lookups_per_minute`, kept in Postgres, so that all workers share
+it. A lookup is made at once, and counted, where a callback, a command, a money operation or a shopper who has
+just come back from the payment page requires it. The others get the next slots in order, those that may hold
+money first (`rank`). A slot once given is kept (`slot_reserved`), and at least a quarter of the slots is for
+lookups that are only due.
 
-What is counted is what is made. A lookup whose place has come is made as long as no 60 seconds get more of
-such than the budget; after workers were away, when many come at once, the others take new places behind the
-queue. Lookups that a callback, command or shopper waits for put off the places that are given after them, and
-none that was given. Each lookup is made in the end: only those that are made count, so while fewer are made
-than the budget allows, the next one goes at once, however late it is.
+Only lookups that are made count. A lookup whose slot has come is made as long as no 60 seconds get more of
+such than the budget; after workers were away, when many come at once, the others take new slots at the end of
+the queue. Lookups for a callback, command or shopper delay the slots that are given after them, and none that
+was given. Each lookup is made in the end: while fewer are made than the budget allows, the next one is made
+at once, however late it is.
 
 A lookup that is due waits for at most `Q × apart`, with Q lookups due before it; up to four times that (`1 /
-(1 - SHARE)`) where shoppers, callbacks and commands ask for many others meanwhile.
+(1 - SHARE)`) where shoppers, callbacks and commands require many others meanwhile.
 
-The default budget, 3,000 a minute, is 42 places a second: early and late lookups of a minute fit into it. So
-much is due where a gateway sends no callback at all at 42 orders a second, since a paid order needs one
-lookup; 50 orders a second for a minute leave a queue of 10 s. It asks the gateway for no more than is asked
-anyhow at that rate: a lookup beside the four calls that each paid order costs. In quiet times next to none of
-it is used, because lookups are due so seldom (an abandoned checkout costs about ten a day).
+The default budget, 3,000 a minute, is 42 slots a second: early and late lookups of a minute fit into it. So
+many are due where a gateway sends no callback at all at 42 orders a second, since a paid order needs one
+lookup; 50 orders a second for a minute leave a queue of 10 s. This adds little to the load of the gateway:
+one lookup beside the four calls of each paid order. In quiet times next to none of it is used, because
+lookups are seldom due (an abandoned checkout needs about ten a day).
 """
 
 from __future__ import annotations
@@ -39,25 +38,25 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-    from orchestrator.store.checkouts import ClaimedCheckout
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.store.database import Database
 
 AT_ONCE: Final = 5.0
-"""Seconds: a place this near is as good as now. An idle merchant's queue so takes a small burst at once."""
+"""Seconds: a slot this near counts as now. So an idle merchant's queue accepts a small burst at once."""
 BEHIND: Final = 3.0
-"""Seconds of places in which no lookup was made and that are made up for: those who come to their places come
-in lists, and late. Where sweeps are further apart than this and `AT_ONCE`, places stay unused."""
+"""Seconds of unused slots that are made up for: lookups come to their slots in lists, and late. Where sweeps
+are further apart than this and `AT_ONCE`, slots stay unused."""
 LATE: Final = 2.0
-"""Seconds from a lookup's turn to its call, because the process has other work, after which its minute may be
+"""Seconds between a lookup's slot and its call, because the process has other work; later its minute may be
 full."""
 SPAN: Final = 60.0 + AT_ONCE + BEHIND + LATE
 """Seconds over which the lookups of a minute are spread, early and late ones counted."""
 WAITED_FOR: Final = frozenset({State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED})
 SHARE: Final = 0.75
-"""The most of all places that lookups which somebody asked for may take."""
+"""The largest part of all slots for lookups that a callback, command or shopper requires."""
 
-# In seconds from now: from when on a lookup may be made (`ahead`), where the queue ends (`tail`). `go`: those
-# who come to their places and have their turn; the others, and those without a place, take new ones.
+# In seconds from now: from when on a lookup may be made (`ahead`), where the queue ends (`tail`). `go`:
+# lookups whose slot has come and that are made now; the others, and those without a slot, take new ones.
 _TAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
@@ -120,10 +119,10 @@ class Queue:
     wait: float
 
     @property
-    def told(self) -> str:
-        """What is to be said of it, and done."""
+    def summary(self) -> str:
+        """A sentence about the queue, and what to do."""
         return (
-            f"{self.waiting} lookups of merchant {self.merchant} wait for their turn, the oldest for {self.age:.0f} s, and a new one would "
+            f"{self.waiting} lookups of merchant {self.merchant} wait for their slot, the oldest for {self.age:.0f} s, and a new one would "
             f"for {self.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {self.merchant} "
             "lookups_per_minute=…"
         )
@@ -131,11 +130,11 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What one merchant's lookups want.
+    """The lookups that one merchant needs.
 
-    `apart`: seconds between two places, where the merchant has no budget of its own. Numbers of lookups:
-    `asked` by a callback, command or shopper, which are made in any case; `with_slot`, whose places have
-    come; `quiet`, without a place.
+    `apart`: seconds between two slots, where the merchant has no budget of its own. Numbers of lookups:
+    `asked` for a callback, command or shopper, which are made in any case; `with_slot`, whose slots have
+    come; `quiet`, without a slot.
     """
 
     merchant_id: int
@@ -147,8 +146,8 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """What one merchant's lookups got: how many of those with a place go now, and the seconds until the first
-    place of all others.
+    """The slots that one merchant's lookups got: how many of those with a slot are made now, and the seconds
+    until the first slot of all others.
 
     `apart`: seconds between two of these.
     """
@@ -164,10 +163,10 @@ class Places:
 
 
 def waited_for(held: ClaimedCheckout) -> bool:
-    """Say whether somebody waits for the lookup: it goes at once, and is charged for."""
+    """Return whether a callback, command or shopper requires the lookup: it is made at once, and counted."""
     return held.eventful or (
-        # A callback or the shopper's return has woken it; what it said was read, and the gateway did not
-        # confirm it yet.
+        # A callback or the shopper's return has woken it; it was read, and the gateway has not confirmed
+        # it yet.
         held.wake > 0
         and held.state in WAITED_FOR
         and held.offered_at is not None
@@ -176,11 +175,10 @@ def waited_for(held: ClaimedCheckout) -> bool:
 
 
 def rank(held: ClaimedCheckout) -> tuple[bool, bool, int, datetime, int]:
-    """Return by what lookups take their places, the least first.
+    """Return the key by which lookups take their slots, the least first.
 
-    Checkouts that may still be paid come before ended ones, those that were woken before those that were not,
-    those that were looked at less before those that were looked at more; then the older one, then the greater
-    amount.
+    Checkouts that may still be paid come before ended ones, woken ones before others, those with fewer
+    lookups before those with more; then the older one, then the greater amount.
     """
     return (
         held.state not in WAITED_FOR,
@@ -192,33 +190,33 @@ def rank(held: ClaimedCheckout) -> tuple[bool, bool, int, datetime, int]:
 
 
 async def queues(db: Database) -> list[Queue]:
-    """Return the merchants whose lookups wait for their turn, the longest wait first.
+    """Return the merchants whose lookups wait for their slot, the longest wait first.
 
-    Only what is due within the queue is read.
+    Only lookups due within the queue are read.
     """
     rows = await db.read(_QUEUES, {"at_once": AT_ONCE})
     return [Queue(row.merchant, row.waiting, row.age, row.wait) for row in rows]
 
 
 def apart(lookups_per_minute: int) -> float:
-    """Return the seconds between two places, such that no minute has more lookups than that."""
+    """Return the seconds between two slots, such that no minute has more lookups than that."""
     return SPAN / lookups_per_minute
 
 
 async def take(db: Database, demands: Sequence[Demand]) -> Mapping[int, Places]:
-    """Take places for all; return what each merchant got."""
-    wanted = sorted(demands, key=lambda one: one.merchant_id)
+    """Take slots for all; return what each merchant got."""
+    wanted = sorted(demands, key=lambda demand: demand.merchant_id)
     got = await _take(db, wanted)
-    new = [one for one in wanted if one.merchant_id not in got]
+    new = [demand for demand in wanted if demand.merchant_id not in got]
     if new:
-        await db.write(_OPEN, {"merchants": [one.merchant_id for one in new]})
+        await db.write(_OPEN, {"merchants": [demand.merchant_id for demand in new]})
         got |= await _take(db, new)
     return got
 
 
 async def respace(db: Database, merchant: str, *, lookups_per_minute: int) -> None:
-    """Give the lookups that wait the places of another budget, where these are nearer; `merchant`
-    is a name.
+    """Move the lookups that wait to the slots of another budget, where these are nearer; `merchant` is a
+    name.
     """
     await due_times.respace(db, merchant, apart=apart(lookups_per_minute), at_once=AT_ONCE)
 

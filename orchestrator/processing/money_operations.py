@@ -1,10 +1,10 @@
-"""Captures, refunds and releases under the lease: look it up, write `submitted`, send, settle; or look for
-what became of one.
+"""Captures, refunds and releases under the lease: look up, write `submitted`, send, settle; or find the
+result of a sent one.
 
-`submitted` makes the lease last for the call. The call leaves only after that has landed, and only while that
-lease outlasts it: the lease guard is asked when the body of the request goes to the socket. A worker that
-finds a submitted or unknown operation never sends it; it is looked up, and only an absence after the quiet
-period makes it `requested` again.
+Writing `submitted` extends the lease over the call. The call is sent only after that write has landed, and
+only while that lease outlasts it: the lease guard checks when the request's body goes to the socket. A worker
+that finds a submitted or unknown operation never sends it; it looks it up, and only an absence after the
+quiet period makes it `requested` again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from orchestrator import log
 from orchestrator.audit import Action
 from orchestrator.domain import binding, events, operations, schedule, sentences
 from orchestrator.domain.attention import RETURNABLE, Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.claimed_checkout import tick
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.operations import Fate
 from orchestrator.domain.records import Cause, OperationKind, OperationState, Role, left_to
@@ -38,7 +39,7 @@ from orchestrator.processing.step import (
     retry,
     stuck,
 )
-from orchestrator.store.checkouts import KEEP, operation_holds, tick
+from orchestrator.store.checkouts import KEEP, operation_holds
 from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 REFUSALS: Final = frozenset({"error", "failed", "cancelled", "declined"})
-"""Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to what is
-done already."""
+"""Results (lower case) by which the gateway says that it did nothing; `error` is also its answer to a
+repeated operation."""
 
 
 async def operate(step: Step, operation: Operation) -> None:
@@ -65,7 +66,7 @@ async def operate(step: Step, operation: Operation) -> None:
             await _refuse_foreign(step, operation)
             return
         step.proven.add(operation.id)
-    transaction = await _look(step, operation)
+    transaction = await _lookup(step, operation)
     if transaction is None:
         return
     if operation.state == OperationState.REQUESTED:
@@ -75,8 +76,8 @@ async def operate(step: Step, operation: Operation) -> None:
 
 
 async def _refuse_foreign(step: Step, operation: Operation) -> None:
-    """End an operation that no worker of ours wrote as it stands, unsent, and tell a person: somebody wrote
-    into the database.
+    """End an operation that is not stored as a worker wrote it, unsent, and raise attention: the database was
+    written to from outside.
     """
     wrong = error(ErrorCode.NOT_AUTHENTIC)
     why = sentences.of(wrong)
@@ -116,14 +117,18 @@ def _amount(operation: Operation) -> PaymentAmount:
     )
 
 
-async def _look(step: Step, operation: Operation) -> Transaction | None:
-    """Ask the gateway for the transaction; None if it could not say, and that is written."""
+async def _lookup(step: Step, operation: Operation) -> Transaction | None:
+    """Look the transaction up; None if the lookup failed (already written)."""
     outcome = await step.context.gateway.find_payments(step.account, transaction_id=operation.transaction_id)
     if not isinstance(outcome, Done):
         await step.fail(retry(outcome), "payments")
         return None
     named = (operation.transaction_id, step.held.order_ref)
-    found = [one for one in outcome.value.transactions if (one.transaction_id, one.order_ref) == named]
+    found = [
+        transaction
+        for transaction in outcome.value.transactions
+        if (transaction.transaction_id, transaction.order_ref) == named
+    ]
     if found:
         return found[0]
     about = {"transaction": operation.transaction_id, "operation": str(operation.id)}
@@ -164,8 +169,8 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
         due_in=KEEP,
         extends=operations.lease_for(step.settings),
     )
-    operation = next(one for one in step.held.operations if one.id == submitted.id)
-    # Of this lease, and not of its renewals: whoever takes over counts the quiet period from `submitted`.
+    operation = next(known for known in step.held.operations if known.id == submitted.id)
+    # Of this lease, and not of its renewals: the next holder counts the quiet period from `submitted`.
     until = step.held.lease_ends
 
     def lease_lasts() -> bool:
@@ -187,7 +192,7 @@ async def _send(step: Step, operation: Operation, transaction: Transaction) -> N
         case Refused(status) if status in FINAL_STATUSES:
             await _answered_no(step, operation, f"{status} {outcome.code}".strip())
         case Refused() | Unknown():
-            # A firewall's or a proxy's word says nothing about what stands behind it.
+            # An answer of a firewall or proxy says nothing about the gateway behind it.
             await _lost(step, operation, retry(outcome).error)
         case _:
             assert_never(outcome)
@@ -211,7 +216,7 @@ async def _call(step: Step, operation: Operation, lease_guard: LeaseGuard) -> Ou
 
 async def _answered_no(step: Step, operation: Operation, said: str) -> None:
     """The gateway refused: because it is done already (that is success), or because it will not."""
-    transaction = await _look(step, operation)
+    transaction = await _lookup(step, operation)
     if transaction is None:
         return
     judged = operations.after_sending(operation, transaction)
@@ -225,7 +230,7 @@ async def _answered_no(step: Step, operation: Operation, said: str) -> None:
 
 
 async def _find_out(step: Step, operation: Operation, transaction: Transaction) -> None:
-    """Look for what became of an operation that may have been sent; this never sends it."""
+    """Look up the result of an operation that may have been sent; this never sends it."""
     judged = operations.after_sending(operation, transaction)
     if judged.fate is Fate.DONE:
         await _succeed(step, operation, transaction, by=judged.by)
@@ -233,7 +238,7 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
     quiet = operations.quiet_after(step.settings, operation)
     since = (step.held.now() - (operation.submitted_at or step.held.now())).total_seconds()
     if since < quiet:
-        # Its call may still be on its way; the gateway is asked ever more rarely meanwhile.
+        # Its call may still be under way; lookups become rarer meanwhile.
         soon = schedule.next_lookup(step.settings, step.held.lookups)
         await _not_known(
             step, operation, error(ErrorCode.CALL_UNDER_WAY), wait=min(quiet - since + 0.05, soon)
@@ -261,8 +266,8 @@ async def _find_out(step: Step, operation: Operation, transaction: Transaction) 
 
 async def _succeed(step: Step, operation: Operation, transaction: Transaction | None, *, by: str) -> None:
     if transaction is None:
-        # The answer did not say what stands now, and nothing may be decided on books that do not have it.
-        transaction = await _look(step, operation)
+        # The answer did not give the totals, and nothing may be decided on books without them.
+        transaction = await _lookup(step, operation)
         if transaction is None:
             return
     held = step.held
@@ -272,23 +277,23 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
     reserved_until: Kept | None = KEEP
     if accepted:
         parts = [
-            one
-            for one in held.known
-            if one.role == Role.ACCEPTED and one.transaction_id != seen.transaction_id
+            payment
+            for payment in held.known
+            if payment.role == Role.ACCEPTED and payment.transaction_id != seen.transaction_id
         ]
         amounts = (
-            seen.reserved + sum(one.reserved for one in parts),
-            seen.captured + sum(one.captured for one in parts),
-            seen.refunded + sum(one.refunded for one in parts),
+            seen.reserved + sum(payment.reserved for payment in parts),
+            seen.captured + sum(payment.captured for payment in parts),
+            seen.refunded + sum(payment.refunded for payment in parts),
         )
         if transaction.captured >= transaction.reserved or operation.kind == OperationKind.RELEASE:
             reserved_until = None
-    told = events.operation_succeeded(operation, change=_change(step, operation, amounts), role=seen.role)
+    event = events.operation_succeeded(operation, change=_change(step, operation, amounts), role=seen.role)
     settled = replace(operation, state=OperationState.SUCCEEDED, last_error=None)
     attention = held.attention
     code = None if attention is None else attention.code
     returned = operation.cause == Cause.RETURNED and code in RETURNABLE
-    others = any(one.open and one.id != operation.id for one in held.operations)
+    others = any(other.open and other.id != operation.id for other in held.operations)
     about_operations = {AttentionCode.OPERATION_UNCLEAR, AttentionCode.OPERATION_REJECTED}
     if code in about_operations or (returned and not others):
         attention = None
@@ -299,7 +304,7 @@ async def _succeed(step: Step, operation: Operation, transaction: Transaction | 
         {"by": by},
         attention=attention,
         last_error=None,
-        events=(told,),
+        events=(event,),
         due_in=0.0,
         payments=(seen,),
         money=amounts,
@@ -311,7 +316,7 @@ async def _reject(step: Step, operation: Operation, why: LastError, transaction:
     rejected = replace(operation, state=OperationState.REJECTED, last_error=why)
     attention = step.held.attention
     if operation.cause != Cause.ASKED:
-        # Nobody waits for this answer, so somebody must be told.
+        # No caller waits for this answer, so it raises attention.
         attention = complete.sticky_attention(step) or _rejected(operation, why)
     payments = () if transaction is None else (binding.seen_alone(step.held, transaction),)
     await _write(
@@ -386,8 +391,7 @@ async def _lost(step: Step, operation: Operation, why: LastError) -> None:
     await _not_known(step, operation, why, wait=schedule.next_lookup(step.settings, 1))
 
 
-# An operation that waits keeps nothing else from happening: the checkout's ordinary step follows under the
-# same lease.
+# A waiting operation blocks nothing else: the checkout's ordinary step follows under the same lease.
 
 
 async def _not_known(step: Step, operation: Operation, why: LastError, *, wait: float) -> None:
@@ -406,10 +410,10 @@ async def _not_known(step: Step, operation: Operation, why: LastError, *, wait: 
 async def _unclear(
     step: Step, operation: Operation, why: LastError, *, transaction: Transaction | None = None
 ) -> None:
-    """The gateway's books fit neither outcome: keep looking, and tell a person."""
+    """The gateway's books fit neither outcome: continue the lookups, and raise attention."""
     held = step.held
     step.waits[operation.id] = schedule.next_lookup(step.settings, held.lookups + 5)
-    # What a person is asked already comes first; this is asked when that is decided.
+    # An earlier question to a person stays; this one is raised once that is decided.
     attention = step.cleared_attention() or Attention(
         code=AttentionCode.OPERATION_UNCLEAR,
         payments=(_amount(operation),),

@@ -1,5 +1,5 @@
-"""The watch over ended checkouts: late and surplus money, refunds, chargebacks, reservations that lapse;
-until it is settled.
+"""The monitoring of ended checkouts: late and surplus money, refunds, chargebacks, lapsing reservations;
+until settled.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 async def watch(step: Step) -> None:
-    """Look at an ended checkout: late money, refunds and chargebacks at the gateway; settle it when the watch
-    is over.
+    """Look an ended checkout up: late money, refunds and chargebacks at the gateway; settle it when the
+    monitoring is over.
     """
     held = step.held
-    verdict = await complete.look(step)
+    verdict = await complete.lookup(step)
     if verdict is None:
         return
     paid = verdict.finding is LookupOutcome.PAID
@@ -48,14 +48,14 @@ async def watch(step: Step) -> None:
         held.charged_back,
     )
     due_in = _next_watch(step, verdict, attention)
-    words = (
+    actions = (
         (changed or operating, Action.PAYMENT_SEEN),
         (attention is not None and attention.is_news(held.attention), Action.ATTENTION_RAISED),
         (held.attention is not None and attention is None, Action.ATTENTION_CLEARED),
         (due_in is None, Action.WATCH_ENDED),
         (held.callbacks, Action.CALLBACK_READ),
     )
-    action = next((word for said, word in words if said), None)
+    action = next((action for applies, action in actions if applies), None)
     await step.write(
         None,
         action,
@@ -76,15 +76,13 @@ async def watch(step: Step) -> None:
 
 
 def _attention(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tuple[Operation, ...]]:
-    """Return what a person must know of an ended checkout after this lookup, and what policy returns by
-    itself.
-    """
+    """Return the attention for an ended checkout after this lookup, and what policy returns by itself."""
     held = step.held
     paid = verdict.finding is LookupOutcome.PAID
     attention, back = complete.surplus(step, verdict)
     if attention is not None and verdict.finding is LookupOutcome.RELEASED and not verdict.surplus:
-        # What was decided on a surplus payment before says nothing of this one: a verdict names only
-        # undecided ones.
+        # An earlier decision on a surplus payment does not cover this one: a result names only undecided
+        # ones.
         attention = complete.raised_attention(step, attention)
     attention = complete.charged_back(step, verdict) or attention
     if (
@@ -122,7 +120,7 @@ def _next_watch(step: Step, verdict: Reconciliation, attention: Attention | None
     ended = held.ended_at or now
     due_in = schedule.next_watch(step.settings, ended, now)
     paid = verdict.finding is LookupOutcome.PAID
-    # Not settled while something can still be captured, become money, or is with a person.
+    # Not settled while a payment can still be captured, become money, or needs a decision.
     unsettled = (
         (paid and verdict.money[1] < verdict.money[0])
         or attention is not None

@@ -1,6 +1,6 @@
-"""The worker's own way: a token, a session, the methods, the offer.
+"""From intake to offer: a token, a session, the methods, the offer.
 
-Each may be repeated; none is seen by a shopper before the offer.
+Each may be repeated; a shopper sees none before the offer.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from orchestrator.store.checkouts import KEEP, Fact
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import PaymentRecord
-    from orchestrator.store.checkouts import ClaimedCheckout
     from orchestrator.store.checkouts.change import Kept
 
 
@@ -50,7 +50,7 @@ async def authenticate(step: Step) -> None:
 async def renew(step: Step) -> None:
     """Fetch a new token for the session; once in a lease."""
     if step.renewed:
-        # About this session alone, as far as anybody knows: the merchant's other orders go on.
+        # The fault may concern this session only: the merchant's other orders continue.
         await step.fail(Failure(error(ErrorCode.TOKEN_REFUSED), credentials=True), "token")
         return
     outcome = await step.context.gateway.authenticate(step.account)
@@ -128,7 +128,7 @@ async def list_methods(step: Step) -> None:
                 attention=Attention(code=AttentionCode.NO_PAYMENT_METHODS),
             )
         case Done(methods):
-            # Nobody is asked between the list and the offer: both are one write.
+            # No gateway call is made between the list and the offer: both are one write.
             await _offer(step, methods, listed=True)
         case Unauthorized():
             await renew(step)
@@ -172,11 +172,11 @@ async def fail(
 ) -> None:
     """End a checkout that cannot be offered.
 
-    Where a shopper could once pay it, the gateway is asked first what it holds.
+    Where a shopper could once pay it, a lookup comes first.
     """
     payments: tuple[PaymentRecord, ...] = ()
     if step.held.offered_at is not None:
-        verdict = await complete.look(step)
+        verdict = await complete.lookup(step)
         if verdict is None:
             return
         if verdict.finding is LookupOutcome.PAID:

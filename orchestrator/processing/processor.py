@@ -1,5 +1,5 @@
 """The processor: many checkouts at once on one event loop, each under its lease until its step
-gives it back.
+releases it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.processing import commands, lookup, lookup_budget, money_opera
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.store.batch import Unwritten
-from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
+from orchestrator.store.checkouts import LeaseLost
 from orchestrator.store.database import DatabaseAway, is_away, state_of
 from orchestrator.store.merchant_fields import UnknownMerchant
 from orchestrator.store.sqlstates import OTHER_SCHEMA
@@ -29,43 +29,44 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from uuid import UUID
 
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.processing.context import StepContext
     from orchestrator.processing.fair_share import QueueKind
 
 _log = log.get(__name__)
 
 NEWCOMER_TRIES: Final = 3
-"""Tries to find a checkout's merchant, a second or more apart, before a person is told."""
+"""Tries to find a checkout's merchant, a second or more apart, before it raises attention."""
 ENOUGH: Final = 0.2
-"""Of a lease: what is left of it where a step is begun. A process that lives renews it before; a call may
-outlast it but for money's."""
+"""The part of a lease that must be left when a step begins. A live process renews it before; a call may
+outlast it unless it moves money."""
 STEPS_AT_ONCE: Final = 4
-"""Steps that begin in one round of the event loop. One is about a millisecond of work; so is the wait of
-whoever comes next."""
+"""Steps that begin in one round of the event loop. A step takes about a millisecond of work, and so long the
+next arrival waits."""
 
 STEPS_IN_HAND: Final = 32
-"""Steps that wait for the event loop, from which on it has work enough."""
+"""Steps waiting for the event loop, from which on the process is busy."""
 
 _NO_QUEUES: Final[Mapping[UUID, QueueKind]] = {}
 
 
 class Ended(Protocol):
-    """Is told that a checkout is processed no further."""
+    """Called when a checkout is processed no further."""
 
     def __call__(self, held: ClaimedCheckout, /, *, woken: bool) -> None:
-        """Hear of it; whoever is called may not wait."""
+        """Receive the checkout; the call may not wait."""
 
 
 class CheckoutProcessor:
-    """Carries checkouts; all of a process share one, and with it the batch writer and the gateway's
-    connections.
+    """Processes checkouts; all of a process share one processor, and with it the batch writer and the
+    gateway's connections.
     """
 
     def __init__(self, context: StepContext) -> None:
         self.context = context
-        # Looks that somebody asked for, by merchant, since they were last charged to its budget.
-        self._asked: Counter[int] = Counter()
-        # The loop is everybody's: a step begins when it is its merchant's turn.
+        # Lookups for a callback, command or shopper, by merchant, that are not counted in its budget yet.
+        self._uncounted: Counter[int] = Counter()
+        # All steps share the loop: a step begins when its merchant is next in the round.
         self._slots = RoundRobinSemaphore(STEPS_AT_ONCE)
         self._stopping = False
 
@@ -85,41 +86,44 @@ class CheckoutProcessor:
         queues: Mapping[UUID, QueueKind] = _NO_QUEUES,
         ended: Ended | None = None,
     ) -> list[UUID]:
-        """Take what was claimed as far as it goes; return those that were woken meanwhile and want another
-        look.
+        """Process claimed checkouts as far as they can go; return those that were woken meanwhile and need
+        another claim.
 
-        `ended` is told of each as soon as its lease is given back, and whether it was woken.
+        `ended` is called for each as soon as its lease is released, with whether it was woken.
         """
         places = await self._places(held)
         woken = await asyncio.gather(
             *(
                 self._run_checkout(
-                    one, places.get(one.id, 0.0), queue=queues.get(one.id, "checkouts"), ended=ended
+                    checkout,
+                    places.get(checkout.id, 0.0),
+                    queue=queues.get(checkout.id, "checkouts"),
+                    ended=ended,
                 )
-                for one in held
+                for checkout in held
             )
         )
-        return [one.id for one, again in zip(held, woken, strict=True) if again]
+        return [checkout.id for checkout, again in zip(held, woken, strict=True) if again]
 
     def gateway_of(self, merchant_id: int) -> str:
-        """Return which gateway a merchant's sessions are opened at, as far as it is known without asking
-        anybody.
-        """
+        """Return the gateway that a merchant's sessions are opened at, as far as it is in memory; else ""."""
         merchant = self.context.merchants.known(merchant_id)
         return "" if merchant is None else gateway_of(merchant.account.url)
 
     async def _places(self, held: Sequence[ClaimedCheckout]) -> dict[UUID, float]:
-        """Return how many seconds the lookups of due checkouts alone must wait for their place in their
-        merchant's queue.
+        """Return how many seconds the lookups of due checkouts must wait for their slot in their merchant's
+        queue.
         """
         with_slot: dict[int, list[UUID]] = {}
         quiet: dict[int, list[UUID]] = {}
-        looked_at = [one for one in held if one.state not in UNOFFERED]
-        for one in sorted(looked_at, key=lookup_budget.rank) if len(looked_at) > 1 else looked_at:
-            if not lookup_budget.waited_for(one):
-                (with_slot if one.slot_reserved else quiet).setdefault(one.merchant_id, []).append(one.id)
-            elif not one.slot_reserved:
-                self._asked[one.merchant_id] += 1
+        offered = [checkout for checkout in held if checkout.state not in UNOFFERED]
+        for checkout in sorted(offered, key=lookup_budget.rank) if len(offered) > 1 else offered:
+            if not lookup_budget.waited_for(checkout):
+                (with_slot if checkout.slot_reserved else quiet).setdefault(checkout.merchant_id, []).append(
+                    checkout.id
+                )
+            elif not checkout.slot_reserved:
+                self._uncounted[checkout.merchant_id] += 1
         if not (with_slot or quiet):
             return {}
         try:
@@ -127,14 +131,14 @@ class CheckoutProcessor:
                 lookup_budget.Demand(
                     number,
                     await self._apart(number),
-                    self._asked.pop(number, 0),
+                    self._uncounted.pop(number, 0),
                     len(with_slot.get(number, ())),
                     len(quiet.get(number, ())),
                 )
                 for number in {**with_slot, **quiet}
             ]
             got = await lookup_budget.take(self.context.db, demands)
-        except Exception as error:  # noqa: BLE001 - whoever it is about meets the same in its own step, where it is dealt with
+        except Exception as error:  # noqa: BLE001 - each checkout gets the same error in its own step
             if state_of(error) in OTHER_SCHEMA or not (isinstance(error, UnknownMerchant) or is_away(error)):
                 _log.exception("places_not_taken")
             return {}
@@ -188,7 +192,7 @@ class CheckoutProcessor:
         except UnknownMerchant:
             if held.attempts >= NEWCOMER_TRIES:
                 raise
-            # Added a moment ago, after this process last read the merchants.
+            # The merchant was added after this process last read the merchants.
             await step.write(
                 None,
                 None,
@@ -204,9 +208,9 @@ class CheckoutProcessor:
                 await step.postpone(place, slot_reserved=True)
             return
         pause = self.context.circuit.left(merchant.id)
-        loop, whose = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
+        loop, flow = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
         while not step.released:
-            await self._slots.take(whose)
+            await self._slots.take(flow)
             loop.call_soon(self._slots.give_back)
             if self._stopping or step.held.lease_left() < ENOUGH * step.settings.lease_seconds:
                 await step.postpone(0.0)
@@ -216,7 +220,7 @@ class CheckoutProcessor:
                 await _take(step)
 
     async def _set_aside(self, step: Step, error: Exception) -> None:
-        """Set a due time after a step that broke in a way nobody foresaw, and tell a person."""
+        """Set a due time after a step that failed unexpectedly, and raise attention."""
         held = step.held
         about = {"error": type(error).__name__, "state": held.state.value}
         broke = Attention(code=AttentionCode.STEP_BROKE, facts=about)
@@ -231,7 +235,7 @@ class CheckoutProcessor:
                 attention=step.cleared_attention() or broke,
             )
         except (LeaseLost, DatabaseAway, Unwritten):
-            # The due time at the end of the lease stands, whatever becomes of this note.
+            # The due time at the end of the lease stays, whether or not this entry is written.
             _log.warning("due_time_left_to_the_lease", state=held.state)
 
 
@@ -242,7 +246,10 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
     if command is not None:
         await commands.execute(step, command)
         return
-    operation = next((one for one in held.operations if one.open and one.id not in step.waits), None)
+    operation = next(
+        (candidate for candidate in held.operations if candidate.open and candidate.id not in step.waits),
+        None,
+    )
     if operation is not None:
         await money_operations.operate(step, operation)
         return

@@ -1,4 +1,4 @@
-"""One checkout under one lease: what every step needs to write, to fail and to open its secrets."""
+"""One checkout under one lease: what every step needs to write, to fail and to decrypt its secrets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import UNOFFERED, State, Trigger
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.processing.context import CREDENTIALS_PAUSE
-from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, ClaimedCheckout, Move, intent_of
+from orchestrator.store.checkouts import CALLBACKS_PER_CLAIM, KEEP, Move, intent_of
 from orchestrator.store.checkouts.change import Keep
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import DataKey
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.events import Event
     from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import Command, PaymentRecord
@@ -44,12 +45,11 @@ FRESH_ENOUGH: Final = 30.0
 RENEW_APART: Final = 15.0
 """Seconds between two renewals at least, however short the gateway's tokens live."""
 MANY_FAILURES: Final = 8
-"""Failures in a row after which a person should know that a checkout is stuck."""
+"""Failures in a row after which a stuck checkout raises attention."""
 UNREADABLE_FAILURES: Final = 3
-"""The same where an answer came that cannot be read: the next one will most likely be like it, and money may
-stand in it."""
+"""The same where an answer cannot be read: the next one will most likely be alike, and may report money."""
 QUARANTINE: Final = 3600.0
-"""Seconds until a checkout is touched again whose holders kept dying."""
+"""Seconds until a checkout is claimed again after its holders ended repeatedly."""
 
 CREDENTIALS: Final = Attention(code=AttentionCode.GATEWAY_CREDENTIALS)
 POISONED: Final = Attention(code=AttentionCode.POISONED)
@@ -57,11 +57,11 @@ POISONED: Final = Attention(code=AttentionCode.POISONED)
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A call that brought nothing usable: why, and how soon it may be tried again at the earliest.
+    """A call without a usable result: the reason, and the seconds until it may be tried again.
 
-    `credentials` says that they are to blame and not the order; `blocks` that every order of the merchant
-    would meet the same, so that its circuit is opened for a while; `congested` that it was not even tried,
-    which counts for nothing; `unreadable` that an answer came which no reader of ours makes anything of.
+    `credentials`: the credentials are the cause and not the order. `blocks`: every order of the merchant
+    would fail the same way, so its circuit is opened. `congested`: no call was made, and no attempt is
+    counted. `unreadable`: an answer came that no parser of this system can read.
     """
 
     error: LastError
@@ -73,7 +73,7 @@ class Failure:
 
 
 class Step:
-    """A checkout while it is processed: where it stands, and whether its lease is still with us."""
+    """A checkout while it is processed: its state, and whether its lease is still held."""
 
     __slots__ = (
         "_intent",
@@ -94,7 +94,7 @@ class Step:
     )
 
     merchant: Merchant
-    """Known once it has been read."""
+    """Set once it has been read."""
 
     def __init__(self, context: StepContext, held: ClaimedCheckout) -> None:
         self.context, self.held = context, held
@@ -104,12 +104,11 @@ class Step:
         # A command that the next lookup answers, and what the lookup showed (a `LookupOutcome`).
         self.answering: Command | None = None
         self.shown = ""
-        # Operations that have had their turn under this lease, and the seconds until their next.
+        # Operations that were worked on under this lease, and the seconds until their next step.
         self.waits: dict[UUID, float] = {}
-        # Operations whose rows are known to be ours: those that were checked, and those that this step wrote
-        # itself.
+        # Operations whose rows are verified: checked, or written by this step.
         self.proven: set[UUID] = set()
-        # What the callbacks say, each read once.
+        # The facts of the callbacks, each read once.
         self.facts: dict[UUID, CallbackFacts] = {}
         self._more = len(held.callbacks) >= CALLBACKS_PER_CLAIM
         self._moved = False
@@ -122,17 +121,17 @@ class Step:
         action: Action | None = Action.CHECKOUT_MOVED,
         **changes: Unpack[MoveFields],
     ) -> None:
-        """Write one move and stand where it leads; `LeaseLost` if we may no longer."""
+        """Write one move and adopt the result; `LeaseLost` if the lease is no longer held."""
         if self._more and changes.get("read"):
             changes["due_in"] = 0.0
         due_in = changes.get("due_in", KEEP)
         if self.waits and not isinstance(due_in, Keep):
             changes["due_in"] = min([*self.waits.values(), *(() if due_in is None else (due_in,))])
         if self.answering is not None and self.shown:
-            # Whatever the lookup led to, somebody asked for it and is told what it showed.
+            # Whatever the lookup led to, the command that required it gets its result.
             command, self.answering = self.answering, None
-            told = result(ResultCode.DONE_LOOKED_UP, finding=self.shown)
-            changes["done"] = (*changes.get("done", ()), (command.id, told))
+            answer = result(ResultCode.DONE_LOOKED_UP, finding=self.shown)
+            changes["done"] = (*changes.get("done", ()), (command.id, answer))
             if action is None:
                 action, changes["actor"] = Action.GATEWAY_ASKED, command.actor
                 changes["evidence"] = {
@@ -143,10 +142,10 @@ class Step:
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
         self.held = await self.context.transitions.advance(move)
         self.released = move.releases
-        self.proven.update(one.id for one in move.operations)
+        self.proven.update(operation.id for operation in move.operations)
         self._moved |= trigger is not None
         if self._moved and self.released:
-            # The trail has each move; here one line says what came of the lease.
+            # The trail has each move; this line has the state at the end of the lease.
             _log.info("checkout_moved", state=self.held.state, version=self.held.version)
 
     async def postpone(self, due_in: float, *, slot_reserved: bool = False) -> None:
@@ -155,11 +154,11 @@ class Step:
 
     @property
     def account(self) -> Account:
-        """Where and as whom the merchant talks to the gateway."""
+        """The merchant's gateway URLs and credentials."""
         return self.merchant.account
 
     async def fail(self, failure: Failure, call: str) -> None:
-        """Leave a failed call behind: a due time with back-off, the reason, and attention where a person is
+        """Record a failed call: a due time with back-off, the reason, and attention where a person is
         needed.
         """
         held, settings = self.held, self.settings
@@ -185,7 +184,7 @@ class Step:
             due_in = min(due_in, left + 0.05)
         attention = held.attention
         if failure.credentials:
-            # What a person is asked already is not forgotten over it.
+            # An earlier question to a person is kept.
             due_in, attention = max(due_in, CREDENTIALS_PAUSE), self.cleared_attention() or CREDENTIALS
         elif failure.unreadable and attempts >= UNREADABLE_FAILURES and attention is None:
             attention = stuck(attempts, failure.error, call=call, order=held.order_ref)
@@ -202,12 +201,12 @@ class Step:
         )
 
     async def _wait(self, failure: Failure, left: float) -> None:
-        """Come again when a connection may be free, or the circuit of the gateway is closed; no attempt was
+        """Wait until a connection may be free, or the circuit of the gateway is closed; no attempt was
         made.
         """
         held = self.held
         due_in = failure.at_least + max(
-            # All that wait for a gateway must not come back in one moment.
+            # Checkouts that wait for a gateway must not all return at the same moment.
             random.uniform(0.0, failure.at_least),  # noqa: S311 - jitter
             schedule.back_off(self.settings, 2),
         )
@@ -251,9 +250,9 @@ class Step:
         return max(min(self.settings.post_settlement_checks[0], warned + 1), 1.0)
 
     def cleared_attention(self, *, poisoned: bool = False) -> Attention | None:
-        """Return the attention that remains once the gateway has answered: not ours that it does not answer.
+        """Return the attention that remains once the gateway has answered: none about its failures.
 
-        `poisoned`: nor that the checkout was set aside, because somebody wants it tried again.
+        `poisoned`: nor the one for a checkout set aside, because a retry was requested.
         """
         attention = self.held.attention
         if attention is None or attention.code in ABOUT_FAILURES:
@@ -261,10 +260,10 @@ class Step:
         return None if poisoned and attention.code is AttentionCode.POISONED else attention
 
     def next_due_in(self, lookups: int, *, deadline_in: float | None = None) -> float:
-        """Return the seconds until the next reason to look at an offered checkout.
+        """Return the seconds until the next status check of an offered checkout.
 
-        That is the lookup for a lost callback, the end of a grace, or the renewal of the token, whichever
-        comes first. A moment that has passed has had its look.
+        That is the lookup for a lost callback, the end of a grace period, or the renewal of the token,
+        whichever comes first. A moment that has passed had its check.
         """
         held, settings, now = self.held, self.settings, self.held.now()
         if deadline_in is None:
@@ -275,13 +274,13 @@ class Step:
         elif held.token_expires_at is not None and deadline_in > 0:
             left = (held.token_expires_at - now).total_seconds()
             moments.append(max(left - RENEW_BEFORE, RENEW_APART))
-        # Long after the deadline only an open payment keeps it here, and the gateway never times one out
+        # Long after the deadline only an open payment keeps it here, and the gateway never ends one by itself
         # (D9).
         due_in = schedule.thinned(schedule.next_lookup(settings, lookups), -deadline_in)
         return min([due_in, *(moment + 0.02 for moment in moments if moment > 0)])
 
     def token_ends_within(self, seconds: float) -> bool:
-        """Say whether a shopper who may still pay would be left with a token that has run out."""
+        """Return whether a shopper who may still pay would have a token that has expired."""
         held, now = self.held, self.held.now()
         offered = (
             held.state is State.AWAITING_PAYMENT and held.cancel_requested_at is None and now < held.deadline
@@ -302,9 +301,9 @@ class Step:
             self._intent = self.data_key().decrypt(self.held.intent or b"", purpose="intent")
         return self._intent
 
-    async def was_asked_for(self) -> bool:
-        """Say whether an intent stands behind the checkout, rather than a payment that came for nobody's
-        order number.
+    async def has_intent(self) -> bool:
+        """Return whether the checkout has an intent: it may come from a payment for an unknown order number
+        instead.
         """
         self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
         return bool(msgspec.json.decode(self.document()))
@@ -329,7 +328,7 @@ class Step:
 
 
 Failed: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
-"""Every outcome of a gateway call but the one that was done."""
+"""Every outcome of a gateway call except success."""
 
 
 def retry(outcome: Failed) -> Failure:

@@ -2,7 +2,7 @@
 
 Every name is an environment variable with the prefix ``ORCHESTRATOR_``; lists are JSON arrays. A wrong value
 stops the start with one sentence that names the variable (``SettingsError``). This is the only module that
-looks at the environment; secrets are held so that printing the object does not show them.
+reads the environment; secrets are held so that printing the object does not show them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from orchestrator.settings.values import (
     RedisUrl,
     SafeUrl,
     ascending,
+    blank_around,
     certificates,
     credential,
     host_name,
@@ -105,12 +106,12 @@ class Settings(BaseSettings):
     """Callback secrets of merchant `default`, newest first."""
 
     sandbox_token: SecretStr = SecretStr("")
-    """What the control API of the sandbox asks for; unset: `up` and `sandbox` make one."""
+    """The token of the control API of the sandbox; unset: `up` and `sandbox` make one."""
 
     # Keys, newest first; older ones only read.
     secret_keys: tuple[Annotated[SecretStr, AfterValidator(secret_key)], ...] = ()
     """Keys for encryption, audit trail and links, newest first: 32 bytes each in base64. Older ones still
-    open and verify."""
+    decrypt and verify."""
     jwt_secrets: tuple[Annotated[SecretStr, AfterValidator(jwt_secret)], ...] = ()
     """Secrets of the API's bearer tokens (HS256), newest first, at least 32 characters each."""
     jwt_public_keys: tuple[Annotated[str, AfterValidator(public_key)], ...] = ()
@@ -127,7 +128,7 @@ class Settings(BaseSettings):
     """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor
     accepted."""
 
-    # Gateway calls. The total bounds one call whatever trickles in; answers beyond the size are an outcome.
+    # Gateway calls. The total bounds a call however slow its answer is; a too large answer is an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
     """Name, connection and TLS handshake of one call."""
     gateway_read_timeout: float = Field(default=8.0, gt=0, le=60)
@@ -152,8 +153,8 @@ class Settings(BaseSettings):
 
     # Leases, due times, retries.
     lease_seconds: float = Field(default=10.0, ge=1, le=3600)
-    """How long a checkout waits after the worker that held it has died; a worker that lives renews its
-    leases, and a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
+    """How long a checkout waits after the worker that held it has ended; a live worker renews its leases, and
+    a capture, refund or release makes its own last for 3 times GATEWAY_TOTAL_TIMEOUT."""
     hint_grace: float = Field(default=5.0, ge=0.2, le=300)
     """How long a published hint may take before the sweeper publishes it again."""
     hint_size: int = Field(default=50, ge=1, le=1000)
@@ -161,7 +162,7 @@ class Settings(BaseSettings):
     sweep_interval: float = Field(default=1.0, ge=0.1, le=60)
     """Seconds between two sweeps of due checkouts."""
     self_sweep_after: float = Field(default=10.0, ge=0.5, le=600)
-    """A worker that has heard nothing for so long sweeps by itself."""
+    """A worker that has received no message for so long sweeps by itself."""
     retry_base: float = Field(default=1.0, gt=0, le=60)
     """Ceiling of the first back-off; it doubles, with full jitter."""
     retry_cap: float = Field(default=300.0, gt=0, le=3600)
@@ -174,14 +175,14 @@ class Settings(BaseSettings):
 
     # Callbacks: what counts as the gateway's, and how much of it is kept.
     callback_max_age: float = Field(default=86_400.0, ge=1, le=366 * 86400)
-    """A signature that is older proves nothing (a replay), where the unit of its timestamp can be told."""
+    """A signature that is older proves nothing (a replay), where the unit of its timestamp is known."""
     gateway_networks: tuple[Annotated[str, AfterValidator(network)], ...] = (
         "185.206.120.0/24",
         "185.203.232.129",
         "185.203.233.129",
         "2a10:a200::/29",
     )
-    """Addresses that the gateway calls from; an empty list: not looked at."""
+    """Addresses that the gateway calls from; an empty list: not checked."""
     trusted_proxies: int = Field(default=0, ge=0, le=20)
     """Proxies in front of the API, each of which appends to X-Forwarded-For the address that it was called
     from; 0: none."""
@@ -201,13 +202,13 @@ class Settings(BaseSettings):
     cancel_grace: float = Field(default=30.0, ge=0, le=86400)
     """From a cancel request to the lookup and `cancelled`."""
     first_check_after: float = Field(default=120.0, gt=0, le=86400)
-    """From the offer to the first lookup for a lost callback, while nothing is heard of the shopper."""
+    """From the offer to the first lookup for a lost callback, while the shopper causes no callback."""
     check_interval_cap: float = Field(default=1800.0, gt=0, le=7 * 86400)
     """The longest time between two lookups of an unsettled checkout."""
     recheck_after_callback: float = Field(default=2.0, gt=0, le=3600)
     """From a callback that the gateway does not confirm yet to the next lookup; it doubles."""
     lapse_warning: float = Field(default=86_400.0, ge=0, le=30 * 86400)
-    """How long before a reservation may lapse (Visa: 7 days) a person is told that it is not captured yet."""
+    """How long before a reservation may lapse (Visa: 7 days) attention is raised if it is not captured."""
     post_settlement_checks: Annotated[tuple[float, ...], AfterValidator(ascending)] = (
         3600.0,
         86400.0,
@@ -233,7 +234,7 @@ class Settings(BaseSettings):
     webhook_in_flight: int = Field(default=256, ge=1, le=10_000)
     """Deliveries that a deliverer has under way at once."""
     webhook_endpoint_in_flight: int = Field(default=64, ge=1, le=1000)
-    """The same for one endpoint; how many it bears is found by trying."""
+    """The same for one endpoint; the number that it can handle is measured by its answers."""
     webhook_attempt_retention_days: float = Field(default=30.0, ge=1, le=3660)
     """Days for which an attempt to deliver an event is kept, with the beginning of its answer."""
 
@@ -241,7 +242,7 @@ class Settings(BaseSettings):
     intents_prefetch: int = Field(default=20, ge=0, le=1000)
     """Messages of the queue `intents` that a worker has in hand; 0, or no key of tokens: it consumes none."""
     worker_threads: int = Field(default=8, ge=1, le=512)
-    """Hints that a worker takes up at once; a thread is free again as soon as its checkouts are claimed or
+    """Hints that a worker claims at once; a thread is free again as soon as its checkouts are claimed or
     deferred."""
     in_flight_limit: int = Field(default=2000, ge=1, le=100_000)
     """Checkouts that a worker has in flight at once; of one gateway at most twice GATEWAY_POOL_SIZE."""
@@ -250,7 +251,7 @@ class Settings(BaseSettings):
     hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1
     otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
-    """Connections to Postgres from one process; an API process has four more, for what comes in."""
+    """Connections to Postgres from one process; an API process has four more, for requests that write."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
     """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of
     open files is lower."""
@@ -278,7 +279,7 @@ class Settings(BaseSettings):
             number = field is None or field.annotation in {int, float, bool}
             if name == "jwt_public_keys":
                 continue  # a PEM file ends with a line break
-            if not number and (blank := _blank_around(value)) is not None:
+            if not number and (blank := blank_around(value)) is not None:
                 message = f"{name.upper()}: {blank}: remove it"
                 raise ValueError(message)
         return given
@@ -375,7 +376,7 @@ RENAMED: Final[Mapping[str, str]] = {
     "LOOK_CAP": "CHECK_INTERVAL_CAP",
     "SETTLE_WATCH": "POST_SETTLEMENT_CHECKS",
 }
-"""Earlier names of settings, without the prefix; one of them stops the start and names the present one."""
+"""Earlier names of settings, without the prefix; the start stops at such a name and shows the present one."""
 
 
 def load(overrides: Mapping[str, object] | None = None) -> Settings:
@@ -421,7 +422,7 @@ _SAID: Final = {
 
 
 def _sentence(found: Any) -> str:
-    """Say what is wrong with one value; its text is not repeated, since it may be a secret."""
+    """Return what is wrong with one value; its text is not repeated, since it may be a secret."""
     where = [str(part) for part in found["loc"]]
     said = str(found["msg"]).removeprefix("Value error, ")
     if not where:
@@ -451,7 +452,7 @@ SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "sandbox": _GATEWAY,
     "migrate": frozenset({"migration_url", "secret_keys"}),
 }  # fmt: skip
-"""The settings with a secret in them that each process needs, and the only ones it should be given."""
+"""The settings with a secret that each process needs, and the only such settings it should be given."""
 SECRET: Final = frozenset().union(*SECRETS.values())
 
 
@@ -470,30 +471,14 @@ def environment(settings: Settings, process: str | None = None) -> dict[str, str
 
 def _spelled(value: object) -> str:
     if isinstance(value, tuple):
-        return json.dumps([one.get_secret_value() if isinstance(one, SecretStr) else one for one in value])
+        return json.dumps([v.get_secret_value() if isinstance(v, SecretStr) else v for v in value])
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-
-
-def _blank_around(value: object) -> str | None:
-    """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
-    if isinstance(value, list | tuple):
-        found = (_blank_around(one) for one in value)
-        return next((f"an entry {one}" for one in found if one is not None), None)
-    text = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(text, str) or text == text.strip():
-        return None
-    end = "ends in" if text.rstrip() != text else "begins with"
-    around = text[len(text.rstrip()) :] if end == "ends in" else text[: len(text) - len(text.lstrip())]
-    return f"{end} {'a line break' if set(around) & set(_BREAKS) else 'white space'}"
-
-
-_BREAKS: Final = "\r\n\v\f\x85\u2028\u2029"
 
 
 def _nearest(name: str, known: set[str]) -> str | None:
     import difflib  # noqa: PLC0415 - only on the way out
 
-    # The prefix is the same everywhere and must not make everything look alike.
-    bare = [one.removeprefix(PREFIX) for one in known]
+    # The prefix is common to all and would make all names similar.
+    bare = [setting.removeprefix(PREFIX) for setting in known]
     near = difflib.get_close_matches(name.removeprefix(PREFIX), bare, n=1, cutoff=0.75)
     return PREFIX + near[0] if near else None

@@ -52,9 +52,9 @@ class Tls:
         }
 
     def for_amqp(self, host: str) -> dict[str, object]:
-        """Return what py-amqp takes.
+        """Return py-amqp's options.
 
-        It checks the name only if it is told which; kombu fills in one that is None.
+        It checks the server's name only if that is given; kombu fills in a name that is None.
         """
         name = {"server_hostname": host} if self.verify and self.check_hostname else {}
         return {
@@ -72,7 +72,7 @@ class Endpoint:
 
     kind: Literal["redis", "amqp", "sentinel"]
     urls: tuple[str, ...]
-    """Without parameters. More than one for Sentinel alone, each with the credentials of Redis itself."""
+    """Without parameters. More than one URL for Sentinel only, each with the credentials of Redis itself."""
     host: str
     username: str | None
     password: str | None
@@ -91,7 +91,9 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
     `ca_file` counts where the URL names none.
     """
     wanted = " or ".join(f"{scheme}://" for scheme in kinds)
-    all_parts = [_parts(one, wanted) for one in (url.split(";") if url.startswith("sentinel://") else (url,))]
+    all_parts = [
+        _parts(broker, wanted) for broker in (url.split(";") if url.startswith("sentinel://") else (url,))
+    ]
     first = all_parts[0]
     scheme = first.scheme
     if scheme not in kinds or any(parts.scheme != scheme for parts in all_parts):

@@ -1,7 +1,7 @@
-"""How far the host of a URL is away: public, private, or an address that no service of ours may call.
+"""The reach of a URL's host: public, private, or an address that this system may not call.
 
-The text alone decides; names are not looked up. Who opens a connection has to look at the address that a name
-leads to.
+The text alone decides; names are not looked up. The code that opens a connection has to check the address
+that a name leads to.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _LOCAL_DOMAINS: Final = (".localhost", ".local", ".internal", ".lan", ".home.arp
 
 
 def reach_of(host: str) -> Literal["public", "private", "forbidden"]:
-    """Say how far a host of a URL is away, by its text alone; names are not looked up.
+    """Return the reach of a URL's host, by its text alone; names are not looked up.
 
-    `forbidden` is what serves a machine its own credentials (link-local and metadata addresses), and what is
-    no address of one host. `private` is loopback, a private network, or a name without a domain. IPv4 is read
-    in all spellings that a resolver takes.
+    `forbidden` is an address that serves a machine its own credentials (link-local and metadata addresses),
+    or is not the address of one host. `private` is loopback, a private network, or a name without a domain.
+    IPv4 is read in all spellings that a resolver takes.
     """
     name = host.rstrip(".").lower()
     address = _address(name)

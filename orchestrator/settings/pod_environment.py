@@ -1,9 +1,9 @@
-"""Variables that Kubernetes makes in every pod for the services of its namespace, told apart from settings by
-name and value.
+"""Variables that Kubernetes makes in every pod for the services of its namespace, distinguished from settings
+by name and value.
 
 A service named `orchestrator`, or whose name begins so, makes variables with the prefix of our settings
 (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables). They are no
-settings, and nothing is read from them; a misspelt setting is never taken for one.
+settings, and nothing is read from them; a misspelt setting is never mistaken for such a variable.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _HIGHEST_PORT: Final = 65_535
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Say whether a variable is one that Kubernetes makes for a service whose name begins with ours, by its
-    name and its value.
+    """Return whether Kubernetes made a variable for a service whose name begins with our prefix, by its name
+    and its value.
     """
     if _SERVICE_HOST.fullmatch(name) and _is_address(value):
         return True

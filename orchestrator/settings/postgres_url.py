@@ -1,4 +1,4 @@
-"""The URL of Postgres, taken apart into libpq's own parameters; one host or several, in every usual spelling.
+"""The URL of Postgres, split into libpq's own parameters; one host or several, in every usual spelling.
 
 `postgresql://user:password@a,b/name`, `…@a:5432,b:5432/name`, `…@/name?host=a,b&port=5432,5433`,
 `?host=a:5432&host=b:5432` and `?host=/directory/of/the/socket` mean what they mean to libpq and to

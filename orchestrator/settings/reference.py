@@ -30,7 +30,9 @@ def reference() -> str:
 
 def _as_typed(value: object) -> str:
     if isinstance(value, tuple):
-        return "[" + ", ".join(f'"{one}"' if isinstance(one, str) else _as_typed(one) for one in value) + "]"
+        return (
+            "[" + ", ".join(f'"{item}"' if isinstance(item, str) else _as_typed(item) for item in value) + "]"
+        )
     if isinstance(value, bool):
         return str(value).lower()
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)

@@ -90,7 +90,7 @@ RedisUrl = Annotated[str, broker_url_text(*REDIS)]
 def certificates(value: str) -> str:
     try:
         ssl.create_default_context(cafile=value)
-    except OSError as error:  # an SSLError is one
+    except OSError as error:  # an SSLError is an OSError
         message = f"must be a file with certificates in PEM form ({error.strerror or 'it has none'})"
         raise ValueError(message) from None
     return value
@@ -122,7 +122,7 @@ def public_key(value: str) -> str:
 
 
 def safe_url(value: str) -> str:
-    """Refuse a URL whose answer somebody on the way could change: http beyond this machine."""
+    """Refuse a URL whose answer could be altered in transit: plain http to another machine."""
     if value.startswith("http:") and not is_loopback(urlsplit(value).hostname or ""):
         message = "must start with https:// unless it is on this machine: the keys of tokens come from there"
         raise ValueError(message)
@@ -150,7 +150,7 @@ def callback_secret(value: str) -> str:
 def credential(value: str | SecretStr) -> str | SecretStr:
     given = value if isinstance(value, str) else value.get_secret_value()
     if not given.isprintable() or (isinstance(value, str) and ":" in given):
-        # Basic authentication carries neither (RFC 7617).
+        # Basic authentication allows neither (RFC 7617).
         message = "must not hold line breaks or other control characters, and a user name no colon"
         raise ValueError(message)
     return value
@@ -184,7 +184,7 @@ HOST: Final = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?|\[?[0-9A-
 
 def ascending(value: tuple[float, ...]) -> tuple[float, ...]:
     rising = all(before < after for before, after in pairwise((0.0, *value)))
-    if not rising or not all(math.isfinite(one) for one in value):
+    if not rising or not all(math.isfinite(item) for item in value):
         message = "each number must be greater than 0 and greater than the one before it"
         raise ValueError(message)
     return value
@@ -195,10 +195,26 @@ _HTTP_URL: Final = TypeAdapter(HttpUrl)
 
 
 def http_url(value: str) -> str:
-    """Return a base URL as the settings take one, without its final slash; `ValueError` with the end of a
+    """Return a base URL in the form of settings, without its final slash; `ValueError` with the end of a
     sentence about it.
     """
     try:
         return _HTTP_URL.validate_python(value)
     except ValidationError as error:
         raise ValueError(error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]) from None
+
+
+def blank_around(value: object) -> str | None:
+    """Say what white space a text, a secret or an entry of a list has at its ends; None where it has none."""
+    if isinstance(value, list | tuple):
+        found = (blank_around(item) for item in value)
+        return next((f"an entry {fault}" for fault in found if fault is not None), None)
+    text = value.get_secret_value() if isinstance(value, SecretStr) else value
+    if not isinstance(text, str) or text == text.strip():
+        return None
+    end = "ends in" if text.rstrip() != text else "begins with"
+    around = text[len(text.rstrip()) :] if end == "ends in" else text[: len(text) - len(text.lstrip())]
+    return f"{end} {'a line break' if set(around) & set(_BREAKS) else 'white space'}"
+
+
+_BREAKS: Final = "\r\n\v\f\x85\u2028\u2029"

@@ -1,13 +1,12 @@
 """The batch writer: many small writes become few large ones.
 
-`Batch` takes what has gathered while the last commit ran, so that it adds no wait when idle and grows under
-load; where many come at once it lets a few milliseconds' worth of them gather.
+`Batch` writes the items that gathered during the last commit, so that it adds no wait when idle and grows
+under load; under many arrivals it waits a few milliseconds for more of them.
 
-It is exact: no two items of a batch have a key in common; an item whose row another transaction holds goes
-into a later batch; a row that Postgres refuses is found by bisection and fails only its own waiter; a
+It is exact: no two items of a batch have a key in common; an item whose row another transaction holds is
+moved to a later batch; a row that Postgres rejects is found by bisection and fails only its own caller; a
 connection lost at COMMIT means *not known*, and the batch is written again, so a write must recognise its own
 earlier success.
-
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-_REST: Final = 3.0
+_DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
 
 
-_LONGEST_REST: Final = 0.015
+_LONGEST_DELAY: Final = 0.015
 
 
 _ONE_WRITE: Final = 30.0
@@ -59,7 +58,7 @@ class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class Again:
-    """Returned by a write for an item that could not be tried: somebody else holds its row.
+    """Returned by a write for an item that could not be tried: another transaction holds its row.
 
     It goes into a later batch.
     """
@@ -73,7 +72,7 @@ class _Waiting(Generic[T, R]):
     item: T
     keys: Sequence[Hashable]
     done: asyncio.Future[R]
-    # Why it still waits: the last error, or that somebody else holds its row.
+    # Why it still waits: the last error, or that another transaction holds its row.
     error: Exception | None = None
     skipped: bool = False
 
@@ -92,11 +91,11 @@ class Writes:
 
 
 class Batch(Generic[T, R]):
-    """Gathers items and writes them together; each `put` waits for the fate of its own item.
+    """Gathers items and writes them together; each `put` waits for the result of its own item.
 
     `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each,
     in order, or `AGAIN`. It must be safe to repeat: after a lost connection the same list is written again,
-    and what had landed must be reported as landed.
+    and items that had landed must be reported as landed.
     """
 
     def __init__(
@@ -136,10 +135,10 @@ class Batch(Generic[T, R]):
         )
 
     async def put(self, item: T) -> R:
-        """Write `item` with whatever else has gathered and return its result.
+        """Write `item` with the other gathered items and return its result.
 
-        Raises `Unwritten` if Postgres refuses this item, `DatabaseAway` if its fate is not known within the
-        patience: Postgres is out of reach, hangs in the middle of a write, or somebody else holds the row.
+        Raises `Unwritten` if Postgres rejects this item, `DatabaseAway` if its result is not known within the
+        timeout: Postgres is out of reach, a write hangs, or another transaction holds the row.
         """
         loop = asyncio.get_running_loop()
         async with self._room:
@@ -185,7 +184,7 @@ class Batch(Generic[T, R]):
             self._writing = True
             try:
                 while self._queue:
-                    # One turn of the loop: whoever is ready at this moment gets into this batch.
+                    # One round of the loop: all tasks that are ready at this moment get into this batch.
                     await asyncio.sleep(0)
                     begun = time.monotonic()
                     self._under_way = self._take()
@@ -193,9 +192,9 @@ class Batch(Generic[T, R]):
                     if not progress:
                         await asyncio.sleep(random.uniform(0.002, 0.02))  # noqa: S311 - jitter
                     elif self._queue:
-                        # A burst: a batch costs far more than another row in it, so let some gather. Whoever
-                        # comes alone, or one after the other, never waits.
-                        await asyncio.sleep(min((time.monotonic() - begun) * _REST, _LONGEST_REST))
+                        # A burst: a batch costs far more than another row in it, so let some gather. A single
+                        # item, or one item after the other, never waits.
+                        await asyncio.sleep(min((time.monotonic() - begun) * _DELAY_SHARE, _LONGEST_DELAY))
             finally:
                 self._writing = False
                 self._under_way = []
@@ -217,14 +216,14 @@ class Batch(Generic[T, R]):
         return taken
 
     async def _settle(self, batch: list[_Waiting[T, R]]) -> bool:
-        """Write one batch and tell its waiters; return whether anything but waiting came of it."""
+        """Write one batch and give its callers the results; return whether any item got one."""
         delay, stretch = 0.05, 1.0
         while batch:
             STRETCH.set(stretch)
             try:
                 async with asyncio.timeout(_ONE_WRITE):
                     results = await self._write([waiting.item for waiting in batch])
-            except Exception as error:  # noqa: BLE001 - a waiter must hear of every failure, whatever it is
+            except Exception as error:  # noqa: BLE001 - a caller must get every failure, whatever it is
                 if not is_away(error):
                     await self._bisect(batch, error)
                     return True
@@ -237,7 +236,7 @@ class Batch(Generic[T, R]):
                     waiting.error, waiting.skipped = error, False
                 await asyncio.sleep(random.uniform(0, delay))  # noqa: S311 - jitter
                 delay = min(delay * 2, 0.5)
-                # Whoever has gone (cancelled, or out of patience) is written no more.
+                # Callers that have ended (cancelled, or timed out) are left out.
                 batch = [waiting for waiting in batch if not waiting.done.done()]
             else:
                 return self._tell(batch, results)

@@ -36,8 +36,8 @@ def with_details(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-PAYMENT: Final = tuple(one.name for one in fields(PaymentRecord))
-OPERATION: Final = with_details(one.name for one in fields(Operation))
+PAYMENT: Final = tuple(field.name for field in fields(PaymentRecord))
+OPERATION: Final = with_details(field.name for field in fields(Operation))
 
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
@@ -79,11 +79,13 @@ def payments_of(checkout: str, names: Iterable[str] = PAYMENT) -> str:
     )
 
 
-def operations_of(checkout: str) -> str:
-    """Return the SQL of a checkout's money operations, the oldest first, as text for `operations`."""
+def operations_of(checkout: str, which: str = "true") -> str:
+    """Return the SQL of those of a checkout's money operations (`o`), the oldest first, as text for
+    `operations`.
+    """
     return _all(
         as_json(_OPERATION_SHOWN, "o"),
-        f"money_operations o WHERE o.checkout_id = {checkout}",
+        f"money_operations o WHERE o.checkout_id = {checkout} AND {which}",
         "o.requested_at, o.id",
     )
 
@@ -97,12 +99,12 @@ def commands_of(checkout: str, which: str = "true") -> str:
     )
 
 
-def _all(one: str, rows: str, order: str) -> str:
-    return f"(SELECT CAST(json_agg({one} ORDER BY {order}) AS text) FROM {rows})"  # noqa: S608 - our own names
+def _all(row: str, rows: str, order: str) -> str:
+    return f"(SELECT CAST(json_agg({row} ORDER BY {order}) AS text) FROM {rows})"  # noqa: S608 - our own names
 
 
 _OPERATION_SHOWN: Final = without(OPERATION, "mac")
-_COMMAND_SHOWN: Final = without(with_details(one.name for one in fields(Command)), "mac", "taken")
+_COMMAND_SHOWN: Final = without(with_details(field.name for field in fields(Command)), "mac", "taken")
 _PAYMENTS: Final = msgspec.json.Decoder(tuple[PaymentRecord, ...])
 _ROWS: Final = msgspec.json.Decoder(tuple[dict[str, Any], ...])
 

@@ -1,9 +1,10 @@
-"""One connection to Postgres: every wait has a bound, and what is no longer of use is closed at once.
+"""One connection to Postgres: every wait has a bound, and a connection that is no longer usable is closed at
+once.
 
-A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: nothing is
-asked of a connection that may be silent, neither a cancel nor a rollback. A server that became read-only,
-shuts down or starts ends the connection with its answer. The pool above (`database`) drops every older
-connection when it finds one closed, so that the next statement connects anew.
+A statement that is not answered within its bound, or whose caller is cancelled, closes its socket: a
+connection that may be silent is not used again, neither for a cancel nor for a rollback. A server that became
+read-only, shuts down or starts ends the connection with its answer. The pool above (`database`) drops every
+older connection when it finds one closed, so that the next statement connects anew.
 
 Behind a pooler in transaction mode (PgBouncer) the server's session belongs to other clients too. It is
 recognised: the process id that the pooler gave is not that of the server process. Such a connection leaves
@@ -43,7 +44,7 @@ _CONNECT_TIMEOUT: Final = 3
 _SESSION_TIMEOUT: Final = 3.0
 """Seconds for the first statement of a connection."""
 _SUSPECT: Final = 1.0
-"""Seconds that a connection gets which has heard nothing since another one fell silent."""
+"""Seconds that a connection without received data gets after another one fell silent."""
 _LONGEST: Final = 30.0
 """Seconds to which the bound of a repeated statement grows at most."""
 _PREPARE_AFTER: Final = "5"
@@ -120,11 +121,10 @@ class Server:
         statement_timeout: int | None = None,
         timeout: float | None = None,
     ) -> Connection:
-        """Connect to the first address of the first host that takes the session, and settle what holds for
-        it, in one round trip.
+        """Connect to the first address of the first host that accepts the session, and set it up, in one
+        round trip.
 
-        Whether a server takes writes is asked of it: a pooler goes on announcing what its first connection
-        was told.
+        Whether a server takes writes is queried: a pooler keeps announcing the state of its first connection.
         """
         limit = self.statement_timeout if statement_timeout is None else statement_timeout
         asked = {**self.parameters, "target_session_attrs": "any"} if self.to_write else self.parameters
@@ -154,8 +154,8 @@ class Server:
         return connection
 
     def finish(self) -> None:
-        """Close every connection that is still open, whoever has it; a statement that is under way ends as if
-        it were lost.
+        """Close every open connection, in use or not; a statement that is under way ends as if it
+        were lost.
         """
         for connection in tuple(self.connections):
             if connection in self.waiting:
@@ -176,15 +176,15 @@ class Connection(psycopg.AsyncConnection[Any]):
     local = b""
     """What a transaction has to set for itself, because neither session, role nor database does: statements,
     each after a semicolon."""
-    _began = _heard = -math.inf
+    _began = _received_at = -math.inf
 
     @property
     def outdated(self) -> bool:
-        """Whether its server takes no writes any more, which newer ones (Postgres 14) report by themselves to
-        every session.
+        """Whether its server takes no writes any more, which newer servers (Postgres 14) report to every
+        session.
 
-        A pooler passes such a report to whichever client is there, so behind one a write or a new connection
-        has to find out.
+        A pooler passes such a report to whichever client is connected, so behind a pooler a write or a new
+        connection has to detect it.
         """
         if self.pooled or not self.server.to_write:
             return False
@@ -192,19 +192,18 @@ class Connection(psycopg.AsyncConnection[Any]):
         return told(b"default_transaction_read_only") == b"on" or told(b"in_hot_standby") == b"on"
 
     async def settle(self, statement_timeout: int) -> None:
-        """Set what holds for the session where it is ours alone; where it is not, find out what is set
-        already.
+        """Set the session's settings where the session is not shared; where it is, read what is set already.
 
-        Raises `OperationalError` where a server that takes writes is wanted, and this one does not.
+        Raises `OperationalError` where a server that takes writes is required, and this server does not.
 
-        Both in one statement: settings made by it end with it unless the server process is the one that this
-        connection was given, so a session that belongs to others keeps nothing.
+        Both in one statement: its settings end with it unless the server process is that of this connection,
+        so a shared session keeps nothing.
         """
         ours = f"pg_backend_pid() = {self.pgconn.backend_pid}"
         wanted = {
             "timezone": "'UTC'",
-            # The planner is told that a page anywhere costs about as much as the next one: every statement is
-            # meant to go by index.
+            # For the planner a page anywhere costs about as much as the next one: every statement is meant to
+            # go by index.
             "random_page_cost": "'1.1'",
             "statement_timeout": f"'{statement_timeout}'",
             "idle_in_transaction_session_timeout": f"'{self.server.idle_timeout}'",
@@ -215,8 +214,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             "client_connection_check_interval": "CASE WHEN version() ~* 'windows|mingw|visual c' THEN '0' ELSE '1000' END",
         }
         set_up = (f"set_config('{name}', {value}, NOT {ours})" for name, value in session.items())
-        # Of the bounds any that is set will do. What is asked comes before what is set: a row is made from
-        # left to right.
+        # Any bound that is set is enough. The query comes before the settings: a row is computed from left to
+        # right.
         in_effect = (
             f"current_setting('{name}') " + ("<> '0'" if name.endswith("timeout") else f"= {value}")
             for name, value in wanted.items()
@@ -257,7 +256,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         interval: float = 0.1,
         timeout: float | None = None,
     ) -> RV:
-        """Run one exchange with the server, within the bound; psycopg calls it for everything it does with a
+        """Run one exchange with the server, within the bound; psycopg calls it for all its traffic on a
         connection.
         """
         bound = self.timeout if timeout is None else timeout
@@ -283,7 +282,7 @@ class Connection(psycopg.AsyncConnection[Any]):
                 self.pgconn.finish()
             raise
         else:
-            self._heard = time.monotonic()
+            self._received_at = time.monotonic()
             return result
         finally:
             others.discard(self)
@@ -303,21 +302,21 @@ class Connection(psycopg.AsyncConnection[Any]):
         state = error.sqlstate
         if state is None:
             return
-        self._heard = time.monotonic()
+        self._received_at = time.monotonic()
         if state in OTHERS_STATEMENTS:
             self.server.met_others = True
         if state == READ_ONLY or state in OTHERS_STATEMENTS or state.startswith(ENDING):
             self.pgconn.finish()
 
     def _suspect_others(self) -> None:
-        """Give others that have heard nothing since this exchange began a moment; they are most likely just
-        as silent.
+        """Shorten the wait of others without received data since this exchange began; they are most likely
+        silent too.
         """
         loop = asyncio.get_running_loop()
         for other in self.server.waiting:
-            if other is not self and other._heard < self._began:  # noqa: SLF001 - of the same class
-                loop.call_later(_SUSPECT, other._cut_unless_heard, other._began)  # noqa: SLF001
+            if other is not self and other._received_at < self._began:  # noqa: SLF001 - of the same class
+                loop.call_later(_SUSPECT, other._cut_unless_received, other._began)  # noqa: SLF001
 
-    def _cut_unless_heard(self, began: float) -> None:
+    def _cut_unless_received(self, began: float) -> None:
         if self in self.server.waiting and self._began == began:
             self.cut()

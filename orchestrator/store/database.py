@@ -54,14 +54,14 @@ def is_away(error: BaseException) -> bool:
 
 
 class Database:
-    """An engine with a small pool, for one event loop; a process has one for each kind of work that must not
-    wait for another.
+    """An engine with a small pool, for one event loop; a process has an engine for each kind of work that
+    must not wait for another.
 
-    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, and the caller
-    is told so. `timeout` is in seconds, and counted here: a statement without an answer by then loses its
-    connection, and with it go all that are as old. Give a `timeout` below `statement_timeout` only where
-    statements are short and may be repeated. `writes`: whether only a server that takes writes is good
-    enough; the URL's own `target_session_attrs` goes before it.
+    `statement_timeout` is in milliseconds: Postgres itself ends a statement that takes longer, with an error.
+    `timeout` is in seconds, and counted here: a statement without an answer by then loses its connection, and
+    all connections that are as old are closed too. Give a `timeout` below `statement_timeout` only where
+    statements are short and may be repeated. `writes`: whether only a server that takes writes will do; the
+    URL's own `target_session_attrs` takes precedence.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class Database:
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
-        """Open a read-only transaction in which every statement sees the same moment."""
+        """Open a read-only transaction in which every statement reads the same snapshot."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             async with connection.begin():
@@ -150,9 +150,9 @@ class Database:
         """
         return await self._alone(statement, parameters)
 
-    async def knock(self) -> None:
-        """Open a connection beside the pool and close it again: those of the pool may go on where no other
-        one is let in.
+    async def connect_anew(self) -> None:
+        """Open a connection beside the pool and close it again: those of the pool may work where no other one
+        is accepted.
         """
         try:
             connection = await self._server.connect()
@@ -177,7 +177,7 @@ class Database:
     async def read(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
     ) -> Sequence[Row[Any]]:
-        """Run one reading statement; once more where the pooled connection turns out to be dead (Postgres was
+        """Run one reading statement; repeat it once where the pooled connection is dead (Postgres was
         restarted).
         """
         try:

@@ -2,9 +2,9 @@
 attempt.
 
 Only the lowest unsent event of a checkout is ever due, and the deliverer that takes it holds the stream until
-its lease ends. A holder that dies leaves nothing behind: the stream is due again then, and the same event is
-sent with the same id. The sequencer opens and extends streams in the transaction that gives positions
-(`store.events`); a stream of which everything is sent is deleted.
+its lease ends. If the holder ends, the stream is due again after that, and the same event is sent with the
+same id. The sequencer opens and extends streams in the transaction that gives positions (`store.events`); a
+stream of which everything is sent is deleted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TESTS_WAITING: Final = 3
 """Test events of one endpoint that may wait to be sent."""
 DELETED_AT_ONCE: Final = 2000
 SCANNED_AT_ONCE: Final = 5000
-"""Attempts that one statement looks at for some of them only."""
+"""Attempts that one statement reads when only some of them are wanted."""
 
 Purpose = Literal["event", "replay", "test"]
 Result = Literal["delivered", "given_up"]
@@ -59,7 +59,7 @@ _TAKEN: Final = f"""
     SELECT l.*, coalesce(extract(epoch FROM clock() - l.failing_since), 0)::float8 AS failing_for,
            n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key {_EVENT}
 """  # noqa: S608 - made of our own constants, as below
-# One look into the index for each endpoint, however much waits for another one.
+# One index lookup for each endpoint, however much waits for another endpoint.
 _TAKE = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT w.endpoint_id, w.slots
@@ -80,8 +80,8 @@ _TAKE_TESTS = text(f"""
          WHERE s.purpose = 'test' AND s.due_at <= (SELECT clock()) ORDER BY s.due_at LIMIT :most FOR UPDATE SKIP LOCKED
     ), {_TAKEN}
 """)  # noqa: S608 - made of our own constants
-# In the order in which the sequencer extends them. Rows are looked up one by one, or named by their places: a
-# join might read the whole table.
+# In the order in which the sequencer extends them. Rows are read one by one, or named by their places: a join
+# might read the whole table.
 _LOCK = text("""
     SELECT count(*) FROM unnest(CAST(:endpoints AS uuid[]), CAST(:checkouts AS uuid[]), CAST(:purposes AS text[]))
            AS r(endpoint_id, checkout_id, purpose)
@@ -133,8 +133,7 @@ _RETRY_NOW = text("""
     UPDATE delivery_streams SET due_at = clock(), failing_since = CASE WHEN :anew THEN NULL ELSE failing_since END
      WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL AND purpose <> 'test'
 """)
-# Those that wait are found by their own index, which is short; an endpoint of which much waits is not looked
-# through.
+# Waiting tests are found by their own index, which is short; a long queue of an endpoint is not scanned.
 _TEST = text(f"""
     WITH waiting AS MATERIALIZED (
         SELECT endpoint_id FROM delivery_streams WHERE purpose = 'test' ORDER BY due_at LIMIT 1000
@@ -264,14 +263,14 @@ async def take(
 ) -> list[Due]:
     """Take streams that are due, of each endpoint at most so many, those first that have been due longest.
 
-    Nothing of one that is paused, or whose circuit is open, unless it is among `probes`. Each is held for so
-    many seconds.
+    None of an endpoint that is paused, or whose circuit is open, unless it is among `probes`. Each is held
+    for so many seconds.
     """
     lease = uuid4()
     asked = {
         "endpoints": list(wanted),
         "slots": list(wanted.values()),
-        "probes": [one in probes for one in wanted],
+        "probes": [endpoint_id in probes for endpoint_id in wanted],
         "lease": lease,
         "seconds": seconds,
     }
@@ -314,23 +313,23 @@ def _due(row: Row[Any], lease: UUID) -> Due:
 
 
 async def write(db: Database, results: list[Written]) -> list[bool]:
-    """Write what became of streams, no two of which are the same; return of each whether something of it is
+    """Write the results of streams, no two of which are the same; return for each whether anything of it is
     still to be sent.
 
-    Nothing is written of a stream whose lease is another's by now.
+    Nothing is written for a stream whose lease has passed to another deliverer.
     """
-    ordered = sorted(results, key=lambda one: (one.endpoint_id, one.checkout_id, one.purpose))
+    ordered = sorted(results, key=lambda result: (result.endpoint_id, result.checkout_id, result.purpose))
     keys = {
-        "endpoints": [one.endpoint_id for one in ordered],
-        "checkouts": [one.checkout_id for one in ordered],
-        "purposes": [one.purpose for one in ordered],
+        "endpoints": [result.endpoint_id for result in ordered],
+        "checkouts": [result.checkout_id for result in ordered],
+        "purposes": [result.purpose for result in ordered],
     }
     async with db.transaction() as tx:
-        # In a statement of its own: what is extended meanwhile must be seen by the next one.
+        # In a statement of its own: the next one must see streams that are extended meanwhile.
         await run(tx, _LOCK, keys)
         rows = await run(tx, _WRITE, {"results": msgspec.json.encode(results).decode()})
     left = {(row.endpoint_id, row.checkout_id, row.purpose) for row in rows}
-    return [(one.endpoint_id, one.checkout_id, one.purpose) in left for one in results]
+    return [(result.endpoint_id, result.checkout_id, result.purpose) in left for result in results]
 
 
 async def retry_now(tx: AsyncConnection, endpoint: UUID, *, anew: bool) -> None:
@@ -369,8 +368,8 @@ async def attempts(
 ) -> list[AttemptRow]:
     """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None.
 
-    For some of them only it looks at `SCANNED_AT_ONCE` attempts at the most, so there may be more than it
-    returns: see `scanned_to`.
+    With a filter it reads `SCANNED_AT_ONCE` attempts at the most, so there may be more than it returns: see
+    `scanned_to`.
     """
     scanned = limit if checkout is None and failed is None else SCANNED_AT_ONCE
     asked = {
@@ -405,9 +404,7 @@ async def attempts(
 
 
 async def scanned_to(db: Database, endpoint: UUID, *, before: UUID | None) -> UUID | None:
-    """Return the last attempt that `attempts` looks at for some of them only; None if it looks at all there
-    are.
-    """
+    """Return the last attempt that `attempts` reads with a filter; None if it reads all there are."""
     asked = {"endpoint_id": endpoint, "before": before, "scanned": SCANNED_AT_ONCE}
     rows = await db.read(_SCANNED_TO, asked)
     return rows[0].id if rows else None
@@ -444,7 +441,7 @@ def opened(
         return None
 
 
-# ── Kept and forgotten ────────────────────────────────────────────────────────────────────────────────────
+# ── Retention ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def forget(db: Database, *, older_than: float) -> int:

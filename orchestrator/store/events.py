@@ -1,10 +1,10 @@
-"""The feed of events: positions given after the commit, pages read by position, and what is no longer kept.
+"""The feed of events: positions given after the commit, pages read by position, and retention.
 
 An event is written without a position, in its move's own transaction, and transactions do not commit in the
 order in which they began. So one sequencer at a time, under an advisory lock, numbers what is committed:
 contiguously for each merchant, and for each checkout in the order of its sequence. A client that reads on
-after a position therefore sees each event once and skips none. Retention removes a feed's beginning only, and
-notes up to where.
+after a position therefore gets each event once and skips none. Retention removes a feed's beginning only, and
+records up to where.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PLACED_AT_ONCE: Final = 1000
 """Events that get their positions in one statement, and some more of the same checkouts."""
 FORGOTTEN_AT_ONCE: Final = 2000
 SCANNED_AT_ONCE: Final = 5000
-"""Positions that one statement looks at for events of some types only."""
+"""Positions that one statement reads for events of some types only."""
 
 # In an order, or the planner may read the whole table for a single row, where its statistics are of a moment
 # at which many waited.
@@ -41,10 +41,10 @@ _WAITING = text("""
 # The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be
 # numbered twice.
 _TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.events')) AS ours")
-# All events of a checkout that wait are taken along, so that none is numbered after a later one of its own,
-# also where clocks went back. Rows are named by arrays: of a join alone the planner may expect so many rows
-# that it reads the whole table. Those beside the oldest are asked for in words in which it does not recognise
-# the index of all that wait, which is long while much does.
+# All waiting events of a checkout are numbered together, so that none is numbered after a later one of its
+# own, also where clocks went back. Rows are named by arrays: for a join alone the planner may expect so many
+# rows that it reads the whole table. The condition on events beside the oldest is written so that the planner
+# does not use the index of all waiting events, which is long under load.
 _PLACE = text("""
     WITH oldest AS MATERIALIZED (
         SELECT checkout_id FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most
@@ -113,8 +113,7 @@ _FEED = text("SELECT last_position, kept_after FROM event_feeds WHERE merchant_i
 _COLUMNS: Final = (
     "e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position"
 )
-# Positions have no gaps, so a stretch of positions is a bound of the work, however rare what is looked for
-# is.
+# Positions have no gaps, so a range of positions limits the work, however rare the wanted events are.
 _STRETCH = text(f"""
     SELECT {_COLUMNS} FROM events e
      WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
@@ -145,8 +144,8 @@ _SINCE = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """How far a merchant's feed goes: the last position, and the last one that is not kept any more; 0 where
-    there is none.
+    """The range of a merchant's feed: the last position, and the last position that is not kept any more; 0
+    where there is none.
     """
 
     last: int = 0
@@ -182,7 +181,7 @@ class FeedRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events after a position, and up to which position the feed was looked through for them."""
+    """Events after a position, and the position up to which the feed was read for them."""
 
     events: Sequence[FeedRow]
     until: int
@@ -254,7 +253,7 @@ async def page(
     """Return a merchant's events after one position and up to another, at most `limit`, of some types or of
     one checkout only.
 
-    With types it looks at `SCANNED_AT_ONCE` positions at the most, so a page may be empty and end before
+    With types it reads `SCANNED_AT_ONCE` positions at the most, so a page may be empty and end before
     `until`.
     """
     asked = {

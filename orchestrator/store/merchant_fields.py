@@ -64,13 +64,13 @@ class PolicyRejected(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policies:
-    """What a merchant wants done without being asked.
+    """What a merchant's policy does without a request.
 
     `late`: money for a checkout that had ended. `surplus`: a second payment for one order. `unknown_order`: a
-    payment for an order number that nobody asked for. `capture`: whether we capture what is reserved, where
-    the checkout's intent does not say. `surcharge`: a payment of the order's amount and a surcharge that the
-    gateway added: a person decides, or it pays the order. `lookups_per_minute`: lookups at the gateway that
-    no shopper waits for, at most (see `processing.lookup_budget`).
+    payment for an order number without an intent. `capture`: whether the worker captures what is reserved,
+    where the checkout's intent does not say. `surcharge`: a payment of the order's amount and a surcharge
+    that the gateway added: a person decides, or it pays the order. `lookups_per_minute`: lookups at the
+    gateway that no shopper waits for, at most (see `processing.lookup_budget`).
     """
 
     late: UnexpectedPaymentPolicy = "ask"
@@ -92,11 +92,12 @@ BOUND: Final = ("late", "surplus", "unknown_order", "capture", "surcharge")
 """Policies that decide on money, with those of later versions; they count only under our MAC."""
 
 
-POLICIES: Final = tuple(one.name for one in fields(Policies))
+POLICIES: Final = tuple(field.name for field in fields(Policies))
 
 
 RENAMED: Final = {"looks_per_minute": "lookups_per_minute"}
-"""Earlier names of policies, which are refused with the present one. Migration 0011 renames what is stored.
+"""Earlier names of policies, which are refused with the present one. Migration 0011 renames what
+is stored.
 """
 
 

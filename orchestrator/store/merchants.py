@@ -1,13 +1,12 @@
-"""Whose money it is: a merchant's gateway account, callback secrets and policies, from its row or from the
-settings.
+"""Merchants: gateway account, callback secrets and policies, from the merchant's row or from the settings.
 
-The merchant `default` exists from the first migration on, and whatever its row leaves empty comes from the
-settings. Secrets are sealed in the row under the installation's secret keys. A row alone sends no password
-anywhere: a password opens only together with the URLs and the user name that it was given with, the password
-of the settings goes only where the settings say, and policies that move money count only with a MAC under our
-key. A merchant whose row does not hold is not served. Rows are read again after half a minute, by one reader
-for all who wait; while Postgres is away, what was read before goes on being served. `known` asks nobody at
-all.
+The merchant `default` exists from the first migration on, and fields that its row leaves empty come from the
+settings. Secrets are encrypted in the row under the installation's secret keys. A changed row alone sends no
+password to another address: a password decrypts only together with the URLs and the user name that it was
+given with, the password of the settings goes only to the URLs of the settings, and policies that move money
+count only with a MAC under our key. A merchant whose row fails these checks is not served. Rows are read
+again after half a minute, by one reader for all waiting callers; while Postgres is away, the rows read before
+stay in use. `known` reads from memory only.
 """
 
 from __future__ import annotations
@@ -162,15 +161,15 @@ class Merchants:
         """Return the merchants whose payments a lookup with this account may show."""
         same = (account.merchant_api_url, account.username)
         return [
-            one.id
-            for one in await self.everyone()
-            if (one.account.merchant_api_url, one.account.username) == same
+            merchant.id
+            for merchant in await self.everyone()
+            if (merchant.account.merchant_api_url, merchant.account.username) == same
         ]
 
     def known(self, merchant_id: int) -> Merchant | None:
-        """Return a merchant as it was when it was last read; None if that was more than a minute ago.
+        """Return a merchant from memory; None if it was last read more than a minute ago.
 
-        Asks nobody.
+        Makes no query.
         """
         if time.monotonic() - self._read_at > _STALE:
             return None
@@ -181,7 +180,7 @@ class Merchants:
         while True:
             try:
                 await self.everyone()
-            except Exception as error:  # noqa: BLE001 - whoever needs a merchant meets the error, and the watch goes on
+            except Exception as error:  # noqa: BLE001 - each caller that needs a merchant gets the error, and the watch continues
                 _log.warning("merchants_not_watched", **log.cause(error))
             await asyncio.sleep(_WATCHED)
 
@@ -249,7 +248,7 @@ class Merchants:
     async def set_secrets(self, name: str, secrets: tuple[str, ...]) -> bool:
         """Set a merchant's callback secrets, newest first; none: callbacks are not checked.
 
-        False if there is no such merchant, `MerchantRejected` if one of them is too short or holds a control
+        False if there is no such merchant, `MerchantRejected` if a secret is too short or holds a control
         character.
         """
         return await self._change(

@@ -1,7 +1,7 @@
-"""Notifications of Postgres: what makes a process look at once for work that its next look would find anyway.
+"""Notifications of Postgres: they start a check at once for work that the next check would find anyway.
 
-None may be relied on: a lost one costs delay only. Behind a pooler in transaction mode nothing is heard, and
-that is said.
+None is relied on: a lost one costs delay only. Behind a pooler in transaction mode none arrives, and that is
+reported.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 DELIVERIES: Final = "orchestrator_deliveries"
-"""Endpoints for which events came, as ids with a blank between; `*`: an endpoint has changed; nothing: look
-at all."""
+"""Endpoints with new events, as ids separated by blanks; `*`: an endpoint has changed; empty: check all."""
 LONGEST: Final = 7000
 """Bytes of a notification."""
 NOTIFY = text("SELECT pg_notify(:channel, :said)")
@@ -33,7 +32,7 @@ AGAIN: Final = 5.0
 
 
 class Listener:
-    """Hears one channel on a connection of its own; `heard` is called on the loop with what was said."""
+    """Receives one channel on a connection of its own; `heard` is called on the loop with each payload."""
 
     def __init__(self, url: str, channel: str, heard: Callable[[str], None], *, prepared: Prepared) -> None:
         self._server = Server.of(
@@ -44,9 +43,9 @@ class Listener:
             prepared=prepared,
             writes=True,
         )
-        self._channel, self._heard = channel, heard
+        self._channel, self._receive = channel, heard
         self.listening = False
-        """Whether it hears at this moment."""
+        """Whether it receives at this moment."""
 
     async def run(self) -> None:
         """Listen until cancelled; a lost connection is made again. Returns at once behind a pooler."""
@@ -77,7 +76,7 @@ class Listener:
             try:
                 server.consume_input()
                 while (said := server.notifies()) is not None:
-                    self._heard(said.extra.decode(errors="replace"))
+                    self._receive(said.extra.decode(errors="replace"))
             except psycopg.Error:
                 loop.remove_reader(number)
                 lost.set()
@@ -85,8 +84,8 @@ class Listener:
         number = server.socket
         loop.add_reader(number, readable)
         self.listening = True
-        # What was committed before is not told again.
-        self._heard("")
+        # Notifications of earlier commits are not repeated.
+        self._receive("")
         try:
             await lost.wait()
         finally:

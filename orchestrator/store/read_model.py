@@ -16,6 +16,7 @@ import msgspec
 from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
 
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_progress import FINAL, CommandState, progress
 from orchestrator.domain.payment_status import PaymentStatus, condition, payment_status
 from orchestrator.domain.records import Command, Operation, PaymentRecord, Role
 from orchestrator.domain.states import CLOSED, ENDED, State
@@ -25,7 +26,7 @@ from orchestrator.store.tables import checkouts as _checkouts
 from orchestrator.store.tables import payments as _payments
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from uuid import UUID
 
     from sqlalchemy import Row, Select, TextClause
@@ -103,11 +104,11 @@ class CheckoutRecord(CheckoutSummary):
 
     @property
     def accepted(self) -> list[PaymentRecord]:
-        """The payments that pay it: one, or the parts that a person decided to keep as a whole."""
-        return [one for one in self.payments if one.role == Role.ACCEPTED]
+        """The payments that pay it: a single one, or the parts that a person decided to keep as a whole."""
+        return [payment for payment in self.payments if payment.role == Role.ACCEPTED]
 
 
-_ROW: Final = tuple(one.name for one in fields(CheckoutSummary))
+_ROW: Final = tuple(field.name for field in fields(CheckoutSummary))
 _LISTED: Final = columns.with_details(_ROW)
 _LAST: Final = f"""(k.handled_at IS NULL OR k.id IN (
     SELECT id FROM commands WHERE checkout_id = c.id ORDER BY requested_at DESC, id DESC LIMIT {COMMANDS_SHOWN}))"""  # noqa: S608 - a number of ours
@@ -164,6 +165,82 @@ async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
     return CheckoutRecord(**values(rows[0])) if rows else None
 
 
+# ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRecord:
+    """One command with what it began.
+
+    `currency` is that of the payment that it is about, or else of its checkout.
+    """
+
+    command: Command
+    merchant_id: int
+    checkout_id: UUID
+    order_ref: str
+    currency: str
+    operations: tuple[Operation, ...]
+    state: CommandState
+    finished_at: datetime | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its state changes no more."""
+        return self.state in FINAL
+
+    @property
+    def amount(self) -> int | None:
+        """What was asked for, in minor units; None: all that was left, or it is not about an amount."""
+        asked = self.command.arguments.get("amount") if isinstance(self.command.arguments, dict) else None
+        return asked if isinstance(asked, int) and not isinstance(asked, bool) else None
+
+
+_COMMANDS: Final = text(f"""
+    SELECT a.id, c.merchant_id, c.id AS checkout_id, c.order_ref, c.state, c.late, c.cancel_requested_at, c.ended_at,
+           coalesce((SELECT nullif(p.currency, '') FROM payments p
+                      WHERE p.checkout_id = c.id AND p.transaction_id = a.arguments ->> 'transactionId'),
+                    (SELECT nullif(min(p.currency), '') FROM payments p
+                      WHERE p.checkout_id = c.id AND p.role = 'accepted' AND a.arguments ->> 'transactionId' IS NULL
+                     HAVING count(*) = 1),
+                    c.currency) AS currency,
+           {columns.commands_of("c.id", "k.id = a.id")} AS command,
+           {columns.operations_of("c.id", "o.command_id = a.id")} AS operations
+      FROM commands a JOIN checkouts c ON c.id = a.checkout_id
+     WHERE a.id = ANY(CAST(:ids AS uuid[])) AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
+""")  # noqa: S608 - made of our own names
+
+
+async def commands(
+    db: Database, ids: Collection[UUID], *, merchant_id: int | None = None
+) -> dict[UUID, CommandRecord]:
+    """Return commands by their ids: of a merchant, or of all (None). Unknown ids are left out."""
+    rows = await db.read(_COMMANDS, {"ids": sorted(ids), "merchant_id": merchant_id})
+    return {row.id: _command(row) for row in rows}
+
+
+def _command(row: Row[Any]) -> CommandRecord:
+    (told,), begun = columns.commands(row.command), columns.operations(row.operations)
+    state, finished_at = progress(
+        told,
+        begun,
+        state=State(row.state),
+        late=row.late,
+        cancel_requested_at=row.cancel_requested_at,
+        ended_at=row.ended_at,
+    )
+    return CommandRecord(
+        command=told,
+        merchant_id=row.merchant_id,
+        checkout_id=row.checkout_id,
+        order_ref=row.order_ref,
+        currency=row.currency,
+        operations=begun,
+        state=state,
+        finished_at=finished_at,
+    )
+
+
 # ── The trail ─────────────────────────────────────────────────────────────────────────────────────────────
 
 _TRAIL: Final = text(f"""
@@ -206,11 +283,6 @@ def _archived(told: str | None) -> tuple[Archived, ...]:
 # ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 _c, _p = _checkouts.c, _payments.c
-# Payments have no index by order number; their checkouts have, and payments of no checkout are few.
-_OF_ORDER: Final = text(" UNION ALL ".join(
-    f"SELECT id FROM checkouts WHERE merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id) AND order_ref = :order_ref AND {part}"  # noqa: S608 - our own constants
-    for part in (IS_LIVE, f"NOT ({IS_LIVE})")
-))  # fmt: skip
 
 
 async def checkouts(
@@ -226,7 +298,7 @@ async def checkouts(
 ) -> list[CheckoutSummary]:
     """Return checkouts, the youngest first: of a merchant, or of all.
 
-    `waiting`: only those that wait for a decision, or for one of this code, or only the others.
+    `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
     """
     wanted = select(*(_c[name] for name in _LISTED))
     if merchant_id is not None:
@@ -294,7 +366,7 @@ async def payments(
 ) -> Sequence[Row[Any]]:
     """Return the rows of payments, the youngest first: of a merchant, or of all.
 
-    `before` is when one was first seen, and its id.
+    `before` is when a payment was first seen, and its id.
     """
     wanted = select(_payments)
     if merchant_id is not None:
@@ -303,7 +375,9 @@ async def payments(
         # As a literal: through a parameter the planner would not see that a partial index will do.
         wanted = wanted.where(_p.role == bindparam("role", role, literal_execute=True))
     if order_ref is not None:
-        named = await db.read(_OF_ORDER, {"merchant_id": merchant_id, "order_ref": order_ref})
+        # Payments have no index by order number; their checkouts have, and payments of no checkout are few.
+        ids = select(_c.id) if merchant_id is None else select(_c.id).where(_c.merchant_id == merchant_id)
+        named = await db.read(union_all(*_by_index(ids, order_ref, frozenset())))
         wanted = wanted.where(
             _p.order_ref == order_ref,
             or_(_p.checkout_id.in_([row.id for row in named]), _p.checkout_id.is_(None)),

@@ -1,8 +1,8 @@
-"""What tells whether an installation does its work: by what was written, not by what can be read.
+"""Whether an installation does its work: by what was written, not by what can be read.
 
-A read-only server, a full disk and a stopped worker all answer questions. So a probe writes, writers tell
-since when they could not, and workers tell in their heartbeats what they have written and taken up. Readiness
-and `doctor` say the same, in the same sentences.
+A read-only server, a full disk and a stopped worker all answer queries. So a probe writes, writers report
+since when they could not, and heartbeats of workers report what they have written and claimed. Readiness and
+`doctor` report the same, in the same sentences.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 SEEN_WITHIN: Final = 20.0
-"""Seconds since the last heartbeat after which a process counts as away; processes give one every five."""
-TOLD_WITHIN: Final = 8.0
-"""Seconds since a heartbeat after which what a process said in it to be wrong is told no more: it may have
-ended."""
+"""Seconds since the last heartbeat after which a process counts as away; processes write one every five."""
+FAULTS_WITHIN: Final = 8.0
+"""Seconds since a heartbeat after which the faults in it are no longer reported: the process may
+have ended."""
 STALLED_AFTER: Final = 10.0
 """Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
 IDLE_AFTER: Final = 30.0
-"""Seconds in which a worker's dispatcher has taken nothing up, while hints wait, after which it counts as
+"""Seconds in which a worker's dispatcher has claimed nothing, while hints wait, after which it counts as
 stopped."""
-KNOCK: Final = 1.5
+CONNECT_TIMEOUT: Final = 1.5
 """Seconds for a new connection."""
 OVERDUE: Final = 120.0
 """Seconds for which a checkout may wait for a worker."""
@@ -61,8 +61,8 @@ _PROCESSES = text("""
     SELECT name, kind, progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
      WHERE kind <> 'probe' ORDER BY name
 """)
-# Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. Progress is
-# told by `updated_at`, which moves and postponements set, and nothing else does.
+# Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. `updated_at`
+# shows progress: moves and postponements set it, and nothing else does.
 _BACKLOG = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     c AS (
@@ -121,7 +121,7 @@ class Process:
         """What the process itself says is wrong with it, a sentence each; nothing where it said so too long
         ago.
         """
-        if self.age > TOLD_WITHIN:
+        if self.age > FAULTS_WITHIN:
             return []
         told, found = self.progress, []
         stalled = told.get("stalledSeconds", 0)
@@ -131,12 +131,12 @@ class Process:
             )
         idle, waiting = told.get("dispatchedSecondsAgo", 0), told.get("waiting", 0)
         if waiting and idle > IDLE_AFTER:
-            found.append(f"has taken nothing up for {idle:.0f} s, and {waiting} hints wait in it")
+            found.append(f"has claimed nothing for {idle:.0f} s, and {waiting} hints wait in it")
         if why := told.get("claimsFail"):
-            found.append(f"takes nothing up, because its claims fail: {why}")
+            found.append(f"claims nothing, because its claims fail: {why}")
         if why := told.get("brokerTrouble"):
-            found.append(f"does without the broker ({why}), and sweeps by itself")
-        return [f"{self.kind} {self.name} {one}" for one in found]
+            found.append(f"has no broker ({why}), and sweeps by itself")
+        return [f"{self.kind} {self.name} {fault}" for fault in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +176,7 @@ class Unplaced:
 
     @property
     def overdue(self) -> bool:
-        """Whether one waits that a running worker would have numbered long ago."""
+        """Whether an event waits that a running worker would have numbered long ago."""
         return self.age > EVENTS_OVERDUE
 
 
@@ -204,7 +204,9 @@ async def unplaced(db: Database) -> Unplaced:
 def troubles(found: Sequence[Process]) -> list[str]:
     """Return what is wrong with workers and schedulers, a sentence each."""
     alive = [process for process in found if process.alive]
-    missing = [sentence for kind, sentence in MISSING.items() if all(one.kind != kind for one in alive)]
+    missing = [
+        sentence for kind, sentence in MISSING.items() if all(process.kind != kind for process in alive)
+    ]
     return missing + [trouble for process in alive for trouble in process.troubles]
 
 
@@ -219,12 +221,12 @@ async def refusals(db: Database) -> list[str]:
         for table, privileges in (await schema.lacking(db)).items()
     ]
     try:
-        async with asyncio.timeout(KNOCK):
-            await db.knock()
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await db.connect_anew()
     except Exception as error:
         if not is_away(error):
             raise
-        found.append(f"no new connection to the database is let in: {reason(error)}")
+        found.append(f"no new connection to the database is accepted: {reason(error)}")
     return found
 
 
@@ -244,7 +246,7 @@ def reason(error: BaseException) -> str:
         said = log.cause(error).get("said") if state in _TELLING else None
         return f"{_STATES[state]} ({log.scrub(said)})" if said else _STATES[state]
     lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    # What libpq says of a server that is not the one it was asked for.
+    # Errors of libpq about a server that is not the wanted one.
     if any("session is read-only" in line or "hot standby" in line for line in lines):
         return f"{_STATES['25006']} (no server that takes writes was found)"
     if isinstance(error, TimeoutError) or not lines or "timeout expired" in lines[0]:

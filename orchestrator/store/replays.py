@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 REPLAYED_AT_ONCE: Final = 10_000
-"""Positions, or events that were given up, that one statement of a replay looks at."""
+"""Positions, or events that were given up, that one statement of a replay reads."""
 MOST_REPLAYED: Final = 200_000
 """Events of a period that is replayed, of all types."""
 DISORDER: Final = 60.0
-"""Seconds by which an event may be older than one with a lower position."""
+"""Seconds by which an event may be older than an event with a lower position."""
 
 # A replay that is under way begins anew: the present holder of its stream writes nothing of it.
 _REPLAYED: Final = """
@@ -109,7 +109,7 @@ class PeriodTooLong(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """To which webhook an event went, and which one it was."""
+    """The webhook that an event went to, and the event."""
 
     webhook: UUID
     checkout: UUID
@@ -139,8 +139,8 @@ async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datet
     """Send again what was written in a period, as far as the endpoint wants it and the feed still has it;
     return how many events.
 
-    What is still to be sent comes by itself. `PeriodTooLong` if more than `MOST_REPLAYED` events were written
-    in it.
+    Events still to be sent are left out. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in
+    it.
     """
     feed = await db.read(_FEED, {"merchant_id": merchant_id})
     kinds = await db.read(_KINDS, {"endpoint_id": endpoint})

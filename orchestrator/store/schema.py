@@ -1,7 +1,7 @@
-"""Bringing a database to the schema that this code needs, and telling whether it has it, and is the one that
-is meant.
+"""Bringing a database to the schema that this code needs, and checking whether it has it and is the intended
+one.
 
-A database that cannot be used is one sentence: `NoDatabase`.
+A database that cannot be used is reported in one sentence: `NoDatabase`.
 """
 
 from __future__ import annotations
@@ -204,12 +204,12 @@ def wanted() -> str:
 
 @lru_cache(maxsize=1)
 def _known() -> frozenset[str]:
-    return frozenset(one.revision for one in ScriptDirectory.from_config(_config()).walk_revisions())
+    return frozenset(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
 
 
 def difference(found: str | None) -> str | None:
-    """Say in a sentence what is wrong with a database that has revision `found`, and what to do; None if it
-    is the one wanted.
+    """Return in a sentence what is wrong with a database that has revision `found`, and what to do; None if
+    it is the wanted one.
     """
     if found == wanted():
         return None

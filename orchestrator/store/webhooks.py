@@ -1,9 +1,9 @@
-"""Merchants' webhook endpoints: what is asked for, whether they are served, and how they fare.
+"""Merchants' webhook endpoints: configuration, status, and circuit.
 
-A secret opens only together with its endpoint's id, merchant and URL, so that write access to the database
+A secret decrypts only together with its endpoint's id, merchant and URL, so that write access to the database
 sends nothing signed elsewhere. Whether an endpoint is served is decided here and by Postgres's clock; a
-circuit is open for all deliverers at once. Nothing is deleted under a deliverer: an endpoint that is deleted
-is gone for its merchant at once, and its rows leave in lists.
+circuit is open for all deliverers at once. A deletion does not disturb a deliverer: a deleted endpoint is
+gone for its merchant at once, and its rows are removed in lists.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OVERDUE: Final = 600.0
 COUNTED: Final = 10_000
 """Unsent streams of an endpoint that are counted at the most."""
 CHANGED: Final = "*"
-"""What deliverers are told when an endpoint has changed."""
+"""The payload that deliverers receive when an endpoint has changed."""
 
 PauseReason = Literal["asked", "failing", "gone"]
 Status = Literal["active", "paused", "off"]
@@ -178,9 +178,9 @@ class Webhook:
         """Return the secrets that sign, the newest first; `EncryptionError` if the row was changed."""
         purpose = secret_purpose(self.id, self.merchant_id, self.url)
         return tuple(
-            encryptor.decrypt(one, purpose=purpose)
-            for one in (self.encrypted, self.previous)
-            if one is not None
+            encryptor.decrypt(encrypted, purpose=purpose)
+            for encrypted in (self.encrypted, self.previous)
+            if encrypted is not None
         )
 
 
@@ -260,7 +260,7 @@ async def add(
     return _read(made)
 
 
-async def one(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | None:
+async def by_id(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | None:
     """Return an endpoint of a merchant, with what waits for it."""
     rows = await db.read(_ONE, {"id": webhook, "merchant_id": merchant_id})
     return _read(rows[0]) if rows else None
@@ -303,16 +303,16 @@ async def change(
             },
         )
         if moved:
-            # What the place before failed at says nothing of the new one.
+            # Failures at the previous URL say nothing about the new one.
             await deliveries.retry_now(tx, webhook, anew=True)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
-    return await one(db, webhook, merchant_id=merchant_id)
+    return await by_id(db, webhook, merchant_id=merchant_id)
 
 
 async def rotate(
     db: Database, encryptor: Encryptor, webhook: UUID, *, merchant_id: int, secret: bytes, overlap: float
 ) -> Webhook | None:
-    """Give an endpoint a new secret; the one before signs beside it for `overlap` seconds."""
+    """Give an endpoint a new secret; the previous secret signs beside it for `overlap` seconds."""
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
         if not rows:
@@ -323,7 +323,7 @@ async def rotate(
             tx, _ROTATE, {"id": webhook, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
         )
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
-    return await one(db, webhook, merchant_id=merchant_id)
+    return await by_id(db, webhook, merchant_id=merchant_id)
 
 
 async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | None = None) -> bool:
@@ -394,16 +394,14 @@ async def hold(db: Database, webhook: UUID, *, seconds: float) -> None:
 
 
 async def claim_probe(db: Database, webhook: UUID, *, seconds: float) -> bool:
-    """Take the right to send one probe to an endpoint whose circuit was open and for which something is due;
-    nobody else has it for so long.
+    """Take the right to send one probe to an endpoint whose circuit was open and for which an event is due;
+    no other deliverer gets it for so long.
     """
     return bool(await db.write(_PROBE, {"id": webhook, "seconds": seconds}))
 
 
 async def release_probe(db: Database, webhook: UUID) -> None:
-    """Give back the right to send a probe, which was not needed for anything: another one may be sent at
-    once.
-    """
+    """Give back an unused right to send a probe: another probe may be sent at once."""
     await db.write(_RELEASE_PROBE, {"id": webhook})
 
 

@@ -1,9 +1,9 @@
-"""The Celery worker: tasks of one line each, and the event loop that they hand their work to.
+"""The Celery worker: tasks of one line each, and the event loop that processes their checkouts.
 
-A message is a hint and nothing more: it holds ids and says "look at these". Postgres holds the work, so a
+A message is a hint and nothing more: it holds ids of checkouts to process. Postgres holds the work, so a
 lost, repeated or reordered message costs delay only; hence no ETA, no result backend and no reliance on
-redelivery. A task hands its list to the one event loop of its process and returns when it is claimed or left
-behind. A worker that hears nothing for a while sweeps by itself.
+redelivery. A task passes its list to the one event loop of its process and returns when it is claimed or
+deferred. A worker that receives no message for a while sweeps by itself.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def bridge() -> Bridge:
 def process(task: Task[Any, Any], ids: list[str]) -> None:
     """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")
-    bridge().process([UUID(one) for one in ids], "callbacks" if came_by == "callbacks" else "checkouts")
+    bridge().process(
+        [UUID(checkout_id) for checkout_id in ids], "callbacks" if came_by == "callbacks" else "checkouts"
+    )
 
 
 @app.task(name=SWEEP)

@@ -1,6 +1,6 @@
-"""The consumer: Celery's, which goes on after any error of the broker and after any message.
+"""The consumer: Celery's, which continues after any error of the broker and after any message.
 
-Celery's own ends the worker where an error is none of those that its transport calls a lost connection: a
+Celery's own consumer ends the worker where an error is not in its transport's list of lost connections: a
 Redis that became a replica (READONLY), a queue that RabbitMQ still holds for a connection that was cut. Here
 every error means: drop the connection, wait (back-off with jitter), connect anew. Meanwhile the worker sweeps
 by itself.
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from kombu import Connection
 
 link: Final = BackOff("consumer")
-"""The way by which this process hears from the broker."""
+"""The link by which this process receives messages of the broker."""
 
-# More than their stubs know.
+# More than their stubs declare.
 _consumer: Any = consumer
 _loops: Any = loops
 _threads: Any = threads
@@ -42,7 +42,7 @@ MOST_IDS: Final = 1000
 
 
 class Consumer(consumer.Consumer):
-    """Consumes until the worker is told to end."""
+    """Consumes until the worker must end."""
 
     hub: Any
     _well: Any = None
@@ -78,7 +78,7 @@ class Consumer(consumer.Consumer):
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Say goodbye to the broker; one that hangs is waited for only a moment, queue by queue."""
+        """Close the link to the broker; a broker that hangs is waited for only a moment, queue by queue."""
         if self.connection is not None:
             _threads.bound_open_broker_sockets(self.connection, CLOSE_TIMEOUT)
         super().stop()
@@ -97,8 +97,8 @@ class Consumer(consumer.Consumer):
         super().on_ready()
         self._well = self.timer.call_after(WELL_AFTER, link.worked)
 
-    # What cannot be carried out. Every queue is consumed without acknowledgement: the broker has forgotten
-    # the message already, and RabbitMQ would close the channel over an answer to it.
+    # Messages that cannot be processed. Every queue is consumed without acknowledgement: the broker has
+    # dropped the message already, and RabbitMQ would close the channel over an answer to it.
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         """Return Celery's handler of a message, behind a check of ours."""
@@ -134,7 +134,7 @@ class Consumer(consumer.Consumer):
 
 
 def flaw(message: Any) -> str | None:
-    """Return why a message is not one of ours; None if it is. Raises whatever decoding it raises."""
+    """Return why a message is not valid; None if it is. Raises whatever decoding it raises."""
     headers = message.headers
     name = headers.get("task") if isinstance(headers, dict) else None
     if name not in (PROCESS, SWEEP, SEAL):
@@ -157,6 +157,6 @@ def _are_ids(value: object) -> bool:
     if not isinstance(value, list) or len(value) > MOST_IDS:
         return False
     try:
-        return all(isinstance(one, str) and UUID(one) for one in value)
+        return all(isinstance(item, str) and UUID(item) for item in value)
     except ValueError:
         return False

@@ -87,9 +87,9 @@ async def _run(settings: Settings) -> bool:
 
 
 async def _watch(listener: Listener, deliverer: Deliverer) -> None:
-    """Have the deliverer look often while it hears nothing."""
+    """Have the deliverer check often while no notifications arrive."""
     while True:
-        deliverer.told = listener.listening
+        deliverer.notified = listener.listening
         await asyncio.sleep(BETWEEN / 4)
 
 
@@ -102,7 +102,7 @@ async def _beat(db: Database, deliverer: Deliverer) -> None:
                 "delivered": deliverer.delivered,
                 "failed": deliverer.failed,
                 "inFlight": deliverer.in_flight,
-                "listening": deliverer.told,
+                "listening": deliverer.notified,
                 **written(deliverer.writes),
             }
             began = time.monotonic()

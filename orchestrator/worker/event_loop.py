@@ -1,4 +1,4 @@
-"""The bridge between Celery's threads and the one event loop of the process, with everything that lives on
+"""The bridge between Celery's threads and the one event loop of the process, with everything that runs on
 that loop.
 """
 
@@ -62,7 +62,7 @@ SWEEP_LIMIT: Final = 2000
 INLET_POOL: Final = 3
 """Connections to Postgres for intents from the broker; opened when the first comes."""
 BACKLOG_LIMIT: Final = 100
-"""Messages in a queue beyond which a sweep publishes nothing, but takes up a few of each merchant's due
+"""Messages in a queue beyond which a sweep publishes nothing, but claims a few of each merchant's due
 checkouts itself."""
 
 
@@ -79,7 +79,7 @@ class Bridge:
         self._ready = threading.Event()
         self._end = asyncio.Event()
         self._start_error: BaseException | None = None
-        self._heard = self._swept = time.monotonic()
+        self._received_at = self._swept = time.monotonic()
         self._counts = {"hints": 0, "checkouts": 0, "swept": 0}
         self._sweeping = threading.Lock()
         self._stopping = False
@@ -129,23 +129,23 @@ class Bridge:
         self._fault(fault)
 
     def process(self, ids: Sequence[UUID], queue: QueueKind = "checkouts") -> None:
-        """Have these processed, and return when they are claimed or left behind."""
-        self._heard = time.monotonic()
+        """Have these processed, and return when they are claimed or deferred."""
+        self._received_at = time.monotonic()
         self._counts["hints"] += 1
         self._counts["checkouts"] += len(ids)
         self._run(self._dispatcher.admit(ids, queue), timeout=2 * self._settings.lease_seconds)
 
     def sweep(self) -> None:
-        """Turn due checkouts into hints; where enough hints wait already, take up some due checkouts past
-        them. One sweep at a time.
+        """Turn due checkouts into hints; where enough hints wait already, claim some due checkouts without
+        hints. One sweep at a time.
         """
-        self._heard = time.monotonic()
+        self._received_at = time.monotonic()
         if not self._sweeping.acquire(blocking=False):
             return
         try:
             if self._depth() > BACKLOG_LIMIT:
                 self._run(self._take_up(), timeout=2 * self._settings.lease_seconds)
-                # A busy installation is not a silent one.
+                # A busy installation counts as reachable.
                 self._swept = time.monotonic()
             else:
                 self._run(self._sweep(), timeout=self._settings.lease_seconds)
@@ -170,16 +170,15 @@ class Bridge:
     def _depth(self) -> int:
         try:
             return self.hint_publisher.depth("checkouts")
-        except Exception as error:  # noqa: BLE001 - each transport has errors of its own; what is due is then taken up here
+        except Exception as error:  # noqa: BLE001 - each transport has errors of its own; due checkouts are then claimed here
             _log.warning("backlog_not_known", error=type(error).__name__)
             return BACKLOG_LIMIT + 1
 
     def _run(self, work: Coroutine[Any, Any, T], *, timeout: float) -> T | None:
-        """Have work done on the loop, and return what came of it; None if nothing did, and that is logged.
+        """Run work on the loop, and return its result; None if it has none, and that is logged.
 
-        No exception of the loop leaves here. Celery clears the frames of every exception that it is handed;
-        up to Python 3.11 that closes a coroutine that is suspended in one of them, while its task waits for
-        ever.
+        No exception of the loop leaves here. Celery clears the frames of every exception that it gets; up to
+        Python 3.11 that closes a coroutine that is suspended in one of them, while its task waits for ever.
         """
         if self._stopping:
             work.close()
@@ -231,7 +230,7 @@ class Bridge:
         )
         self._sequencer = Sequencer(self._db, retention=settings.event_retention_days * 86_400)
         self._moves = checkouts.Transitions(
-            self._db, self._encryptor, batch_limit=settings.batch_limit, told=self._sequencer.wake
+            self._db, self._encryptor, batch_limit=settings.batch_limit, on_events=self._sequencer.wake
         )
         shared = shared_state.SharedGatewayState(
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
@@ -290,27 +289,27 @@ class Bridge:
         )
         self._swept = time.monotonic()
         self._counts["swept"] += len(due_now)
-        for one in due_now:
-            if one.suspect:
-                self.hint_publisher.publish([one.id], alone=True)
-        well = [one for one in due_now if not one.suspect]
-        self.hint_publisher.publish([one.id for one in well if one.woken], queue="callbacks")
-        self.hint_publisher.publish([one.id for one in well if not one.woken])
+        for checkout in due_now:
+            if checkout.suspect:
+                self.hint_publisher.publish([checkout.id], alone=True)
+        well = [checkout for checkout in due_now if not checkout.suspect]
+        self.hint_publisher.publish([checkout.id for checkout in well if checkout.woken], queue="callbacks")
+        self.hint_publisher.publish([checkout.id for checkout in well if not checkout.woken])
 
     async def _take_up(self) -> int:
         """Process some of each merchant's due checkouts, without a way through the broker; return
         how many.
         """
         due_now = await checkouts.due(self._db, most=self._settings.hint_size)
-        await self._dispatcher.admit([one.id for one in due_now if not one.suspect])
-        for one in due_now:
-            if one.suspect:
-                await self._dispatcher.admit([one.id])
+        await self._dispatcher.admit([checkout.id for checkout in due_now if not checkout.suspect])
+        for checkout in due_now:
+            if checkout.suspect:
+                await self._dispatcher.admit([checkout.id])
         return len(due_now)
 
     async def _listen(self) -> None:
-        """Sweep by ourselves while nobody has us sweep: the scheduler or the broker is away, or
-        sweeps fail.
+        """Sweep in this process while no sweep message comes: the scheduler or the broker is away, or sweeps
+        fail.
         """
         settings = self._settings
         while True:
@@ -353,7 +352,7 @@ class Bridge:
         taken = self._submissions.counts
         return {
             **self._counts,
-            "heardSecondsAgo": round(time.monotonic() - self._heard, 1),
+            "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
             "inFlight": self._dispatcher.fair_share.taken,
             "overloaded": len(self._dispatcher.overloaded),
             **written(self._moves.writes),

@@ -29,7 +29,8 @@ _log = log.get(__name__)
 HEARTBEAT: Final = 5.0
 """Seconds between two signs of life."""
 BETWEEN: Final = 1.0
-"""Seconds after which one is given all the same, where the last one failed, or what is wrong has changed."""
+"""Seconds after which a heartbeat is written all the same, where the last one failed, or the faults have
+changed."""
 
 BEAT = text("""
     INSERT INTO workers (name, kind, progress) VALUES (:name, :kind, CAST(:progress AS jsonb))
@@ -80,7 +81,7 @@ class Pulse:
             wait = 0.0
             while not await asyncio.to_thread(self._ended.wait, wait):
                 since = time.monotonic() - self._published
-                # Until the first sweep is out, look often: whoever starts it wants to see it.
+                # Until the first sweep is published, check often: the operator who starts it waits for it.
                 wait = HEARTBEAT if since < self._silence else 0.2
                 if since < self._silence:
                     told = {"publishedSecondsAgo": round(since, 1)}
@@ -90,9 +91,9 @@ class Pulse:
 
 
 async def note(db: Database, statement: TextClause, values: dict[str, object]) -> bool:
-    """Write a sign of life; return whether it is written.
+    """Write a heartbeat; return whether it is written.
 
-    One that fails is seen by its absence, so it stops nobody.
+    A failed one is detected by its absence, so it stops no process.
     """
     try:
         await asyncio.wait_for(db.write(statement, values), HEARTBEAT)

@@ -1,6 +1,6 @@
-"""A hint as a worker has it from the broker.
+"""A hint as a worker gets it from the broker.
 
-A module of its own: nobody but a worker needs Celery's side of it.
+A module of its own: only a worker needs Celery's part of it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from celery.worker.request import Request
 
 
 class Hint(Request):
-    """One message of a queue that is consumed without acknowledgement: the broker has forgotten it already.
+    """A message of a queue that is consumed without acknowledgement: the broker has dropped it already.
 
-    Of such a message kombu's Redis transport strikes out a note that was never made, over a client made for
+    For such a message kombu's Redis transport deletes a record that was never made, over a client made for
     it.
     """
 

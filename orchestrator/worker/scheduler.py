@@ -1,7 +1,7 @@
 """The scheduler: publishes the sweep, and the seal of the audit trail, each in its interval.
 
-Intervals are counted by a clock that no one sets, so that a step of the machine's time neither stops nor
-hurries them. What cannot be published is not made up for: the next tick sweeps all that is due. Several
+Intervals are counted by a monotonic clock, so that a step of the machine's time neither stops nor hurries
+them. A message that cannot be published is not made up for: the next tick sweeps all that is due. Several
 schedulers are harmless.
 """
 

@@ -1,10 +1,10 @@
-"""The sequencer of a worker: gives committed events their positions in the feeds, and deletes those that are
-not kept any more.
+"""The sequencer of a worker: gives committed events their positions in the feeds, and deletes events that are
+no longer kept.
 
 It is woken after each commit of this process that wrote events, so a position follows within some
-milliseconds. About once a second it also looks for events of other processes: those of the API, and those of
-a worker that was killed after its commit. Each worker has a sequencer, and an advisory lock lets one at a
-time give positions. No move waits for it.
+milliseconds. About once a second it also checks for events of other processes: those of the API, and those of
+a worker that was killed after its commit. Each worker has a sequencer, and an advisory lock allows one at a
+time to give positions. No move waits for it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 INTERVAL: Final = 1.0
-"""Seconds after which it looks for events without a position that it was not woken for."""
+"""Seconds after which it checks for events without a position that it was not woken for."""
 GATHER: Final = 0.02
-"""Seconds between two lists, in which the next one gathers while many events come."""
+"""Seconds between two lists, in which the next list gathers while many events come."""
 FORGET_EVERY: Final = 600.0
-"""Seconds between two times that it looks for events that are not kept any more."""
+"""Seconds between two checks for events that are no longer kept."""
 CLOSING: Final = 2.0
 """Seconds that the last events of a process may take at its end; another worker gives positions to what is
 left."""

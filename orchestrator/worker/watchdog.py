@@ -1,8 +1,8 @@
-"""The end of a process that cannot go on.
+"""The end of a process that makes no progress.
 
-A worker whose event loop stands still, or whose dispatcher takes nothing up while hints wait, serves nobody
-and looks alive. It says so and ends with a status that has it started again. All is counted in checks of this
-thread, not in seconds of a clock: a machine that slept has not stood still for hours.
+A worker whose event loop stands still, or whose dispatcher claims nothing while hints wait, does no work and
+seems alive. It logs that and ends with a status that restarts it. All is counted in checks of this thread,
+not in seconds of a clock: a machine that was suspended has not stood still for hours.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ CHECK_INTERVAL: Final = 1.0
 
 
 class WatchedDispatcher(Protocol):
-    """What is looked at."""
+    """What is watched."""
 
     @property
     def ended(self) -> bool:
-        """Whether it ended without being told to."""
+        """Whether it ended without a stop."""
 
     @property
     def waiting(self) -> int:
@@ -33,7 +33,7 @@ class WatchedDispatcher(Protocol):
 
 
 class Watchdog:
-    """Looks after one event loop and the dispatcher on it; `most` looks without progress are a fault, told
+    """Watches one event loop and the dispatcher on it; `most` checks without progress are a fault, logged
     once.
     """
 
@@ -46,7 +46,7 @@ class Watchdog:
         """Grows while the event loop runs; the loop itself counts it up at least once between two checks."""
 
     def start(self, dispatcher: WatchedDispatcher) -> None:
-        """Begin to look."""
+        """Begin to watch."""
         self._dispatcher = dispatcher
         self._thread.start()
 
@@ -67,7 +67,7 @@ class Watchdog:
                 if dispatcher.ended
                 else "the event loop stands still"
                 if sticky >= self._most
-                else "the dispatcher takes nothing up while hints wait"
+                else "the dispatcher claims nothing while hints wait"
                 if stuck >= self._most
                 else None
             )

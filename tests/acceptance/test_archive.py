@@ -23,20 +23,20 @@ def _books(database_url):
     """Three paid orders that are settled for good; return the settings that reach them."""
 
     async def write():
-        async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
             for number in range(3):
-                held = await one.held(order_ref=f"paid-{number}")
-                held = await one.advance(
+                held = await new_core.held(order_ref=f"paid-{number}")
+                held = await new_core.advance(
                     held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{number}"),), money=(13900, 0, 0)
                 )
-                await one.release(held, None)
-            await one.do("UPDATE clock_skew SET seconds = 86400")
+                await new_core.release(held, None)
+            await new_core.do("UPDATE clock_skew SET seconds = 86400")
 
     asyncio.run(write())
     return {"DATABASE_URL": database_url, **KEYS}
 
 
-def test_archives_are_made_verified_and_told_of(books, tmp_path):
+def test_archives_are_made_verified_and_shown(books, tmp_path):
     place = tmp_path / "archives"
 
     dry = orchestrator("archive", "--older-than", "1h", "--dry-run", "--to", place, **books)
@@ -84,7 +84,7 @@ def test_a_file_is_verified_without_a_database(books, tmp_path):
     assert (keyless.returncode, "ORCHESTRATOR_SECRET_KEYS is not set" in keyless.stderr) == (2, True)
 
     path.write_bytes(
-        gzip.compress(gzip.decompress(path.read_bytes()).replace(b"test:factory", b"test:nobody_", 1))
+        gzip.compress(gzip.decompress(path.read_bytes()).replace(b"test:factory", b"test:another", 1))
     )
     changed = orchestrator("audit", "verify", "--archive", path, **KEYS)
     assert changed.returncode == 1
@@ -126,7 +126,7 @@ def test_a_wrong_input_is_one_sentence(books, arguments, words):
     assert "Traceback" not in ended.stderr
 
 
-def test_doctor_tells_how_far_ahead_the_trail_has_months(database_url):
+def test_doctor_shows_how_far_ahead_the_trail_has_months(database_url):
     def months(**changes):
         said = orchestrator("doctor", DATABASE_URL=database_url, **KEYS, **changes).stdout
         return next(line for line in said.splitlines() if " months " in line)

@@ -1,4 +1,4 @@
-"""`orchestrator bench`, short: everything it starts carries the load, its figures are there, and the books
+"""`orchestrator bench`, short: everything it starts processes the load, its figures are there, and the books
 agree.
 """
 
@@ -91,8 +91,8 @@ async def test_a_database_in_use_is_refused_before_anything_is_started(core):
     assert "a database of its own" in ran.stderr
 
 
-def test_nothing_is_written_to_a_database_under_keys_that_nobody_keeps():
-    ran = orchestrator("bench", DATABASE_URL="postgresql://nobody@127.0.0.1:9/none")
+def test_nothing_is_written_to_a_database_under_keys_that_are_not_kept():
+    ran = orchestrator("bench", DATABASE_URL="postgresql://nouser@127.0.0.1:9/none")
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "ORCHESTRATOR_SECRET_KEYS is not set" in ran.stderr
 
@@ -105,7 +105,7 @@ def test_nothing_is_written_to_a_database_under_keys_that_nobody_keeps():
         (["--faults", "2"], "--faults"),
     ],
 )
-def test_what_cannot_be_measured_is_said_in_one_sentence(arguments, says):
+def test_what_cannot_be_measured_is_one_sentence(arguments, says):
     ran = orchestrator("bench", *arguments)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert says in ran.stderr

@@ -10,7 +10,7 @@ import json
 import re
 import socket
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit, urlunsplit
 
 import psutil
@@ -27,7 +27,7 @@ from tests.support.factories import core, payment
 from tests.support.pooler import direct
 
 JWT = {"JWT_SECRETS": f'["{JWT_SECRET}"]'}
-NOBODY_THERE = "postgresql://u:p@127.0.0.1:1/x"
+NO_SERVER = "postgresql://u:p@127.0.0.1:1/x"
 
 WRONG = [
     (("up",), {"LEASE_SECONDS": "soon"}, "ORCHESTRATOR_LEASE_SECONDS"),
@@ -35,7 +35,7 @@ WRONG = [
     (("worker",), {"DATABASE_URI": "postgresql:///x"}, "did you mean ORCHESTRATOR_DATABASE_URL?"),
     (("api",), {"DATABASE_URL": "mysql://x"}, "ORCHESTRATOR_DATABASE_URL: must be a URL"),
     (("api",), {}, "ORCHESTRATOR_DATABASE_URL is not set"),
-    (("worker",), {"DATABASE_URL": NOBODY_THERE}, "ORCHESTRATOR_BROKER_URL is not set"),
+    (("worker",), {"DATABASE_URL": NO_SERVER}, "ORCHESTRATOR_BROKER_URL is not set"),
     (("up",), {"SECRET_KEYS": '["short"]'}, "ORCHESTRATOR_SECRET_KEYS: each key must be 32 bytes in base64"),
     (("up",), {"SECRET_KEYS": "not-a-list"}, "ORCHESTRATOR_SECRET_KEYS: must be a JSON array"),
     (("up", "--port", "99999"), {}, "--port"),
@@ -43,9 +43,9 @@ WRONG = [
     (("fly",), {}, "No such command 'fly'"),
     (("demo", "--scenario", "pays_twice"), {}, "choose a group (checkout, money, all) or a script"),
     (("demo", "--exit"), {"GATEWAY_URL": "http://127.0.0.1:9"}, "ORCHESTRATOR_GATEWAY_URL is set"),
-    (("migrate",), {"DATABASE_URL": NOBODY_THERE}, "Postgres at 127.0.0.1:1/x cannot be used"),
+    (("migrate",), {"DATABASE_URL": NO_SERVER}, "Postgres at 127.0.0.1:1/x cannot be used"),
     (("up", "--port", "0", "--data-dir", "/proc/x"), {}, "/proc/x cannot be used"),
-    (("audit", "verify"), {"DATABASE_URL": NOBODY_THERE}, "Postgres at 127.0.0.1:1/x cannot be used"),
+    (("audit", "verify"), {"DATABASE_URL": NO_SERVER}, "Postgres at 127.0.0.1:1/x cannot be used"),
     (("audit", "verify", "--data-dir", "/nonexistent"), {}, "/nonexistent holds no installation"),
     (("checkouts", "list", "--state", "paid"), {}, "'paid' is not one of"),
     (("sandbox", "--data-dir", "/nonexistent"), {}, "ORCHESTRATOR_GATEWAY_USERNAME is not set"),
@@ -71,7 +71,7 @@ def test_a_wrong_input_is_one_sentence(arguments, settings, words):
     assert ended.stdout == ""
 
 
-def test_a_taken_port_is_said_before_anything_starts(tmp_path):
+def test_a_taken_port_is_reported_before_anything_starts(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -87,7 +87,7 @@ def test_a_taken_port_is_said_before_anything_starts(tmp_path):
 def test_up_refuses_a_database_that_cannot_be_used_and_leaves_nothing_running(servers, tmp_path, trouble):
     parts = urlsplit(servers.administrator_url)
     url = {
-        "refused": NOBODY_THERE,
+        "refused": NO_SERVER,
         "missing": urlunsplit(parts._replace(path="/nothing_here")),
         "password": urlunsplit(parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":wrong@"))),
     }[trouble]
@@ -99,13 +99,13 @@ def test_up_refuses_a_database_that_cannot_be_used_and_leaves_nothing_running(se
     assert re.match(r"orchestrator: Postgres at .+ cannot be used \(.+\): start it, or correct", ended.stderr)
     assert len(ended.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "data" / "runtime.json").exists()
-    # Whoever still used the directory would hold its lock.
+    # A process that still used the directory would hold its lock.
     with (tmp_path / "data" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     assert not [
-        one
-        for one in psutil.process_iter(["cmdline"])
-        if str(tmp_path) in " ".join(one.info["cmdline"] or ())
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(tmp_path) in " ".join(process.info["cmdline"] or ())
     ]
 
 
@@ -126,25 +126,25 @@ def test_keys_that_do_not_belong_to_the_database_are_noticed(database_url):
     known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]', **JWT}
 
     started = orchestrator("up", "--port", "0", "--ephemeral", **known)
-    looked = orchestrator("doctor", **known)
+    checked = orchestrator("doctor", **known)
 
     said = "written under secret key 0123abcd, which ORCHESTRATOR_SECRET_KEYS does not have"
     assert (started.returncode, said in started.stderr) == (2, True)
     assert len(started.stderr.strip().splitlines()) == 1
-    assert looked.returncode == 1
-    assert re.search(rf"^problem +keys +.*{said}", looked.stdout, re.MULTILINE)
+    assert checked.returncode == 1
+    assert re.search(rf"^problem +keys +.*{said}", checked.stdout, re.MULTILINE)
 
 
 def test_an_unknown_merchant_is_named(database_url):
     known = {"DATABASE_URL": database_url, **JWT}
 
-    listed = orchestrator("checkouts", "list", "--merchant", "nobody", **known)
-    warned = orchestrator("token", "issue", "--merchant", "nobody", "--scope", "ops", **known)
+    listed = orchestrator("checkouts", "list", "--merchant", "unknown", **known)
+    warned = orchestrator("token", "issue", "--merchant", "unknown", "--scope", "ops", **known)
     silent = orchestrator("token", "issue", "--merchant", "default", "--scope", "ops", **known)
 
-    assert (listed.returncode, "there is no merchant 'nobody'" in listed.stderr) == (2, True)
-    assert (warned.returncode, "there is no merchant 'nobody'" in warned.stderr) == (0, True)
-    assert auth.verify(make_settings(), warned.stdout.removesuffix("\n")).merchant == "nobody"
+    assert (listed.returncode, "there is no merchant 'unknown'" in listed.stderr) == (2, True)
+    assert (warned.returncode, "there is no merchant 'unknown'" in warned.stderr) == (0, True)
+    assert auth.verify(make_settings(), warned.stdout.removesuffix("\n")).merchant == "unknown"
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
@@ -195,6 +195,7 @@ def test_every_command_has_help():
         ("token",),
         ("merchants",),
         ("checkouts",),
+        ("commands",),
         ("payments",),
         ("events",),
         ("webhooks",),
@@ -271,9 +272,9 @@ def books(database_url):
     known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
 
     async def write():
-        async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
-            await one.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
-            held = await one.held(State.AWAITING_PAYMENT, order_ref="paid-1")
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
+            await new_core.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
+            held = await new_core.held(State.AWAITING_PAYMENT, order_ref="paid-1")
             paid = {
                 "money": (13900, 5000, 0),
                 "attention": Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=SURPLUS),
@@ -282,8 +283,8 @@ def books(database_url):
                 payment("7", order_ref="paid-1", captured=5000),
                 payment("8", order_ref="paid-1", role="surplus"),
             )
-            held = await one.advance(held, Trigger.PAYMENT_FOUND, payments=seen, **paid)
-            await one.release(held)
+            held = await new_core.advance(held, Trigger.PAYMENT_FOUND, payments=seen, **paid)
+            await new_core.release(held)
 
     asyncio.run(write())
     return known
@@ -291,8 +292,8 @@ def books(database_url):
 
 @contextmanager
 def worker(database_url, *statements):
-    """Somebody who answers every command with these statements; `{id}` is the command, `{checkout}` its
-    checkout.
+    """A stand-in for a worker that answers every command with these statements; `{id}` is the command,
+    `{checkout}` its checkout.
     """
     ended = threading.Event()
 
@@ -333,7 +334,7 @@ ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted' WHERE id
     ("arguments", "kind", "told"),
     [
         (("capture", "--amount", "10.00"), "capture", {"amount": 1000, "transactionId": None}),
-        (("capture",), "capture", {"amount": None, "transactionId": None}),
+        (("capture", "--all"), "capture", {"amount": None, "transactionId": None}),
         (
             ("refund", "--amount", "50", "--reason", "broken"),
             "refund",
@@ -383,8 +384,11 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         ),
         (("capture", "paid-1", "--amount", "10.005"), "has more decimals than DKK has"),
         (("capture", "paid-1", "--amount", "0"), "--amount must be more than 0"),
-        (("capture", "paid-1", "--transaction", "9"), "has no transaction '9'"),
-        (("capture", "open-1"), "is awaiting payment and not paid"),
+        (("capture", "paid-1"), "say how much: --amount 10.00, or --all"),
+        (("refund", "paid-1", "--reason", "x"), "say how much: --amount 10.00, or --all"),
+        (("refund", "paid-1", "--amount", "1", "--all"), "and not both"),
+        (("capture", "paid-1", "--all", "--transaction", "9"), "has no transaction '9'"),
+        (("capture", "open-1", "--all"), "is awaiting payment and not paid"),
         (("refund", "paid-1", "--amount", "50.01"), "ask for 50.00 DKK at most"),
         (("release", "paid-1"), "refund what is captured"),
         (("reopen", "open-1"), "only what failed, expired or was cancelled is reopened"),
@@ -398,7 +402,7 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         (("reconcile", "paid-1", "--merchant", "default"), "--merchant goes with --since"),
         (("reconcile", "--since", "24"), "'24' is not a time span"),
         (("reconcile", "--since", "400d"), "of at most a year"),
-        (("reconcile", "--since", "1h", "--merchant", "nobody"), "there is no merchant 'nobody'"),
+        (("reconcile", "--since", "1h", "--merchant", "unknown"), "there is no merchant 'unknown'"),
         (("explain", "nowhere"), "there is no checkout"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -417,15 +421,15 @@ def test_what_cannot_be_asked_for_is_one_sentence_and_stores_nothing(books, argu
     [
         ((OPERATE.format("succeeded"), ACCEPT), (0, "Done: the capture of 10.00 DKK on transaction 7.")),
         ((OPERATE.format("rejected"), ACCEPT), (1, "Refused by the gateway: the capture of 10.00 DKK on transaction 7 (Card Declined).")),
-        ((OPERATE.format("submitted"), ACCEPT), (1, "is carried out still")),
+        ((OPERATE.format("submitted"), ACCEPT), (1, "is still being executed")),
         ((ACCEPT,), (0, "Accepted.")),
         ((DONE,), (0, "Done: it is not asked again")),
         (("UPDATE commands SET handled_at = clock(), result = 'refused_cancelling' WHERE id = %(id)s",), (1, "Refused: it is being cancelled already")),
-        (("SELECT 1",), (1, "has not been taken up by a worker yet")),
+        (("SELECT 1",), (1, "was not executed by a worker yet")),
     ],
-    ids=["done", "rejected", "slow", "accepted", "nothing", "refused", "nobody"],
+    ids=["done", "rejected", "slow", "accepted", "nothing", "refused", "unknown merchant"],
 )  # fmt: skip
-def test_what_becomes_of_money_is_waited_for_and_told(books, database_url, statements, ends):
+def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database_url, statements, ends):
     status, words = ends
     unanswered = words.endswith(("yet", "still"))
     with worker(database_url, *statements):
@@ -438,7 +442,42 @@ def test_what_becomes_of_money_is_waited_for_and_told(books, database_url, state
     assert "Asked for: capture of 10.00 DKK" in ended.stdout
 
 
-def test_show_and_explain_tell_of_operations_and_ways_out(books, database_url):
+@pytest.mark.parametrize(
+    ("statements", "ends"),
+    [
+        ((), (1, "pending", ())),
+        ((OPERATE.format("submitted"), ACCEPT), (1, "under_way", ())),
+        ((OPERATE.format("succeeded"), ACCEPT), (0, "done", ("Done: the capture of 10.00 DKK on transaction 7.",))),
+        ((OPERATE.format("rejected"), ACCEPT), (1, "failed", ("Refused by the gateway", "(Card Declined)"))),
+        (("UPDATE commands SET handled_at = clock(), result = 'refused_cancelling' WHERE id = %(id)s",), (1, "refused", ("Refused: it is being",))),
+    ],
+    ids=["pending", "slow", "done", "rejected", "refused"],
+)  # fmt: skip
+def test_a_command_is_followed_by_its_id(books, database_url, statements, ends):
+    status, state, words = ends
+    orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--wait", "0", **books)
+    [(command,)] = rows(database_url, "SELECT id FROM commands")
+    with worker(database_url, *statements) if statements else nullcontext():
+        told = orchestrator("commands", "show", str(command), "--wait", "30" if words else "1", **books)
+        printed = orchestrator("commands", "show", str(command), "--json", **books)
+
+    assert (told.returncode, printed.returncode) == (status, status)
+    assert f"Command {command}: capture of 10.00 DKK of checkout " in told.stdout
+    assert f"State: {state}." in told.stdout
+    assert all(one in told.stdout + told.stderr for one in words)
+    document = json.loads(printed.stdout)
+    assert (document["id"], document["state"], document["amount"]) == (str(command), state, 1000)
+    assert str(command) in orchestrator("checkouts", "show", "paid-1", **books).stdout
+
+
+def test_a_command_that_is_not_there_is_one_sentence(books):
+    for wrong in ("019aa000-0000-7000-8000-000000000001", "paid-1"):
+        ended = orchestrator("commands", "show", wrong, **books)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert f"there is no command '{wrong}'" in ended.stderr
+
+
+def test_show_and_explain_show_operations_and_ways_out(books, database_url):
     with worker(database_url, OPERATE.format("rejected"), ACCEPT):
         orchestrator("checkouts", "capture", "paid-1", "--amount", "10", **books)
     shown = orchestrator("checkouts", "show", "paid-1", **books)
@@ -498,7 +537,7 @@ def test_what_needs_a_decision_is_listed_by_code_as_a_sentence_or_as_data(books)
     assert (wrong.returncode, "'look' is not one of" in wrong.stderr) == (2, True)
 
 
-def test_money_without_a_home_is_listed(books):
+def test_unmatched_money_is_listed(books):
     listed = orchestrator("payments", "list", "--role", "surplus", "--merchant", "default", **books)
     named = orchestrator("payments", "list", "--order", "paid-1", "--limit", "1", **books)
 
@@ -537,8 +576,8 @@ def counted(stdout):
     }
 
 
-def test_reconciling_by_name_tells_what_changed(books, database_url):
-    """As if the one were found paid, and half of the other's money were charged back."""
+def test_reconciling_by_name_reports_what_changed(books, database_url):
+    """As if the first were found paid, and half of the money of the second were charged back."""
     found = (
         """UPDATE checkouts SET state = 'completed', reserved = 13900, attention = 'late_payment'
             WHERE id = %(checkout)s AND order_ref = 'open-1'""",
@@ -586,7 +625,7 @@ def test_reconciling_a_period_goes_over_all_of_it_in_lists_and_over_nothing_else
     ) == [(601, 601, 599)]
 
 
-def test_what_nobody_answers_is_told_and_is_a_failure_of_the_command(books, database_url):
+def test_an_unanswered_command_is_reported_and_is_a_failure(books, database_url):
     answered = "AND checkout_id = (SELECT id FROM checkouts WHERE order_ref = 'open-1')"
     refused = (
         "UPDATE commands SET handled_at = clock(), result = 'refused_nothing_to_decide' WHERE id = %(id)s "
@@ -607,7 +646,7 @@ def test_what_nobody_answers_is_told_and_is_a_failure_of_the_command(books, data
     assert "Not all were answered" in ended.stderr
 
 
-def test_who_does_not_wait_only_asks(books, database_url):
+def test_without_wait_a_command_is_only_stored(books, database_url):
     ended = orchestrator("checkouts", "reconcile", "--since", "1h", "--no-wait", **books)
 
     assert ended.returncode == 0

@@ -49,7 +49,9 @@ OUTSIDE = {
 
 @pytest.fixture
 def installed(servers: Embedded, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A database with the roles of compose and no schema yet; where compose's URLs lead here, by setting."""
+    """A database with the roles of compose and no schema yet; the URLs of compose as they are here, by
+    setting.
+    """
     name = f"compose_{os.getpid()}"
     urls = [
         re.sub(r"/orchestrator(?=\?|$)", f"/{name}", url)
@@ -170,8 +172,8 @@ def test_the_broker_of_compose_takes_its_access_list(tmp_path: Path) -> None:
             for refused in ("CONFIG GET dir", "SHUTDOWN", "DEBUG SLEEP 0", "SLAVEOF 127.0.0.1 9"):
                 with pytest.raises(redis.ResponseError, match=r"no permissions|not allowed"):
                     broker.execute_command(*refused.split())
-        with redis.Redis(host="127.0.0.1", port=port) as stranger, pytest.raises(redis.AuthenticationError):
-            stranger.ping()
+        with redis.Redis(host="127.0.0.1", port=port) as foreign, pytest.raises(redis.AuthenticationError):
+            foreign.ping()
     finally:
         process.terminate()
         process.wait(20)

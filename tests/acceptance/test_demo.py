@@ -1,5 +1,5 @@
-"""The demo ends well, its trail verifies, and a trail that somebody with every right has touched
-says where.
+"""The demo ends with status 0, its trail verifies, and a trail that was changed with every right says
+where.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psycopg
 import pytest
 
 from orchestrator.devkit.local.servers import Embedded
-from tests.support.command import NOBODY, ROOT, orchestrator, running
+from tests.support.command import ROOT, UNPRIVILEGED_USER, orchestrator, running
 from tests.support.pooler import administrator_of
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def test_a_demo_that_does_not_go_by_its_script_ends_with_1(tmp_path):
     assert "ended as scripted;" not in ended.stdout
 
 
-def test_a_scenario_that_does_not_exist_is_told_what_does(tmp_path):
+def test_an_unknown_scenario_is_refused_with_the_known_scenarios(tmp_path):
     ended = orchestrator("demo", "--scenario", "monney", "--exit", "--data-dir", tmp_path / "data")
 
     assert ended.returncode == 2
@@ -222,9 +222,9 @@ def test_the_trail_can_be_sealed_and_taken_away(played, place, tmp_path):
     assert copied.returncode == 0
     lines = (tmp_path / "trail.jsonl").read_text().splitlines()
     assert len(lines) > 9 * 5
-    # The scheduler seals in its interval as well: ours is the last one, whatever its number.
+    # The scheduler seals in its interval as well: ours is the last seal, whatever its number.
     seals = [json.loads(line) for line in lines if line.startswith('{"seal":')]
-    assert [one["seal"] for one in seals] == list(range(1, len(seals) + 1))
+    assert [seal["seal"] for seal in seals] == list(range(1, len(seals) + 1))
     assert json.loads(lines[-1]) == seals[-1]
     assert (tmp_path / "trail.jsonl").stat().st_mode & 0o777 == 0o600
     assert orchestrator("audit", "verify", "--data-dir", place).returncode == 0
@@ -243,12 +243,16 @@ def test_a_demo_that_is_interrupted_does_not_claim_success(tmp_path):
 @pytest.mark.direct("it is about the account of the servers that it starts")
 @pytest.mark.skipif(
     os.geteuid() != 0,
-    reason="only root can become somebody else; otherwise all tests run as an ordinary user",
+    reason="only root can become another user; otherwise all tests run as an ordinary user",
 )
 def test_the_demo_needs_no_rights_of_root(tmp_path_factory):
     try:
         reached = subprocess.run(
-            [sys.executable, "-c", "import orchestrator"], cwd=ROOT, user=NOBODY, group=NOBODY, check=False
+            [sys.executable, "-c", "import orchestrator"],
+            cwd=ROOT,
+            user=UNPRIVILEGED_USER,
+            group=UNPRIVILEGED_USER,
+            check=False,
         )
     except PermissionError:
         pytest.skip(f"{sys.executable} lies where an ordinary account may not go")
@@ -259,7 +263,7 @@ def test_the_demo_needs_no_rights_of_root(tmp_path_factory):
     for closed in (home, *home.parents):
         if closed.stat().st_uid == 0 and not closed.stat().st_mode & 0o001:
             closed.chmod(closed.stat().st_mode | 0o011)
-    os.chown(home, NOBODY, NOBODY)
+    os.chown(home, UNPRIVILEGED_USER, UNPRIVILEGED_USER)
 
     ended = orchestrator(
         "demo",
@@ -271,19 +275,19 @@ def test_the_demo_needs_no_rights_of_root(tmp_path_factory):
         "--data-dir",
         home / "data",
         seconds=100,
-        user=NOBODY,
+        user=UNPRIVILEGED_USER,
     )
 
     assert ended.returncode == 0, ended.stdout + ended.stderr
     owners = {path.stat().st_uid for path in (home / "data").rglob("*")}
     shutil.rmtree(home / "data")
     assert "All 9 orders ended as scripted" in ended.stdout
-    assert owners == {NOBODY}
+    assert owners == {UNPRIVILEGED_USER}
 
 
 @contextmanager
 def as_superuser(place: Path) -> Iterator[psycopg.Connection]:
-    """Somebody with every right, for whom the guard of the trail is no obstacle."""
+    """A connection with every right, which the guard of the trail does not stop."""
     with ExitStack() as held:
         url = administrator_of(place)
         if url is None:

@@ -26,8 +26,8 @@ def known(database_url):
 
 @pytest.fixture
 async def inside(database_url, encryptor):
-    async with core(database_url, encryptor) as one:
-        yield one
+    async with core(database_url, encryptor) as new_core:
+        yield new_core
 
 
 async def happen(inside, order: str, **changes):
@@ -45,11 +45,14 @@ async def test_the_feed_is_listed_from_a_position_on_and_by_checkout(inside, kno
     assert "reason=a sentence for people" in shown
     listed = orchestrator("events", "list", "--json", "--type", "checkout.attention", **known).stdout
     told = [check(json.loads(line)) for line in listed.splitlines()]
-    assert [(one["subject"], one["position"]) for one in told] == [(str(first), "3"), (str(second), "6")]
+    assert [(event["subject"], event["position"]) for event in told] == [
+        (str(first), "3"),
+        (str(second), "6"),
+    ]
     await inside.do("UPDATE events SET position = NULL WHERE position = 6")
     own = orchestrator("events", "list", "--checkout", "A-2", "--json", "--full", **known).stdout
     told = [check(json.loads(line)) for line in own.splitlines()]
-    assert [one.get("position") for one in told] == ["4", "5", None]
+    assert [event.get("position") for event in told] == ["4", "5", None]
     assert told[-1]["data"]["details"] == {"reason": "a sentence for people"}
 
 
@@ -57,19 +60,19 @@ async def test_events_are_followed_as_they_come_from_whichever_merchant(inside, 
     await happen(inside, "A-1")
     await inside.do("INSERT INTO merchants (name) VALUES ('second')")
     (second,) = await inside.all("SELECT id FROM merchants WHERE name = 'second'")
-    with running("events", "follow", "--limit", "4", "--json", data_dir=tmp_path, **known) as one:
-        # It begins with what comes once it looks; until then something comes now and then.
+    with running("events", "follow", "--limit", "4", "--json", data_dir=tmp_path, **known) as follower:
+        # It begins with the events after its start; until then an event comes now and then.
         for number in range(1, 200):
             await happen(inside, f"B-{number}", **({"merchant_id": second} if number % 2 else {}))
             await asyncio.sleep(0.25)
-            if one.process.poll() is not None:
+            if follower.process.poll() is not None:
                 break
-        assert await asyncio.to_thread(one.process.wait, 30) == 0
-        one.read_to_the_end()
-    told = [check(json.loads(line)) for line in one.said.splitlines() if line.startswith("{")]
+        assert await asyncio.to_thread(follower.process.wait, 30) == 0
+        follower.read_to_the_end()
+    told = [check(json.loads(line)) for line in follower.said.splitlines() if line.startswith("{")]
     assert len(told) == 4
-    assert len({one["id"] for one in told}) == 4
-    assert not {"A-1"} & {one["data"]["orderId"] for one in told}
+    assert len({event["id"] for event in told}) == 4
+    assert not {"A-1"} & {event["data"]["orderId"] for event in told}
 
 
 def test_a_position_belongs_to_one_merchants_feed(known):

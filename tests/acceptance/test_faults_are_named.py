@@ -1,7 +1,7 @@
-"""Health tells the truth of every fault of the infrastructure, with real servers and real processes.
+"""Health reports every fault of the infrastructure correctly, with real servers and real processes.
 
 While a fault lasts, `/readyz` and `orchestrator doctor` name its cause; `SOON` after its end both say that
-all is well, and an order is paid and completed. `FAULTS` is the table of all of them: what brings one about
+all is well, and an order is paid and completed. `FAULTS` is the table of all of them: what causes a fault
 and ends it, and what has to be said.
 """
 
@@ -32,7 +32,7 @@ from orchestrator.store import schema
 from tests.integration.gateway.tls import certified
 from tests.support.brokers import Server, Way, answers, rabbitmq_server, redis_server, until
 from tests.support.postgres import PGBOUNCER, Cluster, Proxy, free_port, pgbouncer, through
-from tests.support.world import HURRY, World, world
+from tests.support.world import SHORT_TIMES, World, world
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ SOON = 10.0
 """Seconds from the end of a fault to the moment at which readiness and `doctor` say that all is well."""
 NAMED = 90.0
 """Seconds in which a fault has to be named."""
-AS_SHIPPED = {name: Settings.model_fields[name].default for name in HURRY}
+AS_SHIPPED = {name: Settings.model_fields[name].default for name in SHORT_TIMES}
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -52,8 +52,8 @@ pytestmark = pytest.mark.timeout(400)
 
 @dataclass
 class Stand:
-    """An installation of all processes, on servers that a test may break; `servers` are those that this one
-    has.
+    """An installation of all processes, on servers that a test may break; `servers` are those that this
+    installation has.
     """
 
     world: World
@@ -120,8 +120,8 @@ class Stand:
         """Start a process and wait until it has reached the database."""
         self.world.start(name)
         kind = name.partition("-")[0]
-        look = f"SELECT 1 FROM pg_stat_activity WHERE application_name = 'orchestrator-{kind}'"
-        self.world.until(lambda: self.world.sql(look), f"{name} runs", seconds=60)
+        connected = f"SELECT 1 FROM pg_stat_activity WHERE application_name = 'orchestrator-{kind}'"
+        self.world.until(lambda: self.world.sql(connected), f"{name} runs", seconds=60)
 
 
 def _all(patterns: Sequence[str], said: str) -> bool:
@@ -136,10 +136,10 @@ def installed(
     place = Path(tempfile.mkdtemp(prefix="orchestrator-test-"))
     embedded: Any = SimpleNamespace(redis_url=servers.redis_url)
     try:
-        with world(embedded, cluster.url, place, **AS_SHIPPED, **settings) as one:
-            one.settings["database_url"] = url
-            one.start_all()
-            stand = Stand(one, cluster, database, servers)
+        with world(embedded, cluster.url, place, **AS_SHIPPED, **settings) as installation:
+            installation.settings["database_url"] = url
+            installation.start_all()
+            stand = Stand(installation, cluster, database, servers)
             stand.until_well(since=time.monotonic(), within=90)
             yield stand
     finally:
@@ -150,18 +150,18 @@ def installed(
 def migrated(**options: Path) -> Iterator[Cluster]:
     """Start a Postgres with the schema, and a role that may do what the processes do."""
     with Cluster.started(**options) as cluster:
-        cluster.admin("CREATE ROLE carrier LOGIN PASSWORD 'carrier'")
-        schema.migrate(cluster.url, grant_to="carrier")
+        cluster.admin("CREATE ROLE restricted LOGIN PASSWORD 'restricted'")
+        schema.migrate(cluster.url, grant_to="restricted")
         yield cluster
 
 
-def as_carrier(url: str) -> str:
-    return f"postgresql://carrier:carrier@{url.rpartition('@')[2]}"
+def as_restricted(url: str) -> str:
+    return f"postgresql://restricted:restricted@{url.rpartition('@')[2]}"
 
 
 @contextmanager
 def own_redis(*options: str) -> Iterator[SimpleNamespace]:
-    """Start a Redis, and a way to it."""
+    """Start a Redis, and a proxy to it."""
     place = Path(tempfile.mkdtemp(prefix="orchestrator-test-"))
     try:
         with redis_server(place, *options) as server, redis.Redis(port=server.port) as client:
@@ -176,7 +176,7 @@ def own_redis(*options: str) -> Iterator[SimpleNamespace]:
 @contextmanager
 def plain() -> Iterator[Stand]:
     with migrated() as cluster, own_redis() as servers, Proxy(("127.0.0.1", cluster.port)) as database:
-        url = as_carrier(through(cluster.url, database))
+        url = as_restricted(through(cluster.url, database))
         with installed(cluster, url, database, servers, broker_url=servers.redis_url) as stand:
             yield stand
 
@@ -194,7 +194,7 @@ def on_a_small_disk() -> Iterator[Stand]:
     )
     if mounted.returncode:
         disk.rmdir()
-        pytest.skip("this machine lets nobody mount a small disk")
+        pytest.skip("this machine does not allow to mount a small disk")
     try:
         with (
             migrated(disk=disk) as cluster,
@@ -202,7 +202,7 @@ def on_a_small_disk() -> Iterator[Stand]:
             Proxy(("127.0.0.1", cluster.port)) as database,
         ):
             servers.disk = disk
-            url = as_carrier(through(cluster.url, database))
+            url = as_restricted(through(cluster.url, database))
             with installed(cluster, url, database, servers, broker_url=servers.redis_url) as stand:
                 yield stand
     finally:
@@ -218,7 +218,7 @@ def pooled() -> Iterator[Stand]:
         migrated() as cluster,
         own_redis() as servers,
         Proxy(("127.0.0.1", cluster.port)) as database,
-        pgbouncer(as_carrier(cluster.url), size=8, admin_users="carrier") as url,
+        pgbouncer(as_restricted(cluster.url), size=8, admin_users="restricted") as url,
     ):
         servers.pooler = url
         with installed(cluster, url, database, servers, broker_url=servers.redis_url) as stand:
@@ -250,7 +250,7 @@ def over_tls() -> Iterator[Stand]:
             Proxy(("127.0.0.1", cluster.port)) as database,
         ):
             servers.certificates = {name: str(place / name / "server.pem") for name in ("trusted", "other")}
-            url = as_carrier(through(cluster.url, database))
+            url = as_restricted(through(cluster.url, database))
             broker = {
                 "broker_url": f"rediss://127.0.0.1:{port}/0",
                 "broker_ca_file": pem,
@@ -271,7 +271,7 @@ def on_rabbitmq() -> Iterator[Stand]:
         Proxy(("127.0.0.1", cluster.port)) as database,
     ):
         servers.rabbitmq, servers.way = broker, Way(broker.port)
-        url = as_carrier(through(cluster.url, database))
+        url = as_restricted(through(cluster.url, database))
         amqp = f"amqp://guest:guest@127.0.0.1:{servers.way.port}//"
         with installed(
             cluster, url, database, servers, broker_url=amqp, redis_url=servers.redis_url
@@ -281,14 +281,14 @@ def on_rabbitmq() -> Iterator[Stand]:
 
 
 class Stands:
-    """The installation that runs now: one for all faults that it can meet, one after the other."""
+    """The installation that runs now: one for all faults that it can meet, in sequence."""
 
     def __init__(self) -> None:
         self._running = ExitStack()
         self._stand: tuple[Callable[[], AbstractContextManager[Stand]], Stand] | None = None
 
     def at(self, which: Callable[[], AbstractContextManager[Stand]]) -> Stand:
-        """Return the installation of this kind; end the one that runs, and start this, if it is another."""
+        """Return the installation of this kind; if another runs, end it and start this."""
         if self._stand is None or self._stand[0] is not which:
             self.close()
             self._stand = which, self._running.enter_context(which())
@@ -301,19 +301,19 @@ class Stands:
 
 @pytest.fixture(scope="module")
 def view() -> Iterator[Stands]:
-    one = Stands()
+    stands = Stands()
     try:
-        yield one
+        yield stands
     finally:
-        one.close()
+        stands.close()
 
 
 # ── Faults: each begins with its block and ends with it ───────────────────────────────────────────────────
 
 
 def fault(steps: Callable[[Stand], Iterator[None]]) -> Callable[[Stand], AbstractContextManager[None]]:
-    """Make a block of what brings a fault about and, after its `yield`, ends it, whatever becomes of the
-    block.
+    """Make a context manager of a function that causes a fault and, after its `yield`, ends it, however the
+    block ends.
     """
 
     @contextmanager
@@ -331,10 +331,10 @@ def fault(steps: Callable[[Stand], Iterator[None]]) -> Callable[[Stand], Abstrac
 
 @fault
 def a_right_is_revoked(stand: Stand) -> Iterator[None]:
-    stand.cluster.admin("REVOKE UPDATE ON checkouts FROM carrier")
+    stand.cluster.admin("REVOKE UPDATE ON checkouts FROM restricted")
     stand.world.order()
     yield
-    stand.cluster.admin("GRANT UPDATE ON checkouts TO carrier")
+    stand.cluster.admin("GRANT UPDATE ON checkouts TO restricted")
 
 
 @fault
@@ -349,13 +349,13 @@ def postgres_is_frozen(stand: Stand) -> Iterator[None]:
     server = psutil.Process(stand.cluster.pid)
     server.suspend()
     backends = server.children()
-    for one in backends:
+    for backend in backends:
         with suppress(psutil.NoSuchProcess):
-            one.suspend()
+            backend.suspend()
     yield
-    for one in (*backends, server):
+    for process in (*backends, server):
         with suppress(psutil.NoSuchProcess):
-            one.resume()
+            process.resume()
 
 
 @fault
@@ -375,7 +375,7 @@ def postgres_is_stopped(stand: Stand) -> Iterator[None]:
 
 @fault
 def connections_are_silent(stand: Stand) -> Iterator[None]:
-    stand.database.silence(new_ones_too=True)
+    stand.database.silence(new_connections_too=True)
     yield
     stand.database.thaw()
 
@@ -385,9 +385,9 @@ def no_connection_is_left(stand: Stand) -> Iterator[None]:
     with ExitStack() as held:
         with suppress(psycopg.OperationalError):
             while True:
-                held.enter_context(psycopg.connect(as_carrier(stand.cluster.url)))
+                held.enter_context(psycopg.connect(as_restricted(stand.cluster.url)))
         yield
-    left = "SELECT 1 FROM pg_stat_activity WHERE usename = 'carrier' AND application_name = ''"
+    left = "SELECT 1 FROM pg_stat_activity WHERE usename = 'restricted' AND application_name = ''"
     until(lambda: not stand.cluster.admin(left), "Postgres has closed them")
 
 
@@ -577,8 +577,8 @@ NO_SCHEDULER = ("no scheduler publishes sweeps",)
 FAULTS = {
     "an UPDATE is revoked": Fault(
         plain, a_right_is_revoked, 200,
-        ("refuses its role UPDATE on checkouts", r"worker .* takes nothing up.*permission denied for table checkouts"),
-        ("refuses its role UPDATE on checkouts", r"worker .* takes nothing up.*permission denied for table checkouts"), slow=False,
+        ("refuses its role UPDATE on checkouts", r"worker .* claims nothing.*permission denied for table checkouts"),
+        ("refuses its role UPDATE on checkouts", r"worker .* claims nothing.*permission denied for table checkouts"), slow=False,
     ),
     "Postgres is read-only": Fault(
         plain, postgres_is_read_only, 503, ("the database is read-only",), ("the database is read-only",), slow=False
@@ -611,12 +611,12 @@ FAULTS = {
     ),
     "the worker is dead": Fault(plain, the_worker_is_dead, 200, DEAD_WORKER, DEAD_WORKER),
     "a dispatcher has stopped": Fault(
-        plain, the_dispatcher_has_stopped, 200, (r"worker .* has taken nothing up for \d+ s, and \d+ hints wait",),
-        (r"worker .* has taken nothing up for \d+ s, and \d+ hints wait",),
+        plain, the_dispatcher_has_stopped, 200, (r"worker .* has claimed nothing for \d+ s, and \d+ hints wait",),
+        (r"worker .* has claimed nothing for \d+ s, and \d+ hints wait",),
     ),
     "lookups wait for their budget": Fault(
-        plain, lookups_wait_for_their_budget, 200, (r"\d+ lookups of merchant default wait for their turn",),
-        (r"\d+ lookups of merchant default wait for their turn",),
+        plain, lookups_wait_for_their_budget, 200, (r"\d+ lookups of merchant default wait for their slot",),
+        (r"\d+ lookups of merchant default wait for their slot",),
     ),
     "Redis is away": Fault(
         plain, redis_is_away, 200, ("broker takes no hints .*(refused|closed)", *NO_SCHEDULER), ("broker .*(refused|closed)",)

@@ -63,9 +63,9 @@ async def test_password_and_secrets_are_read_from_standard_input_and_shown_nowhe
         orchestrator("merchants", "list", **known),
     ]
 
-    assert [one.returncode for one in ended] == [0, 0, 0]
+    assert [command.returncode for command in ended] == [0, 0, 0]
     assert "2 callback secrets" in ended[1].stdout
-    assert not [one for one in ended if "hush" in one.stdout + one.stderr]
+    assert not [command for command in ended if "hush" in command.stdout + command.stderr]
     merchant = await stored(database_url)
     assert (merchant.account.password, merchant.callback_secrets) == ("hush-1", ("hush-2", "hush-3"))
     removed = orchestrator("merchants", "secrets", "shop2", "--none", **known)

@@ -1,7 +1,7 @@
 """No callback of the gateway goes out for ten minutes, as happened in January 2023: whatever was paid is
 found by a lookup alone.
 
-Time is simulated by Postgres's clock, and only what is due is carried, so the lookups are those that
+Time is simulated by Postgres's clock, and only what is due is processed, so the lookups are those that
 production would make.
 """
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 OUTAGE = 600
 """Seconds for which no callback goes out."""
 AFTER = 7200
-"""Seconds until which everything is to be known: the thinnest looking is half an hour apart."""
+"""Seconds until which everything is to be known: the rarest lookups are half an hour apart."""
 TICK = 10
 
 
@@ -43,17 +43,17 @@ class Shopper:
 @pytest.fixture
 async def world(shared_database_url: str) -> AsyncIterator[Shop]:
     empty(shared_database_url)
-    async with shop(shared_database_url) as one:
-        await one.begin(shared_database_url)
-        yield one
-        await one.begin(shared_database_url)
+    async with shop(shared_database_url) as opened:
+        await opened.begin(shared_database_url)
+        yield opened
+        await opened.begin(shared_database_url)
 
 
 async def pass_time(world: Shop, seconds: int) -> None:
-    """Let time pass, and carry what is due and nothing else."""
+    """Let time pass, and process what is due and nothing else."""
     await world.later(seconds=seconds)
     while due_now := await checkouts.due(world.db, most=1000):
-        await world.take(*(one.id for one in due_now))
+        await world.take(*(due.id for due in due_now))
 
 
 def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:
@@ -98,7 +98,7 @@ def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:
         ),
         # The merchant cancels while the shopper pays.
         *(Shopper(paid, does={200: cancels, at: pays}) for at in (210, 220)),
-        # Nobody pays.
+        # No payment.
         *(Shopper(lost, expires_in=seconds) for seconds in (60, 300, 560, 1800)),
         Shopper(lost, expires_in=300, does={100: is_declined}),
         Shopper("cancelled", does={300: cancels}),
@@ -106,22 +106,22 @@ def shoppers(world: Shop, banks: dict[UUID, str]) -> list[Shopper]:
 
 
 @pytest.mark.mishap("gateway outage: no callbacks for minutes")
-async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_looking_alone(
+async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_lookups_alone(
     world: Shop, record_property: Callable[[str, object], None]
 ):
     banks: dict[UUID, str] = {}
     known: dict[UUID, Shopper] = {}
-    for one in shoppers(world, banks):
-        assert all(at % TICK == 0 and at < OUTAGE for at in one.does), one
-        known[await world.accept(expiresIn=one.expires_in)] = one
+    for shopper in shoppers(world, banks):
+        assert all(at % TICK == 0 and at < OUTAGE for at in shopper.does), shopper
+        known[await world.accept(expiresIn=shopper.expires_in)] = shopper
     await world.take(*known)
     before = {checkout: world.lookups(checkout) for checkout in known}
     await world.control("PUT", "faults", {"callbacks": "lost"})
     found: dict[UUID, int] = {}
     for now in range(TICK, OUTAGE + 1, TICK):
-        for checkout, one in known.items():
-            if now in one.does:
-                await one.does[now](checkout)
+        for checkout, shopper in known.items():
+            if now in shopper.does:
+                await shopper.does[now](checkout)
         await pass_time(world, TICK)
         found |= await newly_completed(world, found, now)
     await world.control("DELETE", "faults")
@@ -131,9 +131,9 @@ async def test_every_order_paid_while_no_callback_goes_out_is_completed_by_looki
 
     assert not await world.sql("SELECT id FROM callbacks"), "no callback ever came"
     lookups: dict[str, list[int]] = {}
-    for checkout, one in known.items():
-        await ended(world, checkout, one)
-        lookups.setdefault(one.ends, []).append(world.lookups(checkout) - before[checkout])
+    for checkout, shopper in known.items():
+        await ended(world, checkout, shopper)
+        lookups.setdefault(shopper.ends, []).append(world.lookups(checkout) - before[checkout])
     await world.agree(*known)
     record_property(REPORT, report(known, found, lookups))
 
@@ -148,8 +148,8 @@ async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
     row = await world.row(checkout)
     wanted = (shopper.ends, False, None, WHOLE if shopper.ends == "completed" else 0)
     assert (row.state, row.late, row.attention, row.reserved) == wanted, shopper
-    moves = [one for one in await world.trail(checkout) if one["action"] == "checkout:moved"]
-    reached = [one["to"] for one in moves]
+    moves = [entry for entry in await world.trail(checkout) if entry["action"] == "checkout:moved"]
+    reached = [move["to"] for move in moves]
     assert reached[-1] == shopper.ends
     assert not {"expired", "cancelled", "failed"} & set(reached[:-1]), "it was never ended before"
     assert moves[-1]["evidence"]["by"] == "lookup"
@@ -160,18 +160,18 @@ async def ended(world: Shop, checkout: UUID, shopper: Shopper) -> None:
     ]
     moved = await world.movements(checkout)
     bank = any(banked.__name__ == "goes_to_the_bank" for banked in shopper.does.values())
-    # What a bank pays is captured at once, and by the bank.
+    # A payment by bank transfer is captured at once, by the bank.
     assert moved == ([("captured", WHOLE)] if bank and shopper.ends == "completed" else [])
 
 
 def report(known: dict[UUID, Shopper], found: dict[UUID, int], lookups: dict[str, list[int]]) -> str:
-    """Say what the looking cost, and how long the shops waited."""
+    """Report what the lookups cost, and how long the shops waited."""
     lines = [
         f"{len(known)} orders, {OUTAGE} s without callbacks; asks the gateway for each order in {AFTER} s:"
     ]
     for ends, numbers in sorted(lookups.items()):
         listed = " ".join(map(str, sorted(numbers)))
         lines.append(f"  {ends}: {listed} (mean {sum(numbers) / len(numbers):.1f}, most {max(numbers)})")
-    waits = sorted(found[one] - max(known[one].does) for one in found)
+    waits = sorted(found[checkout] - max(known[checkout].does) for checkout in found)
     lines.append(f"  seconds from payment to completion: median {waits[len(waits) // 2]}, most {waits[-1]}")
     return "\n".join(lines)

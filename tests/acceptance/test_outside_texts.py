@@ -75,16 +75,16 @@ def orchestrator(monkeypatch, capsys):
 
 
 def write(database_url: str, text: str, *, currency: str = "DKK") -> str:
-    """Store a paid checkout in which every text that can come from outside is this one; return its id."""
+    """Store a paid checkout in which every text that can come from outside is this text; return its id."""
 
     async def paid() -> str:
-        async with core(database_url, Encryptor(make_settings().secret_keys)) as one:
-            held = await one.held(State.AWAITING_PAYMENT, order_ref="paid-1")
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
+            held = await new_core.held(State.AWAITING_PAYMENT, order_ref="paid-1")
             seen = (payment("7", order_ref="paid-1"), payment("8", order_ref="paid-1", role="unknown"))
-            held = await one.advance(
+            held = await new_core.advance(
                 held, Trigger.PAYMENT_FOUND, payments=seen, money=(13900, 0, 0), evidence={"status": text}
             )
-            await one.release(held)
+            await new_core.release(held)
             return str(held.id)
 
     made = asyncio.run(paid())
@@ -147,7 +147,7 @@ def test_the_exported_trail_is_json_without_raw_controls_and_with_its_content(
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_what_a_person_typed_is_echoed_harmlessly(orchestrator, known, text):
+def test_typed_text_is_printed_neutralised(orchestrator, known, text):
     for arguments in (
         ("checkouts", "show", text),
         ("checkouts", "list", "--merchant", text),
@@ -245,7 +245,7 @@ def test_doctor_says_so_of_another_merchants_gateway_and_without_a_database(
     assert "ORCHESTRATOR_PUBLIC_URL is http://127.0.0.1:8000" in without.stdout
 
 
-def test_doctor_says_nothing_of_the_address_with_a_gateway_on_this_machine(orchestrator, known):
+def test_doctor_reports_no_address_with_a_gateway_on_this_machine(orchestrator, known):
     assert "PUBLIC_URL" not in orchestrator("doctor", **known, GATEWAY_URL="http://127.0.0.1:1").stdout
 
 
@@ -277,7 +277,7 @@ def test_a_host_name_that_does_not_exist_is_one_sentence(orchestrator, known, co
 
 
 @pytest.mark.parametrize("command", ["api", "sandbox"])
-def test_a_port_that_is_taken_is_one_sentence_and_nothing_is_said_to_serve(orchestrator, known, command):
+def test_a_port_that_is_taken_is_one_sentence_and_no_server_is_announced(orchestrator, known, command):
     given = {**known, "GATEWAY_USERNAME": "u", "GATEWAY_PASSWORD": "p"}
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

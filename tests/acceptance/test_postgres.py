@@ -1,4 +1,4 @@
-"""A whole installation on a Postgres that fails as real ones do: a switchover, silent connections, a pooler
+"""A whole installation on a Postgres that fails as in production: a switchover, silent connections, a pooler
 between.
 
 Each fault ends by itself: no process is started again, nothing is lost or doubled, and the books agree with
@@ -45,7 +45,7 @@ UNHURRIED = {
     "gateway_total_timeout": 3,
     "lease_seconds": 10,
 }
-"""The sandbox shares the machine; how long it takes is not what is looked at here."""
+"""The sandbox shares the machine; how long it takes is not measured here."""
 SILENCE = 10.0
 """Seconds; longer than any pause between two tries."""
 END = 30.0
@@ -53,10 +53,12 @@ END = 30.0
 
 
 class Orders:
-    """A shop that hands over an order every moment and notes which were taken, from a thread of its own."""
+    """A shop that hands over an order every moment and records which were accepted, from a thread of its
+    own.
+    """
 
-    def __init__(self, one: World, prefix: str) -> None:
-        self._api = Api(one.api_url, token("default"), timeout=20)
+    def __init__(self, installation: World, prefix: str) -> None:
+        self._api = Api(installation.api_url, token("default"), timeout=20)
         self._prefix = prefix
         self.taken: dict[str, float] = {}
         self._ended = threading.Event()
@@ -97,33 +99,37 @@ pytestmark = pytest.mark.timeout(300)
 @contextmanager
 def reached(servers: Embedded, database_url: str, place: Path, url: str) -> Iterator[World]:
     """An installation whose processes reach its database by another URL than the tests do."""
-    with world(servers, database_url, place, **UNHURRIED) as one:
-        one.settings["database_url"] = url
-        yield one
+    with world(servers, database_url, place, **UNHURRIED) as installation:
+        installation.settings["database_url"] = url
+        yield installation
 
 
-def all_reach(one: World, *states: str) -> None:
+def all_reach(installation: World, *states: str) -> None:
     """Wait until every checkout is in one of these states; say what else there is if that does not happen."""
     try:
-        one.until_all(*states, seconds=120)
+        installation.until_all(*states, seconds=120)
     except AssertionError:
-        print(one.sql("SELECT state, last_error, attention, count(*) FROM checkouts GROUP BY 1, 2, 3"))
+        print(
+            installation.sql("SELECT state, last_error, attention, count(*) FROM checkouts GROUP BY 1, 2, 3")
+        )
         raise
 
 
-def moves(one: World) -> int:
+def moves(installation: World) -> int:
     """Return how many moves there have been."""
     return int(
-        one.sql("SELECT count(*) AS number FROM audit_entries WHERE action = 'checkout:moved'")[0]["number"]
+        installation.sql("SELECT count(*) AS number FROM audit_entries WHERE action = 'checkout:moved'")[0][
+            "number"
+        ]
     )
 
 
-def goes_on(one: World, orders: Orders, *, since: float) -> tuple[float, float]:
+def goes_on(installation: World, orders: Orders, *, since: float) -> tuple[float, float]:
     """Wait for the first order and the first move after a moment; return the seconds that each took."""
-    before = moves(one)
-    one.until(lambda: moves(one) > before, "a checkout moves", seconds=60)
+    before = moves(installation)
+    installation.until(lambda: moves(installation) > before, "a checkout moves", seconds=60)
     moved = time.monotonic() - since
-    one.until(lambda: orders.taken_since(since), "an order is taken", seconds=60)
+    installation.until(lambda: orders.taken_since(since), "an order is taken", seconds=60)
     ordered = min(at for at in orders.taken.values() if at > since) - since
     print(f"the first order {ordered:.1f} s later, the first move {moved:.1f} s later")
     return ordered, moved
@@ -136,7 +142,7 @@ def goes_on(one: World, orders: Orders, *, since: float) -> tuple[float, float]:
 def demoted(old: Cluster, how: str) -> Iterator[None]:
     """Let a primary take no writes any more, for as long as the block lasts."""
     with ExitStack() as held:
-        if how == "lives on":
+        if how == "becomes read-only":
             old.read_only()
         elif how == "hangs":
             held.enter_context(frozen(old.pid))
@@ -148,12 +154,12 @@ def demoted(old: Cluster, how: str) -> Iterator[None]:
 @pytest.mark.parametrize(
     "how",
     [
-        "lives on",
+        "becomes read-only",
         pytest.param("hangs", marks=pytest.mark.slow),
         pytest.param("is gone", marks=pytest.mark.slow),
     ],
 )
-def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_of_the_old_one(
+def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_of_the_old_primary(
     servers: Embedded, tmp_path: Path, how: str
 ):
     with Cluster.started() as old, ExitStack() as held:
@@ -161,30 +167,34 @@ def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_o
         with old.follow() as new:
             hosts = f"127.0.0.1:{old.port},127.0.0.1:{new.port}"
             url = old.url.replace(f"127.0.0.1:{old.port}", hosts)
-            with reached(servers, old.url, tmp_path, url) as one:
-                one.start_all(workers=2)
-                with Orders(one, "S").placed() as orders:
-                    one.until(
-                        lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60
+            with reached(servers, old.url, tmp_path, url) as installation:
+                installation.start_all(workers=2)
+                with Orders(installation, "S").placed() as orders:
+                    installation.until(
+                        lambda: len(orders.taken) > 10 and moves(installation) > 10,
+                        "orders are under way",
+                        seconds=60,
                     )
                     held.enter_context(demoted(old, how))
                     refused = time.monotonic()
                     time.sleep(3)
                     assert not orders.taken_since(refused + 0.5)
                     new.promote()
-                    one.database_url = new.url
-                    one.until(
+                    installation.database_url = new.url
+                    installation.until(
                         lambda: new.admin("SHOW transaction_read_only") == [("off",)], "it takes writes"
                     )
-                    ordered, moved = goes_on(one, orders, since=time.monotonic())
+                    ordered, moved = goes_on(installation, orders, since=time.monotonic())
                 assert ordered < GOAL
                 assert moved < GOAL
-                all_reach(one, "awaiting_payment")
+                all_reach(installation, "awaiting_payment")
                 checkout = next(iter(orders.taken))
-                one.pay(checkout)
-                one.until_state(checkout, "completed")
-                one.agree()
-                assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
+                installation.pay(checkout)
+                installation.until_state(checkout, "completed")
+                installation.agree()
+                assert {row["id"] for row in installation.sql("SELECT id::text FROM checkouts")} >= set(
+                    orders.taken
+                )
 
 
 # ── Silence ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -195,69 +205,81 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
 ):
     with (
         Proxy(address(database_url)) as proxy,
-        reached(servers, database_url, tmp_path, through(database_url, proxy)) as one,
+        reached(servers, database_url, tmp_path, through(database_url, proxy)) as installation,
     ):
-        one.start_all()
-        with Orders(one, "H").placed() as orders:
-            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
+        installation.start_all()
+        with Orders(installation, "H").placed() as orders:
+            installation.until(
+                lambda: len(orders.taken) > 10 and moves(installation) > 10,
+                "orders are under way",
+                seconds=60,
+            )
             proxy.silence()
-            ordered, moved = goes_on(one, orders, since=time.monotonic())
+            ordered, moved = goes_on(installation, orders, since=time.monotonic())
         assert ordered < GOAL
         assert moved < GOAL
-        # What the server held for connections that it believed in ends too.
-        all_reach(one, "awaiting_payment")
+        # What the server held for connections that it took for open ends too.
+        all_reach(installation, "awaiting_payment")
         checkout = next(iter(orders.taken))
-        one.pay(checkout)
-        one.until_state(checkout, "completed")
-        one.agree()
+        installation.pay(checkout)
+        installation.until_state(checkout, "completed")
+        installation.agree()
 
 
-def test_orders_and_moves_go_on_seconds_after_a_silence_of_all_connections_is_over(
+def test_orders_and_moves_go_on_seconds_after_all_connections_were_silent(
     servers: Embedded, database_url: str, tmp_path: Path
 ):
     with (
         Proxy(address(database_url)) as proxy,
-        reached(servers, database_url, tmp_path, through(database_url, proxy)) as one,
+        reached(servers, database_url, tmp_path, through(database_url, proxy)) as installation,
     ):
-        one.start_all()
-        with Orders(one, "T").placed() as orders:
-            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
-            # New ones too: what is tried meanwhile waits, fails, and is tried again ever less often.
-            proxy.silence(new_ones_too=True)
+        installation.start_all()
+        with Orders(installation, "T").placed() as orders:
+            installation.until(
+                lambda: len(orders.taken) > 10 and moves(installation) > 10,
+                "orders are under way",
+                seconds=60,
+            )
+            # New connections too: what is tried meanwhile waits, fails, and is tried again ever less often.
+            proxy.silence(new_connections_too=True)
             fell_silent = time.monotonic()
             time.sleep(SILENCE)
             assert not orders.taken_since(fell_silent + 0.5)
-            # What was silent stays so, as behind a firewall that forgot its connections.
+            # What was silent stays so, as behind a firewall that dropped its connections.
             proxy.answers = True
-            ordered, moved = goes_on(one, orders, since=time.monotonic())
+            ordered, moved = goes_on(installation, orders, since=time.monotonic())
         assert ordered < GOAL
         assert moved < GOAL
-        all_reach(one, "awaiting_payment")
-        one.agree()
+        all_reach(installation, "awaiting_payment")
+        installation.agree()
 
 
 def test_every_process_ends_though_postgres_is_silent(servers: Embedded, database_url: str, tmp_path: Path):
     with (
         Proxy(address(database_url)) as proxy,
-        reached(servers, database_url, tmp_path, through(database_url, proxy)) as one,
+        reached(servers, database_url, tmp_path, through(database_url, proxy)) as installation,
     ):
-        one.start_all()
-        with Orders(one, "E").placed() as orders:
-            one.until(lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60)
-            proxy.silence(new_ones_too=True)
+        installation.start_all()
+        with Orders(installation, "E").placed() as orders:
+            installation.until(
+                lambda: len(orders.taken) > 10 and moves(installation) > 10,
+                "orders are under way",
+                seconds=60,
+            )
+            proxy.silence(new_connections_too=True)
             time.sleep(2)
             began = time.monotonic()
             for name in ("api", "worker-1", "scheduler"):
-                one.signal(name, signal.SIGTERM)
+                installation.signal(name, signal.SIGTERM)
             for name in ("api", "worker-1", "scheduler"):
-                one.running[name].wait(timeout=3 * END)
+                installation.running[name].wait(timeout=3 * END)
                 assert time.monotonic() - began < END, name
         proxy.thaw()
         for name in ("api", "worker-1", "scheduler"):
-            del one.running[name]
-            one.start(name)
-        all_reach(one, "awaiting_payment")
-        assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
+            del installation.running[name]
+            installation.start(name)
+        all_reach(installation, "awaiting_payment")
+        assert {row["id"] for row in installation.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
 
 
 # ── A pooler ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -267,9 +289,9 @@ def test_every_process_ends_though_postgres_is_silent(servers: Embedded, databas
 def _pooled(servers: Embedded, database_url: str, tmp_path: Path) -> Iterator[World]:
     with (
         pgbouncer(database_url, size=6) as url,
-        reached(servers, database_url, tmp_path, url) as one,
+        reached(servers, database_url, tmp_path, url) as installation,
     ):
-        yield one
+        yield installation
 
 
 @needs_pgbouncer
@@ -293,7 +315,7 @@ def test_behind_pgbouncer_orders_reach_every_outcome_though_workers_are_killed(p
             pooled.kill("worker-2")
             pooled.start("worker-4")
     pooled.until_state(refunded, "completed", seconds=90)
-    for kind, asked in (("capture", {}), ("refund", {"amount": 100})):
+    for kind, asked in (("capture", {"amount": "all"}), ("refund", {"amount": 100})):
         pooled.ask(refunded, kind, **asked)
         pooled.until_operation(refunded, "succeeded", seconds=60)
     wanted = {
@@ -325,22 +347,29 @@ def test_behind_pgbouncer_orders_go_on_by_themselves_after_postgres_was_restarte
     with Cluster.started() as server, pooling(server.port, {user: password}) as port:
         schema.migrate(server.url)
         url = f"postgresql://{LOGIN}@127.0.0.1:{port}/shop"
-        with reached(servers, server.url, tmp_path, url) as one:
-            one.start_all()
-            with Orders(one, "R").placed() as orders:
-                one.until(
-                    lambda: len(orders.taken) > 10 and moves(one) > 10, "orders are under way", seconds=60
+        with reached(servers, server.url, tmp_path, url) as installation:
+            installation.start_all()
+            with Orders(installation, "R").placed() as orders:
+                installation.until(
+                    lambda: len(orders.taken) > 10 and moves(installation) > 10,
+                    "orders are under way",
+                    seconds=60,
                 )
                 server.stop()
                 time.sleep(2)
                 server.start()
-                ordered, moved = goes_on(one, orders, since=time.monotonic())
-            # The pooler rests for 15 s before it asks a server again that it could not reach.
+                ordered, moved = goes_on(installation, orders, since=time.monotonic())
+            # The pooler waits 15 s before it tries a server again that it could not reach.
             assert max(ordered, moved) < 15 + 2 * GOAL
-            all_reach(one, "awaiting_payment")
-            one.agree()
-            assert {row["id"] for row in one.sql("SELECT id::text FROM checkouts")} >= set(orders.taken)
-            one.until(lambda: one.http.get(f"{one.api_url}/readyz").status_code == 200, "it is ready again")
+            all_reach(installation, "awaiting_payment")
+            installation.agree()
+            assert {row["id"] for row in installation.sql("SELECT id::text FROM checkouts")} >= set(
+                orders.taken
+            )
+            installation.until(
+                lambda: installation.http.get(f"{installation.api_url}/readyz").status_code == 200,
+                "it is ready again",
+            )
 
 
 @needs_pgbouncer

@@ -58,4 +58,4 @@ def test_every_line_of_a_process_is_json_also_while_it_shuts_down(database_url, 
     assert (process.returncode, out) == (0, "")
     lines = [json.loads(line) for line in err.splitlines()]
     if command == "worker":
-        assert any("Warm shutdown" in one.get("line", "") for one in lines)
+        assert any("Warm shutdown" in line.get("line", "") for line in lines)

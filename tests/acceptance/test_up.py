@@ -1,6 +1,4 @@
-"""`up` brings everything, keeps it running, leaves nothing behind, and goes on where a kill has interrupted
-it.
-"""
+"""`up` starts everything, keeps it running, leaves no process behind, and continues after a kill."""
 
 from __future__ import annotations
 
@@ -80,8 +78,8 @@ def test_after_a_kill_of_everything_the_next_start_goes_on_with_what_was_open(tm
         assert up.left() == []
 
 
-class Crowd:
-    """Shoppers who come one after the other, several at once, until they meet nobody; `taken` and `paid` are
+class Shoppers:
+    """Shoppers who come in sequence, several at once, until no server answers; `taken` and `paid` are
     their checkouts.
     """
 
@@ -126,15 +124,15 @@ class Crowd:
 @pytest.mark.timeout(400)
 def test_a_kill_of_everything_under_load_loses_and_doubles_nothing_and_all_goes_on_in_seconds(tmp_path):
     place = tmp_path / "data"
-    # The sandbox dies too, and with it callbacks that it had not sent: what they would have told is looked
-    # for soon.
+    # The sandbox is killed too, and with it callbacks that it had not sent: what they would have said is
+    # looked for soon.
     settings = {"FIRST_CHECK_AFTER": "4"}
     with running("up", "--port", "0", "--workers", "2", data_dir=place, **settings) as up:
         known = up.until_up()
         slowed = {"latencyMs": {"all": 300}}
         control(known, "faults", slowed)
-        with Crowd(up, known["public_url"], size=12) as crowd:
-            up.until(lambda: len(crowd.paid) > 20, "shoppers pay", seconds=90)
+        with Shoppers(up, known["public_url"], size=12) as shoppers:
+            up.until(lambda: len(shoppers.paid) > 20, "shoppers pay", seconds=90)
             killed = time.time()
             up.crash()
         assert up.left() == []
@@ -151,16 +149,16 @@ def test_a_kill_of_everything_under_load_loses_and_doubles_nothing_and_all_goes_
         assert moved, "some were in the middle of something"
         took = max(row["at"] for row in moved) - ready
         print(
-            f"{len(moved)} went on, the last one {took:.1f} s after everything answered, {took + ready - killed:.1f} s after the kill"
+            f"{len(moved)} went on, the last order {took:.1f} s after everything answered, {took + ready - killed:.1f} s after the kill"
         )
         rows = {str(row["id"]): row for row in checkouts(known)}
         books = ledger(lambda path: control(known, path))
         agree(books, list(rows.values()))
-        assert rows.keys() >= set(crowd.taken.values()), "what was acknowledged is there"
-        assert {rows[one]["state"] for one in crowd.paid} == {"completed"}
-        assert all(len(one["payments"]) <= 1 for one in books.values())
+        assert rows.keys() >= set(shoppers.taken.values()), "what was acknowledged is there"
+        assert {rows[order]["state"] for order in shoppers.paid} == {"completed"}
+        assert all(len(entry["payments"]) <= 1 for entry in books.values())
         completed = sql(known, "SELECT checkout_id FROM events WHERE kind = 'checkout.completed'")
-        assert len(completed) == len({row["checkout_id"] for row in completed}) >= len(crowd.paid)
+        assert len(completed) == len({row["checkout_id"] for row in completed}) >= len(shoppers.paid)
         verified = orchestrator("audit", "verify", "--data-dir", place)
         assert verified.returncode == 0, verified.stdout + verified.stderr
         assert up.end() == 0
@@ -170,7 +168,9 @@ def test_a_kill_of_everything_under_load_loses_and_doubles_nothing_and_all_goes_
 def all_rest(known: dict[str, Any]) -> bool:
     """Say whether every order is paid for, or waits for its shopper, as the gateway's ledger has it."""
     books = ledger(lambda path: control(known, path))
-    paid = {order for order, entry in books.items() if any(one["heldMinor"] for one in entry["payments"])}
+    paid = {
+        order for order, entry in books.items() if any(payment["heldMinor"] for payment in entry["payments"])
+    }
     return all(
         row["state"] == ("completed" if row["order_ref"] in paid else "awaiting_payment")
         for row in checkouts(known)
@@ -187,7 +187,7 @@ def sql(known: dict[str, Any], statement: str) -> list[dict[str, Any]]:
 
 
 def control(known: dict[str, Any], path: str, body: object = None) -> Any:
-    """Ask the sandbox's control API, or tell it something."""
+    """Call the sandbox's control API."""
     answer = httpx.request(
         "GET" if body is None else "PUT",
         f"{known['gateway_url']}/sandbox/{path}",
@@ -208,7 +208,7 @@ def test_a_child_that_dies_is_started_again_and_ctrl_c_ends_everything_cleanly(t
         up.until_said("scheduler was started again")
         up.until_said("worker-1 was started again")
         assert before.isdisjoint({up.child("worker").pid, up.child("scheduler").pid})
-        server = next(one for one in up.family.values() if "valkey-server" in one.name())
+        server = next(process for process in up.family.values() if "valkey-server" in process.name())
         server.kill()
         up.until_said("the embedded servers were started again")
         with Shop(up, up.until_up()["public_url"]) as shop:
@@ -239,7 +239,7 @@ def test_each_process_has_its_own_secrets_and_what_they_write_is_for_no_other_ac
             assert given & SECRET == SECRETS[process]
             url = environment.get("ORCHESTRATOR_DATABASE_URL", "//orchestrator_app:")
             assert "//orchestrator_app:" in url
-        ran = [one for one in up.family.values() if one.name() in {"postgres", "valkey-server"}]
+        ran = [process for process in up.family.values() if process.name() in {"postgres", "valkey-server"}]
         assert len(ran) >= 2
         open_ = [
             str(path)
@@ -290,8 +290,8 @@ def test_an_ephemeral_installation_leaves_no_file_behind(tmp_path, signals):
 
 
 @contextmanager
-def somebody_elses_gateway() -> Iterator[tuple[str, list[str]]]:
-    """A server that lets nobody in, and remembers what it was asked."""
+def foreign_gateway() -> Iterator[tuple[str, list[str]]]:
+    """A server that refuses every call, and records what it was asked."""
     asked: list[str] = []
 
     class Refuses(BaseHTTPRequestHandler):
@@ -317,7 +317,7 @@ def somebody_elses_gateway() -> Iterator[tuple[str, list[str]]]:
 
 def test_with_a_gateway_url_no_sandbox_starts_and_that_gateway_alone_is_asked(tmp_path):
     with (
-        somebody_elses_gateway() as (url, asked),
+        foreign_gateway() as (url, asked),
         running(
             "up",
             "--port",

@@ -1,4 +1,4 @@
-"""Webhooks between processes: orders of a shop whose receiver is the one of the documentation, killed
+"""Webhooks between processes: orders of a shop whose receiver is that of the documentation, killed
 deliverers, and an end within its time.
 """
 
@@ -31,7 +31,7 @@ PAGE = Path(__file__).resolve().parent.parent.parent / "docs/webhooks.md"
 
 @pytest.fixture
 def installation(servers, database_url, tmp_path) -> Iterator[World]:
-    one = World(
+    started = World(
         servers,
         database_url,
         tmp_path,
@@ -40,14 +40,14 @@ def installation(servers, database_url, tmp_path) -> Iterator[World]:
         shutdown_timeout=10,
     )
     try:
-        one.start_all()
-        yield one
+        started.start_all()
+        yield started
     finally:
-        one.close()
+        started.close()
 
 
 class Receiver:
-    """A receiver in threads; it verifies, and can be told to fail, to be slow, or to fall silent in the
+    """A receiver in threads; it verifies, and can be set to fail, to be slow, or to fall silent in the
     middle of an answer.
     """
 
@@ -125,7 +125,7 @@ def everything(world: World) -> dict[str, list[int]]:
     return found
 
 
-def test_the_receiver_of_the_documentation_is_told_of_an_order(installation: World):
+def test_the_receiver_of_the_documentation_gets_the_events_of_an_order(installation: World):
     world, port = installation, free_port()
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
@@ -149,11 +149,11 @@ def test_the_receiver_of_the_documentation_is_told_of_an_order(installation: Wor
             world.until_state(checkout, "awaiting_payment")
             world.pay(checkout)
             world.until_state(checkout, "completed")
-            world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "everything is delivered")
+            world.until(lambda: not world.sql("SELECT 1 FROM delivery_streams"), "everything is delivered")
             told = [receiver.stdout.readline().split() for _ in everything(world)[checkout]]
         finally:
             receiver.kill()
-    assert [(one[1], int(one[2])) for one in told] == [
+    assert [(line[1], int(line[2])) for line in told] == [
         (checkout, number) for number in range(1, len(told) + 1)
     ]
     assert [told[0][0], told[1][0]] == ["checkout.ready", "checkout.completed"]
@@ -177,16 +177,16 @@ def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_orde
             name = f"deliverer-{1 + number % 2}"
             world.kill(name)
             world.start(name)
-        for one in orders:
-            world.until_state(one, "awaiting_payment")
-            world.pay(one)
+        for order in orders:
+            world.until_state(order, "awaiting_payment")
+            world.pay(order)
         world.until_all("completed")
         receiver.refused_share = 0.0
         # A killed deliverer's leases last for seconds, a refused event's delay too.
         world.until(
             lambda: (
-                not world.sql("SELECT FROM events WHERE position IS NULL")
-                and not world.sql("SELECT FROM delivery_streams")
+                not world.sql("SELECT 1 FROM events WHERE position IS NULL")
+                and not world.sql("SELECT 1 FROM delivery_streams")
                 and receiver.taken == everything(world)
             ),
             "every event has come",
@@ -204,19 +204,19 @@ def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installatio
         world.start("deliverer")
         orders = [world.order() for _ in range(3)]
         world.until(
-            lambda: world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"),
+            lambda: world.sql("SELECT 1 FROM delivery_streams WHERE lease IS NOT NULL"),
             "deliveries are under way",
         )
         pid = world.running["deliverer"].pid
         assert psutil.pid_exists(pid)
         assert world.stop("deliverer", seconds=15) == 0
-        assert not world.sql("SELECT FROM delivery_streams WHERE lease IS NOT NULL"), (
+        assert not world.sql("SELECT 1 FROM delivery_streams WHERE lease IS NOT NULL"), (
             "no lease is left behind"
         )
-        for one in orders:
-            world.until_state(one, "awaiting_payment")
+        for order in orders:
+            world.until_state(order, "awaiting_payment")
         world.start("deliverer")
-        world.until(lambda: not world.sql("SELECT FROM delivery_streams"), "the rest is delivered")
+        world.until(lambda: not world.sql("SELECT 1 FROM delivery_streams"), "the rest is delivered")
         assert receiver.repeats == 0
         assert dict(receiver.taken) == everything(world)
     world.agree()

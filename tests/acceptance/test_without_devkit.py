@@ -139,7 +139,9 @@ def test_a_command_for_development_says_in_one_line_what_to_install(python, tmp_
 
 
 def test_the_extra_is_installed_for_development_and_not_in_production():
-    wanted = {Requirement(one).name.lower() for one in PROJECT["optional-dependencies"]["devkit"]}
+    wanted = {
+        Requirement(requirement).name.lower() for requirement in PROJECT["optional-dependencies"]["devkit"]
+    }
     assert wanted == set(MODULES)
     assert wanted & pinned("requirements.txt") == ANYHOW
     for requirements in ("requirements-dev.txt", "requirements-devkit.txt", "requirements-bench.txt"):

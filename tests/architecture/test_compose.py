@@ -1,4 +1,4 @@
-"""The compose file and the Procfile name settings and commands that exist, and the same ones."""
+"""The compose file and the Procfile name settings and commands that exist, and the same settings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def test_every_secret_comes_from_outside_and_none_has_a_default() -> None:
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|SECRET|AUTH|KEYS|_URL|PGOPTIONS", variable):
                 assert "${" in value, f"{name}: {variable} is written down"
-                assert all(":?" in one for one in re.findall(r"\$\{[^}]*}", value)), f"{name}: {variable}"
+                assert all(":?" in reference for reference in re.findall(r"\$\{[^}]*}", value)), (
+                    f"{name}: {variable}"
+                )
 
 
 @pytest.mark.parametrize("name", sorted(OURS))
@@ -122,7 +124,7 @@ KEYS = {
     "pids_limit": int, "ports": list, "profiles": list, "pull_policy": str, "read_only": bool, "restart": str, "security_opt": list,
     "shm_size": str, "stop_grace_period": str, "tmpfs": list, "user": str, "volumes": list,
 }  # fmt: skip
-"""What the Compose Specification knows of a service, as far as it is used here, and the type that it takes.
+"""The keys of a service in the Compose Specification, as far as it is used here, and the type that it takes.
 """
 
 
@@ -138,7 +140,7 @@ def test_each_service_says_what_the_compose_specification_knows(name: str) -> No
         assert other in SERVICES
         assert set(how) == {"condition"}
     for key in ("cap_drop", "command", "ports", "profiles", "security_opt", "tmpfs", "volumes"):
-        assert all(isinstance(one, str) for one in service.get(key, [])), key
+        assert all(isinstance(argument, str) for argument in service.get(key, [])), key
     for key, value in service.get("environment", {}).items():
         assert isinstance(key, str)
         assert isinstance(value, str)
@@ -150,7 +152,7 @@ def test_the_file_as_a_whole_has_the_parts_of_the_compose_specification() -> Non
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_is_one_of_the_command_line(command: tuple[str, ...]) -> None:
+def test_every_command_exists_on_the_command_line(command: tuple[str, ...]) -> None:
     from orchestrator import cli
 
     program, *rest = command
@@ -158,7 +160,7 @@ def test_every_command_is_one_of_the_command_line(command: tuple[str, ...]) -> N
     current: click.Command = cli.main if isinstance(cli.main, click.Group) else cli.cli
     context = click.Context(current, info_name=program)
     while isinstance(current, click.Group):
-        assert rest, f"{current.name} wants a command"
+        assert rest, f"{current.name} needs a command"
         name, found, rest = current.resolve_command(context, rest)
         assert found, name
         current = found
@@ -173,7 +175,7 @@ def test_every_long_running_service_has_a_health_check_and_comes_back(name: str)
     assert service["restart"] == "unless-stopped"
 
 
-def test_whoever_needs_the_schema_waits_for_the_migrations() -> None:
+def test_every_service_that_needs_the_schema_waits_for_the_migrations() -> None:
     for name in ("api", "worker", "worker2", "scheduler"):
         waits = {other: how["condition"] for other, how in SERVICES[name]["depends_on"].items()}
         assert waits["migrate"] == "service_completed_successfully"
@@ -221,7 +223,7 @@ def test_the_image_installs_only_what_is_pinned() -> None:
 def test_only_the_sandbox_runs_in_the_image_with_the_packages_for_development() -> None:
     parents = {stage: parent for parent, stage, _ in STAGES}
     installed = {stage: set(re.findall(r"-r (\S+)", text)) for _, stage, text in STAGES}
-    # The last stage is the one that `docker build` makes where none is named.
+    # `docker build` makes the last stage where none is named.
     assert STAGES[-1][1] == "production"
     assert parents == {"base": BASE, "devkit": "base", "production": "base"}
     assert installed == {

@@ -1,4 +1,4 @@
-"""The tree of errors in `errors.py` is the tree of the code."""
+"""The tree of errors in the docstring of `errors.py` is the tree of the classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator import errors
 
 
 def leaves(kind: type) -> set[str]:
-    return {kind.__name__}.union(*(leaves(one) for one in kind.__subclasses__()))
+    return {kind.__name__}.union(*(leaves(subclass) for subclass in kind.__subclasses__()))
 
 
 def test_the_tree_of_errors_names_every_error():

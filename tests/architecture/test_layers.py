@@ -1,4 +1,4 @@
-"""Imports that only annotations need, which import-linter is told to leave out, go downwards too where a step
+"""Imports that only annotations need, which import-linter leaves out, go downwards too where a step
 is processed.
 """
 
@@ -30,7 +30,7 @@ def upward(graph: grimp.ImportGraph, container: str, layers: list[str]) -> set[t
         for layer in layers
     ]
     found = graph.find_illegal_dependencies_for_layers(layers=drawn, containers={container})
-    return {(one.importer, one.imported) for one in found}
+    return {(dependency.importer, dependency.imported) for dependency in found}
 
 
 def test_nothing_in_processing_imports_back_up(graph):
@@ -46,7 +46,7 @@ def test_processing_knows_nothing_of_the_packages_above_it(graph):
         for module in graph.find_descendants("orchestrator.processing")
         for imported in graph.find_modules_directly_imported_by(module)
     }
-    assert {one for one in known if one.split(".")[1] in above} == set()
+    assert {imported for imported in known if imported.split(".")[1] in above} == set()
 
 
 def test_the_rule_can_fail(graph):

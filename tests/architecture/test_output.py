@@ -48,7 +48,7 @@ def faults(path: str, source: str) -> list[str]:
                 found.append((node.lineno, "prints past cli/output.py"))
             case ast.ImportFrom(module=str(module), names=names) if (
                 id(node) not in typing_only
-                and any(f"{module}.{one.name}" in {"rich.console.Console", "rich.print"} for one in names)
+                and any(f"{module}.{name.name}" in {"rich.console.Console", "rich.print"} for name in names)
                 and path != DRAWINGS
             ):
                 found.append((node.lineno, "draws past PlainConsole"))

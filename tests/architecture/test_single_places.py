@@ -1,7 +1,7 @@
-"""What a linter cannot see: some things happen in one room of the house and nowhere else.
+"""What a linter cannot see: some things are done in one package and nowhere else.
 
 Every rule is a function from one module to the lines that break it. It runs over the whole package, and over
-a small bad example in a room where the thing is forbidden and in one where it is allowed: a rule that cannot
+a small bad example in a module where it is forbidden and in a module where it is allowed: a rule that cannot
 fail holds nothing.
 """
 
@@ -250,13 +250,13 @@ def test_the_rule_can_fail_where_it_should_and_only_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("commit", '"""Speaks of session.commit() only."""\n'),
+        ("commit", '"""Mentions session.commit() only."""\n'),
         ("celery", "import celerity\n"),
         ("http", "from urllib.parse import urlsplit\nfrom http import HTTPStatus\n"),
         ("environment", "import os\npid = os.getpid()\n"),
         (
             "state",
-            '"""Nobody here runs UPDATE checkouts."""\nSQL = "SELECT state FROM checkouts FOR UPDATE"\n',
+            '"""No statement here runs UPDATE checkouts."""\nSQL = "SELECT state FROM checkouts FOR UPDATE"\n',
         ),
         ("audit", 'SQL = "SELECT * FROM audit_entries"\nseen = {}\nseen.update(audit)\n'),
         ("verbs", "def dock_ship(): ...\ndef processed(): ...\n"),

@@ -1,6 +1,6 @@
 """Calls that mypy must refuse.
 
-`warn_unused_ignores` fails the type check as soon as it would take one of them.
+`warn_unused_ignores` fails the type check as soon as it would accept one of them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from orchestrator.processing import money_operations
 from orchestrator.store.checkouts import Move
 
 if TYPE_CHECKING:
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.records import Operation
     from orchestrator.processing.step import Step
-    from orchestrator.store.checkouts import ClaimedCheckout
 
 
 async def names(step: Step, held: ClaimedCheckout, operation: Operation) -> None:

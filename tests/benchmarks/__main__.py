@@ -99,7 +99,7 @@ def _keys(text: str) -> list[str]:
 
 
 class Display:
-    """What whoever watches sees: one line that changes on a terminal, and a line for each figure."""
+    """The progress output: one line that changes on a terminal, and a line for each figure."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False)
@@ -181,7 +181,7 @@ def grown(
                 display.console.print(f"  {name} tables:")
                 display.figure(figure)
             with psycopg.connect(full) as connection:
-                # The orders of this round are no work for the next one's processes.
+                # The orders of this round are no work for the processes of the next.
                 connection.execute(
                     "UPDATE checkouts SET due_at = due_at + interval '1 day' WHERE due_at IS NOT NULL"
                 )

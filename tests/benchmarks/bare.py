@@ -8,7 +8,7 @@ commit runs and are written as one statement with their audit rows, as the produ
 for each of its moves to be durable. This is not a design to use but the ceiling of this machine, to measure
 the others by.
 
-    python -m tests.benchmarks.start bare take MARK ORDERS          takes the orders in and carries them
+    python -m tests.benchmarks.start bare take MARK ORDERS          takes the orders in and processes them
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class CheckoutProcessor:
                 batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
                 if not batch:
                     break
-                batch.sort(key=lambda one: one[0][0])
+                batch.sort(key=lambda waiting: waiting[0][0])
                 names = ("ids", "steps", "tokens", "sessions", "methods", "evidence")
                 columns = zip(names, zip(*(moved for moved, _ in batch), strict=True), strict=True)
                 parameters = {name: list(column) for name, column in columns}
@@ -135,7 +135,7 @@ class CheckoutProcessor:
             await self._moved((order_id, 3, None, None, None, "{}"))
 
     async def run(self, share: Share) -> None:
-        """Take this process's share of the orders in, chunk by chunk, and carry them."""
+        """Take this process's share of the orders in, chunk by chunk, and process them."""
         chunks = list(islice(work.chunks(share.mark, share.orders), share.number, None, PROCESSES))
         connections = [
             await psycopg.AsyncConnection.connect(HERE.database_url, autocommit=True)

@@ -86,9 +86,9 @@ class Claim:
 def rates(document: Mapping[str, Any], peer: str, latency: int) -> dict[int, float]:
     """Return orders a second by round."""
     return {
-        one["round"]: one["orders_per_s"]
-        for one in document["figures"]
-        if one["peer"] == peer and one["latency_ms"] == latency
+        figure["round"]: figure["orders_per_s"]
+        for figure in document["figures"]
+        if figure["peer"] == peer and figure["latency_ms"] == latency
     }
 
 
@@ -99,9 +99,9 @@ def ratio(document: Mapping[str, Any], peer: str, *others: str, latency: int) ->
     mine = rates(document, peer, latency)
     best: dict[int, float] = {}
     for other in others:
-        for one, rate in rates(document, other, latency).items():
-            best[one] = max(rate, best.get(one, 0.0))
-    both = [mine[one] / best[one] for one in sorted(mine.keys() & best.keys())]
+        for key, rate in rates(document, other, latency).items():
+            best[key] = max(rate, best.get(key, 0.0))
+    both = [mine[key] / best[key] for key in sorted(mine.keys() & best.keys())]
     return statistics.median(both) if both else None
 
 
@@ -133,8 +133,8 @@ def _wrong(run: Mapping[str, Any]) -> int:
 
 
 def _at(document: Mapping[str, Any], name: str, *path: str) -> float | None:
-    """Return a figure of one of the runs of `orchestrator bench`; None if there was none, or one that is too
-    small to count.
+    """Return a figure of one of the runs of `orchestrator bench`; None if there was none, or a run that is
+    too small to count.
     """
     found: Any = document.get("lifecycle", {}).get(name)
     if found is None or (name == "steady" and found["rate"] < STEADY) or found["orders"] < LEAST.get(name, 0):

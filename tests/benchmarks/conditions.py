@@ -1,5 +1,5 @@
-"""Under what was measured: the machine, the disk's flush time, and the versions of everything
-that took part.
+"""The conditions of a measurement: the machine, the disk's flush time, and the versions of everything that
+took part.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ deliverer and the receiver on one machine.
 
 Two measurements. A backlog: events for as many checkouts wait, and deliveries a second are counted from the
 first to the last. A stream: events are committed at a steady rate, and the time from each commit to the first
-byte of its delivery is taken, by one clock.
+byte of its delivery is received, by one clock.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ REFUSAL: Final = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r
 
 
 def receive(pipe: Any) -> None:
-    """Take deliveries in a process of its own: the time of each first byte by checkout, until told to stop.
+    """Take deliveries in a process of its own: the time of each first byte by checkout, until it is stopped.
 
-    While it is told to, it answers about one checkout in a hundred with 500, for ever.
+    While it is set to, it answers about one checkout in a hundred with 500, for ever.
     """
     seen: dict[bytes, float] = {}
     poisoned = False
@@ -139,9 +139,9 @@ async def stream(
             await asyncio.sleep(0.05)
 
         async def commit() -> None:
-            one = uuid7()
-            await db.write(INSERT, {"ids": [one], "payload": PAYLOAD})
-            committed[str(one).encode()] = time.time()
+            checkout = uuid7()
+            await db.write(INSERT, {"ids": [checkout], "payload": PAYLOAD})
+            committed[str(checkout).encode()] = time.time()
             sequencer.wake()
 
         tasks = []
@@ -158,7 +158,7 @@ async def stream(
         seen = pipe.recv()[1]
         process.terminate()
     running.cancel()
-    taken = sorted((seen[one] - at) * 1000 for one, at in committed.items() if not is_poisoned(one))
+    taken = sorted((seen[event] - at) * 1000 for event, at in committed.items() if not is_poisoned(event))
 
     def percentile(share: float) -> float:
         return round(taken[min(int(len(taken) * share), len(taken) - 1)], 1)

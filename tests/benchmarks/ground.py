@@ -1,5 +1,5 @@
-"""The ground that all designs are measured on: one Postgres with fsync, one Redis, one light gateway for each
-latency, for a whole run.
+"""The servers that all designs are measured on: one Postgres with fsync, one Redis, one light gateway for
+each latency, for a whole run.
 
 Each measurement gets a database of its own and an empty Redis, so that no design pays for what another left
 behind. Everything is started here, lives in one directory, and ends with this process, however it ends.
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 TIMEOUT: Final = 30.0
-_LOOK: Final = 0.05
+_POLL_EVERY: Final = 0.05
 _STOPPING: Final = 10.0
 _LAST_WORDS: Final = 15
 
@@ -89,7 +89,7 @@ class Ground:
             yield cls(place, servers, held)
 
     def gateway(self, latency: int) -> str:
-        """Return the URL of the gateway that answers after `latency` milliseconds; nobody pays there."""
+        """Return the URL of the gateway that answers after `latency` milliseconds; no shopper pays there."""
         if latency not in self._gateways:
             port = free_port(self.place / f"gateway-{latency}.port")
             command = [
@@ -109,7 +109,7 @@ class Ground:
                 process.check()
                 if time.monotonic() > deadline:
                     raise BenchmarkFailed(f"the light gateway did not answer within {TIMEOUT:g} s")
-                time.sleep(_LOOK)
+                time.sleep(_POLL_EVERY)
             self._gateways[latency] = url
         return self._gateways[latency]
 
@@ -125,7 +125,7 @@ class Ground:
         finally:
             with self.administering() as connection:
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(named))
-                # What one design wrote is on the disk before the next one's time begins.
+                # What one design wrote is on the disk before the time of the next begins.
                 connection.execute("CHECKPOINT")
 
     @contextmanager
@@ -170,7 +170,7 @@ class Ground:
         ended = usage.spent(postmaster, ended=True) - usage.spent(postmaster)
         busy, whole = usage.machine()
         return Meter(
-            own=sum(map(usage.spent, (one for process in processes for one in process.family))),
+            own=sum(map(usage.spent, (member for process in processes for member in process.family))),
             postgres=ended + sum(map(usage.spent, [postmaster, *postmaster.children(recursive=True)])),
             redis=usage.spent(psutil.Process(self.servers.redis_pid)),
             ours=ended + sum(map(usage.spent, [here, *here.children(recursive=True)])),
@@ -181,8 +181,8 @@ class Ground:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meter:
-    """CPU seconds so far: of a design's processes, of Postgres, of Redis, of all of ours, of everybody, and
-    all that there were.
+    """CPU seconds so far: of a design's processes, of Postgres, of Redis, of all of ours, of the whole
+    machine, and all that there were.
     """
 
     own: float
@@ -193,7 +193,9 @@ class Meter:
     whole: float
 
     def since(self, before: Meter, *, intake: float) -> dict[str, float]:
-        """Return the seconds that a run took of each; the intake's process has ended and has told its own."""
+        """Return the seconds that a run took of each; the intake's process has ended and has reported its
+        own.
+        """
         return {
             "own": self.own - before.own + intake,
             "postgres": self.postgres - before.postgres,

@@ -1,9 +1,9 @@
 """Finished checkouts by the million, made in Postgres itself, so that what history costs the orders under way
 can be measured.
 
-Each is completed and settled: no due time, nothing open. It has what a real one has in the tables that
-carrying another one writes to or reads: the checkout, its intent, its session, eight audit entries, three
-events, its payment; as many bytes, though nothing in them opens under any key. Callbacks are left out:
+Each is completed and settled: no due time, nothing open. It has what a real checkout has in the tables that
+processing another checkout writes to or reads: the checkout, its intent, its session, eight audit entries,
+three events, its payment; as many bytes, though nothing in them opens under any key. Callbacks are left out:
 nothing of the measured way touches them.
 """
 
@@ -71,7 +71,7 @@ _STATEMENTS: Final = tuple(
                   13900, 0, 0, at, at FROM f""",
     )
 )
-# The trail of history is sealed: the next seal looks at what is new.
+# The trail of history is sealed: the next seal reads what is new.
 _SEAL: Final = """
     INSERT INTO audit_seals (sequence, at, heads, key_id, mac) VALUES (1, clock(), '', 'finished', decode(md5(''), 'hex'))
 """
@@ -96,7 +96,7 @@ def grow(url: str, *, finished: int, show: Callable[[str], None]) -> float:
         connection.execute(_SEAL)
         connection.execute(_FEED)
         # What a database has that grew over years: no page left that a vacuum of the measured time would have
-        # to look at.
+        # to read.
         connection.execute("VACUUM (FREEZE, ANALYZE)")
         connection.execute("CHECKPOINT")
     return time.monotonic() - began
@@ -105,7 +105,7 @@ def grow(url: str, *, finished: int, show: Callable[[str], None]) -> float:
 def _write(url: str, first: int, last: int, *, epoch: int) -> int:
     parameters = {"first": first, "last": last, "from": epoch, "merchant": 1, "trail": _TRAIL}
     with psycopg.connect(url) as connection:
-        # Nobody waits for the disk, and what is known to fit together is not looked up row by row.
+        # No statement waits for the disk, and foreign keys are not checked row by row.
         connection.execute("SET synchronous_commit = off; SET session_replication_role = replica")
         for statement in _STATEMENTS:
             connection.execute(statement, parameters)

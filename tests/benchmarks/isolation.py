@@ -1,5 +1,5 @@
-"""What a quiet merchant feels of a noisy one: p99 from intake to awaiting_payment, alone and while another
-sends 20 times its rate.
+"""The effect of a noisy merchant on a quiet merchant: p99 from intake to awaiting_payment, alone and while
+another sends 20 times its rate.
 
     python -m tests.benchmarks.isolation [--rate 3] [--times 20] [--seconds 20] [--turns 2]
                                         [--latency 0] [--noisy-latency 3000]
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 WARM_UP = 2.0
 """Seconds of load before anything is measured: connections are opened, statements prepared."""
 MERCHANTS_KNOWN = 1.5
-"""Seconds after which every process knows a merchant that was added."""
+"""Seconds after which every process has read a merchant that was added."""
 SETTLE = 120.0
 """Seconds within which what was taken must have come through."""
 _TURN = 25.0
@@ -63,7 +63,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What came of it: the quiet merchant alone, beside the noisy one, and the noisy one itself."""
+    """What came of it: the quiet merchant alone, beside the noisy merchant, and the noisy merchant itself."""
 
     rate: float
     times: float
@@ -73,7 +73,7 @@ class Isolation:
 
     @property
     def ratio(self) -> float:
-        """How much longer the quiet merchant's slowest hundredth waits beside the noisy one."""
+        """How much longer the quiet merchant's slowest hundredth waits beside the noisy merchant."""
         return self.beside.p99 / self.alone.p99
 
 
@@ -89,7 +89,8 @@ def measure(
 ) -> Isolation:
     """Run the product with two merchants, and load it; main thread only.
 
-    Both merchants' orders go to one gateway, unless `noisy_latency` gives the noisy one a gateway of its own.
+    Both merchants' orders go to one gateway, unless `noisy_latency` gives the noisy merchant a gateway of its
+    own.
     """
     with (
         tempfile.TemporaryDirectory() as place,
@@ -104,9 +105,9 @@ def measure(
 
 @contextmanager
 def _gateway(latency: str) -> Iterator[str]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     command = ["bench-gateway", "--port", str(port), "--latency", latency, "--no-shoppers"]
     process = subprocess.Popen([sys.executable, "-m", "orchestrator", *command])
     try:
@@ -154,7 +155,7 @@ async def _load(
 
 
 class _Shop:
-    """One merchant that hands orders over on a schedule, whatever becomes of those before."""
+    """One merchant that sends orders on a schedule, independent of the orders before."""
 
     def __init__(self, up: Up, name: str) -> None:
         address = urlsplit(up.url)
@@ -195,14 +196,14 @@ async def _percentiles(db: Database, phase: str) -> Percentiles:
         """),
         {"phase": f"{phase}-"},
     )
-    return Percentiles(row.orders, *(round(one, 1) for one in row.ms))
+    return Percentiles(row.orders, *(round(value, 1) for value in row.ms))
 
 
 def quiet_merchant(*, seconds: float, show: Callable[[str], None]) -> dict[str, float]:
     """Return both p99s of the quiet merchant in milliseconds: alone, and while another sends 20 times its
     rate.
     """
-    show(f"a quiet merchant alone and beside a busy one, in turn ({seconds:g} s each)")
+    show(f"a quiet merchant alone and beside a busy merchant, in turn ({seconds:g} s each)")
     found = measure(seconds=seconds, slots=max(1, round(seconds / _TURN)))
     return {"alone_p99_ms": found.alone.p99, "beside_p99_ms": found.beside.p99}
 
@@ -210,7 +211,9 @@ def quiet_merchant(*, seconds: float, show: Callable[[str], None]) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.isolation")
     parser.add_argument("--rate", type=float, default=3.0, help="orders of the quiet merchant per second")
-    parser.add_argument("--times", type=float, default=20.0, help="how many times that the noisy one sends")
+    parser.add_argument(
+        "--times", type=float, default=20.0, help="how many times that the noisy merchant sends"
+    )
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each of the two phases")
     parser.add_argument("--turns", type=int, default=2, help="parts in which the two phases take turns")
     parser.add_argument("--latency", default="0", help="of the gateway, as for `orchestrator bench`")

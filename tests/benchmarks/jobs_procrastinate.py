@@ -1,11 +1,11 @@
 """Peer (d): procrastinate, jobs on Postgres.
 
-An asynchronous task carries one order through all its steps on the worker's event loop.
+An asynchronous task takes one order through all its steps on the worker's event loop.
 
 One transaction a step: the guard on the state, the move and its audit row are one statement. A job that is
-run again after a crash goes on where the order stands, so one job an order is enough; a job for each step
-would cost three more times fetching and finishing. The intake stores a chunk of orders and defers their jobs
-in bulk, in the same transaction.
+run again after a crash goes on at the order's present step, so one job an order is enough; a job for each
+step would cost three more times fetching and finishing. The intake stores a chunk of orders and defers their
+jobs in bulk, in the same transaction.
 
     python -m tests.benchmarks.start jobs_procrastinate prepare           makes procrastinate's tables
     python -m tests.benchmarks.start jobs_procrastinate work              runs a worker
@@ -39,7 +39,7 @@ app = procrastinate.App(
 class Tools:
     """What the worker's loop keeps.
 
-    The rows have a pool of their own: procrastinate's asks each connection whether it lives, each time.
+    The rows have a pool of their own: procrastinate's checks each connection each time.
     """
 
     http: aiohttp.ClientSession

@@ -2,8 +2,9 @@
 at a time, memory.
 
 Each is a run of the command as a user would start it, with its own servers in a directory that is removed
-afterwards. A run in which an order was doubled fails everything, and so does one in which an order was lost;
-but at a given rate a slow machine may fall behind: then orders are left over, and the rate was not held.
+afterwards. A run in which an order was doubled fails everything, and so does a run in which an order was
+lost; but at a given rate a slow machine may fall behind: then orders are left over, and the rate was not
+held.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def measure(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
     show("one order at a time")
     sequential = _bench("--sequential", str(length.sequential), "--gateway-latency", "0")
     show("memory with more than 1,000 orders in flight")
-    # A gateway of one second and connections for everybody: what is claimed is in flight.
+    # A gateway of one second and enough connections: what is claimed is in flight.
     in_flight = _bench(
         "--stage",
         "ready",

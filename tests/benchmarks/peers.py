@@ -1,4 +1,5 @@
-"""Who is measured, with which settings at which latency of the gateway, and how each is started.
+"""The designs that are measured, with which settings at which latency of the gateway, and how each is
+started.
 
 The settings were tuned on two cores, each design by what its documentation says and by trying; what was tried
 and found slower is said beside them. Nothing of a design is imported here: each runs in processes of its own.
@@ -86,7 +87,7 @@ class Peer:
     carried: str = work.UNOFFERED
     wrong: str = work.WRONG
 
-    def install(self, here: work.Surroundings, latency: int, place: Path) -> Installed:  # noqa: ARG002 - the product wants it
+    def install(self, here: work.Surroundings, latency: int, place: Path) -> Installed:  # noqa: ARG002 - the product needs it
         """Make its tables, and return its processes."""
         with psycopg.connect(here.database_url, autocommit=True) as connection:
             connection.execute(work.TABLES)
@@ -140,7 +141,7 @@ class Celery(Peer):
 
 
 class Bare(Peer):
-    def _workers(self, cell: Cell) -> list[list[str]]:  # noqa: ARG002 - the processes that take the orders in also carry them
+    def _workers(self, cell: Cell) -> list[list[str]]:  # noqa: ARG002 - the processes that take the orders in also process them
         return []
 
 
@@ -194,7 +195,7 @@ def _environment(**values: float) -> dict[str, str]:
 A: Final = Celery(
     key="a",
     title="usual Celery, prefork",
-    what="A Celery task per step that sends the next one after its commit; SQLAlchemy ORM; one transaction a step (SELECT … FOR UPDATE, "
+    what="A Celery task per step that sends the next task after its commit; SQLAlchemy ORM; one transaction a step (SELECT … FOR UPDATE, "
     "the call, the move, the audit row); one synchronous httpx client a process; late acknowledgement; no result backend.",
     module="usual_celery",
     packages=("celery", "kombu", "redis", "sqlalchemy", "psycopg", "httpx"),

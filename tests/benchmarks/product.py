@@ -3,7 +3,7 @@
 Orders come in over `POST /v1/checkouts/batch`.
 
 It does more than the others for the same order: leases and versions, due times, an event for the shop, an
-audit trail that is chained and keyed, everything personal encrypted. Its own tables are looked at for the
+audit trail that is chained and keyed, everything personal encrypted. Its own tables are read for the
 count and for the trail.
 
     python -m tests.benchmarks.start product take MARK ORDERS       hands the orders over
@@ -25,7 +25,7 @@ from tests.benchmarks import work
 AT_ONCE = 4
 """Batches under way; each is work.CHUNK orders."""
 
-# By the index over what is unsettled: looking must cost nothing beside what is measured, however long the
+# By the index over what is unsettled: reading it must cost nothing beside what is measured, however long the
 # history is.
 UNOFFERED = """
     SELECT count(*) AS orders, count(*) FILTER (WHERE state = 'awaiting_payment') AS carried,

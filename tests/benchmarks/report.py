@@ -99,12 +99,12 @@ def _shown(document: Mapping[str, Any]) -> list[str]:
 
 
 def _designs(document: Mapping[str, Any]) -> list[str]:
-    latencies = sorted({one["latency_ms"] for one in document["figures"]})
+    latencies = sorted({figure["latency_ms"] for figure in document["figures"]})
     parts = [
         "## The same work in other designs",
         (
             "The work: N orders from `received` to `awaiting_payment`, which is three calls to the gateway (authenticate, session, payment "
-            "methods) and four moves, each with its row in the audit trail. The clock runs from the first order handed over to the last one "
+            "methods) and four moves, each with its row in the audit trail. The clock runs from the first order handed over to the last order "
             "awaiting payment, both by Postgres's clock; the processes are up and warm before. At the end of every run each order must be "
             "there with the gateway's token, session and methods and a trail of exactly its intake and these four moves, or everything "
             "fails. Each run has a database of its own and an empty Redis; the order of the designs turns round with every round."
@@ -133,9 +133,11 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
         if not by_round:
             continue
         mine = [
-            one for one in document["figures"] if (one["peer"], one["latency_ms"]) == (peer["key"], latency)
+            figure
+            for figure in document["figures"]
+            if (figure["peer"], figure["latency_ms"]) == (peer["key"], latency)
         ]
-        cpu = (statistics.median(one["cpu_ms_per_order"][kind] for one in mine) for kind in _KINDS)
+        cpu = (statistics.median(figure["cpu_ms_per_order"][kind] for figure in mine) for kind in _KINDS)
         values = list(by_round.values())
         rows.append(
             (
@@ -144,7 +146,7 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
                 f"{number(min(values))} – {number(max(values))}",
                 *map(number, cpu),
                 f"{mine[0]['orders']:,}",
-                f"{number(statistics.median(one['others_cpu_percent'] for one in mine))} %",
+                f"{number(statistics.median(figure['others_cpu_percent'] for figure in mine))} %",
             )
         )
     head = (
@@ -170,7 +172,7 @@ def _product(document: Mapping[str, Any]) -> list[str]:
     runs = document.get("lifecycle")
     if not runs:
         return []
-    named = [("highest rate", one) for one in runs["highest"]]
+    named = [("highest rate", run) for run in runs["highest"]]
     named += [
         ("steady", runs["steady"]),
         ("one at a time", runs["sequential"]),
@@ -192,15 +194,15 @@ def _product(document: Mapping[str, Any]) -> list[str]:
         (
             name,
             "—"
-            if one["rate"] is None
-            else f"{number(one['rate'])}/s" + ("" if one["held"] else " (not held)"),
-            f"{one['orders']:,}",
-            number(one["orders_per_s"]),
-            *(_pair(one["latency_ms"][kind]) for kind in ("intake", "ready", "completed", "callback")),
-            number(one["product_cpu_ms_per_order"]),
-            number(one["worker_rss_mb"]),
+            if run["rate"] is None
+            else f"{number(run['rate'])}/s" + ("" if run["held"] else " (not held)"),
+            f"{run['orders']:,}",
+            number(run["orders_per_s"]),
+            *(_pair(run["latency_ms"][kind]) for kind in ("intake", "ready", "completed", "callback")),
+            number(run["product_cpu_ms_per_order"]),
+            number(run["worker_rss_mb"]),
         )
-        for name, one in named
+        for name, run in named
     ]
     parts = [
         "## The product alone",
@@ -238,7 +240,7 @@ def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def pictures(document: Mapping[str, Any]) -> dict[str, str]:
     """Return the pictures of the page by file name."""
     drawn = {}
-    for latency in sorted({one["latency_ms"] for one in document["figures"]}):
+    for latency in sorted({figure["latency_ms"] for figure in document["figures"]}):
         rows = []
         for peer in document["peers"]:
             values = list(rates(document, peer["key"], latency).values())

@@ -1,4 +1,4 @@
-"""Measuring the designs in turn: round by round, each from its first order taken to its last one awaiting
+"""Measuring the designs in turn: round by round, each from its first order accepted to its last awaiting
 payment.
 
 Both moments are read from Postgres's clock. A run counts only if every order has arrived with the trail that
@@ -31,8 +31,8 @@ WARM_UP: Final = 60
 """Orders before those that count: pools open, code is loaded, plans are made."""
 STANDSTILL: Final = 60.0
 """Seconds without any progress after which a run has failed."""
-_LOOK: Final = 0.5
-"""Seconds between two reads of how far a run is; its times are taken from the rows, so that looking seldom
+_POLL_EVERY: Final = 0.5
+"""Seconds between two reads of how far a run is; its times are taken from the rows, so that rare reads
 makes nothing late."""
 
 
@@ -104,7 +104,7 @@ def run(
     show: Callable[[str], None],
     mark: str = "run",
 ) -> Figure:
-    """Start a design on a database, warm it up, have it carry the orders, look whether they are all there,
+    """Start a design on a database, warm it up, have it process the orders, check whether they are all there,
     and end it.
 
     `mark` begins the order numbers; a database that is measured on more than once needs another each time.
@@ -124,11 +124,11 @@ def run(
         connection = held.enter_context(psycopg.connect(database_url, autocommit=True))
         show(f"{title}: starting")
         _await_up(installed, workers)
-        one = _Run(ground, peer, installed, workers, connection, title, show)
-        one.process(f"warm-{mark}", WARM_UP)
+        run = _Run(ground, peer, installed, workers, connection, title, show)
+        run.process(f"warm-{mark}", WARM_UP)
         asked(here.gateway_url, "POST", "/bench/reset")
         before = ground.meter(workers)
-        seconds, intake = one.process(mark, orders)
+        seconds, intake = run.process(mark, orders)
         after = ground.meter(workers)
         calls = json.loads(asked(here.gateway_url, "GET", "/bench/state") or b"{}").get("calls", {})
     spent = after.since(before, intake=intake)
@@ -151,7 +151,7 @@ def _await_up(installed: Installed, workers: Sequence[Process]) -> None:
             process.check()
         if time.monotonic() > deadline:
             raise BenchmarkFailed(f"{workers[0].name} did not answer:\n{workers[0].last_words()}")
-        time.sleep(_LOOK)
+        time.sleep(_POLL_EVERY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class _Run:
         try:
             done, moved_at = -1, time.monotonic()
             while True:
-                known, carried, ended = self._look(mark)
+                known, carried, ended = self._progress(mark)
                 self.show(
                     f"{self.title}: {carried} of {orders}"
                     + (" (warming up)" if mark.startswith("warm") else "")
@@ -189,7 +189,7 @@ class _Run:
                     raise BenchmarkFailed(
                         f"{self.title}: {carried} of {orders} orders, and nothing has moved for {STANDSTILL:g} s\n{self._words()}"
                     )
-                time.sleep(_LOOK)
+                time.sleep(_POLL_EVERY)
         finally:
             end([intake])
         self._check(intake)
@@ -201,7 +201,7 @@ class _Run:
         told = _told(intake)
         return ended - told["began"], told["spent"]
 
-    def _look(self, mark: str) -> tuple[int, int, float]:
+    def _progress(self, mark: str) -> tuple[int, int, float]:
         row = self.connection.execute(self.peer.carried, (f"{mark}-%",)).fetchone()
         assert row is not None
         return int(row[0]), int(row[1]), float(row[2] or 0)

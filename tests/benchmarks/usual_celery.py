@@ -128,7 +128,7 @@ step = app.task(
 )  # fmt: skip
 
 
-# A step that was done already (its task came twice) only sends the next one.
+# A step that was done already (its task came twice) only sends the next task.
 
 
 @step
@@ -172,7 +172,7 @@ def offer(order_id: str) -> None:
 
 
 def take(mark: str, orders: int) -> None:
-    """Store the orders and send each one's first task, in bulk both."""
+    """Store the orders and send the first task of each, in bulk both."""
     with (
         psycopg.connect(HERE.database_url, autocommit=True) as connection,
         app.producer_pool.acquire() as producer,

@@ -149,7 +149,7 @@ def moved(order_id: object, step: int, *, evidence: str, **gained: object) -> di
 
 
 def tell_began(connection: psycopg.Connection[Any]) -> float:
-    """Tell the runner Postgres's clock, which a run's last moment is read from too; return this process's CPU
+    """Send the runner Postgres's clock, which a run's last moment is read from too; return this process's CPU
     seconds so far.
     """
     row = connection.execute("SELECT extract(epoch FROM clock_timestamp())").fetchone()
@@ -159,5 +159,5 @@ def tell_began(connection: psycopg.Connection[Any]) -> float:
 
 
 def tell_spent(since: float) -> None:
-    """Tell the runner how many CPU seconds taking the orders in has cost."""
+    """Send the runner how many CPU seconds taking the orders in has cost."""
     print(json.dumps({"spent": time.process_time() - since}), flush=True)

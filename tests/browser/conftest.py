@@ -35,9 +35,9 @@ def installation(
 ) -> Iterator[World]:
     with world(
         servers, database_url, tmp_path_factory.mktemp("world"), gateway_secrets=["0123456789abcdef"]
-    ) as one:
-        one.start_all()
-        yield one
+    ) as page:
+        page.start_all()
+        yield page
 
 
 @pytest.fixture

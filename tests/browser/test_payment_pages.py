@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def payment_page(world: World, checkout: str, kind: str) -> str:
     """Begin a payment as the shop's page would, and return where the gateway sends the shopper."""
     offer = world.checkout(checkout)
-    method = next(one for one in offer["paymentMethods"] if one["type"] == kind)
+    method = next(option for option in offer["paymentMethods"] if option["type"] == kind)
     started = world.http.post(
         method["onInitiatePayment"]["value"],
         json={"paymentMethodId": method["id"], "sessionId": offer["session"]["id"]},
@@ -38,7 +38,7 @@ def fill_card(page: Page, number: str) -> None:
     page.locator("button[value=pay]").click()
 
 
-def test_a_card_is_declined_and_another_one_pays(installation: World, page: Page):
+def test_a_card_is_declined_and_another_card_pays(installation: World, page: Page):
     checkout = installation.order()
     installation.until_state(checkout, "awaiting_payment")
     url = payment_page(installation, checkout, "CARD")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def installation(servers: Embedded, database_url: str, tmp_path: Path) -> Iterator[World]:
     """All processes but the workers: each test starts its own."""
-    with world(servers, database_url, tmp_path) as one:
+    with world(servers, database_url, tmp_path) as installation:
         for name in ("sandbox", "api", "scheduler"):
-            one.start(name)
-        yield one
+            installation.start(name)
+        yield installation

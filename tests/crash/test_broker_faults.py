@@ -1,5 +1,5 @@
-"""Whatever becomes of the broker, workers and scheduler go on, and come back with it; no message and no
-command of a stranger ends them.
+"""Whatever happens to the broker, workers and scheduler go on, and reconnect to it; no message and no command
+of another program ends them.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ def carried_by(
     servers: Embedded, database_url: str, place: Path, broker_url: str, **settings: object
 ) -> Iterator[World]:
     """Start every process on a broker of our own."""
-    with world(servers, database_url, place, broker_url=broker_url, **settings) as one:
+    with world(servers, database_url, place, broker_url=broker_url, **settings) as installation:
         for name in PROCESSES:
-            one.start(name)
-        carries(one, seconds=90)
+            installation.start(name)
+        carries(installation, seconds=90)
         # It gives a heartbeat once it has published: then all links to the broker are there.
-        one.until(
-            lambda: one.sql("SELECT 1 FROM workers WHERE kind = 'scheduler'"),
+        installation.until(
+            lambda: installation.sql("SELECT 1 FROM workers WHERE kind = 'scheduler'"),
             "the scheduler publishes",
             seconds=60,
         )
-        yield one
+        yield installation
 
 
-def carries(one: World, *, seconds: float = 60) -> None:
-    one.until_state(one.order(), "awaiting_payment", seconds=seconds)
+def carries(installation: World, *, seconds: float = 60) -> None:
+    installation.until_state(installation.order(), "awaiting_payment", seconds=seconds)
 
 
-def lines(one: World, name: str, event: str, **fields: str) -> list[dict[str, Any]]:
+def lines(installation: World, name: str, event: str, **fields: str) -> list[dict[str, Any]]:
     found = []
-    for line in one.log(name).splitlines():
+    for line in installation.log(name).splitlines():
         if line.startswith("{"):
             record = json.loads(line)
             if record["event"] == event and fields.items() <= record.items():
@@ -65,32 +65,34 @@ def lines(one: World, name: str, event: str, **fields: str) -> list[dict[str, An
     return found
 
 
-def heard_of_once(one: World) -> None:
-    """Each link to the broker was told of once when it went and once when it came back, and no trace was
+def heard_of_once(installation: World) -> None:
+    """Each link to the broker was logged once when it broke and once when it came back, and no trace was
     printed.
     """
     for name, link in (("worker-1", "consumer"), ("scheduler", "scheduler")):
-        one.until(
-            lambda name=name, link=link: lines(one, name, "broker_back", link=link),
+        installation.until(
+            lambda name=name, link=link: lines(installation, name, "broker_back", link=link),
             f"{name} is back",
             seconds=60,
         )
-        assert len(lines(one, name, "broker_away", link=link)) == 1, one.log(name)
-        assert len(lines(one, name, "broker_back", link=link)) == 1, one.log(name)
-        assert "Traceback" not in one.log(name), one.log(name)
-        assert one.running[name].poll() is None
+        assert len(lines(installation, name, "broker_away", link=link)) == 1, installation.log(name)
+        assert len(lines(installation, name, "broker_back", link=link)) == 1, installation.log(name)
+        assert "Traceback" not in installation.log(name), installation.log(name)
+        assert installation.running[name].poll() is None
 
 
-def hints_flow(one: World) -> None:
+def hints_flow(installation: World) -> None:
     """Sweeps reach the worker by the broker again."""
-    before = one.sql("SELECT (progress->>'hints')::int AS hints FROM workers WHERE kind = 'worker'")
+    before = installation.sql("SELECT (progress->>'hints')::int AS hints FROM workers WHERE kind = 'worker'")
 
     def more() -> bool:
-        one.order()
-        rows = one.sql("SELECT (progress->>'hints')::int AS hints FROM workers WHERE kind = 'worker'")
+        installation.order()
+        rows = installation.sql(
+            "SELECT (progress->>'hints')::int AS hints FROM workers WHERE kind = 'worker'"
+        )
         return bool(rows) and rows[0]["hints"] > (before[0]["hints"] if before else 0)
 
-    one.until(more, "hints reach the worker", seconds=90)
+    installation.until(more, "hints reach the worker", seconds=90)
 
 
 # ── Redis ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,22 +104,25 @@ def test_a_redis_that_became_a_replica_is_left_for_its_successor(
     with redis_server(tmp_path / "old") as old, redis_server(tmp_path / "new") as new:
         way = Way(old.port)
         url = f"redis://127.0.0.1:{way.port}/0"
-        with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as one:
+        with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as installation:
             with redis.Redis(port=old.port) as client:
-                # It lives on, read-only, and its connections stay open.
+                # It goes on, read-only, and its connections stay open.
                 client.execute_command("REPLICAOF", "127.0.0.1", str(new.port))
-            one.until(
-                lambda: lines(one, "worker-1", "broker_away", link="consumer"), "the worker is told of it"
+            installation.until(
+                lambda: lines(installation, "worker-1", "broker_away", link="consumer"),
+                "the worker reports it",
             )
-            one.until(lambda: lines(one, "scheduler", "broker_away"), "the scheduler is told of it")
-            carries(one)
+            installation.until(
+                lambda: lines(installation, "scheduler", "broker_away"), "the scheduler reports it"
+            )
+            carries(installation)
             way.target = new.port
             with redis.Redis(port=new.port) as client:
                 client.execute_command("REPLICAOF", "NO", "ONE")
-            heard_of_once(one)
-            hints_flow(one)
-            assert one.stop("worker-1", seconds=30) == 0
-            assert one.stop("scheduler") == 0
+            heard_of_once(installation)
+            hints_flow(installation)
+            assert installation.stop("worker-1", seconds=30) == 0
+            assert installation.stop("scheduler") == 0
         way.close()
 
 
@@ -179,32 +184,32 @@ FORGED = [
 def test_no_message_on_redis_stops_a_worker(servers: Embedded, database_url: str, tmp_path: Path):
     with redis_server(tmp_path / "redis") as server:
         url = f"redis://127.0.0.1:{server.port}/0"
-        with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as one:
+        with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as installation:
             with redis.Redis(port=server.port) as client:
                 for queue in ("checkouts", "callbacks", "maintenance"):
                     client.lpush(f"orchestrator:{queue}", *GARBAGE, *FORGED)
-                one.until(lambda: not client.llen("orchestrator:checkouts"), "they are read")
-            carries(one)
-            hints_flow(one)
-            (told,) = lines(one, "worker-1", "messages_dropped")
+                installation.until(lambda: not client.llen("orchestrator:checkouts"), "they are read")
+            carries(installation)
+            hints_flow(installation)
+            (told,) = lines(installation, "worker-1", "messages_dropped")
             assert told["count"] >= 1
-            assert not lines(one, "worker-1", "broker_away"), "no message is a fault of the broker"
-            assert "Traceback" not in one.log("worker-1")
-            one.until(
-                lambda: one.sql(
+            assert not lines(installation, "worker-1", "broker_away"), "no message is a fault of the broker"
+            assert "Traceback" not in installation.log("worker-1")
+            installation.until(
+                lambda: installation.sql(
                     "SELECT 1 FROM workers WHERE (progress->>'messagesDropped')::int >= %s",
                     3 * (len(GARBAGE) + len(FORGED)) - 9,
                 ),
                 "the heartbeat counts them",
             )
-            # Remote control: whoever reaches the broker may not shut workers down.
-            stranger = Celery(broker=url)
-            stranger.conf.broker_transport_options = {"global_keyprefix": "orchestrator:"}
-            stranger.control.broadcast("shutdown")
+            # Remote control: access to the broker alone shuts no worker down.
+            foreign = Celery(broker=url)
+            foreign.conf.broker_transport_options = {"global_keyprefix": "orchestrator:"}
+            foreign.control.broadcast("shutdown")
             Celery(broker=url).control.broadcast("shutdown")
             time.sleep(2)
-            carries(one)
-            assert one.stop("worker-1", seconds=30) == 0
+            carries(installation)
+            assert installation.stop("worker-1", seconds=30) == 0
 
 
 # ── RabbitMQ ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -212,8 +217,8 @@ def test_no_message_on_redis_stops_a_worker(servers: Embedded, database_url: str
 
 @pytest.fixture(scope="module")
 def rabbitmq() -> Iterator[RabbitMQServer]:
-    with rabbitmq_server() as one:
-        yield one
+    with rabbitmq_server() as server:
+        yield server
 
 
 def test_connections_that_are_cut_and_a_broker_that_is_restarted_end_neither_worker_nor_scheduler(
@@ -221,32 +226,36 @@ def test_connections_that_are_cut_and_a_broker_that_is_restarted_end_neither_wor
 ):
     way = Way(rabbitmq.port)
     url = f"amqp://guest:guest@127.0.0.1:{way.port}//"
-    with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as one:
-        # The broker holds on to what these connections had: it does not know that they are gone.
+    with carried_by(servers, database_url, tmp_path, url, redis_url=servers.redis_url) as installation:
+        # The broker keeps the messages of these connections: it has not detected that they are closed.
         way.cut()
-        heard_of_once(one)
-        hints_flow(one)
+        heard_of_once(installation)
+        hints_flow(installation)
         rabbitmq.ctl("stop_app")
-        one.until(lambda: len(lines(one, "scheduler", "broker_away")) == 2, "the scheduler is told of it")
-        carries(one)
+        installation.until(
+            lambda: len(lines(installation, "scheduler", "broker_away")) == 2, "the scheduler reports it"
+        )
+        carries(installation)
         time.sleep(3)
         rabbitmq.ctl("start_app")
         for name, link in (("worker-1", "consumer"), ("scheduler", "scheduler")):
-            one.until(
-                lambda name=name, link=link: len(lines(one, name, "broker_back", link=link)) == 2,
+            installation.until(
+                lambda name=name, link=link: len(lines(installation, name, "broker_back", link=link)) == 2,
                 f"{name} is back",
                 seconds=90,
             )
-            assert "Traceback" not in one.log(name), one.log(name)
-        hints_flow(one)
-        assert Counter(one.stop(name, seconds=30) for name in ("worker-1", "scheduler")) == {0: 2}
+            assert "Traceback" not in installation.log(name), installation.log(name)
+        hints_flow(installation)
+        assert Counter(installation.stop(name, seconds=30) for name in ("worker-1", "scheduler")) == {0: 2}
     way.close()
 
 
 def test_no_message_on_rabbitmq_stops_a_worker(
     rabbitmq: RabbitMQServer, servers: Embedded, database_url: str, tmp_path: Path
 ):
-    with carried_by(servers, database_url, tmp_path, rabbitmq.url, redis_url=servers.redis_url) as one:
+    with carried_by(
+        servers, database_url, tmp_path, rabbitmq.url, redis_url=servers.redis_url
+    ) as installation:
         with rabbitmq.connection() as connection:
             channel = connection.channel()
             sent = 0
@@ -270,12 +279,12 @@ def test_no_message_on_rabbitmq_stops_a_worker(
                         routing_key=queue,
                     )
                     sent += 1
-        carries(one)
-        hints_flow(one)
-        assert lines(one, "worker-1", "messages_dropped")
-        assert not lines(one, "worker-1", "broker_away"), one.log("worker-1")
-        assert "Traceback" not in one.log("worker-1")
-        assert one.stop("worker-1", seconds=30) == 0
+        carries(installation)
+        hints_flow(installation)
+        assert lines(installation, "worker-1", "messages_dropped")
+        assert not lines(installation, "worker-1", "broker_away"), installation.log("worker-1")
+        assert "Traceback" not in installation.log("worker-1")
+        assert installation.stop("worker-1", seconds=30) == 0
 
 
 # ── The scheduler's clock ─────────────────────────────────────────────────────────────────────────────────
@@ -320,22 +329,24 @@ def test_a_step_of_the_clock_neither_stops_the_ticks_nor_hurries_them(
 ):
     with (
         redis_server(tmp_path / "redis") as server,
-        world(servers, database_url, tmp_path, broker_url=f"redis://127.0.0.1:{server.port}/0") as one,
+        world(
+            servers, database_url, tmp_path, broker_url=f"redis://127.0.0.1:{server.port}/0"
+        ) as installation,
         redis.Redis(port=server.port) as client,
     ):
         process = subprocess.Popen(
             [sys.executable, "-c", STEPS.replace("HOURS", str(hours))],
-            env=one.environment(),
-            cwd=one.place,
+            env=installation.environment(),
+            cwd=installation.place,
             stdin=subprocess.PIPE,
         )
         try:
-            one.until(lambda: client.delete("orchestrator:maintenance"), "it ticks", seconds=60)
+            installation.until(lambda: client.delete("orchestrator:maintenance"), "it ticks", seconds=60)
             assert process.stdin is not None
             process.stdin.write(b"\n")
             process.stdin.flush()
             time.sleep(1)
-            # One of three messages a check or more; a tick is a fifth of a second.
+            # At least one of three messages for each check; a tick is a fifth of a second.
             ticks, until = 0, time.monotonic() + 5
             while time.monotonic() < until:
                 time.sleep(0.05)
@@ -357,11 +368,13 @@ def test_a_step_of_the_clock_neither_stops_the_ticks_nor_hurries_them(
 def test_while_no_worker_runs_sweeps_do_not_pile_up(servers: Embedded, database_url: str, tmp_path: Path):
     with (
         redis_server(tmp_path / "redis") as server,
-        world(servers, database_url, tmp_path, broker_url=f"redis://127.0.0.1:{server.port}/0") as one,
+        world(
+            servers, database_url, tmp_path, broker_url=f"redis://127.0.0.1:{server.port}/0"
+        ) as installation,
         redis.Redis(port=server.port) as client,
     ):
-        one.start("scheduler")
-        one.until(lambda: client.llen("orchestrator:maintenance") >= 5, "some wait")
+        installation.start("scheduler")
+        installation.until(lambda: client.llen("orchestrator:maintenance") >= 5, "some wait")
         time.sleep(3)
         assert client.llen("orchestrator:maintenance") <= 6
-        assert one.stop("scheduler") == 0
+        assert installation.stop("scheduler") == 0

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def as_another_role(world: World) -> None:
     """Have processes that start from now on use a role whose rights can be taken away."""
-    if not world.sql("SELECT 1 FROM pg_roles WHERE rolname = 'carrier'"):
-        world.sql("CREATE ROLE carrier LOGIN PASSWORD 'carrier'")
-    world.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO carrier")
-    world.sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO carrier")
+    if not world.sql("SELECT 1 FROM pg_roles WHERE rolname = 'restricted'"):
+        world.sql("CREATE ROLE restricted LOGIN PASSWORD 'restricted'")
+    world.sql("GRANT ALL ON ALL TABLES IN SCHEMA public TO restricted")
+    world.sql("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO restricted")
     parts = conninfo_to_dict(world.database_url)
     scheme, _, rest = world.database_url.partition("://")
     after = rest.partition("@")[2] if "@" in rest.partition("?")[0] else rest
     assert parts["dbname"]
-    world.settings["database_url"] = f"{scheme}://carrier:carrier@{after}"
+    world.settings["database_url"] = f"{scheme}://restricted:restricted@{after}"
 
 
 def test_rights_that_are_taken_away_and_given_back_stop_no_worker(installation: World):
@@ -35,13 +35,13 @@ def test_rights_that_are_taken_away_and_given_back_stop_no_worker(installation: 
         world.start(name)
     first = [world.order() for _ in range(10)]
     world.until_all("awaiting_payment")
-    world.sql("REVOKE UPDATE ON checkouts FROM carrier")
+    world.sql("REVOKE UPDATE ON checkouts FROM restricted")
     later = [world.order() for _ in range(30)]
     world.until(
         lambda: all("claim_failed" in world.log(name) for name in ("worker-1", "worker-2")), "claims fail"
     )
     time.sleep(3)
-    world.sql("GRANT UPDATE ON checkouts TO carrier")
+    world.sql("GRANT UPDATE ON checkouts TO restricted")
     later += [world.order() for _ in range(10)]
     world.until_all("awaiting_payment", seconds=40)
     assert len(first) + len(later) == len(world.sql("SELECT 1 FROM checkouts"))
@@ -51,7 +51,7 @@ def test_rights_that_are_taken_away_and_given_back_stop_no_worker(installation: 
 
 FAULTS = {
     # The dispatcher's task is closed beneath it, as clearing the frames of its exception does.
-    "the dispatcher takes nothing up while hints wait": """
+    "the dispatcher claims nothing while hints wait": """
 async def run(self):
     await asyncio.Event().wait()
 Dispatcher._run = run

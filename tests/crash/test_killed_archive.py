@@ -1,5 +1,5 @@
-"""The archive task, killed with SIGKILL again and again: nothing is lost, nothing stands twice, and the next
-run goes on.
+"""The archive task, killed with SIGKILL again and again: nothing is lost, nothing is stored twice, and the
+next run goes on.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ def archived(place, names):
     for name in names:
         for line in gzip.decompress((place / name).read_bytes()).splitlines()[:-1]:
             page = json.loads(line)
-            one = UUID(page["id"])
-            entries += [(one, json.loads(link["entry"])["sequence"], link["mac"]) for link in page["entries"]]
+            checkout = UUID(page["id"])
+            entries += [
+                (checkout, json.loads(link["entry"])["sequence"], link["mac"]) for link in page["entries"]
+            ]
             events += [(UUID(event["checkout_id"]), event["sequence"]) for event in page["events"]]
     return entries, events
 
@@ -73,11 +75,11 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
     database_url, encryptor, tmp_path
 ):
     place = tmp_path / "archives"
-    async with core(database_url, encryptor) as one:
+    async with core(database_url, encryptor) as new_core:
         for number in range(ORDERS):
-            held = await one.held()
-            await one.callbacks.store(arrival(held.id))
-            held = await one.advance(
+            held = await new_core.held()
+            await new_core.callbacks.store(arrival(held.id))
+            held = await new_core.advance(
                 held,
                 Trigger.PAYMENT_FOUND,
                 payments=(payment(f"t-{number}"),),
@@ -86,13 +88,13 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
                 events=(),
                 due_in=0.0,
             )
-            (held,) = await one.claim(held.id)
-            await one.advance(
+            (held,) = await new_core.claim(held.id)
+            await new_core.advance(
                 held, action=None, due_in=None, read=tuple(callback.id for callback in held.callbacks)
             )
-        await audit.seal(one.db, encryptor)
-        everything = sorted(await one.all(ENTRIES))
-        await one.do("UPDATE clock_skew SET seconds = 10")
+        await audit.seal(new_core.db, encryptor)
+        everything = sorted(await new_core.all(ENTRIES))
+        await new_core.do("UPDATE clock_skew SET seconds = 10")
         killed = 0
         for kill in range(KILLS):
             running = start(database_url, place)
@@ -107,11 +109,11 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
             running.kill()
             running.communicate(timeout=30)
             killed += running.returncode == -9
-            found = await audit.verify(one.db, encryptor)
+            found = await audit.verify(new_core.db, encryptor)
             assert found.problems == []
-            names = await one.all("SELECT file FROM archives ORDER BY sequence")
+            names = await new_core.all("SELECT file FROM archives ORDER BY sequence")
             entries, _ = archived(place, names) if names else ([], [])
-            assert sorted(entries + await one.all(ENTRIES)) == everything
+            assert sorted(entries + await new_core.all(ENTRIES)) == everything
         assert killed > KILLS // 2
         last = orchestrator(
             "archive",
@@ -126,17 +128,17 @@ async def test_an_archive_run_killed_at_any_moment_loses_nothing_and_leaves_noth
             LOG_LEVEL="error",
         )
         assert last.returncode == 0, last.stderr
-        assert await one.all(ENTRIES) == []
-        names = await one.all("SELECT file FROM archives ORDER BY sequence")
+        assert await new_core.all(ENTRIES) == []
+        names = await new_core.all("SELECT file FROM archives ORDER BY sequence")
         entries, _ = archived(place, names)
         assert sorted(entries) == everything
         assert Counter(entries).most_common(1)[0][1] == 1
         assert all(audit.open_archive(place / name, encryptor).problems == [] for name in names)
-        found = await audit.verify(one.db, encryptor)
+        found = await audit.verify(new_core.db, encryptor)
         assert (found.problems, found.archives, found.checkouts) == ([], len(names), ORDERS)
-        left = (await one.db.read(text("SELECT count(*) AS n FROM callbacks")))[0].n
+        left = (await new_core.db.read(text("SELECT count(*) AS n FROM callbacks")))[0].n
         assert left == 0
-        # What a killed run left behind is told, and nothing else lies about.
+        # What a killed run left behind is reported, and nothing else is left.
         orphans = {path.name for path in place.glob("*.gz")} - set(names)
         assert all(name in last.stderr for name in orphans)
         assert not list(place.glob(".*.part"))

@@ -1,5 +1,5 @@
 """The sequencer, killed with SIGKILL between any two of its steps: each event gets one position, no gap, and
-no cursor skips one.
+no cursor skips an event.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ pytestmark = pytest.mark.anyio
 CHECKOUTS, SEQUENCES = 12, 5
 KILLS = 25
 RETENTION = 90 * 86_400.0
-# A sequencer of its own process. With the name of a step it says so when it has come to it, and then stands
-# still.
+# A sequencer of its own process. With the name of a step it reports when it has reached the step, and then
+# stops there.
 PROCESS = """
 import asyncio, sys, time
 from orchestrator.store import events
@@ -88,7 +88,7 @@ def start(url: str, step: str = "") -> subprocess.Popen[str]:
 
 
 async def killed_at(url: str, step: str) -> None:
-    """Start a sequencer, and kill it where it stands at a step."""
+    """Start a sequencer, and kill it at a step."""
     process = start(url, step)
     try:
         said = await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), 60)  # type: ignore[union-attr]
@@ -98,15 +98,15 @@ async def killed_at(url: str, step: str) -> None:
     assert said == "reached\n", step
 
 
-async def read_to_the_end(one: Core, readers: Sequence[Reader]) -> None:
-    """Number what is left, and have the readers go on from where they stand."""
+async def read_to_the_end(inside: Core, readers: Sequence[Reader]) -> None:
+    """Number what is left, and have the readers go on from their positions."""
     async with asyncio.timeout(60):
-        # What a killed process held, Postgres gives back when it learns of its end.
-        while await events.waiting(one.db):
-            await events.place(one.db)
+        # Postgres releases the locks of a killed process when it detects its end.
+        while await events.waiting(inside.db):
+            await events.place(inside.db)
     for reader in readers:
-        while reader.after < (await events.feed(one.db, reader.merchant)).last:
-            await reader.look()
+        while reader.after < (await events.feed(inside.db, reader.merchant)).last:
+            await reader.read()
 
 
 def agree(reader: Reader, written: Sequence[tuple[object, int]]) -> None:
@@ -130,47 +130,47 @@ STEPS = (
 async def test_a_sequencer_killed_between_two_steps_numbers_every_event_once_and_leaves_no_gap(
     database_url, encryptor, step
 ):
-    async with core(database_url, encryptor) as one:
-        reader = Reader(one.db, 1)
+    async with core(database_url, encryptor) as new_core:
+        reader = Reader(new_core.db, 1)
         written = []
         for sequence in range(1, SEQUENCES + 1):
             for checkout in range(CHECKOUTS):
                 identity = uuid7() if sequence == 1 else written[checkout][0]
-                await write(one.db, identity, sequence)
+                await write(new_core.db, identity, sequence)
                 written.append((identity, sequence))
             if sequence in {2, 4}:
                 await killed_at(database_url, step)
-            await reader.look()
-        await read_to_the_end(one, [reader])
+            await reader.read()
+        await read_to_the_end(new_core, [reader])
         agree(reader, written)
 
 
 @pytest.mark.parametrize("step", ["before forget", "after forget", "committed forget"])
-async def test_a_sequencer_killed_while_it_forgets_leaves_a_feed_that_begins_where_it_says(
+async def test_a_sequencer_killed_while_it_deletes_old_events_leaves_a_feed_with_the_right_beginning(
     database_url, encryptor, step
 ):
-    async with core(database_url, encryptor) as one:
+    async with core(database_url, encryptor) as new_core:
         for age in (100, 100, 100, 1):
-            await write(one.db, uuid7(), 1, later=-age * 86_400.0)
-            await events.place(one.db)
+            await write(new_core.db, uuid7(), 1, later=-age * 86_400.0)
+            await events.place(new_core.db)
         await killed_at(database_url, step)
-        feed = await events.feed(one.db, 1)
-        kept = await one.all("SELECT position FROM events ORDER BY position")
+        feed = await events.feed(new_core.db, 1)
+        kept = await new_core.all("SELECT position FROM events ORDER BY position")
         assert kept == list(range(feed.kept_after + 1, 5))
         assert feed == events.Feed(4, 3 if step == "committed forget" else 0)
         async with asyncio.timeout(30):
-            while (await events.feed(one.db, 1)).kept_after < 3:
-                await Sequencer(one.db, retention=RETENTION).forget()
-        assert await one.all("SELECT position FROM events") == [4]
+            while (await events.feed(new_core.db, 1)).kept_after < 3:
+                await Sequencer(new_core.db, retention=RETENTION).forget()
+        assert await new_core.all("SELECT position FROM events") == [4]
 
 
 async def test_sequencers_killed_at_any_moment_number_every_event_once_and_a_cursor_skips_none(
     database_url, encryptor
 ):
     random.seed(11)
-    async with core(database_url, encryptor, pool=12) as one:
-        merchants = (1, await second_merchant(one))
-        readers = [Reader(one.db, merchant) for merchant in merchants]
+    async with core(database_url, encryptor, pool=12) as new_core:
+        merchants = (1, await second_merchant(new_core))
+        readers = [Reader(new_core.db, merchant) for merchant in merchants]
         written: dict[int, list[tuple[object, int]]] = defaultdict(list)
         over = asyncio.Event()
 
@@ -179,7 +179,7 @@ async def test_sequencers_killed_at_any_moment_number_every_event_once_and_a_cur
                 checkout = uuid7()
                 for sequence in range(1, SEQUENCES + 1):
                     await write(
-                        one.db, checkout, sequence, merchant=merchant, hold=random.choice((0.0, 0.004))
+                        new_core.db, checkout, sequence, merchant=merchant, hold=random.choice((0.0, 0.004))
                     )
                     written[merchant].append((checkout, sequence))
                     await asyncio.sleep(random.uniform(0.0, 0.02))
@@ -200,7 +200,7 @@ async def test_sequencers_killed_at_any_moment_number_every_event_once_and_a_cur
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
-        await read_to_the_end(one, readers)
+        await read_to_the_end(new_core, readers)
         for reader in readers:
             agree(reader, written[reader.merchant])
         assert sum(map(len, written.values())) > KILLS, "hardly anything happened meanwhile"

@@ -1,4 +1,6 @@
-"""Processes that die, hang, or lose their broker at the worst moment lose no order and pay none twice."""
+"""Processes that are killed, hang, or lose their broker at the worst moment lose no order and pay none
+twice.
+"""
 
 from __future__ import annotations
 
@@ -70,10 +72,10 @@ that ship."""
 @pytest.fixture(name="shipped")
 def _shipped(servers: Embedded, database_url: str, tmp_path: Path) -> Iterator[World]:
     """As `installation`, with the settings that ship: LEASE_SECONDS is 10."""
-    with world(servers, database_url, tmp_path, hurry=False) as one:
+    with world(servers, database_url, tmp_path, short_times=False) as installation:
         for name in ("sandbox", "api", "scheduler"):
-            one.start(name)
-        yield one
+            installation.start(name)
+        yield installation
 
 
 def held(world: World, state: str, checkouts: list[str]) -> bool:
@@ -109,7 +111,7 @@ def completed_within(world: World, checkouts: list[str], since: float) -> float:
         checkouts,
     )
     took = sorted(float(row["took"]) for row in rows)
-    print("seconds from the kill to `completed`:", *(f"{one:.1f}" for one in took))
+    print("seconds from the kill to `completed`:", *(f"{seconds:.1f}" for seconds in took))
     return took[-1]
 
 
@@ -120,7 +122,7 @@ def completed_once(world: World, checkouts: list[str]) -> None:
 
 @contextmanager
 def locked(world: World, table: str, mode: str) -> Iterator[None]:
-    """Let statements that want this table wait."""
+    """Let statements on this table wait."""
     with psycopg.connect(world.database_url) as connection:
         connection.execute(f"LOCK TABLE {table} IN {mode} MODE")
         yield
@@ -133,8 +135,8 @@ def waiting_for_lock(world: World) -> set[int]:
 
 
 def start_beside(world: World, name: str, *, most: float) -> None:
-    """Start a worker; return when it gives a sign of life, or so many seconds later: what the other one does
-    takes only as long.
+    """Start a worker; return when it gives its heartbeat, or so many seconds later: what the other worker
+    does takes only as long.
     """
     before = len(world.sql("SELECT 1 FROM workers WHERE kind = 'worker'"))
     world.start(name)
@@ -184,7 +186,7 @@ def test_orders_of_a_worker_killed_in_the_middle_of_a_claim_are_completed_in_sec
     world = shipped
     world.start("worker-1")
     paid = offered(world, 5)
-    pages = [world.begin_payment(one) for one in paid]
+    pages = [world.begin_payment(checkout) for checkout in paid]
     world.until(
         lambda: (
             not world.sql("SELECT 1 FROM callbacks WHERE handled_at IS NULL")
@@ -225,21 +227,21 @@ def test_orders_of_a_worker_killed_under_load_are_completed_in_seconds_and_its_c
         for checkout in captured:
             world.until_state(checkout, "completed", seconds=60)
         world.control("PUT", "faults", {"latencyMs": {"payments": 3000}})
-        paying = [shoppers.submit(world.pay, one) for one in orders]
-        world.until(lambda: sum(one.done() for one in paying) >= 60, "orders are paid", seconds=60)
+        paying = [shoppers.submit(world.pay, order) for order in orders]
+        world.until(lambda: sum(payment.done() for payment in paying) >= 60, "orders are paid", seconds=60)
         for checkout in captured:
-            world.ask(checkout, "capture")
+            world.ask(checkout, "capture", amount="all")
         world.until(
             lambda: len(world.sql("SELECT 1 FROM money_operations WHERE state = 'submitted'")) >= 5,
             "captures are under way",
         )
-        paid = [one for one, payment in zip(orders, paying, strict=True) if payment.done()]
+        paid = [order for order, payment in zip(orders, paying, strict=True) if payment.done()]
         killed = kill(world, "worker-1")
         world.control("DELETE", "faults")
         assert completed_within(world, paid, killed) <= TAKEN_OVER
     world.until_all("completed", seconds=90)
     completed_once(world, [*captured, *orders])
-    # What may have been sent is looked up, after the quiet period, by whoever took over, and never sent
+    # What may have been sent is looked up, after the quiet period, by the next worker, and never sent
     # again.
     for checkout in captured:
         world.until_operation(checkout, "succeeded", seconds=240)
@@ -257,7 +259,7 @@ def test_workers_killed_again_and_again_lose_no_order(installation: World):
         world.kill("worker-1")
     world.start("worker-1")
     world.until_all("awaiting_payment")
-    sessions = [len(one["sessions"]) for one in world.ledger().values()]
+    sessions = [len(order["sessions"]) for order in world.ledger().values()]
     assert len(sessions) == len(checkouts)
     world.agree()
 
@@ -314,7 +316,7 @@ def test_two_workers_share_the_orders_and_process_each_once(installation: World)
         world.order()
     world.until_all("awaiting_payment")
     world.agree()
-    assert all(len(one["sessions"]) == 1 for one in world.ledger().values())
+    assert all(len(order["sessions"]) == 1 for order in world.ledger().values())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -327,7 +329,7 @@ def test_a_warm_shutdown_ends_steps_and_gives_leases_back(installation: World, n
     world.signal("worker-1", number)
     began = time.monotonic()
     assert world.running.pop("worker-1").wait(20) == 0
-    assert time.monotonic() - began < 15, "and not because a lease ran out or somebody lost patience"
+    assert time.monotonic() - began < 15, "and not because a lease or a timeout ended"
     row = world.sql("SELECT state, lease FROM checkouts")[0]
     assert row["lease"] is None
     # The call under way was ended; or it had not begun, and was not.

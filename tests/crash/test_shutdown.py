@@ -25,6 +25,7 @@ from orchestrator.store.schema import migrate
 from tests.support.api import Api
 from tests.support.brokers import rabbitmq_server, redis_server
 from tests.support.command import Shop, running
+from tests.support.machine import until
 from tests.support.scene import intent
 from tests.support.world import World, frozen, token, world
 
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.timeout(400)
 BOUND = 30.0
 """Seconds from SIGTERM to the end with the settings that ship: SHUTDOWN_TIMEOUT is 25."""
 BRIEF = 5
-"""SHUTDOWN_TIMEOUT of the brief ones, whose time-outs of the gateway are a second, too."""
+"""SHUTDOWN_TIMEOUT of the brief processes, whose time-outs of the gateway are a second, too."""
 BROKER = 15
 """The same where the broker hangs, which is waited for for ten seconds."""
 HANGING_FOR = 2.0
@@ -58,9 +59,9 @@ class Request(threading.Thread):
     none.
     """
 
-    def __init__(self, one: World) -> None:
+    def __init__(self, installation: World) -> None:
         super().__init__(daemon=True)
-        self._url = one.api_url
+        self._url = installation.api_url
         self.status: int | None = None
         self.start()
 
@@ -77,7 +78,9 @@ class Request(threading.Thread):
 
 
 def ends(processes: dict[str, subprocess.Popen[Any]], *, within: float) -> dict[str, int]:
-    """Send SIGTERM to all of them at once; return their statuses, or fail where one does not end in time."""
+    """Send SIGTERM to all of them at once; return their statuses, or fail where a process does not end in
+    time.
+    """
     began = time.monotonic()
     for process in processes.values():
         process.send_signal(signal.SIGTERM)
@@ -90,10 +93,14 @@ def ends(processes: dict[str, subprocess.Popen[Any]], *, within: float) -> dict[
     return statuses
 
 
-def stop_all(one: World, *names: str) -> dict[str, int]:
+def stop_all(installation: World, *names: str) -> dict[str, int]:
     """End these processes of an installation, within its SHUTDOWN_TIMEOUT and five seconds."""
-    processes = {name: one.running.pop(name) for name in names}
-    within = 5.0 + one.settings["shutdown_timeout"] if "shutdown_timeout" in one.settings else BOUND
+    processes = {name: installation.running.pop(name) for name in names}
+    within = (
+        5.0 + installation.settings["shutdown_timeout"]
+        if "shutdown_timeout" in installation.settings
+        else BOUND
+    )
     try:
         return ends(processes, within=within)
     finally:
@@ -102,26 +109,26 @@ def stop_all(one: World, *names: str) -> dict[str, int]:
             process.wait()
 
 
-def started(one: World) -> None:
+def started(installation: World) -> None:
     """Start every process.
 
     Until the scheduler runs it holds nothing, and SIGTERM ends it with the status of any program.
     """
     for name in ("sandbox", *PROCESSES):
-        one.start(name)
+        installation.start(name)
     published = "SELECT name FROM workers WHERE kind = 'scheduler'"
-    one.until(lambda: one.sql(published), "the scheduler publishes", seconds=60)
+    installation.until(lambda: installation.sql(published), "the scheduler publishes", seconds=60)
 
 
 def limits(*, brief: bool, most: int = BRIEF) -> dict[str, Any]:
     return {"hurry": brief, **({"shutdown_timeout": most} if brief else {})}
 
 
-def in_a_call(one: World, state: str = "authenticated", **plan: object) -> str:
+def in_a_call(installation: World, state: str = "authenticated", **plan: object) -> str:
     """Hand over an order; return its checkout once a worker calls the gateway for it."""
-    checkout = one.order(plan={"delayMs": {"session": 700}, **plan})
-    one.until(
-        lambda: one.sql(
+    checkout = installation.order(plan={"delayMs": {"session": 700}, **plan})
+    installation.until(
+        lambda: installation.sql(
             "SELECT 1 FROM checkouts WHERE id = %s AND state = %s AND lease IS NOT NULL", checkout, state
         ),
         "the call is under way",
@@ -129,9 +136,9 @@ def in_a_call(one: World, state: str = "authenticated", **plan: object) -> str:
     return checkout
 
 
-def free(one: World, checkout: str) -> bool:
+def free(installation: World, checkout: str) -> bool:
     """Say whether the worker gave the lease on a checkout back."""
-    return bool(one.sql("SELECT 1 FROM checkouts WHERE id = %s AND lease IS NULL", checkout))
+    return bool(installation.sql("SELECT 1 FROM checkouts WHERE id = %s AND lease IS NULL", checkout))
 
 
 # ── Servers ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -141,19 +148,19 @@ def free(one: World, checkout: str) -> bool:
 def test_while_postgres_hangs_every_process_ends_in_time(servers: Embedded, tmp_path: Path, brief: bool):
     with Embedded.start(tmp_path / "servers", redis=False, durable=False) as own:
         migrate(own.owner_url)
-        with world(servers, own.database_url, tmp_path, **limits(brief=brief)) as one:
-            started(one)
-            one.until_state(one.order(), "awaiting_payment", seconds=60)
-            checkout = in_a_call(one)
+        with world(servers, own.database_url, tmp_path, **limits(brief=brief)) as installation:
+            started(installation)
+            installation.until_state(installation.order(), "awaiting_payment", seconds=60)
+            checkout = in_a_call(installation)
             with frozen(own.pids["postgres"]):
-                request = Request(one)
+                request = Request(installation)
                 time.sleep(HANGING_FOR)
-                statuses = stop_all(one, *PROCESSES)
+                statuses = stop_all(installation, *PROCESSES)
                 request.join(10)
-            # The answer of the gateway could not be written. An intent that was told to come again is not
+            # The answer of the gateway could not be written. An intent that was answered 503 is not
             # work that was cut off.
             assert statuses == {"api": 0 if request.status == 503 else 1, "worker-1": 1, "scheduler": 0}
-            assert not free(one, checkout)
+            assert not free(installation, checkout)
 
 
 @contextmanager
@@ -184,18 +191,18 @@ def test_while_the_broker_hangs_every_process_ends_in_order(
     )
     with (
         broker_of(kind, tmp_path / "broker") as (url, pid),
-        world(servers, database_url, tmp_path, broker_url=url, **settings) as one,
+        world(servers, database_url, tmp_path, broker_url=url, **settings) as installation,
     ):
-        started(one)
-        one.until_state(one.order(), "awaiting_payment", seconds=60)
-        checkout = in_a_call(one)
+        started(installation)
+        installation.until_state(installation.order(), "awaiting_payment", seconds=60)
+        checkout = in_a_call(installation)
         with frozen(pid):
-            request = Request(one)
+            request = Request(installation)
             time.sleep(HANGING_FOR)
-            statuses = stop_all(one, *PROCESSES)
+            statuses = stop_all(installation, *PROCESSES)
             request.join(10)
         assert request.status == 202
-        assert free(one, checkout)
+        assert free(installation, checkout)
         # A hint that cannot be published is not work: its checkout has its due time.
         assert statuses == {"api": 0, "worker-1": 0, "scheduler": 0}
 
@@ -207,28 +214,32 @@ def test_while_the_broker_hangs_every_process_ends_in_order(
 def test_a_gateway_that_never_answers_and_callers_who_never_read_keep_no_process(
     servers: Embedded, database_url: str, tmp_path: Path, brief: bool
 ):
-    with world(servers, database_url, tmp_path, **limits(brief=brief)) as one, ExitStack() as held:
-        started(one)
-        paid = one.order(plan={"delayMs": {"capture": 60_000}})
-        one.until_state(paid, "awaiting_payment", seconds=60)
-        one.pay(paid)
-        one.until_state(paid, "completed", seconds=60)
-        one.ask(paid, "capture")
-        one.until_operation(paid, "submitted")
-        with frozen(one.running["sandbox"].pid):
-            checkout = one.order()
-            one.until(
-                lambda: one.sql("SELECT 1 FROM checkouts WHERE id = %s AND lease IS NOT NULL", checkout),
+    with world(servers, database_url, tmp_path, **limits(brief=brief)) as installation, ExitStack() as held:
+        started(installation)
+        paid = installation.order(plan={"delayMs": {"capture": 60_000}})
+        installation.until_state(paid, "awaiting_payment", seconds=60)
+        installation.pay(paid)
+        installation.until_state(paid, "completed", seconds=60)
+        installation.ask(paid, "capture", amount="all")
+        installation.until_operation(paid, "submitted")
+        with frozen(installation.running["sandbox"].pid):
+            checkout = installation.order()
+            installation.until(
+                lambda: installation.sql(
+                    "SELECT 1 FROM checkouts WHERE id = %s AND lease IS NOT NULL", checkout
+                ),
                 "its call is under way",
             )
             for caller in (never_reads, never_ends_its_request, says_nothing):
-                held.enter_context(caller(("127.0.0.1", one.api_port), one.http.headers["Authorization"]))
-            statuses = stop_all(one, *PROCESSES)
+                held.enter_context(
+                    caller(("127.0.0.1", installation.api_port), installation.http.headers["Authorization"])
+                )
+            statuses = stop_all(installation, *PROCESSES)
         assert statuses == {"api": 0, "worker-1": 0, "scheduler": 0}
-        assert free(one, checkout)
-        assert free(one, paid)
-        (operation,) = one.sql("SELECT state FROM money_operations")
-        assert operation["state"] == "unknown", "what may have been sent is looked up by whoever takes over"
+        assert free(installation, checkout)
+        assert free(installation, paid)
+        (operation,) = installation.sql("SELECT state FROM money_operations")
+        assert operation["state"] == "unknown", "what may have been sent is looked up by the next worker"
 
 
 @contextmanager
@@ -239,8 +250,7 @@ def never_reads(address: tuple[str, int], authorization: str) -> Iterator[None]:
         caller.connect(address)
         asked = f"GET /openapi.json HTTP/1.1\r\nHost: x\r\nAuthorization: {authorization}\r\n\r\n"
         caller.sendall(asked.encode() * 16)
-        time.sleep(0.5)
-        assert waiting(caller), "its answer has begun"
+        until(lambda: waiting(caller), "its answer has begun")
         yield
 
 
@@ -282,10 +292,10 @@ class Unread:
                 os.read(self._reading, 65536)
 
     def fill(self) -> None:
-        """Read no more, and leave no room for another byte."""
+        """Read no more, and fill the pipe to the last byte."""
         self._stopped.set()
         self._reader.join()
-        # A description of our own: the process's writes go on to wait for room.
+        # A description of our own: the process's writes go on to block.
         ours = os.open(f"/proc/self/fd/{self.writing}", os.O_WRONLY | os.O_NONBLOCK)
         for size in (4096, 1):
             with suppress(BlockingIOError):
@@ -302,25 +312,25 @@ class Unread:
 
 @pytest.fixture(name="unread")
 def _unread() -> Iterator[Unread]:
-    one = Unread()
-    yield one
-    one.close()
+    unread = Unread()
+    yield unread
+    unread.close()
 
 
 @pytest.mark.slow
-def test_processes_whose_log_nobody_reads_end_in_time(
+def test_processes_whose_log_is_not_read_end_in_time(
     servers: Embedded, database_url: str, tmp_path: Path, unread: Unread
 ):
-    with world(servers, database_url, tmp_path, hurry=False) as one:
-        one.start("sandbox")
+    with world(servers, database_url, tmp_path, short_times=False) as installation:
+        installation.start("sandbox")
         for name in PROCESSES:
-            one.start(name, output=unread.writing)
-        checkout = one.order()
-        one.until_state(checkout, "awaiting_payment", seconds=60)
+            installation.start(name, output=unread.writing)
+        checkout = installation.order()
+        installation.until_state(checkout, "awaiting_payment", seconds=60)
         unread.fill()
-        Request(one)  # whose line in the access log waits, and the moves that follow from it
+        Request(installation)  # whose line in the access log waits, and the moves that follow from it
         time.sleep(HANGING_FOR)
-        statuses = stop_all(one, *PROCESSES)
+        statuses = stop_all(installation, *PROCESSES)
         assert statuses == {"api": 1, "worker-1": 1, "scheduler": 0}
 
 
@@ -336,17 +346,21 @@ def settled_for(*, brief: bool) -> dict[str, str]:
 
 
 def server_of(up: Running, name: str) -> psutil.Process:
-    return next(one for one in up.family.values() if name in one.name() and one.ppid() == up.process.pid)
+    return next(
+        process
+        for process in up.family.values()
+        if name in process.name() and process.ppid() == up.process.pid
+    )
 
 
 @pytest.mark.parametrize(
     ("hangs", "brief"),
     [
         pytest.param("postgres", True, id="postgres-brief"),
-        *(pytest.param(one, False, id=f"{one}-shipped", marks=pytest.mark.slow) for one in ("postgres", "valkey-server")),
+        *(pytest.param(server, False, id=f"{server}-shipped", marks=pytest.mark.slow) for server in ("postgres", "valkey-server")),
     ],
 )  # fmt: skip
-def test_up_ends_in_time_though_one_of_its_servers_hangs_and_says_that_work_was_left(
+def test_up_ends_in_time_though_one_of_its_servers_hangs_and_reports_unfinished_work(
     tmp_path: Path, hangs: str, brief: bool
 ):
     with running("up", "--port", "0", data_dir=tmp_path / "data", **settled_for(brief=brief)) as up:
@@ -365,7 +379,7 @@ def test_up_ends_in_time_though_one_of_its_servers_hangs_and_says_that_work_was_
 
 @pytest.mark.slow
 def test_up_ends_in_order_though_its_gateway_never_answers_and_callers_never_read(tmp_path: Path):
-    # Connections to it are made, and nobody takes them.
+    # Connections to it are made, and never accepted.
     with (
         socket.create_server(("127.0.0.1", 0)) as gateway,
         ExitStack() as held,
@@ -391,11 +405,11 @@ def test_up_ends_in_order_though_its_gateway_never_answers_and_callers_never_rea
 
 
 @pytest.mark.slow
-def test_up_whose_lines_nobody_reads_ends_in_time(tmp_path: Path, unread: Unread):
+def test_up_whose_output_is_not_read_ends_in_time(tmp_path: Path, unread: Unread):
     with running("up", "--port", "0", data_dir=tmp_path / "data", output=unread.writing) as up:
         up.until_ready()
         unread.fill()
-        # It has something to say of this.
+        # The process writes a log line about this.
         up.child("scheduler").kill()
         time.sleep(HANGING_FOR)
         assert end(up, brief=False) == 1

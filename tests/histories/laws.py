@@ -1,4 +1,4 @@
-"""What holds of every history: after each step, and when everything has become quiet.
+"""What holds of every history: after each step, and when nothing is under way any more.
 
 Read from Postgres and the gateway's own books.
 """
@@ -38,14 +38,14 @@ PAYMENTS_ALONE = {
     "payment_mismatch",
     "unbound_payment",
     "unclear_payment",
-    # It names what holds money beside the one that was released.
+    # It names what holds money beside the payment that was released.
     "payment_released",
 }
 
 
 def after_a_step(before: Mapping[UUID, Any], now: Mapping[UUID, Any]) -> None:
-    """Nothing that has been written shrinks or is taken back, and nobody is without a due time before the
-    end.
+    """Nothing that has been written shrinks or is taken back, and no checkout is without a due time before
+    the end.
     """
     for checkout, row in now.items():
         assert row.has_due_time or row.state in ENDED, (checkout, row.state, "has no due time")
@@ -92,8 +92,8 @@ async def _the_trail(world: World, checkout: UUID) -> None:
     assert not found.problems, found.problems
     state: str | None = None
     completions = 0
-    for one in entries:
-        said = json.loads(one.entry)
+    for entry in entries:
+        said = json.loads(entry.entry)
         assert said["from"] == state, (checkout, said)
         if said["trigger"] is not None and state is not None:
             assert TRANSITIONS[State(state), Trigger(said["trigger"])] == said["to"], (checkout, said)
@@ -101,26 +101,27 @@ async def _the_trail(world: World, checkout: UUID) -> None:
         state = said["to"]
     assert state == head.state
     events = await world.db.read(_EVENTS, {"id": checkout})
-    assert [one.sequence for one in events] == list(range(1, len(events) + 1)), (
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1)), (
         checkout,
         "events are not contiguous",
     )
-    assert sum(one.kind == "checkout.completed" for one in events) == completions <= 1, (checkout, events)
+    assert sum(event.kind == "checkout.completed" for event in events) == completions <= 1, (checkout, events)
 
 
 async def _settled_or_due(world: World, row: Any) -> None:
     assert row.lease is None, (row.id, "is still held")
-    assert row.callbacks == 0, (row.id, "has an inbox that nobody reads")
+    assert row.callbacks == 0, (row.id, "has an inbox that is not read")
     if row.commands:
-        # A second movement of a transaction waits until it is known, or a person says, what came of the
-        # first.
-        waiting = {one.kind for one in await world.db.read(_WAITING, {"id": row.id})}
-        unclear = any(one.state == "unknown" for one in await world.db.read(_OPERATIONS, {"id": row.id}))
-        assert waiting <= MOVES_MONEY, (row.id, "has an inbox that nobody reads", waiting)
+        # A second movement of a transaction waits until the outcome of the first is known or decided.
+        waiting = {command.kind for command in await world.db.read(_WAITING, {"id": row.id})}
+        unclear = any(
+            operation.state == "unknown" for operation in await world.db.read(_OPERATIONS, {"id": row.id})
+        )
+        assert waiting <= MOVES_MONEY, (row.id, "has an inbox that is not read", waiting)
         assert unclear, (row.id, "has a command that waits for nothing", waiting)
         assert row.attention, (
             row.id,
-            "has a command that waits for an unclear operation, and no person is told",
+            "has a command that waits for an unclear operation, and no attention is raised",
         )
     if not row.has_due_time:
         assert row.state in ENDED, (row.id, row.state)
@@ -129,24 +130,27 @@ async def _settled_or_due(world: World, row: Any) -> None:
 
 async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> None:
     checkout = row.id
-    theirs = {one.transaction_id: (payment, one) for payment, one in world.transactions(checkout)}
-    ours = {one.transaction_id: one for one in await world.db.read(_PAYMENTS, {"id": checkout})}
+    theirs = {
+        transaction.transaction_id: (payment, transaction)
+        for payment, transaction in world.transactions(checkout)
+    }
+    ours = {payment.transaction_id: payment for payment in await world.db.read(_PAYMENTS, {"id": checkout})}
     operations = list(await world.db.read(_OPERATIONS, {"id": checkout}))
-    for one in operations:
-        world.tally.operations[f"{one.kind} {one.state}"] += 1
-        _one_effect(world, one, *theirs[one.transaction_id])
-        assert one.state in {"succeeded", "rejected"} or row.has_due_time, (
+    for operation in operations:
+        world.tally.operations[f"{operation.kind} {operation.state}"] += 1
+        _one_effect(world, operation, *theirs[operation.transaction_id])
+        assert operation.state in {"succeeded", "rejected"} or row.has_due_time, (
             checkout,
-            one.id,
-            one.state,
+            operation.id,
+            operation.state,
             "has no due time",
         )
-        if one.state not in {"succeeded", "rejected"}:
+        if operation.state not in {"succeeded", "rejected"}:
             assert row.attention, (
                 checkout,
-                one.id,
-                one.state,
-                "is open, all is quiet, and no person is told",
+                operation.id,
+                operation.state,
+                "is open, all is quiet, and no attention is raised",
             )
     for number, (payment, transaction) in theirs.items():
         assert transaction.refunded_minor <= transaction.captured_minor, number
@@ -159,23 +163,23 @@ async def _the_money(world: World, row: Any, policies: Mapping[str, object]) -> 
                 number,
                 "was never seen",
             )
-    accepted = [one for one in ours.values() if one.role == "accepted"]
+    accepted = [payment for payment in ours.values() if payment.role == "accepted"]
     # Several pay an order only where a person decided to keep them as a whole.
     assert bool(accepted) == (row.state == State.COMPLETED), (checkout, row.state, accepted)
-    assert len(accepted) <= 1 or all(decisions.kept(one) for one in accepted), (checkout, accepted)
+    assert len(accepted) <= 1 or all(decisions.kept(payment) for payment in accepted), (checkout, accepted)
     books = (row.captured, row.refunded, row.charged_back)
     names = ("captured", "refunded", "charged_back")
-    sums = tuple(sum(getattr(one, name) for one in accepted) for name in names)
+    sums = tuple(sum(getattr(payment, name) for payment in accepted) for name in names)
     assert books == sums or not accepted, (checkout, books, accepted)
-    for one in accepted:
-        _nothing_by_itself(row, one, operations, policies)
+    for paying in accepted:
+        _nothing_by_itself(row, paying, operations, policies)
     if row.attention in {None, "reservation_lapses"}:
-        for number, one in ours.items():
+        for number, record in ours.items():
             transaction = theirs[number][1]
-            words = {mark.partition("=")[0] for mark in (one.decided or "").split()}
+            words = {mark.partition("=")[0] for mark in (record.decided or "").split()}
             decided = PAYMENTS_ALONE.intersection(words) and number in world.decided
             if _returnable(transaction) > 0 and not decided:
-                _told(row, one, operations, policies)
+                _told(row, record, operations, policies)
 
 
 def _one_effect(world: World, operation: Any, payment: Payment, transaction: Transaction) -> None:
@@ -189,14 +193,18 @@ def _one_effect(world: World, operation: Any, payment: Payment, transaction: Tra
         transaction.movements,
     )
     if operation.kind == "release":
-        released = sum(one.type == "released" for one in transaction.movements)
+        released = sum(movement.type == "released" for movement in transaction.movements)
         returned = transaction.captured_minor > 0 and transaction.refunded_minor == transaction.captured_minor
         assert released <= 1, about
         assert operation.state != "succeeded" or released == 1 or returned, about
         return
-    named = [one for one in transaction.movements if one.identifier == operation.reconciliation_identifier]
+    named = [
+        movement
+        for movement in transaction.movements
+        if movement.identifier == operation.reconciliation_identifier
+    ]
     assert len(named) <= 1, about
-    assert all(one.amount_minor == operation.amount for one in named), about
+    assert all(movement.amount_minor == operation.amount for movement in named), about
     if operation.state == "rejected":
         assert not named, about
     if operation.state == "succeeded" and transaction.transaction_id not in world.by_hand:
@@ -223,10 +231,12 @@ def _nothing_by_itself(
     """What completed the checkout is captured at most once without being asked, and returned only as policy
     says.
     """
-    own = [one for one in operations if one.transaction_id == accepted.transaction_id]
-    automatic = [one for one in own if one.cause == "automatic"]
+    own = [operation for operation in operations if operation.transaction_id == accepted.transaction_id]
+    automatic = [operation for operation in own if operation.cause == "automatic"]
     assert len(automatic) <= 1, (row.id, automatic)
-    returned = [one for one in own if one.cause == "returned" and one.command_id is None]
+    returned = [
+        operation for operation in own if operation.cause == "returned" and operation.command_id is None
+    ]
     assert len(returned) <= 1, (row.id, returned)
     assert not returned or (row.late and policies["late"] == "return"), (row.id, returned)
 
@@ -245,32 +255,39 @@ def _returnable(transaction: Transaction) -> int:
     )
 
 
-def _told(row: Any, one: Any, operations: list[Any], policies: Mapping[str, object]) -> None:
-    """Late and surplus money that nobody decided on is kept by policy, or a person is told: for that there is
-    attention.
+def _told(row: Any, payment: Any, operations: list[Any], policies: Mapping[str, object]) -> None:
+    """Late and surplus money without a decision is kept by policy, or a decision is asked for: for that there
+    is attention.
     """
-    about = (row.id, one.transaction_id, one.role, "and nobody was told", one.decided, policies)
-    if one.role == "surplus":
+    about = (
+        row.id,
+        payment.transaction_id,
+        payment.role,
+        "and no attention was raised",
+        payment.decided,
+        policies,
+    )
+    if payment.role == "surplus":
         assert policies["surplus"] == "keep", about
-    if one.role == "accepted" and row.late:
+    if payment.role == "accepted" and row.late:
         asked = any(
-            each.transaction_id == one.transaction_id and each.cause == "asked" for each in operations
+            each.transaction_id == payment.transaction_id and each.cause == "asked" for each in operations
         )
         assert policies["late"] == "keep" or asked, about
 
 
 async def _dismissed(world: World) -> set[str]:
-    """Return the transactions of which a person said that they are no money of the order."""
+    """Return the transactions that were dismissed as no money of the order."""
     found: set[str] = set()
     for checkout in world.checkouts:
         rows = await world.db.read(_PAYMENTS, {"id": checkout})
-        found |= {one.transaction_id for one in rows if "=dismiss@" in (one.decided or "")}
+        found |= {row.transaction_id for row in rows if "=dismiss@" in (row.decided or "")}
     return found
 
 
 def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], dismissed: set[str]) -> None:
-    """If the gateway holds money for an order, a checkout of the order is completed, or a person is asked or
-    said that it is not.
+    """If the gateway holds money for an order, a checkout of the order is completed, or a decision is asked
+    for, or the payment was dismissed.
     """
     seen: Counter[str] = Counter()
     for checkout in world.checkouts:
@@ -287,8 +304,8 @@ def _held_money_has_an_owner(world: World, rows: Mapping[UUID, Any], dismissed: 
             named = payment.transaction_info.get("checkout") if payment.echoes_infos else None
             owners = [
                 row
-                for one, row in rows.items()
-                if world.orders[one] == payment.order_id and named in {None, str(one)}
+                for checkout, row in rows.items()
+                if world.orders[checkout] == payment.order_id and named in {None, str(checkout)}
             ]
             assert any(row.state == State.COMPLETED or row.attention for row in owners), (
                 number,

@@ -1,7 +1,7 @@
 """What can happen to an order, step by step, and the strategy that makes histories of it.
 
 A step names what it is about by a number that wraps around what there is at that moment, so that every step
-means something in every history, and a shrunk history still plays. A step that has nothing to act on does
+means something in every history, and a shrunk history still runs. A step that has nothing to act on does
 nothing.
 """
 
@@ -53,9 +53,7 @@ class Step:
 def _post(
     world: World, payment: Payment, transaction: Transaction | None, *, kind: str, status: str, to: UUID
 ) -> None:
-    """Put a callback into the post as the gateway words it; when it arrives, if ever, is up to
-    the history.
-    """
+    """Queue a callback as the gateway writes it; the history decides when it arrives, if ever."""
     body = callback_body(CONFIG, payment, transaction, status)
     world.mail.append(Mail(to, kind, body.content))
 
@@ -65,8 +63,8 @@ def _post(
 
 @dataclass(frozen=True)
 class Pay(Step):
-    """The shopper pays in a tab of their own; `odd`: the gateway makes something else of it than
-    was ordered.
+    """The shopper pays in a tab of their own; `odd`: the payment has another amount or currency than was
+    ordered.
     """
 
     written: ClassVar[bool] = False
@@ -115,12 +113,12 @@ class TryAgain(Step):
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
         over = [
-            one
-            for one in world.payments(checkout)
-            if one.terminal == CARD
-            and one.paid is None
-            and one.latest is not None
-            and one.latest.outcome != Outcome.OPEN
+            payment
+            for payment in world.payments(checkout)
+            if payment.terminal == CARD
+            and payment.paid is None
+            and payment.latest is not None
+            and payment.latest.outcome != Outcome.OPEN
         ]
         if over:
             await world.submit(over[-1].payment_id, action="pay", card_number=GOOD, expiry="12/39", cvc="123")
@@ -174,12 +172,12 @@ async def _arrive(world: World, mail: Mail, grade: str, times: int) -> None:
         )
         for _ in range(times)
     ]
-    await asyncio.gather(*(world.callbacks.store(one) for one in callbacks))
+    await asyncio.gather(*(world.callbacks.store(callback) for callback in callbacks))
 
 
 @dataclass(frozen=True)
 class Deliver(Step):
-    """A callback arrives, whichever of those in the post, perhaps several times; `kept`: and once
+    """A callback arrives, any of the queued callbacks, perhaps several times; `kept`: and once
     more later.
     """
 
@@ -198,7 +196,7 @@ class Deliver(Step):
 
 @dataclass(frozen=True)
 class Forge(Step):
-    """Somebody who knows our address sends a callback of their own making."""
+    """A forged callback comes to our address."""
 
     kind: str = "success"
     body: bytes = b"status=succeeded"
@@ -213,8 +211,8 @@ class Forge(Step):
 
 @dataclass(frozen=True)
 class Ask(Step):
-    """The merchant asks for something; `of` names a transaction that the gateway has for the order, None the
-    accepted one.
+    """The merchant sends a command; `of` names a transaction that the gateway has for the order, None the
+    accepted payment.
     """
 
     kind: str = "reconcile"
@@ -242,7 +240,7 @@ class Ask(Step):
 @dataclass(frozen=True)
 class Order(Step):
     """The merchant sends another order, under a number of its own or (`again`) under that of an
-    earlier one.
+    earlier payment.
     """
 
     again: bool = False
@@ -273,7 +271,7 @@ class ByHand(Step):
 
     async def happen(self, world: World) -> None:
         checkout = self.checkout(world)
-        paid = [(one, one.paid) for one in world.payments(checkout) if one.paid is not None]
+        paid = [(payment, payment.paid) for payment in world.payments(checkout) if payment.paid is not None]
         if not paid:
             return
         payment, transaction = paid[self.of % len(paid)]
@@ -327,7 +325,7 @@ class Fail(Step):
 
 @dataclass(frozen=True)
 class Refuse(Step):
-    """The acquirer says no to the next call that moves money."""
+    """The acquirer refuses the next call that moves money."""
 
     written: ClassVar[bool] = False
     endpoint: str = "capture"
@@ -341,7 +339,7 @@ class Refuse(Step):
 
 @dataclass(frozen=True)
 class Silence(Step):
-    """Movements show (or no longer show) the name that we gave them."""
+    """Movements show (or no longer show) our reconciliation identifier."""
 
     written: ClassVar[bool] = False
     echo: bool = False
@@ -352,7 +350,7 @@ class Silence(Step):
 
 @dataclass(frozen=True)
 class Lose(Step):
-    """Sessions or tokens are lost over there."""
+    """Sessions or tokens are lost at the gateway."""
 
     written: ClassVar[bool] = False
     what: str = "session"
@@ -394,8 +392,8 @@ class Process(Step):
 
 @dataclass(frozen=True)
 class Stop(Step):
-    """A worker takes a checkout and stops in the middle: it dies there, or sleeps (a suspended machine, a
-    starved process).
+    """A worker takes a checkout and stops in the middle: it is killed there, or stopped (a suspended machine,
+    a starved process).
     """
 
     nth: int = 1
@@ -409,7 +407,7 @@ class Stop(Step):
 
 @dataclass(frozen=True)
 class Wake(Step):
-    """Whoever sleeps goes on with what it was about to do."""
+    """A stopped worker goes on with what it was about to do."""
 
     async def happen(self, world: World) -> None:
         await world.wake()
@@ -422,7 +420,7 @@ class Wake(Step):
 class History:
     """A merchant's policies, how far the first order has come, and what happens then.
 
-    `delivered`: the post arrives in the end. `decided`: the banks decide on every payment in the end.
+    `delivered`: queued callbacks arrive in the end. `decided`: the banks decide on every payment in the end.
     """
 
     policies: tuple[tuple[str, object], ...]
@@ -439,7 +437,7 @@ class History:
             f"capture={self.capture}, expires_in={self.expires_in}, begun={self.begun!r}",
             f"delivered={self.delivered}, decided={self.decided}",
             "steps=(",
-            *(f"    {one!r}," for one in self.steps),
+            *(f"    {step!r}," for step in self.steps),
             ")",
         ]
         return "History(\n    " + "\n    ".join(lines) + "\n)"
@@ -508,7 +506,7 @@ single = st.one_of(
 def _interrupted(
     *, kind: str, amount: int, echo: bool, lost: int | str | None, stop: tuple[int, bool] | None
 ) -> tuple[Step, ...]:
-    """Money is moved, the answer is lost or the worker stops on the way, and somebody else finds out what
+    """Money is moved, the answer is lost or the worker stops on the way, and the next worker finds out what
     came of it.
     """
     trouble: list[Step] = []
@@ -533,14 +531,14 @@ interrupted = st.builds(
     amount=st.sampled_from((1, 1000, 4000)),
     echo=st.booleans(),
     lost=st.sampled_from((503, "reset", 400, 403, "malformed", "empty", None)),
-    # Its look, what it writes before it sends, the call, and what it writes then: a point before and after
+    # Its lookup, what it writes before it sends, the call, and what it writes then: a point before and after
     # each.
     stop=st.one_of(st.none(), st.tuples(st.integers(3, 10), st.booleans())),
 )
 # What makes sense together, so that histories get far: each is a few steps, and any step may come between two
 # of them.
 episode = st.one_of(
-    single.map(lambda one: (one,)),
+    single.map(lambda step: (step,)),
     interrupted,
     interrupted,
     st.tuples(pay, deliver, carrying),

@@ -25,6 +25,7 @@ from orchestrator import intents
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.sandbox import SandboxConfig, create_app
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan
+from orchestrator.domain import claimed_checkout
 from orchestrator.gateway.client import Gateway
 from orchestrator.processing import CheckoutProcessor, StepContext
 from orchestrator.processing.context import CREDENTIALS_PAUSE, CredentialsCircuit
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.core import Sandbox
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.gateway.http import Failure, Request, Wire
-    from orchestrator.store.checkouts import ClaimedCheckout, Move
+    from orchestrator.store.checkouts import Move
 
 AMOUNT = 13900
 """Minor units of every order, in DKK."""
@@ -68,7 +70,7 @@ class Trap:
     """Where a worker stops: at the n-th of the points before and after each call to the gateway and each
     write.
 
-    It dies there, or falls asleep until somebody wakes it, long after its lease perhaps.
+    It is killed there, or stopped until a step resumes it, perhaps long after its lease.
     """
 
     def __init__(self, nth: int, *, sleeps: bool) -> None:
@@ -123,7 +125,7 @@ class _MortalLifecycle(Transitions):
 
 
 class _Server(uvicorn.Server):
-    """A server in somebody else's event loop: signals are not its business."""
+    """A server in the event loop of a test: it handles no signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -141,7 +143,7 @@ class Mail:
 
 @dataclass(slots=True)
 class Tally:
-    """What all histories together came to."""
+    """Counts over all histories."""
 
     histories: int = 0
     steps: int = 0
@@ -161,7 +163,7 @@ class Tally:
 
 
 class World:
-    """The installation, and the history that is being played on it."""
+    """The installation, and the history that runs on it."""
 
     def __init__(
         self, *, database_url: str, gateway_url: str, sandbox: Sandbox, db: Database, gateway: Gateway
@@ -203,7 +205,7 @@ class World:
             await batch.close()
 
     async def begin(self, policies: Mapping[str, object]) -> None:
-        """Begin a history: the clock at now, nobody's orders, the merchant's policies."""
+        """Begin a history: the clock at now, no orders, the merchant's policies."""
         self.offset = 0.0
         self.checkouts, self.orders, self.mail, self.sleepers = [], {}, [], []
         self.by_hand, self.decided, self._deciding = set(), set(), set()
@@ -280,12 +282,14 @@ class World:
             self._deciding.add(checkout)
 
     def decide(self, rows: Mapping[UUID, Any]) -> None:
-        """Note what a person decides on: the transactions that hold money until the decision is taken, and no
-        later ones.
+        """Record what a decision is about: the transactions that hold money until the decision is taken, and
+        no later orders.
         """
         for checkout in list(self._deciding):
             self.decided |= {
-                one.transaction_id for _, one in self.transactions(checkout) if one.held_minor > 0
+                transaction.transaction_id
+                for _, transaction in self.transactions(checkout)
+                if transaction.held_minor > 0
             }
             if not rows[checkout].commands:
                 self._deciding.discard(checkout)
@@ -294,7 +298,7 @@ class World:
         await self.sql("UPDATE checkouts SET hinted = true WHERE id = ANY(:ids)", ids=list(ids))
 
     async def later(self, seconds: float) -> None:
-        """Let time pass, for Postgres and for whoever counts a lease by a clock of its own."""
+        """Let time pass, for Postgres and for workers, which count a lease by a clock of their own."""
         whole = math.ceil(seconds)
         self.offset += whole
         if whole >= CREDENTIALS_PAUSE:
@@ -306,7 +310,7 @@ class World:
         await self.sql("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=whole)
 
     async def stop(self, ids: Sequence[UUID], nth: int, *, sleeps: bool) -> None:
-        """Have checkouts carried by a worker that stops at its n-th point, if it gets so far."""
+        """Have checkouts processed by a worker that stops at its n-th point, if it gets so far."""
         trap = Trap(nth, sleeps=sleeps)
         trap.task = asyncio.create_task(take(self.worker(trap), ids))
         reached = asyncio.create_task(trap.reached.wait())
@@ -321,7 +325,7 @@ class World:
             await trap.task
 
     async def wake(self) -> None:
-        """Let those who sleep go on where they stopped."""
+        """Let stopped workers go on where they stopped."""
         sleepers, self.sleepers = self.sleepers, []
         for trap in sleepers:
             trap.waking.set()
@@ -340,20 +344,26 @@ class World:
     def payments(self, checkout: UUID) -> list[Payment]:
         books = self.sandbox.books
         order = books.orders.get(self.orders[checkout])
-        return [books.payments[one] for one in order.payments] if order is not None else []
+        return [books.payments[payment] for payment in order.payments] if order is not None else []
 
     def transactions(self, checkout: UUID) -> list[tuple[Payment, Transaction]]:
-        return [(payment, one) for payment in self.payments(checkout) for one in payment.transactions]
+        return [
+            (payment, transaction)
+            for payment in self.payments(checkout)
+            for transaction in payment.transactions
+        ]
 
     async def open_payment(self, checkout: UUID, terminal: str) -> str | None:
         """Begin a payment as the shopper's browser does; None where there is no session to pay in."""
         order = self.sandbox.books.orders.get(self.orders[checkout])
         sessions = (
-            [one for one in order.sessions if one in self.sandbox.books.sessions] if order is not None else []
+            [session for session in order.sessions if session in self.sandbox.books.sessions]
+            if order is not None
+            else []
         )
         if not sessions:
             return None
-        method = next(one for one in CONFIG.methods if one.terminal == terminal)
+        method = next(method for method in CONFIG.methods if method.terminal == terminal)
         async with self.browser.post(
             f"{self.url}/checkout/v1/api/payment/initiate/{method.id}",
             json={"paymentMethodId": method.id, "sessionId": sessions[-1]},
@@ -379,7 +389,7 @@ class World:
                 await answer.read()
 
     def cleared_attention(self) -> None:
-        """Let every call work from now on. What the gateway tells of its movements stays as it is."""
+        """Let every call work from now on. What the gateway shows of its movements stays as it is."""
         self.sandbox.faults.set_everywhere(GlobalFaults(callbacks="lost"))
         for checkout in self.checkouts:
             plan = self.plan(checkout)
@@ -410,18 +420,20 @@ async def world(database_url: str) -> AsyncIterator[World]:
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     settings = make_settings(database_url=database_url, gateway_url=url, **HASTE)
-    real = claims.tick
+    real = claimed_checkout.tick
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
-        one = World(
+        started = World(
             database_url=database_url, gateway_url=url, sandbox=app.state.sandbox, db=db, gateway=gateway
         )
-        claims.tick = lambda: real() + one.offset
+        for module in (claimed_checkout, claims):
+            module.tick = lambda: real() + started.offset
         try:
-            yield one
+            yield started
         finally:
-            claims.tick = real
-            await one.close()
-    # Connections that a script reset may never count as closed, and nobody is left to wait for.
+            for module in (claimed_checkout, claims):
+                module.tick = real
+            await started.close()
+    # Connections that a script reset may never count as closed, and there is no peer left to wait for.
     server.should_exit = server.force_exit = True
     _, pending = await asyncio.wait({serving}, timeout=5)
     for task in pending:

@@ -1,5 +1,5 @@
-"""Archiving: what is settled leaves for a file, whole and once; what is not stays; and nothing of it is taken
-back unseen.
+"""Archiving: settled history moves to a file, whole and once; open history stays; and a change of either is
+detected.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ async def settled(core, state=State.COMPLETED, **changes):
     held = await core.release(held, 0.0)
     (held,) = await core.claim(held.id)
     read = {
-        "read": tuple(one.id for one in held.callbacks),
-        "done": tuple((one.id, result(ResultCode.DONE_DECIDED)) for one in held.commands),
+        "read": tuple(callback.id for callback in held.callbacks),
+        "done": tuple((command.id, result(ResultCode.DONE_DECIDED)) for command in held.commands),
     }
     if state is State.COMPLETED:
         held = await core.advance(
@@ -91,7 +91,7 @@ async def run(core, place, **changes):
 
 
 async def told(core, place, **changes):
-    """Run, and return the archives that were told of."""
+    """Run, and return the archives that were reported."""
     heard = []
     await run(core, place, tell=heard.append, **changes)
     return heard
@@ -143,12 +143,12 @@ async def test_the_whole_history_goes_into_one_file_and_the_books_stay(core, two
     told = []
     result = await run(core, tmp_path, tell=told.append)
     assert (result.archives, result.checkouts, result.entries) == (1, 2, before["audit_entries"])
-    assert [(one.number, one.checkouts) for one in told] == [(1, 2)]
+    assert [(progress.number, progress.checkouts) for progress in told] == [(1, 2)]
     assert (result.problems, result.orphans) == ([], [])
-    # A command with a key stays, for whoever sends the same again.
+    # A command with a key stays, for a request that is sent again.
     assert await counts(core) == dict.fromkeys(HISTORY, 0) | {"commands": 2}
     assert await counts(core, BOOKS) == books
-    (paid,), (expired,) = (pages(tmp_path)[one] for one in two)
+    (paid,), (expired,) = (pages(tmp_path)[checkout] for checkout in two)
     assert [len(paid[kind]) for kind in ("entries", "events", "callbacks", "sessions", "commands")] == [
         7,
         2,
@@ -180,8 +180,8 @@ WAITS = {
     "with a due time": "UPDATE checkouts SET due_at = clock() + interval '30 days'",
     "with a person": "UPDATE checkouts SET attention = 'open_payment'",
     "held": "UPDATE checkouts SET lease = gen_random_uuid(), leased_until = clock()",
-    "with a callback that nobody has read": "UPDATE callbacks SET handled_at = NULL",
-    "with a command that nobody has taken": "UPDATE commands SET handled_at = NULL WHERE kind = 'reconcile'",
+    "with an unread callback": "UPDATE callbacks SET handled_at = NULL",
+    "with an open command": "UPDATE commands SET handled_at = NULL WHERE kind = 'reconcile'",
     "with an operation under way": "UPDATE money_operations SET state = 'unknown'",
     "with an event that is still to be placed": (
         "UPDATE events SET position = CASE WHEN kind = 'checkout.ready' THEN 1 END"
@@ -222,7 +222,7 @@ async def test_what_is_younger_or_was_touched_since_stays(core, two, tmp_path):
     day = 86400.0
     assert (await run(core, tmp_path, older_than=day)).archives == 0
     await core.do("UPDATE clock_skew SET seconds = 2 * 86400")
-    # One was written of a moment ago; the ids are of today, and so are not older than two days.
+    # The first was written of a moment ago; the ids are of today, and so are not older than two days.
     await core.do("UPDATE checkouts SET updated_at = clock() WHERE id = :id", id=two[1])
     assert (await run(core, tmp_path, older_than=3 * day)).archives == 0
     assert (await run(core, tmp_path, older_than=day)).checkouts == 1
@@ -233,7 +233,7 @@ async def test_each_goes_once_in_batches_of_the_size_asked_for(core, tmp_path):
     ids = [await settled(core) for _ in range(5)]
     choice = await archive.choose(core.db, older_than=0.0)
     assert (await archive.candidates(core.db, choice))[0] == 5
-    assert [(one.number, one.checkouts) for one in await told(core, tmp_path, most=2)] == [
+    assert [(progress.number, progress.checkouts) for progress in await told(core, tmp_path, most=2)] == [
         (1, 2),
         (2, 2),
         (3, 1),
@@ -250,18 +250,18 @@ async def test_stretches_of_ids_leave_nothing_out_and_take_nothing_twice(core):
         found = [
             await core.all(
                 "SELECT id FROM checkouts WHERE id > :after AND id < :before ORDER BY id",
-                after=one.after,
-                before=one.before,
+                after=stretch.after,
+                before=stretch.before,
             )
-            async for one in batch.stretches(core.db, choice, most=most)
+            async for stretch in batch.stretches(core.db, choice, most=most)
         ]
-        assert [one for part in found for one in part] == sorted(ids)
+        assert [checkout for part in found for checkout in part] == sorted(ids)
         assert max(map(len, found)) <= max(most, 1)
 
 
 async def test_a_batch_is_not_larger_than_its_callbacks_allow(core, two, tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "MOST_BYTES", 1)
-    assert [one.checkouts for one in await told(core, tmp_path)] == [1, 1]
+    assert [progress.checkouts for progress in await told(core, tmp_path)] == [1, 1]
 
 
 # ── What still works afterwards ───────────────────────────────────────────────────────────────────────────
@@ -315,7 +315,7 @@ async def test_an_archived_checkout_wakes_up_goes_on_with_its_chain_and_is_archi
     assert await core.all("SELECT sequence FROM audit_entries") == [7]
     await audit.seal(core.db, core.encryptor)
     await core.release(held, None)
-    assert [(one.number, one.entries) for one in await told(core, tmp_path)] == [(3, 1)]
+    assert [(progress.number, progress.entries) for progress in await told(core, tmp_path)] == [(3, 1)]
     first, second = pages(tmp_path)[expired]
     assert (second["after"], second["head"]["state"]) == (first["head"], "completed")
     assert await problems(core) == []
@@ -350,7 +350,7 @@ async def test_an_entry_leaves_only_below_an_archived_head(core, two, tmp_path):
                 await owner.execute(f"UPDATE {table} SET action = 'x'")
         with pytest.raises(errors.ForeignKeyViolation):
             await owner.execute("INSERT INTO archived_heads VALUES (%s, 3, 1, 'x', '')", [two[0]])
-        # Whoever lists an archive of their own gets that far, and is found.
+        # An archive of another maker that is listed gets that far, and is found.
         await owner.execute(
             "INSERT INTO archives VALUES (1, clock(), 'x', '{}', %s, '')", [core.encryptor.newest.id]
         )
@@ -426,7 +426,7 @@ NOTES = {
         "UPDATE archives a SET (manifest, mac) = (SELECT manifest, mac FROM archives WHERE sequence = 2) WHERE sequence = 1",
         "was changed",
     ),
-    "a key that nobody has": (
+    "an unknown key": (
         "UPDATE archives SET key_id = 'ffffffff' WHERE sequence = 1",
         "was made under key ffffffff, which SECRET_KEYS does not have",
     ),
@@ -436,7 +436,7 @@ NOTES = {
 @pytest.mark.parametrize(("change", "words"), tuple(NOTES.values()), ids=tuple(NOTES))
 async def test_what_is_noted_wrongly_is_named(core, archived, change, words):
     await core.tamper(change)
-    assert any(one.startswith("archive 1 ") and words in one for one in await problems(core))
+    assert any(problem.startswith("archive 1 ") and words in problem for problem in await problems(core))
 
 
 async def test_an_archive_that_is_missing_between_others_is_named(core, archived):
@@ -445,7 +445,7 @@ async def test_an_archive_that_is_missing_between_others_is_named(core, archived
 
 
 async def test_a_manifest_under_our_key_with_another_number_is_named(core, archived):
-    """Somebody with the keys and the database moves an archive to another place in the chain."""
+    """With the keys and write access to the database an archive is moved to another place in the chain."""
     (manifest,) = await core.all("SELECT manifest FROM archives WHERE sequence = 1")
     forged = manifest.replace('"archive":1', '"archive":9')
     key = core.encryptor.newest
@@ -458,13 +458,13 @@ async def test_a_manifest_under_our_key_with_another_number_is_named(core, archi
 
 async def test_an_entry_that_stands_here_though_it_is_archived_is_named(core, archived, tmp_path):
     page = pages(tmp_path)[archived[0]][0]
-    one = page["entries"][-1]
+    entry = page["entries"][-1]
     await core.do(
         "INSERT INTO audit_entries VALUES (:id, 7, clock(), 'money:succeeded', :entry, :key, :mac)",
         id=archived[0],
-        entry=one["entry"],
-        key=one["keyId"],
-        mac=bytes.fromhex(one["mac"]),
+        entry=entry["entry"],
+        key=entry["keyId"],
+        mac=bytes.fromhex(entry["mac"]),
     )
     assert await problems(core) == [f"entry 7 of checkout {archived[0]} stands here, though it was archived"]
 
@@ -535,7 +535,7 @@ TAMPERED = {
     "something behind the manifest": (lambda lines: [*lines, lines[0]], "line 4 stands behind the manifest"),
     "something that is no page": (lambda lines: ["{}\n", *lines], "line 1 is not in the words of an archive"),
     "a row that is not the trail's": (swapped('"order_ref":"', '"order_ref":"X'), "its pages are not those"),
-    "an entry with another text": (swapped("test:factory", "test:nobody"), "was changed: its text and its mac"),
+    "an entry with another text": (swapped("test:factory", "test:another"), "was changed: its text and its mac"),
     "an entry less": (
         lambda lines: [_without_last_entry(lines[0]), *lines[1:]],
         "has 6 entries and should have 7: its tail was cut",
@@ -561,7 +561,7 @@ async def test_a_file_that_was_tampered_with_is_found_by_itself(core, both, chan
     path = both
     rewritten(path, change)
     found = audit.open_archive(path, core.encryptor).problems
-    assert any(words in one for one in found), found
+    assert any(words in problem for problem in found), found
 
 
 async def test_a_file_that_is_cut_or_is_no_archive_is_found(core, two, tmp_path):
@@ -578,7 +578,8 @@ async def test_a_file_that_is_cut_or_is_no_archive_is_found(core, two, tmp_path)
         opened = audit.open_archive(path, core.encryptor)
         assert opened.manifest is None or "damaged" in opened.problems[-1]
         assert any(
-            "it is damaged or cut off" in one or "words of an archive" in one for one in opened.problems
+            "it is damaged or cut off" in problem or "words of an archive" in problem
+            for problem in opened.problems
         )
     with pytest.raises(OSError, match="No such file"):
         audit.open_archive(tmp_path / "nowhere", core.encryptor)
@@ -666,7 +667,7 @@ async def test_a_run_cut_off_at_its_commit_loses_nothing_and_leaves_nothing_twic
     if landed:
         assert (result.archives, result.orphans) == (0, [])
     else:
-        # What the killed run had written is told, and is not overwritten.
+        # What the killed run had written is reported, and is not overwritten.
         assert (result.archives, result.orphans) == (1, [path])
         assert await core.all("SELECT file FROM archives") == ["archive-000001-2.jsonl.gz"]
         assert audit.open_archive(tmp_path / "archive-000001-2.jsonl.gz", core.encryptor).problems == []
@@ -716,7 +717,7 @@ async def test_nothing_is_removed_for_a_file_that_does_not_read_back(core, two, 
     assert await problems(core) == []
 
 
-async def test_a_checkout_that_somebody_holds_is_left_for_another_time(core, two, tmp_path):
+async def test_a_checkout_with_a_locked_row_is_left_for_a_later_run(core, two, tmp_path):
     async with row_held(core.url, two[0]):
         assert (await run(core, tmp_path)).checkouts == 1
     assert (await run(core, tmp_path)).checkouts == 1
@@ -732,7 +733,7 @@ async def test_one_run_at_a_time(core, two, tmp_path):
 
 
 async def test_a_lock_that_is_not_to_be_had_is_given_up_and_tried_again(core, two, tmp_path):
-    """The sealer is busy: the batch waits for a moment, gives everything back, and comes again."""
+    """The sealer holds its lock: the batch waits for a moment, rolls back, and is tried again."""
     async with await psycopg.AsyncConnection.connect(core.url) as sealer:
         await sealer.execute("SELECT pg_advisory_xact_lock(hashtext('orchestrator.audit_seals'))")
         choice = await archive.choose(core.db, older_than=0.0)
@@ -769,7 +770,7 @@ async def test_an_error_that_is_no_lock_is_not_tried_again(core):
 async def later_than_all(core):
     """Set the clock behind every month that there is; return the months before."""
     known = await archive.months_of(core.db)
-    last = max(one.until for one in known if one.until is not None)
+    last = max(month.until for month in known if month.until is not None)
     seconds = (last.int >> 80) // 1000 - int((await core.all("SELECT extract(epoch FROM clock())"))[0])
     await core.do("UPDATE clock_skew SET seconds = :seconds", seconds=seconds + 3600)
     return known
@@ -787,14 +788,14 @@ async def test_an_insert_never_fails_for_want_of_a_month(core):
 @pytest.fixture(name="own")
 async def _own(database_url, encryptor):
     """A database of its own, whose months may come and go."""
-    async with another(database_url, encryptor) as one:
-        yield one
+    async with another(database_url, encryptor) as new_core:
+        yield new_core
 
 
 async def test_months_are_made_ahead_and_only_where_they_are_missing(own):
     before = await later_than_all(own)
     assert await archive.make_ahead(own.db, ahead=2) != []
-    made = [one.name for one in await archive.months_of(own.db)][len(before) - 1 : -1]
+    made = [month.name for month in await archive.months_of(own.db)][len(before) - 1 : -1]
     assert len(made) == 3
     assert await archive.make_ahead(own.db, ahead=2) == []
     assert (await archive.months_of(own.db))[-1].name == "audit_entries_rest"
@@ -818,7 +819,7 @@ async def test_a_month_whose_entries_are_in_the_rest_already_is_left_out(own):
 
 
 async def test_months_that_are_empty_and_past_are_dropped_and_no_others(own, tmp_path):
-    months = [one for one in await archive.months_of(own.db) if one.until is not None][1:]
+    months = [month for month in await archive.months_of(own.db) if month.until is not None][1:]
     ids = []
     for month in months[:3]:
         at = UUID(int=month.until.int - (1 << 80) | 0x7 << 76 | 0x2 << 62)
@@ -829,14 +830,14 @@ async def test_months_that_are_empty_and_past_are_dropped_and_no_others(own, tmp
     await own.do("UPDATE clock_skew SET seconds = 1000 * 86400")
     result = await run(own, tmp_path, older_than=0.0)
     assert result.checkouts == 2
-    left = [one.name for one in await archive.months_of(own.db)]
+    left = [month.name for month in await archive.months_of(own.db)]
     assert months[1].name in left
     assert months[0].name in result.dropped
     assert months[2].name in result.dropped
     assert not {months[0].name, months[2].name} & set(left)
     assert {"audit_entries_before", "audit_entries_rest"} <= set(left)
     assert await problems(own) == []
-    # One that wakes up from a month that is gone writes into the rest.
+    # A worker that wakes up with a checkout of a dropped month writes into the rest.
     await own.wake(ids[0])
     (held,) = await own.claim(ids[0])
     await own.advance(held, action=Action.GATEWAY_ASKED)
@@ -845,13 +846,13 @@ async def test_months_that_are_empty_and_past_are_dropped_and_no_others(own, tmp
 
 
 async def test_a_month_that_was_written_to_meanwhile_is_not_dropped(own):
-    month = [one for one in await archive.months_of(own.db) if one.until is not None][1]
+    month = [month for month in await archive.months_of(own.db) if month.until is not None][1]
     await own.accept(id=UUID(int=month.until.int - (1 << 80) | 0x7 << 76 | 0x2 << 62))
     assert not await _drop(own.db, month.name)
     assert await problems(own) == []
 
 
-def test_an_id_tells_when_it_was_made_also_one_that_no_calendar_has():
+def test_an_id_has_its_time_also_a_time_that_no_calendar_has():
     now = datetime(2026, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
     assert archive.moment_of(archive.first_id(now)) == now
     assert archive.moment_of(UUID(int=2**128 - 1)).year == 9999

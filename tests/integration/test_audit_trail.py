@@ -1,4 +1,4 @@
-"""The trail in the database: what breaks it is named, what does not is not touched."""
+"""The trail in the database: a break is named, and a whole trail is left as it is."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def problems(core, encryptor=None):
 
 @pytest.fixture(name="trail")
 async def _trail(core):
-    """Three checkouts with entries; return the middle one's id."""
+    """Three checkouts with entries; return the id of the second."""
     ids = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(3)]
     assert await problems(core) == []
     return ids[1]
@@ -149,7 +149,7 @@ async def test_a_state_changed_past_the_trail_is_named(core, trail):
 
 
 async def forge(core, checkout, **changes):
-    """Append an entry as somebody with the key and the database could, its head included."""
+    """Append an entry as with the key and write access to the database, its head included."""
     row = await core.row(checkout)
     (at,) = await core.all("SELECT clock()")
     values = {
@@ -231,7 +231,7 @@ async def test_what_cannot_have_happened_is_named_even_when_chained_with_the_rig
     assert await problems(core) == [f"entry 6 of checkout {trail} {sentence}"]
 
 
-async def test_a_checkout_that_was_born_paid_is_named(core, trail):
+async def test_a_checkout_that_was_created_paid_is_named(core, trail):
     await core.tamper("DELETE FROM audit_entries WHERE checkout_id = :id", id=trail)
     await core.do(
         "UPDATE checkouts SET audit_sequence = 0, audit_head = :start, state = 'completed' WHERE id = :id",
@@ -252,7 +252,7 @@ async def test_an_entry_that_moves_nothing_is_no_problem(core, trail):
 # ── Seals ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_seals_chain_and_a_changed_or_missing_one_is_named(core, trail):
+async def test_seals_chain_and_a_changed_or_missing_seal_is_named(core, trail):
     for _ in range(3):
         assert await audit.seal(core.db, core.encryptor) == 3
     assert (await audit.verify(core.db, core.encryptor)).seals == 3
@@ -269,12 +269,14 @@ async def test_seals_chain_and_a_changed_or_missing_one_is_named(core, trail):
 
 async def test_sealers_at_once_make_one_chain(core, trail):
     async with another(core.url, core.encryptor) as other:
-        await asyncio.gather(*(audit.seal(one.db, one.encryptor) for one in (core, other) for _ in range(4)))
+        await asyncio.gather(
+            *(audit.seal(process.db, process.encryptor) for process in (core, other) for _ in range(4))
+        )
     found = await audit.verify(core.db, core.encryptor)
     assert (found.seals, found.problems) == (8, [])
 
 
-async def test_a_seal_holds_what_grew_since_the_one_before_and_not_what_rested(core, trail):
+async def test_a_seal_holds_the_chains_that_grew_since_the_last_seal_and_no_others(core, trail):
     await audit.seal(core.db, core.encryptor)
     await core.do("UPDATE clock_skew SET seconds = 86400")
     assert await audit.seal(core.db, core.encryptor) == 3  # entries may be committed later than their time
@@ -351,7 +353,7 @@ async def test_more_checkouts_than_one_page_are_all_verified(core):
 async def test_an_export_proves_the_trail_without_the_database(core, trail):
     await audit.seal(core.db, core.encryptor)
     lines = [json.loads(line) async for line in audit.export(core.db)]
-    entries, seals = [one for one in lines if "entry" in one], [one for one in lines if "seal" in one]
+    entries, seals = [line for line in lines if "entry" in line], [line for line in lines if "seal" in line]
     assert (len(entries), len(seals)) == (15, 1)
     heads, macs = {}, {}
     for line in entries:

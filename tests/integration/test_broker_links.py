@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
 @pytest.fixture(autouse=True)
 def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let handshakes take their time: how soon the shared state gives up is no matter here."""
+    """Let handshakes take their time: the time-out of the shared state is not tested here."""
     monkeypatch.setattr(shared_state, "TIMEOUT", 10.0)
 
 
@@ -145,7 +145,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
     config = tmp_path / "sentinel.conf"
     config.write_text("")
     with (
-        redis_server(tmp_path / "one", "--requirepass", "pw", "--masterauth", "pw") as one,
+        redis_server(tmp_path / "one", "--requirepass", "pw", "--masterauth", "pw") as first,
         redis_server(
             tmp_path / "two",
             "--requirepass",
@@ -153,15 +153,15 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             "--masterauth",
             "pw",
             "--replicaof",
-            f"127.0.0.1 {one.port}",
+            f"127.0.0.1 {first.port}",
         ) as two,
         redis_server(tmp_path / "sentinel", str(config), "--sentinel", sentinel=True) as sentinel,
         redis.Redis(port=sentinel.port) as asked,
     ):
         with redis.Redis(port=two.port, password="pw") as replica:
             until(lambda: replica.info("replication")["master_link_status"] == "up", "the replica follows")
-        # Sentinel asks a primary for its replicas every ten seconds: the first time it is to find one.
-        asked.execute_command("SENTINEL", "MONITOR", "shop", "127.0.0.1", one.port, 1)
+        # Sentinel asks a primary for its replicas every ten seconds: the first time it is to find a replica.
+        asked.execute_command("SENTINEL", "MONITOR", "shop", "127.0.0.1", first.port, 1)
         for name, value in (
             ("auth-pass", "pw"),
             ("down-after-milliseconds", 1000),
@@ -169,7 +169,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             ("parallel-syncs", 1),
         ):
             asked.execute_command("SENTINEL", "SET", "shop", name, value)
-        until(lambda: asked.execute_command("SENTINEL", "REPLICAS", "shop"), "Sentinel knows the replica")
+        until(lambda: asked.execute_command("SENTINEL", "REPLICAS", "shop"), "Sentinel has found the replica")
 
         # The first of the Sentinels does not run.
         url = (
@@ -183,7 +183,7 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
             hint_publisher.publish([uuid4()])
             until(lambda: hint_publisher.depth("checkouts") == 1, "the hint is in the queue")
             await reaches(shared)
-            one.kill()
+            first.kill()
             await reaches(shared, away=True)
             await reaches(shared, seconds=60)
             assert (

@@ -1,5 +1,5 @@
-"""Connections to Postgres heal by themselves: after a failover, from silence, behind a pooler; and every wait
-has a bound.
+"""Connections to Postgres recover by themselves: after a failover, from silence, behind a pooler; and every
+wait has a bound.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ ONE = text("SELECT 1 AS one")
 
 @pytest.fixture(name="proxy")
 def _proxy(database_url):
-    with Proxy(address(database_url)) as one:
-        yield one
+    with Proxy(address(database_url)) as started:
+        yield started
 
 
 @pytest.fixture(name="db")
 async def _db(database_url, proxy):
-    async with Database(through(database_url, proxy), pool_size=3, timeout=BOUND) as one:
+    async with Database(through(database_url, proxy), pool_size=3, timeout=BOUND) as opened:
         # Every connection of the pool is open, and idle.
-        await asyncio.gather(*(one.read(text("SELECT pg_sleep(0.1)")) for _ in range(3)))
-        yield one
+        await asyncio.gather(*(opened.read(text("SELECT pg_sleep(0.1)")) for _ in range(3)))
+        yield opened
 
 
 def writer(db, **options):
@@ -74,7 +74,7 @@ async def create(url, table):
 
 
 @pytest.mark.parametrize("kind", ["text", "compiled"])
-async def test_a_read_on_a_silent_connection_is_answered_on_a_new_one(db, proxy, kind):
+async def test_a_read_on_a_silent_connection_is_answered_on_a_new_connection(db, proxy, kind):
     proxy.silence()
     began = time.monotonic()
     statement = ONE if kind == "text" else ONE.columns()
@@ -82,7 +82,7 @@ async def test_a_read_on_a_silent_connection_is_answered_on_a_new_one(db, proxy,
     assert BOUND * 0.8 < time.monotonic() - began < SOON
 
 
-async def test_a_batch_on_a_silent_connection_is_written_on_a_new_one(db, proxy, database_url):
+async def test_a_batch_on_a_silent_connection_is_written_on_a_new_connection(db, proxy, database_url):
     table, batch = writer(db)
     await create(database_url, table)
     assert await batch.put(1) == 1
@@ -93,18 +93,16 @@ async def test_a_batch_on_a_silent_connection_is_written_on_a_new_one(db, proxy,
     await batch.close()
 
 
-async def test_one_silent_connection_condemns_all_that_are_as_old(db, proxy):
+async def test_one_silent_connection_closes_all_that_are_as_old(db, proxy):
     proxy.silence()
     await asyncio.gather(*(db.read(ONE) for _ in range(3)))
     began = time.monotonic()
     for _ in range(20):
         await db.read(ONE)
-    assert time.monotonic() - began < SOON, (
-        "no further connection was found silent, one bound after the other"
-    )
+    assert time.monotonic() - began < SOON, "no further connection was found silent, each after its own bound"
 
 
-async def test_a_slow_statement_does_not_cut_a_connection_that_hears_from_postgres(database_url):
+async def test_a_slow_statement_does_not_close_a_connection_on_which_postgres_answers(database_url):
     async with Database(database_url, pool_size=3, timeout=2.0) as db:
         slow = asyncio.create_task(db.write(text("SELECT pg_sleep(30)"), {}))
         await asyncio.sleep(1.7)
@@ -115,8 +113,8 @@ async def test_a_slow_statement_does_not_cut_a_connection_that_hears_from_postgr
         assert [row.two for row in await busy] == [2]
 
 
-async def test_the_callers_own_patience_holds_on_a_silent_connection(db, proxy):
-    proxy.silence(new_ones_too=True)
+async def test_the_callers_own_timeout_holds_on_a_silent_connection(db, proxy):
+    proxy.silence(new_connections_too=True)
     db._server.timeout = 60.0
     began = time.monotonic()
     with pytest.raises(TimeoutError):
@@ -141,11 +139,11 @@ async def test_a_server_notices_that_the_client_of_a_statement_is_gone(db, datab
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.2):
             await db.write(text(f"SELECT pg_sleep(30) /* {mark} */"), {})
-    look = text(
+    sleeping = text(
         "SELECT count(*) AS number FROM pg_stat_activity WHERE query LIKE :mark AND pid <> pg_backend_pid()"
     )
     async with Database(database_url, pool_size=1) as straight, asyncio.timeout(SOON):
-        while (await straight.read(look, {"mark": f"%{mark}%"}))[0].number:  # noqa: ASYNC110 - as above
+        while (await straight.read(sleeping, {"mark": f"%{mark}%"}))[0].number:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.1)
 
 
@@ -170,7 +168,7 @@ async def test_closing_waits_for_no_silent_connection(database_url):
         db = Database(through(database_url, proxy), pool_size=2, timeout=60)
         batch = Batch(lambda _: db.write(ONE, {}), keys=lambda item: (item,))
         await db.read(ONE)
-        proxy.silence(new_ones_too=True)
+        proxy.silence(new_connections_too=True)
         hanging = asyncio.create_task(batch.put(1))
         other = asyncio.create_task(db.write(ONE, {}))
         await asyncio.sleep(0.1)
@@ -194,7 +192,7 @@ async def test_closing_leaves_no_connection_open_that_a_transaction_still_has(da
             await run(tx, text("SELECT 1"), {})
 
 
-async def test_a_closed_batch_tells_those_whose_rows_were_being_sorted_out(database_url):
+async def test_a_closed_batch_answers_the_waiters_whose_rows_were_being_bisected(database_url):
     hang = asyncio.Event()  # never set
 
     async def write(items):
@@ -223,7 +221,7 @@ def _pair():
 @pytest.mark.parametrize(
     "spelling", ["127.0.0.1:{0},127.0.0.1:{1}", "?host=127.0.0.1:{0}&host=127.0.0.1:{1}"]
 )
-async def test_a_primary_that_lives_on_read_only_is_left_for_the_one_that_takes_writes(pair, spelling):
+async def test_a_primary_that_becomes_read_only_is_left_for_the_primary_that_takes_writes(pair, spelling):
     old, new = pair
     hosts = spelling.format(old.port, new.port)
     login = old.url.partition("://")[2].partition("@")[0]
@@ -233,7 +231,7 @@ async def test_a_primary_that_lives_on_read_only_is_left_for_the_one_that_takes_
     try:
         async with Database(url, pool_size=3) as db:
             table, batch = writer(db)
-            # The new one has what the old one has before it takes writes.
+            # The standby has what the primary has before it takes writes.
             await create(new.url, table)
             new.read_only()
             async with Database(old.url, writes=False) as straight:
@@ -269,13 +267,13 @@ async def test_reads_leave_a_server_that_became_read_only(pair):
         old.read_only()
         try:
             async with asyncio.timeout(SOON):
-                while (await port_of(db)).port != new.port:  # noqa: ASYNC110 - the server does not tell
+                while (await port_of(db)).port != new.port:  # noqa: ASYNC110 - the server has no event for it
                     await asyncio.sleep(0.05)
         finally:
             old.read_only(on=False)
 
 
-async def test_a_server_that_takes_no_writes_is_not_taken_for_one_that_does(pair):
+async def test_a_read_only_server_is_not_taken_for_a_primary(pair):
     old, _ = pair
     old.read_only()
     try:
@@ -344,7 +342,7 @@ def test_a_name_and_a_password_are_percent_decoded():
     assert (known["user"], known["password"]) == ("sam@shop", "p/s@s")
 
 
-def test_a_place_is_told_without_login():
+def test_the_host_of_a_url_is_shown_without_login():
     assert place("postgresql://u:secret@a:1,b/db?host=x") == "a:1,b/db"
     assert place("postgresql://u:secret@/db?host=/run/x") == "its socket/db"
 
@@ -393,25 +391,25 @@ async def test_behind_pgbouncer_clients_share_servers_and_leave_nothing_in_their
     options = {"ignore_startup_parameters": ignored} if ignored else {}
     with pgbouncer(database_url, size=2, **options) as url:
         async with (
-            Database(url, pool_size=6, statement_timeout=7000) as one,
+            Database(url, pool_size=6, statement_timeout=7000) as first,
             Database(url, pool_size=6) as other,
         ):
-            table, batch = writer(one)
+            table, batch = writer(first)
             await create(url, table)
             for round_ in range(30):
                 items = range(round_ * 10, round_ * 10 + 10)
                 written = asyncio.gather(*map(batch.put, items))
-                read = asyncio.gather(*(db.read(SHOWN) for db in (one, other) for _ in range(5)))
+                read = asyncio.gather(*(db.read(SHOWN) for db in (first, other) for _ in range(5)))
                 assert await written == [*items]
                 await read
             assert {
-                row.timeout for (row,) in await asyncio.gather(*(one.read(SHOWN) for _ in range(10)))
+                row.timeout for (row,) in await asyncio.gather(*(first.read(SHOWN) for _ in range(10)))
             } == {"0"}
             # What planning and times depend on holds in each transaction, though the database has no such
             # defaults here.
-            inside = await shown(one)
+            inside = await shown(first)
             assert (inside.zone, inside.cost, inside.timeout) == ("UTC", "1.1", "7s")
-            async with one.snapshot() as moment:
+            async with first.snapshot() as moment:
                 assert (await moment.execute(SHOWN)).one().cost == "1.1"
             await batch.close()
     async with Database(database_url, pool_size=1) as straight:
@@ -424,13 +422,13 @@ async def test_prepared_statements_behind_a_pooler_are_used_where_the_setting_sa
 ):
     with pgbouncer(database_url, size=1) as url:
         async with (
-            Database(url, pool_size=2, prepared="on") as one,
+            Database(url, pool_size=2, prepared="on") as first,
             Database(url, pool_size=2, prepared="on") as other,
         ):
-            table, batch = writer(one)
+            table, batch = writer(first)
             await create(url, table)
             for round_ in range(20):
-                # They meet each other's statements. A row is never called refused for it.
+                # Both use the same prepared statements. A row is never called refused for it.
                 await asyncio.gather(batch.put(round_), other.read(ONE), return_exceptions=True)
             await batch.close()
         async with Database(url, pool_size=2, prepared="off") as cleared_attention:
@@ -445,14 +443,14 @@ async def test_behind_poolers_the_primary_is_found_whatever_they_announce(pair):
     old.read_only(on=False)
     new.read_only(on=False)
     try:
-        with pooling(old.port, {user: password}) as one, pooling(new.port, {user: password}) as other:
-            url = f"postgresql://{LOGIN}@127.0.0.1:{one},127.0.0.1:{other}/shop"
+        with pooling(old.port, {user: password}) as first, pooling(new.port, {user: password}) as other:
+            url = f"postgresql://{LOGIN}@127.0.0.1:{first},127.0.0.1:{other}/shop"
             async with Database(url, pool_size=3) as db:
                 table, batch = writer(db)
                 await create(new.url, table)
                 await create(old.url, table)
                 new.read_only()
-                # A pooler tells every client what its first connection was told.
+                # A pooler gives every client the parameters of its first connection.
                 with pytest.raises(DBAPIError, match="read-only"):
                     async with Database(f"postgresql://{LOGIN}@127.0.0.1:{other}/shop") as alone:
                         await alone.read(ONE)

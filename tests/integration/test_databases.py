@@ -1,4 +1,4 @@
-"""A database that an earlier test has used is what a new one is, or it is not used again."""
+"""A database that an earlier test has used has the content of a new database, or it is not used again."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def oid(url):
     return asked(url, "SELECT oid FROM pg_database WHERE datname = current_database()")
 
 
-def test_it_is_used_again_under_a_new_name_with_what_a_new_one_holds(databases):
-    with databases.one() as first:
+def test_a_database_is_used_again_under_a_new_name_with_the_content_of_a_new_database(databases):
+    with databases.database() as first:
         used, fresh = oid(first), asked(first, CONTENT)
         asked(
             first,
@@ -32,7 +32,7 @@ def test_it_is_used_again_under_a_new_name_with_what_a_new_one_holds(databases):
             "UPDATE clock_skew SET seconds = 60",
         )
         left = psycopg.connect(first)
-    with databases.one() as second:
+    with databases.database() as second:
         assert second != first
         assert (oid(second), asked(second, CONTENT)) == (used, fresh)
         assert asked(second, "INSERT INTO merchants (name) VALUES ('second') RETURNING id") == (2,)
@@ -55,8 +55,8 @@ def test_it_is_used_again_under_a_new_name_with_what_a_new_one_holds(databases):
     ],
 )
 def test_it_is_not_used_again_once_anything_but_rows_was_changed(databases, statement):
-    with databases.one() as first:
+    with databases.database() as first:
         used = oid(first)
         asked(first, statement)
-    with databases.one() as second:
+    with databases.database() as second:
         assert oid(second) != used

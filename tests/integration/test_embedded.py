@@ -35,7 +35,7 @@ as_root = pytest.mark.skipif(
     not ROOT, reason="is about what root must do for Postgres's account: run as root to see it"
 )
 
-# What a parent process does in these tests: start, tell what it has, wait to be killed.
+# What a parent process does in these tests: start, print what it has, wait to be killed.
 PARENT = """
 import json, os, sys, time
 from pathlib import Path
@@ -131,7 +131,7 @@ def test_a_stop_and_a_start_keep_everything(tmp_path: Path) -> None:
             pids = servers.postgres_pid, servers.redis_pid
         assert not any(map(command_of, pids))
         servers.stop()
-    assert len(addresses) == 1, "a restart must not change the addresses that others were told"
+    assert len(addresses) == 1, "a restart must not change the addresses that others use"
 
 
 def test_the_servers_have_the_settings_that_money_needs(short: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_servers_have_the_settings_that_money_needs(short: Path) -> None:
     }
 
 
-def test_nobody_gets_in_without_the_password(tmp_path: Path) -> None:
+def test_no_connection_is_accepted_without_the_password(tmp_path: Path) -> None:
     with Embedded.start(tmp_path, durable=False) as servers:
         passwords = [
             (tmp_path / f"{name}.password")
@@ -202,7 +202,7 @@ def test_a_successor_waits_for_a_postgres_that_is_still_going(tmp_path: Path) ->
         facts = first.facts()
         write(facts["database"], facts["redis"], 1)
         postmaster = facts["pids"][0]
-        # Stopped, it gets the news of its parent's end only when it continues.
+        # Stopped, it gets the signal of its parent's end only when it continues.
         os.kill(postmaster, signal.SIGSTOP)
         first.kill()
         assert command_of(postmaster)
@@ -235,7 +235,7 @@ def test_a_lock_file_whose_number_means_another_process_now_is_no_hindrance(tmp_
         write(servers.owner_url, servers.redis_url, 1)
         lock = (tmp_path / "postgres/data/postmaster.pid").read_text()
     owner = (tmp_path / "postgres/data").stat()
-    # Under the same account: Postgres itself tells those apart from its own only by asking whether they live.
+    # Under the same account: Postgres itself distinguishes those from its own only by whether they run.
     bystander = subprocess.Popen(["/bin/sleep", "60"], user=owner.st_uid if ROOT else None)
     try:
         stale = tmp_path / "postgres/data/postmaster.pid"
@@ -350,9 +350,7 @@ def test_a_full_disk_is_one_sentence(small_disk: Path) -> None:
         ("", "trouble: it said nothing (its log"),
     ],
 )
-def test_what_a_server_said_of_its_trouble_is_the_end_of_one_sentence(
-    tmp_path: Path, log: str, said: str
-) -> None:
+def test_the_error_of_a_server_is_the_end_of_one_sentence(tmp_path: Path, log: str, said: str) -> None:
     file = tmp_path / "postgres.log"
     file.write_text(log)
     sentence = str(EmbeddedError("trouble", log=file))
@@ -525,7 +523,7 @@ def test_what_changes_the_broker_itself_is_refused(servers: Embedded, command: s
 
 @as_root
 def test_an_installation_of_an_earlier_version_is_taken_over(tmp_path: Path) -> None:
-    """It belonged to `nobody`, and all of its tables to the superuser."""
+    """It belonged to the account `nobody`, and all of its tables to the superuser."""
     home = tmp_path / "postgres"
     with Embedded.start(tmp_path, durable=False) as servers:
         admin = servers.administrator_url
@@ -537,9 +535,9 @@ def test_an_installation_of_an_earlier_version_is_taken_over(tmp_path: Path) -> 
             connection.execute("DROP ROLE orchestrator_app, orchestrator_owner")
         with redis.Redis.from_url(servers.redis_url) as broker:
             broker.set("kept", "too")
-    nobody = pwd.getpwnam("nobody")
+    unprivileged = pwd.getpwnam("nobody")
     for path in (home, *home.rglob("*")):
-        os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
+        os.chown(path, unprivileged.pw_uid, unprivileged.pw_gid, follow_symlinks=False)
     for path in (tmp_path / "redis", *(tmp_path / "redis").rglob("*")):
         os.chown(path, 0, 0)
     for name in ("postgres.app.password", "postgres.owner.password"):
@@ -557,12 +555,12 @@ def test_an_installation_of_an_earlier_version_is_taken_over(tmp_path: Path) -> 
         with redis.Redis.from_url(servers.redis_url) as broker:
             assert broker.get("kept") == b"too"
         assert {status_of(pid)["Uid"].split()[0] for pid in servers.pids.values()}.isdisjoint(
-            {"0", str(nobody.pw_uid)}
+            {"0", str(unprivileged.pw_uid)}
         )
 
 
 def test_nothing_that_the_servers_write_is_for_others_to_read(tmp_path: Path) -> None:
-    """The directory itself is open here, as one that somebody made by hand may be."""
+    """The directory itself is open here, as a directory made by hand may be."""
     data = tmp_path / "data"
     data.mkdir(mode=0o755)
     with Embedded.start(data, durable=False) as servers:
@@ -579,7 +577,7 @@ def test_nothing_that_the_servers_write_is_for_others_to_read(tmp_path: Path) ->
 
 @as_root
 @pytest.mark.parametrize(("directory", "program", "file"), [(0o700, 0o700, 0o600), (0o755, 0o755, 0o644)])
-def test_the_wheel_may_lie_where_others_cannot_go(
+def test_the_wheel_may_be_in_a_directory_that_other_users_cannot_read(
     tmp_path: Path, directory: int, program: int, file: int
 ) -> None:
     """An environment in root's home; with permissions for root alone the binaries are copied, else used where
@@ -608,7 +606,7 @@ def test_the_wheel_may_lie_where_others_cannot_go(
 
 def as_account(entry: pwd.struct_passwd) -> list[str]:
     """Return what runs a command as an ordinary account that may enter closed directories: our interpreter
-    may lie in one.
+    may be in such a directory.
     """
     reading = "+dac_read_search"
     return [
@@ -655,7 +653,7 @@ def test_an_ordinary_user_starts_the_servers_too(tmp_path: Path) -> None:
         assert f"Uid:\t{entry.pw_uid}\t" in Path(f"/proc/{servers.postgres_pid}/status").read_text()
 
 
-def test_a_directory_of_somebody_else_is_named_with_its_owner(tmp_path: Path) -> None:
+def test_a_directory_of_another_owner_is_named_with_its_owner(tmp_path: Path) -> None:
     entry = pwd.getpwnam("daemon")
     command = [
         *(as_account(entry) if ROOT else ()),

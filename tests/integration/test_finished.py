@@ -1,5 +1,5 @@
-"""Finished checkouts cost nothing to those under way: no statement of the hot path looks at them, however
-many there are.
+"""Finished checkouts cost open checkouts nothing: no statement of the hot path reads them, however many there
+are.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ pytestmark = pytest.mark.anyio
 FINISHED = 20_000
 OPEN, BUSY = 8, 2000
 ROWS, PAGES = 60 * OPEN, 250 * OPEN
-"""What a statement about eight checkouts may read, of 20,000 finished ones with 200,000 rows in 10,000 pages
-and more."""
+"""What a statement about eight checkouts may read, of 20,000 finished checkouts with 200,000 rows in 10,000
+pages and more.
+"""
 AT_ALL = 250 * OPEN
 """Rows that all statements together may read of a table for eight checkouts."""
 NEW_MERCHANT = 2
@@ -44,38 +45,42 @@ def _filled(servers, template):
 
 @pytest.fixture
 def database_url(servers, template):
-    """A copy that no other test has used: plans and counts are looked at."""
+    """A copy that no other test has used: plans and counts are compared."""
     with copied(servers, template) as url:
         yield url
 
 
 @pytest.fixture(name="overloaded")
 async def _overloaded(servers, filled, encryptor):
-    # Others under way, of whom the planner's statistics know nothing yet, as after a quiet night.
+    # Other open checkouts, which are not in the planner's statistics yet, as after a quiet night.
     with copied(servers, filled) as url:
-        async with core(url, encryptor) as one:
-            await one.checkouts(BUSY)
-            yield one
+        async with core(url, encryptor) as new_core:
+            await new_core.checkouts(BUSY)
+            yield new_core
 
 
 @pytest.fixture(name="burst")
 async def _burst(servers, filled, encryptor):
-    """A merchant's first two thousand orders, beside thousands of another: the statistics do not know it."""
+    """A merchant's first two thousand orders, beside thousands of another: it is not in the statistics."""
     with copied(servers, filled) as url:
-        async with core(url, encryptor) as one:
-            assert await one.all("INSERT INTO merchants (name) VALUES ('new') RETURNING id") == [NEW_MERCHANT]
-            await asyncio.gather(*(one.accept(merchant_id=NEW_MERCHANT) for _ in range(BUSY)))
-            yield one
+        async with core(url, encryptor) as new_core:
+            assert await new_core.all("INSERT INTO merchants (name) VALUES ('new') RETURNING id") == [
+                NEW_MERCHANT
+            ]
+            await asyncio.gather(*(new_core.accept(merchant_id=NEW_MERCHANT) for _ in range(BUSY)))
+            yield new_core
 
 
 @pytest.fixture(name="fresh")
 async def _fresh(database_url, encryptor):
-    """A new installation: nobody has gathered any statistics, its tables are still small, and no order has
+    """A new installation: no statistics were gathered, its tables are still small, and no order has
     come to its end.
     """
-    async with core(database_url, encryptor) as one:
-        await asyncio.gather(*(one.callbacks.store(arrival(each)) for each in await one.checkouts(BUSY)))
-        yield one
+    async with core(database_url, encryptor) as new_core:
+        await asyncio.gather(
+            *(new_core.callbacks.store(arrival(each)) for each in await new_core.checkouts(BUSY))
+        )
+        yield new_core
 
 
 def scanned(plan):
@@ -110,7 +115,7 @@ class Explained:
 
     async def _explain(self, connection, statement, parameters):
         async with connection.cursor(row_factory=tuple_row) as aside:
-            # A statement that is its own transaction gets one for the explanation.
+            # A statement that is its own transaction gets a transaction for the explanation.
             alone = connection.autocommit
             await self._execute(aside, "BEGIN" if alone else "SAVEPOINT explained")
             await self._execute(aside, f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
@@ -132,7 +137,7 @@ class Explained:
         assert greedy == []
 
 
-async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(overloaded):
+async def test_a_scan_of_finished_checkouts_would_break_the_bound(overloaded):
     with Explained() as explained:
         async with overloaded.db.transaction() as tx:
             await tx.execute(text("SELECT id FROM checkouts WHERE last_error = 'x'"))
@@ -144,7 +149,7 @@ async def test_the_bound_is_one_that_a_walk_over_finished_checkouts_would_break(
 
 
 async def process(place, encryptor, merchant=1):
-    """Have everything done that the lives of eight checkouts consist of."""
+    """Take eight checkouts through their whole lifecycle."""
     ids = []
     for _ in range(OPEN):
         asked = intake(idempotency_key=f"k-{uuid4()}", merchant_id=merchant)
@@ -154,20 +159,20 @@ async def process(place, encryptor, merchant=1):
                 intake(order_ref=asked.order_ref, idempotency_key=f"l-{uuid4()}", merchant_id=merchant)
             )
         ).fresh
-    for one in ids:
-        assert (await place.callbacks.store(arrival(one))).wakes
+    for checkout in ids:
+        assert (await place.callbacks.store(arrival(checkout))).wakes
         assert await inbox.request(
-            place.db, place.encryptor, one, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
+            place.db, place.encryptor, checkout, merchant_id=merchant, kind="reconcile", actor="x", grace=1.0
         )
     claimed = await place.claim(*ids)
-    assert [(len(one.callbacks), len(one.commands)) for one in claimed] == [(1, 1)] * OPEN
-    for one in claimed:
-        (callback,), (command,) = one.callbacks, one.commands
-        held = await place.advance(one, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
+    assert [(len(held.callbacks), len(held.commands)) for held in claimed] == [(1, 1)] * OPEN
+    for claim in claimed:
+        (callback,), (command,) = claim.callbacks, claim.commands
+        held = await place.advance(claim, Trigger.AUTHENTICATED, token=b"t", token_lifetime=60.0)
         held = await place.advance(
             held,
             Trigger.PAYMENT_FOUND,
-            payments=(payment(f"T-{one.id}"),),
+            payments=(payment(f"T-{claim.id}"),),
             money=(13900, 0, 0),
             read=(callback.id,),
             done=((command.id, result(ResultCode.DONE_DECIDED)),),
@@ -178,7 +183,7 @@ async def process(place, encryptor, merchant=1):
     await place.wake(*ids)
     assert await checkouts.claim_waiting(place.db, {merchant: 5}, lease_seconds=60.0, grace=60.0)
     unmatched = inbox.UnmatchedCallbacks(place.db, encryptor, place.callbacks, grace=60.0)
-    told = checkouts.UnmatchedPayment(
+    unexpected = checkouts.UnmatchedPayment(
         merchant_id=merchant,
         order_ref=f"N-{uuid4().hex[:8]}",
         transaction_id="s",
@@ -188,7 +193,13 @@ async def process(place, encryptor, merchant=1):
         correlation_id="c",
     )
     callback = inbox.MerchantCallback(
-        told=told, grade="signed", network="inside", content_type="", headers={}, source=None, body=b""
+        payment=unexpected,
+        grade="signed",
+        network="inside",
+        content_type="",
+        headers={},
+        source=None,
+        body=b"",
     )
     assert (await unmatched.store(callback)).created
     await unmatched.close()
@@ -217,7 +228,7 @@ async def publish(place, merchant):
     assert await events.forget(place.db, older_than=86_400.0) == 0
 
 
-async def test_no_statement_under_way_looks_at_finished_checkouts(overloaded, encryptor):
+async def test_no_statement_of_open_checkouts_reads_finished_checkouts(overloaded, encryptor):
     with Explained() as explained:
         await process(overloaded, encryptor)
     explained.check(at_least=15)
@@ -241,13 +252,15 @@ async def test_a_plan_that_was_made_for_empty_tables_reads_no_more_when_they_hav
     """A connection keeps its plans until statistics are gathered; a busy first minute of an installation has
     none.
     """
-    async with core(database_url, encryptor, pool=1) as one:
+    async with core(database_url, encryptor, pool=1) as new_core:
         for _ in range(3):  # Postgres keeps to one plan after some runs of a statement
-            await process(one, encryptor)
-        await asyncio.gather(*(one.callbacks.store(arrival(each)) for each in await one.checkouts(BUSY)))
-        before = await reads(one)
-        await process(one, encryptor)
-        most = {table: rows - before[table] for table, rows in (await reads(one)).items()}
+            await process(new_core, encryptor)
+        await asyncio.gather(
+            *(new_core.callbacks.store(arrival(each)) for each in await new_core.checkouts(BUSY))
+        )
+        before = await reads(new_core)
+        await process(new_core, encryptor)
+        most = {table: rows - before[table] for table, rows in (await reads(new_core)).items()}
     assert {table: rows for table, rows in most.items() if rows > AT_ALL} == {}
     assert sum(most.values()) > OPEN  # they are counted
 
@@ -266,7 +279,7 @@ async def reads(place):
     )
 
 
-async def test_what_waits_for_somebody_is_found_without_what_does_not(overloaded):
+async def test_checkouts_with_attention_are_found_without_reading_the_others(overloaded):
     queries = (
         "SELECT id FROM checkouts WHERE attention IS NOT NULL ORDER BY id DESC LIMIT 10",
         "SELECT checkout_id FROM events WHERE position IS NULL AND created_at > now() ORDER BY created_at LIMIT 10",

@@ -12,14 +12,14 @@ pytestmark = pytest.mark.anyio
 
 
 async def checkout(core, order_ref: str):
-    one = uuid7()
+    checkout_id = uuid7()
     await core.all(
         "INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, currency, amount, audit_sequence, audit_head, correlation_id) "
         "VALUES (:id, 1, :order_ref, 'failed', clock(), 'DKK', 100, 1, '', '') RETURNING 1",
-        id=one,
+        id=checkout_id,
         order_ref=order_ref,
     )
-    return one
+    return checkout_id
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,15 @@ async def checkout(core, order_ref: str):
 )
 async def test_a_checkout_is_found_by_its_order_number_and_by_its_id(core, order_ref):
     await checkout(core, "B-1")
-    one = await checkout(core, order_ref)
-    assert (await lookup.one(core.db, order_ref)).id == one
-    assert (await lookup.one(core.db, str(one))).order_ref == order_ref
+    checkout_id = await checkout(core, order_ref)
+    assert (await lookup.find_checkout(core.db, order_ref)).id == checkout_id
+    assert (await lookup.find_checkout(core.db, str(checkout_id))).order_ref == order_ref
 
 
 @pytest.mark.parametrize(
     "wanted", ["C-1", "", "x" * 256, "a\x1bb", "\udcff", "019aa000-0000-7000-8000-00000000000a"]
 )
-async def test_what_is_not_there_is_said_in_a_sentence(core, wanted):
+async def test_what_is_not_there_is_reported_in_a_sentence(core, wanted):
     await checkout(core, "B-1")
     with pytest.raises(click.UsageError, match="there is no checkout"):
-        await lookup.one(core.db, wanted)
+        await lookup.find_checkout(core.db, wanted)

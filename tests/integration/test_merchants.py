@@ -1,4 +1,4 @@
-"""Merchants: whose account it is, what is sealed in the row, and how soon a change is seen."""
+"""Merchants: their accounts, what is encrypted in the row, and how soon a change is seen."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.anyio
 
 SHOP = {
     "gateway_url": "https://gateway.example.com", "merchant_api_url": None, "username": "their user",
-    "password": "their hidden password", "callback_secrets": ("their hidden secret", "an older one"),
+    "password": "their hidden password", "callback_secrets": ("their hidden secret", "an older secret"),
 }  # fmt: skip
 
 
@@ -48,8 +48,8 @@ async def test_an_added_merchant_has_its_own_account_and_secrets(core, merchants
     assert await merchants.add("second", **SHOP)
     added = await merchants.named("second")
     assert (added.account.username, added.account.password) == ("their user", "their hidden password")
-    assert added.callback_secrets == ("their hidden secret", "an older one")
-    assert [one.name for one in await merchants.everyone()] == ["default", "second"]
+    assert added.callback_secrets == ("their hidden secret", "an older secret")
+    assert [merchant.name for merchant in await merchants.everyone()] == ["default", "second"]
     fresh = Merchants(core.db, core.encryptor, make_settings())
     assert await fresh.get(added.id) == added
 
@@ -76,7 +76,7 @@ async def test_secrets_are_neither_readable_in_the_row_nor_printed(core, merchan
     await merchants.add("second", **SHOP)
     (row,) = await core.all("SELECT merchants::text FROM merchants WHERE name = 'second'")
     told = repr(await merchants.named("second")) + repr((await merchants.named("second")).account)
-    for hidden in ("their hidden password", "their hidden secret", "an older one"):
+    for hidden in ("their hidden password", "their hidden secret", "an older secret"):
         assert hidden not in row
         assert hidden.encode().hex() not in row
         assert hidden not in told
@@ -156,7 +156,7 @@ async def test_a_changed_password_is_for_the_same_gateway(core, merchants):
 async def test_credentials_are_sent_to_allowed_hosts_alone(core, hosts, url, allowed):
     free = Merchants(core.db, core.encryptor, make_settings())
     await free.add("second", **{**SHOP, "gateway_url": url})
-    # A private host is taken only where the installation's own gateway is one.
+    # A private host is taken only where the installation's own gateway is private.
     own = "http://127.0.0.1:9" if "127.0.0.1" in hosts else None
     settings = make_settings(gateway_allowed_hosts=hosts, gateway_url=own)
     bound = Merchants(core.db, core.encryptor, settings)
@@ -180,23 +180,23 @@ async def test_an_unknown_merchant_is_an_error_by_id_and_nothing_by_name(merchan
     with pytest.raises(UnknownMerchant, match="there is no merchant 77 that can be used") as error:
         await merchants.get(77)
     assert error.value.merchant == 77
-    assert await merchants.named("nobody") is None
+    assert await merchants.named("unknown") is None
 
 
-async def test_a_disabled_merchant_says_so_until_it_is_enabled(merchants):
+async def test_a_disabled_merchant_is_shown_as_disabled_until_it_is_enabled(merchants):
     await merchants.add("second", **SHOP)
     assert await merchants.disable("second", disabled=True)
     assert (await merchants.named("second")).disabled
     assert await merchants.disable("second", disabled=False)
     assert not (await merchants.named("second")).disabled
-    assert not await merchants.disable("nobody", disabled=True)
+    assert not await merchants.disable("unknown", disabled=True)
 
 
 async def test_what_another_process_added_is_seen_when_it_is_asked_for(core, merchants):
     assert await merchants.named("default")
     assert await Merchants(core.db, core.encryptor, make_settings()).add("second", **SHOP)
     async with asyncio.timeout(5):
-        while await merchants.named("second") is None:  # noqa: ASYNC110 - nobody tells us
+        while await merchants.named("second") is None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.1)
 
 
@@ -248,12 +248,12 @@ async def test_however_many_ask_at_once_it_is_read_once(core, counting):
     merchants = Merchants(counting, core.encryptor, make_settings())
     for _ in range(2):
         found = await asyncio.gather(*(merchants.get(1) for _ in range(1600)))
-        assert {one.name for one in found} == {"default"}
+        assert {merchant.name for merchant in found} == {"default"}
         aged(merchants, seconds=31)
     assert counting.reads == 2
 
 
-async def test_while_postgres_is_away_the_known_ones_are_served_and_nobody_is_called_unknown(core, counting):
+async def test_while_postgres_is_away_known_merchants_are_served_and_none_is_reported_unknown(core, counting):
     merchants = Merchants(counting, core.encryptor, make_settings())
     known = await merchants.get(1)
     counting.away = True
@@ -267,10 +267,10 @@ async def test_while_postgres_is_away_the_known_ones_are_served_and_nobody_is_ca
     assert counting.reads == 2
     aged(merchants, seconds=2)
     with pytest.raises(OperationalError):
-        await merchants.named("nobody")
+        await merchants.named("unknown")
     counting.away = False
     aged(merchants, seconds=2)
-    assert await merchants.named("nobody") is None
+    assert await merchants.named("unknown") is None
 
 
 async def test_before_anything_was_read_an_absent_postgres_is_an_error(core, counting):
@@ -282,7 +282,7 @@ async def test_before_anything_was_read_an_absent_postgres_is_an_error(core, cou
     assert counting.reads == 1
 
 
-async def test_what_is_known_is_told_without_asking_anybody_until_it_is_old(core, counting):
+async def test_a_known_merchant_is_returned_without_a_query_until_it_is_old(core, counting):
     merchants = Merchants(counting, core.encryptor, make_settings())
     assert merchants.known(1) is None
     default = await merchants.get(1)
@@ -294,13 +294,13 @@ async def test_what_is_known_is_told_without_asking_anybody_until_it_is_old(core
     assert counting.reads == 1
 
 
-async def test_a_merchant_whose_secrets_nobody_can_read_is_not_known(core, merchants):
+async def test_a_merchant_whose_secrets_cannot_be_read_is_not_known(core, merchants):
     await merchants.add("second", **SHOP)
     second = await merchants.named("second")
     foreign = Merchants(
         core.db, Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys), make_settings()
     )
-    assert [one.name for one in await foreign.everyone()] == ["default"]
+    assert [merchant.name for merchant in await foreign.everyone()] == ["default"]
     assert foreign.known(second.id) is None
     assert foreign.known(1) is not None
 
@@ -323,10 +323,10 @@ async def test_a_changed_password_and_changed_secrets_are_sealed_and_read(core, 
     assert (await merchants.named("second")).callback_secrets == ()
 
 
-async def test_nobody_is_changed_by_a_name_that_nobody_has(merchants):
-    assert not await merchants.set_password("nobody", "x")
-    assert not await merchants.set_secrets("nobody", ("a secret",))
-    assert not await merchants.set_policies("nobody", {"late": "keep"})
+async def test_no_merchant_is_changed_by_an_unknown_name(merchants):
+    assert not await merchants.set_password("unknown", "x")
+    assert not await merchants.set_secrets("unknown", ("a secret",))
+    assert not await merchants.set_policies("unknown", {"late": "keep"})
 
 
 # ── What a merchant cannot have ───────────────────────────────────────────────────────────────────────────
@@ -414,7 +414,7 @@ async def test_a_name_that_no_link_can_carry_is_refused(merchants, name):
 # ── Policies ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_unless_told_otherwise_a_person_is_asked_and_nothing_is_captured(merchants):
+async def test_by_default_a_person_is_asked_and_nothing_is_captured(merchants):
     policies = (await merchants.named("default")).policies
     assert policies == Policies()
     assert (policies.late, policies.surplus, policies.unknown_order) == ("ask", "ask", "ask")
@@ -485,7 +485,7 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
     merchants = Merchants(counting, core.encryptor, make_settings())
     watch = asyncio.create_task(merchants.watch())
     async with asyncio.timeout(10):
-        while counting.reads < 2:  # noqa: ASYNC110 - nobody tells us
+        while counting.reads < 2:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.02)
         assert merchants.known(1) is None
         counting.away = False
@@ -495,9 +495,9 @@ async def test_a_watch_learns_of_merchants_by_itself_and_outlives_an_outage(core
     await asyncio.gather(watch, return_exceptions=True)
 
 
-def test_every_policy_in_words_is_one_that_a_row_alone_cannot_set():
-    """One that a later version adds is bound as well, in the migration too: what was signed before must still
-    hold.
+def test_no_policy_in_words_can_be_set_by_a_row_alone():
+    """A policy that a later version adds is bound as well, in the migration too: what was signed before must
+    still hold.
     """
     from orchestrator.store import merchant_fields
 

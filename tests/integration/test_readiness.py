@@ -20,7 +20,7 @@ LONG = readiness.OVERDUE + 80
 
 @pytest.fixture(autouse=True)
 def _with_short_timeout(monkeypatch):
-    monkeypatch.setattr(doctor, "SECOND_LOOK", 0.5)
+    monkeypatch.setattr(doctor, "SECOND_CHECK_AFTER", 0.5)
 
 
 class Report:
@@ -67,15 +67,15 @@ async def test_what_waits_while_nothing_progresses_is_named_though_sweeps_move_i
     assert "1 checkouts wait, and none has progressed for 2" in said
 
 
-async def test_the_first_order_after_a_quiet_time_is_looked_at_twice(core):
+async def test_the_first_order_after_a_quiet_time_is_checked_twice(core):
     waiting = await core.checkout(State.AWAITING_PAYMENT)
     await aged(core, created_at=2 * LONG, updated_at=LONG, due_at=1)
     assert (await readiness.backlog(core.db)).suspicious
-    looking = asyncio.create_task(backlog(core))
+    checking = asyncio.create_task(backlog(core))
     await asyncio.sleep(0.1)
     (held,) = await core.claim(waiting)
     await core.release(held)
-    ((status, _),) = (await looking)["backlog"]
+    ((status, _),) = (await checking)["backlog"]
     assert status == "ok"
 
 
@@ -110,7 +110,7 @@ async def test_a_stopped_installation_has_a_backlog_and_no_problem(core):
     assert report.said["backlog"] == [("ok", "2 checkouts are due, and wait for the next start")]
 
 
-async def test_events_that_wait_for_their_place_in_the_feed_are_named_when_they_wait_for_long(core):
+async def test_events_that_wait_for_their_position_in_the_feed_are_named_when_they_wait_for_long(core):
     async def events(*, stopped: bool = False):
         report = Report()
         await doctor._events(core.db, report, stopped=stopped)

@@ -39,8 +39,8 @@ def as_application(servers, database_url):
     """Log in to the test's own database as the processes of an installation do."""
     with psycopg.connect(
         make_conninfo(servers.database_url, dbname=named(database_url)), autocommit=True
-    ) as one:
-        yield one
+    ) as connection:
+        yield connection
 
 
 def named(url: str) -> str:
@@ -89,10 +89,10 @@ def test_the_application_cannot_change_the_schema_the_trail_or_the_clock(as_appl
 
 
 def test_the_application_makes_no_table_of_its_own_in_the_installations_database(servers):
-    with psycopg.connect(servers.database_url, autocommit=True) as one:
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
         for kind in ("TABLE", "TEMPORARY TABLE"):
             with pytest.raises(errors.InsufficientPrivilege):
-                one.execute(f"CREATE {kind} mine (id int)")
+                connection.execute(f"CREATE {kind} mine (id int)")
 
 
 def test_another_name_for_the_role_of_the_processes_is_granted_the_same(servers, database_url):
@@ -112,10 +112,10 @@ def test_another_name_for_the_role_of_the_processes_is_granted_the_same(servers,
 
 def test_a_role_that_is_not_there_is_one_sentence(database_url):
     with (
-        pytest.raises(schema.NoDatabase, match='role "nobody here" does not exist'),
+        pytest.raises(schema.NoDatabase, match='role "no such role" does not exist'),
         schema.reachable(database_url),
     ):
-        schema.migrate(database_url, grant_to="nobody here")
+        schema.migrate(database_url, grant_to="no such role")
 
 
 def test_the_owner_migrates_and_what_it_makes_is_the_applications_to_use(servers, database_url):

@@ -1,4 +1,4 @@
-"""What the schema itself refuses, whoever writes; the clock; ids."""
+"""What the schema itself refuses; the clock; ids."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def test_a_checkout_cannot_have(core, superuser, change):
         await superuser.execute(f"UPDATE checkouts SET {change} WHERE id = %s", [checkout])
 
 
-async def test_an_order_number_has_one_live_checkout_and_any_number_of_closed_ones(core, superuser):
+async def test_an_order_number_has_one_live_checkout_and_any_number_of_closed_checkouts(core, superuser):
     for number in range(3):
         checkout = await core.checkout(State.FAILED, order_ref="T-once", fingerprint=bytes([number]) * 32)
     with pytest.raises(errors.UniqueViolation):
@@ -79,7 +79,9 @@ async def test_the_sweeper_reads_its_own_index_and_settled_checkouts_are_not_in_
 
 
 async def test_no_statistics_are_gathered_of_a_growing_table_that_is_all_but_empty(core):
-    """They would have plans read the whole table until the next ones, however many rows come meanwhile."""
+    """They would have plans read the whole table until the next statistics, however many rows come
+    meanwhile.
+    """
     rows = await core.all("""
         SELECT relname FROM pg_class WHERE 'autovacuum_analyze_threshold=2000' = ANY(reloptions) ORDER BY relname
     """)
@@ -122,5 +124,7 @@ async def test_ids_sort_by_the_time_they_were_made_and_are_of_version_7():
         ids.append(uuid7())
         await asyncio.sleep(0.002)
     assert ids == sorted(ids)
-    assert {(one.version, one.variant) for one in ids} == {(7, "specified in RFC 4122")}
+    assert {(checkout_id.version, checkout_id.variant) for checkout_id in ids} == {
+        (7, "specified in RFC 4122")
+    }
     assert len({uuid7() for _ in range(1000)}) == 1000

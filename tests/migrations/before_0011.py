@@ -70,7 +70,7 @@ _DUE = """
 
 
 async def finish(world: Scene) -> None:
-    """Carry on as a worker does whenever something is due, for some hours of the database's clock."""
+    """Process as a worker does whenever something is due, for some hours of the database's clock."""
     for seconds in (0, 60, 400, 3600, 7200, 600, 600, 600):
         await world.later(seconds=seconds)
         for _ in range(6):
@@ -92,7 +92,7 @@ def as_stored(row: Any) -> str:
 async def ends(
     world: Scene, names: dict[str, UUID], result_of: Callable[[Any], str] = as_stored
 ) -> dict[str, Any]:
-    """Return what became of each checkout, by name: without what chance decides."""
+    """Return the result of each checkout, by name: without random values."""
     found = {}
     for name, checkout in sorted(names.items()):
         row = await world.row(checkout)
@@ -107,13 +107,16 @@ async def ends(
             "money": [row.reserved, row.captured, row.refunded, row.charged_back],
             "attention": (row.attention or "").partition(":")[0],
             "events": sorted({*await world.events(checkout)}),
-            "payments": sorted([one.role, one.status, one.captured, one.refunded] for one in payments),
-            "operations": sorted(
-                [one.kind, one.amount, one.state] for one in await world.operations(checkout)
+            "payments": sorted(
+                [payment.role, payment.status, payment.captured, payment.refunded] for payment in payments
             ),
-            "commands": [[one.kind, _ID.sub("…", result_of(one))] for one in commands],
+            "operations": sorted(
+                [operation.kind, operation.amount, operation.state]
+                for operation in await world.operations(checkout)
+            ),
+            "commands": [[command.kind, _ID.sub("…", result_of(command))] for command in commands],
             "unread": len(unread),
-            "movements": [list(one) for one in await world.movements(checkout)],
+            "movements": [list(movement) for movement in await world.movements(checkout)],
         }
     return found
 
@@ -156,7 +159,9 @@ class Filling(Scene):
 
     def transaction(self, checkout: UUID) -> Any:
         """Return the gateway's only transaction of an order."""
-        ((payment),) = (one for one in self.books.payments.values() if one.order_id == self.orders[checkout])
+        ((payment),) = (
+            payment for payment in self.books.payments.values() if payment.order_id == self.orders[checkout]
+        )
         return payment.transactions[-1]
 
 
@@ -299,7 +304,7 @@ async def _money(world: Filling) -> None:
         await world.command(submitted, kind)
         await world.plan(submitted, delayMs={kind: 3000})
         dying = asyncio.create_task(world.process(submitted))
-        while [one.state for one in await world.operations(submitted)] != ["submitted"]:  # noqa: ASYNC110 - in Postgres
+        while [operation.state for operation in await world.operations(submitted)] != ["submitted"]:  # noqa: ASYNC110 - in Postgres
             await asyncio.sleep(0.02)
         dying.cancel()
         await asyncio.gather(dying, return_exceptions=True)
@@ -359,7 +364,9 @@ async def _odd_books(world: Filling) -> None:
         await world.call_back(checkout, kind="notification", body=b"status=changed")
         await world.process(checkout)
     gone = await world.of("payment-gone", await world.paid())
-    ((lost),) = (one for one in world.books.payments.values() if one.order_id == world.orders[gone])
+    ((lost),) = (
+        payment for payment in world.books.payments.values() if payment.order_id == world.orders[gone]
+    )
     del world.books.payments[lost.payment_id]
     world.books.orders[lost.order_id].payments.clear()
     await world.called(gone)
@@ -406,7 +413,9 @@ async def _failing(world: Filling) -> None:
 
 
 async def _unmatched(world: Filling) -> None:
-    """Payments for order numbers that no shop has handed over: one was looked up, the other only told of."""
+    """Payments for order numbers that no shop has handed over: the first was looked up, of the second only a
+    callback came.
+    """
     unmatched = inbox.UnmatchedCallbacks(world.db, world.encryptor, world.callbacks, grace=0.2)
     try:
         for name in ("unknown-order", "unknown-order-unread"):
@@ -425,7 +434,7 @@ async def _unmatched(world: Filling) -> None:
             )
             stored = await unmatched.store(
                 inbox.MerchantCallback(
-                    told=payment,
+                    payment=payment,
                     grade="signed",
                     network="inside",
                     content_type="",
@@ -461,7 +470,7 @@ async def _circuit_open(world: Filling, database_url: str, gateway_url: str) -> 
     paid = await world.of("circuit-open-paid", await world.offered())
     await world.pay(paid)
     await world.control(
-        "PUT", "faults", {one: {"count": 1000, "status": 503} for one in ("authenticate", "payments")}
+        "PUT", "faults", {call: {"count": 1000, "status": 503} for call in ("authenticate", "payments")}
     )
     async with scene(database_url, gateway_url, **SETTINGS, breaker_failures=2) as other:
         for number in range(4):
@@ -477,7 +486,7 @@ async def _circuit_open(world: Filling, database_url: str, gateway_url: str) -> 
 
 
 def rows(url: str) -> Iterator[str]:
-    """Yield the statements that fill an empty database of the same schema with the rows of this one."""
+    """Yield the statements that fill an empty database of the same schema with the rows of this database."""
     with psycopg.connect(url) as db:
         db.execute("SET timezone = 'UTC'")
         (now,) = db.execute("SELECT clock()").fetchone() or ()

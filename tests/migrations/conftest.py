@@ -1,4 +1,4 @@
-"""A server for each Postgres that the schema has to run on: the embedded one, and Debian's 15 where it is
+"""A server for each Postgres that the schema has to run on: the embedded server, and Debian's 15 where it is
 installed.
 """
 

@@ -48,7 +48,7 @@ def test_last_errors(code):
     facts = FACTS | {"state": "rejected"} if code is ErrorCode.DECIDED else FACTS
     said = migration._operation_error_said(code.value, facts)
     made = (migration._operation_error(said), migration._error(said, CHECKOUT))
-    coded = next(one for one in made if one[0] == code)
+    coded = next(pair for pair in made if pair[0] == code)
     assert migration._operation_error_said(*coded) == said
     assert last_error.stored(*coded).code is code
 
@@ -70,7 +70,7 @@ def test_the_word_for_an_open_circuit_before_migration_0011_is_understood_too(sa
     assert migration._error(said, CHECKOUT) == ("circuit_open", {"reason": "The circuit is open."})
 
 
-def test_an_operation_that_a_person_is_to_decide_on_stays_one_whatever_its_words_are():
+def test_an_operation_that_needs_a_decision_still_needs_it_whatever_its_words_are():
     code, facts = migration._operation_error("operation_unclear: in other words")
     assert code in last_error.UNCLEAR_OPERATION
     assert migration._operation_error_said(code, facts) == "operation_unclear: in other words"

@@ -1,4 +1,4 @@
-"""Migrations: from nothing to the schema of the code and back, on every Postgres that is promised."""
+"""Migrations: from nothing to the schema of the code and back, on every supported Postgres."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_two_migrations_started_at_once_both_succeed(url):
 
 
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
-def test_a_migration_gives_up_on_a_busy_table_instead_of_queueing_everybody_behind_it(url):
+def test_a_migration_gives_up_on_a_busy_table_instead_of_blocking_all_other_statements(url):
     schema.migrate(url)
     with psycopg.connect(url) as busy:
         busy.execute("SELECT 1 FROM idempotency_keys")
@@ -141,19 +141,19 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
     await asyncio.to_thread(schema.migrate, url)
     async with Database(url, pool_size=1) as db:
         assert await schema.current(db) == schema.wanted()
-    async with core(url, encryptor) as one:
+    async with core(url, encryptor) as new_core:
         asked = intake(idempotency_key="k")
-        accepted = await one.intents.accept(asked)
+        accepted = await new_core.intents.accept(asked)
         assert (
-            await one.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
+            await new_core.intents.accept(intake(order_ref=asked.order_ref, idempotency_key="l"))
         ).id == accepted.id
-        assert (await one.callbacks.store(arrival(accepted.id))).wakes
+        assert (await new_core.callbacks.store(arrival(accepted.id))).wakes
         assert await inbox.request(
-            one.db, one.encryptor, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
+            new_core.db, new_core.encryptor, accepted.id, merchant_id=1, kind="cancel", actor="x", grace=1.0
         )
-        (held,) = await one.claim(accepted.id)
+        (held,) = await new_core.claim(accepted.id)
         assert (len(held.callbacks), len(held.commands)) == (1, 1)
-        held = await one.advance(
+        held = await new_core.advance(
             held,
             Trigger.PAYMENT_FOUND,
             payments=(payment("t"),),
@@ -166,21 +166,23 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
             due_in=0.0,
         )
         assert held.state is State.COMPLETED
-        assert [due.id for due in await checkouts.due(one.db, most=5)] == [held.id]
-        assert [due.id for due in await checkouts.sweep(one.db, most=5, grace=1.0)] == [held.id]
-        assert await events.place(one.db) == 1
-        assert len((await events.page(one.db, 1, after=0, until=9, limit=9)).events) == 1
-        assert len((await events.page(one.db, 1, after=0, until=9, limit=9, checkout=held.id)).events) == 1
-        assert list(await events.since(one.db, {1: 0}, most=9)) == [1]
-        assert len(await events.history(one.db, held.id, limit=9)) == 1
-        assert await events.forget(one.db, older_than=86_400.0) == 0
-        assert await events.all_feeds(one.db) == {1: ("default", events.Feed(1, 0))}
-        assert await audit.seal(one.db, encryptor) == 1
-        found = await audit.verify(one.db, encryptor)
+        assert [due.id for due in await checkouts.due(new_core.db, most=5)] == [held.id]
+        assert [due.id for due in await checkouts.sweep(new_core.db, most=5, grace=1.0)] == [held.id]
+        assert await events.place(new_core.db) == 1
+        assert len((await events.page(new_core.db, 1, after=0, until=9, limit=9)).events) == 1
+        assert (
+            len((await events.page(new_core.db, 1, after=0, until=9, limit=9, checkout=held.id)).events) == 1
+        )
+        assert list(await events.since(new_core.db, {1: 0}, most=9)) == [1]
+        assert len(await events.history(new_core.db, held.id, limit=9)) == 1
+        assert await events.forget(new_core.db, older_than=86_400.0) == 0
+        assert await events.all_feeds(new_core.db) == {1: ("default", events.Feed(1, 0))}
+        assert await audit.seal(new_core.db, encryptor) == 1
+        found = await audit.verify(new_core.db, encryptor)
         assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])
-        assert len([line async for line in audit.export(one.db)]) == 3
-        await one.do("UPDATE clock_skew SET seconds = 86400")
-        (ahead,) = await one.all("SELECT extract(epoch FROM clock() - statement_timestamp())::int")
+        assert len([line async for line in audit.export(new_core.db)]) == 3
+        await new_core.do("UPDATE clock_skew SET seconds = 86400")
+        (ahead,) = await new_core.all("SELECT extract(epoch FROM clock() - statement_timestamp())::int")
         assert ahead == 86400
 
 
@@ -189,8 +191,8 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
 async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_there(url, encryptor):
     keys = make_settings().secret_keys
     await asyncio.to_thread(schema.migrate, url)
-    async with core(url, encryptor) as one:
-        merchants = Merchants(one.db, encryptor, make_settings())
+    async with core(url, encryptor) as new_core:
+        merchants = Merchants(new_core.db, encryptor, make_settings())
         await merchants.add(
             "second",
             gateway_url="https://shop.example.com",
@@ -200,13 +202,13 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
             callback_secrets=("a secret",),
         )
         await merchants.set_policies("default", {"surplus": "return", "lookups_per_minute": 7})
-        held = await one.held(State.AWAITING_PAYMENT)
+        held = await new_core.held(State.AWAITING_PAYMENT)
         back = give_back(payment("t-1"), actor="client:shop", reason="surplus")
-        held = await one.advance(held, payments=(payment("t-1"),), operations=(back,))
-        await one.release(held)
+        held = await new_core.advance(held, payments=(payment("t-1"),), operations=(back,))
+        await new_core.release(held)
         arguments = {"amount": 100, "expiresIn": 90.0, "transactionId": "é"}
         await inbox.request(
-            one.db,
+            new_core.db,
             encryptor,
             held.id,
             merchant_id=1,
@@ -218,23 +220,25 @@ async def test_what_is_open_is_signed_and_passwords_are_bound_when_the_keys_are_
         older = schema._config(url)
         older.attributes["secret_keys"] = keys
         await asyncio.to_thread(command.downgrade, older, "0008")
-        sealed = await one.all("SELECT password FROM merchants WHERE name = 'second'")
+        sealed = await new_core.all("SELECT password FROM merchants WHERE name = 'second'")
         assert encryptor.decrypt(bytes(sealed[0]), purpose="merchant/second/password") == b"hidden"
         with pytest.raises(schema.NoDatabase, match="ORCHESTRATOR_SECRET_KEYS is not set"):
             await asyncio.to_thread(schema.migrate, url)
         await asyncio.to_thread(schema.migrate, url, keys=keys)
-        read = Merchants(one.db, encryptor, make_settings())
+        read = Merchants(new_core.db, encryptor, make_settings())
         assert (await read.named("second")).account.password == "hidden"
         assert (await read.named("default")).policies.surplus == "return"
-        await one.do(
+        await new_core.do(
             "INSERT INTO commands (id, merchant_id, checkout_id, kind, actor) SELECT gen_random_uuid(), 1, id, 'release', 'x' FROM checkouts"
         )
-        (claimed,) = await one.claim(held.id)
+        (claimed,) = await new_core.claim(held.id)
         holds = [checkouts.command_holds(encryptor, claimed.id, 1, asked) for asked in claimed.commands]
         assert holds == [True, False], "what came afterwards is not ours"
         assert checkouts.operation_holds(encryptor, claimed.id, 1, claimed.operation)
-        await one.do("UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'")
-        assert await Merchants(one.db, encryptor, make_settings()).named("second") is None
+        await new_core.do(
+            "UPDATE merchants SET gateway_url = 'https://thief.example.com' WHERE name = 'second'"
+        )
+        assert await Merchants(new_core.db, encryptor, make_settings()).named("second") is None
 
 
 # As schema 0010 has them, and what they are afterwards.
@@ -266,14 +270,14 @@ OLDER = (
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
-async def test_events_of_an_earlier_version_are_in_the_feed_as_documents_of_this_one(url, encryptor):
+async def test_events_of_an_earlier_version_are_in_the_feed_as_documents_of_this_version(url, encryptor):
     await asyncio.to_thread(schema.migrate, url)
-    async with core(url, encryptor) as one:
-        held = await one.held()
+    async with core(url, encryptor) as new_core:
+        held = await new_core.held()
         await asyncio.to_thread(command.downgrade, schema._config(url), "0010")
         for number, (kind, payload, _, _) in enumerate(OLDER, start=1):
             told = {"checkoutId": str(held.id), "orderId": held.order_ref, "state": "completed", **payload}
-            await one.do(
+            await new_core.do(
                 "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id) "
                 "VALUES (:id, :number, 1, :kind, CAST(:payload AS jsonb), 'c')",
                 id=held.id,
@@ -282,8 +286,8 @@ async def test_events_of_an_earlier_version_are_in_the_feed_as_documents_of_this
                 payload=json.dumps(told),
             )
         await asyncio.to_thread(schema.migrate, url)
-        assert await events.place(one.db) == len(OLDER)
-        page = await events.page(one.db, 1, after=0, until=len(OLDER), limit=100)
+        assert await events.place(new_core.db) == len(OLDER)
+        page = await events.page(new_core.db, 1, after=0, until=len(OLDER), limit=100)
         for row, (_, payload, kind, facts) in zip(page.events, OLDER, strict=True):
             full = documents(row)["full"]
             assert full["type"] == kind

@@ -92,7 +92,7 @@ async def test_every_checkout_comes_to_the_end_that_the_version_before_would_hav
                 await finish(world)
             found = await ends(world, saved.names, said_before)
             for name, end in expected.items():
-                # Events have other names since 0012, and some facts have one that had none.
+                # Events have other names since 0012, and some facts have a name that had none.
                 before, told = set(end.pop("events")), set(found[name].pop("events"))
                 assert {EVENTS.get(kind, kind) for kind in before - {"checkout.money"}} <= told, name
                 assert told & MOVED or "checkout.money" not in before, name
@@ -213,7 +213,7 @@ async def test_every_sentence_of_the_version_before_becomes_a_code_that_says_the
     assert all(len(values) >= 3 for values in before.values()), before
 
 
-async def test_words_that_nobody_knows_are_kept_as_they_are(url):
+async def test_unknown_words_are_kept_as_they_are(url):
     def told() -> list[Any]:
         schema.migrate(url, to="0010")
         load(url, DATA)

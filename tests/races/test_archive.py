@@ -1,4 +1,4 @@
-"""Archiving beside everything else: nobody who takes orders in or carries them waits for it longer than its
+"""Archiving beside everything else: no intake and no worker waits for it longer than its
 lock timeout.
 """
 
@@ -24,7 +24,7 @@ from tests.support.pooler import direct
 pytestmark = pytest.mark.anyio
 
 TIMEOUT = 5 * LOCK_TIMEOUT
-"""Milliseconds that intake and movers wait for a lock in these tests before Postgres tells them that they
+"""Milliseconds that intake and movers wait for a lock in these tests before Postgres reports that they
 have waited too long."""
 
 
@@ -52,7 +52,7 @@ class Watched(Database):
 
 @pytest.fixture(name="short_timeout_url")
 def _short_timeout_url(database_url):
-    """A database on which whoever waits too long for a lock is told so."""
+    """A database on which a statement that waits too long for a lock fails."""
     with psycopg.connect(direct(database_url), autocommit=True) as admin:
         name = admin.execute("SELECT current_database()").fetchone()[0]
         admin.execute(
@@ -63,12 +63,12 @@ def _short_timeout_url(database_url):
     return database_url
 
 
-async def settle(one, order):
-    (held,) = await one.claim(order)
-    held = await one.advance(
+async def settle(core, order):
+    (held,) = await core.claim(order)
+    held = await core.advance(
         held, Trigger.PAYMENT_FOUND, payments=(payment(f"t-{order}"),), money=(13900, 0, 0)
     )
-    await one.release(held, None)
+    await core.release(held, None)
 
 
 async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_lock(
@@ -133,14 +133,14 @@ async def test_verifying_while_a_run_is_under_way_reports_no_false_problem(
         assert (await audit.verify(auditor.db, encryptor)).problems == []
 
 
-async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a_moment(
+async def test_months_are_made_and_dropped_under_traffic_and_no_statement_waits_for_more_than_a_moment(
     short_timeout_url, encryptor
 ):
     async with (
         core(short_timeout_url, encryptor, database=Watched) as shop,
         core(short_timeout_url, encryptor) as keeper,
     ):
-        months = [one for one in await archive.months_of(keeper.db) if one.until is not None][1:]
+        months = [month for month in await archive.months_of(keeper.db) if month.until is not None][1:]
         await keeper.do("UPDATE clock_skew SET seconds = 3000 * 86400")
         busy, taken = True, 0
 
@@ -152,13 +152,15 @@ async def test_months_come_and_go_under_traffic_and_nobody_waits_for_more_than_a
 
         runs = [asyncio.create_task(take_orders()) for _ in range(4)]
         async with await psycopg.AsyncConnection.connect(direct(short_timeout_url)) as reader:
-            # Somebody reads the trail for long: for as long as that goes on the months stay, and intake goes
+            # A long read of the trail: for as long as it goes on the months stay, and intake goes
             # on.
             await reader.execute("SELECT 1 FROM audit_entries LIMIT 1")
             before = taken
             assert await archive.drop_empty(keeper.db, before=months[0].until) == []
             assert taken > before
-        assert await archive.drop_empty(keeper.db, before=months[2].until) == [one.name for one in months[:3]]
+        assert await archive.drop_empty(keeper.db, before=months[2].until) == [
+            month.name for month in months[:3]
+        ]
         made = await archive.make_ahead(keeper.db, ahead=3)
         assert await shop.accept()
         busy = False
@@ -175,17 +177,19 @@ async def test_a_wake_up_and_a_run_that_meet_on_a_checkout_lose_neither(
 
     The run was first: the wake-up wakes an archived checkout.
     """
-    async with core(short_timeout_url, encryptor) as one:
-        held = await one.held(State.AWAITING_PAYMENT)
-        held = await one.advance(held, Trigger.DEADLINE_PASSED)
-        await one.release(held, None)
-        async with one.db.transaction() as tx:
+    async with core(short_timeout_url, encryptor) as new_core:
+        held = await new_core.held(State.AWAITING_PAYMENT)
+        held = await new_core.advance(held, Trigger.DEADLINE_PASSED)
+        await new_core.release(held, None)
+        async with new_core.db.transaction() as tx:
             await checkouts.wake(tx, [held.id], grace=60.0)
-            assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
-        assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
-        (again,) = await one.claim(held.id)
-        await one.release(again, None)
-        assert (await archive.run(one.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 1
-        await one.wake(held.id)
-        (again,) = await one.claim(held.id)
+            assert (
+                await archive.run(new_core.db, encryptor, tmp_path, older_than=0.0, most=20)
+            ).checkouts == 0
+        assert (await archive.run(new_core.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 0
+        (again,) = await new_core.claim(held.id)
+        await new_core.release(again, None)
+        assert (await archive.run(new_core.db, encryptor, tmp_path, older_than=0.0, most=20)).checkouts == 1
+        await new_core.wake(held.id)
+        (again,) = await new_core.claim(held.id)
         assert (again.id, again.audit_sequence, again.token) == (held.id, 6, None)

@@ -1,4 +1,4 @@
-"""The batch writer: many writes in one, each with its own right fate, whatever Postgres does."""
+"""The batch writer: many writes in one, each with its own right result, whatever Postgres does."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def _slots(servers):
 
 async def until(condition):
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nobody tells us
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.002)
 
 
@@ -86,54 +86,54 @@ async def fates(*waiters):
 
 
 async def test_what_gathers_while_a_write_runs_goes_in_one_batch(slots):
-    one = await slots()
-    one.gate.clear()
-    first = asyncio.create_task(one.put("first"))
-    await until(lambda: one.lists)
-    others = [asyncio.create_task(one.put(f"n{number}")) for number in range(200)]
+    writer = await slots()
+    writer.gate.clear()
+    first = asyncio.create_task(writer.put("first"))
+    await until(lambda: writer.lists)
+    others = [asyncio.create_task(writer.put(f"n{number}")) for number in range(200)]
     await asyncio.sleep(0)
-    one.gate.set()
+    writer.gate.set()
     await asyncio.gather(first, *others)
-    assert [len(names) for names in one.lists] == [1, 200]
+    assert [len(names) for names in writer.lists] == [1, 200]
 
 
 async def test_an_idle_writer_waits_for_no_company(slots):
-    one = await slots()
+    writer = await slots()
     begun = time.monotonic()
     for number in range(20):
-        await one.put(str(number))
-    assert [len(names) for names in one.lists] == [1] * 20
+        await writer.put(str(number))
+    assert [len(names) for names in writer.lists] == [1] * 20
     assert time.monotonic() - begun < 10.0
 
 
 async def test_a_batch_has_one_item_for_a_key_and_the_others_follow_in_order(slots):
-    one = await slots(limit=3)
-    waiting = [one.put(name, value) for value in (1, 2, 3) for name in "abcd"]
+    writer = await slots(limit=3)
+    waiting = [writer.put(name, value) for value in (1, 2, 3) for name in "abcd"]
     assert await asyncio.gather(*waiting) == list("abcd" * 3)
-    assert all(len(set(names)) == len(names) <= 3 for names in one.lists)
-    assert sorted(name for names in one.lists for name in names) == sorted("abcd" * 3)
+    assert all(len(set(names)) == len(names) <= 3 for names in writer.lists)
+    assert sorted(name for names in writer.lists for name in names) == sorted("abcd" * 3)
 
 
 async def test_a_poisoned_row_among_a_hundred_fails_only_its_own_waiter(slots):
-    one = await slots()
+    writer = await slots()
     poison = {7: ("nul \0 character", 1), 42: ("refused by a constraint", -1), 99: ("not a number", "x")}
     items = [poison.get(number, (f"n{number}", 1)) for number in range(100)]
-    results = await fates(*(one.put(*item) for item in items))
+    results = await fates(*(writer.put(*item) for item in items))
     assert [number for number, result in enumerate(results) if result is Unwritten] == [7, 42, 99]
-    assert await one.stored() == {f"n{number}" for number in range(100)} - {"n7", "n42", "n99"}
-    assert len(one.lists) < 60
+    assert await writer.stored() == {f"n{number}" for number in range(100)} - {"n7", "n42", "n99"}
+    assert len(writer.lists) < 60
 
 
-async def test_a_row_that_is_too_large_for_postgres_is_refused_and_not_tried_until_patience_ends(slots):
-    one = await slots()
+async def test_a_row_that_is_too_large_for_postgres_is_refused_and_not_tried_until_the_timeout(slots):
+    writer = await slots()
     # The key goes into an index, and does not get smaller by compression.
     too_large = os.urandom(8192).hex()
     begun = time.monotonic()
-    results = await fates(one.put("before"), one.put(too_large), one.put("after"))
+    results = await fates(writer.put("before"), writer.put(too_large), writer.put("after"))
     assert results == ["before", Unwritten, "after"]
     assert time.monotonic() - begun < 10.0
     with pytest.raises(Unwritten, match="OperationalError") as error:
-        await one.put(too_large)
+        await writer.put(too_large)
     cause = error.value.__cause__
     assert isinstance(cause, OperationalError)
     assert isinstance(cause.orig, psycopg.errors.ProgramLimitExceeded)
@@ -141,7 +141,7 @@ async def test_a_row_that_is_too_large_for_postgres_is_refused_and_not_tried_unt
 
 
 @pytest.mark.direct("a bound that the server keeps for one session, which a pooler shares")
-async def test_a_database_ends_statements_that_take_longer_than_it_was_told(servers):
+async def test_a_database_ends_statements_that_exceed_its_timeout(servers):
     async with Database(servers.administrator_url, pool_size=1, statement_timeout=100) as db:
         with pytest.raises(OperationalError) as error:
             await db.read(text("SELECT pg_sleep(20)"))
@@ -150,78 +150,78 @@ async def test_a_database_ends_statements_that_take_longer_than_it_was_told(serv
         assert [row.one for row in await db.read(text("SELECT 1 AS one"))] == [1]
 
 
-async def test_the_waiter_of_a_poisoned_row_hears_the_reason(slots):
-    one = await slots()
+async def test_the_waiter_of_a_poisoned_row_gets_the_reason(slots):
+    writer = await slots()
     with pytest.raises(Unwritten, match=r"Postgres refused this row \(IntegrityError\)") as error:
-        await one.put("x", -1)
+        await writer.put("x", -1)
     assert isinstance(error.value.__cause__, IntegrityError)
 
 
 async def test_a_mistake_in_our_own_code_reaches_every_waiter_and_stops_nothing(slots):
-    one = await slots()
-    assert await fates(one.put("good"), one.batch.put(("bad",)), one.put("fine")) == [
+    writer = await slots()
+    assert await fates(writer.put("good"), writer.batch.put(("bad",)), writer.put("fine")) == [
         "good",
         Unwritten,
         "fine",
     ]
-    assert await one.put("later") == "later"
+    assert await writer.put("later") == "later"
 
 
 async def test_an_answer_lost_after_the_commit_is_not_written_twice(slots):
-    one = await slots()
-    one.db.lost_answers = 2
-    assert await asyncio.gather(*(one.put(f"n{number}") for number in range(10))) == [
+    writer = await slots()
+    writer.db.lost_answers = 2
+    assert await asyncio.gather(*(writer.put(f"n{number}") for number in range(10))) == [
         f"n{number}" for number in range(10)
     ]
-    assert await one.stored() == {f"n{number}" for number in range(10)}
-    assert len(one.lists) == 3
+    assert await writer.stored() == {f"n{number}" for number in range(10)}
+    assert len(writer.lists) == 3
 
 
 async def test_a_connection_cut_before_the_commit_is_written_again(slots):
-    one = await slots()
-    one.db.cut_before_commit = 1
-    assert await asyncio.gather(*(one.put(f"n{number}") for number in range(10))) == [
+    writer = await slots()
+    writer.db.cut_before_commit = 1
+    assert await asyncio.gather(*(writer.put(f"n{number}") for number in range(10))) == [
         f"n{number}" for number in range(10)
     ]
-    assert await one.stored() == {f"n{number}" for number in range(10)}
-    assert len(one.lists) == 2
+    assert await writer.stored() == {f"n{number}" for number in range(10)}
+    assert len(writer.lists) == 2
 
 
-async def test_out_of_reach_for_longer_than_the_patience_is_database_away(slots):
-    one = await slots(timeout=0.3)
-    one.db.lost_answers = 1_000
+async def test_out_of_reach_for_longer_than_the_timeout_is_database_away(slots):
+    writer = await slots(timeout=0.3)
+    writer.db.lost_answers = 1_000
     begun = time.monotonic()
     with pytest.raises(DatabaseAway, match=r"after 0\.3 s: Postgres is out of reach") as error:
-        await one.put("x")
+        await writer.put("x")
     assert 0.25 < time.monotonic() - begun < 10.0
     assert isinstance(error.value.__cause__, OperationalError)
 
 
-async def test_patience_is_counted_for_each_waiter_alone(slots):
-    one = await slots(timeout=1.2)
-    one.db.lost_answers = 1_000
-    early = asyncio.create_task(one.put("early"))
+async def test_the_timeout_is_counted_for_each_waiter_separately(slots):
+    writer = await slots(timeout=1.2)
+    writer.db.lost_answers = 1_000
+    early = asyncio.create_task(writer.put("early"))
     await asyncio.sleep(0.9)
-    late = asyncio.create_task(one.put("late"))
+    late = asyncio.create_task(writer.put("late"))
     await asyncio.wait({early})
     assert isinstance(early.exception(), DatabaseAway)
-    one.db.lost_answers = 0
+    writer.db.lost_answers = 0
     assert await late == "late"
 
 
 async def test_a_server_that_hangs_in_the_middle_of_a_write_is_database_away_too(slots):
-    one = await slots(timeout=0.4)
-    assert await one.put("before") == "before"
-    (row,) = await one.db.read(text("SELECT pg_backend_pid() AS pid"))
+    writer = await slots(timeout=0.4)
+    assert await writer.put("before") == "before"
+    (row,) = await writer.db.read(text("SELECT pg_backend_pid() AS pid"))
     os.kill(row.pid, signal.SIGSTOP)
     try:
         begun = time.monotonic()
         with pytest.raises(DatabaseAway):
-            await one.put("during")
+            await writer.put("during")
         assert time.monotonic() - begun < 15.0
     finally:
         os.kill(row.pid, signal.SIGCONT)
-    assert await one.put("after") == "after"
+    assert await writer.put("after") == "after"
 
 
 async def test_a_server_that_was_never_there_is_database_away():
@@ -234,8 +234,8 @@ async def test_a_server_that_was_never_there_is_database_away():
 
 
 async def test_every_connection_cut_at_once_loses_and_doubles_nothing(slots, servers):
-    one = await slots()
-    writing = asyncio.gather(*(one.put(f"n{number}") for number in range(300)))
+    writer = await slots()
+    writing = asyncio.gather(*(writer.put(f"n{number}") for number in range(300)))
     for _ in range(5):
         await asyncio.sleep(0.01)
         async with await psycopg.AsyncConnection.connect(servers.administrator_url, autocommit=True) as admin:
@@ -243,21 +243,21 @@ async def test_every_connection_cut_at_once_loses_and_doubles_nothing(slots, ser
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'slots'"
             )
     assert await writing == [f"n{number}" for number in range(300)]
-    assert len(await one.stored()) == 300
+    assert len(await writer.stored()) == 300
 
 
 async def test_close_writes_what_is_queued(slots):
-    one = await slots()
-    one.gate.clear()
-    waiting = [asyncio.create_task(one.put(f"n{number}")) for number in range(50)]
-    await until(lambda: one.lists)
-    closing = asyncio.create_task(one.batch.close())
+    writer = await slots()
+    writer.gate.clear()
+    waiting = [asyncio.create_task(writer.put(f"n{number}")) for number in range(50)]
+    await until(lambda: writer.lists)
+    closing = asyncio.create_task(writer.batch.close())
     await asyncio.sleep(0.02)
     assert not closing.done()
-    one.gate.set()
+    writer.gate.set()
     await closing
     assert await asyncio.gather(*waiting) == [f"n{number}" for number in range(50)]
-    assert len(await one.stored()) == 50
+    assert len(await writer.stored()) == 50
 
 
 async def test_closing_a_writer_that_was_never_used_is_nothing(slots):
@@ -265,41 +265,41 @@ async def test_closing_a_writer_that_was_never_used_is_nothing(slots):
 
 
 async def test_a_cancelled_waiter_does_not_stop_the_others(slots):
-    one = await slots()
-    one.gate.clear()
-    first = asyncio.create_task(one.put("first"))
-    await until(lambda: one.lists)
-    queued = [asyncio.create_task(one.put(f"n{number}")) for number in range(10)]
+    writer = await slots()
+    writer.gate.clear()
+    first = asyncio.create_task(writer.put("first"))
+    await until(lambda: writer.lists)
+    queued = [asyncio.create_task(writer.put(f"n{number}")) for number in range(10)]
     await asyncio.sleep(0)
     for task in (first, *queued[::2]):
         task.cancel()
     await asyncio.sleep(0)
-    one.gate.set()
+    writer.gate.set()
     assert await asyncio.gather(*queued[1::2]) == [f"n{number}" for number in range(1, 10, 2)]
     # What was on its way has been written; what still waited was taken back.
-    assert await one.stored() == {"first", *(f"n{number}" for number in range(1, 10, 2))}
+    assert await writer.stored() == {"first", *(f"n{number}" for number in range(1, 10, 2))}
 
 
-async def test_a_waiter_cancelled_while_its_row_is_refused_or_skipped_harms_nobody(slots):
-    one = await slots()
-    one.gate.clear()
-    bad = asyncio.create_task(one.put("bad", -1))
-    good = asyncio.create_task(one.put("good"))
-    await until(lambda: one.lists)
+async def test_a_waiter_cancelled_while_its_row_is_refused_or_skipped_affects_no_other_waiter(slots):
+    writer = await slots()
+    writer.gate.clear()
+    bad = asyncio.create_task(writer.put("bad", -1))
+    good = asyncio.create_task(writer.put("good"))
+    await until(lambda: writer.lists)
     bad.cancel()
     await asyncio.sleep(0)
-    one.gate.set()
+    writer.gate.set()
     assert await good == "good"
 
 
 async def test_the_backlog_is_bounded(slots):
-    one = await slots(backlog=5, limit=2)
-    one.gate.clear()
-    waiting = [asyncio.create_task(one.put(f"n{number}")) for number in range(50)]
-    await until(lambda: one.lists)
+    writer = await slots(backlog=5, limit=2)
+    writer.gate.clear()
+    waiting = [asyncio.create_task(writer.put(f"n{number}")) for number in range(50)]
+    await until(lambda: writer.lists)
     await asyncio.sleep(0.05)
-    assert len(one.batch._queue) + len(one.lists[0]) == 5
-    one.gate.set()
+    assert len(writer.batch._queue) + len(writer.lists[0]) == 5
+    writer.gate.set()
     assert len(await asyncio.gather(*waiting)) == 50
 
 
@@ -317,7 +317,7 @@ async def test_no_two_items_of_a_batch_have_any_of_their_keys_in_common():
     await batch.close()
 
 
-async def test_what_a_write_leaves_for_later_comes_again_until_the_patience_is_over():
+async def test_what_a_write_leaves_for_later_comes_again_until_the_timeout():
     tries = []
 
     async def write(items):
@@ -337,10 +337,10 @@ async def test_what_a_write_leaves_for_later_comes_again_until_the_patience_is_o
 
 async def test_a_held_row_delays_only_itself(core):
     ids = await core.checkouts(50)
-    held = {one.id: one for one in await core.claim(*ids)}
+    held = {claim.id: claim for claim in await core.claim(*ids)}
     stuck = ids[25]
     async with row_held(core.url, stuck):
-        moves = {one.id: asyncio.create_task(core.release(one)) for one in held.values()}
+        moves = {claim.id: asyncio.create_task(core.release(claim)) for claim in held.values()}
         late = moves.pop(stuck)
         async with asyncio.timeout(5):
             await asyncio.gather(*moves.values())
@@ -348,13 +348,13 @@ async def test_a_held_row_delays_only_itself(core):
     assert (await late).id == stuck
 
 
-async def test_a_row_held_beyond_the_patience_is_database_away_and_unmoved(core):
-    async with another(core.url, core.encryptor, timeout=2.0) as one:
-        held = await one.held()
+async def test_a_row_held_beyond_the_timeout_is_database_away_and_unmoved(core):
+    async with another(core.url, core.encryptor, timeout=2.0) as second:
+        held = await second.held()
         async with row_held(core.url, held.id):
             with pytest.raises(DatabaseAway, match="another transaction holds the row"):
-                await one.release(held)
-        assert (await one.row(held.id)).version == held.version
+                await second.release(held)
+        assert (await second.row(held.id)).version == held.version
 
 
 async def test_a_poisoned_intent_among_a_hundred_fails_alone(core):
@@ -368,7 +368,7 @@ async def test_a_poisoned_intent_among_a_hundred_fails_alone(core):
     assert await core.all("SELECT count(*) FROM audit_entries") == [97]
 
 
-def test_an_error_that_refuses_a_row_is_told_from_one_that_means_away():
+def test_an_error_that_refuses_a_row_is_distinguished_from_an_error_of_the_connection():
     cause = psycopg.Error()
     refusals = [kind("x", {}, cause) for kind in (IntegrityError, DataError, ProgrammingError)]
     assert not any(map(is_away, [*refusals, ValueError(), KeyError()]))

@@ -30,7 +30,7 @@ async def taking(core, **options):
 
 
 def bodies(number: int, prefix: bytes = b""):
-    return [prefix + b"%d" % one for one in range(number)]
+    return [prefix + b"%d" % index for index in range(number)]
 
 
 async def kept(core, checkout):
@@ -46,10 +46,10 @@ async def read(core, checkout):
 
 
 @pytest.mark.parametrize("one_batch", [True, False])
-async def test_of_a_flood_without_proof_so_many_are_kept_and_what_is_real_finds_room(core, one_batch):
-    one, other = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(2)]
+async def test_of_a_flood_without_proof_so_many_are_kept_and_proven_callbacks_are_kept_too(core, one_batch):
+    first, other = [await core.checkout(State.AWAITING_PAYMENT) for _ in range(2)]
     async with taking(core, caps=Caps(8, 3)) as writer:
-        for checkout in (one, other):
+        for checkout in (first, other):
             wrong = [arrival(checkout, grade="wrong", body=body) for body in bodies(20)]
             if one_batch:
                 await asyncio.gather(*map(writer.store, wrong))
@@ -57,15 +57,15 @@ async def test_of_a_flood_without_proof_so_many_are_kept_and_what_is_real_finds_
                 for each in wrong:
                     await writer.store(each)
         fates = await asyncio.gather(
-            *(writer.store(arrival(one, body=body)) for body in bodies(20, b"real-"))
+            *(writer.store(arrival(first, body=body)) for body in bodies(20, b"real-"))
         )
         assert sum(fate.kept for fate in fates) == 5
         assert all(fate.wakes for fate in fates), "what the gateway signed always wakes the checkout"
-    assert await kept(core, one) == {"signed": 5, "wrong": 3}
+    assert await kept(core, first) == {"signed": 5, "wrong": 3}
     assert await kept(core, other) == {"wrong": 3}
 
 
-async def test_in_one_batch_what_is_proven_takes_the_room_first(core):
+async def test_in_one_batch_proven_callbacks_are_kept_first(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     arrivals = [
         arrival(checkout, grade=grade, body=body)
@@ -92,7 +92,7 @@ async def test_a_repeat_counts_however_many_there_are(core):
     ("grade", "wakes_while_open", "wakes_when_read"),
     [("signed", True, True), ("checksum", True, False), ("unchecked", True, False), ("wrong", False, False)],
 )
-async def test_beyond_the_cap_a_ring_is_kept_and_no_new_one_made_but_for_what_is_signed(
+async def test_beyond_the_cap_a_wake_up_is_kept_and_only_a_signed_callback_makes_a_new_wake_up(
     core, grade, wakes_while_open, wakes_when_read
 ):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
@@ -128,13 +128,13 @@ async def test_of_the_same_callback_at_once_the_best_proof_is_kept(core):
 
 
 async def test_a_flood_for_a_checkout_that_does_not_exist_is_capped_too(core):
-    stranger = uuid4()
+    foreign = uuid4()
     async with taking(core, caps=Caps(4, 2)) as writer:
-        await asyncio.gather(*(writer.store(arrival(stranger, body=body)) for body in bodies(9)))
+        await asyncio.gather(*(writer.store(arrival(foreign, body=body)) for body in bodies(9)))
         await asyncio.gather(
-            *(writer.store(arrival(stranger, grade="wrong", body=body)) for body in bodies(9, b"w"))
+            *(writer.store(arrival(foreign, grade="wrong", body=body)) for body in bodies(9, b"w"))
         )
-    assert await kept(core, stranger) == {"signed": 4}
+    assert await kept(core, foreign) == {"signed": 4}
 
 
 def scans(plan):

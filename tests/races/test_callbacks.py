@@ -1,4 +1,4 @@
-"""Callbacks and commands: stored before they are answered, counted once, waking the checkout until somebody
+"""Callbacks and commands: stored before they are answered, counted once, waking the checkout until a worker
 has acted on them.
 """
 
@@ -41,7 +41,7 @@ async def test_the_same_callback_fifty_times_at_once_is_one_row_that_counts_to_f
         stored = await asyncio.gather(
             *((core, other)[number % 2].callbacks.store(arrival(checkout)) for number in range(50))
         )
-    assert all(one.wakes for one in stored)
+    assert all(callback.wakes for callback in stored)
     assert await core.all("SELECT times, repeated_at IS NOT NULL, handled_at FROM callbacks") == [
         (50, True, None)
     ]
@@ -109,17 +109,15 @@ async def test_a_callback_wakes_a_settled_checkout(core):
 
 async def test_a_callback_for_a_checkout_that_does_not_exist_is_stored_and_harmless(core):
     known = await core.checkout(State.AWAITING_PAYMENT)
-    stranger = uuid4()
+    foreign = uuid4()
     stored = await asyncio.gather(
-        *map(core.callbacks.store, (arrival(stranger), arrival(known), arrival(stranger)))
+        *map(core.callbacks.store, (arrival(foreign), arrival(known), arrival(foreign)))
     )
-    assert all(one.wakes for one in stored)
-    ((body, times),) = await core.all(
-        "SELECT body, times FROM callbacks WHERE checkout_id = :id", id=stranger
-    )
+    assert all(callback.wakes for callback in stored)
+    ((body, times),) = await core.all("SELECT body, times FROM callbacks WHERE checkout_id = :id", id=foreign)
     assert times == 2
-    assert decrypt_body(core.encryptor, stranger, None, body) == b"status=succeeded"
-    assert await core.claim(stranger) == []
+    assert decrypt_body(core.encryptor, foreign, None, body) == b"status=succeeded"
+    assert await core.claim(foreign) == []
 
 
 async def test_the_callback_of_an_erased_customer_is_stored_and_what_came_before_stays_shut(core):
@@ -136,8 +134,8 @@ async def test_the_callback_of_an_erased_customer_is_stored_and_what_came_before
 
 
 def test_a_sealed_callback_of_one_checkout_does_not_open_for_another(encryptor):
-    one, other = uuid7(), uuid7()
-    sealed = encrypt_body(encryptor, one, None, b"x")
+    checkout, other = uuid7(), uuid7()
+    sealed = encrypt_body(encryptor, checkout, None, b"x")
     with pytest.raises(EncryptionError):
         decrypt_body(encryptor, other, None, sealed)
 
@@ -156,11 +154,11 @@ async def test_a_held_row_delays_only_its_own_callbacks(core):
 
 async def test_a_callback_stored_by_a_connection_that_was_lost_wakes_and_is_one_row(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        one.db.lost_answers = 1
-        assert (await one.callbacks.store(arrival(checkout))).wakes
-        one.db.cut_before_commit = 1
-        assert (await one.callbacks.store(arrival(checkout, body=b"2"))).wakes
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        breaking.db.lost_answers = 1
+        assert (await breaking.callbacks.store(arrival(checkout))).wakes
+        breaking.db.cut_before_commit = 1
+        assert (await breaking.callbacks.store(arrival(checkout, body=b"2"))).wakes
     assert await core.all("SELECT count(*) FROM callbacks") == [2]
     (held,) = await core.claim(checkout)
     assert len(held.callbacks) == 2
@@ -168,10 +166,10 @@ async def test_a_callback_stored_by_a_connection_that_was_lost_wakes_and_is_one_
 
 async def test_a_callback_that_cannot_be_stored_is_never_called_stored(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
-    async with another(core.url, core.encryptor, database=Breaking, timeout=0.2) as one:
-        one.db.cut_before_commit = 1_000
+    async with another(core.url, core.encryptor, database=Breaking, timeout=0.2) as breaking:
+        breaking.db.cut_before_commit = 1_000
         with pytest.raises(DatabaseAway):
-            await one.callbacks.store(arrival(checkout))
+            await breaking.callbacks.store(arrival(checkout))
     assert await core.all("SELECT count(*) FROM callbacks") == [0]
     assert (await core.row(checkout)).wake == 0
 
@@ -182,7 +180,7 @@ async def test_a_poisoned_callback_fails_alone(core):
         *(core.callbacks.store(arrival(each, grade="\0" if each == ids[1] else "signed")) for each in ids),
         return_exceptions=True,
     )
-    assert [isinstance(one, Unwritten) for one in results] == [False, True, False]
+    assert [isinstance(result, Unwritten) for result in results] == [False, True, False]
 
 
 async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_out(core):
@@ -209,28 +207,31 @@ async def test_repeats_against_movers_that_mark_as_read_never_lock_each_other_ou
         while running:
             held = await process.claim(*ids)
             await asyncio.gather(
-                *(process.release(one, 0.0, read=tuple(each.id for each in one.callbacks)) for one in held)
+                *(
+                    process.release(claim, 0.0, read=tuple(each.id for each in claim.callbacks))
+                    for claim in held
+                )
             )
 
-    async with another(core.url, core.encryptor) as one, another(core.url, core.encryptor) as two:
+    async with another(core.url, core.encryptor) as first, another(core.url, core.encryptor) as two:
         tasks = [
             asyncio.create_task(each)
-            for each in (gateway(one), gateway(two), gateway(two), mover(one), mover(two))
+            for each in (gateway(first), gateway(two), gateway(two), mover(first), mover(two))
         ]
         await asyncio.sleep(2.0)
         running = False
         await asyncio.gather(*tasks)
-    await asyncio.sleep(0.1)  # a backend tells its counts when it ends
+    await asyncio.sleep(0.1)  # a backend reports its counts when it ends
     assert await core.all(deadlocks) == [before]
     (times,) = await core.all("SELECT sum(times) FROM callbacks")
-    assert times > 40  # a crowd, also on a machine that has other things to do
-    # Whatever nobody has acted on yet still wakes the checkout.
+    assert times > 40  # many at once, also on a machine that has other things to do
+    # An unhandled callback still wakes the checkout.
     for each in ids:
-        (open_ones,) = await core.all(
+        (unread,) = await core.all(
             "SELECT count(*) FROM callbacks WHERE checkout_id = :id AND handled_at IS NULL", id=each
         )
         row = await core.row(each)
-        assert not open_ones or row.is_due or row.hinted
+        assert not unread or row.is_due or row.hinted
 
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -30,7 +30,7 @@ async def test_two_workers_given_the_same_ids_claim_each_checkout_exactly_once(c
     claimed = Counter(held.id for round_ in rounds for held in round_)
     assert claimed == Counter(ids)
     assert await core.all("SELECT count(DISTINCT lease), max(claims) FROM checkouts") == [
-        (sum(1 for one in rounds if one), 1)
+        (sum(1 for claimed_once in rounds if claimed_once), 1)
     ]
 
 
@@ -49,7 +49,7 @@ async def test_a_due_checkout_allows_a_claim_without_a_hint(core):
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
-async def test_nobody_claims_under_a_living_lease_however_often_it_is_woken(core):
+async def test_no_worker_claims_under_a_living_lease_however_often_the_checkout_is_woken(core):
     held = await core.held()
     await core.wake(held.id)
     await core.wake(held.id)
@@ -67,12 +67,12 @@ async def test_a_settled_checkout_is_claimed_only_after_a_wake_up(core):
     assert [held.id for held in await core.claim(checkout)] == [checkout]
 
 
-async def test_claiming_nothing_or_nobody_is_nothing(core):
+async def test_claiming_no_id_or_an_unknown_id_claims_nothing(core):
     assert await core.claim() == []
     assert await core.claim(uuid4()) == []
 
 
-async def test_a_row_locked_by_somebody_else_is_left_out_of_a_claim(core):
+async def test_a_row_locked_by_another_transaction_is_left_out_of_a_claim(core):
     ids = await core.checkouts(5)
     async with row_held(core.url, ids[2]), asyncio.timeout(5):
         assert {held.id for held in await core.claim(*ids)} == {*ids} - {ids[2]}
@@ -129,13 +129,13 @@ async def test_a_holder_past_its_lease_cannot_write_once_another_holds_it(core):
     assert (await core.advance(new, Trigger.OFFERED)).state is State.AWAITING_PAYMENT
 
 
-async def test_a_holder_past_its_lease_may_still_write_while_nobody_else_has_it(core):
+async def test_a_holder_past_its_lease_may_still_write_while_no_other_worker_has_claimed_it(core):
     held = await core.held(lease=0.01)
     await asyncio.sleep(0.03)
     assert (await core.advance(held, Trigger.AUTHENTICATED)).state is State.AUTHENTICATED
 
 
-# ── Rings ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Wake-ups ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_release_without_a_wake_up_sets_the_given_due_time(core):
@@ -148,7 +148,7 @@ async def test_a_release_without_a_wake_up_sets_the_given_due_time(core):
     assert lease is None
 
 
-async def test_a_wake_up_between_look_and_release_makes_it_due_now(core):
+async def test_a_wake_up_between_lookup_and_release_makes_it_due_now(core):
     held = await core.held()
     await core.wake(held.id)
     row = await core.row(held.id)
@@ -218,7 +218,7 @@ async def test_a_storm_of_wake_ups_against_claims_and_releases_loses_no_wake_up(
     wakes, seen = Counter(), Counter()
     running = True
 
-    async def ringer():
+    async def waker():
         while running:
             some = random.sample(ids, random.randint(1, 4))
             await core.wake(*some)
@@ -235,9 +235,9 @@ async def test_a_storm_of_wake_ups_against_claims_and_releases_loses_no_wake_up(
 
     async with another(core.url, core.encryptor) as other:
         tasks = [
-            asyncio.create_task(one)
-            for one in (
-                *(ringer() for _ in range(3)),
+            asyncio.create_task(work)
+            for work in (
+                *(waker() for _ in range(3)),
                 *(worker(process) for process in (core, other) for _ in range(2)),
             )
         ]
@@ -259,9 +259,9 @@ async def test_two_sweepers_at_once_take_each_due_checkout_once_and_put_it_off(c
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s', hinted = false")
     async with another(core.url, core.encryptor) as other:
         sweeps = await asyncio.gather(
-            *(checkouts.sweep(one.db, most=60, grace=60.0) for one in (core, other) for _ in range(4))
+            *(checkouts.sweep(process.db, most=60, grace=60.0) for process in (core, other) for _ in range(4))
         )
-        rest = [await checkouts.sweep(one.db, most=200, grace=60.0) for one in (core, other)]
+        rest = [await checkouts.sweep(process.db, most=200, grace=60.0) for process in (core, other)]
     taken = Counter(due.id for sweep in (*sweeps, *rest) for due in sweep)
     assert taken == Counter(ids)
     assert await core.all(
@@ -282,23 +282,23 @@ async def test_the_longest_waiting_is_swept_first_and_says_whether_it_was_woken(
     assert [due.id for due in await checkouts.due(core.db, most=2)] == ids[:2]
     first, second = await checkouts.sweep(core.db, most=2, grace=60.0)
     assert {first.id, second.id} == {*ids[:2]}
-    assert {one.id: one.woken for one in (first, second)} == {ids[0]: True, ids[1]: False}
-    assert {one.id: round(one.lag / 10) for one in (first, second)} == {ids[0]: 3, ids[1]: 2}
+    assert {hint.id: hint.woken for hint in (first, second)} == {ids[0]: True, ids[1]: False}
+    assert {hint.id: round(hint.lag / 10) for hint in (first, second)} == {ids[0]: 3, ids[1]: 2}
 
 
 async def test_what_was_claimed_before_without_a_result_is_a_suspect(core):
-    """It may be what stops whoever takes it, so the sweep has it go alone."""
+    """It may be what stops its worker, so the sweep sends it alone."""
     well, suspect = await core.checkouts(2)
     for _ in range(2):
         await core.claim(suspect, lease=0.01)
         await asyncio.sleep(0.02)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
-    assert {one.id: one.suspect for one in await checkouts.due(core.db, most=5)} == {
+    assert {row.id: row.suspect for row in await checkouts.due(core.db, most=5)} == {
         well: False,
         suspect: True,
     }
     swept = await checkouts.sweep(core.db, most=5, grace=60)
-    assert {one.id: one.suspect for one in swept} == {well: False, suspect: True}
+    assert {hint.id: hint.suspect for hint in swept} == {well: False, suspect: True}
 
 
 async def test_a_sweep_does_not_read_the_due_times_of_the_future(core):
@@ -321,7 +321,7 @@ async def test_a_sweep_does_not_read_the_due_times_of_the_future(core):
         assert "Join Filter" not in told, told
 
 
-async def test_a_sweep_passes_over_a_row_that_somebody_holds(core):
+async def test_a_sweep_skips_a_row_that_another_transaction_holds(core):
     ids = await core.checkouts(3)
     await core.do("UPDATE checkouts SET due_at = clock() - interval '1 s'")
     async with row_held(core.url, ids[0]), asyncio.timeout(5):

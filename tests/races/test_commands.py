@@ -36,10 +36,13 @@ async def test_one_key_from_two_processes_at_once_is_one_command_and_both_get_it
     async with another(core.url, core.encryptor) as other:
         for number, checkout in enumerate(checkouts):
             asked = await asyncio.gather(
-                *(ask(one, checkout, idempotency_key=f"k-{number}") for one in (core, other, core, other))
+                *(
+                    ask(process, checkout, idempotency_key=f"k-{number}")
+                    for process in (core, other, core, other)
+                )
             )
-            assert len({one.id for one in asked}) == 1
-            assert sorted(one.fresh for one in asked) == [False, False, False, True]
+            assert len({command.id for command in asked}) == 1
+            assert sorted(command.fresh for command in asked) == [False, False, False, True]
     assert await core.all("SELECT count(*) FROM commands") == [20]
     assert await core.all("SELECT DISTINCT wake FROM checkouts") == [1]
 
@@ -50,12 +53,12 @@ async def test_two_contents_racing_for_one_key_are_one_command_and_one_refusal(c
         for number in range(20):
             asked = await asyncio.gather(
                 *(
-                    ask(one, checkout, idempotency_key=f"k-{number}", arguments={"amount": amount})
-                    for one, amount in ((core, 1), (other, 2))
+                    ask(process, checkout, idempotency_key=f"k-{number}", arguments={"amount": amount})
+                    for process, amount in ((core, 1), (other, 2))
                 ),
                 return_exceptions=True,
             )
-            assert sorted(type(one).__name__ for one in asked) == ["KeyReused", "Requested"]
+            assert sorted(type(answer).__name__ for answer in asked) == ["KeyReused", "Requested"]
     assert await core.all("SELECT count(*) FROM commands") == [20]
 
 
@@ -91,13 +94,13 @@ async def test_the_content_is_what_the_caller_says_it_is(core):
 async def test_without_a_key_each_request_is_a_command_of_its_own(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     asked = [await ask(core, checkout, idempotency_key=None) for _ in range(3)]
-    assert len({one.id for one in asked if one.fresh}) == 3
+    assert len({command.id for command in asked if command.fresh}) == 3
     assert (await core.row(checkout)).wake == 3
 
 
-async def test_a_repeat_and_the_holder_who_obeys_its_command_do_not_wait_in_a_circle(core):
-    """The holder has the checkout's row and wants the command's; a repeat that woke it would have them the
-    other way round.
+async def test_a_repeat_and_the_holder_that_executes_its_command_do_not_deadlock(core):
+    """The holder has locked the checkout's row and waits for the command's; a repeat that woke it would have
+    them the other way round.
     """
     checkout = await core.checkout(State.AWAITING_PAYMENT)
     first = await ask(core, checkout)
@@ -131,7 +134,7 @@ async def test_one_request_for_many_is_a_command_for_each_and_a_wake_up(core):
     assert [command.kind for command in held.commands] == ["reconcile"]
 
 
-async def test_a_wish_for_nobody_is_nothing(core):
+async def test_a_command_for_no_checkout_does_nothing(core):
     assert await inbox.request_all(core.db, core.encryptor, [], kind="reconcile", actor="x", grace=60.0) == {}
 
 
@@ -169,4 +172,6 @@ async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator
     view = await inbox.checkout_view(core.db, checkout, key="k-1")
     assert view.met[0] == first.id
     assert view.met[1] == inbox.fingerprint_of(checkout, "capture", {"transactionId": None, "amount": 100})
-    assert [(one.kind, one.transaction_id, one.amount) for one in view.under_way] == [("capture", None, 100)]
+    assert [(operation.kind, operation.transaction_id, operation.amount) for operation in view.under_way] == [
+        ("capture", None, 100)
+    ]

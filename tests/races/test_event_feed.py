@@ -1,5 +1,5 @@
-"""The feed: whoever goes on after a position sees every event once, whatever commits, numbers and dies at the
-same time.
+"""The feed: a reader that goes on after a position sees every event once, whatever commits, numbers and is
+killed at the same time.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def write(
 
 
 class Reader:
-    """A client of a merchant's feed that goes on after the last position that it was told."""
+    """A client of a merchant's feed that goes on after the last position that it received."""
 
     def __init__(self, db: Database, merchant: int) -> None:
         self._db, self.merchant = db, merchant
@@ -60,7 +60,7 @@ class Reader:
         self.seen: list[tuple[UUID, int]] = []
         self.positions: list[int] = []
 
-    async def look(self) -> None:
+    async def read(self) -> None:
         feed = await events.feed(self._db, self.merchant)
         page = await events.page(
             self._db, self.merchant, after=self.after, until=feed.last, limit=random.randint(1, 40)
@@ -71,7 +71,7 @@ class Reader:
 
     async def follow(self) -> None:
         while True:
-            await self.look()
+            await self.read()
             await asyncio.sleep(random.uniform(0.0, 0.01))
 
 
@@ -81,12 +81,16 @@ async def numbering(url: str, number: int):
     databases = [Database(url, pool_size=2) for _ in range(number)]
     sequencers = [Sequencer(db, retention=86_400.0) for db in databases]
 
-    async def hurry(one: Sequencer) -> None:
+    async def keep_awake(sequencer: Sequencer) -> None:
         while True:
-            one.wake()
+            sequencer.wake()
             await asyncio.sleep(random.uniform(0.0, 0.02))
 
-    tasks = [asyncio.create_task(work) for one in sequencers for work in (one.run(), hurry(one))]
+    tasks = [
+        asyncio.create_task(work)
+        for sequencer in sequencers
+        for work in (sequencer.run(), keep_awake(sequencer))
+    ]
     try:
         yield
     finally:
@@ -103,16 +107,18 @@ async def test_a_reader_sees_every_event_once_while_many_commit_and_two_number(c
     written: dict[int, list[tuple[UUID, int]]] = defaultdict(list)
 
     async def checkout(merchant: int, db: Database) -> None:
-        one = uuid7()
+        checkout_id = uuid7()
         for sequence in range(1, 9):
-            written[merchant].append((one, sequence))
+            written[merchant].append((checkout_id, sequence))
             # Transactions of different checkouts commit in another order than their events were made.
-            await write(db, one, sequence, merchant=merchant, hold=random.choice((0.0, 0.0, 0.002, 0.03)))
+            await write(
+                db, checkout_id, sequence, merchant=merchant, hold=random.choice((0.0, 0.0, 0.002, 0.03))
+            )
 
-    async with another(core.url, core.encryptor, pool=12) as one, numbering(core.url, 2):
+    async with another(core.url, core.encryptor, pool=12) as second, numbering(core.url, 2):
         readers = [Reader(core.db, merchant) for merchant in merchants]
         following = [asyncio.create_task(reader.follow()) for reader in readers]
-        await asyncio.gather(*(checkout(merchants[number % 2], one.db) for number in range(40)))
+        await asyncio.gather(*(checkout(merchants[number % 2], second.db) for number in range(40)))
         async with asyncio.timeout(30):
             while await events.waiting(core.db):  # noqa: ASYNC110 - it is in Postgres
                 await asyncio.sleep(0.01)
@@ -120,9 +126,9 @@ async def test_a_reader_sees_every_event_once_while_many_commit_and_two_number(c
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
         for reader in readers:
-            # One that was cancelled in the middle reads on from where it stood.
+            # A reader that was cancelled in the middle reads on from its position.
             while reader.after < (await events.feed(core.db, reader.merchant)).last:
-                await reader.look()
+                await reader.read()
     for reader in readers:
         assert len(reader.seen) == len(set(reader.seen)), "an event was seen twice"
         assert set(reader.seen) == set(written[reader.merchant]), "an event was skipped"
@@ -135,35 +141,35 @@ async def test_a_reader_sees_every_event_once_while_many_commit_and_two_number(c
 
 async def test_an_event_that_is_not_committed_holds_up_no_other_and_gets_a_later_position(core):
     slow, fast = uuid7(), uuid7()
-    async with another(core.url, core.encryptor) as one:
-        holding = asyncio.create_task(write(one.db, slow, 1, hold=0.5))
+    async with another(core.url, core.encryptor) as second:
+        holding = asyncio.create_task(write(second.db, slow, 1, hold=0.5))
         await asyncio.sleep(0.1)
         await write(core.db, fast, 1)
         assert await events.place(core.db) == 1
         reader = Reader(core.db, 1)
-        await reader.look()
+        await reader.read()
         assert reader.seen == [(fast, 1)]
         await holding
         assert await events.place(core.db) == 1
-        await reader.look()
+        await reader.read()
     assert reader.seen == [(fast, 1), (slow, 1)]
 
 
 @pytest.mark.parametrize("most", [1, 2, 100])
 async def test_events_of_a_checkout_keep_their_order_when_the_clock_goes_back(core, most):
-    one, other = uuid7(), uuid7()
-    await write(core.db, one, 1, later=60.0)
+    first, other = uuid7(), uuid7()
+    await write(core.db, first, 1, later=60.0)
     await write(core.db, other, 1, later=10.0)
-    await write(core.db, one, 2, later=-60.0)
-    await write(core.db, one, 3)
+    await write(core.db, first, 2, later=-60.0)
+    await write(core.db, first, 3)
     while await events.place(core.db, most=most):
         pass
     placed = await core.all("SELECT checkout_id, sequence FROM events ORDER BY position")
-    assert [sequence for checkout, sequence in placed if checkout == one] == [1, 2, 3]
+    assert [sequence for checkout, sequence in placed if checkout == first] == [1, 2, 3]
     assert await core.all("SELECT position FROM events ORDER BY position") == [1, 2, 3, 4]
 
 
-async def test_only_one_numbers_at_a_time_and_the_other_is_told_so(core):
+async def test_only_one_sequencer_numbers_at_a_time_and_the_other_gets_none(core):
     await write(core.db, uuid7(), 1)
     async with core.db.transaction() as tx:
         assert (await tx.execute(events._TURN)).one().ours
@@ -175,27 +181,27 @@ async def test_only_one_numbers_at_a_time_and_the_other_is_told_so(core):
 async def test_a_sequencer_whose_connection_breaks_leaves_no_gap_and_numbers_nothing_twice(core):
     for _ in range(5):
         await write(core.db, uuid7(), 1)
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        one.db.cut_before_commit = 1
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        breaking.db.cut_before_commit = 1
         with pytest.raises(DBAPIError):
-            await events.place(one.db, most=3)
+            await events.place(breaking.db, most=3)
         assert await events.feed(core.db, 1) == events.Feed(0, 0)
-        one.db.lost_answers = 1
+        breaking.db.lost_answers = 1
         with pytest.raises(DBAPIError):
-            await events.place(one.db, most=3)
+            await events.place(breaking.db, most=3)
         assert (await events.feed(core.db, 1)).last == 3
-        assert await events.place(one.db) == 2
+        assert await events.place(breaking.db) == 2
     assert await core.all("SELECT position FROM events ORDER BY position") == [1, 2, 3, 4, 5]
 
 
 async def test_positions_are_given_soon_after_the_moves_of_a_worker(core):
     sequencer = Sequencer(core.db, retention=86_400.0)
-    async with another(core.url, core.encryptor) as one:
-        one.lifecycle._told = sequencer.wake
+    async with another(core.url, core.encryptor) as second:
+        second.lifecycle._on_events = sequencer.wake
         running = asyncio.create_task(sequencer.run())
-        held = await asyncio.gather(*(one.held(State.AWAITING_PAYMENT) for _ in range(20)))
+        held = await asyncio.gather(*(second.held(State.AWAITING_PAYMENT) for _ in range(20)))
         for each in held:
-            await one.advance(each, events=(told.Event(told.EventType.CHECKOUT_EXPIRED),))
+            await second.advance(each, events=(told.Event(told.EventType.CHECKOUT_EXPIRED),))
         async with asyncio.timeout(10):
             while await events.waiting(core.db):  # noqa: ASYNC110 - it is in Postgres
                 await asyncio.sleep(0.005)
@@ -204,7 +210,9 @@ async def test_positions_are_given_soon_after_the_moves_of_a_worker(core):
     assert await core.all("SELECT position FROM events ORDER BY position") == list(range(1, 41))
 
 
-async def test_what_a_killed_worker_left_without_a_position_gets_one_from_the_next_that_looks(core):
+async def test_events_that_a_killed_worker_left_without_a_position_get_positions_from_the_next_sequencer(
+    core,
+):
     sequencer = Sequencer(core.db, retention=86_400.0)
     running = asyncio.create_task(sequencer.run())
     await write(core.db, uuid7(), 1)
@@ -244,8 +252,8 @@ async def test_a_sequencer_goes_on_after_an_error(core, monkeypatch):
 async def test_retention_takes_the_beginning_of_each_feed_and_nothing_else(core):
     second = await second_merchant(core)
     old, young = uuid7(), uuid7()
-    # The third one is old and stands behind a younger one: a hole in the feed would be an event that nobody
-    # hears of.
+    # The third event is old and is placed after a younger event: a hole in the feed would be an event that no
+    # reader sees.
     for number, (checkout, age) in enumerate(((old, 100), (old, 100), (young, 1), (old, 100)), start=1):
         await write(core.db, checkout, number, later=-age * 86_400.0)
         await events.place(core.db)
@@ -262,7 +270,7 @@ async def test_retention_takes_the_beginning_of_each_feed_and_nothing_else(core)
     assert (await events.feed(core.db, 1)).last == 5, "positions go on, whatever went"
 
 
-async def test_what_has_no_position_yet_is_not_forgotten(core):
+async def test_events_without_a_position_are_not_dropped(core):
     await write(core.db, uuid7(), 1, later=-100 * 86_400.0)
     assert await events.forget(core.db, older_than=86_400.0) == 0
     assert await events.place(core.db) == 1

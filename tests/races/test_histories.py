@@ -1,7 +1,7 @@
-"""Random histories of an order: whatever happens, in whatever order, the money is told truly and nobody is
-forgotten.
+"""Random histories of an order: whatever happens, in whatever order, the money is stated correctly and no
+order is lost.
 
-`make test` plays the same 50 each time. `make soak` plays 2,000: pytest -m slow tests/races/test_histories.py
+`make test` runs the same 50 each time. `make soak` runs 2,000: pytest -m slow tests/races/test_histories.py
 -s
 """
 
@@ -69,7 +69,7 @@ _CALM = settings(
 
 
 class Stage:
-    """The world and the loop that it lives in, for all histories of a run."""
+    """The world and its event loop, for all histories of a run."""
 
     def __init__(self, database_url: str) -> None:
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
@@ -90,18 +90,18 @@ def stage(servers: Embedded, template: str) -> Iterator[Stage]:
     copied = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
     _admin(servers, copied.format(sql.Identifier(name), sql.Identifier(template)))
     logged = structlog.get_config()
-    # Some forty lines for each of thousands of histories are read by nobody.
+    # Some forty lines for each of thousands of histories are not read.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    one = Stage(pooled(_url(servers, name)))
-    yield one
-    one.close()
+    stage = Stage(pooled(_url(servers, name)))
+    yield stage
+    stage.close()
     structlog.configure(**logged)
-    print(f"\n{one.world.tally.told()}")
+    print(f"\n{stage.world.tally.told()}")
     _admin(servers, sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 async def played(world: World, history: History) -> None:
-    """Play a history to its end and check the laws on the way."""
+    """Run a history to its end and check the laws on the way."""
     await world.begin(dict(history.policies))
     await world.accept(expires_in=history.expires_in, capture=history.capture)
     for step in BEGINNINGS[history.begun]:
@@ -132,7 +132,8 @@ async def come_to_rest(world: World, history: History) -> None:
     before = await world.rows()
     for checkout, row in before.items():
         if not row.has_due_time:
-            # Long settled: the watch is over, and only who asks is told what happened at the gateway since.
+            # Long settled: the watch is over, and only a reconcile command finds what happened at the gateway
+            # since.
             await world.ask(checkout, "reconcile")
     for leap in LEAPS:
         now = await world.rows()
@@ -151,11 +152,11 @@ def _paid(*steps: Step, delivered: bool = False, **policies: str) -> History:
     return History(tuple(chosen.items()), False, 900.0, "paid", steps, delivered, False)
 
 
-LOOKED = (Forge(grade="signed"), Process())
+LOOKED_UP = (Forge(grade="signed"), Process())
 FOUND = {
     "surplus after a surplus that was decided on, beside a payment that we released": _paid(
         Pay(),
-        *LOOKED,
+        *LOOKED_UP,
         Ask(kind="resolve", decision="dismiss"),
         Process(),
         Ask(kind="release"),
@@ -163,18 +164,18 @@ FOUND = {
         Pay(),
     ),
     "a release of a payment that was declined": _paid(
-        Pay(how="declined card"), *LOOKED, Ask(kind="release", of=1), Process()
+        Pay(how="declined card"), *LOOKED_UP, Ask(kind="release", of=1), Process()
     ),
     "a decision on a chargeback that says nothing of the surplus behind it": _paid(
         Ask(kind="capture"),
         Process(),
         Pay(),
         ByHand(what="chargeback"),
-        *LOOKED,
+        *LOOKED_UP,
         Ask(kind="resolve"),
         Process(),
     ),
-    "a capture behind a refund of which nobody can say what came of it": History(
+    "a capture behind a refund of unknown outcome": History(
         (
             ("late", "ask"),
             ("surplus", "ask"),
@@ -213,12 +214,12 @@ def test_a_history_that_once_broke_a_law_breaks_none(stage: Stage, history: Hist
     stage.play(history)
 
 
-def test_a_decision_says_nothing_of_a_payment_that_was_still_open(stage: Stage):
+def test_a_decision_does_not_count_for_a_payment_that_was_still_open(stage: Stage):
     stage.play(
         _paid(
             Pay(),
             Pay(how="bank open"),
-            *LOOKED,
+            *LOOKED_UP,
             Ask(kind="resolve"),
             Process(),
             Resolve(),
@@ -230,7 +231,7 @@ def test_a_decision_says_nothing_of_a_payment_that_was_still_open(stage: Stage):
 
 @given(history=histories())
 @settings(_CALM, max_examples=50, derandomize=True)
-def test_whatever_happens_to_an_order_the_money_is_told_truly(stage: Stage, history: History):
+def test_whatever_happens_to_an_order_the_money_is_stated_correctly(stage: Stage, history: History):
     note(f"{history!r}")
     stage.play(history)
 

@@ -1,4 +1,6 @@
-"""Intake: an intent becomes a checkout once, however often, by whomever and with whatever key it is sent."""
+"""Intake: an intent becomes a checkout once, however often, by whichever process and with whichever key it is
+sent.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import psycopg
 import pytest
 from sqlalchemy import event
 
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import CLOSED, State, Trigger
 from orchestrator.store.batch import Unwritten
-from orchestrator.store.checkouts import ClaimedCheckout
 from orchestrator.store.database import DatabaseAway
 from orchestrator.store.inbox import Accepted, KeyReused, OrderTaken, intents
 from tests.support.factories import Breaking, intake
@@ -32,7 +34,7 @@ def again(asked, **changes):
 
 async def fates(*waiters):
     results = await asyncio.gather(*waiters, return_exceptions=True)
-    return [type(one) if isinstance(one, BaseException) else one for one in results]
+    return [type(result) if isinstance(result, BaseException) else result for result in results]
 
 
 async def test_the_same_order_fifty_times_at_once_is_one_checkout_and_all_get_its_id(core):
@@ -41,25 +43,25 @@ async def test_the_same_order_fifty_times_at_once_is_one_checkout_and_all_get_it
         accepted = await asyncio.gather(
             *((core, other)[number % 2].intents.accept(again(asked)) for number in range(50))
         )
-    assert len({one.id for one in accepted}) == 1
-    assert sum(one.fresh for one in accepted) == 1
-    assert {(one.created_at, one.deadline, one.order_ref) for one in accepted} == {
+    assert len({checkout.id for checkout in accepted}) == 1
+    assert sum(checkout.fresh for checkout in accepted) == 1
+    assert {(checkout.created_at, checkout.deadline, checkout.order_ref) for checkout in accepted} == {
         (accepted[0].created_at, accepted[0].deadline, asked.order_ref)
     }
     for table in ("checkouts", "intents", "audit_entries"):
         assert await core.all(f"SELECT count(*) FROM {table}") == [1]
 
 
-async def test_a_crowd_with_one_order_number_or_one_key_does_not_take_turns(core):
-    """Each waiting for the one before would keep the last of many waiting for ever longer."""
+async def test_many_intents_with_one_order_number_or_one_key_do_not_wait_for_each_other(core):
+    """If each waited for the intent before it, the last of many would wait ever longer."""
     commits = []
     asked, keyed = intake(), intake(idempotency_key="K-1")
     event.listen(core.db._engine.sync_engine, "commit", commits.append)
     accepted = await asyncio.gather(
-        *(core.intents.accept(again(one)) for one in (asked, keyed) for _ in range(100))
+        *(core.intents.accept(again(intent)) for intent in (asked, keyed) for _ in range(100))
     )
-    assert len({one.id for one in accepted}) == 2
-    assert sum(one.fresh for one in accepted) == 2
+    assert len({checkout.id for checkout in accepted}) == 2
+    assert sum(checkout.fresh for checkout in accepted) == 2
     assert len(commits) <= 3
 
 
@@ -68,44 +70,44 @@ async def test_orders_of_two_intakes_crossing_each_other_meet_without_a_deadlock
     async with another(core.url, core.encryptor) as other:
         begun = asyncio.get_running_loop().time()
         accepted = await asyncio.gather(
-            *(core.intents.accept(again(one)) for one in orders),
-            *(other.intents.accept(again(one)) for one in reversed(orders)),
+            *(core.intents.accept(again(order)) for order in orders),
+            *(other.intents.accept(again(order)) for order in reversed(orders)),
         )
-    assert set(Counter(one.id for one in accepted).values()) == {2}
+    assert set(Counter(checkout.id for checkout in accepted).values()) == {2}
     assert await core.all("SELECT count(*) FROM checkouts") == [100]
     assert asyncio.get_running_loop().time() - begun < 10
     assert await core.all("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [0]
 
 
 async def test_keys_of_orders_that_are_there_cross_new_orders_without_a_deadlock(core):
-    """The one holds a new order number and notes a key, the other holds the key and wants the
+    """The first holds a new order number and stores a key, the second holds the key and wants the
     order number.
     """
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     async with another(core.url, core.encryptor) as other:
         for _ in range(20):
             there, fresh = [intake() for _ in range(10)], [intake() for _ in range(10)]
-            await asyncio.gather(*(core.intents.accept(one) for one in there))
-            keys = [f"K-{one.order_ref}" for one in fresh]
+            await asyncio.gather(*(core.intents.accept(intent) for intent in there))
+            keys = [f"K-{intent.order_ref}" for intent in fresh]
             results = await asyncio.gather(
-                *(core.intents.accept(again(one)) for one in fresh),
+                *(core.intents.accept(again(intent)) for intent in fresh),
                 *(
-                    core.intents.accept(again(one, idempotency_key=key))
-                    for one, key in zip(there, keys, strict=True)
+                    core.intents.accept(again(intent, idempotency_key=key))
+                    for intent, key in zip(there, keys, strict=True)
                 ),
                 *(
-                    other.intents.accept(again(one, idempotency_key=key))
-                    for one, key in zip(fresh, keys, strict=True)
+                    other.intents.accept(again(intent, idempotency_key=key))
+                    for intent, key in zip(fresh, keys, strict=True)
                 ),
                 return_exceptions=True,
             )
-            assert {type(one) for one in results} <= {Accepted, KeyReused}
-    await asyncio.sleep(0.1)  # a backend tells its counts when it ends
+            assert {type(result) for result in results} <= {Accepted, KeyReused}
+    await asyncio.sleep(0.1)  # a backend reports its counts when it ends
     assert await core.all(deadlocks) == [0]
 
 
 @pytest.mark.parametrize("same", [True, False], ids=["same content", "other content"])
-async def test_a_key_that_another_process_notes_first_is_met_by_whoever_was_about_to_note_it(
+async def test_a_key_that_another_process_stores_first_is_found_by_the_second_process(
     core, monkeypatch, *, same
 ):
     keep_keys, there = intents._keep_keys, intake()
@@ -131,7 +133,7 @@ async def test_a_key_that_another_process_notes_first_is_met_by_whoever_was_abou
     ]
 
 
-async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
+async def test_reopened_orders_meet_new_orders_without_a_deadlock(core):
     """Both take order numbers: a batch of moves in the order of its ids, a batch of intents in that of the
     numbers.
     """
@@ -139,19 +141,20 @@ async def test_reopened_orders_cross_new_ones_without_a_deadlock(core):
     async with another(core.url, core.encryptor) as other:
         for _ in range(10):
             closed = await asyncio.gather(*(core.held(State.CANCELLED) for _ in range(10)))
-            orders = [one.order_ref for one in closed]
+            orders = [checkout.order_ref for checkout in closed]
             ours = asyncio.gather(
-                *(core.advance(one, Trigger.REOPENED) for one in reversed(closed)), return_exceptions=True
+                *(core.advance(checkout, Trigger.REOPENED) for checkout in reversed(closed)),
+                return_exceptions=True,
             )
             theirs = [other.intents.accept(intake(order_ref=order, fingerprint=OTHER)) for order in orders]
             fresh = [
-                one
-                for one in await asyncio.gather(*theirs, return_exceptions=True)
-                if isinstance(one, Accepted)
+                checkout
+                for checkout in await asyncio.gather(*theirs, return_exceptions=True)
+                if isinstance(checkout, Accepted)
             ]
-            reopened = [one for one in await ours if not isinstance(one, Unwritten)]
-            assert all(isinstance(one, ClaimedCheckout) for one in reopened)
-            assert len(reopened) + sum(one.fresh for one in fresh) == len(orders)
+            reopened = [checkout for checkout in await ours if not isinstance(checkout, Unwritten)]
+            assert all(isinstance(checkout, ClaimedCheckout) for checkout in reopened)
+            assert len(reopened) + sum(checkout.fresh for checkout in fresh) == len(orders)
     await asyncio.sleep(0.1)
     assert await core.all(deadlocks) == [0]
 
@@ -182,10 +185,10 @@ async def test_other_content_under_a_living_order_number_is_refused_with_its_che
 
 async def test_two_contents_racing_for_one_order_number_are_one_checkout_and_one_refusal(core):
     for _ in range(10):
-        one = intake()
+        intent = intake()
         async with another(core.url, core.encryptor) as other:
             results = await fates(
-                core.intents.accept(one), other.intents.accept(again(one, fingerprint=OTHER))
+                core.intents.accept(intent), other.intents.accept(again(intent, fingerprint=OTHER))
             )
         assert sorted(result is OrderTaken for result in results) == [False, True]
 
@@ -193,16 +196,16 @@ async def test_two_contents_racing_for_one_order_number_are_one_checkout_and_one
 async def test_the_same_order_number_of_two_merchants_is_two_checkouts(core):
     await core.do("INSERT INTO merchants (name) VALUES ('second')")
     (second,) = await core.all("SELECT id FROM merchants WHERE name = 'second'")
-    one = intake(idempotency_key="k")
+    intent = intake(idempotency_key="k")
     first, other = await asyncio.gather(
-        core.intents.accept(one), core.intents.accept(again(one, merchant_id=second, fingerprint=OTHER))
+        core.intents.accept(intent), core.intents.accept(again(intent, merchant_id=second, fingerprint=OTHER))
     )
     assert first.fresh
     assert other.fresh
 
 
 @pytest.mark.parametrize("state", sorted(CLOSED))
-async def test_after_its_end_the_same_content_meets_its_checkout_and_other_content_gets_a_new_one(
+async def test_after_its_end_the_same_content_gets_its_checkout_and_other_content_gets_a_new_checkout(
     core, state
 ):
     checkout = await core.checkout(State(state), order_ref="T-closed")
@@ -276,7 +279,7 @@ async def test_one_key_for_two_orders_in_one_batch_is_one_checkout_and_one_refus
         core.intents.accept(intake(idempotency_key="key-1", fingerprint=OTHER)),
         core.intents.accept(intake()),
     )
-    assert sorted(one is KeyReused for one in results[:2]) == [False, True]
+    assert sorted(result is KeyReused for result in results[:2]) == [False, True]
     assert results[2].fresh
     assert await core.all("SELECT count(*) FROM checkouts") == [2]
 
@@ -291,13 +294,13 @@ async def test_one_key_for_many_orders_through_two_processes_is_one_checkout(cor
                 for number in range(40)
             )
         )
-    assert sum(one is KeyReused for one in results) == 39
+    assert sum(result is KeyReused for result in results) == 39
     assert await core.all("SELECT count(*) FROM checkouts") == [1]
     assert await core.all("SELECT checkout_id = (SELECT id FROM checkouts) FROM idempotency_keys") == [True]
 
 
-async def test_whoever_loses_the_race_for_an_order_number_points_its_key_at_the_winner(core):
-    """The winner commits between the loser's look and the loser's insert."""
+async def test_an_intent_that_loses_the_race_for_an_order_number_points_its_key_at_the_stored_checkout(core):
+    """The first intent commits between the read and the insert of the second."""
     asked = intake(idempotency_key="key-loser")
     async with await psycopg.AsyncConnection.connect(direct(core.url)) as winner:
         theirs = uuid7()
@@ -321,7 +324,7 @@ async def test_whoever_loses_the_race_for_an_order_number_points_its_key_at_the_
         await core.intents.accept(again(asked, fingerprint=OTHER))
 
 
-async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_lie(core):
+async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait(core):
     asked = intake(idempotency_key="key-1")
     await core.do(
         "INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id) VALUES (1, 'key-1', :f, :id)",
@@ -342,10 +345,10 @@ async def test_a_key_whose_checkout_is_not_there_makes_its_request_wait_and_not_
 
 
 async def test_an_intent_stored_by_a_connection_that_was_lost_is_accepted_once(core):
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        one.db.lost_answers = 2
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        breaking.db.lost_answers = 2
         accepted = await asyncio.gather(
-            *(one.intents.accept(intake(idempotency_key=f"k{n}")) for n in range(10))
+            *(breaking.intents.accept(intake(idempotency_key=f"k{n}")) for n in range(10))
         )
     assert all(each.fresh for each in accepted)
     assert len({each.id for each in accepted}) == 10
@@ -354,13 +357,13 @@ async def test_an_intent_stored_by_a_connection_that_was_lost_is_accepted_once(c
 
 
 async def test_an_intent_whose_connection_broke_before_the_commit_is_stored_all_the_same(core):
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        one.db.cut_before_commit = 1
-        assert (await one.intents.accept(intake())).fresh
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        breaking.db.cut_before_commit = 1
+        assert (await breaking.intents.accept(intake())).fresh
     assert await core.all("SELECT count(*) FROM checkouts") == [1]
 
 
-async def test_an_order_closed_while_its_repeat_arrives_is_one_or_the_other_and_never_an_error(core):
+async def test_an_order_closed_while_its_repeat_arrives_is_the_old_or_a_new_checkout_and_never_an_error(core):
     for number in range(8):
         held = await core.held(order_ref=f"T-race-{number}")
         closing = core.advance(held, Trigger.REFUSED, due_in=60.0)

@@ -1,4 +1,4 @@
-"""Moving: what lands lands whole and once, and what does not land leaves nothing behind."""
+"""Moves: a move that lands is written whole and once, and a move that does not land writes nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from orchestrator import audit
 from orchestrator.audit import Action
 from orchestrator.domain import attention, events, sentences
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.states import State, Trigger, UnknownTransition
 from orchestrator.store import inbox
 from orchestrator.store.batch import Unwritten
-from orchestrator.store.checkouts import ClaimedCheckout, LeaseLost
+from orchestrator.store.checkouts import LeaseLost
 from orchestrator.store.checkouts.transition import UnauditedMove
 from tests.support.factories import COMPLETED, Breaking, arrival, move, payment
 from tests.support.factories import core as another
@@ -39,7 +40,7 @@ async def everything(core, checkout):
 
 
 async def laden(core, state=State.AWAITING_PAYMENT):
-    """Return a held checkout with a letter and a command in its inbox."""
+    """Return a held checkout with a callback and a command in its inbox."""
     held = await core.held(state)
     await core.callbacks.store(arrival(held.id))
     await inbox.request(
@@ -78,7 +79,9 @@ def full(held, **changes):
         "late": True,
         "cancel_requested": True,
         "read": tuple(callback.id for callback in held.callbacks),
-        "done": tuple((one.id, result(ResultCode.ACCEPTED, operations=["1"])) for one in held.commands),
+        "done": tuple(
+            (command.id, result(ResultCode.ACCEPTED, operations=["1"])) for command in held.commands
+        ),
         **changes,
     }
     return move(held, Trigger.PAYMENT_FOUND, **values)
@@ -207,7 +210,7 @@ async def test_a_mover_that_cannot_write_says_since_when_and_why_and_then_that_i
         begun = time.monotonic()
         moving = asyncio.create_task(core.advance(held, Trigger.AUTHENTICATED))
         async with asyncio.timeout(10):
-            while not core.lifecycle.writes.error:  # noqa: ASYNC110 - nobody tells us
+            while not core.lifecycle.writes.error:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
         fares = core.lifecycle.writes
         assert fares.error == "53100"
@@ -249,7 +252,7 @@ async def test_values_that_a_move_does_not_name_stay(core):
     assert await core.all("SELECT token, session_id FROM sessions") == [(b"another token", "session-2")]
 
 
-async def test_a_lost_session_forgets_its_id_and_methods_and_keeps_the_token(core):
+async def test_a_lost_session_clears_its_id_and_methods_and_keeps_the_token(core):
     held = await core.held(State.AWAITING_PAYMENT)
     held = await core.advance(held, Trigger.SESSION_LOST, session_id=None, methods=None)
     assert (held.session_id, held.methods, held.token) == (None, None, b"a sealed token")
@@ -293,15 +296,15 @@ async def test_a_poisoned_move_among_a_hundred_fails_alone(core):
     results = await asyncio.gather(
         *(
             core.advance(
-                one,
+                checkout,
                 Trigger.AUTHENTICATED,
                 last_error=error(ErrorCode.REFUSED, reason="\0") if number == 50 else None,
             )
-            for number, one in enumerate(held)
+            for number, checkout in enumerate(held)
         ),
         return_exceptions=True,
     )
-    assert [number for number, one in enumerate(results) if isinstance(one, Unwritten)] == [50]
+    assert [number for number, result in enumerate(results) if isinstance(result, Unwritten)] == [50]
     assert await core.all("SELECT state, count(*) FROM checkouts GROUP BY 1 ORDER BY 1") == [
         ("authenticated", 99),
         ("received", 1),
@@ -322,17 +325,17 @@ async def test_the_same_move_twice_lands_once(core):
     results = await asyncio.gather(
         *(core.advance(held, Trigger.AUTHENTICATED) for _ in range(20)), return_exceptions=True
     )
-    # Word for word the same move is the same entry: the first landed, and the others are at most told so.
-    assert sum(not isinstance(one, LeaseLost) for one in results) >= 1
+    # Word for word the same move is the same entry: the first landed, and the others are at most answered so.
+    assert sum(not isinstance(result, LeaseLost) for result in results) >= 1
     assert await core.all("SELECT version, audit_sequence FROM checkouts") == [(held.version + 1, 2)]
     assert await core.all("SELECT count(*) FROM audit_entries") == [2]
 
 
-async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(core):
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        held = await one.held()
-        one.db.lost_answers = 2
-        held = await one.advance(
+async def test_a_move_committed_by_a_connection_that_was_lost_is_reported_as_landed(core):
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        held = await breaking.held()
+        breaking.db.lost_answers = 2
+        held = await breaking.advance(
             held, Trigger.AUTHENTICATED, events=(events.ready(methods=1),), deadline_in=99.0
         )
         assert held.state is State.AUTHENTICATED
@@ -340,35 +343,37 @@ async def test_a_move_committed_by_a_connection_that_was_lost_is_told_as_landed(
         assert held.woken
         assert await core.all("SELECT count(*) FROM audit_entries") == [2]
         assert await core.all("SELECT sequence FROM events") == [1]
-        assert (await one.advance(held, Trigger.SESSION_OPENED)).version == held.version + 1
+        assert (await breaking.advance(held, Trigger.SESSION_OPENED)).version == held.version + 1
 
 
 async def test_a_move_that_was_not_committed_when_its_connection_broke_is_written_again(core):
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        held = await one.claim(*await one.checkouts(10))
-        one.db.cut_before_commit = 2
-        moved = await asyncio.gather(*(one.advance(each, Trigger.AUTHENTICATED) for each in held))
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        held = await breaking.claim(*await breaking.checkouts(10))
+        breaking.db.cut_before_commit = 2
+        moved = await asyncio.gather(*(breaking.advance(each, Trigger.AUTHENTICATED) for each in held))
         assert {each.version for each in moved} == {2}
     assert await core.all("SELECT DISTINCT state, version FROM checkouts") == [("authenticated", 2)]
 
 
 async def test_an_unaudited_release_with_a_lost_answer_is_called_lost_and_its_due_time_stands(core):
-    """Nothing tells such a write from another's, so it buys no side effect; the due time is what counts."""
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        held = await one.held()
-        one.db.lost_answers = 1
+    """Nothing distinguishes such a write from another worker's, so it buys no side effect; the due time is
+    what counts.
+    """
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        held = await breaking.held()
+        breaking.db.lost_answers = 1
         with pytest.raises(LeaseLost):
-            await one.release(held, 0.0)
+            await breaking.release(held, 0.0)
     row = await core.row(held.id)
     assert (row.lease, row.is_due) == (None, True)
 
 
 async def test_a_claim_whose_answer_was_lost_comes_back_at_the_end_of_its_lease(core):
-    async with another(core.url, core.encryptor, database=Breaking) as one:
-        checkout = await one.accept()
-        one.db.lost_answers = 1
+    async with another(core.url, core.encryptor, database=Breaking) as breaking:
+        checkout = await breaking.accept()
+        breaking.db.lost_answers = 1
         with pytest.raises(OperationalError):
-            await one.claim(checkout, lease=0.2)
+            await breaking.claim(checkout, lease=0.2)
     assert await core.claim(checkout) == []
     await asyncio.sleep(0.25)
     assert [held.id for held in await core.claim(checkout)] == [checkout]
@@ -415,7 +420,7 @@ async def test_the_same_transaction_seen_by_two_checkouts_at_once_breaks_no_batc
         core.advance(first, payments=(payment("t", role="attempt"),)),
         core.advance(second, Trigger.PAYMENT_FOUND, payments=(payment("t"),)),
     )
-    # One row, and it belongs to the one that the money was accepted for.
+    # One row, and it belongs to the checkout that the money was accepted for.
     assert await core.all("SELECT checkout_id, role FROM payments") == [(second.id, "accepted")]
 
 
@@ -439,9 +444,9 @@ async def test_late_money_begins_a_watch_of_its_own(core):
     assert abs((row.ended_at - told.ended_at).total_seconds()) < 1
 
 
-async def test_late_money_completes_its_checkout_beside_the_one_that_came_after_it(core):
-    """An order number has one live checkout; what money completed late stands beside it, and a person hears
-    of it.
+async def test_late_money_completes_its_checkout_beside_the_later_checkout_of_the_order_number(core):
+    """An order number has one live checkout; a checkout that late money completed is beside it, and attention
+    is raised of it.
     """
     late = await core.held(State.EXPIRED, order_ref="T-twice")
     later = await core.accept(order_ref="T-twice", fingerprint=b"g" * 32)
@@ -457,7 +462,7 @@ async def test_an_order_that_was_paid_late_takes_no_other_content(core):
         await core.accept(order_ref="T-paid", fingerprint=b"g" * 32)
 
 
-async def test_a_reopened_checkout_forgets_that_it_ended(core):
+async def test_a_reopened_checkout_is_no_longer_ended(core):
     held = await core.held(State.AWAITING_PAYMENT)
     held = await core.advance(held, cancel_requested=True)
     held = await core.advance(held, Trigger.CANCELLED)
@@ -477,7 +482,7 @@ async def test_a_reopened_checkout_forgets_that_it_ended(core):
 
 
 async def test_a_holder_that_hung_is_in_no_batch_with_the_reopening_by_its_successor(core):
-    """One row a checkout in a batch: with two, the values of the one would be written beside the entries of
+    """One row a checkout in a batch: with two, the values of the first would be written beside the entries of
     the other.
     """
     for first in ("successor", "hung"):

@@ -1,4 +1,4 @@
-"""Everything at once: movers, ringers, intake and callbacks of two processes on the same checkouts, and an
+"""Everything at once: moves, wake-ups, intake and callbacks of two processes on the same checkouts, and an
 auditor.
 """
 
@@ -25,7 +25,7 @@ SECONDS = 4.0
 
 
 class Storm:
-    """What everybody did, to be compared with what is in the database at the end."""
+    """What every task did, to be compared with what is in the database at the end."""
 
     def __init__(self):
         self.running = True
@@ -47,12 +47,12 @@ class Storm:
                 )
                 for order, content in orders
             ]
-            for one in await asyncio.gather(*map(core.intents.accept, asked), return_exceptions=True):
-                if isinstance(one, BaseException):
-                    assert isinstance(one, OrderTaken | KeyReused), one
-                elif one.fresh:
-                    self.fresh.add(one.id)
-                    self.ids.append(one.id)
+            for result in await asyncio.gather(*map(core.intents.accept, asked), return_exceptions=True):
+                if isinstance(result, BaseException):
+                    assert isinstance(result, OrderTaken | KeyReused), result
+                elif result.fresh:
+                    self.fresh.add(result.id)
+                    self.ids.append(result.id)
             await asyncio.sleep(0.05)
 
     async def gateway(self, core):
@@ -64,7 +64,7 @@ class Storm:
             self.callbacks.update(some)
             await asyncio.sleep(random.uniform(0, 0.02))
 
-    async def ringer(self, core):
+    async def waker(self, core):
         while self.running:
             await core.wake(*random.sample(self.ids, 5), grace=0.01)
             await asyncio.sleep(random.uniform(0, 0.02))
@@ -73,7 +73,7 @@ class Storm:
         while self.running:
             hinted = [due.id for due in await checkouts.sweep(core.db, most=30, grace=0.05)]
             held = await core.claim(*hinted, *random.sample(self.ids, 5), lease=0.5)
-            await asyncio.gather(*(self.process(core, one) for one in held))
+            await asyncio.gather(*(self.process(core, claim) for claim in held))
 
     async def process(self, core, held):
         """Take some steps that the table has, hang now and then beyond the lease, and give the lease back."""
@@ -112,7 +112,7 @@ class Storm:
         except LeaseLost:
             pass
         except Unwritten:
-            # The order number has a new checkout by now: a closed one does not reopen beside it.
+            # The order number has a new checkout by now: a closed checkout does not reopen beside it.
             assert held.state in CLOSED
 
     async def auditor(self, core):
@@ -124,20 +124,20 @@ class Storm:
         assert rounds >= 1
 
 
-async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(core):
+async def test_everything_at_once_deadlocks_nothing_loses_nothing_and_verifies(core):
     storm = Storm()
     storm.ids = await core.checkouts(40)
     storm.fresh = {*storm.ids}
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     (before,) = await core.all(deadlocks)
-    async with another(core.url, core.encryptor) as one, another(core.url, core.encryptor) as two:
+    async with another(core.url, core.encryptor) as second, another(core.url, core.encryptor) as two:
         tasks = [
             asyncio.create_task(each)
-            for process in (one, two)
+            for process in (second, two)
             for each in (
                 storm.intake(process),
                 storm.gateway(process),
-                storm.ringer(process),
+                storm.waker(process),
                 storm.worker(process),
                 storm.worker(process),
             )
@@ -146,7 +146,7 @@ async def test_everything_at_once_locks_nobody_out_loses_nothing_and_verifies(co
         storm.running = False
         async with asyncio.timeout(30):
             await asyncio.gather(*tasks)
-    await asyncio.sleep(0.1)  # a backend tells its counts when it ends
+    await asyncio.sleep(0.1)  # a backend reports its counts when it ends
     assert await core.all(deadlocks) == [before]
 
     rows = {

@@ -46,7 +46,7 @@ def unexpected_callback(order_ref: str | None = "OLD-1", **changes) -> MerchantC
     }
     told |= {name: value for name, value in changes.items() if name in told}
     came |= {name: value for name, value in changes.items() if name in came}
-    return MerchantCallback(told=checkouts.UnmatchedPayment(**told), **came)
+    return MerchantCallback(payment=checkouts.UnmatchedPayment(**told), **came)
 
 
 @asynccontextmanager
@@ -56,9 +56,9 @@ async def takers(core, number: int = 2, **options):
         made = []
         for _ in range(number):
             process = await stack.enter_async_context(another(core.url, core.encryptor, **options))
-            one = UnmatchedCallbacks(process.db, process.encryptor, process.callbacks, grace=60.0)
-            stack.push_async_callback(one.close)
-            made.append((process, one))
+            intake = UnmatchedCallbacks(process.db, process.encryptor, process.callbacks, grace=60.0)
+            stack.push_async_callback(intake.close)
+            made.append((process, intake))
         yield made
 
 
@@ -73,9 +73,9 @@ async def test_the_same_unmatched_payment_from_two_processes_at_once_is_one_chec
                     for number in range(20)
                 )
             )
-            assert len({one.checkout_id for one in placed}) == 1
-            assert any(one.created for one in placed)
-            assert all(one.wakes for one in placed)
+            assert len({payment.checkout_id for payment in placed}) == 1
+            assert any(payment.created for payment in placed)
+            assert all(payment.wakes for payment in placed)
     assert await core.all(
         "SELECT count(*) AS checkouts, count(DISTINCT order_ref) AS orders FROM checkouts"
     ) == [(10, 10)]
@@ -83,7 +83,7 @@ async def test_the_same_unmatched_payment_from_two_processes_at_once_is_one_chec
     assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
-async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core):
+async def test_different_orders_that_name_the_same_missing_id_are_stored_in_sequence(core):
     named = uuid7()
     async with takers(core) as processes:
         placed = await asyncio.gather(
@@ -95,8 +95,8 @@ async def test_different_orders_that_name_the_same_forgotten_id_take_turns(core)
             ),
             return_exceptions=True,
         )
-    assert not [one for one in placed if isinstance(one, BaseException)]
-    assert named in {one.checkout_id for one in placed}
+    assert not [payment for payment in placed if isinstance(payment, BaseException)]
+    assert named in {payment.checkout_id for payment in placed}
     assert (await audit.verify(core.db, core.encryptor)).problems == []
 
 
@@ -107,24 +107,24 @@ async def test_processes_that_create_many_from_payments_in_every_order_never_loc
     async with takers(core, 3) as processes:
         await asyncio.gather(
             *(
-                one.store(unexpected_callback(order_ref, body=order_ref.encode()))
-                for number, (_, one) in enumerate(processes)
+                callbacks.store(unexpected_callback(order_ref, body=order_ref.encode()))
+                for number, (_, callbacks) in enumerate(processes)
                 for order_ref in (orders if number % 2 else reversed(orders))
             )
         )
-    await asyncio.sleep(0.1)  # a backend tells its counts when it ends
+    await asyncio.sleep(0.1)  # a backend reports its counts when it ends
     assert await core.all(deadlocks) == [before]
     assert await core.all("SELECT count(*) FROM checkouts") == [60]
     assert await core.all("SELECT sum(times) FROM callbacks") == [180]
 
 
 async def test_an_order_whose_checkout_another_process_creates_before_us_is_met(core, monkeypatch):
-    homes_of, quicker = creation._matches_of, []
+    matches_of, quicker = creation._matches_of, []
     async with takers(core) as ((_, ours), (_, theirs)):
 
         async def late(*arguments):
-            monkeypatch.setattr(creation, "_matches_of", homes_of)
-            met = await homes_of(*arguments)
+            monkeypatch.setattr(creation, "_matches_of", matches_of)
+            met = await matches_of(*arguments)
             quicker.append(await theirs.store(unexpected_callback(body=b"theirs")))
             return met
 
@@ -137,45 +137,45 @@ async def test_an_order_whose_checkout_another_process_creates_before_us_is_met(
 
 
 async def test_a_creation_whose_answer_was_lost_is_one_checkout(core):
-    async with takers(core, 1, database=Breaking) as ((process, one),):
+    async with takers(core, 1, database=Breaking) as ((process, callbacks),):
         process.db.lost_answers = 1
-        placed = await one.store(unexpected_callback())
+        placed = await callbacks.store(unexpected_callback())
         process.db.cut_before_commit = 1
-        assert (await one.store(unexpected_callback(body=b"2"))).checkout_id == placed.checkout_id
+        assert (await callbacks.store(unexpected_callback(body=b"2"))).checkout_id == placed.checkout_id
         process.db.lost_answers = 1
-        unmatched = await one.store(unexpected_callback("OLD-2", amount=None, body=b"3"))
+        unmatched = await callbacks.store(unexpected_callback("OLD-2", amount=None, body=b"3"))
         assert (unmatched.checkout_id, unmatched.kept) == (None, True)
     assert await core.all("SELECT count(*) FROM checkouts") == [1]
     assert await core.all("SELECT count(*) FROM callbacks") == [3]
 
 
 async def test_a_poisoned_unmatched_payment_fails_alone(core):
-    async with takers(core, 1) as ((_, one),):
+    async with takers(core, 1) as ((_, callbacks),):
         results = await asyncio.gather(
-            *(one.store(unexpected_callback(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
+            *(callbacks.store(unexpected_callback(order_ref, body=b"x")) for order_ref in ("A", "B\0", "C")),
             return_exceptions=True,
         )
     assert [isinstance(result, Unwritten) for result in results] == [False, True, False]
 
 
-async def test_an_unmatched_payment_and_the_checkout_of_its_order_number_are_one(core):
+async def test_an_unmatched_payment_becomes_the_checkout_of_its_order_number(core):
     checkout = await core.checkout(State.AWAITING_PAYMENT, order_ref="A-77")
-    async with takers(core, 1) as ((_, one),):
+    async with takers(core, 1) as ((_, callbacks),):
         for changes in (
             {"order_ref": "A-77"},
             {"order_ref": None, "named": checkout},
             {"order_ref": "other", "named": checkout},
         ):
-            placed = await one.store(unexpected_callback(**changes, body=repr(changes).encode()))
+            placed = await callbacks.store(unexpected_callback(**changes, body=repr(changes).encode()))
             assert (placed.checkout_id, placed.created) == (checkout, False)
-        assert (await one.store(unexpected_callback(None, named=uuid4()))).checkout_id is None
+        assert (await callbacks.store(unexpected_callback(None, named=uuid4()))).checkout_id is None
     (held,) = await core.claim(checkout)
     assert len(held.callbacks) == 3
 
 
 async def test_a_checkout_created_from_a_payment_is_claimed_moved_and_verified_like_any_other(core):
-    async with takers(core, 1) as ((_, one),):
-        placed = await one.store(unexpected_callback())
+    async with takers(core, 1) as ((_, callbacks),):
+        placed = await callbacks.store(unexpected_callback())
     (held,) = await core.claim(placed.checkout_id)
     assert (held.state, held.amount, held.currency, held.order_ref) == (State.FAILED, 13900, "DKK", "OLD-1")
     assert [callback.network for callback in held.callbacks] == ["inside"]
@@ -185,8 +185,8 @@ async def test_a_checkout_created_from_a_payment_is_claimed_moved_and_verified_l
 
 
 async def test_only_an_unmatched_payment_creates_a_checkout_as_failed(core):
-    async with takers(core, 1) as ((_, one),):
-        await one.store(unexpected_callback())
+    async with takers(core, 1) as ((_, callbacks),):
+        await callbacks.store(unexpected_callback())
     (row,) = await core.all("SELECT checkout_id, at, entry FROM audit_entries")
     checkout, at, _ = row
     made = audit.make(
@@ -212,10 +212,12 @@ async def test_only_an_unmatched_payment_creates_a_checkout_as_failed(core):
     assert "begins in failed" in problem
 
 
-async def test_the_same_unproven_one_many_times_at_once_is_kept_once_and_counted(core):
+async def test_the_same_unproven_callback_many_times_at_once_is_kept_once_and_counted(core):
     async with takers(core, 1) as ((_, writer),):
         placed = await asyncio.gather(*(writer.store(unexpected_callback(grade="wrong")) for _ in range(20)))
-    assert {(one.checkout_id, one.created, one.wakes) for one in placed} == {(None, False, False)}
+    assert {(payment.checkout_id, payment.created, payment.wakes) for payment in placed} == {
+        (None, False, False)
+    }
     assert await core.all("SELECT count(*), sum(times) FROM callbacks WHERE checkout_id IS NULL") == [(1, 20)]
     assert await core.all("SELECT count(*) FROM checkouts") == [0]
 
@@ -250,7 +252,7 @@ async def test_intents_for_one_payment_from_two_processes_are_one_order_and_its_
         accepted = await asyncio.gather(
             *(processes[number % 2][0].intents.accept(replace(asked, id=uuid7())) for number in range(20))
         )
-        assert {(one.id, one.fresh, one.state) for one in accepted} == {(paid, False, "completed")}
+        assert {(order.id, order.fresh, order.state) for order in accepted} == {(paid, False, "completed")}
         with pytest.raises(KeyReused):
             await core.intents.accept(replace(asked, id=uuid7(), order_ref="OLD-2", fingerprint=b"g" * 32))
     assert await core.all("SELECT late, version, attention FROM checkouts") == [(False, 3, None)]
@@ -271,9 +273,13 @@ async def test_of_many_contents_that_meet_one_payment_at_once_one_is_its_order(c
         for round_ in range(30):
             paid = await paid_before(core, taker, f"OLD-{round_}")
             asked = [wanted(checkout=paid, fingerprint=b"%02d" % number * 16) for number in range(8)]
-            found = await asyncio.gather(*(checkouts.match(core.db, core.encryptor, one) for one in asked))
+            found = await asyncio.gather(
+                *(checkouts.match(core.db, core.encryptor, content) for content in asked)
+            )
             (first,) = [
-                one for one, fate in zip(asked, found, strict=True) if isinstance(fate, checkouts.Matched)
+                content
+                for content, fate in zip(asked, found, strict=True)
+                if isinstance(fate, checkouts.Matched)
             ]
             (stored,) = await core.all("SELECT fingerprint FROM intents WHERE checkout_id = :id", id=paid)
             assert bytes(stored) == first.fingerprint
@@ -285,7 +291,7 @@ async def test_of_many_contents_that_meet_one_payment_at_once_one_is_its_order(c
 async def test_an_intent_that_another_process_was_quicker_than_meets_what_became_of_the_order(
     core, monkeypatch, *, first, same
 ):
-    """Between our look at the payment's checkout and its match, another process matches it, or creates the
+    """Between our read of the payment's checkout and its match, another process matches it, or creates the
     order beside it.
     """
     async with takers(core, 1) as ((process, taker),):
@@ -366,7 +372,7 @@ async def test_an_intent_waits_while_another_process_has_the_row_of_the_payments
     assert await core.all("SELECT count(*) FROM audit_entries WHERE action = 'intent:matched'") == [1]
 
 
-async def test_an_order_whose_checkout_lost_its_data_key_is_kept_under_a_new_one(core):
+async def test_an_order_whose_checkout_lost_its_data_key_is_kept_under_a_new_key(core):
     """What was erased with the key stays erased; what comes now can be read."""
     async with takers(core, 1) as ((_, taker),):
         paid = await paid_before(core, taker)

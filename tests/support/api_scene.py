@@ -1,4 +1,4 @@
-"""The API on a real database, asked over ASGI; the hint publisher is a list."""
+"""The API on a real database, called over ASGI; the hint publisher is a list."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class RecordingPublisher:
     trouble: str | None = None
     published: list[tuple[str, UUID]] = field(default_factory=list)
 
-    def publish(self, ids, *, queue="checkouts", merchant_id=None):  # noqa: ARG002 - as the real one is called
-        self.published += [(queue, one) for one in ids]
+    def publish(self, ids, *, queue="checkouts", merchant_id=None):  # noqa: ARG002 - as the real publisher is called
+        self.published += [(queue, checkout) for checkout in ids]
 
 
 def intent(order_ref: str | None = None, **changes: object) -> dict:
@@ -92,18 +92,21 @@ class Api:
         return (await self.sql(f"SELECT count(*) AS number FROM {table}"))[0].number
 
     async def offer(self, checkout: str, *, token: str = "t-0") -> None:  # noqa: S107 - a test's own
-        """Put a checkout where a worker would have brought it."""
-        one = UUID(checkout)
-        row = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=one))[0]
-        sealed = self.services.encryptor.data_key(one, row.data_key).encrypt(token.encode(), purpose="token")
+        """Put a checkout in the state that a worker would have written."""
+        checkout_id = UUID(checkout)
+        row = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout_id))[0]
+        sealed = self.services.encryptor.data_key(checkout_id, row.data_key).encrypt(
+            token.encode(), purpose="token"
+        )
         await self.sql(
             "INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods) "
             "VALUES (:id, :token, clock() + interval '20 minutes', 'session-1', '[{\"id\": \"m-1\"}]')",
-            id=one,
+            id=checkout_id,
             token=sealed,
         )
         await self.sql(
-            "UPDATE checkouts SET state = 'awaiting_payment', offered_at = clock() WHERE id = :id", id=one
+            "UPDATE checkouts SET state = 'awaiting_payment', offered_at = clock() WHERE id = :id",
+            id=checkout_id,
         )
 
 
@@ -144,7 +147,7 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
 
 def without_database(**changes: object) -> Settings:
     """Settings of an installation whose Postgres refuses every connection."""
-    return make_settings(database_url="postgresql://nobody@127.0.0.1:9/none", **changes)
+    return make_settings(database_url="postgresql://nouser@127.0.0.1:9/none", **changes)
 
 
 def path_of(url: str | None) -> str:

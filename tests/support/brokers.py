@@ -1,5 +1,5 @@
 """Real brokers for tests that break them: Redis, Sentinel and RabbitMQ on ports and directories of their own,
-and a way to one that can be cut.
+and a connection to a broker that can be cut.
 """
 
 from __future__ import annotations
@@ -107,18 +107,18 @@ def rabbitmq_server() -> Iterator[RabbitMQServer]:
     if not (RABBITMQ / "rabbitmq-server").exists():
         pytest.skip("needs rabbitmq-server, which is not installed here")
     place = Path(tempfile.mkdtemp(prefix="orchestrator-rabbitmq-"))
-    one = RabbitMQServer(place)
-    one.start()
+    server = RabbitMQServer(place)
+    server.start()
     try:
-        one.wait()
-        yield one
+        server.wait()
+        yield server
     finally:
-        one.end()
+        server.end()
         shutil.rmtree(place)
 
 
 class RabbitMQServer:
-    """One broker."""
+    """A broker."""
 
     def __init__(self, place: Path) -> None:
         self.port, self.tls_port, epmd, distribution = (free_port() for _ in range(4))
@@ -189,10 +189,10 @@ class RabbitMQServer:
         return False
 
     def connection(self) -> Any:
-        """Return a connection of a client that knows nothing of ours."""
-        one = amqp.Connection(f"127.0.0.1:{self.port}", "guest", "guest", connect_timeout=5)
-        one.connect()
-        return one
+        """Return a connection of a client that is not ours."""
+        connection = amqp.Connection(f"127.0.0.1:{self.port}", "guest", "guest", connect_timeout=5)
+        connection.connect()
+        return connection
 
     def ctl(self, *arguments: str) -> None:
         subprocess.run(
@@ -223,7 +223,7 @@ class RabbitMQServer:
 
 
 class Way:
-    """A way to a server: it can be led elsewhere, cut towards the client alone, or fall silent."""
+    """A connection to a server: it can be led elsewhere, cut towards the client alone, or fall silent."""
 
     def __init__(self, port: int) -> None:
         self.target = port
@@ -249,16 +249,16 @@ class Way:
     def _process(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError, ValueError):
             while True:
-                for one in select.select([client, server], [], [], 1)[0]:
-                    data = one.recv(65536)
+                for readable in select.select([client, server], [], [], 1)[0]:
+                    data = readable.recv(65536)
                     if not data:
                         client.close()
                         return
                     if not self.silent:
-                        (server if one is client else client).sendall(data)
+                        (server if readable is client else client).sendall(data)
 
     def cut(self) -> None:
-        """Close every connection towards the client; the server is told nothing."""
+        """Close every connection towards the client; the server gets no notice."""
         for client, server in self._pairs:
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
@@ -268,7 +268,7 @@ class Way:
     def close(self) -> None:
         self._listener.close()
         for pair in self._pairs:
-            for one in pair:
-                one.close()
-        for one in self._kept:
-            one.close()
+            for end in pair:
+                end.close()
+        for kept in self._kept:
+            kept.close()

@@ -80,7 +80,7 @@ def watch(patch: pytest.MonkeyPatch) -> list[str]:
         )
         try:
             documents(row)
-        except Exception as error:  # noqa: BLE001 - whoever writes it may catch it, and the test must fail
+        except Exception as error:  # noqa: BLE001 - the writer may catch it, and the test must fail
             wrong.append(f"{event.type}: {type(error).__name__}: {str(error)[:500]}")
         else:
             _right.add(same)
@@ -103,10 +103,13 @@ def _shape(kind: str, payload: dict[str, Any]) -> str:
         if name not in _IDS or value is None:
             return value
         several = value if isinstance(value, list) else [value]
-        return [(type(one).__name__, len(str(one)) > 1000, str(one).isprintable()) for one in several]
+        return [(type(value).__name__, len(str(value)) > 1000, str(value).isprintable()) for value in several]
 
-    parts = {**payload, "facts": {name: asked(name, one) for name, one in payload.get("facts", {}).items()}}
-    return f"{kind} { ({name: asked(name, one) for name, one in parts.items()})!r}"
+    parts = {
+        **payload,
+        "facts": {name: asked(name, value) for name, value in payload.get("facts", {}).items()},
+    }
+    return f"{kind} { ({name: asked(name, value) for name, value in parts.items()})!r}"
 
 
 def documents(row: Any, *, merchant: str = "default") -> dict[str, dict[str, Any]]:
@@ -130,6 +133,6 @@ def documents(row: Any, *, merchant: str = "default") -> dict[str, dict[str, Any
 def check_all(rows: Iterable[Any]) -> list[str]:
     """Check the rows of a checkout's events, in the order of their sequence, and return their types."""
     told = [documents(row)["thin"] for row in rows]
-    assert [int(one["sequence"]) for one in told] == list(range(1, len(told) + 1))
-    assert len({UUID(one["subject"]) for one in told}) <= 1
-    return [one["type"] for one in told]
+    assert [int(event["sequence"]) for event in told] == list(range(1, len(told) + 1))
+    assert len({UUID(event["subject"]) for event in told}) <= 1
+    return [event["type"] for event in told]

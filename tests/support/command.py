@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
-NOBODY = 65534
+UNPRIVILEGED_USER = 65534
 
 GOOD_CARD = {"action": "pay", "card_number": "4111 1111 1111 1111", "expiry": "12/39", "cvc": "123"}
 
@@ -111,7 +111,7 @@ class Running:
         return self.settings
 
     def until_ready(self) -> dict[str, Any]:
-        """As `until_up`, for one whose lines go elsewhere."""
+        """As `until_up`, for a command whose lines go elsewhere."""
         self.until(self._is_ready, "everything answers", seconds=60)
         self._meet()
         return self.settings
@@ -128,8 +128,8 @@ class Running:
         return False
 
     def _meet(self) -> None:
-        for one in psutil.Process(self.process.pid).children(recursive=True):
-            self.family[one.pid] = one
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            self.family[child.pid] = child
 
     def child(self, command: str) -> psutil.Process:
         """Wait for the process that runs one command of ours, such as `worker`."""
@@ -137,12 +137,12 @@ class Running:
         return found
 
     def find(self, command: str) -> psutil.Process | None:
-        """The process that runs one command of ours, if there is one."""
-        for one in psutil.Process(self.process.pid).children():
+        """The process that runs one command of ours, if it runs."""
+        for child in psutil.Process(self.process.pid).children():
             with suppress(psutil.NoSuchProcess):
-                words = one.cmdline()
+                words = child.cmdline()
                 if words[1:3] == ["-m", "orchestrator"] and words[3] == command:
-                    return one
+                    return child
         return None
 
     def kill(self) -> None:
@@ -150,18 +150,18 @@ class Running:
         self.process.wait(10)
 
     def crash(self) -> None:
-        """Kill everything at once: nobody can say goodbye to anybody, and nothing is started again."""
+        """Kill everything at once: no process ends in order, and nothing is started again."""
         self.process.send_signal(signal.SIGSTOP)
         self._meet()
-        for one in [*self.family.values(), self.process]:
+        for process in [*self.family.values(), self.process]:
             with suppress(psutil.NoSuchProcess):
-                one.kill()
+                process.kill()
         self.process.wait(10)
 
     def left(self, *, seconds: float = 10) -> list[str]:
         """What still runs of its processes when they have had time to end."""
         _, alive = psutil.wait_procs(list(self.family.values()), timeout=seconds)
-        return [" ".join(one.cmdline()) for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+        return [" ".join(process.cmdline()) for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
     def end(self) -> int:
         """Press Ctrl-C; return the exit status."""
@@ -254,13 +254,13 @@ def running(
         group=user,
         extra_groups=None if user is None else [],
     )
-    one = Running(process, data_dir)
+    running = Running(process, data_dir)
     try:
-        yield one
+        yield running
     finally:
         if process.poll() is None:
             process.kill()  # its children end with it
             process.wait(10)
-        one.left()
+        running.left()
         if process.stdout is not None:
             process.stdout.close()

@@ -1,9 +1,9 @@
-"""Databases for one test each: copied from a template, or one that an earlier test has used, emptied and
-under a new name.
+"""Databases for one test each: copied from a template, or used by an earlier test, emptied and under a
+new name.
 
-Copying takes several times as long as most tests. One is used again only if its catalog is what it was, no
-statistics were gathered in it, and nothing was set for it. Whoever is still connected is put out, and whoever
-comes back later knows its old name only.
+Copying takes several times as long as most tests. A database is used again only if its catalog is what it
+was, no statistics were gathered in it, and nothing was set for it. Open connections to it are ended; a later
+connection of the earlier test has the old name only.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Databases:
             }
 
     @contextmanager
-    def one(self) -> Iterator[str]:
-        """Yield the administrator's URL of a database with the schema and nothing else, under a name that
-        nobody knows.
+    def database(self) -> Iterator[str]:
+        """Yield the administrator's URL of a database with the schema and nothing else, under a
+        name that no earlier test had.
         """
         name = f"test_{uuid4().hex[:12]}"
         if self._free:
@@ -84,7 +84,7 @@ class Databases:
                 self._admin("DROP DATABASE {} WITH (FORCE)", name)
 
     def _emptied(self, name: str, catalog: Any) -> bool:
-        """Have nobody connected to a database and nothing in it but what the template holds; say whether it
+        """End all connections to a database and leave in it only what the template holds; say whether it
         can be used again.
         """
         try:
@@ -94,7 +94,7 @@ class Databases:
                 if self._catalog(db) != catalog:
                     return False
                 with db.transaction():
-                    # Past the guard of the audit trail; foreign keys are not asked either.
+                    # Past the guard of the audit trail; foreign keys are not checked either.
                     db.execute("SET LOCAL session_replication_role = replica")
                     db.execute("SET LOCAL lock_timeout = '5s'")
                     for table in self._tables:

@@ -1,8 +1,8 @@
 """Checkouts in every state, made by the real intake and the real mover on a real database; and databases that
 break.
 
-`Core` is what a process has of the orchestrator's inside: database, vault, batch writers. Every checkout that
-comes from here has its intent, its audit chain and its events, as if a worker had carried it.
+`Core` is the internal objects of a process of the orchestrator: database, encryptor, batch writers. Every
+checkout that comes from here has its intent, its audit chain and its events, as if a worker had processed it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
-    from orchestrator.store.checkouts import ClaimedCheckout, Move
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
+    from orchestrator.store.checkouts import Move
 
 T = Trigger
 JOURNEY: dict[State, tuple[Trigger, ...]] = {
@@ -111,7 +112,7 @@ class Breaking(Database):
 
 
 def intake(**changes: Any) -> inbox.Intake:
-    """Return a valid intent for an order number that nobody has used."""
+    """Return a valid intent for an unused order number."""
     values: dict[str, Any] = {
         "merchant_id": 1,
         "order_ref": f"T-{next(_orders)}",
@@ -162,7 +163,7 @@ def payment(transaction_id: str, **changes: Any) -> PaymentRecord:
 
 
 def move(held: ClaimedCheckout, trigger: Trigger | None = None, **changes: Any) -> Move:
-    """Return one write of the holder, audited unless told otherwise."""
+    """Return one write of the holder, audited by default."""
     values: dict[str, Any] = {"action": Action.CHECKOUT_MOVED, **changes}
     return lifecycle.Move(held=held, trigger=trigger, **values)
 
@@ -207,7 +208,7 @@ class Core:
     async def checkout(
         self, state: State = State.RECEIVED, *, due_in: float | None = 60.0, **changes: Any
     ) -> UUID:
-        """Return a checkout in `state` that nobody holds, with its due time `due_in` seconds away."""
+        """Return a checkout in `state` without a lease, with its due time `due_in` seconds away."""
         return (await self.release(await self.held(state, **changes), due_in)).id
 
     async def checkouts(self, number: int) -> list[UUID]:
@@ -254,7 +255,7 @@ async def core(
 ) -> AsyncIterator[Core]:
     """Open the inside of one process.
 
-    The grace is long: nothing becomes due by itself unless a test wants it.
+    The grace is long: nothing becomes due by itself unless a test asks for it.
     """
     async with AsyncExitStack() as closing:
         db = await closing.enter_async_context(database(url, pool_size=pool))
@@ -276,7 +277,7 @@ async def row_held(url: str, checkout: UUID) -> AsyncIterator[psycopg.AsyncConne
 
 
 def empty(url: str) -> None:
-    """Forget everything but the first merchant, past the guard of the audit trail."""
+    """Delete everything but the first merchant, past the guard of the audit trail."""
     with psycopg.connect(direct(url), autocommit=True) as admin:
         admin.execute("SET session_replication_role = replica")
         for table in metadata.sorted_tables:

@@ -1,5 +1,5 @@
-"""Finished checkouts by the thousand, with the rows that a life leaves behind: for tests and benchmarks of
-what they cost.
+"""Finished checkouts by the thousand, with the rows of a whole lifecycle: for tests and benchmarks of what
+they cost.
 
 They are written by SQL in one go; their chains are no chains, so nothing that verifies or archives belongs
 near them.

@@ -1,5 +1,5 @@
-"""Processes of ours that start at once: forked from one that has imported everything, instead of importing it
-each time.
+"""Processes of ours that start at once: forked from a process that has imported everything, instead of
+importing it each time.
 
 What runs is what `python -m orchestrator …` or `python -c …` runs, in a process of its own, with its own
 environment, directory, umask and standard streams. It is a child of the test process: it can be waited for,
@@ -74,7 +74,7 @@ exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 class _Nursery:
-    """The process that forks; started when the first one is wanted."""
+    """The process that forks; started when the first process is wanted."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

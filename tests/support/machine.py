@@ -1,4 +1,4 @@
-"""What tests ask of this machine: a free port, and time until something has happened."""
+"""What tests need of this machine: a free port, and time until something has happened."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def until(condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:

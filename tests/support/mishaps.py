@@ -1,10 +1,10 @@
 """What goes wrong in real shops, row by row, and the table that says at the end of a test run which test
 reproduces each row.
 
-The rows are what the changelogs and commits of gateway plugins tell of; each test of one carries
-`@pytest.mark.mishap(row)`. The table is printed by whoever holds the reports: the process itself, or the
-controller of several (xdist), to which a test's properties come with its reports. A row whose tests did not
-run says so.
+The rows are what the changelogs and commits of gateway plugins report; each test of a row has
+`@pytest.mark.mishap(row)`. The table is printed by the process that holds the reports: the process itself, or
+the controller of several (xdist), to which a test's properties come with its reports. A row whose tests did
+not run says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS: Final = (
     "late or repeated ok sets the status again",
     "late fail, or the same cart twice, cancels a paid order",
     "fail callback although money is held",
-    "fail of another transaction undoes the good one",
+    "fail of another transaction undoes the payment",
     "two payments for one order",
     "shopper does not return from the bank, and the order doubles",
     "repeated notifications release the payment",
@@ -43,7 +43,7 @@ ROWS: Final = (
 """Every row, in the order in which they were collected."""
 
 REPORT: Final = "mishap_report"
-"""The property (`record_property`) of a test that has something to tell below the table."""
+"""The property (`record_property`) of a test that has something to print below the table."""
 
 _MARKER: Final = "mishap"
 # From good to bad: of a test's cases and phases the worst counts.
@@ -80,5 +80,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             cases = f" ({len(outcomes)} cases)" if len(outcomes) > 1 else ""
             first = row if number == 0 else ""
             terminalreporter.write_line(f"{first:{_WIDEST}} | {test}{cases} | {worst}")
-    for one in told:
-        terminalreporter.write_line(f"\n{one}")
+    for printed in told:
+        terminalreporter.write_line(f"\n{printed}")

@@ -1,5 +1,5 @@
-"""A sandbox and a merchant's server on free ports, each in a thread of its own, and a shopper who speaks
-plain HTTP.
+"""A sandbox and a merchant's server on free ports, each in a thread of its own, and a shopper who uses plain
+HTTP.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Call:
 
 
 class Merchant:
-    """The shop's callback endpoints: notes every call and answers as told."""
+    """The shop's callback endpoints: records every call and answers as it is set."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -138,7 +138,7 @@ class Merchant:
 
 
 class Gateway:
-    """A client that knows the documented calls of the gateway."""
+    """A client for the documented calls of the gateway."""
 
     def __init__(self, url: str, merchant: Merchant) -> None:
         self.http = httpx.Client(base_url=url, timeout=10, trust_env=False)

@@ -3,7 +3,7 @@
 PgBouncer runs in transaction mode with Debian's defaults, one for each process of a test run. Every database
 that the fixtures hand out is then reached through it, and so is that of a command with a data directory of
 its own, which would otherwise start a Postgres. Migrations get Postgres itself (MIGRATION_URL), as
-docs/postgres.md says, and so do tests that look or reach into the database behind the product's back
+docs/postgres.md says, and so do tests that read or write the database directly
 (`direct`). A test that is about Postgres itself, or about something else than the pooler, is marked
 `direct(reason)` and skipped.
 """
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 POOLERS: Final = ("pgbouncer",)
 _OPTION: Final = "--through"
 _MARKER: Final = "direct"
-# Words of the command line that start a Postgres where no URL of one is set, or look for the one that was
-# started.
+# Words of the command line that start a Postgres where no URL of a server is set, or search for the server
+# that was started.
 _BRINGS_ITS_OWN: Final = frozenset({"up", "demo", "bench"})
 
 
@@ -41,7 +41,7 @@ class Pooler:
     def __init__(self, servers: Embedded, port: int) -> None:
         self._servers = servers
         self._behind, self._before = (
-            f"@127.0.0.1:{one}/" for one in (urlsplit(servers.administrator_url).port, port)
+            f"@127.0.0.1:{listened}/" for listened in (urlsplit(servers.administrator_url).port, port)
         )
         self._places: dict[str, str] = {}
 
@@ -52,7 +52,7 @@ class Pooler:
         return url.replace(self._before, self._behind)
 
     def database_of(self, place: str) -> str:
-        """Return the name of the database that stands for the one of a data directory; made with its roles if
+        """Return the name of the database that stands for that of a data directory; made with its roles if
         there is none.
         """
         if place not in self._places:
@@ -80,7 +80,7 @@ _running: Pooler | None = None
 
 @contextmanager
 def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
-    """Run the pooler that the test run asks for before these servers, if it asks for one."""
+    """Run the pooler that the test run asks for before these servers, if it asks for a pooler."""
     global _running  # noqa: PLW0603 - one for a process, like the servers
     if config.getoption(_OPTION) is None:
         yield
@@ -88,7 +88,7 @@ def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
     from tests.support.postgres import pooling
 
     urls = (servers.administrator_url, servers.owner_url, servers.database_url)
-    logins = {str(one.username): unquote(str(one.password)) for one in map(urlsplit, urls)}
+    logins = {str(url.username): unquote(str(url.password)) for url in map(urlsplit, urls)}
     port = urlsplit(servers.administrator_url).port
     assert port is not None, (
         "Postgres listens on a socket alone, which the account of the pooler may not reach"
@@ -102,7 +102,7 @@ def between(config: pytest.Config, servers: Embedded) -> Iterator[None]:
 
 
 def pooled(url: str) -> str:
-    """Return how the product reaches a database of the tests' server: through the pooler, if there is one."""
+    """Return how the product reaches a database of the tests' server: through the pooler, if it runs."""
     return url if _running is None else _running.pooled(url)
 
 
@@ -129,7 +129,7 @@ def settings_of(arguments: tuple[object, ...], given: dict[str, str]) -> dict[st
 
 
 def administrator_of(place: Path) -> str | None:
-    """Return how a superuser reaches the database that stands for the one of a data directory; None without a
+    """Return how a superuser reaches the database that stands for that of a data directory; None without a
     pooler.
     """
     return None if _running is None else _running.urls_of(str(place))[0]
@@ -177,7 +177,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what says that it is not for a pooler, with its reason."""
+    """Skip tests that are marked as not for a pooler, with their reason."""
     if config.getoption(_OPTION) is None:
         return
     for item in items:

@@ -1,4 +1,4 @@
-"""Servers that fail as real ones do: clusters with a standby, a proxy that falls silent, and PgBouncer.
+"""Servers that fail as in production: clusters with a standby, a proxy that falls silent, and PgBouncer.
 
 Everything binds to 127.0.0.1 on a free port, runs without root's rights, and ends with its context.
 """
@@ -46,11 +46,11 @@ def _binaries() -> Path:
 
 
 def _account() -> dict[str, int]:
-    """Whom a server runs as, for `subprocess`: itself where this process is not root."""
+    """The account that a server runs under, for `subprocess`: itself where this process is not root."""
     if os.geteuid() != 0:
         return {}
-    nobody = pwd.getpwnam("nobody")
-    return {"user": nobody.pw_uid, "group": nobody.pw_gid}
+    unprivileged = pwd.getpwnam("nobody")
+    return {"user": unprivileged.pw_uid, "group": unprivileged.pw_gid}
 
 
 @contextmanager
@@ -83,11 +83,11 @@ class Cluster:
     @classmethod
     @contextmanager
     def started(cls, *, disk: Path | None = None) -> Iterator[Self]:
-        """Start one; with its data on another disk, if one is given, and its log of writes where a full disk
-        does not stop it.
+        """Start a server; with its data on another disk, if `disk` is given, and its log of writes where a
+        full disk does not stop it.
         """
         with _directory() as place:
-            one = cls(place)
+            server = cls(place)
             elsewhere: tuple[str | Path, ...] = ()
             if disk is not None:
                 (disk / "data").mkdir(mode=0o700)
@@ -97,7 +97,7 @@ class Cluster:
                     os.chown(disk / "data", account["user"], account["group"])
             (place / "password").write_text(LOGIN.partition(":")[2])
             (place / "password").chmod(0o644)  # the server has an account of its own
-            one._run(
+            server._run(
                 "initdb",
                 "-D",
                 place / "data",
@@ -111,25 +111,25 @@ class Cluster:
                 *elsewhere,
             )
             try:
-                one.start()
-                one.admin("CREATE DATABASE shop", database="postgres")
-                yield one
+                server.start()
+                server.admin("CREATE DATABASE shop", database="postgres")
+                yield server
             finally:
-                one.stop()
+                server.stop()
 
     @contextmanager
     def follow(self) -> Iterator[Cluster]:
         """Start a standby that streams from this server, with every commit waiting for it to have it."""
         with _directory() as place:
-            one = Cluster(place)
+            cluster = Cluster(place)
             self._run("pg_basebackup", "-D", place / "data", "-d", self.url, "-R", "-c", "fast", "--no-sync")
             try:
-                one.start()
+                cluster.start()
                 self.admin("ALTER SYSTEM SET synchronous_standby_names = '*'")
                 self.admin("SELECT pg_reload_conf()")
-                yield one
+                yield cluster
             finally:
-                one.stop()
+                cluster.stop()
 
     def start(self) -> None:
         with (self.place / "log").open("ab") as log:
@@ -176,13 +176,13 @@ class Cluster:
             return cursor.fetchall() if cursor.description else []
 
     def read_only(self, *, on: bool = True) -> None:
-        """Let it live on, and take no writes, as a demoted primary does; its connections stay open."""
+        """Let it run on, and take no writes, as a demoted primary does; its connections stay open."""
         wanted = "on" if on else "off"
         self.admin(f"ALTER SYSTEM SET default_transaction_read_only = {wanted}")
         self.admin("SELECT pg_reload_conf()")
         while self.admin("SHOW default_transaction_read_only") != [(wanted,)]:
             time.sleep(0.02)
-        # Its other sessions hear of it at the same moment, or the next.
+        # Its other sessions get it at the same moment, or soon after.
         time.sleep(0.3)
 
     def promote(self) -> None:
@@ -255,9 +255,9 @@ class Proxy:
             pair.close()
             pair.open.set()
 
-    def silence(self, *, new_ones_too: bool = False) -> None:
+    def silence(self, *, new_connections_too: bool = False) -> None:
         """Let every connection that is open now fall silent for good."""
-        self.answers = not new_ones_too
+        self.answers = not new_connections_too
         for pair in self._pairs:
             pair.open.clear()
 

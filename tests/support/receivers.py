@@ -1,5 +1,5 @@
 """An endpoint of a merchant: it takes deliveries, checks each with the public package of Standard Webhooks,
-and remembers them in order.
+and keeps them in order.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Receiver:
     @property
     def taken(self) -> list[Received]:
         """The deliveries that were answered with success."""
-        return [one for one in self.received if 200 <= one.status < 300]
+        return [delivery for delivery in self.received if 200 <= delivery.status < 300]
 
     def by_checkout(self) -> dict[str, list[int]]:
         """The sequences of each checkout, in the order in which they were taken."""
         found: dict[str, list[int]] = defaultdict(list)
-        for one in self.taken:
-            found[one.event["subject"]].append(int(one.event["sequence"]))
+        for delivery in self.taken:
+            found[delivery.event["subject"]].append(int(delivery.event["sequence"]))
         return found
 
     async def until(self, condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
@@ -80,7 +80,7 @@ class Receiver:
                 try:
                     Webhook(secret).verify(body, dict(request.headers))
                     break
-                except Exception:  # noqa: BLE001, S112 - another secret may be the one
+                except Exception:  # noqa: BLE001, S112 - another secret may fit
                     continue
             else:
                 self.unverified += 1

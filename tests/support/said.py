@@ -1,4 +1,4 @@
-"""What rows say to people: the sentences of their codes."""
+"""The sentences of the codes in rows."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""A carrier on real Postgres, facing a real sandbox: no API and no Celery, so that each claim is the test's
-own decision.
+"""A processor on real Postgres and a real sandbox: no API and no Celery, so that the test decides on each
+claim.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAGE = "https://shop.example/thanks"
 
 
 def intent(order: str, *, amount: str = "139.00", capture: bool = False, **more: object) -> bytes:
-    """Return the JSON of a checkout intent over one line."""
+    """Return the JSON of a checkout intent with one order line."""
     body = {
         "order": {
             "orderId": order,
@@ -83,7 +83,7 @@ async def take(processor: CheckoutProcessor, ids: Sequence[UUID]) -> list[UUID]:
 
 
 class Scene:
-    """One test's installation. `process` claims and carries once, as a hint would have it done."""
+    """One test's installation. `process` claims and processes once, as after a hint."""
 
     def __init__(self, settings: Settings, db: Database, gateway: Gateway, *, timeout: float = 5.0) -> None:
         self.settings, self.db = settings, db
@@ -130,7 +130,7 @@ class Scene:
         return accepted.id
 
     async def second_merchant(self, name: str = "quiet", *, gateway_url: str | None = None) -> int:
-        """Add a merchant with the same account, at the same gateway unless told otherwise; return its id."""
+        """Add a merchant with the same account, at the same gateway by default; return its id."""
         url = gateway_url or self.settings.gateway_url
         assert url is not None
         password = self.settings.gateway_password.get_secret_value()
@@ -217,7 +217,7 @@ class Scene:
             0
         ].data_key
         token = self.encryptor.data_key(checkout, key).decrypt(session.token, purpose="token").decode()
-        chosen = next(one for one in session.methods if one["type"] == method)
+        chosen = next(option for option in session.methods if option["type"] == method)
         answer = await self.http.post(
             chosen["onInitiatePayment"]["value"],
             json={"paymentMethodId": chosen["id"], "sessionId": session.session_id},
@@ -270,7 +270,7 @@ class Scene:
         return asked.id
 
     async def asked(self, checkout: UUID, kind: str, **arguments: object) -> Answer:
-        """Ask for something, have it carried out, and return what became of it."""
+        """Store a command, have it executed, and return its result."""
         command = await self.command(checkout, kind, **arguments)
         async with asyncio.timeout(15):
             while True:
@@ -293,7 +293,7 @@ class Scene:
 
     async def sign_operations(self, checkout: UUID) -> None:
         """Sign the operations as they stand now, after the test has written into them."""
-        names = [one.name for one in fields(Operation)]
+        names = [field.name for field in fields(Operation)]
         for row in await self.operations(checkout):
             operation = Operation(**{name: getattr(row, name) for name in names})
             mac = sign_operation(self.encryptor, checkout, row.merchant_id, operation)
@@ -323,7 +323,7 @@ class Scene:
         order.
         """
         rows = await self.ledger(checkout)
-        return [(one["type"], one["amountMinor"]) for row in rows for one in row["movements"]]
+        return [(movement["type"], movement["amountMinor"]) for row in rows for movement in row["movements"]]
 
     async def ledger(self, checkout: UUID) -> list[dict[str, Any]]:
         page = await self.control("GET", f"ledger?orderId={self.orders[checkout]}")
@@ -362,10 +362,10 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     settings = make_settings(database_url=database_url, gateway_url=gateway_url, **changes)
     async with Database(database_url, pool_size=4) as db, Gateway(settings) as gateway:
-        one = Scene(settings, db, gateway, timeout=timeout)
+        started = Scene(settings, db, gateway, timeout=timeout)
         try:
-            yield one
+            yield started
         finally:
-            await one.http.aclose()
-            for batch in (one.moves, one.intents, one.callbacks):
+            await started.http.aclose()
+            for batch in (started.moves, started.intents, started.callbacks):
                 await batch.close()

@@ -1,6 +1,6 @@
 """A shop's installation in one process: the gateway calls our real API over HTTP, and the test is the worker.
 
-Beside what a `Scene` has there is the API behind a door of its own (a firewall may stand in it), with signed
+Beside what a `Scene` has there is the API at an address of its own (a firewall may be before it), with signed
 callbacks, and a second worker with database connections of its own. Graces and lookups are those of
 production: time passes by `later`, and nothing becomes due by itself.
 """
@@ -59,7 +59,7 @@ _BLOCKED = b"<html><head><title>403 Forbidden</title></head><body>Request blocke
 
 
 class Wire:
-    """The wire between us and the gateway: counts lookups by order number, and bends answers to them as a
+    """The connection to the gateway: counts lookups by order number, and bends answers to them as a
     test says.
     """
 
@@ -84,7 +84,7 @@ class Wire:
             said.append(message)
 
         await self.app(scope, receive, keep)
-        body = b"".join(one.get("body", b"") for one in said[1:])
+        body = b"".join(message.get("body", b"") for message in said[1:])
         bent = bend(body.decode()).encode()
         headers = [(name, value) for name, value in said[0]["headers"] if name.lower() != b"content-length"]
         await send({**said[0], "headers": [*headers, (b"content-length", b"%d" % len(bent))]})
@@ -92,7 +92,7 @@ class Wire:
 
 
 class GatewayLimits:
-    """What stands in front of our API: nothing, or a firewall that knows better than to let callbacks
+    """What is in front of our API: nothing, or a firewall that does not let callbacks
     through.
     """
 
@@ -109,7 +109,7 @@ class GatewayLimits:
         await send({"type": "http.response.body", "body": _BLOCKED})
 
 
-class Bell:
+class RecordedHints:
     """A hint publisher that publishes nothing: the test is the worker."""
 
     trouble = None
@@ -117,7 +117,7 @@ class Bell:
     def publish(
         self, ids: Sequence[UUID], *, queue: str = "checkouts", merchant_id: int | None = None
     ) -> None:
-        """Nobody is there."""
+        """No server answers."""
 
 
 class Shop(Scene):
@@ -129,7 +129,7 @@ class Shop(Scene):
     second: CheckoutProcessor
 
     async def begin(self, url: str) -> None:
-        """Forget what the last test left behind."""
+        """Remove what the last test left."""
         empty(url)
         self.orders.clear()
         self.limits_of_gateway.blocks = False
@@ -207,7 +207,7 @@ class Shop(Scene):
         processors = (self.processor, self.second)[:workers]
         async with asyncio.timeout(20):
             while due_now := await self.due_now(*checkouts):
-                await asyncio.gather(*(take(one, due_now) for one in processors))
+                await asyncio.gather(*(take(processor, due_now) for processor in processors))
 
     async def due_now(self, *checkouts: UUID) -> list[UUID]:
         rows = await self.sql(
@@ -218,7 +218,7 @@ class Shop(Scene):
         return [row.id for row in rows]
 
     async def until_due(self, checkout: UUID) -> None:
-        """Let time pass until the checkout is due, and look."""
+        """Let time pass until the checkout is due, and process it."""
         row = await self.row(checkout)
         await self.later(seconds=row.due_in.total_seconds() + 1)
         await self.follow(checkout)
@@ -236,7 +236,7 @@ class Shop(Scene):
         token = (
             self.encryptor.data_key(checkout, row.data_key).decrypt(session.token, purpose="token").decode()
         )
-        chosen = next(one for one in session.methods if one["type"] == method)
+        chosen = next(option for option in session.methods if option["type"] == method)
         answer = await self.http.post(
             chosen["onInitiatePayment"]["value"],
             json={"paymentMethodId": chosen["id"], "sessionId": session.session_id},
@@ -252,13 +252,15 @@ class Shop(Scene):
 
     async def told(self, checkout: UUID, **expected: int) -> list[dict[str, Any]]:
         """Wait until so many callbacks of each kind were answered (or lost); return all of them as the
-        gateway noted them.
+        gateway recorded them.
         """
         expected = expected or {"notification": 2, "success": 1}
         async with asyncio.timeout(10):
             while True:
-                sent = [one for row in await self.ledger(checkout) for one in row["callbacks"]]
-                over = Counter(one["kind"] for one in sent if one["answerStatus"] or one["note"])
+                sent = [callback for row in await self.ledger(checkout) for callback in row["callbacks"]]
+                over = Counter(
+                    callback["kind"] for callback in sent if callback["answerStatus"] or callback["note"]
+                )
                 if len(sent) == over.total() and all(over[kind] >= count for kind, count in expected.items()):
                     return sent
                 await asyncio.sleep(0.01)
@@ -291,7 +293,7 @@ class Shop(Scene):
         return answer.status_code
 
     async def unexpected_payment(self, order: str, **changes: object) -> None:
-        """Have a payment made that no session of ours has to do with, and told to the merchant's
+        """Have a payment made without a session of ours, and with a callback to the merchant's
         own address.
         """
         notification = callback_urls.merchant_url(self.encryptor, self.settings.public_url, "default")
@@ -329,11 +331,11 @@ class Shop(Scene):
     async def moved(self, checkout: UUID) -> list[str]:
         """Return the facts that moved the checkout from the offer on, in turn."""
         trail = await self.trail(checkout)
-        triggers = [one["trigger"] for one in trail if one["action"] == "checkout:moved"]
+        triggers = [entry["trigger"] for entry in trail if entry["action"] == "checkout:moved"]
         return triggers[triggers.index("offered") + 1 :]
 
     async def confirmed(self, checkout: UUID) -> int:
-        """Return how often the shop was told that the order is paid: each time it sends a confirmation."""
+        """Return how many completed events the shop got for the order: each sends a confirmation."""
         return (await self.events(checkout)).count("checkout.completed")
 
     async def agree(self, *checkouts: UUID) -> None:
@@ -383,23 +385,23 @@ async def shop(database_url: str, **changes: object) -> AsyncIterator[Shop]:
             Database(database_url, pool_size=2) as other,
             Gateway(settings) as gateway,
         ):
-            one = Shop(settings, db, gateway)
-            one.wire = wire
-            one.services = build(settings, Bell())
-            one.limits_of_gateway = GatewayLimits(create_app(one.services))
-            theirs = Transitions(other, one.encryptor)
-            one.second = CheckoutProcessor(
+            opened = Shop(settings, db, gateway)
+            opened.wire = wire
+            opened.services = build(settings, RecordedHints())
+            opened.limits_of_gateway = GatewayLimits(create_app(opened.services))
+            theirs = Transitions(other, opened.encryptor)
+            opened.second = CheckoutProcessor(
                 StepContext(
                     settings=settings,
                     db=other,
-                    encryptor=one.encryptor,
+                    encryptor=opened.encryptor,
                     gateway=gateway,
                     transitions=theirs,
-                    merchants=Merchants(other, one.encryptor, settings),
+                    merchants=Merchants(other, opened.encryptor, settings),
                 )
             )
             config = uvicorn.Config(
-                one.limits_of_gateway,
+                opened.limits_of_gateway,
                 http="httptools",
                 log_config=None,
                 access_log=False,
@@ -412,12 +414,12 @@ async def shop(database_url: str, **changes: object) -> AsyncIterator[Shop]:
                 async with asyncio.timeout(10):
                     while not server.started:  # noqa: ASYNC110 - uvicorn has nothing to wait for
                         await asyncio.sleep(0.005)
-                yield one
+                yield opened
             finally:
                 server.should_exit = True
                 await serve
-                await one.http.aclose()
-                for batch in (one.moves, theirs, one.intents, one.callbacks):
+                await opened.http.aclose()
+                for batch in (opened.moves, theirs, opened.intents, opened.callbacks):
                     await batch.close()
                 listening.close()
 

@@ -1,4 +1,4 @@
-"""A whole installation of processes, in the vocabulary of the domain: API, workers, scheduler and sandbox, as
+"""A whole installation of processes, in the words of the domain: API, workers, scheduler and sandbox, as
 operations run them.
 
 Processes are killed, stopped and started again by the tests. At the end of each test, `agree` compares the
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.local.servers import Embedded
 
-HURRY = {
+SHORT_TIMES = {
     "lease_seconds": 3.3,
     "gateway_connect_timeout": 0.9,
     "gateway_read_timeout": 0.9,
@@ -70,7 +70,13 @@ class World:
     """
 
     def __init__(
-        self, servers: Embedded, database_url: str, place: Path, *, hurry: bool = True, **settings: object
+        self,
+        servers: Embedded,
+        database_url: str,
+        place: Path,
+        *,
+        short_times: bool = True,
+        **settings: object,
     ) -> None:
         self.database_url, self.redis_url, self.place = database_url, servers.redis_url, place
         self.api_port, self.sandbox_port = free_port(), free_port()
@@ -88,7 +94,7 @@ class World:
             "jwt_secrets": [JWT_SECRET],
             "log_format": "json",
             "log_level": "info",
-            **(HURRY if hurry else {}),
+            **(SHORT_TIMES if short_times else {}),
             **settings,
         }
         self.running: dict[str, subprocess.Popen[bytes]] = {}
@@ -99,13 +105,13 @@ class World:
         self.http.headers["X-Sandbox-Token"] = SANDBOX_TOKEN
         with redis.Redis.from_url(servers.redis_url) as broker:
             broker.flushall()
-        # Everything is in a hurry here, and looks often.
+        # All times are short here, and lookups are frequent.
         self.sql("""UPDATE merchants SET policies = '{"lookups_per_minute": 100000}'""")
 
     # ── Processes ──────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, name: str, *, port: int | None = None, output: int | None = None) -> None:
-        """Start a process and wait until it answers, if it is one that answers.
+        """Start a process and wait until it answers, if it is a server.
 
         A second sandbox needs a port of its own.
 
@@ -169,7 +175,7 @@ class World:
         self.running[name].send_signal(number)
 
     def kill(self, name: str) -> None:
-        """Kill a process as a crash would: no goodbye."""
+        """Kill a process as a crash would, without a shutdown."""
         process = self.running.pop(name)
         process.kill()
         process.wait()
@@ -245,7 +251,11 @@ class World:
         """
         (row,) = self.sql("SELECT order_ref FROM checkouts WHERE id = %s", checkout)
         payments = self.ledger()[row["order_ref"]]["payments"]
-        return [(one["type"], one["amountMinor"]) for payment in payments for one in payment["movements"]]
+        return [
+            (movement["type"], movement["amountMinor"])
+            for payment in payments
+            for movement in payment["movements"]
+        ]
 
     def until_operation(self, checkout: str, *states: str, seconds: float = 30) -> None:
         def there() -> bool:
@@ -277,7 +287,7 @@ class World:
         """Choose the card among the methods that are offered; return the URL of the gateway's page."""
         offer = self.checkout(checkout)
         assert offer["session"], offer
-        method = next(one for one in offer["paymentMethods"] if one["type"] == "CARD")
+        method = next(option for option in offer["paymentMethods"] if option["type"] == "CARD")
         started = httpx.post(
             method["onInitiatePayment"]["value"],
             json={"paymentMethodId": method["id"], "sessionId": offer["session"]["id"]},
@@ -305,7 +315,7 @@ class World:
             return cursor.fetchall() if cursor.description else []
 
     def ledger(self) -> dict[str, dict[str, Any]]:
-        """Return what the gateway knows of each order number."""
+        """Return what the gateway has of each order number."""
         return ledger(lambda path: self.control("GET", path))
 
     def agree(self) -> None:
@@ -332,12 +342,12 @@ class World:
 
 
 def ledger(ask: Callable[[str], Any]) -> dict[str, dict[str, Any]]:
-    """Return what the gateway knows of each order number; `ask` fetches a path of its control API."""
+    """Return what the gateway has of each order number; `ask` fetches a path of its control API."""
     orders: dict[str, dict[str, Any]] = {}
     after = ""
     while True:
         page = ask(f"ledger?limit=1000{after}")
-        orders |= {one["orderId"]: one for one in page["orders"]}
+        orders |= {order["orderId"]: order for order in page["orders"]}
         if page.get("next") is None:
             return orders
         after = f"&after={page['next']}"
@@ -349,9 +359,9 @@ def agree(ledger: dict[str, dict[str, Any]], checkouts: list[dict[str, Any]]) ->
     """
     for row in checkouts:
         payments = ledger.get(row["order_ref"], {}).get("payments", [])
-        held = sum(one["heldMinor"] for one in payments)
-        captured = sum(one["capturedMinor"] for one in payments)
-        refunded = sum(one["refundedMinor"] for one in payments)
+        held = sum(payment["heldMinor"] for payment in payments)
+        captured = sum(payment["capturedMinor"] for payment in payments)
+        refunded = sum(payment["refundedMinor"] for payment in payments)
         ours = (row["reserved"] if row["state"] == "completed" else 0, row["captured"], row["refunded"])
         paid = held or captured
         assert (row["state"] == "completed") == bool(paid), (row["order_ref"], row["state"], payments)
@@ -381,29 +391,31 @@ def bearer(merchant: str) -> str:
 def frozen(*pids: int) -> Iterator[None]:
     """Stop processes with all their children: connections stay open, and nothing answers."""
     family = [
-        one for pid in pids for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
+        process
+        for pid in pids
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))
     ]
-    for one in family:
+    for process in family:
         with suppress(psutil.NoSuchProcess):  # a connection of Postgres that ended meanwhile
-            one.send_signal(signal.SIGSTOP)
+            process.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        for one in family:
+        for process in family:
             with suppress(psutil.NoSuchProcess):
-                one.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
 def world(
-    servers: Embedded, database_url: str, place: Path, *, hurry: bool = True, **settings: object
+    servers: Embedded, database_url: str, place: Path, *, short_times: bool = True, **settings: object
 ) -> Iterator[World]:
-    one = World(servers, database_url, place, hurry=hurry, **settings)
+    started = World(servers, database_url, place, short_times=short_times, **settings)
     try:
-        yield one
+        yield started
     except BaseException:
         for name in sorted(path.stem for path in place.glob("*.log")):
-            print(f"── {name} ──\n{one.log(name)[-3000:]}")
+            print(f"── {name} ──\n{started.log(name)[-3000:]}")
         raise
     finally:
-        one.close()
+        started.close()

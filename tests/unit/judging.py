@@ -1,4 +1,4 @@
-"""A checkout of 139.00 DKK as its holder has it, and transactions as the gateway tells them, for tests of
+"""A checkout of 139.00 DKK as its holder has it, and transactions as the gateway shows them, for tests of
 what a lookup proves.
 """
 
@@ -7,10 +7,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.records import PaymentRecord
 from orchestrator.domain.states import State
 from orchestrator.domain.transaction import Transaction
-from orchestrator.store.checkouts import ClaimedCheckout
 
 OURS = UUID("0190a5a0-0000-7000-8000-000000000001")
 ANOTHERS = UUID("0190a5a0-0000-7000-8000-000000000002")

@@ -41,8 +41,8 @@ ORDER = {"ordered": 13900, "currency": "DKK", "orderId": "A-1001"}
 NEVER = {"code": "never_in_books", "facts": {"sends": 3}}
 
 
-def problem(one, code, **more):
-    return msgspec.structs.replace(one, problem=code, **more)
+def problem(struct, code, **more):
+    return msgspec.structs.replace(struct, problem=code, **more)
 
 
 ATTENTIONS = {
@@ -195,12 +195,12 @@ RAISED_IN = {
 @pytest.mark.parametrize("code", AttentionCode)
 def test_every_attention_has_a_sentence_and_is_read_as_it_was_stored(code):
     values, sentence = ATTENTIONS[code]
-    one = Attention(code=code, **values)
-    assert sentences.of(one) == sentence
-    details = msgspec.json.decode(msgspec.json.encode(one.details))
-    assert attention.stored(code.value, details) == one
-    assert not one.is_news(attention.stored(code.value, details))
-    assert one.is_news(None)
+    needed = Attention(code=code, **values)
+    assert sentences.of(needed) == sentence
+    details = msgspec.json.decode(msgspec.json.encode(needed.details))
+    assert attention.stored(code.value, details) == needed
+    assert not needed.is_news(attention.stored(code.value, details))
+    assert needed.is_news(None)
 
 
 @pytest.mark.parametrize("code", AttentionCode)
@@ -246,7 +246,12 @@ def test_every_command_that_the_runbook_names_exists():
             found = command.get_command(context, words.pop(0))
             assert found is not None, line
             command = found
-        options = {name for one in command.params if isinstance(one, click.Option) for name in one.opts}
+        options = {
+            name
+            for parameter in command.params
+            if isinstance(parameter, click.Option)
+            for name in parameter.opts
+        }
         assert {word for word in words if word.startswith("--")} <= options, line
         if command.name == "resolve":
             assert Way(words[1]) in RESOLVE, line
@@ -284,7 +289,7 @@ def test_it_is_news_when_the_question_is_another_and_not_when_a_named_payment_ho
     released = Attention(code=AttentionCode.PAYMENT_RELEASED, payments=(SEVEN,))
     beside = msgspec.structs.replace(released, beside=(EIGHT,))
     assert beside.is_news(released)
-    assert beside.asks_like(released)
+    assert beside.is_same_question(released)
     mismatch = Attention(
         code=AttentionCode.PAYMENT_MISMATCH,
         facts=ORDER,
@@ -315,23 +320,23 @@ RESULT_FACTS = {
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_error_has_a_sentence_and_is_read_as_it_was_stored(code):
     facts = {"text": "words of old"} if code is ErrorCode.OTHER else FACTS
-    one = LastError(code=code, facts=facts)
-    said = sentences.of(one)
+    stored_error = LastError(code=code, facts=facts)
+    said = sentences.of(stored_error)
     assert said
     assert said != code.replace("_", " "), "its sentence is made"
     assert not re.search(r"None|\{|\}", said)
-    assert last_error.stored(code.value, msgspec.json.decode(msgspec.json.encode(facts))) == one
+    assert last_error.stored(code.value, msgspec.json.decode(msgspec.json.encode(facts))) == stored_error
 
 
 @pytest.mark.parametrize("code", ResultCode)
 def test_every_result_has_a_sentence_and_is_read_as_it_was_stored(code):
     facts = {"text": "words of old"} if code is ResultCode.OTHER else RESULT_FACTS
-    one = CommandResult(code=code, facts=facts)
-    said = sentences.of(one)
+    stored_result = CommandResult(code=code, facts=facts)
+    said = sentences.of(stored_result)
     assert said
     assert said != code.replace("_", " "), "its sentence is made"
     assert not re.search(r"None|\{|\}", said)
-    assert command_result.stored(code.value, msgspec.json.decode(msgspec.json.encode(facts))) == one
+    assert command_result.stored(code.value, msgspec.json.decode(msgspec.json.encode(facts))) == stored_result
 
 
 def test_every_result_is_accepted_done_or_refused():

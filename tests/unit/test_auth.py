@@ -64,7 +64,7 @@ def test_a_token_says_who_calls_for_whom_and_what_for():
     assert caller.actor == "client:default/shop-1"
 
 
-def test_the_newest_secret_signs_and_every_one_verifies():
+def test_the_newest_secret_signs_and_every_secret_verifies():
     both = settings(NEW, OLD)
     assert auth.verify(both, token(settings(OLD))).merchant == "default"
     assert auth.verify(settings(NEW), token(both)).merchant == "default"
@@ -113,7 +113,7 @@ def test_an_unsigned_token_is_refused():
     st.text()
     | st.from_regex(r"[A-Za-z0-9_-]{0,30}\.[A-Za-z0-9_-]{0,30}\.[A-Za-z0-9_-]{0,30}", fullmatch=True)
 )
-def test_whatever_a_stranger_brings_is_refused_with_a_sentence(text):
+def test_an_invalid_token_is_refused_with_a_sentence(text):
     assert denied(text)
 
 
@@ -138,18 +138,18 @@ def test_a_missing_scope_is_forbidden_and_named():
 @pytest.mark.parametrize(
     "changes", [{"scopes": ["checkout:write"]}, {"scopes": []}, {"merchant": ""}, {"subject": "s" * 101}]
 )
-def test_a_token_that_nobody_could_use_is_not_issued(changes):
+def test_a_token_that_would_be_refused_is_not_issued(changes):
     with pytest.raises(ValueError, match="must be"):
         token(**changes)
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic abc", "Bearer", "Bearer  ", "token"])
-async def test_a_call_without_a_token_is_told_how_to_bring_one(header):
+async def test_a_call_without_a_token_is_answered_with_how_to_send_a_token(header):
     with pytest.raises(AccessDenied, match="Bearer <token>"):
         await Authenticator(settings()).admit(header)
 
 
-async def test_a_remembered_token_still_ends_when_it_ends():
+async def test_a_cached_token_is_refused_after_its_end():
     keeper = Authenticator(settings())
     bearer = f"Bearer {signed(exp=time.time() + 1)}"
     assert await keeper.admit(bearer) is await keeper.admit(bearer)
@@ -158,7 +158,7 @@ async def test_a_remembered_token_still_ends_when_it_ends():
         await keeper.admit(bearer)
 
 
-async def test_what_is_remembered_has_an_end(monkeypatch):
+async def test_cached_tokens_are_bounded(monkeypatch):
     monkeypatch.setattr(auth, "_MOST_REMEMBERED", 3)
     keeper = Authenticator(settings())
     for number in range(9):

@@ -95,7 +95,7 @@ def claim(measured: float | None, *, more: bool = True, aim: float | None = 15) 
 
 
 def row(found: dict[str, Any], key: str) -> Claim:
-    return next(one for one in claims(found) if one.key == key)
+    return next(claim for claim in claims(found) if claim.key == key)
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def row(found: dict[str, Any], key: str) -> Claim:
 def test_a_figure_is_judged_against_what_is_wanted(
     measured: float | None, more: bool, verdict: str, reached: bool | None
 ):
-    one = claim(measured, more=more, aim=15 if more else 5)
-    assert (one.verdict, one.reached) == (verdict, reached)
+    figure = claim(measured, more=more, aim=15 if more else 5)
+    assert (figure.verdict, figure.reached) == (verdict, reached)
 
 
 def test_a_row_without_an_aim_is_only_reached_or_not():
@@ -149,8 +149,8 @@ def test_a_ratio_is_taken_to_the_faster_of_two_forms_of_one_design():
 
 def test_what_was_left_out_is_not_measured_and_never_reached():
     rows = claims(document())
-    assert {one.verdict for one in rows} == {NOT_MEASURED}
-    assert {one.reached for one in rows} == {None}
+    assert {row.verdict for row in rows} == {NOT_MEASURED}
+    assert {row.reached for row in rows} == {None}
 
 
 def test_the_highest_rate_is_that_of_a_run_that_was_held_for_a_minute_without_a_wrong_order():
@@ -240,9 +240,9 @@ def test_bars_are_as_long_as_what_they_stand_for_and_names_are_escaped():
     drawn = bars("a < b", [Bar("x & y", 50, 40, 60), Bar("z", 100, 90, 120)], unit="orders/s")
     svg = ET.fromstring(drawn)  # noqa: S314 - made a line above
     space = "{http://www.w3.org/2000/svg}"
-    short, long = (float(one.attrib["width"]) for one in svg.iter(f"{space}rect"))
+    short, long = (float(bar.attrib["width"]) for bar in svg.iter(f"{space}rect"))
     assert long == pytest.approx(2 * short, abs=0.2)
-    texts = [one.text for one in svg.iter(f"{space}text")]
+    texts = [label.text for label in svg.iter(f"{space}text")]
     assert texts == ["a < b", "x & y", "50 orders/s", "z", "100 orders/s"]
 
 

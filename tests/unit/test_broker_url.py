@@ -1,5 +1,5 @@
-"""URLs of the broker and of Redis: one spelling for every client, verified TLS unless told otherwise, and one
-sentence for a wrong one.
+"""URLs of the broker and of Redis: one spelling for every client, verified TLS by default, and one
+sentence for a wrong URL.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from orchestrator.settings.broker_url import read
 
 @pytest.mark.parametrize("spelling", ["required", "CERT_REQUIRED", "cert_optional", None])
 @pytest.mark.parametrize("url", ["rediss://:pw@broker:6380/1", "amqps://me:pw@broker:5671/shop"])
-def test_tls_verifies_unless_told_otherwise_in_every_spelling(url, spelling):
+def test_tls_verifies_unless_it_is_switched_off_in_every_spelling(url, spelling):
     asked = url if spelling is None else f"{url}?ssl_cert_reqs={spelling}"
     found = read(asked, ca_file="/etc/ca.pem")
     assert found.tls is not None

@@ -40,7 +40,7 @@ def older(encryptor: Encryptor, kind: str, page: str) -> str:
     """The signed part of a link as it was made before links named the merchant."""
     payload = page.encode()
     tag = encryptor.sign("callback-link", b"\0".join((kind.encode(), CHECKOUT.bytes, payload)))
-    return ".".join(base64.urlsafe_b64encode(one).rstrip(b"=").decode() for one in (payload, tag))
+    return ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in (payload, tag))
 
 
 def parts(url: str) -> tuple[str, UUID, str]:
@@ -121,7 +121,7 @@ def test_a_changed_page_does_not_open():
     st.text() | st.from_regex(r"[A-Za-z0-9_-]{0,60}\.?[A-Za-z0-9_-]{0,30}", fullmatch=True),
     st.sampled_from(sorted(callback_urls.KINDS)),
 )
-def test_whatever_a_stranger_makes_up_does_not_open(signed, kind):
+def test_an_invented_link_does_not_open(signed, kind):
     assert callback_urls.open_link(ENCRYPTOR, kind, CHECKOUT, signed) is None
 
 
@@ -133,7 +133,7 @@ def test_one_changed_character_closes_a_link(data):
     assert callback_urls.open_link(ENCRYPTOR, kind, checkout, signed[:at] + other + signed[at + 1 :]) is None
 
 
-def test_a_link_that_no_page_needs_is_not_looked_at():
+def test_a_link_that_no_page_needs_is_not_checked():
     assert callback_urls.open_link(ENCRYPTOR, "success", CHECKOUT, "A" * 5000) is None
 
 
@@ -166,7 +166,7 @@ def test_a_merchants_link_made_under_an_older_key_stays_good():
 
 
 @given(st.text(), st.text() | st.from_regex(r"[A-Za-z0-9_-]{22}", fullmatch=True))
-def test_whatever_a_stranger_makes_up_is_no_merchants_link(name, signed):
+def test_an_invented_link_is_no_merchants_link(name, signed):
     assert not callback_urls.open_merchant_link(ENCRYPTOR, name, signed)
     assert not callback_urls.open_merchant_link(ENCRYPTOR, "\udcff", signed)
 
@@ -208,7 +208,7 @@ def test_a_client_token_names_its_checkout_and_is_the_same_each_time():
 
 
 @given(st.text() | st.from_regex(r"[A-Za-z0-9_-]{43}", fullmatch=True))
-def test_a_made_up_client_token_names_nobody(token):
+def test_an_invented_client_token_names_no_checkout(token):
     assert callback_urls.client_of(ENCRYPTOR, token) is None
 
 

@@ -5,6 +5,7 @@ bounded.
 from __future__ import annotations
 
 import asyncio
+import re
 from types import SimpleNamespace
 
 import httpx
@@ -27,7 +28,7 @@ from orchestrator.devkit.client import (
 
 pytestmark = pytest.mark.anyio
 
-ONE = "019aa000-0000-7000-8000-00000000000a"
+CHECKOUT_ID = "019aa000-0000-7000-8000-00000000000a"
 
 
 @pytest.fixture
@@ -74,14 +75,14 @@ class Api:
 async def test_an_intent_is_handed_over_with_the_token_and_read_as_the_contract_says():
     api = Api(httpx.Response(202, json=EXAMPLES["Accepted"]))
     checkout, new = await api.client().create(INTENT)
-    assert (str(checkout.id), checkout.order_id, new) == (ONE, "A-1001", True)
+    assert (str(checkout.id), checkout.order_id, new) == (CHECKOUT_ID, "A-1001", True)
     (asked,) = api.asked
     assert (asked.method, asked.url.path) == ("POST", "/v1/checkouts")
     assert asked.headers["authorization"] == "Bearer the token"
     assert msgspec.json.decode(asked.content) == INTENT
 
 
-async def test_the_same_intent_again_is_said_not_to_be_new():
+async def test_the_same_intent_again_is_answered_as_not_new():
     assert not (await Api(httpx.Response(200, json=EXAMPLES["Accepted"])).client().create(INTENT)).new
 
 
@@ -89,7 +90,7 @@ async def test_amounts_are_exact():
     found = (
         await Api(httpx.Response(200, content=msgspec.json.encode(EXAMPLES["Checkout"])))
         .client()
-        .checkout(ONE)
+        .checkout(CHECKOUT_ID)
     )
     assert str(found.money.reserved) == "139.0"
     assert found.payments[0].transaction_id == "539101"
@@ -100,7 +101,7 @@ async def test_a_trail_is_read_to_its_end():
         "action": "checkout:received",
         "actor": "client:a",
         "at": "2026-01-05T10:00:03+00:00",
-        "checkout": ONE,
+        "checkout": CHECKOUT_ID,
         "correlation": "c",
         "evidence": {},
         "from": None,
@@ -110,11 +111,16 @@ async def test_a_trail_is_read_to_its_end():
         "mac": "0",
     }
     pages = [
-        {"checkoutId": ONE, "entries": [entry | {"sequence": number}], "nextAfter": after, "archived": []}
+        {
+            "checkoutId": CHECKOUT_ID,
+            "entries": [entry | {"sequence": number}],
+            "nextAfter": after,
+            "archived": [],
+        }
         for number, after in ((1, 1), (2, None))
     ]
     api = Api(*(httpx.Response(200, json=page) for page in pages))
-    assert [one.sequence for one in await api.client().trail(ONE)] == [1, 2]
+    assert [entry.sequence for entry in await api.client().trail(CHECKOUT_ID)] == [1, 2]
     assert [asked.url.params["after"] for asked in api.asked] == ["0", "1"]
 
 
@@ -125,7 +131,7 @@ async def test_a_trail_is_read_to_its_end():
 async def test_a_problem_is_an_error_with_its_facts_and_is_not_asked_again(status, error):
     api = Api(problem(status, "too-much"))
     with pytest.raises(error) as caught:
-        await api.client().command(ONE, "capture")
+        await api.client().command(CHECKOUT_ID, "capture")
     refusal = caught.value
     assert (refusal.status, refusal.kind, refusal.problem.errors[0].field) == (
         status,
@@ -142,17 +148,38 @@ async def test_a_problem_is_an_error_with_its_facts_and_is_not_asked_again(statu
 )
 async def test_what_passes_is_asked_again_under_the_same_key(first, pauses):
     api = Api(first, httpx.Response(202, json=EXAMPLES["CommandAccepted"]))
-    accepted = await api.client().command(ONE, "capture", {"amount": 1})
+    accepted = await api.client().command(CHECKOUT_ID, "capture", {"amount": 1})
     assert accepted.command.kind == "capture"
     keys = [asked.headers["idempotency-key"] for asked in api.asked]
     assert keys == [keys[0]] * 2
     assert len(pauses) == 1
 
 
+async def test_a_command_is_waited_for_under_one_key_until_it_is_finished(pauses):
+    told = EXAMPLES["CommandProgress"]
+    open_one = httpx.Response(202, json={**told, "state": "under_way", "finishedAt": None})
+    api = Api(open_one, problem(503), httpx.Response(200, json=told))
+    done = await api.client().finished(CHECKOUT_ID, "capture", {"amount": 39})
+    assert (done.state, done.operations[0].state) == ("done", "succeeded")
+    assert len({asked.headers["idempotency-key"] for asked in api.asked}) == 1
+    assert all(re.fullmatch(r"wait=[1-9]\d*", asked.headers["prefer"]) for asked in api.asked)
+    # An answer that came at once has not waited, so the next request does.
+    assert pauses[0] == module.NOT_WAITED
+    assert len(pauses) == 2
+
+
+async def test_a_command_that_takes_too_long_is_returned_as_it_stands():
+    told = {**EXAMPLES["CommandProgress"], "state": "pending", "finishedAt": None, "result": None}
+    api = Api(httpx.Response(202, json=told))
+    assert (await api.client().finished(CHECKOUT_ID, "capture", {"amount": 39}, within=0)).state == "pending"
+    api = Api(httpx.Response(200, json=told))
+    assert (await api.client().progress(told["id"])).id.hex == told["id"].replace("-", "")
+
+
 async def test_attempts_and_pauses_are_bounded(pauses):
     api = Api(problem(503, **{"Retry-After": "3600"}))
     with pytest.raises(Unavailable):
-        await api.client(attempts=3).checkout(ONE)
+        await api.client(attempts=3).checkout(CHECKOUT_ID)
     assert len(api.asked) == 3
     assert pauses == [module.LONGEST_PAUSE] * 2
 
@@ -165,7 +192,7 @@ async def test_no_pause_is_shorter_than_the_server_asks_for_and_none_is_the_same
         httpx.ConnectError("c"),
     )
     with pytest.raises(NoAnswer):
-        await api.client().checkout(ONE)
+        await api.client().checkout(CHECKOUT_ID)
     assert pauses[0] == 2
     assert 0 <= pauses[1] <= 2 * module.FIRST_PAUSE
     assert pauses[1] != pauses[2]
@@ -175,7 +202,7 @@ async def test_no_pause_is_shorter_than_the_server_asks_for_and_none_is_the_same
     ("error", "sent"),
     [(httpx.ConnectTimeout("x"), False), (httpx.PoolTimeout("x"), False), (httpx.ReadError("x"), True)],
 )
-async def test_it_is_told_whether_a_request_can_have_reached_the_api(error, sent):
+async def test_it_is_known_whether_a_request_can_have_reached_the_api(error, sent):
     with pytest.raises(NoAnswer) as caught:
         await Api(error).client(attempts=1).get("/v1/events")
     assert caught.value.sent is sent
@@ -187,7 +214,7 @@ async def test_an_answer_that_does_not_end_is_given_up():
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(for_ever))
     with pytest.raises(NoAnswer):
-        await Client("http://api.example", "t", http=http, timeout=0.01, attempts=1).checkout(ONE)
+        await Client("http://api.example", "t", http=http, timeout=0.01, attempts=1).checkout(CHECKOUT_ID)
 
 
 async def test_no_more_is_read_than_the_largest_answer(monkeypatch):
@@ -200,7 +227,7 @@ async def test_no_more_is_read_than_the_largest_answer(monkeypatch):
             yield b"x" * 100
 
     with pytest.raises(BadAnswer, match="more than 1000 bytes"):
-        await Api(httpx.Response(200, content=parts())).client().checkout(ONE)
+        await Api(httpx.Response(200, content=parts())).client().checkout(CHECKOUT_ID)
     assert len(read) < 20
 
 
@@ -208,21 +235,21 @@ async def test_no_more_is_read_than_the_largest_answer(monkeypatch):
 async def test_an_answer_that_the_contract_does_not_know_is_an_error_and_not_asked_for_again(body):
     api = Api(httpx.Response(200, content=body))
     with pytest.raises(BadAnswer):
-        await api.client().checkout(ONE)
+        await api.client().checkout(CHECKOUT_ID)
     assert len(api.asked) == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Bad gateway</html>", b"\xff", b'{"status": "x"}'])
 async def test_the_page_of_a_proxy_is_an_error_by_its_status(body):
     with pytest.raises(Unavailable) as caught:
-        await Api(httpx.Response(502, content=body)).client(attempts=1).checkout(ONE)
+        await Api(httpx.Response(502, content=body)).client(attempts=1).checkout(CHECKOUT_ID)
     assert (caught.value.status, caught.value.kind) == (502, "")
 
 
 async def test_a_redirect_is_not_followed():
     api = Api(httpx.Response(302, headers={"location": "http://elsewhere.example/"}))
     with pytest.raises(Refused):
-        await api.client().checkout(ONE)
+        await api.client().checkout(CHECKOUT_ID)
     assert len(api.asked) == 1
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from orchestrator.api.client_address import address_of, caller, network_of
 
 GATEWAY = [
-    ip_network(one) for one in ("185.206.120.0/24", "185.203.232.129", "185.203.233.129", "2a10:a200::/29")
+    ip_network(network)
+    for network in ("185.206.120.0/24", "185.203.232.129", "185.203.233.129", "2a10:a200::/29")
 ]
 
 
@@ -56,7 +57,7 @@ def test_whatever_stands_left_of_our_proxies_entries_never_counts(forged, depth)
         assert caller("10.0.0.9", forwarded, depth=depth) == (ip_address("203.0.113.9"), True)
 
 
-def test_where_there_are_fewer_entries_than_proxies_nobody_knows_who_called():
+def test_where_there_are_fewer_entries_than_proxies_the_caller_is_unknown():
     assert caller("10.0.0.9", ["203.0.113.9"], depth=2) == (ip_address("10.0.0.9"), False)
     assert caller("10.0.0.9", [], depth=1) == (ip_address("10.0.0.9"), False)
     assert caller(None, [], depth=0) == (None, False)

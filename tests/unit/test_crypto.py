@@ -1,4 +1,4 @@
-"""Sealing: what opens, what does not, and which key is named."""
+"""Encryption: what decrypts, what does not, and which key is named."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_missing_key_is_named():
     assert Encryptor([NEW, OLD]).known(key_id) is None
 
 
-def test_a_vault_without_keys_says_what_to_set():
+def test_an_encryptor_without_keys_says_what_to_set():
     with pytest.raises(EncryptionError, match="ORCHESTRATOR_SECRET_KEYS is not set"):
         Encryptor([])
 
@@ -100,7 +100,7 @@ def test_personal_data_moved_to_another_checkout_or_column_does_not_open(encrypt
         encryptor.new_data_key(owner)[0].decrypt(sealed, purpose="intent")
 
 
-def test_an_erased_customer_is_said_to_be_erased(encryptor):
+def test_an_erased_customer_is_shown_as_erased(encryptor):
     with pytest.raises(EncryptionError, match="the personal data of order-1 was erased"):
         encryptor.data_key("order-1", None)
 

@@ -1,4 +1,4 @@
-"""Payments that are not what was ordered: what a person is asked, and for what exactly an answer holds."""
+"""Payments that are not what was ordered: what needs a decision, and for what exactly a decision holds."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from tests.unit.judging import ANOTHERS, OURS, checkout, transaction
 ABSENT = {LookupOutcome.NOTHING, LookupOutcome.DECLINED}
 
 
-def booked(held, verdict):
+def booked(held, reconciled):
     """Return the checkout as it stands after a lookup: its payments in the books, and what a
     person is asked.
     """
-    before = {one.transaction_id: one.decided for one in held.known}
-    known = tuple(replace(one, decided=before.get(one.transaction_id)) for one in verdict.payments)
-    return checkout(known=known, attention=verdict.attention, state=held.state)
+    before = {payment.transaction_id: payment.decided for payment in held.known}
+    known = tuple(
+        replace(payment, decided=before.get(payment.transaction_id)) for payment in reconciled.payments
+    )
+    return checkout(known=known, attention=reconciled.attention, state=held.state)
 
 
 def decided(held, decision):
     """Return the checkout after a person's decision on what is asked."""
     said = marks(held, decision)
     known = tuple(
-        replace(one, decided=f"{one.decided or ''} {said[one.transaction_id]}".strip())
-        if one.transaction_id in said
-        else one
-        for one in held.known
+        replace(payment, decided=f"{payment.decided or ''} {said[payment.transaction_id]}".strip())
+        if payment.transaction_id in said
+        else payment
+        for payment in held.known
     )
     return checkout(known=known, attention=None, state=held.state)
 
@@ -83,36 +85,38 @@ def test_what_a_person_keeps_completes_the_order_with_exactly_that(transactions,
     held, found = asked(*transactions, **options)
     assert held.attention.code == word
     assert refused(held, "keep") is None
-    verdict = judge(decided(held, "keep"), found, **options)
-    assert verdict.finding is LookupOutcome.PAID
-    assert {one.transaction_id for one in verdict.paying} == {one.transaction_id for one in transactions}
-    assert verdict.money[0] == sum(one.reserved for one in transactions)
-    assert verdict.money[1] == sum(one.captured for one in transactions)
-    assert verdict.attention is None
+    reconciled = judge(decided(held, "keep"), found, **options)
+    assert reconciled.finding is LookupOutcome.PAID
+    assert {payment.transaction_id for payment in reconciled.paying} == {
+        transaction.transaction_id for transaction in transactions
+    }
+    assert reconciled.money[0] == sum(transaction.reserved for transaction in transactions)
+    assert reconciled.money[1] == sum(transaction.captured for transaction in transactions)
+    assert reconciled.attention is None
     # And it stays so at the next lookup, when the books know them as accepted.
-    later = booked(checkout(state=State.COMPLETED, known=decided(held, "keep").known), verdict)
+    later = booked(checkout(state=State.COMPLETED, known=decided(held, "keep").known), reconciled)
     again = judge(checkout(state=State.COMPLETED, known=later.known), found, **options)
-    assert (again.finding, again.money, again.attention) == (LookupOutcome.PAID, verdict.money, None)
+    assert (again.finding, again.money, again.attention) == (LookupOutcome.PAID, reconciled.money, None)
 
 
 @pytest.mark.parametrize("change", ["amount", "another", "gone"])
-def test_a_decision_says_nothing_of_other_amounts_or_payments(change):
+def test_a_decision_does_not_count_for_other_amounts_or_payments(change):
     held, _ = asked(GIFT, CARD)
     found = {
         "amount": Found((GIFT, transaction("2", "preauth", (10901, 0, 0)))),
         "another": Found((GIFT, CARD, THIRD)),
         "gone": Found((GIFT,)),
     }[change]
-    verdict = judge(decided(held, "keep"), found)
+    reconciled = judge(decided(held, "keep"), found)
     if change == "another":
         # The two are kept, and the third is asked about.
-        assert {one.transaction_id for one in verdict.paying} == {"1", "2"}
-        assert verdict.attention.code is AttentionCode.PAYMENT_MISMATCH
-        assert of(verdict.attention).startswith("transaction 3 holds 0.01 DKK")
+        assert {payment.transaction_id for payment in reconciled.paying} == {"1", "2"}
+        assert reconciled.attention.code is AttentionCode.PAYMENT_MISMATCH
+        assert of(reconciled.attention).startswith("transaction 3 holds 0.01 DKK")
     else:
-        assert verdict.finding is LookupOutcome.UNSURE
-        assert verdict.paying == ()
-        assert verdict.attention.code is AttentionCode.PAYMENT_MISMATCH
+        assert reconciled.finding is LookupOutcome.UNSURE
+        assert reconciled.paying == ()
+        assert reconciled.attention.code is AttentionCode.PAYMENT_MISMATCH
 
 
 def test_parts_are_one_decision_that_names_all_of_them_and_their_sum():
@@ -120,22 +124,26 @@ def test_parts_are_one_decision_that_names_all_of_them_and_their_sum():
     assert of(held.attention) == (
         "transactions 1 (30.00 DKK), 2 (109.00 DKK) hold 139.00 DKK together, the order is 139.00 DKK"
     )
-    assert {one.transaction_id for one in concerned(held)} == {"1", "2"}
+    assert {payment.transaction_id for payment in concerned(held)} == {"1", "2"}
 
 
-def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
+def test_a_surcharge_is_shown_and_pays_the_order_where_the_policy_says_so():
     held, found = asked(EXTRA)
     assert of(held.attention) == (
         "transaction 12 holds 141.00 DKK, which is the order of 139.00 DKK and a surcharge of 2.00 DKK"
     )
-    verdict = judge(checkout(), found, surcharges=True)
-    assert (verdict.finding, verdict.money, verdict.attention) == (LookupOutcome.PAID, (14100, 0, 0), None)
+    reconciled = judge(checkout(), found, surcharges=True)
+    assert (reconciled.finding, reconciled.money, reconciled.attention) == (
+        LookupOutcome.PAID,
+        (14100, 0, 0),
+        None,
+    )
     other = transaction("12", "preauth", (14101, 0, 0), surcharge=200)
     assert judge(checkout(), Found((other,)), surcharges=True).finding is LookupOutcome.UNSURE
 
 
 @pytest.mark.parametrize(
-    ("one", "decision", "why"),
+    ("case", "decision", "why"),
     [
         (EUROS, "keep", "transaction 9 is in EUR and the order in DKK"),
         (LESS, "dismiss", "the gateway holds money for this order under 7 (50.00 DKK): say keep or return"),
@@ -154,8 +162,8 @@ def test_a_surcharge_is_told_and_pays_the_order_where_the_policy_says_so():
         ),
     ],
 )
-def test_a_decision_that_cannot_be_carried_out_is_refused_with_the_reason(one, decision, why):
-    held, _ = asked(one)
+def test_a_decision_that_cannot_be_carried_out_is_refused_with_the_reason(case, decision, why):
+    held, _ = asked(case)
     assert why in of(refused(held, decision))
 
 
@@ -179,8 +187,8 @@ NOTHING_IN_IT = transaction("6", "no_such_status")
 def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options):
     held, found = asked(*transactions, **options)
     assert refused(held, "dismiss") is None
-    verdict = judge(decided(held, "dismiss"), found, **options)
-    assert (verdict.finding, verdict.attention) == (LookupOutcome.DECLINED, None)
+    reconciled = judge(decided(held, "dismiss"), found, **options)
+    assert (reconciled.finding, reconciled.attention) == (LookupOutcome.DECLINED, None)
 
 
 @pytest.mark.parametrize(
@@ -193,15 +201,15 @@ def test_what_a_person_dismisses_is_no_money_of_the_order(transactions, options)
     ],
 )
 def test_a_mismatch_that_went_back_is_not_asked_about_again(back):
-    verdict = judge(checkout(), Found((back,)))
-    assert (verdict.finding, verdict.attention) == (LookupOutcome.DECLINED, None)
-    assert [one.left for one in verdict.payments] == [0]
+    reconciled = judge(checkout(), Found((back,)))
+    assert (reconciled.finding, reconciled.attention) == (LookupOutcome.DECLINED, None)
+    assert [payment.left for payment in reconciled.payments] == [0]
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t \n"])
 def test_a_blank_payment_info_names_no_checkout(blank):
-    one = transaction("1", "preauth", (13900, 0, 0), payment_infos={"checkout": blank})
-    assert judge(checkout(), Found((one,))).finding is LookupOutcome.PAID
+    payment = transaction("1", "preauth", (13900, 0, 0), payment_infos={"checkout": blank})
+    assert judge(checkout(), Found((payment,))).finding is LookupOutcome.PAID
 
 
 @pytest.mark.parametrize(
@@ -209,19 +217,25 @@ def test_a_blank_payment_info_names_no_checkout(blank):
 )
 @pytest.mark.parametrize("amount", [13900, 100])
 @pytest.mark.parametrize("shared", [True, False])
-def test_a_payment_of_long_before_that_names_no_checkout_is_no_business_of_this_order(status, amount, shared):
+def test_a_payment_of_long_before_that_names_no_checkout_does_not_count_for_this_order(
+    status, amount, shared
+):
     old = transaction("1", status, (amount, 0, 0), bound=None, created_at="2023-01-05 10:00:00")
-    verdict = judge(checkout(), Found((old,)), shared=shared)
-    assert (verdict.finding, verdict.attention, verdict.payments) == (LookupOutcome.NOTHING, None, ())
-    assert verdict.evidence["foreign"] == 1
+    reconciled = judge(checkout(), Found((old,)), shared=shared)
+    assert (reconciled.finding, reconciled.attention, reconciled.payments) == (
+        LookupOutcome.NOTHING,
+        None,
+        (),
+    )
+    assert reconciled.evidence["foreign"] == 1
     # What names the checkout is its own, whatever the gateway's clock says.
     bound = transaction("1", "preauth", (13900, 0, 0), created_at="2023-01-05 10:00:00")
     assert judge(checkout(), Found((bound,))).finding is LookupOutcome.PAID
 
 
-def test_a_payment_that_pays_another_checkout_is_no_business_of_this_order():
-    verdict = judge(checkout(), Found((NAMELESS,)), shared=True, elsewhere={"11"})
-    assert (verdict.finding, verdict.attention) == (LookupOutcome.NOTHING, None)
+def test_a_payment_that_pays_another_checkout_does_not_count_for_this_order():
+    reconciled = judge(checkout(), Found((NAMELESS,)), shared=True, elsewhere={"11"})
+    assert (reconciled.finding, reconciled.attention) == (LookupOutcome.NOTHING, None)
 
 
 def test_several_checkouts_are_only_named_where_there_are_several():
@@ -239,37 +253,41 @@ def test_several_checkouts_are_only_named_where_there_are_several():
         ("chargeback_unclear", (13900, 13900, 0), "a chargeback or a dispute"),
     ],
 )
-def test_money_taken_back_is_asked_about_until_a_person_has_seen_it_and_again_when_it_changes(
+def test_money_taken_back_keeps_its_attention_until_it_is_dismissed_and_gets_it_again_when_it_changes(
     flag, amounts, said
 ):
     status = "refunded" if amounts[2] else "captured"
-    one = transaction("1", status, amounts, raw_flags=(flag,))
+    payment = transaction("1", status, amounts, raw_flags=(flag,))
     paid = checkout(
         state=State.COMPLETED,
         known=(PaymentRecord("1", "accepted", "bound", "captured", "DKK", 13900, 13900, 0, 0, None),),
     )
-    verdict = judge(paid, Found((one,)))
-    assert verdict.attention.code == flag
-    assert said in of(verdict.attention)
-    seen = booked(paid, verdict)
-    assert judge(seen, Found((one,))).attention == verdict.attention
+    reconciled = judge(paid, Found((payment,)))
+    assert reconciled.attention.code == flag
+    assert said in of(reconciled.attention)
+    seen = booked(paid, reconciled)
+    assert judge(seen, Found((payment,))).attention == reconciled.attention
     done = decided(seen, "dismiss")
-    assert judge(done, Found((one,))).attention is None
+    assert judge(done, Found((payment,))).attention is None
     if flag.startswith("over"):
-        more = replace(one, refunded=one.refunded and 16000, captured=13900 if one.refunded else 16000)
+        more = replace(
+            payment, refunded=payment.refunded and 16000, captured=13900 if payment.refunded else 16000
+        )
         assert judge(done, Found((more,))).attention.code == flag
 
 
 @pytest.mark.parametrize("amounts", [(13900, 0, 100), (13900, 0, 0), (13900, 13900, 0)])
-def test_a_payment_that_was_kept_although_its_status_is_not_clear_pays_the_order_on_every_later_look(amounts):
+def test_a_payment_that_was_kept_although_its_status_is_not_clear_pays_the_order_at_every_later_lookup(
+    amounts,
+):
     found = Found((transaction("1", "created", amounts),))
     held = booked(checkout(), judge(checkout(), found))
     held = decided(held, "keep")
     for _ in range(3):
-        verdict = judge(held, found)
-        assert (verdict.finding, verdict.attention) == (LookupOutcome.PAID, None)
-        assert [one.role for one in verdict.payments] == ["accepted"]
-        held = booked(held, verdict)
+        reconciled = judge(held, found)
+        assert (reconciled.finding, reconciled.attention) == (LookupOutcome.PAID, None)
+        assert [payment.role for payment in reconciled.payments] == ["accepted"]
+        held = booked(held, reconciled)
 
 
 # ── Whatever the gateway shows and whatever was decided ───────────────────────────────────────────────────
@@ -283,7 +301,7 @@ TRANSACTIONS = st.lists(
         st.integers(1, 9), st.sampled_from([*TABLE, "no_such_status"]), st.tuples(MINOR, MINOR, MINOR),
         st.sampled_from([OURS, OURS, None, ANOTHERS]), st.sampled_from([0, 0, 200]), st.sampled_from(["DKK", "DKK", "EUR"]),
     ),
-    unique_by=lambda one: one.transaction_id, max_size=4,
+    unique_by=lambda payment: payment.transaction_id, max_size=4,
 )  # fmt: skip
 DECISIONS = st.lists(st.sampled_from(["keep", "dismiss"]), max_size=3)
 
@@ -301,25 +319,25 @@ def test_no_decision_makes_an_absence_of_money_that_is_bound_to_the_order(before
             about = concerned(held)
             held = decided(held, answer)
             if answer == "dismiss":
-                dismissed |= {one.transaction_id for one in about if one.meaning == "unknown"}
+                dismissed |= {payment.transaction_id for payment in about if payment.meaning == "unknown"}
     for shown in (before, after):
-        verdict = judge(held, Found(tuple(shown)), shared=shared, surcharges=surcharges)
-        bound = [one for one in shown if one.payment_infos.get("checkout") == str(OURS)]
+        reconciled = judge(held, Found(tuple(shown)), shared=shared, surcharges=surcharges)
+        bound = [payment for payment in shown if payment.payment_infos.get("checkout") == str(OURS)]
         sure = [
-            one
-            for one in bound
-            if read(one) in {PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED}
+            payment
+            for payment in bound
+            if read(payment) in {PaymentMeaning.RESERVED, PaymentMeaning.CAPTURED, PaymentMeaning.REFUNDED}
         ]
-        kept = [one for one in sure if one.captured == 0 or one.captured > one.refunded]
+        kept = [payment for payment in sure if payment.captured == 0 or payment.captured > payment.refunded]
         unclear = [
-            one
-            for one in bound
-            if read(one) is PaymentMeaning.UNKNOWN and one.transaction_id not in dismissed
+            payment
+            for payment in bound
+            if read(payment) is PaymentMeaning.UNKNOWN and payment.transaction_id not in dismissed
         ]
-        if kept or unclear or any(read(one) is PaymentMeaning.OPEN for one in bound):
-            assert verdict.finding not in ABSENT, (held.known, shown)
-        if verdict.finding is LookupOutcome.UNSURE:
-            assert verdict.attention is not None
-        accepted = [one for one in verdict.payments if one.role == Role.ACCEPTED]
-        assert bool(accepted) == (verdict.finding is LookupOutcome.PAID)
-        assert all(one.currency == "DKK" for one in accepted)
+        if kept or unclear or any(read(payment) is PaymentMeaning.OPEN for payment in bound):
+            assert reconciled.finding not in ABSENT, (held.known, shown)
+        if reconciled.finding is LookupOutcome.UNSURE:
+            assert reconciled.attention is not None
+        accepted = [payment for payment in reconciled.payments if payment.role == Role.ACCEPTED]
+        assert bool(accepted) == (reconciled.finding is LookupOutcome.PAID)
+        assert all(payment.currency == "DKK" for payment in accepted)

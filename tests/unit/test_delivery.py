@@ -1,16 +1,19 @@
-"""Pace, retries and signatures of deliveries: pure values."""
+"""Pace, retries and signatures of deliveries, without I/O."""
 
 from __future__ import annotations
 
 import base64
 import random
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
+from orchestrator.delivery.lane import Lane
 from orchestrator.delivery.pace import Pace
+from orchestrator.delivery.sender import OVERLOAD, Answer
 
 
 def test_a_signature_is_what_the_public_package_verifies():
@@ -42,14 +45,14 @@ def test_retry_after_is_read_as_seconds_or_a_date_within_bounds(headers, seconds
     assert retries.retry_after(headers) == seconds
 
 
-def test_retry_after_counts_by_our_clock_where_the_endpoint_tells_none():
+def test_retry_after_counts_by_our_clock_where_the_endpoint_sends_no_date():
     when = datetime.now(UTC) + timedelta(hours=1)
     told = retries.retry_after({"retry-after": when.strftime("%a, %d %b %Y %H:%M:%S GMT")})
     assert told == pytest.approx(3600, abs=30)
 
 
 class Bucket:
-    """A receiver that bears so many deliveries a second, each of which takes it `seconds`; in
+    """A receiver that can process so many deliveries a second, each of which takes it `seconds`; in
     simulated time.
     """
 
@@ -75,9 +78,9 @@ def drain(pace: Pace, receiver: Bucket, *, number: int) -> float:
     """
     now, under_way = 0.0, []
     while receiver.taken < number:
-        for one in [one for one in under_way if one[0] <= now]:
-            under_way.remove(one)
-            _, began, well = one
+        for delivery in [delivery for delivery in under_way if delivery[0] <= now]:
+            under_way.remove(delivery)
+            _, began, well = delivery
             if well:
                 pace.succeeded(began, now)
             else:
@@ -92,7 +95,7 @@ def drain(pace: Pace, receiver: Bucket, *, number: int) -> float:
 @pytest.mark.parametrize(
     ("rate", "seconds"), [(50, 0.005), (200, 0.005), (200, 0.05), (1000, 0.02), (20, 0.2)]
 )
-def test_a_receiver_that_comes_back_is_sent_what_it_bears_and_refuses_less_than_one_in_a_hundred(
+def test_a_receiver_that_comes_back_gets_what_it_can_process_and_refuses_less_than_one_in_a_hundred(
     rate, seconds
 ):
     random.seed(7)
@@ -112,8 +115,8 @@ def test_an_allowance_grows_to_the_limit_and_shrinks_once_for_one_overload():
     assert (pace.allowance, pace.free(999)) == (8, 8)
     began = [pace.begin(1000) for _ in range(8)]
     assert pace.free(1000) == 0
-    for one in began:
-        pace.overloaded(one, 1001)
+    for beginning in began:
+        pace.overloaded(beginning, 1001)
     assert pace.allowance == pytest.approx(8 * 0.6)
     assert pace.in_flight == 0
 
@@ -125,3 +128,24 @@ def test_a_refused_event_changes_nothing_and_a_wait_holds_everything():
     assert pace.allowance == before
     pace.overloaded(pace.begin(2), 3, wait=60)
     assert (pace.free(62), pace.free(63) > 0) == (0, True)
+
+
+def test_after_a_circuit_was_open_for_long_deliveries_start_one_at_a_time_and_at_once():
+    pace, receiver = Pace(64), Bucket(200, 0.05, burst=20)
+    for number in range(400):
+        pace.overloaded(pace.begin(number), number + 0.05)
+    assert pace.allowance < 0.01, "each delivery is an overload of its own"
+    pace.restart()
+    assert (pace.allowance, pace.free(400.0)) == (1, 1)
+    assert drain(pace, receiver, number=200) < 10
+
+
+@pytest.mark.parametrize("outcome", sorted(OVERLOAD))
+def test_a_probe_that_fails_shows_nothing_about_the_load_that_an_endpoint_takes(outcome):
+    pace = Pace(64)
+    lane = Lane(webhook=None, secrets=(), pace=pace, open_at=0.0)
+    before = pace.allowance
+    for probed, after in ((True, before), (False, before * 0.6)):
+        pace.begin(time.monotonic())
+        lane.answered(Answer(outcome, 0.05), time.monotonic(), probed=probed)
+        assert (pace.allowance, pace.in_flight) == (pytest.approx(after), 0)

@@ -1,4 +1,4 @@
-"""The demo's verdict is worth something: what is not as scripted, or not in both books, is found."""
+"""The demo fails on what is not as scripted, or not in both books."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def told(
 
 
 def test_books_that_agree_with_the_ledger_pass():
-    one = told(("captured", "a"), ("refunded", "b"), refunded=500)
+    order = told(("captured", "a"), ("refunded", "b"), refunded=500)
 
-    one.check_money()
-    one.check_movements(("captured", "refunded"))
-    one.check_explanation()
+    order.check_money()
+    order.check_movements(("captured", "refunded"))
+    order.check_explanation()
 
 
 def test_one_minor_unit_between_ledger_and_books_is_found():
@@ -81,11 +81,11 @@ def test_one_minor_unit_between_ledger_and_books_is_found():
 
 
 def test_a_transaction_that_only_the_ledger_has_is_found():
-    one = told(("captured", "a"))
-    one.checkout.payments.clear()
+    order = told(("captured", "a"))
+    order.checkout.payments.clear()
 
     with pytest.raises(Unscripted, match="saw nothing"):
-        one.check_money()
+        order.check_money()
 
 
 def test_a_released_reservation_is_none():
@@ -103,7 +103,7 @@ def test_a_released_reservation_is_none():
     ],
     ids=["twice", "twice under one name", "under a name that is not ours", "never", "unasked"],
 )
-def test_a_capture_that_is_not_the_one_of_the_script_is_found(movements, wanted):
+def test_a_capture_that_is_not_in_the_script_is_found(movements, wanted):
     with pytest.raises(Unscripted):
         told(*movements).check_movements(wanted)
 

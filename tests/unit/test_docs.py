@@ -22,7 +22,7 @@ def test_the_settings_page_is_the_settings_object():
     assert (ROOT / "docs/settings.md").read_text() == reference()
 
 
-def test_the_example_intent_is_one_that_is_taken():
+def test_the_example_intent_is_accepted():
     assert intents.parse((ROOT / "docs/intent.json").read_bytes()).order_ref == "A-1001"
 
 

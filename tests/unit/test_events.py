@@ -46,10 +46,10 @@ def operation(kind: str) -> Operation:
 
 def seen(**after: int) -> Event:
     totals = {"reserved": 13900, "captured": 5000, "refunded": 1000, "charged_back": 500}
-    (one,) = events.money_seen(
+    (event,) = events.money_seen(
         Totals(**totals), Totals(**{**totals, **after}), transaction_id="t-1", was_completed=True
     )
-    return one
+    return event
 
 
 EXAMPLES = (
@@ -96,7 +96,7 @@ def row(event: Event, *, state: State = State.COMPLETED, totals: Totals = PAID, 
 
 
 def test_there_is_an_example_of_every_type():
-    assert {one.type for one in EXAMPLES} == set(EventType) - {EventType.INTENT_REJECTED}
+    assert {example.type for example in EXAMPLES} == set(EventType) - {EventType.INTENT_REJECTED}
 
 
 @pytest.mark.parametrize("order", ["A-1001", None])
@@ -115,7 +115,7 @@ def test_a_refused_intent_is_a_cloud_event_of_no_checkout(order):
     assert told["full"]["data"]["details"] == {"reason": SENTENCE}
 
 
-@pytest.mark.parametrize("event", EXAMPLES, ids=lambda one: str(one.type))
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: str(event.type))
 def test_every_type_is_a_cloud_event_and_follows_its_schema(event):
     told = documents(row(event))
     thin, full = told["thin"], told["full"]
@@ -130,7 +130,7 @@ def test_every_type_is_a_cloud_event_and_follows_its_schema(event):
     assert set(full["data"]) - set(thin["data"]) == {"details"}
 
 
-@pytest.mark.parametrize("event", EXAMPLES, ids=lambda one: str(one.type))
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: str(event.type))
 def test_a_thin_document_holds_ids_words_and_amounts_and_no_sentence_of_ours(event):
     told = documents(row(event))
     assert "sentence" not in json.dumps(told["thin"])
@@ -194,7 +194,7 @@ def test_money_is_an_exact_decimal_number():
         (Totals(13900, 13900, 0, 1), State.COMPLETED, "charged_back"),
     ],
 )
-def test_the_payment_status_is_the_one_of_the_totals_beside_it(totals, state, word):
+def test_the_payment_status_follows_from_the_totals_beside_it(totals, state, word):
     told = documents(row(events.ready(methods=1), state=state, totals=totals))["thin"]
     assert told["data"]["paymentStatus"] == word
 
@@ -271,10 +271,10 @@ def test_every_type_is_described_and_has_schemas_of_its_own(kind):
         assert (described["title"], described["description"]) == (kind, kind.about)
 
 
-def test_money_that_moved_at_the_gateway_is_told_by_what_moved():
+def test_money_that_moved_at_the_gateway_has_an_event_for_each_movement():
     def told(before: Totals, after: Totals, **more: bool) -> list[tuple[str, object]]:
         found = events.money_seen(before, after, transaction_id="t", was_completed=True, **more)
-        return [(str(one.type), one.facts["change"]) for one in found]
+        return [(str(event.type), event.facts["change"]) for event in found]
 
     assert told(PAID, PAID) == []
     assert told(PAID, Totals(13900, 13900, 900, 0)) == [
@@ -286,12 +286,12 @@ def test_money_that_moved_at_the_gateway_is_told_by_what_moved():
     first = events.money_seen(
         Totals(0, 0, 0, 0), Totals(13900, 13900, 0, 0), transaction_id="t", was_completed=False
     )
-    assert [str(one.type) for one in first] == ["payment.captured"], "the completion itself tells the rest"
+    assert [str(event.type) for event in first] == ["payment.captured"], "the completion itself has the rest"
 
 
 def test_a_change_of_attention_is_one_event():
     assert events.attention_changed(None, None) == events.attention_changed(ASKED, ASKED) == ()
-    assert [one.type for one in events.attention_changed(ASKED, OTHER)] == ["checkout.attention"]
+    assert [event.type for event in events.attention_changed(ASKED, OTHER)] == ["checkout.attention"]
     assert events.attention_changed(ASKED, None)[0].facts == {"attention": "other"}
 
 

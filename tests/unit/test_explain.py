@@ -1,5 +1,5 @@
-"""Every state, every reason to look and every operation is explained: what it is, why, what comes next and
-when, what one may do.
+"""Every state, every reason for a lookup and every operation is explained: what it is, why, what comes next
+and when, and what may be done.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def operation(state: str, **changes: object) -> Operation:
 
 
 def move(trigger: Trigger, **evidence: object) -> Record:
-    """Return a record whose last move was this one."""
+    """Return a record whose last move was this move."""
     (before, _), to = next((key, to) for key, to in TRANSITIONS.items() if key[1] is trigger)
     entry = Entry(
         at=NOW,
@@ -142,14 +142,15 @@ def sentences(made: explain.Explanation) -> list[str]:
     return [made.summary, *made.because, *made.evidence, made.next.what, *made.you_may]
 
 
-def check(one: Record) -> explain.Explanation:
-    """Explain, and look at every sentence as a reader would."""
-    made = explain.explain(one)
+def check(checkout: Record) -> explain.Explanation:
+    """Explain, and check every sentence as a reader would."""
+    made = explain.explain(checkout)
     every = sentences(made)
     for said in every:
         assert said[0].isupper() or said[0].isdecimal(), said
         assert said.endswith("."), said
-        # Calls and commands apart, no word of the code is shown to people, and nothing that is not there.
+        # Calls and commands apart, no identifier of the code is shown to people, and no value that is
+        # missing.
         prose = re.sub(r"POST .*?, or |`[^`]*`|“[^”]*”", "X", said)
         assert not re.search(
             r"\bNone\b|\bTrue\b|\bFalse\b|[a-z]+_[a-z]+|State\.|Trigger\.|\{|\}|\.\.|  | ,|:\.", prose
@@ -160,7 +161,7 @@ def check(one: Record) -> explain.Explanation:
     assert made.you_may
     if made.next.at is None:
         assert "othing more happens by itself" in made.next.what
-    elif made.next.at > one.now:
+    elif made.next.at > checkout.now:
         assert made.next.at.strftime("%Y-%m-%dT%H:%M:%SZ") in made.next.what
     assert len(set(every)) == len(every)
     return made
@@ -171,7 +172,7 @@ def check(one: Record) -> explain.Explanation:
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("attention", [None, *AttentionCode])
-def test_every_state_with_every_reason_to_look_is_explained(state, attention):
+def test_every_state_with_every_reason_for_a_lookup_is_explained(state, attention):
     for changes in (
         {},
         {"due_at": NOW - timedelta(seconds=1)},
@@ -217,9 +218,9 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
         else {}
     )
     for failed in (None, error(ErrorCode.GATEWAY_REFUSED, reason="Card Declined")):
-        one = operation(state, kind=kind, cause=cause, last_error=failed, **times)
+        moved = operation(state, kind=kind, cause=cause, last_error=failed, **times)
         for checkout in (State.COMPLETED, State.CANCELLED, State.AWAITING_PAYMENT):
-            made = check(record(checkout, operations=(one,), reserved=13900))
+            made = check(record(checkout, operations=(moved,), reserved=13900))
             assert any(f"A {kind} of 10.00 DKK on transaction 539101" in said for said in made.because)
             is_open = state in {"requested", "submitted", "unknown"}
             assert (f"A {kind} is under way." in made.summary) == is_open
@@ -233,13 +234,13 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
 def test_a_command_that_waits_comes_next(state, kind):
     asked = Command(id=ID, kind=kind, actor="operator:command-line", requested_at=NOW)
     made = check(record(state, commands=(asked,)))
-    assert f"what was asked for ({kind})" in made.next.what
-    assert any(f"an operator (command line) asked for a {kind}" in said for said in made.because)
+    assert f"the requested command ({kind})" in made.next.what
+    assert any(f"an operator (command line) requested a {kind}" in said for said in made.because)
 
 
 @pytest.mark.parametrize("named", [None, "539101"])
 @pytest.mark.parametrize("kind", ["capture", "refund", "release"])
-def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_for(kind, named):
+def test_a_command_behind_an_unclear_operation_says_what_it_waits_for(kind, named):
     asked = Command(
         id=ID,
         kind=kind,
@@ -256,12 +257,12 @@ def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_
     )
     made = check(held)
     assert any(
-        f"asked for a {kind}, which waits until it is known what came of the one before" in said
+        f"requested a {kind}, which waits for the result of the previous operation" in said
         for said in made.because
     )
-    assert "what was asked for" not in made.next.what
+    assert "the requested command" not in made.next.what
     elsewhere = replace(held, commands=(replace(asked, arguments={"transactionId": "539102"}),))
-    assert f"what was asked for ({kind})" in check(elsewhere).next.what
+    assert f"the requested command ({kind})" in check(elsewhere).next.what
 
 
 @pytest.mark.parametrize("trigger", Trigger)
@@ -281,7 +282,7 @@ def test_a_command_behind_an_operation_that_nobody_can_judge_says_what_it_waits_
         {"openings": 4},
     ],
 )
-def test_every_fact_that_moves_a_checkout_is_told(trigger, evidence):
+def test_every_fact_that_moves_a_checkout_has_an_event(trigger, evidence):
     check(move(trigger, **evidence))
 
 
@@ -341,7 +342,7 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
     )
     assert made.evidence == (
         "By 2026-01-05T09:59:58Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-        "At 2026-01-05T10:00:00Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
+        "At 2026-01-05T10:00:00Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
     )
     assert made.summary == "Order A-1001 for 139.00 DKK is completed: its payment is authorized."
     again = msgspec.structs.replace(
@@ -353,27 +354,27 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
 
 
 @pytest.mark.parametrize("grade", GRADES)
-def test_how_well_a_callback_proves_its_sender_is_told(grade):
+def test_the_grade_of_a_callback_is_shown(grade):
     made = check(move(Trigger.CALLBACK_ARRIVED, callbacks=[{**CALLBACK, "grade": grade}]))
     assert GRADES[grade] in made.evidence[0]
 
 
-def test_an_amount_is_told_in_the_currency_of_its_payment():
-    one = replace(
+def test_an_amount_is_shown_in_the_currency_of_its_payment():
+    odd = replace(
         move(Trigger.PAYMENT_FOUND, transactions=[{**TRANSACTION, "reserved": 500}]),
         payments=(payment(currency="JPY"),),
     )
-    assert "500 JPY reserved" in check(one).evidence[-1]
+    assert "500 JPY reserved" in check(odd).evidence[-1]
 
 
 @pytest.mark.parametrize("word", ["unmatched_payment", "stray"])
-def test_a_payment_that_nobody_asked_for_says_so(word):
+def test_a_payment_of_an_unknown_order_says_so(word):
     """Also in an entry of a version before migration 0011, which has another word for it."""
     first = Entry(
         at=NOW, action="checkout:received", actor="system:orchestrator", to="failed", evidence={word: True}
     )
     made = check(record(State.FAILED, entries=(first,), attention=needing(AttentionCode.UNKNOWN_ORDER)))
-    assert "no shop had handed over" in made.evidence[0]
+    assert "without an intent" in made.evidence[0]
     assert "was handed over by no shop" in made.summary
     assert "/reopen" not in " ".join(made.you_may)
 
@@ -428,7 +429,11 @@ def test_money_that_is_too_much_is_returned_by_what_it_is():
     )
     assert any("/release with" in said and '"7"' in said for said in made.you_may)
     assert any(
-        "/refund with" in said and '"8"' in said and "Idempotency-Key" in said for said in made.you_may
+        "/refund with" in said
+        and '"8", "amount": "all"' in said
+        and "Idempotency-Key" in said
+        and said.endswith("--transaction 8 --all`.")
+        for said in made.you_may
     )
 
 
@@ -466,7 +471,7 @@ def test_a_settled_checkout_says_that_nothing_more_happens():
 # ── Archived ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
+def test_an_archived_trail_is_shown_with_its_file_and_what_came_after():
     archived = Archived(until=7, file="archive-000003.jsonl.gz", at=NOW - timedelta(minutes=5))
     where = (
         "Its trail up to entry 7 was archived at 2026-01-05T09:55:00Z, in the file “archive-000003.jsonl.gz”."
@@ -488,7 +493,7 @@ def test_an_archived_trail_is_told_with_where_it_is_and_what_came_after():
     assert check(moved).evidence[0] == where
 
 
-def test_amounts_that_cannot_be_read_are_told_as_they_were_written():
+def test_amounts_that_cannot_be_read_are_shown_as_they_were_written():
     raw = {"reserved": "1.990,50"}
     odd = payment("2", role="unknown", meaning="unknown", currency="ISK", reserved=0, raw_amounts=raw)
     evidence = {"by": "lookup", "transactions": [{**TRANSACTION, "id": "2", "reserved": 0, "raw": raw}]}
@@ -512,13 +517,13 @@ def test_amounts_that_cannot_be_read_are_told_as_they_were_written():
 
 
 @pytest.mark.parametrize("currency", ["QQQ", ""])
-def test_a_payment_in_an_unknown_currency_is_never_told_to_hold_nothing(currency):
+def test_a_payment_in_an_unknown_currency_is_never_shown_to_hold_nothing(currency):
     raw = {"currency": "QQQ", "reserved": "139.00", "captured": "0.00", "refunded": "0.00"}
     odd = payment("2", role="unknown", meaning="unknown", currency="", reserved=0, raw_amounts=raw)
-    one = record(
+    found = record(
         payments=(odd,), currency=currency or "DKK", attention=needing(AttentionCode.UNCLEAR_PAYMENT)
     )
-    said = "\n".join(sentences(check(one)))
+    said = "\n".join(sentences(check(found)))
     assert "reserved “139.00” QQQ" in said
     assert "holds 0" not in said
     assert ("13900 minor units of QQQ" in said) == bool(currency)

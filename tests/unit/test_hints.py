@@ -1,6 +1,6 @@
 """Hints: a burst of hints is gathered, and a hint of another merchant does not wait.
 
-Delays never end here, so that waiting shows.
+Delays never end here, so that waiting is visible.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.conftest import make_settings
 BUSY, QUIET, THIRD = 1, 2, 3
 
 
-class Bell(hints_module.HintPublisher):
+class PublisherThatWaits(hints_module.HintPublisher):
     """Publishes into a list, when it may."""
 
     def __init__(self):
@@ -45,7 +45,7 @@ class Bell(hints_module.HintPublisher):
             time.sleep(0.001)
 
     def burst(self):
-        """Have a crowd of the busy merchant, which rests from now on."""
+        """Publish a burst of the busy merchant, whose hints are delayed from now on."""
         self.publishing.clear()
         self.publish([uuid4()], merchant_id=BUSY)
         assert self.publishing.wait(20)
@@ -54,7 +54,7 @@ class Bell(hints_module.HintPublisher):
 
 
 class Broker:
-    """A publisher to a broker that takes what it is told to take."""
+    """A publisher to a broker that accepts or refuses as it is set."""
 
     def __init__(self, error):
         self.error, self.tries = error, 0
@@ -84,68 +84,69 @@ def until(condition, what):
 def woken(monkeypatch):
     """A hint publisher that has not started yet, and its broker, which refuses."""
     monkeypatch.setattr(hints_module, "PROBE_EVERY", 0.01)
-    one, broker = (
+    publisher, broker = (
         hints_module.HintPublisher(make_settings(broker_url="redis://127.0.0.1:1/0")),
         Broker(OSError("refused")),
     )
-    one._publisher = broker
-    yield one, broker
+    publisher._publisher = broker
+    yield publisher, broker
     broker.answers.set()
-    one.close()
+    publisher.close()
 
 
-def test_a_broker_is_tried_before_anybody_rings_and_while_nobody_does(woken):
-    bell, broker = woken
-    assert bell.trouble is None
-    bell.start()
-    until(lambda: bell.trouble == "refused", "it is told of")
+def test_a_broker_is_tried_before_the_first_hint_and_while_there_are_no_hints(woken):
+    publisher, broker = woken
+    assert publisher.trouble is None
+    publisher.start()
+    until(lambda: publisher.trouble == "refused", "it is reported")
     broker.error = None
-    until(lambda: bell.trouble is None, "it is back")
+    until(lambda: publisher.trouble is None, "it is back")
     tries = broker.tries
     until(lambda: broker.tries > tries + 3, "it is tried again")
     broker.error = OSError("gone again")
-    until(lambda: bell.trouble == "gone again", "it is told of again")
+    until(lambda: publisher.trouble == "gone again", "it is reported again")
 
 
-def test_a_broker_that_does_not_answer_is_told_of_while_it_is_waited_for(woken, monkeypatch):
-    bell, broker = woken
+def test_a_broker_that_does_not_answer_is_reported_while_it_is_awaited(woken, monkeypatch):
+    publisher, broker = woken
     monkeypatch.setattr(hints_module, "STUCK_AFTER", 0.05)
     monkeypatch.setattr(hints_module, "PROBE_EVERY", 600.0)
     broker.error = None
     broker.answers.clear()
-    bell.start()
-    bell.publish([uuid4()])
-    until(lambda: bell.trouble == "it does not answer", "it is told of")
+    publisher.start()
+    publisher.publish([uuid4()])
+    until(lambda: publisher.trouble == "it does not answer", "it is reported")
     broker.answers.set()
-    until(lambda: bell.trouble is None, "it is well")
+    until(lambda: publisher.trouble is None, "it is well")
 
 
 @pytest.fixture
-def bell(monkeypatch):
+def publisher(monkeypatch):
     monkeypatch.setattr(hints_module, "LONGEST_DELAY", 3600.0)
     monkeypatch.setattr(hints_module, "SHARE", 1e-9)
-    one = Bell()
-    one.start()
-    yield one
-    one.may.release(100)
-    one.close()
+    started = PublisherThatWaits()
+    started.start()
+    yield started
+    started.may.release(100)
+    started.close()
 
 
-def test_one_after_the_other_nobody_waits(bell):
+def test_hints_in_sequence_do_not_wait(publisher):
     for number in range(1, 5):
-        bell.let(BUSY)
-        bell.wait(number)
-    assert bell.published == [[BUSY]] * 4
+        publisher.let(BUSY)
+        publisher.wait(number)
+    assert publisher.published == [[BUSY]] * 4
 
 
-def test_a_crowd_gathers_until_somebody_else_comes_or_it_ends(bell):
-    bell.burst()
-    bell.let(BUSY)
-    bell.let(QUIET)
-    bell.wait(2)
-    assert bell.published == [[BUSY], [BUSY, BUSY, BUSY, QUIET]]
-    # Once in the time of a rest: where everybody is somebody else, a message for each would be too many.
-    bell.let(THIRD)
-    bell.let(BUSY)
-    bell.close()
-    assert bell.published[2:] == [[THIRD, BUSY]]
+def test_a_burst_gathers_until_another_merchants_hint_comes_or_it_ends(publisher):
+    publisher.burst()
+    publisher.let(BUSY)
+    publisher.let(QUIET)
+    publisher.wait(2)
+    assert publisher.published == [[BUSY], [BUSY, BUSY, BUSY, QUIET]]
+    # Once in each delay: where every hint is another merchant's, a message for each would be too
+    # many.
+    publisher.let(THIRD)
+    publisher.let(BUSY)
+    publisher.close()
+    assert publisher.published[2:] == [[THIRD, BUSY]]

@@ -73,9 +73,10 @@ def key_set(*entries: dict[str, object]) -> bytes:
     return json.dumps({"keys": entries}).encode()
 
 
-def signed(key: object, algorithm: str, *, kid: str | None = None, **claims: object) -> str:
+def claims(**changed: object) -> dict[str, object]:
+    """Return the claims of a token that is valid for a minute."""
     now = int(time.time())
-    whole = {
+    return {
         "iss": "orchestrator",
         "aud": "orchestrator",
         "sub": "shop",
@@ -83,9 +84,13 @@ def signed(key: object, algorithm: str, *, kid: str | None = None, **claims: obj
         "scope": "ops",
         "iat": now,
         "exp": now + 60,
-        **claims,
+        **changed,
     }
-    return jwt.encode(whole, key, algorithm=algorithm, headers={"kid": kid} if kid else None)
+
+
+def signed(key: object, algorithm: str, *, kid: str | None = None, **changed: object) -> str:
+    headers = {"kid": kid} if kid else None
+    return jwt.encode(claims(**changed), key, algorithm=algorithm, headers=headers)
 
 
 def refused(known: Settings, token: str, status: int = 401) -> str:
@@ -117,20 +122,10 @@ def test_keys_and_secrets_serve_side_by_side_and_only_their_own_algorithms():
 
 
 def test_a_public_key_is_never_taken_for_a_shared_secret():
-    """The known attack: whoever reads the public key signs with it as if it were a secret."""
+    """Algorithm confusion: a public key used as an HMAC secret."""
     text = pem("rsa").encode()
     header = {"alg": "HS256", "typ": "JWT"}
-    now = int(time.time())
-    claims = {
-        "iss": "orchestrator",
-        "aud": "orchestrator",
-        "sub": "s",
-        "merchant": "m",
-        "scope": "ops",
-        "iat": now,
-        "exp": now + 60,
-    }
-    encoded = [jwt.utils.base64url_encode(json.dumps(part).encode()) for part in (header, claims)]
+    encoded = [jwt.utils.base64url_encode(json.dumps(part).encode()) for part in (header, claims())]
     known = get_default_algorithms()["HS256"]
     mac = jwt.utils.base64url_encode(known.sign(b".".join(encoded), text))
     forged = b".".join([*encoded, mac]).decode()
@@ -212,8 +207,8 @@ def test_what_is_no_key_set_is_refused(document):
 
 
 def test_a_key_set_of_any_length_costs_a_bounded_number_of_keys():
-    one = entry("ed")
-    assert len(issuer_keys.of_key_set(key_set(*[one] * 500))) == issuer_keys.MOST_KEYS
+    key = entry("ed")
+    assert len(issuer_keys.of_key_set(key_set(*[key] * 500))) == issuer_keys.MOST_KEYS
 
 
 class Provider:
@@ -247,7 +242,7 @@ async def test_keys_are_fetched_once_for_all_that_wait_and_then_kept():
     assert provider.fetches == 1
 
 
-async def test_a_new_key_is_found_by_its_name_and_an_unknown_one_asks_at_most_every_half_minute():
+async def test_a_new_key_is_found_by_its_name_and_an_unknown_key_is_fetched_at_most_every_half_minute():
     provider = Provider(entry("rsa", kid="a"))
     await provider.kids("a")
     provider.answer = key_set(entry("rsa", kid="a"), entry("p256", kid="b"))
@@ -301,8 +296,8 @@ async def test_after_failures_the_pause_grows_to_half_a_minute_and_one_success_h
 
 @pytest.fixture
 async def published():
-    """Return (settings, answers): a provider on loopback that gives the answers in their order, the last one
-    for ever.
+    """Return (settings, answers): a provider on loopback that gives the answers in their order, the last
+    answer for ever.
     """
     answers: list[web.StreamResponse] = []
     served = count()
@@ -321,7 +316,7 @@ async def published():
     await runner.cleanup()
 
 
-async def test_a_token_of_the_identity_provider_is_accepted_and_one_of_another_key_is_not(published):
+async def test_a_token_of_the_identity_provider_is_accepted_and_a_token_of_another_key_is_not(published):
     known, answers = published
     answers.append(lambda: web.Response(body=key_set(entry("rsa", kid="a"), entry("ed", kid="b"))))
     keeper = Authenticator(known)
@@ -358,7 +353,9 @@ async def test_a_token_of_the_identity_provider_is_accepted_and_one_of_another_k
     ],
     ids=["error", "redirect", "large", "page"],
 )
-async def test_while_the_keys_cannot_be_fetched_their_tokens_are_told_to_come_again(published, answer, said):
+async def test_while_the_keys_cannot_be_fetched_their_tokens_are_503_with_retry_after(
+    published, answer, said
+):
     known, answers = published
     answers.append(answer)
     keeper = Authenticator(known)

@@ -1,4 +1,4 @@
-"""The test that looks: whatever a careless call logs, no secret, card or person is in what is written."""
+"""Whatever a careless call logs, no secret, card or personal data is in what is written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHAPES = {
 
 @pytest.fixture(params=["json", "console"])
 def written(request, monkeypatch):
-    """Set logging up for one test; return what has been written since one last asked."""
+    """Set logging up for one test; return what has been written since the last call."""
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     levels = {name: logging.getLogger(name).level for name in ("httpx", "uvicorn.access", "kombu")}
@@ -109,17 +109,19 @@ def test_an_exception_with_a_secret_in_its_message_is_written_without_it(written
 def test_ids_survive(written, make):
     ids = [make() for _ in range(50)]
     log.bind(correlation_id=str(ids[0]))
-    for one in ids:
-        log.get("orchestrator.test").info("checkout_moved", checkout=one, note=f"of {one} and {one},")
+    for identifier in ids:
+        log.get("orchestrator.test").info(
+            "checkout_moved", checkout=identifier, note=f"of {identifier} and {identifier},"
+        )
     text = written()
     assert log.HIDDEN not in text
-    assert all(text.count(str(one)) >= 3 for one in ids)
+    assert all(text.count(str(identifier)) >= 3 for identifier in ids)
 
 
 @given(st.uuids())
-def test_no_id_looks_like_a_card(one):
-    assert log.scrub(f"a {one} b checkout={one} /v1/checkouts/{one}/audit") == (
-        f"a {one} b checkout={one} /v1/checkouts/{one}/audit"
+def test_no_id_is_taken_for_a_card_number(identifier):
+    assert log.scrub(f"a {identifier} b checkout={identifier} /v1/checkouts/{identifier}/audit") == (
+        f"a {identifier} b checkout={identifier} /v1/checkouts/{identifier}/audit"
     )
 
 
@@ -176,7 +178,7 @@ def test_libraries_that_log_every_request_are_quiet_and_so_is_debug(written):
 
 
 @pytest.mark.parametrize("written", ["console"], indirect=True)
-def test_auto_means_json_where_nobody_watches(capsys, written):
+def test_auto_means_json_without_a_terminal(capsys, written):
     log.configure(style="auto")
     log.get("orchestrator.test").info("one_thing")
     assert json.loads(capsys.readouterr().err)["event"] == "one_thing"
@@ -305,7 +307,7 @@ async def test_an_error_of_postgres_is_logged_with_its_state_and_message_and_wit
         await _refused("postgresql://u:hush@127.0.0.1:1/x", "SELECT 1"),
     ]
     facts = [log.cause(error) for error in made]
-    assert [one.get("sqlstate") for one in facts] == ["22P02", "42P01", "23505", "25006", None]
+    assert [fact.get("sqlstate") for fact in facts] == ["22P02", "42P01", "23505", "25006", None]
     assert facts[0]["said"] == "invalid input syntax for type uuid"
     assert 'relation "nowhere_to_be_found" does not exist' in facts[1]["said"]
     assert "unique constraint" in facts[2]["said"]
@@ -357,15 +359,15 @@ def test_whatever_a_process_writes_is_json_where_the_log_is():
     ended = subprocess.run([sys.executable, "-c", PROCESS], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout) == (1, "")
     lines = [json.loads(line) for line in ended.stderr.splitlines()]
-    told = {(one["event"], one.get("line")) for one in lines}
+    told = {(line["event"], line.get("line")) for line in lines}
     assert {
         ("printed", "printed \x1b[2J by a library"),
         ("printed", "to stderr"),
         ("printed", "worker: Warm shutdown (MainProcess)"),
         ("one_thing", None),
     } <= told
-    assert any("deprecated" in one["event"] for one in lines)
-    assert [one["level"] for one in lines if one["event"] in {"thread_broke", "process_broke"}] == [
+    assert any("deprecated" in line["event"] for line in lines)
+    assert [line["level"] for line in lines if line["event"] in {"thread_broke", "process_broke"}] == [
         "critical"
     ] * 2
-    assert all("ZeroDivisionError" in one["exception"] for one in lines if one["event"] == "thread_broke")
+    assert all("ZeroDivisionError" in line["exception"] for line in lines if line["event"] == "thread_broke")

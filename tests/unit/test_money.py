@@ -1,4 +1,4 @@
-"""Money crosses the border between decimals and minor units exactly, or not at all."""
+"""Money is converted between decimals and minor units exactly, or refused."""
 
 from __future__ import annotations
 
@@ -175,12 +175,12 @@ def test_a_country_is_two_capitals_of_iso_3166(code: str, known: bool) -> None:
     assert is_country(code) is known
 
 
-def test_a_money_error_is_one_of_ours_and_a_value_error() -> None:
+def test_a_money_error_is_our_error_and_a_value_error() -> None:
     assert issubclass(MoneyError, OrchestratorError)
     assert issubclass(MoneyError, ValueError)
 
 
-# ── Currencies that were withdrawn, and unknown ones ──────────────────────────────────────────────────────
+# ── Currencies that were withdrawn or are unknown ───────────────────────────────────────────────────────
 
 
 def test_every_currency_of_the_installed_list_is_known_with_its_number() -> None:

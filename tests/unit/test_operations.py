@@ -54,7 +54,7 @@ def asked(kind, amount, *, before=(WHOLE, 0, 0), **changes):
         (asked("release", WHOLE), FAILED, Fate.UNCLEAR),
     ],
 )
-def test_before_it_is_sent_a_look_must_show_what_it_was_asked_on(operation, seen, fate):
+def test_before_it_is_sent_a_lookup_must_show_the_totals_that_it_was_asked_for(operation, seen, fate):
     judged = before_sending(operation, seen)
     assert judged.fate is fate
     assert (judged.error is None) == (fate in {Fate.DUE, Fate.DONE})
@@ -95,7 +95,7 @@ def test_its_own_identifier_in_the_gateways_books_settles_it_whatever_the_totals
     st.integers(0, WHOLE),
     st.sampled_from(["capture", "refund"]),
 )
-def test_nothing_is_ever_sent_for_more_than_there_is_room_for(amount, before, now, kind):
+def test_nothing_is_ever_sent_for_more_than_is_left(amount, before, now, kind):
     captured = (WHOLE, before, 0) if kind == "capture" else (WHOLE, WHOLE, before)
     shown = (WHOLE, now, 0) if kind == "capture" else (WHOLE, WHOLE, now)
     seen = transaction(

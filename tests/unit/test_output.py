@@ -77,9 +77,9 @@ def test_no_control_reaches_the_terminal_whatever_is_drawn(text, terminal):
 
 
 def test_a_line_break_in_a_value_begins_no_line():
-    (line,) = [one for one in drawn(tabled("A-1\nPaid: yes")).splitlines() if "A-1" in one and "Paid" in one][
-        -1:
-    ]
+    (line,) = [
+        line for line in drawn(tabled("A-1\nPaid: yes")).splitlines() if "A-1" in line and "Paid" in line
+    ][-1:]
     assert "A-1\ufffdPaid: yes" in line
     assert len(drawn("A-1\nPaid: yes").splitlines()) == 1
 

@@ -50,7 +50,7 @@ def test_what_a_real_gateway_cannot_reach_is_named_with_the_setting_and_what_to_
         "https://[2001:4860::8]",
     ],
 )
-def test_an_address_that_the_internet_reaches_is_nothing_to_speak_of(url):
+def test_a_public_address_is_no_finding(url):
     assert faults(url, [REAL]) == []
 
 

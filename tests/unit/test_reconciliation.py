@@ -55,14 +55,14 @@ VERDICTS = {
 
 @pytest.mark.parametrize(("transactions", "finding"), tuple(VERDICTS.values()), ids=tuple(VERDICTS))
 def test_an_answer_proves(transactions, finding):
-    verdict = judge(checkout(), Found(transactions))
-    assert verdict.finding is finding
-    assert (verdict.attention is not None) == (finding is LookupOutcome.UNSURE or ODD in transactions)
+    reconciled = judge(checkout(), Found(transactions))
+    assert reconciled.finding is finding
+    assert (reconciled.attention is not None) == (finding is LookupOutcome.UNSURE or ODD in transactions)
 
 
 def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
-    verdict = judge(checkout(), Found((NAMELESS,)), shared=True)
-    assert (verdict.finding, verdict.attention.code) == (LookupOutcome.UNSURE, "unbound_payment")
+    reconciled = judge(checkout(), Found((NAMELESS,)), shared=True)
+    assert (reconciled.finding, reconciled.attention.code) == (LookupOutcome.UNSURE, "unbound_payment")
     assert judge(checkout(), Found((PAID,)), shared=True).finding is LookupOutcome.PAID
     assert (
         judge(checkout(known=(known("11"),)), Found((NAMELESS,)), shared=True).finding is LookupOutcome.PAID
@@ -71,10 +71,12 @@ def test_what_names_no_checkout_pays_none_of_several_with_its_order_number():
 
 def test_a_released_payment_holds_nothing_any_more():
     released = transaction("1", "released", WHOLE)
-    verdict = judge(checkout(state=State.COMPLETED, known=(known("1"),), reserved=13900), Found((released,)))
-    assert (verdict.finding, verdict.money) == (LookupOutcome.RELEASED, (0, 0, 0))
-    assert verdict.attention.code is AttentionCode.PAYMENT_RELEASED
-    assert of(verdict.attention).startswith("transaction 1")
+    reconciled = judge(
+        checkout(state=State.COMPLETED, known=(known("1"),), reserved=13900), Found((released,))
+    )
+    assert (reconciled.finding, reconciled.money) == (LookupOutcome.RELEASED, (0, 0, 0))
+    assert reconciled.attention.code is AttentionCode.PAYMENT_RELEASED
+    assert of(reconciled.attention).startswith("transaction 1")
 
 
 def test_a_due_time_grows_with_the_age_of_what_it_is_for():
@@ -89,13 +91,13 @@ def test_the_binding_is_our_own_id_or_else_the_order_number_alone():
 
 
 def test_anothers_money_is_counted_as_foreign_and_booked_nowhere():
-    verdict = judge(checkout(), Found((ANOTHER, ELSEWHERE, PAID)))
-    assert verdict.evidence["foreign"] == 2
-    assert [one.transaction_id for one in verdict.payments] == ["1"]
+    reconciled = judge(checkout(), Found((ANOTHER, ELSEWHERE, PAID)))
+    assert reconciled.evidence["foreign"] == 2
+    assert [payment.transaction_id for payment in reconciled.payments] == ["1"]
 
 
 @pytest.mark.parametrize(
-    ("one", "code", "sentence"),
+    ("transaction", "code", "sentence"),
     [
         (LESS, "payment_mismatch", "transaction 7 holds 138.00 DKK, the order is 139.00 DKK"),
         (EUROS, "payment_mismatch", "transaction 8 holds 139.00 EUR, the order is 139.00 DKK"),
@@ -106,58 +108,64 @@ def test_anothers_money_is_counted_as_foreign_and_booked_nowhere():
         ),
     ],
 )
-def test_unsure_says_why_and_concludes_nothing(one, code, sentence):
-    verdict = judge(checkout(reserved=7), Found((one,)))
-    assert (verdict.finding, verdict.attention.code, verdict.money) == (LookupOutcome.UNSURE, code, (7, 0, 0))
-    assert of(verdict.attention) == sentence
-    assert [seen.role for seen in verdict.payments] == [Role.UNKNOWN]
+def test_unsure_says_why_and_concludes_nothing(transaction, code, sentence):
+    reconciled = judge(checkout(reserved=7), Found((transaction,)))
+    assert (reconciled.finding, reconciled.attention.code, reconciled.money) == (
+        LookupOutcome.UNSURE,
+        code,
+        (7, 0, 0),
+    )
+    assert of(reconciled.attention) == sentence
+    assert [seen.role for seen in reconciled.payments] == [Role.UNKNOWN]
 
 
 def test_of_two_payments_the_first_is_accepted_and_the_other_is_surplus():
-    verdict = judge(checkout(), Found((SECOND, PAID)))
-    assert verdict.finding is LookupOutcome.PAID
-    assert {one.transaction_id: one.role for one in verdict.payments} == {
+    reconciled = judge(checkout(), Found((SECOND, PAID)))
+    assert reconciled.finding is LookupOutcome.PAID
+    assert {payment.transaction_id: payment.role for payment in reconciled.payments} == {
         "1": Role.ACCEPTED,
         "9": Role.SURPLUS,
     }
-    assert verdict.attention.code is AttentionCode.SURPLUS_PAYMENT
-    assert of(verdict.attention) == "transactions 9 also hold money for this order"
-    assert verdict.money == WHOLE
+    assert reconciled.attention.code is AttentionCode.SURPLUS_PAYMENT
+    assert of(reconciled.attention) == "transactions 9 also hold money for this order"
+    assert reconciled.money == WHOLE
 
 
 def test_what_is_bound_goes_before_what_came_first():
-    verdict = judge(checkout(), Found((transaction("0", "preauth", WHOLE, bound=None), PAID)))
-    assert {one.transaction_id: (one.role, one.binding) for one in verdict.payments} == {
+    reconciled = judge(checkout(), Found((transaction("0", "preauth", WHOLE, bound=None), PAID)))
+    assert {payment.transaction_id: (payment.role, payment.binding) for payment in reconciled.payments} == {
         "0": (Role.SURPLUS, Binding.ORDER_REF),
         "1": (Role.ACCEPTED, Binding.BOUND),
     }
 
 
-def test_the_accepted_one_stays_accepted_whatever_else_holds_money():
-    verdict = judge(checkout(known=(known("9"),), state=State.COMPLETED), Found((PAID, SECOND)))
-    assert {one.transaction_id: one.role for one in verdict.payments} == {
+def test_the_accepted_payment_stays_accepted_whatever_else_holds_money():
+    reconciled = judge(checkout(known=(known("9"),), state=State.COMPLETED), Found((PAID, SECOND)))
+    assert {payment.transaction_id: payment.role for payment in reconciled.payments} == {
         "1": Role.SURPLUS,
         "9": Role.ACCEPTED,
     }
 
 
-def test_another_payment_never_takes_the_place_of_the_accepted_one():
+def test_another_payment_never_replaces_the_accepted_payment():
     gone = transaction("9", "released", WHOLE)
-    verdict = judge(checkout(known=(known("9"),), reserved=13900, state=State.COMPLETED), Found((PAID, gone)))
-    assert verdict.finding is not LookupOutcome.PAID
-    assert {one.transaction_id: one.role for one in verdict.payments} == {
+    reconciled = judge(
+        checkout(known=(known("9"),), reserved=13900, state=State.COMPLETED), Found((PAID, gone))
+    )
+    assert reconciled.finding is not LookupOutcome.PAID
+    assert {payment.transaction_id: payment.role for payment in reconciled.payments} == {
         "1": Role.SURPLUS,
         "9": Role.ATTEMPT,
     }
-    assert verdict.money == (0, 0, 0)
-    assert of(verdict.attention).endswith("; transactions 1 hold money for it")
+    assert reconciled.money == (0, 0, 0)
+    assert of(reconciled.attention).endswith("; transactions 1 hold money for it")
 
 
-def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
-    verdict = judge(checkout(), Found((PAID, LESS)))
-    assert verdict.finding is LookupOutcome.PAID
-    assert verdict.attention.code is AttentionCode.PAYMENT_MISMATCH
-    assert of(verdict.attention) == "transaction 7 holds 138.00 DKK, the order is 139.00 DKK"
+def test_an_unclear_payment_beside_the_accepted_payment_needs_a_decision():
+    reconciled = judge(checkout(), Found((PAID, LESS)))
+    assert reconciled.finding is LookupOutcome.PAID
+    assert reconciled.attention.code is AttentionCode.PAYMENT_MISMATCH
+    assert of(reconciled.attention) == "transaction 7 holds 138.00 DKK, the order is 139.00 DKK"
 
 
 @pytest.mark.parametrize(
@@ -170,11 +178,11 @@ def test_an_unclear_one_beside_the_accepted_one_wants_a_person():
     ],
 )
 def test_an_answer_as_long_as_answers_get_proves_no_absence(transactions, finding):
-    verdict = judge(checkout(), Found(transactions, at_limit=True))
-    assert verdict.finding is finding
-    assert verdict.evidence.get("atLimit") is (True if finding is LookupOutcome.UNSURE else None)
+    reconciled = judge(checkout(), Found(transactions, at_limit=True))
+    assert reconciled.finding is finding
+    assert reconciled.evidence.get("atLimit") is (True if finding is LookupOutcome.UNSURE else None)
     asked = finding is LookupOutcome.UNSURE
-    assert verdict.attention == (Attention(code=AttentionCode.LOOKUP_AT_LIMIT) if asked else None)
+    assert reconciled.attention == (Attention(code=AttentionCode.LOOKUP_AT_LIMIT) if asked else None)
 
 
 def test_the_evidence_holds_amounts_and_ids_of_each_transaction():
@@ -199,31 +207,31 @@ def test_the_evidence_holds_amounts_and_ids_of_each_transaction():
 
 
 @given(st.permutations([PAID, SECOND, CAPTURED, DECLINED, OPEN, LESS, ANOTHER, NAMELESS]))
-def test_the_order_of_the_answer_changes_no_verdict(transactions):
-    verdict = judge(checkout(), Found(tuple(transactions)))
-    assert verdict == judge(
+def test_the_order_of_the_answer_changes_no_reconciliation(transactions):
+    reconciled = judge(checkout(), Found(tuple(transactions)))
+    assert reconciled == judge(
         checkout(), Found((PAID, SECOND, CAPTURED, DECLINED, OPEN, LESS, ANOTHER, NAMELESS))
     )
 
 
 MIXED = st.lists(
     st.sampled_from([PAID, SECOND, CAPTURED, REFUNDED, DECLINED, OPEN, LESS, ODD, NAMELESS]),
-    unique_by=lambda one: one.transaction_id,
+    unique_by=lambda transaction: transaction.transaction_id,
 )
 
 
 @given(MIXED)
 def test_never_is_more_than_one_accepted_and_never_is_money_called_an_absence(transactions):
-    verdict = judge(checkout(), Found(tuple(transactions)))
-    accepted = [one for one in verdict.payments if one.role == Role.ACCEPTED]
-    assert len(accepted) == (verdict.finding is LookupOutcome.PAID)
-    if any(one in transactions for one in (PAID, SECOND, CAPTURED, REFUNDED, NAMELESS)):
-        assert verdict.finding is LookupOutcome.PAID
+    reconciled = judge(checkout(), Found(tuple(transactions)))
+    accepted = [payment for payment in reconciled.payments if payment.role == Role.ACCEPTED]
+    assert len(accepted) == (reconciled.finding is LookupOutcome.PAID)
+    if any(transaction in transactions for transaction in (PAID, SECOND, CAPTURED, REFUNDED, NAMELESS)):
+        assert reconciled.finding is LookupOutcome.PAID
     if LESS in transactions or ODD in transactions:
-        assert verdict.finding in {LookupOutcome.PAID, LookupOutcome.UNSURE}
+        assert reconciled.finding in {LookupOutcome.PAID, LookupOutcome.UNSURE}
 
 
-# ── When to look again ────────────────────────────────────────────────────────────────────────────────────
+# ── The next lookup ─────────────────────────────────────────────────────────────────────────────────────
 
 SECONDS = st.floats(min_value=0.01, max_value=10_000)
 PLAIN = make_settings()
@@ -235,19 +243,19 @@ def with_settings(**changes):
 
 
 @given(SECONDS, SECONDS, st.integers(0, 10_000))
-def test_a_look_is_never_further_away_than_its_cap_nor_nearer_than_its_base(base, cap, lookups):
+def test_a_lookup_is_never_further_away_than_its_cap_nor_nearer_than_its_base(base, cap, lookups):
     settings = with_settings(recheck_after_callback=min(base, 3600), check_interval_cap=cap)
     bound = min(settings.recheck_after_callback * 2.0 ** min(lookups, 40), cap)
     assert 0.8 * bound <= next_lookup(settings, lookups) <= 1.2 * bound
 
 
-def test_looks_come_less_and_less_often():
+def test_lookups_come_less_and_less_often():
     settings = with_settings(recheck_after_callback=1.0, check_interval_cap=1000.0)
     assert [round(next_lookup(settings, lookups) / 2.0**lookups) for lookups in range(9)] == [1] * 9
 
 
 @given(SECONDS, SECONDS)
-def test_a_quiet_shopper_is_looked_at_first_when_the_first_look_is_due(base, first):
+def test_a_checkout_without_a_callback_has_its_first_lookup_when_it_is_due(base, first):
     settings = with_settings(
         recheck_after_callback=min(base, 3600), first_check_after=first, check_interval_cap=7 * 86400
     )
@@ -274,7 +282,7 @@ def test_retries_are_spread():
 @pytest.mark.parametrize(
     ("since", "expected"), [(0, 60.0), (59, 1.0), (60, 3540.0), (3599, 1.0), (3600, None), (10_000, None)]
 )
-def test_the_watch_of_an_ended_checkout_has_its_looks_and_then_runs_out(since, expected):
+def test_the_watch_of_an_ended_checkout_has_its_lookups_and_then_ends(since, expected):
     settings = with_settings(post_settlement_checks=(60.0, 3600.0))
     assert next_watch(settings, NOW, NOW + timedelta(seconds=since)) == expected
 

@@ -1,4 +1,4 @@
-"""Turns: nobody's line is served twice before another's, and no place is lost, whoever gives up when."""
+"""Turns: no queue is served twice before another, and no slot is lost, whichever waiter is cancelled when."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def queued(slots: RoundRobinSemaphore, keys: str, served: list[str]) -> li
     return tasks
 
 
-async def test_while_a_place_is_free_nobody_waits():
+async def test_while_a_slot_is_free_no_call_waits():
     slots = RoundRobinSemaphore(2)
     await slots.take("a")
     assert slots.take_now()
@@ -31,7 +31,7 @@ async def test_while_a_place_is_free_nobody_waits():
     assert slots.free == 1
 
 
-async def test_the_lines_are_served_in_turn_however_long_one_is():
+async def test_the_queues_are_served_in_turn_however_long_one_is():
     slots, served = RoundRobinSemaphore(0), []
     tasks = await queued(slots, "aaaaabab", served)
     assert slots.waiting == 8
@@ -40,11 +40,11 @@ async def test_the_lines_are_served_in_turn_however_long_one_is():
     tasks += await queued(slots, "c", served)
     slots.add(6)
     await asyncio.gather(*tasks)
-    assert "".join(served) == "ababacaaa", "who comes later waits for one round"
+    assert "".join(served) == "ababacaaa", "a later call waits for one round"
     assert (slots.free, slots.waiting) == (0, 0)
 
 
-async def test_who_gives_up_takes_no_turn():
+async def test_a_cancelled_waiter_takes_no_turn():
     slots, served = RoundRobinSemaphore(0), []
     first, *others = await queued(slots, "aab", served)
     first.cancel()
@@ -55,7 +55,7 @@ async def test_who_gives_up_takes_no_turn():
     assert slots.waiting == 0
 
 
-async def test_a_line_of_those_who_gave_up_keeps_nobody_waiting():
+async def test_a_queue_of_cancelled_waiters_delays_no_other():
     slots, served = RoundRobinSemaphore(0), []
     *gone, last = await queued(slots, "aab", served)
     for task in gone:
@@ -66,7 +66,7 @@ async def test_a_line_of_those_who_gave_up_keeps_nobody_waiting():
     assert served == ["b"]
 
 
-async def test_a_place_given_in_the_moment_of_giving_up_goes_on_to_the_next():
+async def test_a_slot_given_at_the_moment_of_cancelling_goes_to_the_next_waiter():
     slots, served = RoundRobinSemaphore(0), []
     first, second = await queued(slots, "ab", served)
     slots.give_back()
@@ -82,7 +82,7 @@ async def test_what_is_free_can_be_taken_away():
     assert (slots.free, slots.take_now()) == (0, False)
 
 
-async def test_a_storm_loses_no_place():
+async def test_a_burst_of_cancellations_loses_no_slot():
     slots, inside, most = RoundRobinSemaphore(3), 0, 0
 
     async def visit(key: int) -> None:

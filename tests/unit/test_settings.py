@@ -149,7 +149,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(monkeypatch, typed, meant)
         ("orchestrator_settle_watch", "ORCHESTRATOR_POST_SETTLEMENT_CHECKS"),
     ],
 )
-def test_an_earlier_name_of_a_setting_is_answered_with_the_present_one(monkeypatch, typed, meant):
+def test_an_earlier_name_of_a_setting_is_answered_with_the_present_name(monkeypatch, typed, meant):
     monkeypatch.setenv(typed, "60")
     with pytest.raises(SettingsError, match=rf"^{typed} is now called {meant}: rename the variable$"):
         load()
@@ -233,14 +233,14 @@ def test_a_command_that_needs_a_setting_says_which():
 
 
 def test_the_gateways_documented_addresses_are_known_and_can_be_replaced(monkeypatch):
-    assert [str(one) for one in load().gateway_ranges] == [
+    assert [str(network) for network in load().gateway_ranges] == [
         "185.206.120.0/24",
         "185.203.232.129/32",
         "185.203.233.129/32",
         "2a10:a200::/29",
     ]
     monkeypatch.setenv("ORCHESTRATOR_GATEWAY_NETWORKS", '["127.0.0.1"]')
-    assert [str(one) for one in load().gateway_ranges] == ["127.0.0.1/32"]
+    assert [str(network) for network in load().gateway_ranges] == ["127.0.0.1/32"]
     monkeypatch.setenv("ORCHESTRATOR_GATEWAY_NETWORKS", "[]")
     assert load().gateway_ranges == ()
     monkeypatch.setenv("ORCHESTRATOR_REQUIRE_GATEWAY_NETWORK", "true")
@@ -280,7 +280,7 @@ def test_overrides_go_before_the_environment_and_are_checked_too(monkeypatch):
         load({"hint_size": 0})
 
 
-def test_the_environment_of_other_programs_is_none_of_our_business(monkeypatch):
+def test_the_environment_of_other_programs_is_ignored(monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "mysql://x")
     monkeypatch.setenv("XORCHESTRATOR_FOO", "1")
     assert load().database_url is None

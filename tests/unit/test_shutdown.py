@@ -24,7 +24,7 @@ async def stubborn(times: int) -> None:
 
 
 async def begun(*work) -> list[asyncio.Task[None]]:
-    tasks = [asyncio.create_task(one) for one in work]
+    tasks = [asyncio.create_task(job) for job in work]
     await asyncio.sleep(0)
     return tasks
 
@@ -43,7 +43,7 @@ async def test_a_task_that_never_ends_is_given_up_and_named():
     with capture_logs() as logs:
         await cancelled([task], again_after=0.01)
     assert not task.done()
-    assert [(one["event"], one["task"]) for one in logs] == [("background_task_not_ended", "watch")]
+    assert [(line["event"], line["task"]) for line in logs] == [("background_task_not_ended", "watch")]
     await cancelled([task])
     assert task.cancelled()
 

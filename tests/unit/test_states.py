@@ -1,4 +1,4 @@
-"""The table of transitions, against a second one written from the design and not from the code."""
+"""The table of transitions, against a second table written from the design and not from the code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.domain.states import (
     diagram,
 )
 
-# A letter: moves there. "=": nothing new. "!": a contradiction.
+# An initial: moves to that state. "=": nothing new. "!": a contradiction.
 CALLBACKS = {
     "R": "received", "A": "authenticated", "S": "session_created", "M": "methods_fetched", "W": "awaiting_payment",
     "C": "callback_received", "P": "completed", "F": "failed", "E": "expired", "X": "cancelled",
@@ -92,7 +92,7 @@ def test_exactly_the_closed_states_reopen():
     assert {state for state in State if decide(state, Trigger.REOPENED) == Moved(State.RECEIVED)} == CLOSED
 
 
-def test_every_state_is_reachable_and_every_one_can_still_complete():
+def test_every_state_is_reachable_and_can_still_complete():
     reached = {State.RECEIVED}
     while grown := {to for (state, _), to in TRANSITIONS.items() if state in reached} - reached:
         reached |= grown
@@ -107,7 +107,7 @@ def test_every_trigger_moves_something():
     assert {trigger for _, trigger in TRANSITIONS} == {*Trigger}
 
 
-def test_carried_closed_and_ended_name_the_states_of_the_design():
+def test_processed_closed_and_ended_name_the_states_of_the_design():
     assert UNOFFERED == (State.RECEIVED, State.AUTHENTICATED, State.SESSION_CREATED, State.METHODS_FETCHED)
     assert {state.value for state in CLOSED} == {"failed", "expired", "cancelled"}
     assert {*CLOSED, State.COMPLETED} == ENDED

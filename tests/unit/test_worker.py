@@ -1,4 +1,4 @@
-"""Small parts of a worker: what is dropped is told in summary, an outage in two lines, and a process has a
+"""Small parts of a worker: what is dropped is logged in summary, an outage in two lines, and a process has a
 name of its own.
 """
 
@@ -18,7 +18,7 @@ from orchestrator.worker.consumer import MOST_IDS, flaw
 from orchestrator.worker.heartbeat import unique_name
 
 
-def test_dropped_messages_are_told_in_summary(monkeypatch):
+def test_dropped_messages_are_logged_in_summary(monkeypatch):
     counted = dropped_messages.Dropped()
     with structlog.testing.capture_logs() as logs:
         for number in range(1000):
@@ -32,7 +32,7 @@ def test_dropped_messages_are_told_in_summary(monkeypatch):
     assert counted.total == 1000
 
 
-def test_an_outage_is_told_of_in_two_lines_and_its_pauses_are_bounded():
+def test_an_outage_is_logged_in_two_lines_and_its_pauses_are_bounded():
     link = BackOff("scheduler")
     with structlog.testing.capture_logs() as logs:
         pauses = [link.failed(OSError("gone")) for _ in range(20)]
@@ -41,11 +41,11 @@ def test_an_outage_is_told_of_in_two_lines_and_its_pauses_are_bounded():
         link.worked()
     assert [line["event"] for line in logs] == ["broker_away", "broker_back"]
     assert FIRST_PAUSE / 2 <= pauses[0] <= FIRST_PAUSE
-    assert all(LONGEST_PAUSE / 2 <= one <= LONGEST_PAUSE for one in pauses[8:])
+    assert all(LONGEST_PAUSE / 2 <= pause <= LONGEST_PAUSE for pause in pauses[8:])
     assert not link.away
 
 
-def test_an_outage_tells_no_password():
+def test_an_outage_shows_no_password():
     link = BackOff("scheduler")
     with structlog.testing.capture_logs() as logs:
         link.failed(OSError("cannot reach redis://me:secret@broker:6379/0"))

@@ -11,6 +11,7 @@ import msgspec
 from orchestrator.api.contract import answers, bodies, examples, webhooks
 from orchestrator.audit import Action
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import EventType
 from orchestrator.domain.last_error import ErrorCode
@@ -24,7 +25,8 @@ Schema = dict[str, Any]
 
 _REF: Final = "#/components/schemas/{name}"
 _ENUMS: Final[tuple[type[Enum], ...]] = (
-    State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, EventType,
+    State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, CommandState,
+    EventType,
 )  # fmt: skip
 
 
@@ -46,9 +48,11 @@ def schemas() -> dict[str, Schema]:
     ]
     _, generated = msgspec.json.schema_components(shapes, ref_template=_REF)
     made = {name: _as_sent(schema) for name, schema in generated.items()}
-    for enum in _ENUMS:  # in the order in which things happen, not that of letters
-        made[enum.__name__]["enum"] = [one.value for one in enum]
+    for enum in _ENUMS:  # in the order of events, not alphabetical
+        made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
+    for shape in (bodies.Capture, bodies.Refund):
+        made[shape.__name__]["properties"]["amount"]["anyOf"].append({"type": "string", "enum": [bodies.ALL]})
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made
@@ -57,10 +61,10 @@ def schemas() -> dict[str, Schema]:
 def _as_sent(value: Any) -> Any:
     """Say that decimals are sent as numbers, and that names are texts."""
     if isinstance(value, list):
-        return [_as_sent(one) for one in value]
+        return [_as_sent(item) for item in value]
     if not isinstance(value, dict):
         return value
-    schema = {name: _as_sent(one) for name, one in value.items()}
+    schema = {name: _as_sent(item) for name, item in value.items()}
     if schema.get("format") == "decimal":
         schema |= {"type": "number"}
         del schema["format"]

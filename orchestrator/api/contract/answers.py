@@ -20,6 +20,7 @@ from orchestrator.api.contract.values import (
 )
 from orchestrator.audit import Action
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import CloudEvent, EventType
 from orchestrator.domain.last_error import ErrorCode
@@ -40,7 +41,7 @@ EVENT_PAGE: Final = 1000
 
 Number = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 Held = Annotated[
-    Money | None, about("Null where it cannot be read: `raw` says what stands there instead", 139.0)
+    Money | None, about("Null where it cannot be read: `raw` has the gateway's text instead", 139.0)
 ]
 Raw = Annotated[
     dict[str, Annotated[str, about(maxLength=1000)]] | None,
@@ -56,7 +57,7 @@ Outcome = Literal["paid", "refunded", "released", "charged_back", "failed", "exp
 
 
 class Links(Shape, kw_only=True):
-    """Where to go on from a checkout; paths, because a merchant may know us by another name than the gateway
+    """Paths to continue from a checkout; paths, because a merchant may use another host name than the gateway
     does.
     """
 
@@ -116,7 +117,7 @@ class Problem(Struct, kw_only=True, rename="camel"):
 
 
 class BatchResult(Shape, kw_only=True):
-    """What became of one checkout of a batch: `checkout`, or `problem`."""
+    """The result of one checkout of a batch: `checkout`, or `problem`."""
 
     status: Annotated[int, about("HTTP status", 202, minimum=100, maximum=599)]
     checkout: Accepted | UnsetType = UNSET
@@ -177,7 +178,7 @@ class _Checkout(Shape, kw_only=True):
     amount: OrderAmount
     money: HeldMoney
     raw: Raw
-    auto_capture: Annotated[bool, about("The gateway was told to capture by itself")]
+    auto_capture: Annotated[bool, about("The gateway was requested to capture by itself")]
     reserved_until: Annotated[Time | None, about("Until when a capture is sure to work")]
     deadline: Annotated[Time, about("Until when the shopper may pay")]
     due_at: Annotated[Time | None, about("When it is processed next; null when it is settled")]
@@ -189,7 +190,9 @@ class _Checkout(Shape, kw_only=True):
     attention: Annotated[Attention | None, about("Why it needs a decision; null if it needs none")]
     last_error: Annotated[Text | None, about("Why the last step failed, if it did")]
     last_error_code: Annotated[ErrorCode | None, about("The same, for programs")]
-    version: Annotated[Version, about("One more at each change; a command may name the one it is based on")]
+    version: Annotated[
+        Version, about("Incremented at each change; a command may name the version it is based on")
+    ]
     created_at: Time
     updated_at: Time
 
@@ -286,7 +289,7 @@ class Operation(Shape, kw_only=True):
         about("Who began it: a command, the order itself, a policy"),
     ]
     reconciliation_identifier: Annotated[Text, about("By which the gateway's books name it")]
-    command_id: Annotated[Id | None, about("The command that asked for it")]
+    command_id: Annotated[Id | None, about("The command that requested it")]
     requested_at: Time
     submitted_at: Time | None
     settled_at: Time | None
@@ -338,6 +341,12 @@ class StoredCommand(Shape, kw_only=True):
     kind: CommandKind
 
 
+class CommandAcceptedLinks(Links, kw_only=True):
+    """Where to go on from a checkout of which something was asked."""
+
+    command: Annotated[Text, about("How far the command is")]
+
+
 class CommandAccepted(Shape, kw_only=True):
     """A command was stored, and how the checkout stood then."""
 
@@ -346,7 +355,44 @@ class CommandAccepted(Shape, kw_only=True):
     state: State
     version: Version
     command: StoredCommand
-    links: Links
+    links: CommandAcceptedLinks
+
+
+class CommandOutcome(Shape, kw_only=True):
+    """What a command came to."""
+
+    code: Annotated[ResultCode, about("For programs: accepted, done_… or refused_…", "refused_cancelling")]
+    message: Annotated[Text, about("For people", "it is being cancelled already")]
+
+
+class CommandLinks(Shape, kw_only=True):
+    """Where to go on from a command."""
+
+    own: Annotated[Text, about("The command itself")] = msgspec.field(name="self")
+    checkout: Annotated[Text, about("Its checkout")]
+
+
+class CommandProgress(Shape, kw_only=True):
+    """A command, how far it is, and what it came to."""
+
+    id: Id
+    checkout_id: Annotated[Id, about("What it was asked of")]
+    order_id: OrderNumber
+    kind: CommandKind
+    state: Annotated[CommandState, about("done, refused and failed are final")]
+    amount: Annotated[
+        OrderAmount | None, about("What was asked for; null for all that was left, and where there is none")
+    ]
+    transaction_id: Annotated[Transaction | None, about("The transaction that it named, if it named one")]
+    result: Annotated[CommandOutcome | None, about("Null while it is pending")]
+    operations: Annotated[list[Operation], about("The money operations that it began", maxItems=MOST_ITEMS)]
+    requested_at: Annotated[Time, about("When it was stored")]
+    finished_at: Annotated[Time | None, about("Null until its state is final")]
+    requested_by: Annotated[
+        Text | None,
+        about("As in the audit trail; null where nothing proves who", "client:default/shop-1"),
+    ]
+    links: CommandLinks
 
 
 class Next(Shape, kw_only=True):
@@ -372,7 +418,7 @@ class AuditEntry(Shape, kw_only=True):
     """One entry of the trail, with its words as they are under the mac."""
 
     action: Annotated[Action, about("What it says, as subject:fact", "checkout:moved")]
-    actor: Annotated[Text, about("Who asked for it", "client:default/shop-1")]
+    actor: Annotated[Text, about("The actor that requested it", "client:default/shop-1")]
     at: Annotated[
         str, about("When it was made", "2026-01-05T10:00:03.000000+00:00", format="date-time", maxLength=40)
     ]

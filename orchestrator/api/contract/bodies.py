@@ -15,7 +15,7 @@ from orchestrator import intents
 from orchestrator.api.contract.values import Currency, Money, Shape, Version, about
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents.fields import LONGEST_URL
-from orchestrator.intents.reading import LONGEST_INFO, LONGEST_LIFE, MOST_INFOS, MOST_LINES, MOST_PIECES
+from orchestrator.intents.reading import LONGEST_EXPIRY, LONGEST_INFO, MOST_INFOS, MOST_LINES, MOST_PIECES
 
 LONGEST_REASON: Final = 500
 LONGEST_TRANSACTION: Final = 100
@@ -114,7 +114,7 @@ class Page(Shape, kw_only=True):
 
 
 class Callbacks(Shape, kw_only=True):
-    """Where the shopper goes on to."""
+    """Where the shopper is sent afterwards."""
 
     success: Page
     failure: Page
@@ -142,7 +142,7 @@ class Configuration(Shape, kw_only=True):
 
 
 class Intent(Shape, kw_only=True):
-    """What a shop asks for, in the shape of the gateway's own `POST /session`."""
+    """A shop's checkout request, in the shape of the gateway's own `POST /session`."""
 
     order: Order
     callbacks: Callbacks
@@ -156,7 +156,9 @@ class Intent(Shape, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
-    expires_in: Annotated[float, about("Seconds", 1800, minimum=1, maximum=LONGEST_LIFE)] | UnsetType = UNSET
+    expires_in: Annotated[float, about("Seconds", 1800, minimum=1, maximum=LONGEST_EXPIRY)] | UnsetType = (
+        UNSET
+    )
     user_agent: (
         Annotated[
             str,
@@ -174,7 +176,12 @@ class _Asked(Shape, kw_only=True):
     version: Annotated[Version, about("Refused if the checkout has another by now")] | UnsetType = UNSET
 
 
-Part = Annotated[Money | Amount, about("In the payment's currency; absent: all that is left")] | UnsetType
+ALL: Final = "all"
+"""As an amount: all that is left. It is said, and never meant by what is left out."""
+Part = Annotated[
+    Money | Amount, about('In the payment\'s currency; `"all"`: all that is left of it', 10.0, ALL)
+]
+"""The schema has `ALL` beside it: msgspec has no unions of a text with a decimal."""
 PaidBy = (
     Annotated[
         str, about("Absent: the transaction that pays the checkout", "539101", maxLength=LONGEST_TRANSACTION)
@@ -191,7 +198,7 @@ class Reopen(_Asked, kw_only=True):
     """Offer a closed checkout again."""
 
     expires_in: (
-        Annotated[float, about("Seconds, from the new offer on", 1800, minimum=1, maximum=LONGEST_LIFE)]
+        Annotated[float, about("Seconds, from the new offer on", 1800, minimum=1, maximum=LONGEST_EXPIRY)]
         | UnsetType
     ) = UNSET
 
@@ -199,14 +206,14 @@ class Reopen(_Asked, kw_only=True):
 class Capture(_Asked, kw_only=True):
     """Capture reserved money."""
 
-    amount: Part = UNSET
+    amount: Part
     transaction_id: PaidBy = UNSET
 
 
 class Refund(_Asked, kw_only=True):
     """Refund captured money."""
 
-    amount: Part = UNSET
+    amount: Part
     transaction_id: PaidBy = UNSET
 
 
@@ -230,6 +237,8 @@ class Resolve(_Asked, kw_only=True):
     decision: Annotated[Decision, about("keep the money, return it, or dismiss it: no action needed")]
 
 
+NEEDED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND, CommandKind.RESOLVE})
+"""Commands whose body must say something."""
 COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
     CommandKind.CANCEL: Cancel,
     CommandKind.REOPEN: Reopen,

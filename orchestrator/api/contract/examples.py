@@ -85,6 +85,22 @@ _PAYMENT: Final = {
     "firstSeenAt": "2026-01-05T10:00:03Z",
     "updatedAt": "2026-01-05T10:00:03Z",
 }
+_OPERATION: Final = {
+    "id": "019aa000-0000-7000-8000-00000000000d",
+    "kind": "capture",
+    "transactionId": "539101",
+    "amount": 39.00,
+    "currency": "DKK",
+    "state": "succeeded",
+    "cause": "asked",
+    "reconciliationIdentifier": "019aa000-0000-7000-8000-00000000000d",
+    "commandId": "019aa000-0000-7000-8000-00000000000c",
+    "requestedAt": "2026-01-06T09:00:00Z",
+    "submittedAt": "2026-01-06T09:00:00Z",
+    "settledAt": "2026-01-06T09:00:01Z",
+    "error": None,
+    "errorCode": None,
+}
 
 _EVENT: Final = {
     "specversion": "1.0",
@@ -134,7 +150,22 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "state": "completed",
         "version": 4,
         "command": {"id": "019aa000-0000-7000-8000-00000000000c", "kind": "capture"},
-        "links": _LINKS,
+        "links": {**_LINKS, "command": "/v1/commands/019aa000-0000-7000-8000-00000000000c"},
+    },
+    "CommandProgress": {
+        "id": "019aa000-0000-7000-8000-00000000000c",
+        "checkoutId": _TAKEN["id"],
+        "orderId": _TAKEN["orderId"],
+        "kind": "capture",
+        "state": "done",
+        "amount": {"value": 39.00, "currency": "DKK"},
+        "transactionId": None,
+        "result": {"code": "accepted", "message": "the capture of 39.00 DKK on transaction 539101 is done"},
+        "operations": [_OPERATION],
+        "requestedAt": "2026-01-06T09:00:00Z",
+        "finishedAt": "2026-01-06T09:00:01Z",
+        "requestedBy": "client:default/shop-1",
+        "links": {"self": "/v1/commands/019aa000-0000-7000-8000-00000000000c", "checkout": _OWN},
     },
     "CheckoutSummary": {**_PAID, "links": _LINKS},
     "Checkout": {
@@ -170,14 +201,14 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "because": ["Transaction 539101 pays it: 139.00 DKK reserved, 0.00 DKK captured, 0.00 DKK refunded."],
         "evidence": [
             "By 2026-01-05T10:00:02Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-            "At 2026-01-05T10:00:03Z we asked the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
+            "At 2026-01-05T10:00:03Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
         ],
         "next": {
-            "what": "At 2026-01-05T11:00:03Z a worker asks the gateway for captures, refunds and chargebacks that were not ours.",
+            "what": "At 2026-01-05T11:00:03Z a worker looks for captures, refunds and chargebacks that were made elsewhere.",
             "at": "2026-01-05T11:00:03Z",
         },
         "youMay": [
-            "Have the gateway asked at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."
+            "Look it up at the gateway at once: POST /v1/checkouts/…/reconcile, or `orchestrator checkouts reconcile …`."
         ],
     },
 }

@@ -1,13 +1,13 @@
-"""Archiving: the history of settled checkouts leaves the tables for files, batch by batch, and months of the
-trail that are empty go.
+"""Archiving: the history of settled checkouts is moved from the tables to files, batch by batch, and empty
+months of the trail are dropped.
 
-A batch is one transaction: it takes checkouts that nobody holds and nothing is open of, deletes their
-history, writes exactly what it deleted into a file, reads that file back, notes it under our key, and
-commits. So whatever happens, a row stands in the tables or in an archive that the tables name, never in
-neither and never in both. What the books need stays: the checkout, its intent with its key, its payments, its
-operations, and the commands and keys that a repeated request must meet.
+A batch is one transaction: it takes checkouts without a lease and without open rows, deletes their history,
+writes exactly what it deleted into a file, reads that file back, records it under our key, and commits. So
+whatever happens, a row is in the tables or in an archive that the tables name, never in neither and never in
+both. Rows that are still needed stay: the checkout, its intent with its key, its payments, its operations,
+and the commands and keys that a repeated request must meet.
 
-Nothing waits here for more than a moment: locks are skipped or given up and tried again, and only settled
+No lock is waited for longer than a moment: it is skipped, or given up and tried again, and only settled
 checkouts are locked.
 """
 

@@ -1,4 +1,4 @@
-"""One batch: some settled checkouts, whose history goes from the tables into one file within one
+"""One batch: some settled checkouts, whose history moves from the tables into one file within one
 transaction.
 """
 
@@ -52,16 +52,17 @@ _SETTLED: Final = """
                         WHERE w.merchant_id = c.merchant_id)
        AND NOT (:placing AND EXISTS (SELECT FROM events e WHERE e.checkout_id = c.id AND e.position IS NULL))
 """
-# A statement looks at so many checkouts at the most: what was archived before is passed by without a long
-# one.
+# A statement reads so many checkouts at the most: so it passes checkouts that were archived before without
+# running long.
 _STRETCH = text(
     "SELECT id FROM checkouts WHERE id > :after AND id < :before ORDER BY id OFFSET :most LIMIT 1"
 )
 _COUNT = text(f"""
     SELECT count(*) AS checkouts, coalesce(sum(c.audit_sequence - coalesce(h.sequence, 0)), 0)::int8 AS entries {_SETTLED}
 """)
-# Whoever holds one of them is about to wake it: it is left for another time. As long as we hold them, nobody
-# writes of them: movers and callbacks lock the checkout first, and a command wakes it before it is committed.
+# A transaction that locks a checkout is about to wake it: it is left for another time. While the batch holds
+# the locks, no row of these checkouts is written: movers and callbacks lock the checkout first, and a command
+# wakes it before it is committed.
 _TAKE = text(f"""
     SELECT c.id, c.audit_sequence, c.audit_head, c.state, h.sequence AS after_sequence, h.mac AS after_mac, h.state AS after_state,
            (SELECT coalesce(sum(octet_length(body)), 0) FROM callbacks WHERE checkout_id = c.id)::int8 AS bytes
@@ -111,8 +112,7 @@ _ROWS: Final = {
     ),
     "sessions": text(_gone("sessions")),
     "callbacks": text(_gone("callbacks") + " ORDER BY received_at, id"),
-    # Copied: they leave by the retention of the feed, in which a hole would be an event that a merchant never
-    # hears of.
+    # Copied: they are deleted by the retention of the feed; deleted here, the merchant would never get them.
     "events": text(_kept("events") + " ORDER BY sequence"),
 }
 
@@ -242,7 +242,7 @@ async def take(
 
 
 def _within(rows: Sequence[Row[Any]], most: int) -> list[Row[Any]]:
-    """Return as many of the first rows as are not too large together, one at least."""
+    """Return as many of the first rows as are not too large together, at least one."""
     taken: list[Row[Any]] = []
     size = 0
     for row in rows:
@@ -259,10 +259,12 @@ async def _pages(tx: AsyncConnection, rows: Sequence[Row[Any]]) -> list[audit.Pa
     entries: dict[UUID, list[Row[Any]]] = defaultdict(list)
     for entry in await tx.execute(_ENTRIES, {"ids": ids, "first": ids[0], "last": ids[-1]}):
         entries[entry.checkout_id].append(entry)
-    beside: dict[UUID, dict[str, list[msgspec.Raw]]] = {one: {kind: [] for kind in _ROWS} for one in ids}
+    beside: dict[UUID, dict[str, list[msgspec.Raw]]] = {
+        checkout_id: {kind: [] for kind in _ROWS} for checkout_id in ids
+    }
     for kind, statement in _ROWS.items():
-        for one in await tx.execute(statement, {"ids": ids}):
-            beside[one.checkout_id][kind].append(msgspec.Raw(one.body.encode()))
+        for found in await tx.execute(statement, {"ids": ids}):
+            beside[found.checkout_id][kind].append(msgspec.Raw(found.body.encode()))
     return [
         audit.Page(
             row.id,

@@ -10,7 +10,7 @@ class ArchiveError(OrchestratorError):
 
 
 class ArchiveBusy(ArchiveError):  # noqa: N818 - named for the fact
-    """Another run is under way, or somebody holds a table for longer than this task may wait."""
+    """Another run is under way, or a transaction holds a table for longer than this task may wait."""
 
 
 class ArchiveUnread(ArchiveError):  # noqa: N818 - named for the fact

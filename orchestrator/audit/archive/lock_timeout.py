@@ -34,7 +34,7 @@ async def set_lock_timeout(tx: AsyncConnection) -> None:
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]], *, tries: int = _TRIES, pause: float = 0.1) -> T:
-    """Try again after a growing pause while a lock is not to be had; `ArchiveBusy` when that goes on."""
+    """Try again after a growing pause while a lock is not available; `ArchiveBusy` when that lasts."""
     for number in range(tries):
         try:
             return await attempt()

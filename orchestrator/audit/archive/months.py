@@ -1,7 +1,7 @@
-"""The months of the trail: made ahead, and dropped when nothing is left in them. Neither stops a writer.
+"""The months of the trail: made ahead, and dropped when they are empty. Neither stops a writer.
 
 An entry of a month that has no partition goes into `audit_entries_rest`, so an insert never fails; nothing
-else goes there. A new month is attached, which only keeps other changes of the schema away; an empty one is
+else goes there. A new month is attached, which only blocks other changes of the schema; an empty one is
 detached within a lock timeout of a moment.
 """
 
@@ -55,11 +55,11 @@ async def months_of(db: Database) -> list[Month]:
 
 
 async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
-    """Make the months to come, so many beside the present one, where they are missing; return
-    what was made.
+    """Make the months to come, so many after the present one, where they are missing; return which
+    were made.
     """
     known, now = await _known(db)
-    covered = max((one.until for one in known if one.until is not None), default=UUID(int=0))
+    covered = max((month.until for month in known if month.until is not None), default=UUID(int=0))
     made = []
     for later in range(ahead + 1):
         first = _start(now, later)
@@ -72,13 +72,13 @@ async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
 
 
 async def drop_empty(db: Database, *, before: UUID) -> list[str]:
-    """Drop months that lie wholly before an id and have not one page left; return which."""
+    """Drop months that lie wholly before an id and have no page left; return which."""
     dropped = []
     for month in await months_of(db):
         if month.until is None or month.until > before or not _NAME.fullmatch(month.name):
             continue
         if month.size:
-            # Gives the pages behind the last row back; while somebody reads the month, another run does.
+            # Gives the pages behind the last row back; while a transaction reads the month, another run does.
             await db.maintain(f"VACUUM (SKIP_LOCKED) {month.name}")
         if await _unless_busy(month.name, partial(_drop, db, month.name)):
             dropped.append(month.name)
@@ -86,7 +86,7 @@ async def drop_empty(db: Database, *, before: UUID) -> list[str]:
 
 
 async def _unless_busy(name: str, change: Callable[[], Awaitable[bool]]) -> bool:
-    """Change something about a month; where somebody holds the trail for long, another run does."""
+    """Change something about a month; where a transaction holds the trail for long, another run does."""
     try:
         return await patiently(change, tries=_TRIES)
     except ArchiveBusy:
@@ -100,7 +100,7 @@ async def _known(db: Database) -> tuple[list[Month], datetime]:
         Month(row.name, UUID(bound[1]) if (bound := _BOUND.search(row.bound)) else None, row.size)
         for row in rows
     ]
-    return sorted(found, key=lambda one: (one.until is None, one.until)), rows[0].now
+    return sorted(found, key=lambda month: (month.until is None, month.until)), rows[0].now
 
 
 async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
@@ -130,11 +130,10 @@ async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
 async def _drop(db: Database, name: str) -> bool:
     async with db.transaction() as tx:
         await set_lock_timeout(tx)
-        # In the order in which writers take them. Nobody holds both and waits, and nobody waits for both of
-        # ours.
+        # In the order in which writers take them, so that no deadlock occurs.
         await tx.execute(text("LOCK TABLE ONLY audit_entries IN ACCESS EXCLUSIVE MODE"))
         await tx.execute(text(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE NOWAIT"))
-        # Without a page it has no row, and until we are done nobody can give it one.
+        # Without a page it has no row, and while the lock is held no row can be added.
         size = text(f"SELECT pg_relation_size(CAST('{name}' AS regclass)) AS size")
         if (await tx.execute(size)).one().size:
             return False
@@ -148,9 +147,9 @@ def first_id(moment: datetime) -> UUID:
     return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
-def moment_of(one: UUID) -> datetime:
-    """Return when an id was made; the end of the calendar for one that no calendar has."""
-    return datetime.fromtimestamp(min((one.int >> 80) / 1000, _LAST), UTC)
+def moment_of(checkout_id: UUID) -> datetime:
+    """Return when an id was made; the end of the calendar for a time that no calendar has."""
+    return datetime.fromtimestamp(min((checkout_id.int >> 80) / 1000, _LAST), UTC)
 
 
 def _month(now: datetime, later: int) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """One run of the archive task: batch after batch, then the months.
 
-Killed at any moment, the next run goes on where it was.
+After a kill at any moment, the next run continues.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ async def run(
 async def _batches(
     db: Database, encryptor: Encryptor, directory: Path, choice: Choice, *, most: int, problems: list[str]
 ) -> AsyncIterator[Archived]:
-    """Archive what there is of one stretch, batch by batch."""
+    """Archive all checkouts of one stretch, batch by batch."""
     but: set[UUID] = set()
     while True:
         try:
             archived = await patiently(partial(take, db, encryptor, directory, choice, most=most, but=but))
         except Unprovable as found:
-            # Each costs its batch one more try, and what it would have been taken with goes without it.
+            # Each costs its batch another try; the batch is then written without it.
             but.update(found.problems)
             problems += found.problems.values()
             _log.error("archive_refused", checkouts=len(found.problems))

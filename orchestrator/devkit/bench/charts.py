@@ -1,8 +1,7 @@
-"""Charts as SVG, by hand and without anything installed: lines with a grid and a legend for a page, bars for
-a document.
+"""Charts as SVG, without any package: lines with a grid and a legend for a page, bars for a document.
 
-No script, no font, no address. Colours can be told apart by everybody. Text in an inline chart is styled by
-its page; a picture of bars stands alone and brings its style, light or dark.
+No script, no font, no address. The colours can be distinguished by colour-blind readers. Text in an inline
+chart is styled by its page; a picture of bars has its own style, light or dark.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def lines(
     """Return lines with a grid and a legend, as HTML; `along` names the axis to the right, on which `marks`
     take the place of numbers.
     """
-    points = [point for one in series for point in one.points]
+    points = [point for line in series for point in line.points]
     if not points:
         return "<p>Nothing was measured.</p>"
     low, high = min(x for x, _ in points), max(x for x, _ in points)
@@ -77,13 +76,13 @@ def lines(
     ]
     drawn.append(text(_WIDTH - _RIGHT, _HEIGHT - 4, along, "end"))
     legend = ""
-    for place, one in enumerate(series):
-        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in one.points)
+    for place, line in enumerate(series):
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line.points)
         colour = COLOURS[place % len(COLOURS)]
         drawn.append(
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"/>'
         )
-        legend += f'<span><i style="background:{colour}"></i>{html.escape(one.name)}</span>'
+        legend += f'<span><i style="background:{colour}"></i>{html.escape(line.name)}</span>'
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(drawn)}</svg><div class="legend">{legend}</div>'
 
 

@@ -1,8 +1,7 @@
-"""What Postgres knows of a run: how far it is, now and then, by one cheap query; everything, once, at the
-end.
+"""What Postgres has of a run: its progress, now and then, by one cheap query; everything, once, at the end.
 
 Readiness and completion are taken from the rows themselves (`offered_at`, `ended_at`: the moment of the
-statement that wrote them), so that looking seldom makes nothing late. Reads only.
+statement that wrote them), so that rare queries make nothing late. Reads only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What whoever watches sees: a run while it goes on, as a drawing or as lines, and what it came to."""
+"""The terminal output of a run: its progress, as a drawing or as lines, and its result."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def _drawn(progress: Progress) -> Group:
     return Group(Text(f"\n  {progress.title}   {seconds:.0f} s   {what}", style="dim"), table)
 
 
-def ramp_line(one: Try) -> Text:
-    """Say what one rate came to."""
-    mark, style = ("✓", "green") if one.held else ("✗", "red")
-    return Text.assemble((f"  {mark} ", style), f"{one.rate:7.1f}/s  ", (one.why, "dim"))
+def ramp_line(attempt: Try) -> Text:
+    """Return the result of one rate as a line."""
+    mark, style = ("✓", "green") if attempt.held else ("✗", "red")
+    return Text.assemble((f"  {mark} ", style), f"{attempt.rate:7.1f}/s  ", (attempt.why, "dim"))
 
 
 def summary(document: dict[str, Any]) -> Table:
@@ -103,8 +103,8 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
         (
             "Memory",
             ", ".join(
-                f"worker {one['peak']:.0f} MB at most, {one['final']:.0f} MB at the end"
-                for one in document["workers_rss_mb"]
+                f"worker {worker['peak']:.0f} MB at most, {worker['final']:.0f} MB at the end"
+                for worker in document["workers_rss_mb"]
             ),
         ),
         (

@@ -1,5 +1,5 @@
-"""What the light gateway says, made once and filled in: token, session, payment methods, the payments XML,
-callbacks.
+"""The documents of the light gateway, made once and filled in: token, session, payment methods, the payments
+XML, callbacks.
 
 The shapes are those that the gateway was seen to send (as in the sandbox), with about as many bytes; making
 them costs a few microseconds. Order numbers and ids are kept to letters that mean the same in JSON, XML and
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SAFE: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 """What an order number or our id must be: it is put into documents as it stands."""
-TOKEN_LIFE: Final = 3600
+TOKEN_LIFETIME: Final = 3600
 """Seconds."""
 SIGNATURE: Final = "AltaPay-Signature"
 
@@ -38,8 +38,8 @@ _NAMESPACE: Final = UUID("6f1a3a0e-6a1b-4a8e-9a58-0d6f3f0f7c51")
 
 
 class Tokens:
-    """Bearer tokens as the gateway's (RS256, seven claims), one for everybody; `renew` makes another, older
-    ones stay good.
+    """Bearer tokens as the gateway's (RS256, seven claims), the same for all sessions; `renew` makes another,
+    older ones stay valid.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Tokens:
     """The JSON that `authenticate` answers with."""
 
     def renew(self) -> None:
-        """Sign a new token; it takes about half a millisecond, which is why not everybody gets one."""
+        """Sign a new token; it takes about half a millisecond, so sessions share a token."""
         now = int(time.time())
         claims = {
             "iss": "AltaPay Issuer",
@@ -59,7 +59,7 @@ class Tokens:
             "groups": ["SessionUpdate", "ExecutePayment", "ListPaymentMethods"],
             "authId": str(uuid4()),
             "iat": now,
-            "exp": now + TOKEN_LIFE,
+            "exp": now + TOKEN_LIFETIME,
             "jti": str(uuid4()),
         }
         token = jwt.encode(claims, self._key, algorithm="RS256")
@@ -100,15 +100,15 @@ def methods(base: str) -> bytes:
 
 
 def _method(base: str, *, terminal: str, kind: str, name: str, description: str) -> dict[str, object]:
-    one = str(uuid5(_NAMESPACE, terminal))
+    method_id = str(uuid5(_NAMESPACE, terminal))
     return {
-        "id": one,
+        "id": method_id,
         "type": kind,
         "name": name,
         "description": description,
-        "logoUrl": f"{base}/logos/{one}.svg",
+        "logoUrl": f"{base}/logos/{method_id}.svg",
         "display": "BUTTON",
-        "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{one}"},
+        "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{method_id}"},
         "onRenderCheck": None,
         "metadata": {"terminalName": terminal},
     }
@@ -192,7 +192,8 @@ def payments(paid: Sequence[Paid]) -> bytes:
     that paid it.
     """
     rows = "".join(
-        (_UNBOUND if one.checkout is None else _BOUND).format_map(_facts(one, _DATE)) for one in paid
+        (_UNBOUND if payment.checkout is None else _BOUND).format_map(_facts(payment, _DATE))
+        for payment in paid
     )
     head = _FOUND.format(now=_stamp(time.time(), _NOW))
     return f"{head}{rows.join(_PAID) if paid else '<Result/>'}{_END}".encode()

@@ -13,8 +13,8 @@ TOLD: Final = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return a percentile by nearest rank (a value that was measured, never one in between) of values in
-    ascending order.
+    """Return a percentile by nearest rank (a measured value, never one in between) of values in ascending
+    order.
     """
     if not ordered:
         message = "there is no percentile of nothing"

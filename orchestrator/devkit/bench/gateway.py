@@ -1,10 +1,10 @@
-"""The light gateway: what our client calls, answered for a few microseconds of CPU, so that load does not
-starve what it measures.
+"""The light gateway: the calls of our client, each answered for a few microseconds of CPU, so that load does
+not starve what it measures.
 
 One process, one event loop, httptools on bare connections. Tokens are signed once in ten minutes; documents
-are templates; books are kept in memory. It answers as late as it is told to, breaks the share of calls that
-it is told to, before anything of them is done, and may have shoppers who pay and of whom the shop is told.
-For load only: the sandbox is the faithful one.
+are templates; books are kept in memory. Its latency and its share of failing calls are options; a failing
+call has no effect. It may have shoppers who pay, with callbacks to the shop. For load only: the sandbox
+simulates the gateway faithfully.
 
     POST /checkout/v1/api/authenticate, …/session
     GET …/session/{id}/payment-methods; GET /merchant/API/payments?shop_orderid=
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 RENEW_TOKEN: Final = 600.0
 FAULTS: Final = ("500", "503", "closed")
-"""What breaks, in turn; `closed` is a connection that ends without an answer."""
+"""Kinds of faults, in turn; `closed` is a connection that ends without an answer."""
 
 _API: Final = b"/checkout/v1/api/"
 _METHODS: Final = b"/payment-methods"
@@ -53,8 +53,8 @@ _REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class GatewayProfile:
-    """How the gateway behaves: how late it answers, which share of calls breaks, who pays (None: nobody
-    does).
+    """The behaviour of the gateway: its latency, the share of calls that fail, and who pays (None: no shopper
+    pays).
     """
 
     latency: Latency = field(default_factory=lambda: Latency(0.0))
@@ -143,8 +143,8 @@ class Gateway:
     def _serve(
         self, connection: _Connection, fault: str | None, serve: Callable[[], tuple[int, bytes]], began: float
     ) -> None:
-        # A fault strikes before anything is done, so that a second session for one order is always ours to
-        # explain.
+        # A fault comes before any effect, so that a second session for one order is always made by the
+        # product.
         if fault is None:
             connection.answer(*serve())
         elif fault == "closed":
@@ -236,9 +236,7 @@ def _refusal(message: str) -> bytes:
 
 
 class _Connection(asyncio.Protocol):
-    """One kept connection; one request at a time, since no client of ours sends the next before
-    the answer.
-    """
+    """One kept connection; one request at a time, since no client sends the next before the answer."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -281,7 +279,7 @@ class _Connection(asyncio.Protocol):
         self._gateway.take(self)
 
     def answer(self, status: int, body: bytes) -> None:
-        """Send an answer, if somebody still waits for it."""
+        """Send an answer, if the client still waits for it."""
         self._busy = False
         if self._transport is None or self._transport.is_closing():
             return

@@ -2,8 +2,8 @@
 status and a body.
 
 Made to cost little beside what is measured, and only for our own processes on this machine: no TLS, no
-redirects, no cookies. A connection that was closed while it was idle is noticed by its first request, which
-is sent once more on a new one.
+redirects, no cookies. A connection that was closed while it was idle is detected by its first request, which
+is sent once more on a new connection.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class HttpPool:
                 try:
                     return await self._ask(line, request)
                 except ConnectionResetError:
-                    if line.heard:
+                    if line.received:
                         raise
             return await self._ask(await self._open(), request)
 
@@ -63,7 +63,8 @@ class HttpPool:
         self._idle.clear()
 
     def _kept(self) -> _Line | None:
-        # The one used last: those that load does not need grow old and are closed by the other side.
+        # The connection used last: those that the load does not need grow old and are closed by the other
+        # side.
         while self._idle:
             line = self._idle.pop()
             if line.open:
@@ -93,7 +94,7 @@ class _Line(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._waiting: asyncio.Future[Answer] | None = None
         self._body: list[bytes] = []
-        self.heard = False
+        self.received = False
         """Whether anything came since the last request."""
 
     @property
@@ -107,7 +108,7 @@ class _Line(asyncio.Protocol):
     async def ask(self, request: bytes) -> Answer:
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError
-        self.heard = False
+        self.received = False
         self._body = []
         self._waiting = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -117,7 +118,7 @@ class _Line(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of asyncio's
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
+        self.received = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:

@@ -1,7 +1,6 @@
-"""How long the light gateway takes to answer: at once, always the same time, or log-normal, as real services
-are.
+"""The latency of the light gateway: none, a constant, or log-normal, as in real services.
 
-A log-normal distribution is given by two of its percentiles in milliseconds, which is how people know a
+A log-normal distribution is given by two of its percentiles in milliseconds, the usual way to describe a
 service. Numbers drawn here are seconds.
 """
 
@@ -32,7 +31,7 @@ class Latency:
     sigma: float = 0.0
 
     def draw(self, random: Random) -> float:
-        """Return the seconds that one answer takes."""
+        """Return the seconds of a single answer."""
         if not self.sigma:
             return self.median
         return self.median * math.exp(random.gauss(0.0, self.sigma))

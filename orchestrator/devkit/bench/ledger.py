@@ -1,12 +1,12 @@
-"""The light gateway's books, and the check at the end of a run: what we accepted, our tables and these books
-must be one story.
+"""The light gateway's books, and the check at the end of a run: accepted intents, our tables and these books
+must agree.
 
-The books hold what every order was asked for, what was paid, what went wrong on purpose, and what was done
-twice. All in memory, for one run; `epoch` tells shoppers of a run that is over that nobody waits for them.
+The books hold each order's request, what was paid, what failed on purpose, and what was done twice. All in
+memory, for one run; `epoch` ends shoppers of an earlier run.
 
-Lost is an order that we accepted, or that its shopper paid, and that did not get to its end. Doubled is an
-order that got something twice: a session, a payment, a checkout, a completion, a capture. Unequal is a
-completed order whose money differs from the gateway's by as little as a minor unit, or that nobody paid.
+Lost is an order that the API accepted, or that its shopper paid, and that did not get to its end. Doubled is
+an order that got something twice: a session, a payment, a checkout, a completion, a capture. Unequal is a
+completed order whose money differs from the gateway's by as little as a minor unit, or that no shopper paid.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Order:
 
 @dataclass(slots=True)
 class Told:
-    """What came of one kind of callback: milliseconds until each answer, and the answers by status (or by
-    what went wrong).
+    """The results of one kind of callback: milliseconds until each answer, and the answers by status (or by
+    error).
     """
 
     milliseconds: list[float] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Told:
 
 
 class GatewayLedger:
-    """Everything that the gateway knows of one run."""
+    """Everything that the gateway has of one run."""
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -186,9 +186,10 @@ class Ledger:
 
 
 def check(taken: Collection[str], rows: Sequence[Row], books: Books, *, whole: bool) -> Ledger:
-    """Compare the intents that we accepted, our tables and the gateway's books.
+    """Compare the accepted intents, our tables and the gateway's books.
 
-    `whole`: orders were to be completed; otherwise they were to be offered to the shopper, and nobody paid.
+    `whole`: orders were to be completed; otherwise they were to be offered to the shopper, and no shopper
+    paid.
     """
     by_order: dict[str, list[Row]] = {}
     for row in rows:
@@ -244,7 +245,7 @@ def _differs(rows: Sequence[Row], payments: Sequence[Payment]) -> str | None:
     if not done:
         return None
     if not payments:
-        return "completed, and nobody paid"
+        return "completed, and no shopper paid"
     ours = sum(row.reserved for row in done), sum(row.captured for row in done), done[0].currency
     theirs = (
         sum(payment.amount for payment in payments),

@@ -1,9 +1,9 @@
-"""The load: a process of its own that hands intents over HTTP on their schedule and notes how long each
+"""The load: a process of its own that sends intents over HTTP on their schedule and records how long each
 answer took.
 
-What it is to do comes as one line of JSON on stdin, what it did goes as lines of JSON to stdout: how far it
-is, now and then, and at the end everything. It ends when stdin closes, so that it never outlives who started
-it. Whoever sends is not whoever measures the rest, draws or counts: a late intent would be the load's fault.
+Its job comes as one line of JSON on stdin, its results go as lines of JSON to stdout: its progress, now and
+then, and at the end everything. It ends when stdin closes, so that it never outlives its parent. The sender
+is a process apart from measuring, drawing and counting: otherwise a late intent could be the load's fault.
 
 An open model: arrivals come on their schedule whether or not what came before is done, and latency counts
 from the scheduled moment. So a product that falls behind is seen to fall behind.
@@ -59,7 +59,7 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Told(msgspec.Struct, rename="camel"):
-    """How far the load is; `slowest` is the longest answer, in milliseconds, since it was last told."""
+    """The progress of the load; `slowest` is the longest answer, in milliseconds, since the last report."""
 
     sent: int = 0
     taken: int = 0
@@ -68,7 +68,7 @@ class Told(msgspec.Struct, rename="camel"):
 
 
 class Sent(msgspec.Struct, rename="camel"):
-    """What was done, one entry for each order in turn.
+    """What was sent, one entry for each order in turn.
 
     `began` is the beginning of the schedule in seconds since 1970, `moments` when each intent was to leave
     after that, `milliseconds` how long after that its answer came (or that there was none), `statuses` the
@@ -104,7 +104,7 @@ def run() -> None:
 
 async def _until_done(job: Job) -> None:
     working = asyncio.current_task()
-    assert working is not None  # noqa: S101 - we are in one
+    assert working is not None  # noqa: S101 - there is a current task
 
     def orphaned() -> None:
         if not os.read(sys.stdin.fileno(), 1):
@@ -193,7 +193,7 @@ class _Load:
 
 
 async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
-    """Do a job on this event loop; `tell` hears now and then how far it is."""
+    """Do a job on this event loop; `tell` is called now and then with the progress."""
     load = _Load(job)
     load.plan()
 
@@ -213,9 +213,7 @@ async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
 
 
 def accepted(status: int) -> bool:
-    """Say whether an answer means that the intent is stored; 200 is the answer to one that was
-    there already.
-    """
+    """Return whether an answer means that the intent is stored; 200 is the answer to an existing one."""
     return status in {200, 202}
 
 
@@ -252,7 +250,7 @@ def order_ref(prefix: str, number: int) -> str:
 
 
 def intent(prefix: str, number: int) -> bytes:
-    """Return the JSON of one intent: an order of one line, with everything that a shop sends."""
+    """Return the JSON of an intent: an order of a single line, with everything that a shop sends."""
     whole = amount(number)
     tax = whole // 5
     return (

@@ -1,8 +1,8 @@
-"""The search for the highest rate that is held: up by a quarter until one is not, then twice the middle
+"""The search for the highest rate that is held: up by a quarter until a rate is not, then twice the middle
 between the two.
 
-Nothing here knows how a rate is tried. `Try` says what counts as held: nothing lost or doubled, everything
-answered and soon, and what was left at the end of the arrivals gone within seconds.
+How a rate is tried is up to the caller. `Try` defines what counts as held: nothing lost or doubled,
+everything answered and soon, and the backlog at the end of the arrivals gone within seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAINS_WITHIN: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """What one rate came to."""
+    """The result of one rate."""
 
     rate: float
     clean: bool
@@ -60,7 +60,7 @@ class Try:
 
 
 async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tuple[float | None, list[Try]]:
-    """Return the highest rate that was held (None: not even a slow one was) and all that was
+    """Return the highest rate that was held (None: not even a slow rate was) and all that was
     tried, in turn.
     """
     tries: list[Try] = []
@@ -68,9 +68,9 @@ async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tu
     refused: float | None = None
     rate = start
     while len(tries) < MOST_STEPS and (held is None or refused is None) and rate >= LEAST_RATE:
-        one = await attempt(rate)
-        tries.append(one)
-        if one.held:
+        tried = await attempt(rate)
+        tries.append(tried)
+        if tried.held:
             held = rate
             rate *= STEP
         else:
@@ -80,9 +80,9 @@ async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tu
         if held is None or refused is None:
             break
         rate = (held + refused) / 2
-        one = await attempt(rate)
-        tries.append(one)
-        if one.held:
+        tried = await attempt(rate)
+        tries.append(tried)
+        if tried.held:
             held = rate
         else:
             refused = rate

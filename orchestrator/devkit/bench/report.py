@@ -207,5 +207,8 @@ def _costs(document: dict[str, Any]) -> str:
 
 
 def _tries(ramp: Sequence[dict[str, Any]]) -> str:
-    rows = [(f"{one['rate']:.1f}/s", "held" if one["held"] else "not held", one["why"]) for one in ramp]
+    rows = [
+        (f"{attempt['rate']:.1f}/s", "held" if attempt["held"] else "not held", attempt["why"])
+        for attempt in ramp
+    ]
     return _table(("rate", "", "why"), rows)

@@ -1,8 +1,8 @@
-"""A run as figures: one JSON object for programs, and what a person wants to know first.
+"""A run as figures: one JSON object for programs, and the main figures for people.
 
-Times of a stage are taken from the moment at which the shop (or the gateway) was due to ask for it: an answer
-from the scheduled arrival, readiness likewise, completion from the payment at the gateway, a callback from
-the moment at which it was to be sent.
+Times of a stage are taken from the moment at which the shop (or the gateway) was due to send: an answer from
+the scheduled arrival, readiness likewise, completion from the payment at the gateway, a callback from the
+moment at which it was to be sent.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Conditions:
     latency: str
     faults: float
     think_s: float
-    """The longest that a shopper thinks; 0 where nobody pays."""
+    """The longest that a shopper waits before paying; 0 where no shopper pays."""
 
     def document(self) -> dict[str, object]:
         return {
@@ -127,7 +127,7 @@ def document(
 ) -> dict[str, Any]:
     """Return a run as the object that `--json` prints."""
     cpu = cpu_per_order(run)
-    one = tried(run, think=conditions.think_s)
+    measured = tried(run, think=conditions.think_s)
     callbacks = run.gateway["callbacks"]
     return {
         "stage": "whole" if run.whole else "ready",
@@ -138,8 +138,8 @@ def document(
         "unequal": len(run.ledger.unequal),
         "rate": run.job.rate or None,
         "seconds": run.job.seconds or None,
-        "held": one.held if run.job.rate else None,
-        "drained_after_s": None if one.drained_after is None else round(one.drained_after, 2),
+        "held": measured.held if run.job.rate else None,
+        "drained_after_s": None if measured.drained_after is None else round(measured.drained_after, 2),
         "orders_per_s": round(throughput(run), 2),
         "cpu_ms_per_order": cpu,
         "product_cpu_ms_per_order": round(sum(cpu.get(kind, 0.0) for kind in PRODUCT), 3),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.up import Up
 
 DEFAULTS: Final[dict[str, object]] = {"first_check_after": 30.0}
-"""Settings of the run where none are set: a lost callback is made up for within the patience of a run."""
+"""Settings of the run where none are set: a lost callback is made up for within the timeout of a run."""
 
 TRY_SECONDS: Final = 10.0
 TRY_TIMEOUT: Final = 30.0
@@ -46,7 +46,7 @@ FIRST_RATE: Final = 40.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the command line asks for. `latency` is as it was typed; `rate` of None: the usual."""
+    """The options of the command line. `latency` is as it was typed; `rate` of None: the usual."""
 
     rate: float | None = None
     seconds: float = 30.0
@@ -119,8 +119,8 @@ class _Bench:
                 self._bench_run.job(orders=WARM_UP, at_once=4), whole=plan.pays, title="warming up", show=show
             )
             if plan.sequential:
-                one, beyond = await self._bench_run.one_by_one(plan.sequential, show=show)
-                return self._told(one, (), stage="sequential", beyond_gateway_ms=figures.summary(beyond))
+                measured, beyond = await self._bench_run.one_by_one(plan.sequential, show=show)
+                return self._told(measured, (), stage="sequential", beyond_gateway_ms=figures.summary(beyond))
             rate = plan.rate or FIRST_RATE
             tries: list[Try] = []
             if plan.ramp:
@@ -130,22 +130,22 @@ class _Bench:
                         f"not even {tries[-1].rate:g} orders a second were held: {tries[-1].why}"
                     )
                 rate = found
-            one = await self._measured(rate, show)
-        return self._told(one, tries)
+            measured = await self._measured(rate, show)
+        return self._told(measured, tries)
 
     async def _try(self, rate: float, show: Callable[[Progress], None]) -> Try:
         job = self._bench_run.job(
             rate=rate, seconds=TRY_SECONDS, evenly=self._plan.evenly, seed=self._plan.seed
         )
-        one = await self._bench_run.measure(
+        measured = await self._bench_run.measure(
             job, whole=self._plan.pays, title=f"{rate:.1f}/s", show=show, timeout=TRY_TIMEOUT
         )
-        tried = result.tried(one, think=self._conditions.think_s)
+        tried = result.tried(measured, think=self._conditions.think_s)
         self._terminal.say(display.ramp_line(tried))
         # What a rate beyond the limit leaves unfinished is the rate's fault; what it does twice is ours.
         self._twice += [
             f"at {rate:.1f}/s {order_ref}: {why}"
-            for order_ref, why in (*one.ledger.doubled.items(), *one.ledger.unequal.items())
+            for order_ref, why in (*measured.ledger.doubled.items(), *measured.ledger.unequal.items())
         ]
         return tried
 
@@ -158,33 +158,33 @@ class _Bench:
             title = f"{rate:.1f}/s"
         return await bench_run.measure(job, whole=plan.pays, title=title, show=show, timeout=TIMEOUT)
 
-    def _told(self, one: Run, tries: Sequence[Try], **extra: object) -> tuple[int, dict[str, Any]]:
+    def _told(self, run: Run, tries: Sequence[Try], **extra: object) -> tuple[int, dict[str, Any]]:
         terminal = self._terminal
-        document = result.document(one, self._conditions, tries=tries, extra=extra)
-        if not one.taken:
+        document = result.document(run, self._conditions, tries=tries, extra=extra)
+        if not run.taken:
             raise BenchFailed("the API took none of the intents: see what its log says with LOG_LEVEL=debug")
         terminal.say()
         terminal.say(display.summary(document))
         terminal.say()
         terminal.facts(*display.facts(document))
         if self._plan.report is not None:
-            self._plan.report.write_text(report.page(one, document), encoding="utf-8")
+            self._plan.report.write_text(report.page(run, document), encoding="utf-8")
             terminal.facts(("Report", str(self._plan.report)))
         terminal.say()
-        wrong = [*one.ledger.sentences(), *self._twice]
+        wrong = [*run.ledger.sentences(), *self._twice]
         if document["held"] is False:
-            why = result.tried(one, think=self._conditions.think_s).why
-            terminal.trouble(f"{one.job.rate:.1f} orders a second are more than it holds: {why}")
-        if one.failed:
-            terminal.trouble(f"{one.failed} of {len(one.sent.statuses)} intents were not taken")
+            why = result.tried(run, think=self._conditions.think_s).why
+            terminal.trouble(f"{run.job.rate:.1f} orders a second are more than it holds: {why}")
+        if run.failed:
+            terminal.trouble(f"{run.failed} of {len(run.sent.statuses)} intents were not taken")
         if wrong:
             for sentence in wrong:
                 terminal.trouble(sentence)
             terminal.say("The books do not agree.", style="bold red")
         else:
-            paid = ", paid and completed" if one.whole else " and offered to the shopper"
+            paid = ", paid and completed" if run.whole else " and offered to the shopper"
             terminal.say(
-                f"All {one.taken} orders were taken{paid}; nothing was lost or doubled, and the gateway's books "
+                f"All {run.taken} orders were taken{paid}; nothing was lost or doubled, and the gateway's books "
                 "and ours agree to the minor unit.",
                 style="bold green",
             )
@@ -220,12 +220,12 @@ def _refuse_others() -> None:
             "bench: give it the keys of that database"
         )
 
-    async def look() -> tuple[int, int]:
+    async def read() -> tuple[int, int]:
         async with Database(url, pool_size=1, name="orchestrator-bench") as db:
             return await database_probe.others(db, ours=NAMED)
 
     with schema.reachable(url):
-        unsettled, workers = asyncio.run(look())
+        unsettled, workers = asyncio.run(read())
     if unsettled or workers:
         raise SettingsError(
             f"{PREFIX}DATABASE_URL names a database in use ({unsettled} unsettled checkouts, {workers} running workers), and the "

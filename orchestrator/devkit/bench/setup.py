@@ -1,5 +1,5 @@
-"""The running product with a merchant for the bench, and one measurement on it: load, drain, every book read,
-one `Run`.
+"""The running product with a merchant for the bench, and one measurement on it: load, drain, all books read,
+a `Run`.
 
 The load and the light gateway are processes of their own; this one starts them, watches, and reads at the
 end. It reads Postgres twice a second by a query over what is under way, and the processes' meters once a
@@ -42,18 +42,18 @@ NAMED: Final = "bench-"
 TIMEOUT: Final = 60.0
 """Seconds after the last arrival in which every order must have come to its end."""
 
-_LOOK_EVERY: Final = 0.5
+_POLL_EVERY: Final = 0.5
 _METER_EVERY: Final = 1.0
 _SLEEP: Final = 0.1
 _ONE_BY_ONE: Final = 0.003
 _START_TIMEOUT: Final = 30.0
 _TELLING_TIMEOUT: Final = 10.0
-_TOKEN_LIFE: Final = 86_400.0
+_TOKEN_LIFETIME: Final = 86_400.0
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run is, for whoever watches."""
+    """The progress of a run, for display."""
 
     title: str
     began: float = field(default_factory=time.monotonic)
@@ -100,7 +100,7 @@ class Run:
 
     @property
     def paid_at(self) -> dict[str, float]:
-        return {one["orderId"]: one["paidAt"] for one in self.gateway["payments"]}
+        return {payment["orderId"]: payment["paidAt"] for payment in self.gateway["payments"]}
 
     @property
     def ended(self) -> list[float]:
@@ -121,7 +121,7 @@ class BenchRun:
             up.settings,
             merchant=merchant,
             scopes=("checkouts:write", "checkouts:read"),
-            lifetime=_TOKEN_LIFE,
+            lifetime=_TOKEN_LIFETIME,
             subject="bench",
         )
         self._runs = 0
@@ -271,7 +271,7 @@ class BenchRun:
             if time.monotonic() - metered >= _METER_EVERY:
                 metered = time.monotonic()
                 self._usage.sample()
-            await asyncio.sleep(_LOOK_EVERY)
+            await asyncio.sleep(_POLL_EVERY)
 
     async def _drained(self, prefix: str, *, whole: bool, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -293,13 +293,13 @@ class BenchRun:
         books = ledger.Books(
             payments=[
                 ledger.Payment(
-                    order_ref=one["orderId"],
-                    paid_at=one["paidAt"],
-                    amount=one["amountMinor"],
-                    currency=one["currency"],
-                    captured=one["capturedMinor"],
+                    order_ref=payment["orderId"],
+                    paid_at=payment["paidAt"],
+                    amount=payment["amountMinor"],
+                    currency=payment["currency"],
+                    captured=payment["capturedMinor"],
                 )
-                for one in told["payments"]
+                for payment in told["payments"]
             ],
             doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
         )
@@ -340,8 +340,8 @@ class BenchRun:
 
 @asynccontextmanager
 async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
-    """Give the bench a merchant of its own at the light gateway, whose lookups are not rationed, and wait
-    until the API knows it.
+    """Give the bench a merchant of its own at the light gateway, whose lookups are not limited, and wait
+    until the API serves it.
     """
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:

@@ -1,9 +1,9 @@
-"""Shoppers at the light gateway: they think, they pay, and the gateway tells the shop by two callbacks at the
-same moment.
+"""Shoppers at the light gateway: they pay after a time, and the gateway sends two callbacks to the shop at
+the same moment.
 
 A callback's time counts from the moment at which it was to be sent, so that waiting for a free connection is
-not hidden. An answer is noted and nothing follows from it: a callback that was not taken is lost, and the
-shop has to find out by itself.
+not hidden. An answer is recorded and nothing follows from it: a callback that was not accepted is lost, and a
+lookup has to find the payment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FIRST_TRANSACTION: Final = 539_101
 @dataclass(frozen=True, slots=True)
 class ShopperProfile:
     """What shoppers do: `think` seconds before they pay, more or less a share `jitter` of it; the secret
-    signs what is told.
+    signs callbacks.
     """
 
     think: float = 1.0
@@ -49,7 +49,7 @@ class Shoppers:
         self._transactions = FIRST_TRANSACTION
 
     def welcome(self, order: Order) -> None:
-        """Let a shopper look at the payment methods of an order, once for each order."""
+        """Let a shopper read the payment methods of an order, once for each order."""
         if order.expected:
             return
         order.expected = True

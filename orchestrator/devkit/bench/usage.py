@@ -1,8 +1,8 @@
-"""What a run costs: CPU time and memory of every process, by what it is, sampled while it runs.
+"""What a run costs: CPU time and memory of every process, by kind, sampled while it runs.
 
 A process that ends and is started again keeps what it had used. Of Postgres all backends count, also those
-that have ended; of a server that was not started here nothing is known, and nothing is told. The disk's flush
-time is measured beside it, because it bounds what any database can commit.
+that have ended; a server that was not started here has no figures. The disk's flush time is measured beside
+it, because it bounds what any database can commit.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Sample:
 
 
 class Usage:
-    """A meter over processes by name (`worker-1`) and number; `kinds` makes one kind of `worker-1` and
+    """A meter over processes by name (`worker-1`) and number; `kinds` merges names such as `worker-1` and
     `worker-2`.
     """
 
@@ -71,7 +71,7 @@ class Usage:
         for name, number in self._processes().items():
             kind = name.partition("-")[0]
             with suppress(psutil.NoSuchProcess):
-                self._look(kind, psutil.Process(number), family=kind == "postgres")
+                self._sample_process(kind, psutil.Process(number), family=kind == "postgres")
         self.samples.append(Sample(time.time(), self.used()))
 
     def used(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Usage:
         busy, whole = (now - before for now, before in zip(machine(), self._machine, strict=True))
         return max(busy - sum(self.used().values()), 0.0) / whole if whole > 0 else 0.0
 
-    def _look(self, kind: str, process: psutil.Process, *, family: bool) -> None:
+    def _sample_process(self, kind: str, process: psutil.Process, *, family: bool) -> None:
         with process.oneshot():
             own, rss = spent(process, ended=family), process.memory_info().rss
         if family:
@@ -115,7 +115,7 @@ def spent(process: psutil.Process, *, ended: bool = False) -> float:
     """
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
-        # Of ended backends the postmaster knows.
+        # The postmaster counts ended backends.
         children = times.children_user + times.children_system if ended else 0.0
         return float(times.user + times.system + children)
     return 0.0

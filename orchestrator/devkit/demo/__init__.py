@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.devkit.demo.orders import CROWD, draw
+from orchestrator.devkit.demo.orders import BURST, draw
 from orchestrator.devkit.demo.scripts import choose
 from orchestrator.devkit.local import up as supervise
 from orchestrator.settings import PREFIX, SettingsError, load
@@ -29,7 +29,8 @@ BRISK: Final[dict[str, object]] = {
     "hint_grace": 2.0,
     "sweep_interval": 0.5,
 }
-"""Settings of the demo where none are set, so that a shopper who leaves is known to have left within seconds.
+"""Settings of the demo where none are set, so that a shopper who leaves is known to have left
+within seconds.
 """
 
 HASTY: Final[dict[str, object]] = {
@@ -82,7 +83,7 @@ def run(
             f"{PREFIX}GATEWAY_SECRETS is not set, and the scripts about money need to know what the sandbox signs its callbacks "
             f"with: give it the sandbox's own, or unset {PREFIX}GATEWAY_URL, and the demo brings its own sandbox"
         )
-    defaults = HASTY if about_money and orders <= CROWD else BRISK
+    defaults = HASTY if about_money and orders <= BURST else BRISK
     if given is not None:
         # Where that sandbox calls from is not known here.
         defaults = {**defaults, "gateway_networks": ()}

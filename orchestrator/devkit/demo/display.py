@@ -1,5 +1,5 @@
-"""What the audience sees: orders by state while they move, and at the end a summary, the slowest order, and
-where to look.
+"""The demo's display: orders by state while they move, and at the end a summary, the slowest order, and where
+to look further.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def shared_state(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seco
 
 
 def line(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> str:
-    """Say the same in one line, where nobody can redraw."""
+    """Return the same in one line, for a terminal that cannot be redrawn."""
     over = sum(outcome.over for outcome in outcomes)
     told = ", ".join(f"{states[state]} {state}" for state in State if states.get(state))
     return f"{seconds:4.0f} s  {over} of {len(outcomes)} orders ended: {told or 'none has arrived'}"
@@ -131,27 +131,36 @@ def totals(outcomes: Sequence[Outcome]) -> Text:
 def balances(found: Sequence[Balance]) -> list[Text]:
     """Say currency by currency what the gateway's ledger and our books hold of this run."""
     lines = [Text("Money of all orders, reserved/captured/refunded:", style="bold")]
-    for one in found:
+    for balance in found:
         ledger, books = (
-            " / ".join(f"{money.to_decimal(minor, one.currency):,}" for minor in side)
-            for side in (one.ledger, one.books)
+            " / ".join(f"{money.to_decimal(minor, balance.currency):,}" for minor in side)
+            for side in (balance.ledger, balance.books)
         )
-        sign = ("✓", "green") if one.agrees else ("✗", "bold red")
+        sign = ("✓", "green") if balance.agrees else ("✗", "bold red")
         lines.append(
             Text.assemble(
-                f"  {one.currency}  ", ("ledger ", "dim"), ledger, ("   books ", "dim"), books, "  ", sign
+                f"  {balance.currency}  ", ("ledger ", "dim"), ledger, ("   books ", "dim"), books, "  ", sign
             )
         )
     return lines
 
 
 def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
-    """Say in sentences why one order is where it is: one that came late, and about which we did something."""
-    known = [(one.told, one.told.explained) for one in outcomes if one.told and one.told.explained]
+    """Explain one order in sentences: one that came late, and on which the orchestrator acted."""
+    known = [
+        (outcome.told, outcome.told.explained)
+        for outcome in outcomes
+        if outcome.told and outcome.told.explained
+    ]
     if not known:
         return None
     told, why = max(
-        known, key=lambda one: (one[0].checkout.late, len(one[0].checkout.operations), -len(one[0].trail))
+        known,
+        key=lambda outcome: (
+            outcome[0].checkout.late,
+            len(outcome[0].checkout.operations),
+            -len(outcome[0].trail),
+        ),
     )
     said = [why.summary, *why.because, *why.evidence]
     title = Text.assemble(("One order explained: ", "bold"), told.checkout.order_id)
@@ -172,7 +181,7 @@ def slowest(outcomes: Sequence[Outcome]) -> RenderableType | None:
 
 
 def places(up: Up, gateway: str, sample: Outcome | None, *, stay: bool) -> list[tuple[str, str]]:
-    """Return where to look further: addresses only where something answers at them when the demo is over."""
+    """Return where to look further: addresses only where a server still answers after the demo."""
     option = up.data_dir_option(".orchestrator")
     rows = [("API", f"{up.url}/docs")] if stay else []
     if sample is not None and stay:

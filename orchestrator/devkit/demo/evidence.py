@@ -1,5 +1,5 @@
-"""What ledger, books and trail tell about an order when it has ended, whether they tell the same, and what a
-script wants to find in them.
+"""What ledger, books and trail show of an order at its end, whether they agree, and what a script expects of
+them.
 
 Amounts are minor units. The ledger is the sandbox's: every movement of a shopper's money, by whom and under
 which identifier. The books are what our API answers; for the money of a whole run, what the table of payments
@@ -65,7 +65,9 @@ class Told:
         """What our books say of each transaction of the order that is more than an attempt, or
         holds money.
         """
-        seen = {one.transaction_id: _sums(one, one.currency) for one in self.checkout.payments}
+        seen = {
+            payment.transaction_id: _sums(payment, payment.currency) for payment in self.checkout.payments
+        }
         return {number: sums for number, sums in seen.items() if any(sums) or number in self.at_gateway}
 
     @property
@@ -109,17 +111,17 @@ class Told:
                 )
 
     def check_movements(self, wanted: tuple[str, ...]) -> None:
-        """See that the gateway did what we asked of it: these movements, each once, and none that we know
-        nothing of.
-        """
-        made = [one for row in self.ledger for one in row["movements"] if one["by"] == "merchant"]
-        if Counter(one["type"] for one in made) != Counter(wanted):
-            seen = ", ".join(one["type"] for one in made)
+        """Check that the gateway did what was requested: these movements, each once, and no others."""
+        made = [
+            movement for row in self.ledger for movement in row["movements"] if movement["by"] == "merchant"
+        ]
+        if Counter(movement["type"] for movement in made) != Counter(wanted):
+            seen = ", ".join(movement["type"] for movement in made)
             raise Unscripted(
                 expected=f"{', '.join(wanted) or 'no movement'} in the ledger", seen=seen or "none"
             )
-        named = [one["identifier"] for one in made if one["identifier"]]
-        ours = {one.reconciliation_identifier for one in self.checkout.operations}
+        named = [movement["identifier"] for movement in made if movement["identifier"]]
+        ours = {operation.reconciliation_identifier for operation in self.checkout.operations}
         if len(set(named)) != len(named) or not ours.issuperset(named):
             raise Unscripted(expected="each identifier of ours once in the ledger", seen=", ".join(named))
         for row in self.ledger:
@@ -130,20 +132,18 @@ class Told:
                 )
 
     def check_explanation(self) -> None:
-        """See that somebody who asks why is told why: in a summary, reasons and evidence, each a whole
-        sentence.
-        """
+        """Check that the explanation has a summary, reasons and evidence, each a whole sentence."""
         told = self.explained
         said = () if told is None else (told.summary, *told.because, *told.evidence)
         whole = told is not None and told.because and told.evidence
-        if not whole or not all(_SENTENCE.fullmatch(one) for one in said):
+        if not whole or not all(_SENTENCE.fullmatch(sentence) for sentence in said):
             raise Unscripted(expected="an explanation in whole sentences", seen=str(said))
 
 
 def _sums(amounts: answers.HeldMoney | answers.Payment, currency: str) -> Sums:
-    """Return the amounts in minor units; one that cannot be read fails."""
+    """Return the amounts in minor units; an unreadable amount fails."""
     each = (amounts.reserved, amounts.captured, amounts.refunded)
-    reserved, captured, refunded = (money.to_minor(str(one), currency) for one in each)
+    reserved, captured, refunded = (money.to_minor(str(amount), currency) for amount in each)
     return reserved, captured, refunded
 
 
@@ -197,7 +197,9 @@ def settled_by(**wanted: int) -> Callable[[Told], str | None]:
     """So many operations succeeded for each cause (asked, automatic, returned), and no others."""
 
     def evidence(told: Told) -> str | None:
-        counted = Counter(one.cause for one in told.checkout.operations if one.state == "succeeded")
+        counted = Counter(
+            operation.cause for operation in told.checkout.operations if operation.state == "succeeded"
+        )
         return (
             None
             if counted == Counter(wanted)
@@ -235,7 +237,7 @@ def unasked(told: Told) -> str | None:
 def found_by_lookup(told: Told) -> str | None:
     if any(True for _ in told.callbacks_read()):
         return "no callback in the trail"
-    lost = [one for one in told.callbacks() if one["answerStatus"] is not None]
+    lost = [callback for callback in told.callbacks() if callback["answerStatus"] is not None]
     return "no callback that was delivered" if lost else None
 
 
@@ -258,7 +260,7 @@ def disbelieved(grade: str, *, never: bool) -> Callable[[Told], str | None]:
 
 
 def refused_401(told: Told) -> str | None:
-    statuses = {one["answerStatus"] for one in told.callbacks()}
+    statuses = {callback["answerStatus"] for callback in told.callbacks()}
     return None if statuses == {401} else f"401 as the answer to every callback, and not {sorted(statuses)}"
 
 
@@ -275,7 +277,7 @@ def bound_by(binding: str) -> Callable[[Told], str | None]:
     """The payment was known as the order's by this, and by nothing better."""
 
     def evidence(told: Told) -> str | None:
-        seen = {one.binding for one in told.checkout.payments}
+        seen = {payment.binding for payment in told.checkout.payments}
         return None if seen == {binding} else f"payments bound by {binding}, and not {sorted(seen)}"
 
     return evidence
@@ -299,7 +301,7 @@ _PAGE = 1000
 class Balance:
     """Reserved, captured and refunded of one currency in minor units, by both sides.
 
-    A reservation that was released is none.
+    A released reservation counts as none.
     """
 
     currency: str

@@ -1,4 +1,4 @@
-"""What the demo's shoppers want: one order each, drawn from the seed alone, so that a run can be repeated.
+"""The orders of the demo's shoppers: one each, drawn from the seed alone, so that a run can be repeated.
 
 Amounts stay above the test amounts that mean something to the gateway. Cards are documented test numbers.
 """
@@ -20,7 +20,7 @@ THANKS: Final = "https://shop.example/thanks"
 SORRY: Final = "https://shop.example/sorry"
 
 APART: Final = 0.08
-CROWD: Final = 60
+BURST: Final = 60
 BURST_FACTOR: Final = 2.5
 LAST_ARRIVAL: Final = 20.0
 """Seconds between two shoppers, and at most until the last one."""
@@ -93,7 +93,7 @@ def prefix_of(run: str) -> str:
 
 def draw(scripts: Sequence[Script], *, count: int, seed: int, run: str) -> list[Order]:
     """Make the orders of one run: scripts spread evenly, in an order that the seed decides."""
-    chance = random.Random(f"{seed}/demo")  # noqa: S311 - wants to be repeated, not to be secret
+    chance = random.Random(f"{seed}/demo")  # noqa: S311 - repeatable, not secret
     spread = [scripts[number % len(scripts)] for number in range(count)]
     chance.shuffle(spread)
     return [
@@ -104,7 +104,9 @@ def draw(scripts: Sequence[Script], *, count: int, seed: int, run: str) -> list[
 
 def _order(script: Script, chance: random.Random, *, number: int, count: int, run: str) -> Order:
     markets = (
-        _MARKETS if script.method is None else [one for one in _MARKETS if script.method in _METHODS[one[1]]]
+        _MARKETS
+        if script.method is None
+        else [market for market in _MARKETS if script.method in _METHODS[market[1]]]
     )
     currency, country = chance.choice(markets)
     # Whole tens of the smallest unit would hide a slip of the decimal point.
@@ -120,7 +122,7 @@ def _order(script: Script, chance: random.Random, *, number: int, count: int, ru
         method=script.method or method,
         auto_capture=chance.random() < 1 / 2 if script.auto_capture is None else script.auto_capture,
         challenged=challenged and script.method is None,
-        # In a burst everything takes longer, and who wants to be declined must get that far.
-        expires_in=script.expires_in and script.expires_in * (BURST_FACTOR if count > CROWD else 1.0),
+        # In a burst everything takes longer, and a shopper who will be declined must get that far.
+        expires_in=script.expires_in and script.expires_in * (BURST_FACTOR if count > BURST else 1.0),
         arrives=number * min(APART, LAST_ARRIVAL / count),
     )

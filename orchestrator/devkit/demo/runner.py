@@ -46,7 +46,7 @@ _STATES = text("""
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one order: as told at its end, or why it did not go by its script."""
+    """The result of one order: its evidence at the end, or why it did not follow its script."""
 
     order: Order
     told: Told | None = None
@@ -64,7 +64,7 @@ class Outcome:
 
 
 async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
-    """Play all orders and show them; 0 only if every one ended as scripted with its money in both books."""
+    """Play all orders and show them; 0 only if every order ended as scripted with its money in both books."""
     outcomes = [Outcome(order) for order in orders]
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
     timeout = httpx.Timeout(20.0, pool=TIMEOUT)
@@ -91,7 +91,7 @@ async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay:
             await asyncio.gather(watching, *shoppers, return_exceptions=True)
         balances = await balances_of(http, gateway, db, prefix=prefix_of(run))
     _conclude(up, outcomes, balances, gateway=gateway, stay=stay)
-    whole = all(outcome.scripted for outcome in outcomes) and all(one.agrees for one in balances)
+    whole = all(outcome.scripted for outcome in outcomes) and all(balance.agrees for balance in balances)
     return 0 if whole else 1
 
 
@@ -159,12 +159,12 @@ def _conclude(
         if drawn is not None:
             terminal.say(drawn)
             terminal.say()
-    sample = next((one for one in outcomes if one.checkout), None)
+    sample = next((item for item in outcomes if item.checkout), None)
     rows = display.places(up, gateway, sample, stay=stay)
     if rows:
         terminal.facts(*rows)
         terminal.say()
-    agree = all(one.agrees for one in balances)
+    agree = all(balance.agrees for balance in balances)
     moving = any(outcome.order.script.holds for outcome in outcomes)
     if moving or not agree:
         for line in display.balances(balances):
@@ -176,7 +176,9 @@ def _conclude(
         said = f"{len(bad)} of {len(outcomes)} orders did not end as scripted" if bad else ""
         unequal = "" if agree else "the sandbox's ledger and our books do not agree"
         terminal.console.print(
-            f"{'; '.join(one for one in (said, unequal) if one)}.", style="bold red", soft_wrap=True
+            f"{'; '.join(sentence for sentence in (said, unequal) if sentence)}.",
+            style="bold red",
+            soft_wrap=True,
         )
         return
     if not moving:

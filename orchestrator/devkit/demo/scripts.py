@@ -1,11 +1,11 @@
 """What a script is, and the scripts of both groups: what a shopper does, what goes wrong on the way, how the
 order must end.
 
-A script is data and one function over what a shopper can do (`steps`). `plan` is what the sandbox is told
-about the order beforehand, and `evidence` looks at ledger and trail afterwards, so that an order which ended
-well for another reason than its script's is found. Group `money` says what ledger and books must hold in the
-end, and what we may have asked the gateway for on the way: whatever happens twice in a script (a capture
-asked for again, an answer that is lost, a policy that two lookups follow), the money moves once.
+A script is data and one function over what a shopper can do (`steps`). `plan` is sent to the sandbox for the
+order beforehand, and `evidence` checks ledger and trail afterwards, so that an order which ended well for
+another reason than its script's is found. Group `money` states what ledger and books must hold in the end,
+and which calls the gateway may have got on the way: whatever happens twice in a script (a repeated capture,
+an answer that is lost, a policy that two lookups follow), the money moves once.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Script:
     auto_capture: bool | None = None
     """None: as the seed has it."""
     handed_over: bool = True
-    """Whether the shop hands the order over; otherwise it is paid elsewhere, and nobody here has heard of it.
+    """Whether the shop sends the order to the orchestrator; otherwise it is paid elsewhere, without an
+    intent.
     """
     holds: Sums | None = None
     """What the books say of the payment that pays, in the end, as multiples of the order's amount; None: it
@@ -118,7 +119,7 @@ _CHECKOUT: Final = (
         ends=State.CANCELLED, evidence=never_tried,
     ),
     Script(
-        name="leaves_without_paying", says="opens the page and leaves", act=steps.look_and_leave, ends=State.EXPIRED,
+        name="leaves_without_paying", says="opens the page and leaves", act=steps.abandon, ends=State.EXPIRED,
         evidence=never_tried, expires_in=SHORT,
     ),
 )  # fmt: skip
@@ -136,10 +137,9 @@ MERCHANTS: Final[dict[str, dict[str, object]]] = {
         (ASKS, "ask", "manual"), (KEEPS, "keep", "manual"), (RETURNS, "return", "manual"), (CAPTURES, "ask", "automatic"),
     )
 }  # fmt: skip
-"""The merchants of these scripts by name, with their policies; all have the one account at the gateway.
+"""The merchants of these scripts by name, with their policies; all have the same account at the gateway.
 
-Nobody waits for a place in the queue of lookups: here everything is looked up within seconds, as it is in
-hours elsewhere.
+Lookups do not wait for slots: here everything is looked up within seconds, as it is in hours elsewhere.
 """
 
 
@@ -147,7 +147,8 @@ RESERVED: Final = (1, 0, 0)
 CAPTURED: Final = (1, 1, 0)
 REFUNDED: Final = (1, 1, 1)
 NOTHING: Final = (0, 0, 0)
-"""What the books say in the end: reserved, captured and refunded, each as a multiple of the order's amount.
+"""What the books say in the end: reserved, captured and refunded, each as a multiple of the
+order's amount.
 """
 
 _LOST: Final = {"callbacks": {"success": False, "failure": False, "notification": False}}
@@ -160,7 +161,7 @@ _PAID: Final[dict[str, Any]] = {
 
 
 def _lost_answer(call: str, **more: object) -> dict[str, Any]:
-    """Return a plan by which one call takes effect, and its answer never comes."""
+    """Return a plan by which a call takes effect, and its answer is lost."""
     return {"fail": {call: 1}, "failAfter": True, "failStatus": "reset", **more}
 
 
@@ -282,11 +283,11 @@ _MONEY: Final = (
         evidence=every(settled_by(returned=1), entries(submitted=1)),
     ),
     Script(
-        name="unknown_order_kept", says="pays an order that nobody knows; a person keeps it", act=steps.unknown_order_kept, **_PAID,
+        name="unknown_order_kept", says="pays an order without an intent; a person keeps it", act=steps.unknown_order_kept, **_PAID,
         holds=RESERVED, handed_over=False, evidence=every(late, unasked),
     ),
     Script(
-        name="unknown_order_returned", says="pays an order that nobody knows; policy returns it", act=steps.unknown_order_returned,
+        name="unknown_order_returned", says="pays an order without an intent; policy returns it", act=steps.unknown_order_returned,
         **{**_PAID, "merchant": RETURNS}, holds=NOTHING, moves=("released",), handed_over=False,
         evidence=every(late, settled_by(returned=1), entries(submitted=1)),
     ),
@@ -330,7 +331,7 @@ GROUPS: Final[dict[str, tuple[Script, ...]]] = {
 
 
 def scripts_of(name: str) -> tuple[Script, ...]:
-    """Return the scripts of a group, or the one of this name; `KeyError` if there is neither."""
+    """Return the scripts of a group, or the script of this name; `KeyError` if there is neither."""
     named = {script.name: (script,) for script in GROUPS["all"]}
     return (GROUPS | named)[name]
 

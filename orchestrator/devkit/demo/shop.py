@@ -1,8 +1,8 @@
 """The merchants of the demo, over plain HTTP: the API through our client, the sandbox's script API, the
 gateway's own interface.
 
-One `Shop` is one merchant: `default`, or one of group `money`, with policies of its own. What does not answer
-as the contract says ends in `Unscripted`.
+One `Shop` is one merchant: `default`, or a merchant of group `money`, with policies of its own. An answer
+outside the contract ends in `Unscripted`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from orchestrator.store.merchants import Merchant
 
 _UNKNOWN_FOR: Final = 1.0
-"""Seconds for which a process that has just read the merchants does not know a new one."""
+"""Seconds for which a process that has just read the merchants does not have a new one."""
 _KNOWN_WITHIN: Final = 30.0
-_TOKEN_LIFE: Final = 3600.0
+_TOKEN_LIFETIME: Final = 3600.0
 _SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write", "ops")
 
 
@@ -49,9 +49,9 @@ class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
 
 @dataclass(slots=True)
 class Shop:
-    """One merchant with everything it can reach.
+    """A merchant with everything it can reach.
 
-    `encryptor` and `public_url` make the addresses that its gateway was told.
+    `encryptor` and `public_url` make the addresses that its gateway got.
     """
 
     http: httpx.AsyncClient
@@ -97,13 +97,13 @@ class Shop:
         return answer.json()
 
     async def ledger(self, order: Order) -> list[dict[str, Any]]:
-        """Return what the sandbox knows of the order's payments."""
+        """Return the sandbox's ledger of the order's payments."""
         found = await self.control("GET", "ledger", orderId=order.id)
         return [row for entry in found["orders"] for row in entry["payments"]]
 
     async def pay_elsewhere(self, order: Order) -> None:
-        """Pay an order number at the gateway that nobody has handed over; its terminals know the merchant's
-        own address.
+        """Pay an order number at the gateway without an intent; its terminals have the merchant's own
+        address.
         """
         url = callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant.name)
         payment = {
@@ -115,7 +115,7 @@ class Shop:
         await self.control("POST", "payments/unmatched", payment)
 
     async def capture_by_hand(self, order: Order, transaction: str) -> None:
-        """Capture a payment in the gateway's own interface, as somebody in the shop's office does."""
+        """Capture a payment in the gateway's own interface, as the shop's staff does."""
         amount, account = str(money.to_decimal(order.amount, order.currency)), self.merchant.account
         answer = await self.http.post(
             f"{self.sandbox}/merchant/API/captureReservation",
@@ -125,7 +125,7 @@ class Shop:
         need(answer, (200,), "the gateway to capture by hand")
 
     async def forge(self, order: Order, checkout: UUID) -> int:
-        """Send a success notification as somebody would who knows the address and no secret; return the
+        """Send a success notification as a sender would who has the address and no secret; return the
         answer's status.
         """
         pages = {"success": "", "failure": ""}
@@ -156,8 +156,8 @@ async def opened(
     *,
     gateway: str,
 ) -> dict[str, Shop]:
-    """Return a shop for each merchant by name, added or set to its policies; one without policies stays as it
-    is.
+    """Return a shop for each merchant by name, added or set to its policies; a merchant without policies
+    stays as it is.
     """
     encryptor = Encryptor(up.settings.secret_keys)
     merchants = Merchants(db, encryptor, up.settings)
@@ -171,7 +171,9 @@ async def opened(
         found = await merchants.named(name)
         if found is None:
             raise UnknownMerchant(name)
-        token = auth.issue(up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFE, subject="demo")
+        token = auth.issue(
+            up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFETIME, subject="demo"
+        )
         client = Client(up.url, token, http=http)
         shops[name] = Shop(http, client, gateway, found, up.settings.public_url, encryptor)
     for shop in shops.values():
@@ -180,7 +182,7 @@ async def opened(
 
 
 async def _bring_about(merchants: Merchants, up: Up, name: str, policies: Mapping[str, object]) -> bool:
-    """Add a merchant, or set the one that is there to what its scripts need; say whether it is new."""
+    """Add a merchant, or set an existing one to what its scripts need; return whether it is new."""
     password = up.settings.gateway_password.get_secret_value()
     secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
     # Without a gateway and user name of its own it has those of the settings, wherever the sandbox listens

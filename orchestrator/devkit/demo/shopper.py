@@ -1,9 +1,8 @@
-"""One shopper with one order, over plain HTTP only: what a browser would send, and what the shop asks for in
-the meantime.
+"""A shopper with an order, over plain HTTP only: what a browser would send, and the shop's requests
+meanwhile.
 
-Every wait is bounded, and whatever does not go by the script ends in `Unscripted`, which says what was
-expected and what was seen. The shop's own pages are never fetched: the shopper stops where the redirect
-leads.
+Every wait is bounded, and any departure from the script ends in `Unscripted`, with what was expected and what
+was seen. The shop's own pages are never fetched: the shopper stops where the redirect leads.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
 
 
 class Shopper:
-    """One shopper with one order; `play` lives the script and returns what came of it."""
+    """A shopper with an order; `play` runs the script and returns the result."""
 
     def __init__(self, shop: Shop, order: Order, *, timeout: float) -> None:
         self.shop, self.client, self.order = shop, shop.client, order
@@ -57,7 +56,7 @@ class Shopper:
         self.ended: float | None = None
 
     async def play(self) -> Told:
-        """Live through the script; `Unscripted` if it goes another way or takes longer than the patience."""
+        """Run the script; `Unscripted` if it goes another way or takes longer than the timeout."""
         script = self.order.script
         self.began = time.monotonic()
         if script.plan:
@@ -73,7 +72,7 @@ class Shopper:
         return await self._settled(self.known)
 
     async def _settled(self, checkout: UUID) -> Told:
-        """Return what is told at the end; callbacks that were sent beside the one that counted get a moment
+        """Return the evidence at the end; callbacks that were sent beside the one that counted get a moment
         to arrive.
         """
         deadline = time.monotonic() + _LATECOMERS
@@ -94,7 +93,7 @@ class Shopper:
     # What a script can have a shopper do.
 
     async def pay(self) -> None:
-        """Pay with the method of choice; where the bank wants to know who pays, say so."""
+        """Pay with the method of choice; authenticate where the bank requires it."""
         await self.pay_on(await self.open_page())
 
     async def pay_on(self, page: str) -> None:
@@ -164,7 +163,7 @@ class Shopper:
     async def _fetch(self, page: str, what: str) -> None:
         need(await self.shop.http.get(page, headers={"user-agent": AGENT}), (200,), what)
 
-    # What a script can have the shop do, and a person who looks after it.
+    # What a script can have the shop do, and its operator.
 
     @property
     def known(self) -> UUID:
@@ -186,7 +185,7 @@ class Shopper:
         await self.obeyed(accepted.command.id, fails=fails)
 
     async def obeyed(self, command: UUID, *, fails: bool = False) -> None:
-        """Wait until a command is carried out."""
+        """Wait until a command is executed."""
         found = await self.until(
             "the command to be carried out", lambda found: _fate(found, command) is not None, ended=True
         )
@@ -208,13 +207,11 @@ class Shopper:
         return rows[0]
 
     async def at_gateway(self, what: str, **body: object) -> None:
-        """Have something happen to the payment that holds money, at the gateway, that nobody here
-        asked for.
-        """
+        """Change the payment that holds money at the gateway, without a request of the orchestrator."""
         await self.shop.control("POST", f"payments/{(await self.paid_row())['paymentId']}/{what}", body)
 
     async def paid(self) -> None:
-        """Wait until we know that the order is paid."""
+        """Wait until the checkout is paid."""
         await self.until("state completed", lambda found: found.state == State.COMPLETED, ended=True)
 
     async def attention(self, code: AttentionCode) -> answers.Checkout:
@@ -226,7 +223,7 @@ class Shopper:
         )
 
     async def without_attention(self) -> None:
-        """Wait until nobody is called any more."""
+        """Wait until no attention is raised."""
         await self.until("no attention", lambda found: found.attention is None, ended=True)
 
     async def callback(self, grade: str, *, status: str = "succeeded") -> None:
@@ -235,7 +232,9 @@ class Shopper:
         while time.monotonic() < deadline:
             read = (entry.evidence.get("callbacks", ()) for entry in await self.client.trail(self.known))
             if any(
-                (one["grade"], one["status"]) == (grade, status) for callbacks in read for one in callbacks
+                (callback["grade"], callback["status"]) == (grade, status)
+                for callbacks in read
+                for callback in callbacks
             ):
                 return
             await asyncio.sleep(_LONGEST_PAUSE)
@@ -244,8 +243,8 @@ class Shopper:
     async def until(
         self, what: str, there: Callable[[answers.Checkout], bool], *, ended: bool = False
     ) -> answers.Checkout:
-        """Read the checkout until something is there, or patience is out; or it has ended without it, unless
-        that may be.
+        """Read the checkout until a condition holds; fail at the timeout, or if it has ended without it,
+        unless that is allowed.
         """
         deadline = time.monotonic() + self._timeout
         pause = _PAUSE
@@ -276,7 +275,7 @@ class Shopper:
         )
         if ours != due:
             wanted, seen = (
-                [str(money.to_decimal(one, order.currency)) for one in sums] for sums in (due, ours)
+                [str(money.to_decimal(amount, order.currency)) for amount in sums] for sums in (due, ours)
             )
             raise Unscripted(
                 expected=f"(reserved, captured, refunded) to be {', '.join(wanted)} {order.currency}",
@@ -296,12 +295,12 @@ def _fate(found: answers.Checkout, command: UUID) -> str | None:
     """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that
     is open.
     """
-    answer = next((one for one in found.commands if one.id == command), None)
+    answer = next((found_command for found_command in found.commands if found_command.id == command), None)
     if answer is None or answer.result_code is None:
         return None
     if answer.result_code in REFUSED:
         return f"refused: {answer.result}"
-    states = {one.state for one in found.operations if one.command_id == command}
+    states = {operation.state for operation in found.operations if operation.command_id == command}
     if states - {"succeeded", "rejected"}:
         return None
     return "rejected" if "rejected" in states else "done"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
+from orchestrator.api.contract.bodies import ALL
 from orchestrator.devkit.demo.shop import Unscripted
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.records import CommandKind
@@ -51,7 +52,7 @@ async def be_declined(shopper: Shopper) -> None:
     shopper.expect_page("sorry")
 
 
-async def look_and_leave(shopper: Shopper) -> None:
+async def abandon(shopper: Shopper) -> None:
     await shopper.open_page()
 
 
@@ -70,7 +71,7 @@ async def pay(shopper: Shopper) -> None:
 
 async def capture(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask(CommandKind.CAPTURE)
+    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
 
 
 async def capture_in_parts(shopper: Shopper) -> None:
@@ -94,7 +95,7 @@ async def refund_in_parts(shopper: Shopper) -> None:
 async def release(shopper: Shopper) -> None:
     await pay(shopper)
     await shopper.ask(CommandKind.RELEASE, reason="the goods are sold out")
-    await shopper.refused(CommandKind.CAPTURE, why="nothing-left")
+    await shopper.refused(CommandKind.CAPTURE, why="nothing-left", amount=ALL)
 
 
 async def capture_twice_with_one_key(shopper: Shopper) -> None:
@@ -115,20 +116,20 @@ async def capture_twice_with_one_key(shopper: Shopper) -> None:
 
 async def refund(shopper: Shopper) -> None:
     await capture(shopper)
-    await shopper.ask(CommandKind.REFUND)
+    await shopper.ask(CommandKind.REFUND, amount=ALL)
 
 
 async def capture_after_hand(shopper: Shopper) -> None:
     await pay(shopper)
     row = await shopper.paid_row()
     await shopper.shop.capture_by_hand(shopper.order, row["transactionId"])
-    await shopper.ask(CommandKind.CAPTURE)
+    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
 
 
 async def capture_refused_then_done(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.ask(CommandKind.CAPTURE, fails=True)
-    await shopper.ask(CommandKind.CAPTURE)
+    await shopper.ask(CommandKind.CAPTURE, fails=True, amount=ALL)
+    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
 
 
 async def pay_captured_by_itself(shopper: Shopper) -> None:
@@ -152,7 +153,7 @@ async def refunded_at_gateway(shopper: Shopper) -> None:
     )
     # What is left, and no more than that, can be refunded by us.
     await shopper.refused(CommandKind.REFUND, why="too-much", amount=shopper.price(shopper.order.amount))
-    await shopper.ask(CommandKind.REFUND)
+    await shopper.ask(CommandKind.REFUND, amount=ALL)
 
 
 async def released_at_gateway(shopper: Shopper) -> None:
@@ -167,7 +168,7 @@ async def released_at_gateway(shopper: Shopper) -> None:
 
 
 async def pay_unheard(shopper: Shopper) -> None:
-    """Pay while no callback is believed, or none comes: a lookup finds the payment."""
+    """Pay while callbacks are rejected or lost: a lookup finds the payment."""
     await shopper.pay()
     shopper.expect_page(None)
     await shopper.paid()
@@ -252,7 +253,7 @@ async def _pay_in_two_tabs(shopper: Shopper) -> None:
 async def surplus_by_hand(shopper: Shopper) -> None:
     await _pay_in_two_tabs(shopper)
     found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
-    [second] = [one.transaction_id for one in found.payments if one.role == "surplus"]
+    [second] = [payment.transaction_id for payment in found.payments if payment.role == "surplus"]
     await shopper.ask(CommandKind.RELEASE, transactionId=second, reason="paid twice")
     await shopper.without_attention()
 
@@ -263,7 +264,7 @@ async def surplus_by_policy(shopper: Shopper) -> None:
 
 
 async def _pay_elsewhere(shopper: Shopper) -> None:
-    """Pay an order number that nobody has handed over: it becomes a checkout of its own."""
+    """Pay an order number without an intent: it becomes a checkout of its own."""
     shop, order = shopper.shop, shopper.order
     await shop.pay_elsewhere(order)
     found = (await shop.client.checkouts(orderId=order.id)).checkouts
@@ -326,4 +327,4 @@ def _all_captured(found: answers.Checkout) -> bool:
 
 
 def _operations_over(found: answers.Checkout) -> bool:
-    return bool(found.operations) and all(one.state == "succeeded" for one in found.operations)
+    return bool(found.operations) and all(operation.state == "succeeded" for operation in found.operations)

@@ -1,8 +1,8 @@
 """The generated secrets of one installation, in `keys.json` of its data directory (mode 0600).
 
-Made once, at the first start, and never changed: what they sealed must open at the next start. A setting goes
-before the key of the same name. The gateway's credentials here are those of the sandbox and are given to no
-other gateway.
+Made once, at the first start, and never changed: what they encrypted must decrypt at the next start. A
+setting takes precedence over the key of the same name. The gateway's credentials here are those of the
+sandbox and are given to no other gateway.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def generated(data_dir: Path) -> Keys:
         jwt_secrets=(secrets.token_urlsafe(36),),
         gateway_username="sandbox",
         gateway_password=secrets.token_urlsafe(18),
-        # One that signs callbacks, one for their checksums.
+        # A secret that signs callbacks, and a secret for their checksums.
         gateway_secrets=(secrets.token_urlsafe(24), secrets.token_urlsafe(24)),
     )
     private(data_dir / NAME, msgspec.json.format(msgspec.json.encode(made), indent=2))

@@ -1,10 +1,10 @@
-"""Finding an installation from another terminal: what `up` runs with, and how the operator's commands get at
-it.
+"""Finding an installation from another terminal: the settings of a running `up`, and how the operator's
+commands reach it.
 
-While `up` runs, `runtime.json` in its data directory (mode 0600) says with which settings. A command attaches
-to that; where nothing runs, it starts the embedded Postgres itself for as long as it takes. Settings of the
-command's own environment go first, and with ORCHESTRATOR_DATABASE_URL set no data directory is looked at but
-for keys.
+While `up` runs, `runtime.json` in its data directory (mode 0600) holds its settings. A command attaches to
+that; where nothing runs, it starts the embedded Postgres itself for as long as it takes. Settings of the
+command's own environment take precedence, and with ORCHESTRATOR_DATABASE_URL set the data directory is read
+for keys only.
 """
 
 from __future__ import annotations
@@ -55,9 +55,7 @@ def withdraw(data_dir: Path) -> None:
 
 
 def running(data_dir: Path) -> Runtime | None:
-    """Return what runs in a data directory, or None; a note that a killed `up` left behind counts for
-    nothing.
-    """
+    """Return what runs in a data directory, or None; a file of a killed `up` counts for nothing."""
     path = data_dir / NAME
     try:
         found = msgspec.json.decode(path.read_bytes(), type=Runtime)
@@ -112,6 +110,6 @@ def attach(data_dir: Path, *, say: Callable[[str], None]) -> Iterator[Settings]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     reveal = getattr(value, "get_secret_value", None)
     return reveal() if reveal is not None else value

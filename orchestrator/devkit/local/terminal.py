@@ -167,6 +167,6 @@ def _sentence(child: Child, record: dict[str, Any]) -> str:
     at = str(record.get("timestamp", ""))[11:19]
     facts = " ".join(f"{name}={value}" for name, value in sorted(record.items()) if name not in _UNSAID)
     said = neutralised(f"  {at:8} {child.name}: {record['event']} {facts}".rstrip())
-    # Indented, so that no line of it can be taken for one of ours.
+    # Indented, so that no line of it can be taken for a log line.
     trace = "".join(f"\n      {line}" for line in str(record.get("exception", "")).splitlines())
     return said + trace

@@ -2,9 +2,9 @@
 in the right order.
 
 Everything is started from the main thread, because the kernel ends a child with the thread that started it. A
-child that ends is started again; the embedded servers too. Stopping is warm: who has work in hand finishes it
-while gateway and servers still answer. Nothing is left behind, and whatever was open is in Postgres with its
-due time, so the next start goes on with it.
+child that ends is started again; the embedded servers too. Stopping is warm: a process with work in hand
+finishes it while gateway and servers still answer. No process is left over, and open work is in Postgres with
+its due time, so the next start continues it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 60.0
-_LOOK: Final = 0.1
+_POLL: Final = 0.1
 _TIMEOUT: Final = 5.0
 _SERVERS_SHARE: Final = 0.4
 """Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as
@@ -61,7 +61,7 @@ _WRONG_SETTING: Final = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What `up` is told on the command line. Port 0 takes a free one and remembers it."""
+    """The options of `up` on the command line. Port 0 takes a free port and stores it."""
 
     port: int = 8000
     data_dir: Path = Path(".orchestrator")
@@ -92,7 +92,7 @@ class Up:
         self._ends_at: float | None = None
         self.children: list[Child] = []
         self.result = 0
-        """The exit status, once a visit has given one."""
+        """The exit status, once a visit has set it."""
         self.orderly = True
         """Whether everything that has ended so far came to its end by itself, with nothing left undone."""
 
@@ -221,7 +221,7 @@ class Up:
             if not given.sandbox_token.get_secret_value():
                 supplied["sandbox_token"] = secrets.token_urlsafe(24)
             if "gateway_networks" not in given.model_fields_set:
-                # The sandbox calls from this machine, and nobody else is the gateway here.
+                # The sandbox calls from this machine, and there is no other gateway here.
                 supplied["gateway_networks"] = ("127.0.0.1", "::1")
         if "public_url" not in given.model_fields_set:
             supplied["public_url"] = self.url
@@ -233,15 +233,15 @@ class Up:
         return load({**supplied, "log_format": "json"})
 
     def ledger_url(self, gateway: str, **query: str) -> str:
-        """Return where a person's browser sees the money at a sandbox; the token in it is that of the control
-        API.
+        """Return the address where a browser shows the money at a sandbox; the token in it is that of the
+        control API.
         """
         token = self.settings.sandbox_token.get_secret_value()
         return f"{gateway}/sandbox/ledger?{urlencode({**query, **({'token': token} if token else {})})}"
 
     def data_dir_option(self, usual: str) -> str:
-        """Return what a command must be told besides to find this installation from here: nothing for the
-        usual place.
+        """Return the option with which a command finds this installation from here: nothing for the usual
+        place.
         """
         return "" if self.options.data_dir == Path(usual) else f" --data-dir {self.data_dir}"
 
@@ -267,7 +267,7 @@ class Up:
             if await _is_well(wanted[0]):
                 wanted.pop(0)
             else:
-                await asyncio.sleep(_LOOK)
+                await asyncio.sleep(_POLL)
         self._ready = True
 
     async def watch(self) -> None:
@@ -284,7 +284,7 @@ class Up:
             sentence = self.servers.fallen()
             if sentence is not None:
                 self._restart_servers(sentence)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL)
 
     def _note_fall(self, child: Child, status: int) -> None:
         if status == _WRONG_SETTING and not self._ready:
@@ -317,9 +317,9 @@ class Up:
             self._ends_at = time.monotonic() + seconds
 
     async def shut(self, hurry: asyncio.Event) -> None:
-        """End the children warmly: who calls first, then who is called. With `hurry` set, at once.
+        """End the children warmly: callers first, then the called. With `hurry` set, at once.
 
-        All of it, the servers too, takes SHUTDOWN_TIMEOUT at most. `orderly` tells whether nobody had to be
+        All of it, the servers too, takes SHUTDOWN_TIMEOUT at most. `orderly` is true if no process had to be
         killed.
         """
         seconds = self.settings.shutdown_timeout
@@ -333,7 +333,7 @@ class Up:
             for child in group:
                 child.tell(signal.SIGTERM)
             while time.monotonic() < deadline and not hurry.is_set():
-                # Only looking tells whether a process is gone.
+                # Only a check shows whether a process has ended.
                 if all(child.gone for child in group):
                     break
                 await asyncio.sleep(0.02)
@@ -375,7 +375,7 @@ def _probe(port: int) -> None:
 
 
 async def _is_well(url: str) -> bool:
-    """Ask one of our own processes how it is; only the first line of its answer matters."""
+    """Query the health of a process; only the first line of its answer matters."""
     parts = urlsplit(url)
     asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
     try:
@@ -420,7 +420,7 @@ def run(
         _end_within(up, seconds)
         raise KeyboardInterrupt
 
-    # Until the loop takes signals over, one unwinds what was started, so that nothing is left behind.
+    # Until the loop handles signals, a signal unwinds what was started, so that no process is left over.
     _on_signals(asked_before_it_was_up)
     try:
         with up:

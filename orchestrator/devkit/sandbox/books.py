@@ -1,4 +1,4 @@
-"""What the gateway knows: sessions, payments, their transactions, and the money on each.
+"""The state of the gateway: sessions, payments, their transactions, and the money on each.
 
 The only module that changes money. Every change is marked in the store before it returns; callers answer
 after `Store.flushed`. Amounts are minor units. A payment is one `POST /payment`; a transaction comes into
@@ -136,7 +136,8 @@ class Payment(msgspec.Struct):
     echoes_reconciliation: bool = True
     echoes_infos: bool = True
     leaves_capture: bool = False
-    """autoCapture was asked for, and the gateway leaves it to the merchant all the same (`require_capture`).
+    """autoCapture was asked for, and the gateway leaves it to the merchant all the same
+    (`require_capture`).
     """
     reserved_seconds: float | None = None
     """How long a reservation is held; None: as the card's scheme has it."""
@@ -155,7 +156,7 @@ class Payment(msgspec.Struct):
 
     @property
     def paid(self) -> Transaction | None:
-        """The attempt that succeeded, if one did."""
+        """The attempt that succeeded, if any."""
         return next((each for each in self.transactions if each.outcome == Outcome.SUCCEEDED), None)
 
     @property
@@ -177,14 +178,14 @@ class Books:
     """Everything by its keys, in memory, written through to the store."""
 
     def __init__(self, store: Store, *, seed: int) -> None:
-        """Load what the store remembers."""
+        """Load the documents of the store."""
         self._store = store
         self._seed = seed
         self.sessions: dict[str, Session] = {}
         self.payments: dict[str, Payment] = {}
         self.orders: dict[str, Order] = {}
         self.by_transaction: dict[str, Payment] = {}
-        self._orders_in_turn: list[Order] = []
+        self._orders_by_age: list[Order] = []
         self._next_transaction = FIRST_TRANSACTION
         for _, packed in store.load("session"):
             self._index_session(msgspec.msgpack.decode(packed, type=Session))
@@ -215,7 +216,7 @@ class Books:
         self._store.put("session", session.session_id, session)
 
     def lose_session(self, session_id: str) -> bool:
-        """Forget a session, as if it had expired; say whether there was one."""
+        """Delete a session, as if it had expired; return whether there was one."""
         if self.sessions.pop(session_id, None) is None:
             return False
         self._store.remove("session", session_id)
@@ -309,7 +310,7 @@ class Books:
         self.touch(payment)
 
     def charge_back(self, payment: Payment, transaction: Transaction, minor: int) -> None:
-        """Note a chargeback against a captured transaction, or the reversal of one (less than 0)."""
+        """Book a chargeback against a captured transaction, or a reversal (less than 0)."""
         transaction.chargebacks.append((time.time(), minor))
         self._note(transaction, "charged_back" if minor > 0 else "chargeback_reversed", abs(minor))
         self.touch(payment)
@@ -321,17 +322,17 @@ class Books:
     # Reading
 
     def order(self, order_id: str) -> Order:
-        """Return the entry of an order number, made when first heard of."""
+        """Return the entry of an order number, made at its first use."""
         order = self.orders.get(order_id)
         if order is None:
-            order = Order(order_id=order_id, number=len(self._orders_in_turn) + 1)
+            order = Order(order_id=order_id, number=len(self._orders_by_age) + 1)
             self.orders[order_id] = order
-            self._orders_in_turn.append(order)
+            self._orders_by_age.append(order)
         return order
 
     def orders_after(self, number: int, limit: int) -> list[Order]:
         """Return the orders behind a place in the ledger."""
-        return self._orders_in_turn[max(number, 0) : max(number, 0) + limit]
+        return self._orders_by_age[max(number, 0) : max(number, 0) + limit]
 
     def _index_session(self, session: Session) -> None:
         self.sessions[session.session_id] = session

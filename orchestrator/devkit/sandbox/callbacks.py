@@ -1,10 +1,10 @@
-"""Telling the merchant: browser callbacks while the shopper waits, notifications beside them, in the order a
-plan asks for.
+"""Callbacks to the merchant: browser callbacks while the shopper waits, notifications beside them, in the
+order of a plan.
 
 Success and failure are POSTed by the gateway's own server and their answer is relayed to the shopper; a
-notification is a separate POST with a timeout of 5 s whose answer is discarded; no order between them is
-promised (D7, part 2.1). Every sending, also one kept back on purpose, is noted in the books with what came of
-it.
+notification is a separate POST with a timeout of 5 s whose answer is discarded; the order between them is not
+guaranteed (D7, part 2.1). Every callback, also one held back on purpose, is recorded in the books with its
+result.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Courier:
             await self._session.close()
 
     async def tell(self, payment: Payment, transaction: Transaction) -> Answer:
-        """Send what an ended attempt asks for and return the answer that the shopper's browser gets."""
+        """Send the callbacks of an ended attempt and return the answer that the shopper's browser gets."""
         if transaction.outcome == Outcome.OPEN:
             self._start(self._repeat(payment, transaction, "notification", "open"))
             return NOT_ASKED

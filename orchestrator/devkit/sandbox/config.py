@@ -1,6 +1,6 @@
-"""What one sandbox is told: who may call it, how it signs, where it remembers.
+"""The settings of one sandbox: callers, signatures, store.
 
-Frozen; read by every room and changed by none. Secrets never appear in its printed form. Policies that the
+Frozen; read by every module and changed by none. Secrets never appear in its printed form. Policies that the
 vendor does not document (callback retries, the browser callback's timeout, the size of hanging calls) are
 fields with a default.
 """
@@ -50,7 +50,7 @@ class SandboxConfig:
     callback_secrets: tuple[str, ...] = field(default=(), repr=False)
     terminal_secret: str = field(default="", repr=False)
     control_token: str = field(default="", repr=False)
-    """What the control API asks for; empty: nothing, for a sandbox inside a test's own process."""
+    """The token of the control API; empty: none, for a sandbox inside a test's own process."""
     callback_hosts: frozenset[str] = frozenset()
     """Hosts, beside loopback, that callbacks are sent to."""
     seed: int = 1

@@ -72,7 +72,7 @@ PUT    /sandbox/orders/{orderId}   plan for one order number (DELETE forgets it,
        tamper:    badSignature staleTimestamp noSignature noChecksum badChecksum noTransactions invalidXml emptyXml
        amountMinor, currency, requireCapture, bindings and expiresInSeconds count for payments opened after the plan was made
 
-PUT    /sandbox/faults             for everybody (GET shows, DELETE resets)
+PUT    /sandbox/faults             for all calls (GET shows, DELETE resets)
        {"share": 0.007, "shareStatus": 503, "authenticate": {"count": 3, "status": 503}, "all": {"count": 1},
         "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}, "tokenLifetime": 60}
 
@@ -126,7 +126,7 @@ def permit(request: Request) -> None:
     """Refuse what is not sent by the holder of the token to this machine's own name."""
     host = request.url.hostname or ""
     config = sandbox_of(request).config
-    # A name with a domain may be anybody's, and lead here since a moment ago (DNS rebinding).
+    # A name with a domain may belong to another party, and lead here since a moment ago (DNS rebinding).
     if not (is_loopback(host) or _is_address(host) or "." not in host or host in config.callback_hosts):
         raise Refused(
             HTTPStatus.FORBIDDEN,
@@ -196,7 +196,7 @@ async def drop_plan(request: Request) -> Response:
 
 
 async def faults(request: Request) -> Response:
-    """Show, replace or reset the faults that everybody meets."""
+    """Show, replace or reset the faults for all calls."""
     sandbox = sandbox_of(request)
     match request.method:
         case "PUT":
@@ -238,7 +238,7 @@ async def ledger(request: Request) -> Response:
 
 
 async def resolve(request: Request) -> Response:
-    """End an open payment; only a notification tells the merchant."""
+    """End an open payment; the merchant gets a notification only."""
     sandbox = sandbox_of(request)
     payment = _payment(sandbox, request)
     wanted = _read(await body_of(request), _Resolution)

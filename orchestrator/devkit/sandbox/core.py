@@ -1,8 +1,8 @@
 """The sandbox as one object: books, store, tokens, faults and courier, built once per app and found from each
 request.
 
-`attend` is the one path of every gateway endpoint: hold back, fail as ordered, serve, commit, answer. No
-endpoint answers before what it changed is in the store.
+`attend` is the path of every gateway endpoint: delay, fail as ordered, serve, commit, answer. No endpoint
+answers before its changes are in the store.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Sandbox:
         )
         self.faults = Faults(self.store, seed=config.seed)
         self.courier = Courier(config, self.books, self.store, self.faults)
-        self.store.flush()  # a new signing key, before anybody holds a token
+        self.store.flush()  # a new signing key, stored before a token is given out
 
     def knows(self, request: Request) -> bool:
         """Check HTTP Basic credentials; both APIs take the same user (D2)."""
@@ -82,7 +82,7 @@ class Sandbox:
         return scheme.lower() == "bearer" and self.tokens.accepts(token.strip(), lifetime=lifetime)
 
     async def resolve(self, payment: Payment, transaction: Transaction, to: Resolution) -> None:
-        """End an open payment as the bank decided; only a notification tells the merchant (D7)."""
+        """End an open payment as the bank decided; the merchant gets a notification only (D7)."""
         self.books.conclude(payment, transaction, SUCCESS if to == "succeeded" else DECLINED)
         await self.store.flushed()
         await self.courier.call(payment, transaction, "notification", transaction.outcome)
@@ -106,7 +106,7 @@ class Sandbox:
         self, due: float, payment: Payment, transaction: Transaction, *, to: Resolution
     ) -> None:
         await asyncio.sleep(max(due - time.time(), 0))
-        if transaction.outcome == Outcome.OPEN:  # nobody was faster
+        if transaction.outcome == Outcome.OPEN:  # no other request was faster
             await self.resolve(payment, transaction, to)
 
     async def attend(
@@ -127,7 +127,7 @@ class Sandbox:
             await self.store.flushed()
             return response
         if fault.after:
-            serve()  # it took place, but the caller will not hear of it
+            serve()  # it took place, but the caller gets no answer
         await self.store.flushed()
         return await misbehave(request, fault, media_type=media_type, hang_seconds=self.config.hang_seconds)
 

@@ -72,7 +72,7 @@ def element(name: str, value: object) -> str:
 
 
 def elements(**values: object) -> str:
-    """Return elements in this order; one without a value (None) is left out."""
+    """Return elements in this order; those without a value (None) are left out."""
     return "".join(element(name, value) for name, value in values.items() if value is not None)
 
 
@@ -93,7 +93,7 @@ def transactions(config: SandboxConfig, rows: Iterable[tuple[Payment, Transactio
 def callback_xml(
     config: SandboxConfig, payment: Payment, transaction: Transaction | None, status: str
 ) -> str:
-    """Return the APIResponse that a callback carries; it ends with a newline (C1)."""
+    """Return the APIResponse of a callback; it ends with a newline (C1)."""
     body = element("Result", RESULTS[status])
     if transaction is not None:
         if transaction.message and status != "succeeded":

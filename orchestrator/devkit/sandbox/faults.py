@@ -1,8 +1,8 @@
-"""What scripts and tests order the gateway to do wrong: plans for one order number, and faults for everybody.
+"""Faults that scripts and tests order from the gateway: plans for one order number, and faults for all calls.
 
 A plan is consumed call by call and survives a restart like everything else. Every random choice comes from
 its own generator keyed by (seed, purpose, order number, count), so a run repeats whatever the interleaving.
-This module decides; `misbehave` carries it out on the connection.
+This module decides; `misbehave` executes it on the connection.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ class CallbackPlan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class Plan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """What one order number meets; what is None or left out is as the gateway has it.
+    """The faults of one order number; what is None or left out is as the gateway has it.
 
     `fail` counts down per endpoint, and `fail_after` fails after the effect took place. `refuse` counts down
     too: the call is answered, without effect, with `refuse_result`. `lose_session` loses that many sessions
-    when their methods are asked for. What concerns a payment (`amount_minor`, `currency`, `require_capture`,
-    `bindings`, `expires_in_seconds`) is read when the payment is opened, everything else when it matters.
+    when their methods are requested. Fields about a payment (`amount_minor`, `currency`, `require_capture`,
+    `bindings`, `expires_in_seconds`) are read when the payment is opened, everything else when it matters.
     """
 
     fail: dict[Endpoint, int] = {}
@@ -103,7 +103,7 @@ class Burst(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
 
 
 class GlobalFaults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """What everybody meets: a share of failing calls, bursts per endpoint, lost callbacks, latency."""
+    """The faults of all calls: a share of failing calls, bursts per endpoint, lost callbacks, latency."""
 
     share: float = 0.0
     share_status: Misbehaviour = 503
@@ -149,7 +149,7 @@ class Faults:
         )
 
     def plan(self, order_id: str) -> Plan:
-        """Return the plan of an order number, or one that changes nothing."""
+        """Return the plan of an order number, or a plan that changes nothing."""
         return self.plans.get(order_id) or _NO_PLAN
 
     def set_plan(self, order_id: str, plan: Plan) -> None:
@@ -194,8 +194,8 @@ class Faults:
         return True
 
     def token_lifetime(self, order_id: str | None) -> float | None:
-        """Return the seconds after which a token is refused early, for everybody or in calls
-        about an order.
+        """Return the seconds after which a token is refused early, in all calls or in calls about
+        an order.
         """
         planned = self.plan(order_id).token_lifetime if order_id is not None else None
         given = [each for each in (planned, self.everywhere.token_lifetime) if each is not None]
@@ -279,7 +279,7 @@ async def _until_gone(request: Request, seconds: float) -> None:
 
 
 def _abort(request: Request) -> None:
-    """Reset the connection: uvicorn's own request cycle stands behind `receive` and knows the transport."""
+    """Reset the connection: uvicorn's own request cycle is behind `receive` and has the transport."""
     cycle = getattr(request.receive, "__self__", None)
     transport = getattr(cycle, "transport", None)
     if transport is None:

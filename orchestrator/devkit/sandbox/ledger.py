@@ -40,8 +40,8 @@ def rows_of(payment: Payment) -> list[dict[str, Any]]:
         {
             **_fields(each, "transaction_id", "status", "outcome", *_AMOUNTS),
             "movements": [
-                {**_fields(one, "type", "amount_minor", "identifier", "by"), "at": _iso(one.at)}
-                for one in each.movements
+                {**_fields(movement, "type", "amount_minor", "identifier", "by"), "at": _iso(movement.at)}
+                for movement in each.movements
             ],
             "createdAt": _iso(each.created_at),
             "callbacks": _callbacks(payment, each),

@@ -125,7 +125,7 @@ def _refund(asked: _Asked) -> str | None:
 def _release(asked: _Asked) -> str | None:
     """Release a whole reservation; there is no partial release.
 
-    A bank, which knows none, makes a refund of it (D8).
+    A bank transfer has none, so it becomes a refund (D8).
     """
     if asked.payment.kind == MethodKind.BANK and asked.rest > 0:
         asked.books.refund(asked.payment, asked.transaction, asked.rest, identifier="", by="merchant")
@@ -252,8 +252,8 @@ def _order_of(sandbox: Sandbox, fields: dict[str, str]) -> str | None:
 
 
 def _noise(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payment, Transaction]]:
-    """Yield the failed attempts of other checkouts that a plan puts under an order number; the ledger knows
-    nothing of them.
+    """Yield the failed attempts of other checkouts that a plan puts under an order number; they are not in
+    the ledger.
     """
     order_id = filters.get("shop_orderid", "")
     plan = sandbox.faults.plan(order_id)

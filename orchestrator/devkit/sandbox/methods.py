@@ -1,4 +1,4 @@
-"""The payment methods that the merchant has, and which of them one shopper is offered.
+"""The payment methods of the merchant, and those offered to a shopper.
 
 The list for a session depends on the merchant's configuration (this table), the customer's country, the
 order's size and currency, and the device (D1, D5). Names are generic; each method is one terminal, named in

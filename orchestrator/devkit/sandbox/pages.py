@@ -145,7 +145,7 @@ async def submit_challenge(request: Request) -> Response:
 
 
 async def index(request: Request) -> Response:
-    """Say what this is, and where to look."""
+    """Describe the sandbox, with links to its pages."""
     books = sandbox_of(request).books
     counts = {"orders": len(books.orders), "sessions": len(books.sessions), "payments": len(books.payments)}
     text = _TEMPLATES.get_template("index.html").render(counts=counts, cards=TEST_CARDS)
@@ -222,7 +222,7 @@ def _chosen(sandbox: Sandbox, payment: Payment, action: str) -> AuthorizationRes
 async def _conclude(
     sandbox: Sandbox, payment: Payment, transaction: Transaction, verdict: AuthorizationResult
 ) -> Response:
-    """Book the verdict, tell the merchant, and give the shopper the merchant's answer."""
+    """Book the result, send the callbacks, and give the shopper the merchant's answer."""
     if verdict.outcome is Outcome.CHALLENGED:
         await sandbox.store.flushed()
         return RedirectResponse(f"/sandbox/pay/{payment.payment_id}/3ds", HTTPStatus.SEE_OTHER)

@@ -2,7 +2,7 @@
 
 Any card number is accepted; the special ones decide. The last four digits `0NNN` of a number and the amount
 `N.NN` mean the same (a rule of thumb inferred from two documented rows); messages print the amount in
-thousandths (part 3, C1, C12). Pure functions over text and decimals: nothing here knows payments, pages or
+thousandths (part 3, C1, C12). Pure functions over text and decimals, independent of payments, pages and
 callbacks.
 """
 
@@ -51,10 +51,10 @@ class Fraud:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizationResult:
-    """What the test acquirer says about one attempt."""
+    """The test acquirer's answer to one attempt."""
 
     outcome: Outcome
-    status: str | None = None  # a TransactionStatus that the outcome alone does not tell
+    status: str | None = None  # a TransactionStatus that the outcome alone does not give
     message: str = ""  # safe for the customer
     merchant_message: str = ""
     must_show: bool = False

@@ -1,7 +1,7 @@
-"""What the sandbox remembers over a kill: one SQLite file of small documents.
+"""The data of the sandbox that survives a kill: one SQLite file of small documents.
 
 `put` marks a document as changed, `flushed` returns when everything marked so far is in the file. All changes
-of one turn of the event loop share one commit, so a busy second costs a few dozen commits, not thousands. An
+of one round of the event loop share one commit, so a busy second costs a few dozen commits, not thousands. An
 answer is sent only after `flushed`: what the gateway acknowledged survives kill -9. The file is locked for
 one process.
 """
@@ -28,7 +28,7 @@ _DELETE = "DELETE FROM documents WHERE kind = ? AND id = ?"
 
 
 class Store:
-    """Documents by kind and id; without a file it forgets everything at exit and costs nothing."""
+    """Documents by kind and id; without a file all of them are lost at exit."""
 
     def __init__(self, path: Path | None) -> None:
         """Open (and lock) the file; raise `sqlite3.OperationalError` if another sandbox holds it."""

@@ -1,8 +1,8 @@
 """The gateway's tokens: RS256 JWTs with the seven claims of the vendor's sample (D2).
 
-The signing key lives in the store, so tokens issued before a restart stay good after it. Life is `exp - iat`;
-`expire_all` makes every token issued so far stale at once (tokens that die early). Nothing here knows about
-requests.
+The signing key is in the store, so tokens issued before a restart stay valid after it. The lifetime is `exp -
+iat`; `expire_all` makes every token issued so far stale at once (tokens that expire early). Nothing here
+depends on requests.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ class Tokens:
     """Issues and checks bearer tokens."""
 
     def __init__(self, store: Store, *, seconds: int, reuse_seconds: float = 0.0) -> None:
-        """Load the signing key from the store or make one; `reuse_seconds` spares benchmarks the RSA work."""
+        """Load the signing key from the store or make one; `reuse_seconds` saves benchmarks the RSA work."""
         self._store = store
         self._seconds = seconds
         self._reuse_seconds = reuse_seconds
         self._last = ("", 0.0)
-        self._good: dict[
-            str, tuple[float, float]
-        ] = {}  # token -> (exp, issued): spares one RSA check per call
+        self._good: dict[str, tuple[float, float]] = {}  # token -> (exp, issued): saves an RSA check per call
         stored = dict(store.load("key"))
         if "signing" in stored:
             self._document = msgspec.msgpack.decode(stored["signing"], type=_KeyDocument)

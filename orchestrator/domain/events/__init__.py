@@ -1,5 +1,4 @@
-"""What merchants are told: the types of events, the facts that each of them states, and the CloudEvents 1.0
-document that carries it.
+"""Events for merchants: their types, the facts of each type, and the CloudEvents 1.0 document.
 
 Pure functions and values. A fact is stored with its move (`facts`), and a document is made of the stored row
 alone (`documents`); both follow the schema of the type (`schemas`), which is made of the same classes.

@@ -265,7 +265,7 @@ _KINDS: Final = {str(kind): kind for kind in EventType}
 
 
 def event_id(checkout: UUID, sequence: int) -> str:
-    """Return the id of an event: one text for ever, by whichever way it is sent, and however often."""
+    """Return the id of an event: the same in every delivery, and for ever."""
     return f"{checkout}-{sequence}"
 
 
@@ -326,9 +326,8 @@ def _fact(name: str, value: Any, currency: str) -> object:
 def traceparent(correlation_id: str, identity: str) -> str:
     """Return the W3C trace context of an event: one trace for each correlation id, one parent for each event.
 
-    A correlation id of 32 hexadecimal digits, with or without the hyphens of a UUID, is the trace id; of any
-    other text it is the first half of its SHA-256. The flags say nothing of whether anybody records the
-    trace.
+    A correlation id of 32 hexadecimal digits, with or without the hyphens of a UUID, is the trace id; for any
+    other text it is the first half of its SHA-256. The flags do not say whether the trace is recorded.
     """
     plain = correlation_id.lower().replace("-", "")
     if not _TRACE_ID.fullmatch(plain) or not int(plain, 16):

@@ -1,7 +1,7 @@
-"""The types of events, what a move tells with each of them, and the row that it becomes.
+"""The types of events, the facts that a move states in each of them, and the row of an event.
 
 An event is decided where its fact is written: the functions here make its content from the fact, and the move
-stores that beside a snapshot of the checkout as the move leaves it. Amounts are minor units of the checkout's
+stores that beside a snapshot of the checkout after the move. Amounts are minor units of the checkout's
 currency.
 """
 
@@ -104,7 +104,7 @@ class EventType(StrEnum):
     )
 
 
-# ── What is told ──────────────────────────────────────────────────────────────────────────────────────────
+# ── Content of events ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +138,8 @@ def ready(*, methods: int) -> Event:
 
 
 def attempt_declined(transactions: Sequence[str], *, reason: str | None) -> Event:
-    """Say which attempts ended without money; `reason` is the gateway's text for the shopper, where a
-    callback proved one.
+    """State which attempts ended without money; `reason` is the gateway's text for the shopper, where a
+    callback proved it.
     """
     return Event(
         EventType.CHECKOUT_ATTEMPT_DECLINED, {"transactionIds": list(transactions), "reason": reason}
@@ -152,7 +152,7 @@ def completed(transactions: Sequence[str], *, late: bool, policy: Policy | None,
     """
     return Event(
         EventType.CHECKOUT_COMPLETED,
-        # An order is shipped on this event: it must tell that the money may go back, and of what parts it is.
+        # An order is shipped on this event: it must state that the money may go back, and which parts it has.
         {"transactionIds": list(transactions), "late": late, "policy": policy, "surcharge": surcharge},
     )
 
@@ -176,7 +176,7 @@ def attention_changed(before: Attention | None, after: Attention | None) -> tupl
 
 
 def operation_succeeded(operation: Operation, *, change: int, role: str) -> Event:
-    """Say that one of our own calls moved money; `change` is by how much the total of its transaction's
+    """State that a call of this system moved money; `change` is by how much the total of its transaction's
     checkout moved with it.
     """
     return _money(
@@ -234,8 +234,8 @@ class Totals:
 def money_seen(
     before: Totals, after: Totals, *, transaction_id: str | None, was_completed: bool
 ) -> list[Event]:
-    """Say how the money of a checkout moved at the gateway since the last write; what the completion itself
-    tells is left out.
+    """State how the money of a checkout moved at the gateway since the last write, without what the
+    completion itself states.
     """
     found = []
 

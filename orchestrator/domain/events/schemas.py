@@ -34,7 +34,9 @@ def schema(kind: EventType, content: Content) -> dict[str, Any]:
         **envelope,
         "title": str(kind),
         "description": kind.about,
-        "$defs": {name: one for name, one in sorted(definitions.items()) if name != "EventType"},
+        "$defs": {
+            name: definition for name, definition in sorted(definitions.items()) if name != "EventType"
+        },
     }
     opened: dict[str, Any] = _open(described)
     return opened
@@ -45,11 +47,13 @@ def _open(value: Any) -> Any:
     versions.
     """
     if isinstance(value, list):
-        return [_open(one) for one in value]
+        return [_open(item) for item in value]
     if not isinstance(value, dict):
         return value
     opened = {
-        name: _open(one) for name, one in value.items() if (name, one) != ("additionalProperties", False)
+        name: _open(schema)
+        for name, schema in value.items()
+        if (name, schema) != ("additionalProperties", False)
     }
     if opened.get("format") == "decimal":
         opened["type"] = "number"

@@ -1,11 +1,10 @@
 """The limits of gateways: how many calls are made at once, how many in a second, and when the circuit of a
 gateway is open.
 
-A gateway is scheme, host and port. Each has connections of its own, so that a slow one takes nobody else's;
-whoever waits for one is served in turn, merchant after merchant and kind of call after kind of call. While a
-circuit is open nothing is sent and nothing is waited for: the call is `Busy`, and says for how long. Only
-what shows that a gateway does not work opens its circuit, or answers that cost this process more than answers
-may (`allowance`).
+A gateway is scheme, host and port. Each has connections of its own, so that a slow gateway uses no connection
+of another; waiting calls are served round-robin, by merchant and by kind of call. While a circuit is open
+nothing is sent and nothing waits: the outcome is `Busy`, with the seconds left. Only failures of the gateway
+open its circuit, or answers that cost this process more than allowed (`allowance`).
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ log = logs.get(__name__)
 LARGE_AT_ONCE: Final = 2
 """Large answers of one gateway that are in memory at once: one is read while the next comes in."""
 LONGEST_THROTTLE: Final = 60.0
-"""Seconds for which a merchant's calls rest at most because one of them was told to come later. The call
-itself waits as it was told."""
+"""Seconds for which a merchant's calls pause at most because one of them was throttled. The call itself waits
+for as long as the gateway requested."""
 
 
 class LimitsRegistry:
@@ -56,7 +55,7 @@ class LimitsRegistry:
 
 
 class GatewayLimits:
-    """The limits of one gateway; `places` are those that all gateways share."""
+    """The limits of one gateway; `places` are the slots that all gateways share."""
 
     def __init__(
         self, gateway: str, settings: Settings, shared_state: SharedGatewayState, places: RoundRobinSemaphore
@@ -82,7 +81,7 @@ class GatewayLimits:
             return 0.0
         now = time.monotonic()
         elsewhere = self._shared_state.open_until(self.gateway)
-        if elsewhere > now and self._breaker.heard(elsewhere, now):
+        if elsewhere > now and self._breaker.observe(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
         throttled = (
@@ -95,7 +94,7 @@ class GatewayLimits:
         return max(self._breaker.wait(now), throttled, self._too_costly())
 
     def spend(self, seconds: float) -> None:
-        """Note what an answer cost this process beyond what an ordinary one does."""
+        """Record what an answer cost this process beyond an ordinary answer."""
         self._cost_limit.spend(seconds)
         wait = self._cost_limit.wait()
         if wait > 0 and not self._costly:
@@ -175,7 +174,7 @@ class GatewayLimits:
         return True
 
     async def enter(self, queue_key: Hashable) -> None:
-        """Take a permit and a place, in turn with whoever else waits for them."""
+        """Take a permit and a slot, round-robin with all other waiting calls."""
         if self._rate is not None:
             await self._rate.take(queue_key)
         await self._slots.take(queue_key)
@@ -196,8 +195,8 @@ class GatewayLimits:
 
 
 class Large:
-    """A place for a large answer of one gateway: taken as soon as the answer turns out to be one, and given
-    back once it is read.
+    """A slot for a large answer of one gateway: taken as soon as the answer turns out to be large, and
+    released once it is read.
     """
 
     __slots__ = ("_places", "_taken")
@@ -220,7 +219,7 @@ class Large:
 
 class RateLimiter:
     """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while
-    somebody wants them.
+    calls wait.
     """
 
     def __init__(self, gateway: str, per_second: float, shared_state: SharedGatewayState) -> None:
@@ -250,7 +249,7 @@ class RateLimiter:
             self._fetching = self._shared_state.start(self._fetched())
 
     async def _fetched(self) -> None:
-        """Fetch a batch, and more while anybody waits."""
+        """Fetch a batch, and more while calls wait."""
         while True:
             grant = await self._shared_state.permits(self._gateway, self._rate, self._batch)
             if grant is None:

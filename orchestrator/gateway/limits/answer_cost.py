@@ -1,10 +1,9 @@
-"""What a gateway's answers cost the event loop, which is everybody's: counted against that gateway, and
-bounded for each answer.
+"""What a gateway's answers cost the shared event loop: counted for that gateway, and bounded for each answer.
 
-An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. One that costs more
-(a flood of tiny chunks, of interim answers, a byte at a time) is given up at `MOST`, and no call is made to
-its gateway until what it cost is no more than `SHARE` of the time. The processor's time of this thread is
-what counts: how busy the machine is makes no difference.
+An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. An answer that costs
+more (a flood of tiny chunks, of interim answers, a byte at a time) is dropped at `MOST`, and no call is made
+to its gateway until its cost is no more than `SHARE` of the time. The processor time of this thread is what
+counts: how busy the machine is makes no difference.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ FREE: Final = 0.001
 MOST: Final = 0.01
 """Seconds after which it is given up, and so many more as its size is worth."""
 BEYOND: Final = 0.02
-"""Seconds that one answer is charged with beyond that at most: the garbage collector may have run meanwhile,
-or the machine paused us."""
+"""Seconds that an answer is charged with beyond that at most: the garbage collector may have run meanwhile,
+or the machine was paused."""
 EACH_BYTE: Final = 0.00000005
 """Seconds that a byte is worth: networks cut what is large into pieces of a kilobyte or more."""
 EACH: Final = 0.00002
@@ -36,7 +35,8 @@ PIECE: Final = 4_096
 SHARE: Final = 0.0025
 """Of the loop's time, what the answers of one gateway may cost beyond that."""
 BURST: Final = 0.05
-"""Seconds that they may cost at once, after they had cost nothing for long: one answer alone stops no calls.
+"""Seconds that they may cost at once, after they had cost nothing for long: a single answer stops
+no calls.
 """
 LONGEST: Final = 30.0
 """Seconds for which no call is made to a gateway because of it, at most."""
@@ -63,7 +63,9 @@ class TooCostlyError(aiohttp.ClientPayloadError):
 
 
 class Metered(ResponseHandler):
-    """The connection's end at which answers arrive; tells `spend` what each costs beyond `FREE`."""
+    """The connection's protocol, which receives the answers; it passes to `spend` what each costs beyond
+    `FREE`.
+    """
 
     def __init__(self, spend: Callable[[float], None], *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -118,7 +120,7 @@ class Metered(ResponseHandler):
 
 
 class Connector(aiohttp.TCPConnector):
-    """The connections to one gateway, each of which tells `spend` what its answers cost."""
+    """The connections to one gateway, each of which passes the cost of its answers to `spend`."""
 
     def __init__(self, spend: Callable[[float], None], **options: Any) -> None:
         super().__init__(**options)

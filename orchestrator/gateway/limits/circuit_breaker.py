@@ -21,7 +21,7 @@ FIRST_PAUSE: Final = 2.0
 PROBES: Final = 3
 """Calls of one process that try a gateway at once when its pause is over."""
 SAME: Final = 0.5
-"""Seconds by which one pause's end may differ as different clocks tell it."""
+"""Seconds by which one pause's end may differ between clocks."""
 PROBING: Final = 1.0
 """Seconds after which to come again while others try."""
 
@@ -84,7 +84,7 @@ class CircuitBreaker:
         self._begin(now + pause)
         return pause
 
-    def heard(self, until: float, now: float) -> bool:
+    def observe(self, until: float, now: float) -> bool:
         """Note that another process leaves the gateway alone until then, but no longer than we would; say
         whether that is news.
         """

@@ -1,10 +1,10 @@
-"""A gateway's budget of calls per second: permits on a schedule (GCRA), taken in batches, from all workers'
-or from our own share.
+"""A gateway's budget of calls per second: permits on a schedule (GCRA), taken in batches, from the shared
+budget or from this process's part.
 
 `Schedule` is the arithmetic, for one process; `SCRIPT` is the same in Redis, for all of them. A process keeps
-a tenth of a second's permits in hand, so that a call costs no round trip; what is in hand and not used within
-a second is lost, so that nobody saves up for a burst. Together the calls of no second are more than a third
-above the budget.
+a tenth of a second's permits in hand, so that a call costs no round trip; permits not used within a second
+are lost, so that no process saves up for a burst. Together the calls of no second are more than a third above
+the budget.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ BATCH: Final = 0.1
 KEPT: Final = 1.0
 """Seconds for which permits in hand are good."""
 
-# The next free moment of the schedule, in microseconds of Redis's clock; it is forgotten when it has passed.
-# Whatever stands in Redis, it is no further ahead than a burst, as the schedule leaves it.
+# The next free moment of the schedule, in microseconds of Redis's clock; it is removed when it has passed.
+# Whatever value Redis has, it is no further ahead than a burst, as the schedule leaves it.
 SCRIPT: Final = """
 local now = redis.call('TIME')
 now = now[1] * 1000000 + now[2]

@@ -1,7 +1,7 @@
 """A round-robin semaphore: a few slots, and a queue for each key; the keys are served in turn.
 
-However long one key's line is, another's first in line waits for one round at the most. Nobody waits while a
-place is free, and taking one then costs no task switch. For one event loop.
+However long the queue of one key is, the first waiter of another waits for one round at the most. No task
+waits while a slot is free, and taking one then costs no task switch. For one event loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class RoundRobinSemaphore:
-    """So many `places`; whoever took one gives it back, or lets it be used up (then somebody else must `add`
+    """So many `places`; a task that took one releases it, or uses it up (then another must `add`
     new ones).
     """
 
@@ -28,18 +28,18 @@ class RoundRobinSemaphore:
 
     @property
     def free(self) -> int:
-        """Places that anybody may take now."""
+        """Slots that any task may take now."""
         return self._free
 
     def take_now(self) -> bool:
-        """Take a place if one is free."""
+        """Take a slot if one is free."""
         if self._free <= 0:
             return False
         self._free -= 1
         return True
 
     async def take(self, key: Hashable) -> None:
-        """Take a place, as soon as it is this key's turn."""
+        """Take a slot, as soon as this key is next."""
         if self.take_now():
             return
         place = asyncio.get_running_loop().create_future()
@@ -49,13 +49,13 @@ class RoundRobinSemaphore:
             await place
         except asyncio.CancelledError:
             if not place.cancelled():
-                self.give_back()  # it was given in the moment in which nobody wanted it any more
+                self.give_back()  # it was given at a moment when no task waited any more
             raise
         finally:
             self.waiting -= 1
 
     def give_back(self) -> None:
-        """Pass a place on to whose turn it is."""
+        """Pass a slot on to the next key."""
         while self._lines:
             key, line = next(iter(self._lines.items()))
             del self._lines[key]

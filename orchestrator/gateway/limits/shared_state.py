@@ -1,10 +1,10 @@
-"""What all workers share about gateways, in Redis: whose circuit is open until when, who works, permits of a
+"""What all workers share about gateways, in Redis: open circuits with their ends, live workers, permits of a
 shared budget.
 
-Redis is never waited for on the way of a call. What others wrote is read twice a second in the background,
-what we write goes out by itself, and permits are waited for a moment only. While Redis is away or slow, each
-process goes by what it knows itself. Times are Redis's own, so the workers' clocks need not agree. The only
-client of Redis beside Celery's.
+No gateway call waits for Redis. The entries of other workers are read twice a second in the background, this
+worker's are written in the background, and permits are waited for a moment only. While Redis is away or slow,
+each process uses its own state. Times are Redis's own, so the workers' clocks need not agree. The only client
+of Redis beside Celery's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logs.get(__name__)
 REFRESH: Final = 0.5
 """Seconds between two reads of what the others wrote."""
 TIMEOUT: Final = 0.5
-"""Seconds for anything that nobody waits for."""
+"""Seconds for any request that no call waits for."""
 MOMENT: Final = 0.05
 """Seconds for permits, which a call waits for."""
 LONGEST: Final = 60.0
@@ -51,7 +51,7 @@ _WORKERS: Final = "orchestrator:gateways:workers"
 _OPEN_CIRCUITS: Final = "orchestrator:gateways:alone"
 _RATE: Final = "orchestrator:gateways:rate:"
 _NOW: Final = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000) "
-_LOOK: Final = (
+_REFRESH: Final = (
     _NOW
     + """
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -62,9 +62,9 @@ local last = now + tonumber(ARGV[3])
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '(' .. string.format('%.0f', last), '+inf', 'LIMIT', 0, ARGV[4])) do
     redis.call('ZADD', KEYS[2], last, name)
 end
-local alone = redis.call('ZRANGE', KEYS[2], 0, ARGV[4] - 1, 'WITHSCORES')
-for i = 2, #alone, 2 do alone[i] = alone[i] - now end
-return {redis.call('ZCARD', KEYS[1]), alone}
+local circuits = redis.call('ZRANGE', KEYS[2], 0, ARGV[4] - 1, 'WITHSCORES')
+for i = 2, #circuits, 2 do circuits[i] = circuits[i] - now end
+return {redis.call('ZCARD', KEYS[1]), circuits}
 """
 )
 _READ: Final = (
@@ -85,12 +85,12 @@ redis.call('PEXPIRE', KEYS[1], 7200000)
 
 
 class SharedGatewayState:
-    """What this process knows of the others; a context in which it is kept up to date.
+    """What this process has read of the others; a context in which it is kept up to date.
 
-    Without an endpoint it knows of nobody.
+    Without an endpoint it has no other worker.
 
-    What it hears is bounded by `longest` seconds, whatever stands in Redis: whoever may write there may not
-    close a gateway for a day.
+    Circuit times are limited to `longest` seconds, whatever value Redis has: a client of Redis may not stop a
+    gateway's calls for a day.
     """
 
     def __init__(self, endpoint: Endpoint | None, *, name: str = "", longest: float = LONGEST) -> None:
@@ -104,18 +104,18 @@ class SharedGatewayState:
         """Whether Redis cannot be asked: until it has answered for the first time, and while it does not."""
         self._missed = self._closing = False
         self.workers = 1
-        """How many workers there were when Redis last told, ourselves counted."""
+        """The number of workers at the last read of Redis, with this one."""
         self._open_circuits: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
-        """Begin to look."""
+        """Begin to read."""
         if self._endpoint is not None:
             self._redis = connect(self._endpoint)
             self.start(self._watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop looking.
+        """Stop reading.
 
         A client may end a cancelled call with another error, after which nothing more is begun.
         """
@@ -126,7 +126,7 @@ class SharedGatewayState:
 
     @property
     def any_circuit_open(self) -> bool:
-        """Whether any circuit was open when Redis last told."""
+        """Whether any circuit was open at the last read of Redis."""
         return bool(self._open_circuits)
 
     def open_until(self, name: str) -> float:
@@ -134,7 +134,7 @@ class SharedGatewayState:
         return self._open_circuits.get(name, float("-inf"))
 
     def open_circuit(self, name: str, seconds: float) -> None:
-        """Tell everybody to leave this alone for so long, and return at once."""
+        """Publish to all workers that a gateway's circuit is open for so long, and return at once."""
         self._tell(_LEAVE, 1, _OPEN_CIRCUITS, name, int(seconds * 1000) + 1)
 
     def close_circuit(self, name: str) -> None:
@@ -143,16 +143,16 @@ class SharedGatewayState:
         self._tell("redis.call('ZREM', KEYS[1], ARGV[1])", 1, _OPEN_CIRCUITS, name)
 
     async def permits(self, name: str, per_second: float, want: int) -> rate.Grant | None:
-        """Take permits from everybody's budget; None if Redis does not answer in a moment."""
+        """Take permits from the shared budget; None if Redis does not answer in a moment."""
         if self.away:
             return None
         try:
             async with asyncio.timeout(MOMENT):
-                told = await self._run(rate.SCRIPT, 1, _RATE + name, *rate.arguments(per_second), want)
+                answer = await self._run(rate.SCRIPT, 1, _RATE + name, *rate.arguments(per_second), want)
         except (RedisError, OSError) as error:
             self._lost(error)
             return None
-        return rate.Grant(int(told[0]), int(told[1]) / 1_000_000)
+        return rate.Grant(int(answer[0]), int(answer[1]) / 1_000_000)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something done in the background, until it is closed."""
@@ -182,7 +182,7 @@ class SharedGatewayState:
                         # given up.
                         await self._redis.connection_pool.disconnect(inuse_connections=False)
                     self.workers, alone = await self._run(
-                        _LOOK,
+                        _REFRESH,
                         2,
                         _WORKERS,
                         _OPEN_CIRCUITS,
@@ -191,7 +191,7 @@ class SharedGatewayState:
                         int(self._longest * 1000),
                         MOST,
                     )
-            except Exception as error:  # noqa: BLE001 - whatever stands in Redis, each process goes by what it knows itself
+            except Exception as error:  # noqa: BLE001 - whatever Redis holds, each process then uses its own state
                 self._lost(error)
             else:
                 now = time.monotonic()
@@ -207,7 +207,7 @@ class SharedGatewayState:
         self.away = self._missed = True
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
-        assert self._redis is not None  # noqa: S101 - nobody asks before it is open
+        assert self._redis is not None  # noqa: S101 - it is open whenever this runs
         return await self._redis.eval(script, *arguments)  # type: ignore[arg-type]  # it writes numbers as text
 
 
@@ -251,16 +251,16 @@ def connect(endpoint: Endpoint) -> Redis:
 
 
 async def close(redis: Redis) -> None:
-    """Close a client, and those that it asks Sentinel with."""
+    """Close a client, and its clients of Sentinel."""
     await redis.aclose()
     await redis.connection_pool.disconnect()
     manager = getattr(redis.connection_pool, "sentinel_manager", None)
-    for one in manager.sentinels if manager is not None else ():
-        await one.aclose()
+    for sentinel in manager.sentinels if manager is not None else ():
+        await sentinel.aclose()
 
 
-def _pairs(told: list[Any]) -> dict[str, float]:
+def _pairs(pairs: list[Any]) -> dict[str, float]:
     return {
         name.decode(errors="replace"): int(left) / 1000
-        for name, left in zip(told[::2], told[1::2], strict=True)
+        for name, left in zip(pairs[::2], pairs[1::2], strict=True)
     }

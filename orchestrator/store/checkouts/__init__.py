@@ -1,20 +1,19 @@
-"""The life of a checkout in Postgres: create, claim, move, postpone, release, wake. The only writer of state.
+"""Checkouts in Postgres: create, claim, move, postpone, release, wake. The only writer of state.
 
 A lease is a random token with an end. Only its holder moves a checkout, and every write of the holder names
-the lease and the version that it saw; `Transitions.advance` writes state, version, due time, audit entry,
-events and everything else of a move in one statement for many checkouts at once, and says which landed. Only
-a move that landed buys the right to a side effect.
+the lease and the version that it read; `Transitions.advance` writes state, version, due time, audit entry,
+events and everything else of a move in one statement for many checkouts at once, and returns which landed. A
+side effect is allowed only after a move that landed.
 
-No wake-up is lost: the claim notes `wake`, and a release sets the next due time only if `wake` is still what
-the holder saw; else the due time is now. Nobody holds a transaction while a socket to anybody else is open:
-claim, call, move.
+No wake-up is lost: the claim records `wake`, and a release sets the next due time only if `wake` is
+unchanged; else the due time is now. No transaction is open while a socket to another system is: claim, call,
+move.
 """
 
 from orchestrator.domain.events import Event
 from orchestrator.store.checkouts.change import KEEP, Fact, Move
 from orchestrator.store.checkouts.claims import (
     CALLBACKS_PER_CLAIM,
-    ClaimedCheckout,
     LeaseLost,
     claim,
     claim_waiting,
@@ -23,7 +22,6 @@ from orchestrator.store.checkouts.claims import (
     order_is_shared,
     paying_others,
     rival_of,
-    tick,
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
@@ -52,7 +50,6 @@ __all__ = [
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
-    "ClaimedCheckout",
     "Event",
     "Fact",
     "LeaseLost",
@@ -83,6 +80,5 @@ __all__ = [
     "sign_command",
     "sign_operation",
     "sweep",
-    "tick",
     "wake",
 ]

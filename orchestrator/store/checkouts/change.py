@@ -14,12 +14,12 @@ import msgspec
 from orchestrator import audit
 from orchestrator.domain import events
 from orchestrator.domain.attention import Attention
+from orchestrator.domain.claimed_checkout import ClaimedCheckout
 from orchestrator.domain.command_result import CommandResult
 from orchestrator.domain.events import Event, Totals
 from orchestrator.domain.last_error import LastError
 from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import ENDED, State, Trigger
-from orchestrator.store.checkouts.claims import ClaimedCheckout
 from orchestrator.store.checkouts.row_macs import sign_operation
 from orchestrator.store.columns import parts
 
@@ -46,13 +46,13 @@ class Fact:
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
-    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves it where it is
+    """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves its state
     (None).
 
-    Without an `action` nothing is audited: a lease given back, or a lookup that showed what was known. Such a
-    write moves nothing, makes no new version, and always releases.
+    Without an `action` nothing is audited: a lease is released, or a lookup showed nothing new. Such a write
+    moves nothing, makes no new version, and always releases.
 
-    `due_in` is KEEP to go on under the same lease, a number of seconds to release and be looked at again, or
+    `due_in` is KEEP to continue under the same lease, a number of seconds to release with that due time, or
     None to release a settled checkout for good. Fields left at KEEP stay as they are.
     """
 
@@ -60,8 +60,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     trigger: Trigger | None
     action: audit.Action | None
     evidence: Mapping[str, object] = msgspec.field(default_factory=dict)
-    # Facts that are established by then too, in their order; nothing leaves the house between one and the
-    # next.
+    # Facts that are established by then too, in their order; no call is made between them.
     further: tuple[Fact, ...] = ()
     actor: str = audit.SYSTEM
     due_in: float | Kept | None = KEEP
@@ -143,14 +142,12 @@ class MoveFields(Changes, total=False):
 
 
 def event_rows(move: Move, to: State) -> list[dict[str, object]]:
-    """Return the rows of what the merchant is told of a move: its own events, and that its
-    attention changed.
-    """
+    """Return the rows of a move's events for the merchant: its own, and the change of attention."""
     held = move.held
-    told = move.events
+    announced = move.events
     if not isinstance(move.attention, Keep):
-        told = (*told, *events.attention_changed(held.attention, move.attention))
-    if not told:
+        announced = (*announced, *events.attention_changed(held.attention, move.attention))
+    if not announced:
         return []
     reserved, captured, refunded = _money(move)
     totals = Totals(
@@ -173,7 +170,7 @@ def event_rows(move: Move, to: State) -> list[dict[str, object]]:
                 totals=totals,
             ),
         }
-        for number, event in enumerate(told, start=1)
+        for number, event in enumerate(announced, start=1)
     ]
 
 
@@ -190,13 +187,13 @@ def operation_rows(encryptor: Encryptor, move: Move) -> list[dict[str, object]]:
     held = move.held
     return [
         {
-            **asdict(one),
-            **parts("last_error", one.last_error),
+            **asdict(operation),
+            **parts("last_error", operation.last_error),
             "checkout_id": held.id,
-            "reconciliation_identifier": one.identifier,
-            "mac": sign_operation(encryptor, held.id, held.merchant_id, one).hex(),
+            "reconciliation_identifier": operation.identifier,
+            "mac": sign_operation(encryptor, held.id, held.merchant_id, operation).hex(),
         }
-        for one in move.operations
+        for operation in move.operations
     ]
 
 
@@ -225,11 +222,9 @@ def kept(move: Move) -> dict[str, Any]:
 
 
 def row(
-    move: Move, to: State, entries: Sequence[audit.Entry], *, told: int, after: Mapping[str, Any]
+    move: Move, to: State, entries: Sequence[audit.Entry], *, announced: int, after: Mapping[str, Any]
 ) -> dict[str, object]:
-    """Return the row of a checkout after a move that tells of so many events; `after` is what
-    `kept` returns.
-    """
+    """Return the row of a checkout after a move with so many events; `after` is what `kept` returns."""
     held = move.held
     reserved, captured, refunded = _money(move)
     return {
@@ -261,7 +256,7 @@ def row(
         "entries": len(entries),
         "audit_sequence": held.audit_sequence + len(entries),
         "mac": entries[-1].mac.hex() if entries else None,
-        "event_sequence": held.event_sequence + told,
+        "event_sequence": held.event_sequence + announced,
         "correlation_id": held.correlation_id,
         "keeps_session": move.token is KEEP and move.session_id is KEEP and move.methods is KEEP,
         "token": None if isinstance(move.token, Keep) else move.token.hex(),

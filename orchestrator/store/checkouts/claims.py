@@ -1,9 +1,7 @@
-"""Claiming: taking the lease on checkouts, and what their holder knows of them."""
+"""Claiming: taking the lease on checkouts, with the data that its holder needs."""
 
 from __future__ import annotations
 
-import time
-from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
@@ -11,9 +9,8 @@ from uuid import UUID, uuid4
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.domain.attention import Attention
-from orchestrator.domain.last_error import LastError
-from orchestrator.domain.records import Callback, Command, Operation, PaymentRecord, Role
+from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
+from orchestrator.domain.records import Callback, Command, Operation
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.columns import (
@@ -39,21 +36,9 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 
-def tick() -> float:
-    """Return seconds of a clock that never goes back, and that goes on while this machine sleeps, where it
-    has such a clock.
-
-    A lease that a suspended machine holds is over when it wakes up, and it must know.
-    """
-    return time.clock_gettime(_CLOCK)
-
-
-_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-
-
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
-    """Somebody else holds this checkout now, or moved it: what was learned here is dropped, and the new
-    holder looks again.
+    """Another worker holds this checkout now, or moved it: the result is dropped, and the new holder repeats
+    the lookup.
     """
 
     def __init__(self, checkout: UUID) -> None:
@@ -61,116 +46,10 @@ class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
         self.checkout = checkout
 
 
-class Renewal:
-    """When a lease ends by its last renewal (see `tick`).
-
-    All copies of one `ClaimedCheckout` have the same one.
-    """
-
-    __slots__ = ("ends",)
-
-    def __init__(self) -> None:
-        self.ends = float("-inf")
-
-
-# Not a dataclass: one of 50 fields is made for each move.
-class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
-    """A checkout under our lease, as it stood when claimed or after our own last move."""
-
-    id: UUID
-    merchant_id: int
-    order_ref: str
-    state: State
-    version: int
-    lease: UUID
-    wake: int
-    currency: str
-    amount: int
-    reserved: int
-    captured: int
-    refunded: int
-    late: bool
-    deadline: datetime
-    offered_at: datetime | None
-    cancel_requested_at: datetime | None
-    ended_at: datetime | None
-    charged_back: int
-    reserved_until: datetime | None
-    auto_capture: bool
-    require_capture: bool
-    slot_reserved: bool
-    expires_in: float | None
-    claims: int
-    attempts: int
-    lookups: int
-    session_count: int
-    last_error: LastError | None
-    attention: Attention | None
-    correlation_id: str
-    audit_sequence: int
-    audit_head: bytes
-    event_sequence: int
-    token: bytes | None
-    token_expires_at: datetime | None
-    session_id: str | None
-    methods: list[dict[str, object]] | None
-    intent: bytes | None
-    data_key: bytes | None
-    # What earlier lookups saw at the gateway, and what was asked of it since.
-    known: tuple[PaymentRecord, ...] = ()
-    operations: tuple[Operation, ...] = ()
-    callbacks: tuple[Callback, ...] = ()
-    commands: tuple[Command, ...] = ()
-    # Postgres's clock when we claimed, our own then (see `tick`), and when our own clock says that the lease
-    # ends.
-    claimed_at: datetime
-    claimed_tick: float
-    lease_ends: float
-    renewal: Renewal = msgspec.field(default_factory=Renewal)
-    # It was woken while we held it: the release has set the due time to now.
-    woken: bool = False
-
-    def now(self) -> datetime:
-        """Return Postgres's time, as far as our own clock has run since the claim."""
-        return self.claimed_at + timedelta(seconds=tick() - self.claimed_tick)
-
-    def lease_left(self) -> float:
-        """Return how many seconds of the lease are left; no money call may be begun that could outlast it."""
-        return max(self.lease_ends, self.renewal.ends) - tick()
-
-    def held_for(self) -> float:
-        """Return the seconds since it was claimed."""
-        return tick() - self.claimed_tick
-
-    @property
-    def accepted(self) -> frozenset[str]:
-        """The gateway transactions that completed it: one, or the parts that a person decided to keep as a
-        whole.
-        """
-        return frozenset(one.transaction_id for one in self.known if one.role == Role.ACCEPTED)
-
-    @property
-    def captures_itself(self) -> bool:
-        """Whether the gateway captures the payment, as it was asked to and as far as it has told."""
-        return self.auto_capture and not self.require_capture
-
-    @property
-    def operation(self) -> Operation | None:
-        """The oldest operation that is not settled: one at a time is carried out."""
-        return next((one for one in self.operations if one.open), None)
-
-    @property
-    def eventful(self) -> bool:
-        """Whether somebody waits for the next step: a callback, a command or an operation, and not a due time
-        alone.
-        """
-        return bool(self.callbacks or self.commands or self.operation)
-
-
-# The claim takes what is due or hinted at and not under a living lease. A hint allows one claim: the second
-# finds nothing. That there is a due time is asked in words in which the planner does not recognise the index
-# of due times: where nearly all checkouts are finished it takes that for the shortest way, and each claim
-# would read the due times of everybody under way.
+# The claim takes checkouts that are due or hinted and not under a valid lease. A hint allows one claim: the
+# second finds nothing. The condition on the due time is written so that the planner does not use the index of
+# due times: where nearly all checkouts are finished it would prefer that index, and each claim would read the
+# due times of all checkouts under way.
 _FREE = (
     "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
     "AND (c.lease IS NULL OR c.leased_until <= t.now)"
@@ -225,8 +104,8 @@ _OPERATIONS = text(f"""
     SELECT checkout_id, {listed(OPERATION)}
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)  # noqa: S608 - made of our own names
-# Two partial indexes tell live ones from closed ones; a merchant's closed ones of the number may be many, one
-# is enough.
+# Two partial indexes cover live and closed checkouts; a merchant may have many closed ones of the number, and
+# one is enough.
 _SHARED = text("""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
@@ -248,7 +127,7 @@ _RIVAL = text("""
        AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
 """)
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that
-# `wake` counts is seen. A few at a time: their bodies are large, and anybody who knows a link may send many.
+# `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
 _CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
         SELECT id, checkout_id, kind, grade, network, content_type, digest,
@@ -263,8 +142,8 @@ _COMMANDS = text("""
 """)
 
 CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that one claim takes; when there were so many, more may wait, and the release
-makes it due at once."""
+"""Callbacks of one checkout that a claim takes; with so many, more may wait, and the release makes it due at
+once."""
 
 _NEEDS_INTENT: Final = frozenset(UNOFFERED)
 

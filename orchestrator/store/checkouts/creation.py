@@ -1,7 +1,7 @@
 """Creating: the first row of a checkout, with its intent, its first audit entry and its first due time.
 
-A checkout is created of an intent, or, where a payment comes for an order number that nobody asked for, of
-that payment (`create_from_payment`), so that lease, due time, look, trail and policy are there for it too.
+A checkout is created from an intent or, where a payment arrives for an order number without an intent, from
+that payment (`create_from_payment`), so that it too has a lease, a due time, lookups, a trail and a policy.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CREATE = text("""
             correlation_id text, fingerprint text, body text, data_key text, at timestamptz, action text, entry text,
             key_id text, mac text, idempotency_key text, idempotency_print text)
     ),
-    -- Before the checkouts: whoever holds an order number has all of its keys already, so no two batches wait in a circle.
+    -- Before the checkouts: a transaction that holds an order number has all of its keys already, so no two batches deadlock.
     keyed AS (
         INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
         SELECT i.merchant_id, i.idempotency_key, decode(i.idempotency_print, 'hex'), i.id FROM i
@@ -89,8 +89,8 @@ class NewCheckout:
     correlation_id: str
     actor: str
     fingerprint: bytes
-    # A MAC of the content under the checkout's own data key: it proves what was asked for while that key
-    # exists, and says nothing once the customer is erased. A plain hash would let anybody confirm a guess for
+    # A MAC of the content under the checkout's own data key: it proves what was requested while that key
+    # exists, and nothing once the customer is erased. A plain hash would allow a guess to be confirmed for
     # ever.
     proof: bytes
     body: bytes
@@ -103,7 +103,7 @@ class NewCheckout:
 
 MOST_UNCONFIRMED: Final = 100
 """Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown
-to hold money. Anyone who knows the merchant's address can send such callbacks, and each would be looked up
+to hold money. Any sender who has the merchant's address can send such callbacks, and each would need lookups
 for weeks."""
 _UNCONFIRMED: Final = text(f"""
     SELECT m.id, (SELECT count(*) FROM (
@@ -111,15 +111,15 @@ _UNCONFIRMED: Final = text(f"""
                        AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
       FROM unnest(CAST(:merchants AS int[])) AS m(id)
 """)  # noqa: S608 - made of our own constant
-# The locks are taken in one order, so that two that create checkouts from the same payments wait for each
-# other and not in a circle.
+# The locks are taken in one order, so that two transactions that create checkouts from the same payments do
+# not deadlock.
 _LOCK_IN_ORDER = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
 """)
-# A checkout is told by the id that it was given, else by the order number: the live one, else the youngest.
-# Whether an id is used is asked in a form that is looked up: of EXISTS the planner may make a table of all
-# ids there are.
+# A checkout is matched by the id in the payment, else by the order number: the live checkout, else the
+# youngest. Whether an id is used is queried in a form that goes by index: for EXISTS the planner may build a
+# table of all ids.
 _MATCHES = text("""
     SELECT s.number, c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
       FROM json_to_recordset(CAST(:payments AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
@@ -164,12 +164,11 @@ _NUMBERED: Final = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnmatchedPayment:
-    """A payment that a callback to a merchant's own address tells of.
+    """A payment that a callback to a merchant's own address reports.
 
-    `amount` is minor units, only to be compared with.
-
-    `named` is the checkout that the callback names, whose id may be of any version and anybody's. Without an
-    amount and a currency, or without a transaction, it can be found a checkout and cannot become one.
+    `amount` is in minor units, only for comparison. `named` is the checkout that the callback names: an id of
+    any version, which may belong to any merchant. Without an amount and a currency, or without a transaction,
+    the payment can be matched with a checkout, but none is created from it.
     """
 
     merchant_id: int
@@ -275,15 +274,15 @@ async def create_from_payment(
     at: datetime,
     grace: float,
 ) -> list[PaymentMatch | None]:
-    """Return the checkout of each unmatched payment: one of the merchant's that has its id or its order
-    number, or one created of it.
+    """Return the checkout of each unmatched payment: the merchant's checkout with its id or its order number,
+    or a new one.
 
-    None where there is neither a checkout nor enough to make one of. The same unmatched payment again, also
-    at the same moment in another process, meets the checkout that was created of the first: whoever creates a
-    checkout for an order number takes its turn. A checkout keeps the id that the payment names, if that is
-    one of the kind that we give and nobody has it (a database restored from an older backup).
+    None where there is neither a checkout nor enough data to create one. A repeat of the same unmatched
+    payment, also at the same moment in another process, gets the checkout that the first created: creation
+    for an order number is serialised. A checkout keeps the id that the payment names, if that is of the
+    version that this system gives and free (a database restored from an older backup).
 
-    It begins as failed, since nobody asked for it, with a due time: the watch asks the gateway and policy
+    It begins as failed, since it has no intent, with a due time: the monitoring looks it up and policy
     decides.
     """
     matches: list[PaymentMatch | None] = [None] * len(unmatched)
@@ -298,7 +297,7 @@ async def create_from_payment(
         return matches
     slots = {turn for number in orphans for turn in _slots(unmatched[number])}
     await tx.execute(_LOCK_IN_ORDER, {"turns": sorted(slots)})
-    # A younger snapshot shows what whoever was before us in the queue has created.
+    # A younger snapshot shows the rows of the transactions that were earlier in the queue.
     met = dict(
         zip(orphans, (await _matches_of(tx, [unmatched[number] for number in orphans])).values(), strict=True)
     )
@@ -317,10 +316,10 @@ async def create_from_payment(
             room[payment.merchant_id] -= 1
         named = payment.named
         free = named is not None and not met[number].named_is_used and named not in created.values()
-        one = named if named is not None and free and named.version == _NUMBERED else uuid7()
-        created[order] = one
-        rows.append(_row_from_payment(encryptor, one, payment, at=at))
-        matches[number] = PaymentMatch(one, created=True)
+        checkout_id = named if named is not None and free and named.version == _NUMBERED else uuid7()
+        created[order] = checkout_id
+        rows.append(_row_from_payment(encryptor, checkout_id, payment, at=at))
+        matches[number] = PaymentMatch(checkout_id, created=True)
     if rows:
         parameters = {"payments": json_text(rows), "grace": grace, "last_error": ErrorCode.UNKNOWN_ORDER}
         await tx.execute(_CREATE_FROM_PAYMENT, parameters)
@@ -362,12 +361,12 @@ async def _matches_of(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]
 
 
 def _row_from_payment(
-    encryptor: Encryptor, one: UUID, payment: UnmatchedPayment, *, at: datetime
+    encryptor: Encryptor, checkout_id: UUID, payment: UnmatchedPayment, *, at: datetime
 ) -> dict[str, object]:
-    key, wrapped = encryptor.new_data_key(one)
+    key, wrapped = encryptor.new_data_key(checkout_id)
     entry = audit.make(
         encryptor,
-        checkout=one,
+        checkout=checkout_id,
         sequence=1,
         before=audit.START,
         at=at,
@@ -385,7 +384,7 @@ def _row_from_payment(
         },
     )
     return {
-        "id": one,
+        "id": checkout_id,
         "merchant_id": payment.merchant_id,
         "order_ref": payment.order_ref,
         "currency": payment.currency,

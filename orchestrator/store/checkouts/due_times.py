@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from orchestrator.store.database import Database
 
-# Rows are locked in id order, as everywhere, so that two that wake cannot deadlock; each waits for a mover's
-# short transaction, since a wake-up may not be left out. The caller publishes the hint too: the due time
-# stands behind it by `grace`.
+# Rows are locked in id order, as everywhere, so that two transactions that wake cannot deadlock; each waits
+# for a mover's short transaction, since no wake-up may be lost. The caller publishes the hint too: the due
+# time is `grace` later.
 _WAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     locked AS MATERIALIZED (
@@ -35,9 +35,9 @@ _WAKE = text("""
       FROM locked, t
      WHERE c.id = locked.id
 """)
-# However many checkouts of one merchant are due, those of the others are taken too: each merchant that has
-# any gets an equal part of what is taken. The time as a sub-select is a bound of the index scans; as a join
-# it would be a filter on every due time of the future.
+# However many checkouts of one merchant are due, those of the others are swept too: each merchant that has
+# any gets an equal part of the sweep. The time as a sub-select is a bound of the index scans; as a join it
+# would be a filter on every due time of the future.
 _DUE_FIRST = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
@@ -74,9 +74,9 @@ _DUE = text(f"""
 """)  # noqa: S608 - made of our own constants
 
 
-# Places are given anew in their order, the first one now, and none becomes a later one. What a worker holds
-# has had its turn. What was made ahead at wider places is as much as a burst, and no more: else those who
-# come to their new places would have to wait for it.
+# Slots are given again in their order, the first one now, and none becomes a later one. What a worker holds
+# has had its slot. Slots used ahead of time count as a burst at the most: else those that come to their new
+# slots would have to wait for it.
 _RESPACE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     budget AS MATERIALIZED (
@@ -101,8 +101,8 @@ _RESPACE = text("""
 class DueCheckout:
     """A checkout that is due: hint it. `lag` is how many seconds late the sweep was.
 
-    A `suspect` was claimed before and nothing came of it, maybe because it stops whoever takes it: it goes
-    alone, so that it takes no others along.
+    A `suspect` was claimed before without a result, maybe because it ends the worker's process: it is claimed
+    alone, so that it affects no others.
     """
 
     id: UUID

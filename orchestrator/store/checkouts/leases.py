@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import text
 
-from orchestrator.store.checkouts.claims import tick
+from orchestrator.domain.claimed_checkout import tick
 from orchestrator.store.columns import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.store.checkouts.claims import ClaimedCheckout
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.store.database import Database
 
-# A row that a move has locked is left out: the next renewal comes soon. A lease that is over and that no one
-# else took is still ours.
+# A row that a move has locked is left out: the next renewal comes soon. An expired lease that no other worker
+# took is still valid.
 _RENEW = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:held AS json)) AS i(id uuid, lease uuid)),
@@ -34,13 +34,11 @@ _RENEW = text("""
 
 
 async def renew(db: Database, held: Sequence[ClaimedCheckout], *, lease_seconds: float) -> None:
-    """Have the leases on these last for so many seconds from now, those that are still ours, in one
-    statement.
-    """
+    """Renew the leases on these for so many seconds from now, where they are still held, in one statement."""
     began = tick()
-    named = [{"id": one.id, "lease": one.lease} for one in held]
+    named = [{"id": checkout.id, "lease": checkout.lease} for checkout in held]
     rows = await db.write(_RENEW, {"held": json_text(named), "seconds": lease_seconds})
     renewed = {(row.id, row.lease) for row in rows}
-    for one in held:
-        if (one.id, one.lease) in renewed:
-            one.renewal.ends = max(one.renewal.ends, began + lease_seconds)
+    for checkout in held:
+        if (checkout.id, checkout.lease) in renewed:
+            checkout.renewal.ends = max(checkout.renewal.ends, began + lease_seconds)

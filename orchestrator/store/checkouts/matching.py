@@ -1,11 +1,10 @@
-"""An intent that comes after its payment: the payment was found for an order number that no shop had handed
-over.
+"""An intent that comes after its payment: the payment was found for an order number without an intent.
 
 Such a payment has a checkout of its own (`create_from_payment`). The intent becomes the order of that
-checkout, so that the shopper is not asked to pay again. That happens once, under the row's lock and never
-under a worker's lease: an entry in the trail, the content of the intent and the facts that follow from it are
-written together. Where payment and intent do not fit, nothing is written, and the caller is told which
-payment waits for a decision.
+checkout, so that the shopper does not pay twice. That happens once, under the row's lock and never under a
+worker's lease: an entry in the trail, the content of the intent and the facts that follow from it are written
+together. Where payment and intent do not fit, nothing is written, and the caller gets the payment that waits
+for a decision.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 NO_INTENT: Final = b"{}"
-"""The stored content of a checkout that no intent stands behind."""
+"""The stored content of a checkout that has no intent."""
 NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 
 _HARMLESS: Final = frozenset({AttentionCode.UNKNOWN_ORDER, AttentionCode.RESERVATION_LAPSES})
@@ -66,7 +65,7 @@ _MATCH = text("""
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
         VALUES (:id, :sequence, :at, :action, :entry, :key_id, :mac)
     ),
-    told AS (
+    announced AS (
         INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
         SELECT CAST(:id AS uuid), e.sequence, CAST(:merchant_id AS int), e.kind, e.payload, CAST(:correlation_id AS text), clock()
           FROM json_to_recordset(CAST(:events AS json)) AS e(sequence int, kind text, payload jsonb)
@@ -86,8 +85,8 @@ _MATCH = text("""
 class Ordered:
     """An intent that met the checkout of an unmatched payment. `amount` is in minor units.
 
-    `auto_capture`: the gateway was to capture by itself. It was not told so for this payment, so a worker
-    captures it.
+    `auto_capture`: the intent requests capture by the gateway. The gateway had no such request for this
+    payment, so a worker captures it.
     """
 
     checkout: UUID
@@ -126,8 +125,7 @@ class NoMoney:
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """It is not known yet: the payment has not been looked up, or a worker or another process has the
-    checkout at this moment.
+    """No decision yet: the payment has not been looked up, or a worker or another process holds the checkout.
 
     `held`: it may hold money, so that no other checkout may be created for the order meanwhile.
     """
@@ -154,7 +152,7 @@ async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
                 await _write(tx, encryptor, wanted, row)
             return found
     except IntegrityError:
-        # Another checkout took the order number meanwhile: the caller meets that one.
+        # Another checkout took the order number meanwhile: the caller gets that checkout.
         return Unsettled()
 
 
@@ -162,14 +160,14 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
     if bytes(row.fingerprint) != NO_INTENT_PRINT:
         return Unsettled()
     known = payments(row.payments)
-    holding = [one for one in known if one.meaning == PaymentMeaning.OPEN or one.left > 0]
+    holding = [payment for payment in known if payment.meaning == PaymentMeaning.OPEN or payment.left > 0]
     if row.leased or row.asked or row.version == 1:
         return Unsettled(held=bool(holding))
     if not holding and row.attention not in PROBLEMS:
         return NoMoney()
     fits = (
         row.state == State.COMPLETED
-        and [one.role for one in holding] == [Role.ACCEPTED]
+        and [payment.role for payment in holding] == [Role.ACCEPTED]
         and (row.currency, row.amount) == (wanted.currency, wanted.amount)
         and not row.operating
         and row.attention in {None, *_HARMLESS}
@@ -177,8 +175,8 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
     if fits:
         return Matched(row.state, row.created_at, row.deadline)
     named = ", ".join(
-        f"{one.transaction_id} ({money.spelled(decisions.whole(one), one.currency)})"
-        for one in holding or known
+        f"{payment.transaction_id} ({money.spelled(decisions.whole(payment), payment.currency)})"
+        for payment in holding or known
     )
     return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
 
@@ -188,7 +186,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
     state = State(row.state)
     before = coded(row, "attention")["attention"]
     answered = row.attention == AttentionCode.UNKNOWN_ORDER
-    told = [
+    announced = [
         {
             "sequence": row.event_sequence + number,
             "kind": event.type,
@@ -240,14 +238,14 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "mac": entry.mac,
             "merchant_id": row.merchant_id,
             "correlation_id": row.correlation_id,
-            "event_sequence": row.event_sequence + len(told),
-            "events": json_text(told),
+            "event_sequence": row.event_sequence + len(announced),
+            "events": json_text(announced),
         },
     )
 
 
 def _key(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
-    """Return the data key of the checkout, under which its callbacks are encrypted, or a new one where that
+    """Return the data key of the checkout, under which its callbacks are encrypted, or a new key where that
     was destroyed.
     """
     if wrapped is None:

@@ -31,7 +31,7 @@ def sign_command(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, comm
 
 
 def command_holds(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> bool:
-    """Say whether a command is stored as one of our processes wrote it, for this checkout."""
+    """Return whether a command is stored as a process of this system wrote it, for this checkout."""
     return command.mac is not None and encryptor.signed(
         COMMAND, _command(checkout_id, merchant_id, command), bytes(command.mac)
     )
@@ -89,7 +89,9 @@ def _text(*parts: object) -> bytes:
 
 
 def _stored(arguments: Mapping[str, Any]) -> object:
-    """Return arguments as Postgres's JSON gives them back: a whole number is one, however it was written."""
+    """Return arguments as Postgres's JSON gives them back: a whole number stays one, however it was
+    written.
+    """
     if not isinstance(arguments, dict):
         return arguments
     return {

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
 from orchestrator.errors import OrchestratorError
@@ -27,7 +28,7 @@ from orchestrator.store.checkouts.change import (
     result_rows,
     row,
 )
-from orchestrator.store.checkouts.claims import ClaimedCheckout, LeaseLost, tick
+from orchestrator.store.checkouts.claims import LeaseLost
 from orchestrator.store.columns import OPERATION, PAYMENT, json_text, listed, typed, with_details, without
 from orchestrator.store.tables import checkouts, money_operations, payments, sessions
 
@@ -51,12 +52,12 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 # One statement writes everything of many moves. `locked` takes the rows in id order and leaves out those that
-# somebody else has locked (they come again); `mine` is the lease guard; `already` recognises a move that
-# landed before its connection was lost: the head of the chain is ours. Postgres applies the update to the
-# newest version of a row, so the lease guard holds against any racer. What it updates it names by arrays: of
-# joins alone the planner expects so many rows that it reads a whole table while that is small. Columns of a
-# row of `change.row`: those that only say whether it may be written, and those that are written as they
-# stand.
+# another transaction has locked (they come again); `mine` is the lease guard; `already` recognises a move
+# that landed before its connection was lost: the stored head of the chain is this move's. Postgres applies
+# the update to the newest version of a row, so the lease guard holds in any race. Updated rows are named by
+# arrays: for joins alone the planner expects so many rows that it reads a whole table while that is small.
+# Columns of a row of `change.row`: those that only decide whether it may be written, and those that are
+# written as they are.
 _GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
 _SESSION: Final = ("session_id", "methods")
 _WRITTEN: Final = (
@@ -124,7 +125,7 @@ _ADVANCE = text(f"""
                token_expires_at = coalesce(excluded.token_expires_at, sessions.token_expires_at),
                session_id = excluded.session_id, methods = excluded.methods
     ),
-    told AS (
+    announced AS (
         INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
         SELECT e.checkout_id, e.sequence, i.merchant_id, e.kind, e.payload, i.correlation_id, t.now
           FROM json_to_recordset(CAST(:events AS json)) AS e(checkout_id uuid, sequence int, kind text, payload jsonb)
@@ -207,11 +208,11 @@ class Transitions:
         *,
         batch_limit: int = 500,
         timeout: float = 30.0,
-        told: Callable[[], None] = lambda: None,
+        on_events: Callable[[], None] = lambda: None,
     ) -> None:
-        """`told` is called after a commit that wrote events; it may not wait."""
+        """`on_events` is called after a commit that wrote events; it may not wait."""
         self._db = db
-        self._told = told
+        self._on_events = on_events
         self._encryptor = encryptor
         self._batch: Batch[_Prepared, _Landed | None] = Batch(
             self._write,
@@ -222,12 +223,10 @@ class Transitions:
         )
 
     async def advance(self, move: Move) -> ClaimedCheckout:
-        """Write one move together with whatever others have gathered; return the checkout as it stands
-        afterwards.
+        """Write one move together with the other gathered moves; return the checkout after it.
 
-        Raises `LeaseLost` if the lease or the version is no longer ours (nothing was written),
-        `UnknownTransition` if the table does not have the move, `DatabaseAway` if it is not known whether it
-        landed.
+        Raises `LeaseLost` if the lease or the version has changed (nothing was written), `UnknownTransition`
+        if the table does not have the move, `DatabaseAway` if it is not known whether it landed.
         """
         prepared = self._prepare(move)
         landed = await self._batch.put(prepared)
@@ -274,9 +273,9 @@ class Transitions:
                     evidence=fact.evidence,
                 )
             )
-        told, after = event_rows(move, to), kept(move)
-        columns = row(move, to, entries, told=len(told), after=after)
-        return _Prepared(move, to, entries, columns, told, after, tick())
+        announced, after = event_rows(move, to), kept(move)
+        columns = row(move, to, entries, announced=len(announced), after=after)
+        return _Prepared(move, to, entries, columns, announced, after, tick())
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
         rows = await self._db.write(
@@ -302,18 +301,18 @@ class Transitions:
             },
         )
         if any(prepared.events for prepared in batch):
-            self._told()
+            self._on_events()
         fates = {row.id: row for row in rows}
         return [_fate(fates[prepared.move.held.id]) for prepared in batch]
 
 
 def _places(prepared: _Prepared) -> Sequence[Hashable]:
-    """Return what no two moves of one batch may share: the checkout, and that one reopens.
+    """Return what no two moves of one batch may share: the checkout, and the reopening.
 
-    A holder whose lease is over and its successor may both write, in one process; of two rows for a checkout
-    Postgres would take either. A reopened checkout takes its order number again. Two of them in one
-    transaction could wait for an intake that holds the one number and waits for the other; so there is one in
-    a batch.
+    The holder of an expired lease and its successor may both write, in one process; of two rows for a
+    checkout Postgres would take either. A reopened checkout takes its order number again. Two of them in one
+    transaction could wait for an intake that holds the first number and waits for the second; so a batch has
+    only one.
     """
     held, trigger = prepared.move.held, prepared.move.trigger
     return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)
@@ -377,23 +376,25 @@ def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord
     """Return what is known of the gateway's transactions after a move, as its statement left them."""
     if move.decided is not None:
         return tuple(
-            replace(one, decided=f"{one.decided or ''} {move.decided[one.transaction_id]}".strip())
-            if one.transaction_id in move.decided
-            else one
-            for one in before
+            replace(
+                payment, decided=f"{payment.decided or ''} {move.decided[payment.transaction_id]}".strip()
+            )
+            if payment.transaction_id in move.decided
+            else payment
+            for payment in before
         )
-    known = {one.transaction_id: one for one in before}
-    for one in move.payments:
-        old = known.get(one.transaction_id)
-        known[one.transaction_id] = (
-            one
+    known = {payment.transaction_id: payment for payment in before}
+    for payment in move.payments:
+        old = known.get(payment.transaction_id)
+        known[payment.transaction_id] = (
+            payment
             if old is None
             else replace(
-                one,
-                role=old.role if old.role == Role.ACCEPTED else one.role,
-                currency=one.currency or old.currency,
-                captured=max(one.captured, old.captured),
-                refunded=max(one.refunded, old.refunded),
+                payment,
+                role=old.role if old.role == Role.ACCEPTED else payment.role,
+                currency=payment.currency or old.currency,
+                captured=max(payment.captured, old.captured),
+                refunded=max(payment.refunded, old.refunded),
                 decided=old.decided,
             )
         )
@@ -403,8 +404,8 @@ def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord
 def _operated(held: ClaimedCheckout, changed: tuple[Operation, ...]) -> tuple[Operation, ...]:
     if not changed:
         return held.operations
-    operations = {one.id: one for one in held.operations}
-    for one in changed:
-        submitted_at = held.now() if one.state == OperationState.SUBMITTED else one.submitted_at
-        operations[one.id] = replace(one, submitted_at=submitted_at)
+    operations = {operation.id: operation for operation in held.operations}
+    for operation in changed:
+        submitted_at = held.now() if operation.state == OperationState.SUBMITTED else operation.submitted_at
+        operations[operation.id] = replace(operation, submitted_at=submitted_at)
     return tuple(operations.values())

@@ -1,9 +1,10 @@
-"""What comes in from outside: intents, callbacks, commands. Stored, answered, woken; decided elsewhere.
+"""The intake of requests: intents, callbacks, commands. They are stored, answered and woken here; decisions
+are made elsewhere.
 
-Each kind goes in as a list in one transaction. An intent becomes a checkout once, however often it is sent. A
-callback is stored raw before anybody reads it; a repeat wakes the checkout again unless the first was acted
-on. A command is a row with who asked and which version they saw. Nothing here moves a checkout and nothing
-here talks to the gateway.
+Each kind is written as a list in one transaction. An intent becomes a checkout once, however often it is
+sent. A callback is stored raw before it is read; a repeat wakes the checkout again unless the first was
+handled. A command is a row with its actor and the version that the actor saw. Nothing here moves a checkout
+or calls the gateway.
 """
 
 from orchestrator.store.inbox.callbacks import (

@@ -1,5 +1,5 @@
-"""Callbacks: stored raw before anybody reads them; a repeat wakes the checkout again unless the first was
-acted on.
+"""Callbacks: stored raw before they are read; a repeat wakes the checkout again unless the first
+was handled.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ class Caps(NamedTuple):
 _CAPS: Final = Caps()
 
 UNPROVEN: Final = frozenset({"missing", "wrong", "stale"})
-"""The grades of what may be anybody's, though its merchant has a secret."""
+"""The grades of callbacks that any sender could have made, though the merchant has a secret."""
 _BETTER: Final = ["unchecked", "checksum", "signed"]
 """Grades from weak to strong; those without proof are weaker."""
 
 
-# The checkouts are locked before their callbacks, as by a mover, which marks callbacks as read: nobody waits
-# in a circle. One that somebody else holds comes again, so that a held row stalls no other callback.
+# The checkouts are locked before their callbacks, as by a mover, which marks callbacks as read: so no
+# deadlock occurs. A checkout that another transaction holds comes again, so that a held row delays no other
+# callback.
 _MINE = text("""
     WITH locked AS MATERIALIZED (
         SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
@@ -87,13 +88,10 @@ _MINE = text("""
       FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id LEFT JOIN locked l ON l.id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[]))
 """)
-# A repeat is not stored twice; it counts, and wakes the checkout while nobody has acted on the first. It
-# wakes it again where it proves more than the first did: somebody may have sent a guess ahead of it. An empty
-# body says too little to be told from an earlier one, so it always wakes the checkout, unless it proves
-# nothing.
-#
-# Beyond its caps a checkout keeps nothing new: a flood fills no disk. What is counted is bounded by the caps
-# themselves.
+# A repeat is not stored twice; it counts, and wakes the checkout until the first was handled. It wakes it
+# again where it proves more than the first did: the first may have been a guess. An empty body cannot be told
+# from an earlier one, so it always wakes the checkout, unless it proves nothing. Beyond its caps a checkout
+# keeps nothing new: a flood fills no disk. The count is limited by the caps themselves.
 _STORE = text("""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:arrivals AS json)) AS a(
@@ -187,13 +185,13 @@ class Callbacks:
 
     async def store(self, arrival: Arrival) -> Stored:
         """Store a callback and wake its checkout; `DatabaseAway` if Postgres does not answer within the
-        patience.
+        timeout.
         """
         return await self._batch.put(arrival)
 
     def unproven(self, grade: str, network: str) -> bool:
-        """Say whether a callback may be anybody's, though there is something to check it with: worth a
-        lookup, and no more.
+        """Return whether any sender could have made the callback, though there is a secret to check it with:
+        it only causes a lookup.
         """
         return grade in UNPROVEN or (self._strict and network == "outside")
 
@@ -219,7 +217,7 @@ class Callbacks:
     async def _write(self, batch: list[Arrival]) -> list[Stored | Again]:
         same = {arrival.id: (arrival.checkout_id, arrival.kind, arrival.digest) for arrival in batch}
         times = Counter(same.values())
-        # Of the same ones the first among those that prove most stands for all.
+        # Of equal callbacks the first among those that prove most is stored.
         first: dict[tuple[UUID, CallbackKind, bytes], Arrival] = {}
         for arrival in sorted(batch, key=_proof, reverse=True):
             first.setdefault(same[arrival.id], arrival)
@@ -229,9 +227,9 @@ class Callbacks:
             held = {checkout for checkout, row in known.items() if not row.mine}
             keys = {checkout: row.data_key for checkout, row in known.items()}
             rows = [
-                self._row(one, keys.get(one.checkout_id), times[what])
-                for what, one in first.items()
-                if one.checkout_id not in held
+                self._row(arrival, keys.get(arrival.checkout_id), times[what])
+                for what, arrival in first.items()
+                if arrival.checkout_id not in held
             ]
             parameters = {"arrivals": json_text(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
             fates = {

@@ -1,4 +1,4 @@
-"""Where a checkout stands for whoever wants something of it, by our books (the rule itself is
+"""The view of a checkout for a command request, by the stored rows (the rule itself is
 `domain.command_rules`).
 """
 
@@ -23,8 +23,8 @@ _FROM_PAYMENT: Final = " OR ".join(
     f"CAST(a.entry AS jsonb) #> '{{evidence,{word}}}' = 'true'" for word in audit.FROM_PAYMENT
 )
 
-# One statement, so that a used key and the books are seen at one moment: whoever repeats a capture meets
-# either the first request, or books on which nothing of it was booked yet.
+# One statement, so that a used key and the rows are read in one snapshot: a repeated capture meets either the
+# first request, or rows that do not include it yet.
 _STANDING = text(f"""
     SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details,
            m.id AS met, m.fingerprint AS met_print,
@@ -53,8 +53,8 @@ _STANDING = text(f"""
 async def checkout_view(
     db: Database, checkout_id: UUID, *, merchant_id: int | None = None, key: str | None = None
 ) -> CheckoutView | None:
-    """Return where a checkout stands; None if there is none of this id, or it is not this merchant's (None:
-    anybody's).
+    """Return the view of a checkout; None if there is none of this id, or it is not this merchant's (None:
+    any merchant's).
 
     `key` is the idempotency key of the request, if it has one.
     """
@@ -67,7 +67,7 @@ async def checkout_view(
     del row["attention_details"]
     return CheckoutView(
         payments_seen=payments(row.pop("payments")),
-        under_way=tuple(Pending(**one) for one in row.pop("under_way") or ()),
+        under_way=tuple(Pending(**pending) for pending in row.pop("under_way") or ()),
         state=State(row.pop("state")),
         met=None if met is None else (met, bytes(print_)),
         **{**row, **asked},

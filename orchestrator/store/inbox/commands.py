@@ -1,10 +1,10 @@
-"""Commands: rows that say who asked for what, why, and which version of the checkout they saw.
+"""Commands: rows with actor, kind, reason, and the version of the checkout that the actor saw.
 
 Executed under the lease, elsewhere.
 
-A command with an idempotency key is stored once: whoever sends the same again, at the same moment from
-another process or days later, meets the first. Only a command that is new wakes its checkout. Each is signed
-with a key that the database does not have.
+A command with an idempotency key is stored once: a repeat, at the same moment from another process or days
+later, gets the first. Only a command that is new wakes its checkout. Each is signed with a key that the
+database does not have.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import CommandKind
     from orchestrator.store.database import Database
 
-# A used key returns the command that it was used for: the update changes nothing, and waits for whoever is
-# storing that very command at this moment. Such a repeat must not wake it in the same transaction, or it
-# would hold a row that the mover who holds its checkout may want.
+# A used key returns the command that it was used for: the update changes nothing, and waits for a transaction
+# that is storing the same command. Such a repeat must not wake the checkout in the same transaction, or it
+# would hold a row that the mover of its checkout may need.
 _STORE = text("""
     INSERT INTO commands AS k (id, merchant_id, checkout_id, kind, actor, reason, expected_version, arguments,
                                idempotency_key, fingerprint, mac)
@@ -98,8 +98,8 @@ async def request(  # noqa: PLR0913 - the columns of a command
     Publish a hint afterwards.
 
     With a key that was used before, the same content returns the first command, and other content raises
-    `KeyReused`; nothing is stored in either case. `fingerprint` is what counts as the content; without one it
-    is everything that is asked.
+    `KeyReused`; nothing is stored in either case. `fingerprint` is what counts as the content; without it all
+    arguments are.
     """
     wanted, told = uuid7(), dict(arguments or {})
     if fingerprint is None:
@@ -144,7 +144,7 @@ async def request_all(
     arguments: Mapping[str, object] | None = None,
     grace: float,
 ) -> dict[UUID, UUID]:
-    """Store the same command for many checkouts, of whatever merchants, and wake them all; return each one's
+    """Store the same command for many checkouts, of any merchants, and wake them all; return each checkout's
     command.
 
     Checkouts that do not exist are left out. Publish hints afterwards, or let the checkouts become due after

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 class Intake:
     """A validated intent on its way in.
 
-    `document` is what is stored (sealed), `fingerprint` what makes it the same again.
+    `document` is what is stored (encrypted), `fingerprint` identifies a repeat.
 
-    `auto_capture`: the gateway is asked to capture by itself.
+    `auto_capture`: the gateway shall capture by itself.
     """
 
     merchant_id: int
@@ -89,7 +89,7 @@ class Accepted:
     deadline: datetime
 
 
-# What a request meets: the checkout that its key was answered with before, else the live one of its order
+# What a request meets: the checkout of an earlier request with its key, else the live checkout of its order
 # number, else the last closed one. Each key is looked up by itself: joined as a table, a planner that expects
 # a hundred requests reads all keys there are.
 _MEET = text("""
@@ -122,7 +122,7 @@ _KEEP_KEYS = text("""
 """)
 LOOKUP_WAIT: Final = 2.0
 """Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes
-a fraction of one."""
+less than a second."""
 _CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
 
@@ -170,12 +170,12 @@ class Intents:
     async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
         async with self._db.transaction() as tx:
             fates, unnoted = await self._settle(tx, batch)
-        # In a transaction that holds no order number: two processes, each with one that the other waits for,
-        # would wait in a circle.
+        # In a transaction that holds no order number: else two processes, each with a number that the other
+        # waits for, would deadlock.
         noted = await _keep_keys(self._db, unnoted, fates) if unnoted else set()
         for asked in unnoted:
             if asked.id not in noted:
-                del fates[asked.id]  # somebody took the key meanwhile: the next batch meets whose it is
+                del fates[asked.id]  # another transaction took the key: the next batch meets its checkout
         return [fates.get(asked.id, AGAIN) for asked in batch]
 
     async def _settle(
@@ -195,18 +195,18 @@ class Intents:
             created = await checkouts.create(tx, self._encryptor, new_checkouts, at=now, grace=self._grace)
             fates.update(
                 (
-                    one.id,
+                    intake.id,
                     Accepted(
-                        one.id,
-                        one.order_ref,
+                        intake.id,
+                        intake.order_ref,
                         "received",
                         fresh=True,
-                        created_at=created[one.id].created_at,
-                        deadline=created[one.id].deadline,
+                        created_at=created[intake.id].created_at,
+                        deadline=created[intake.id].deadline,
                     ),
                 )
-                for one in new
-                if one.id in created
+                for intake in new
+                if intake.id in created
             )
             not_created = [asked.id for asked in new if asked.id not in created]
             if not_created:
@@ -233,10 +233,10 @@ class Intents:
         met: Mapping[UUID, Row[Any]],
         fates: dict[UUID, Accepted | IntakeError],
     ) -> frozenset[UUID]:
-        """Decide for intents that came after their payment; return those for which it is too early to say.
+        """Decide for intents that came after their payment; return those for which it is too early.
 
-        What is neither decided nor to wait is an order like any other. Of several for one checkout the first
-        is decided; the others meet what became of it.
+        An intent that is neither decided nor waiting is an order like any other. Of several for one checkout
+        the first is decided; the others meet the result.
         """
         waiting: set[UUID] = set()
         seen: set[UUID] = set()
@@ -292,32 +292,40 @@ def _ordered(asked: Intake, checkout: UUID) -> checkouts.Ordered:
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
-    """Leave out what repeats an order number or a key of the same batch: it meets the first one once that is
+    """Leave out repeats of an order number or a key within the batch: they meet the first once that is
     created.
     """
     orders: set[tuple[int, str]] = set()
     keys: set[tuple[int, str]] = set()
     firsts = []
-    for one in asked:
-        order, key = (one.merchant_id, one.order_ref), (one.merchant_id, one.idempotency_key or "")
-        if order in orders or (one.idempotency_key is not None and key in keys):
+    for intake in asked:
+        order, key = (
+            (intake.merchant_id, intake.order_ref),
+            (intake.merchant_id, intake.idempotency_key or ""),
+        )
+        if order in orders or (intake.idempotency_key is not None and key in keys):
             continue
         orders.add(order)
         keys.add(key)
-        firsts.append(one)
+        firsts.append(intake)
     return firsts
 
 
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
     asked = [
-        {"id": one.id, "merchant_id": one.merchant_id, "order_ref": one.order_ref, "key": one.idempotency_key}
-        for one in batch
+        {
+            "id": intake.id,
+            "merchant_id": intake.merchant_id,
+            "order_ref": intake.order_ref,
+            "key": intake.idempotency_key,
+        }
+        for intake in batch
     ]
     return {row.asked: row for row in await run(tx, _MEET, {"asked": json_text(asked)})}
 
 
 def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, Accepted | IntakeError]:
-    """Decide for those that meet a checkout or a used key; whoever meets nothing is left out."""
+    """Decide for intents that meet a checkout or a used key; the others are left out."""
     fates: dict[UUID, Accepted | IntakeError] = {}
     for asked in batch:
         row = met[asked.id]

@@ -1,10 +1,10 @@
-"""Callbacks that came to a merchant's own address and name no checkout in it: whose they are, and what is
-kept of the others.
+"""Callbacks that came to a merchant's own address and name no checkout in it: matched with a checkout, or
+kept.
 
 What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it
-names, by our id or by its order number; a payment for an order number that nobody asked for gets a checkout
-of its own (`checkouts.create_from_payment`). The rest, and whatever proves nothing, is kept for the record
-without a checkout, and nothing comes of it.
+names, by checkout id or by order number; a payment for an order number without an intent gets a checkout of
+its own (`checkouts.create_from_payment`). All others, and callbacks that prove nothing, are kept for the
+record without a checkout, and cause nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
     from orchestrator.store.inbox.callbacks import Callbacks
 
-# Counted as for one checkout, by the merchant: how much can be read is bounded by what may be kept. Two
+# Counted as for one checkout, by the merchant: the amount to read is limited by what may be kept. Two
 # processes at once may each keep a batch more.
 _KEEP = text("""
     WITH a AS MATERIALIZED (
@@ -68,9 +68,9 @@ _NOW = text("SELECT clock() AS now")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MerchantCallback:
-    """A callback to a merchant's own address: how it came, and what it says of a payment (`told`)."""
+    """A callback to a merchant's own address: its transport facts, and the payment that it reports."""
 
-    told: checkouts.UnmatchedPayment
+    payment: checkouts.UnmatchedPayment
     grade: str
     network: str
     content_type: str
@@ -85,16 +85,16 @@ class MerchantCallback:
         same (RFC 9562, 5.8).
         """
         proof = b"" if self.grade not in UNPROVEN else b"unproven"
-        digest = hashlib.sha256(b"%d\0%b\0%b" % (self.told.merchant_id, proof, self.body)).digest()
+        digest = hashlib.sha256(b"%d\0%b\0%b" % (self.payment.merchant_id, proof, self.body)).digest()
         return UUID(int=int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCallback:
-    """What became of it: the checkout whose callback it is now, if there is one; `wakes` and `kept` as for
-    any callback.
+    """The result: the checkout that the callback belongs to now, if any; `wakes` and `kept` as for any
+    callback.
 
-    `over_limit`: it tells of a payment, and too many of those wait for a lookup that confirms them.
+    `over_limit`: it reports a payment, and too many of those wait for a lookup that confirms them.
     """
 
     checkout_id: UUID | None
@@ -127,27 +127,31 @@ class UnmatchedCallbacks:
     ) -> None:
         self._db, self._encryptor, self._callbacks, self._grace = db, encryptor, callbacks, grace
         self._batch: Batch[MerchantCallback, _Fate] = Batch(
-            self._write, keys=lambda one: (one.id,), limit=batch_limit, timeout=timeout, name="unmatched"
+            self._write,
+            keys=lambda callback: (callback.id,),
+            limit=batch_limit,
+            timeout=timeout,
+            name="unmatched",
         )
 
-    async def store(self, one: MerchantCallback) -> StoredCallback:
-        """Store it where it belongs and wake the checkout; `DatabaseAway` if Postgres does not answer within
-        the patience.
+    async def store(self, callback: MerchantCallback) -> StoredCallback:
+        """Store the callback with its checkout and wake that; `DatabaseAway` if Postgres does not answer
+        within the timeout.
         """
-        fate = await self._batch.put(one)
+        fate = await self._batch.put(callback)
         if fate.matched is None:
-            over_limit = one.told.complete and not self._unproven(one)
+            over_limit = callback.payment.complete and not self._unproven(callback)
             return StoredCallback(None, created=False, wakes=False, kept=fate.kept, over_limit=over_limit)
         stored = await self._callbacks.store(
             Arrival(
                 checkout_id=fate.matched.id,
                 kind="notification",
-                grade=one.grade,
-                network=one.network,
-                content_type=one.content_type,
-                headers=one.headers,
-                source=one.source,
-                body=one.body,
+                grade=callback.grade,
+                network=callback.network,
+                content_type=callback.content_type,
+                headers=callback.headers,
+                source=callback.source,
+                body=callback.body,
             )
         )
         return StoredCallback(fate.matched.id, fate.matched.created, stored.wakes, stored.kept)
@@ -162,42 +166,42 @@ class UnmatchedCallbacks:
         await self._batch.close()
 
     async def _write(self, batch: list[MerchantCallback]) -> list[_Fate | Again]:
-        believed = [one for one in batch if not self._unproven(one)]
+        believed = [callback for callback in batch if not self._unproven(callback)]
         matches: dict[UUID, checkouts.PaymentMatch | None] = {}
         async with self._db.transaction() as tx:
             if believed:
                 at = (await tx.execute(_NOW)).scalar_one()
                 found = await checkouts.create_from_payment(
-                    tx, self._encryptor, [one.told for one in believed], at=at, grace=self._grace
+                    tx, self._encryptor, [callback.payment for callback in believed], at=at, grace=self._grace
                 )
-                matches = {one.id: matched for one, matched in zip(believed, found, strict=True)}
-            unmatched = [one for one in batch if matches.get(one.id) is None]
+                matches = {callback.id: matched for callback, matched in zip(believed, found, strict=True)}
+            unmatched = [callback for callback in batch if matches.get(callback.id) is None]
             kept = {row.id for row in await tx.execute(_KEEP, self._parameters(unmatched))}
-        return [_Fate(matches.get(one.id), one.kept_as in kept) for one in batch]
+        return [_Fate(matches.get(callback.id), callback.kept_as in kept) for callback in batch]
 
-    def _unproven(self, one: MerchantCallback) -> bool:
-        return self._callbacks.unproven(one.grade, one.network)
+    def _unproven(self, callback: MerchantCallback) -> bool:
+        return self._callbacks.unproven(callback.grade, callback.network)
 
     def _parameters(self, unmatched: list[MerchantCallback]) -> dict[str, object]:
         rows: dict[UUID, dict[str, object]] = {}
         times: dict[UUID, int] = {}
-        for one in unmatched:
-            known_as = one.kept_as
-            times[known_as] = times.get(known_as, 0) + 1
-            if known_as in rows:
+        for callback in unmatched:
+            kept_as = callback.kept_as
+            times[kept_as] = times.get(kept_as, 0) + 1
+            if kept_as in rows:
                 continue
-            rows[known_as] = {
-                "id": known_as,
-                "merchant_id": one.told.merchant_id,
-                "grade": one.grade,
-                "network": one.network,
-                "content_type": one.content_type,
-                "headers": dict(one.headers),
-                "source": one.source,
-                # There is no checkout whose data key it could be sealed under, so its own id stands for one.
-                "body": encrypt_body(self._encryptor, known_as, None, one.body).hex(),
-                "digest": "\\x" + hashlib.sha256(b"notification\0" + one.body).hexdigest(),
-                "unproven": self._unproven(one),
+            rows[kept_as] = {
+                "id": kept_as,
+                "merchant_id": callback.payment.merchant_id,
+                "grade": callback.grade,
+                "network": callback.network,
+                "content_type": callback.content_type,
+                "headers": dict(callback.headers),
+                "source": callback.source,
+                # There is no checkout with a data key to encrypt it under, so its own id is used.
+                "body": encrypt_body(self._encryptor, kept_as, None, callback.body).hex(),
+                "digest": "\\x" + hashlib.sha256(b"notification\0" + callback.body).hexdigest(),
+                "unproven": self._unproven(callback),
             }
-        kept = [{**row, "times": times[known_as]} for known_as, row in rows.items()]
+        kept = [{**row, "times": times[kept_as]} for kept_as, row in rows.items()]
         return {"payments": json_text(kept), **self._callbacks.bounds}

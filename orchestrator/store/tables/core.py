@@ -1,11 +1,11 @@
 """The tables, as SQLAlchemy Core: the schema in one place, with the reason for each index.
 
-`checkouts` is narrow and hot: what a move writes, and nothing else; what was asked and what the gateway gave
-stands beside it and is written once. Beyond the identity of a checkout (its id, its order number, its
-merchant), indexes cover unsettled rows only, so that finished checkouts cost nothing to those under way. Rows
-that belong to a checkout are written by the same statement as their checkout and carry no foreign key on it:
-the check would cost more than the insert, and history can be moved away by id range. Times are Postgres's
-own, through `clock()`; money is in integer minor units. This module knows no behaviour.
+`checkouts` is narrow and hot: what a move writes, and nothing else; the intent and the gateway's session are
+in other tables and written once. Beyond the identity of a checkout (its id, its order number, its merchant),
+indexes cover unsettled rows only, so that finished checkouts cost nothing to those under way. Rows that
+belong to a checkout are written by the same statement as their checkout and carry no foreign key on it: the
+check would cost more than the insert, and history can be moved away by id range. Times are Postgres's own,
+through `clock()`; money is in integer minor units. This module holds no behaviour.
 """
 
 from __future__ import annotations
@@ -59,21 +59,21 @@ def _listed(values: object) -> str:
 
 
 IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
-"""SQL: the order number is taken by this checkout. One that money completed late may stand beside the one
-that came after it."""
+"""SQL: the order number is taken by this checkout. A checkout that money completed late may coexist with the
+one that came after it."""
 
 IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
 """SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money.
 An intent's deadline is later."""
 
 IS_LISTED = "amount > 0"
-"""SQL: true of every checkout. Who names it lists a merchant's checkouts by their ids, and may use the index
-for that. A look-up by order number must not: planned while there are no statistics, it would read all of the
-merchant's checkouts for the youngest of them."""
+"""SQL: true of every checkout. Statements that name it list a merchant's checkouts by their ids, and may use
+the index for that. A lookup by order number must not: planned while there are no statistics, it would read
+all of the merchant's checkouts for the youngest of them."""
 
 IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
-"""SQL: something is still expected of the shopper. A listing names it, so that the planner sees that the
-partial index will do."""
+"""SQL: an action of the shopper is still expected. Listings name it, so that the planner can use the partial
+index."""
 
 
 def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
@@ -114,11 +114,11 @@ checkouts = Table(
     Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
     Column("order_ref", Text, nullable=False),
     Column("state", Text, nullable=False),
-    # One more at each write by the holder; every such write names the version it saw.
+    # Incremented at each write by the holder; every such write names the version it read.
     Column("version", Integer, nullable=False, server_default=text("1")),
     Column("lease", Uuid),
     _time("leased_until"),
-    # One more at each wake-up; the release compares it with what the holder saw.
+    # Incremented at each wake-up; the release compares it with the value at the claim.
     Column("wake", Integer, nullable=False, server_default=text("0")),
     # A hint has been published for the present due time: one claim may come before `due_at`.
     Column("hinted", Boolean, nullable=False, server_default=text("false")),
@@ -133,7 +133,7 @@ checkouts = Table(
     Column("reserved", BigInteger, nullable=False, server_default=text("0")),
     Column("captured", BigInteger, nullable=False, server_default=text("0")),
     Column("refunded", BigInteger, nullable=False, server_default=text("0")),
-    # What the shopper's bank took back, as the gateway tells it; a reversal makes it less again.
+    # What the shopper's bank took back, as the gateway reports it; a reversal reduces it.
     Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
     # Until when the reservation is sure to be worth a capture.
     _time("reserved_until"),
@@ -141,14 +141,14 @@ checkouts = Table(
     # The gateway was asked to capture by itself: we capture only if it says that it will not
     # (require_capture).
     Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
-    # The gateway was asked to capture, and has told us that it will not.
+    # The gateway was requested to capture, and reported that it will not.
     Column("require_capture", Boolean, nullable=False, server_default=text("false")),
     # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the
     # last wake-up.
     Column("claims", Integer, nullable=False, server_default=text("0")),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
     Column("lookups", Integer, nullable=False, server_default=text("0")),
-    # A lookup that had to wait for the merchant's budget has its place in the queue: the next one goes at
+    # A lookup that had to wait for the merchant's budget has its slot in the queue: the next one is made at
     # once.
     Column("slot_reserved", Boolean, nullable=False, server_default=text("false")),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
@@ -172,24 +172,24 @@ checkouts = Table(
         "amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0 AND charged_back >= 0", name="money"
     ),
     CheckConstraint("(lease IS NULL) = (leased_until IS NULL)", name="lease"),
-    # Rule 2: null only when settled, and nobody settles what is not ended.
+    # Rule 2: null only when settled, and only ended checkouts are settled.
     CheckConstraint(
         "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="due"
     ),
     # The due times, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
     Index("ix_checkouts_due", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
-    # An order number belongs to one live checkout of a merchant; also the look-up by order number.
+    # An order number belongs to one live checkout of a merchant; also the lookup by order number.
     Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
     # Closed ones by order number: replays of old requests, and support asking.
     Index("ix_checkouts_closed_order", "merchant_id", "order_ref", postgresql_where=text(f"NOT ({IS_LIVE})")),
-    # Listings, page by page from the youngest on; without it a small merchant's would read everybody's
+    # Listings, page by page from the youngest on; without it a small merchant's would read every merchant's
     # checkouts.
     Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
     # Listings of what is still under way, which among millions of ended ones is rare.
     Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
     # Payments of unknown orders that no lookup has confirmed: they are counted before another is added.
     Index("ix_checkouts_unconfirmed", "merchant_id", "created_at", postgresql_where=text(IS_UNCONFIRMED)),
-    # What a person has to look at.
+    # What needs a decision.
     Index("ix_checkouts_attention", "id", postgresql_where=text("attention IS NOT NULL")),
     postgresql_with={"fillfactor": 70},
 )
@@ -223,7 +223,7 @@ payments = Table(
     Column("payment_id", Text),
     Column("order_ref", Text, nullable=False),
     Column("role", Text, nullable=False),
-    # How we know that it belongs to the checkout: bound (our own id came back), order_ref, none.
+    # How the payment was matched with the checkout: bound (the checkout's own id came back), order_ref, none.
     Column("binding", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("meaning", Text, nullable=False),
@@ -245,7 +245,7 @@ payments = Table(
     _time("updated_at", now=True),
     CheckConstraint("role IN ('accepted', 'surplus', 'attempt', 'unknown')", name="role"),
     Index("ix_payments_checkout_id", "checkout_id"),
-    # Listings: all of a merchant's, and those that nobody can read.
+    # Listings: all of a merchant's, and those that cannot be read.
     Index("ix_payments_merchant", "merchant_id", "first_seen_at", "transaction_id"),
     Index(
         "ix_payments_unknown",
@@ -275,7 +275,7 @@ money_operations = Table(
     Column("command_id", Uuid),
     Column("actor", Text, nullable=False),
     Column("reason", Text),
-    # What the gateway had captured (for a refund: refunded) of this transaction when we last looked before
+    # What the gateway had captured (for a refund: refunded) of this transaction at the last lookup before
     # sending.
     Column("total_before", BigInteger),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
@@ -383,8 +383,8 @@ archives = Table(
     Column("at", DateTime(timezone=True), nullable=False),
     # Its name, wherever it is kept.
     Column("file", Text, nullable=False),
-    # The last line of the file: counts and digests, and over it a mac that follows the one of the archive
-    # before.
+    # The last line of the file: counts and digests, and over it a MAC that follows the MAC of the previous
+    # archive.
     Column("manifest", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
@@ -405,7 +405,7 @@ audit_seals = Table(
     "audit_seals", metadata,
     Column("sequence", BigInteger, primary_key=True),
     Column("at", DateTime(timezone=True), nullable=False),
-    # The heads of all chains that grew since the seal before, one line each: checkout, sequence, mac.
+    # The heads of all chains that grew since the previous seal, one line each: checkout, sequence, mac.
     Column("heads", Text, nullable=False),
     Column("key_id", Text, nullable=False),
     Column("mac", LargeBinary, nullable=False),
@@ -427,7 +427,7 @@ events = Table(
     Index("uq_events_feed", "merchant_id", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
 )  # fmt: skip
 
-# How far a merchant's feed goes: the last position that was given, and the last one that is no longer kept.
+# The range of a merchant's feed: the last position that was given, and the last one that is no longer kept.
 event_feeds = Table(
     "event_feeds", metadata,
     Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True, autoincrement=False),

@@ -54,7 +54,7 @@ webhook_endpoints = Table(
     # The first failure since the last delivery, and the last delivery (to ten seconds).
     _time("failing_since"),
     _time("delivered_at"),
-    # While its circuit is open nothing is sent before this time, and then one probe; how often it has opened
+    # While its circuit is open nothing is sent before this time, and then one probe; the number of openings
     # in a row.
     _time("open_until"),
     Column("opened", Integer, nullable=False, server_default=text("0")),

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 async def installation(shared_database_url: str) -> AsyncIterator[Shop]:
-    """One installation for the tests of a module, one after the other; making it takes longer than most of
+    """One installation for the tests of a module in sequence; making it takes longer than most of
     them.
     """
     empty(shared_database_url)
-    async with shop(shared_database_url) as one:
-        yield one
-        # The database is shared: no policy and no hour of this module is left behind.
-        await one.begin(shared_database_url)
+    async with shop(shared_database_url) as opened:
+        yield opened
+        # The database is shared: the policies and the clock are reset afterwards.
+        await opened.begin(shared_database_url)
 
 
 @pytest.fixture
 async def world(installation: Shop, shared_database_url: str) -> Shop:
-    """A shop that nobody has bought at yet; its gateway remembers other orders, as every gateway does."""
+    """A shop without orders; its gateway has other orders, as every gateway does."""
     await installation.begin(shared_database_url)
     return installation

@@ -1,5 +1,5 @@
-"""Callbacks that come at once, in any order, again, late, or wrong: whatever they say, the order is worth
-what the gateway holds.
+"""Callbacks that come at once, in any order, again, late, or wrong: in each case the order has the money that
+the gateway holds.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.anyio
 
 
 async def once(world: Shop, checkout: UUID, *, moved: list[str] | None = None) -> None:
-    """The order is paid, nobody must be asked, the shop was told once, and no money was moved behind its
-    back.
+    """The order is paid, no decision is asked for, the shop got one event, and no money was moved without a
+    command.
     """
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured, row.refunded) == ("completed", WHOLE, 0, 0)
@@ -44,7 +44,7 @@ async def test_ok_and_notification_at_the_same_moment_in_front_of_two_workers_pa
     assert page.status_code == 303, "no error page"
     assert page.headers["location"].startswith("https://shop.example/thanks")
     sent = await world.told(checkout, notification=4, success=3)
-    assert {one["answerStatus"] for one in sent} == {200, 303}
+    assert {callback["answerStatus"] for callback in sent} == {200, 303}
     await world.follow(checkout, workers=2)
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
     assert len(await world.sql("SELECT id FROM checkouts")) == 1
@@ -64,7 +64,7 @@ async def test_callbacks_are_stored_and_answered_while_a_worker_holds_the_order_
             await asyncio.sleep(0.005)
     answers = [await world.resent(payment, kind) for kind in ("notification", "success") * 2]
     assert answers == [200, 303] * 2
-    assert not working.done(), "nobody waited for the worker"
+    assert not working.done(), "no request waited for the worker"
     await world.plan(checkout)
     await working
     await world.follow(checkout)
@@ -148,7 +148,7 @@ async def test_a_late_fail_does_not_cancel_a_paid_order(world: Shop):
 
 
 @pytest.mark.mishap("late fail, or the same cart twice, cancels a paid order")
-async def test_the_same_cart_sent_twice_is_the_same_order_and_no_second_one_can_cancel_it(world: Shop):
+async def test_the_same_cart_sent_twice_is_the_same_order_and_no_second_order_can_cancel_it(world: Shop):
     checkout = await world.paid()
     order = world.orders[checkout]
     again = await world.post(order)
@@ -172,8 +172,8 @@ async def test_a_fail_callback_over_money_that_is_held_completes_the_order(world
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
 
 
-@pytest.mark.mishap("fail of another transaction undoes the good one")
-async def test_the_fail_of_another_transaction_leaves_the_good_one_alone(world: Shop):
+@pytest.mark.mishap("fail of another transaction undoes the payment")
+async def test_the_fail_of_another_transaction_does_not_change_the_paid_transaction(world: Shop):
     checkout = await world.offered()
     first, second = await world.started(checkout), await world.started(checkout)
     await world.submit(first)
@@ -186,8 +186,8 @@ async def test_the_fail_of_another_transaction_leaves_the_good_one_alone(world: 
     assert await world.roles(checkout) == ["accepted", "attempt"]
 
 
-@pytest.mark.mishap("fail of another transaction undoes the good one")
-async def test_the_good_one_is_found_behind_a_fail_that_came_first(world: Shop):
+@pytest.mark.mishap("fail of another transaction undoes the payment")
+async def test_the_paid_transaction_is_found_behind_a_fail_that_came_first(world: Shop):
     checkout = await world.offered()
     first, second = await world.started(checkout), await world.started(checkout)
     await world.submit(second, card=DECLINED_CARD)
@@ -217,13 +217,13 @@ async def test_the_notification_alone_completes_the_order_and_tells_the_shop(wor
     await world.plan(checkout, callbacks={"success": False, "failure": False, "redirect": False})
     await world.pay(checkout)
     sent = await world.told(checkout)
-    assert [one["note"] for one in sent if one["kind"] == "success"] == ["lost"]
+    assert [callback["note"] for callback in sent if callback["kind"] == "success"] == ["lost"]
     await world.follow(checkout)
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
 
 
 @pytest.mark.mishap("confirmation sent twice")
-async def test_the_shop_is_told_once_that_an_order_is_paid_whatever_repeats(world: Shop):
+async def test_the_shop_gets_one_completed_event_whatever_repeats(world: Shop):
     checkout = await world.offered()
     await world.plan(checkout, callbacks={"times": 3, "simultaneous": True})
     await world.pay(checkout)
@@ -251,7 +251,7 @@ async def test_a_callback_with_broken_xml_is_taken_and_the_gateway_is_asked(worl
     page = await world.submit(await world.started(checkout))
     assert page.status_code == 303
     sent = await world.told(checkout)
-    assert {one["answerStatus"] for one in sent} == {200, 303}
+    assert {callback["answerStatus"] for callback in sent} == {200, 303}
     await world.follow(checkout)
     await once(world, checkout, moved=["callback_arrived", "payment_found"])
 
@@ -282,14 +282,14 @@ async def test_every_notification_about_a_transaction_is_kept(world: Shop):
         "SELECT kind, times, handled_at FROM callbacks WHERE checkout_id = :id ORDER BY received_at, id",
         id=checkout,
     )
-    # `succeeded` came again: the same letter, counted, or, if the gateway's document has another second in
-    # its date, one more.
+    # `succeeded` came again: the same callback, counted, or, if the gateway's document has another second in
+    # its date, another entry.
     notifications = [row.times for row in rows if row.kind == "notification"]
     assert (sum(notifications), len(rows) - len(notifications)) == (6, 1)
     assert len(notifications) >= 5
     await world.follow(checkout)
-    told = [one["evidence"].get("callbacks", []) for one in await world.trail(checkout)]
-    statuses = {one["status"] for callbacks in told for one in callbacks}
+    told = [entry["evidence"].get("callbacks", []) for entry in await world.trail(checkout)]
+    statuses = {callback["status"] for callbacks in told for callback in callbacks}
     assert statuses >= {"new", "open", "succeeded", "failed", "chargebackevent"}
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
     assert await world.confirmed(checkout) == 1

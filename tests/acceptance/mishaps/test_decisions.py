@@ -1,6 +1,4 @@
-"""What a person decides on payments that are not what was ordered: carried out to the minor unit,
-or refused.
-"""
+"""What a person decides on payments that are not what was ordered: executed to the minor unit, or refused."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 def with_element(name: str, value: str) -> Callable[[str], str]:
-    """Put an element into every transaction of an answer, in place of one of that name."""
+    """Put an element into every transaction of an answer, in place of an element of that name."""
 
     def bend(answer: str) -> str:
         without = re.sub(f"<{name}>.*?</{name}>|<{name}/>", "", answer)
@@ -136,14 +134,14 @@ async def test_an_unclear_payment_that_is_kept_pays_the_order_as_long_as_it_hold
     assert row.attention == "payment_released"
 
 
-async def test_parts_are_kept_as_a_whole_and_moved_one_by_one(world: Shop):
+async def test_parts_are_kept_as_a_whole_and_moved_singly(world: Shop):
     checkout = await world.offered(expiresIn=600)
     for amount in (3000, WHOLE - 3000):
         await world.plan(checkout, amountMinor=amount)
         await world.pay(checkout)
     await asked_about(world, checkout, "payment_mismatch")
     row = await world.row(checkout)
-    numbers = sorted(one["transactionId"] for one in await world.ledger(checkout))
+    numbers = sorted(transaction["transactionId"] for transaction in await world.ledger(checkout))
     assert all(number in of_attention(row) for number in numbers)
     assert "139.00 DKK together" in of_attention(row)
     await world.asked(checkout, "resolve", decision="keep")
@@ -175,7 +173,7 @@ async def test_automatic_capture_takes_all_parts_that_were_kept(world: Shop):
 
 
 @pytest.mark.parametrize("policy", ["ask", "keep"])
-async def test_a_surcharge_is_told_and_pays_the_order_by_policy_or_by_decision(world: Shop, policy: str):
+async def test_a_surcharge_is_shown_and_pays_the_order_by_policy_or_by_decision(world: Shop, policy: str):
     await world.policy(surcharge=policy)
     checkout = await world.offered(expiresIn=600)
     await world.plan(checkout, amountMinor=14100)
@@ -205,7 +203,7 @@ async def test_a_surcharge_is_told_and_pays_the_order_by_policy_or_by_decision(w
         ("CreditedAmount", "20.00", "credited"),
     ],
 )  # fmt: skip
-async def test_money_that_is_taken_back_in_another_way_is_told_to_a_person(
+async def test_money_that_is_taken_back_in_another_way_raises_attention(
     world: Shop, element: str, value: str, word: str
 ):
     checkout = await world.paid()

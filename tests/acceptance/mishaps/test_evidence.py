@@ -1,5 +1,5 @@
-"""What a move rests on: the gateway's own answer, read and bound with care; never a callback's word, and no
-guess.
+"""What a move rests on: the gateway's own answer, matched to its checkout; never the content of a callback,
+and no guess.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ SECOND = {"merchant_api_url": None, "username": "shop", "password": "sandbox pas
 
 async def evidence(world: Shop, checkout: UUID, trigger: str) -> dict[str, object]:
     """Return what the trail says that a move rested on."""
-    (entry,) = [one for one in await world.trail(checkout) if one["trigger"] == trigger]
+    (entry,) = [entry for entry in await world.trail(checkout) if entry["trigger"] == trigger]
     return dict(entry["evidence"])
 
 
 async def undecided(world: Shop, checkout: UUID, word: str) -> None:
-    """A person must look: the shop was told so once, nothing was concluded, and the looking goes on, also
+    """A decision is needed: the shop got one event, nothing was concluded, and lookups go on, also
     past the deadline.
     """
     await world.follow(checkout)
@@ -48,14 +48,14 @@ async def undecided(world: Shop, checkout: UUID, word: str) -> None:
 
 
 @pytest.mark.parametrize("tamper", UNPROVEN)
-async def test_what_proves_nothing_is_turned_away_and_worth_a_look_which_finds_the_payment(
+async def test_an_unproven_callback_is_refused_and_causes_a_lookup_that_finds_the_payment(
     world: Shop, tamper: str
 ):
     checkout = await world.offered()
     await world.plan(checkout, callbacks={"tamper": tamper})
     await world.pay(checkout)
     sent = await world.told(checkout)
-    assert {one["answerStatus"] for one in sent} == {401}
+    assert {callback["answerStatus"] for callback in sent} == {401}
     rows = await world.sql("SELECT DISTINCT grade, network FROM callbacks")
     assert [tuple(row) for row in rows] == [(UNPROVEN[tamper], "inside")]
     await world.follow(checkout)
@@ -63,12 +63,12 @@ async def test_what_proves_nothing_is_turned_away_and_worth_a_look_which_finds_t
     assert await world.moved(checkout) == ["payment_found"], "the callback itself moved nothing"
     told = await evidence(world, checkout, "payment_found")
     assert told["by"] == "lookup"
-    assert {one["grade"] for one in told["callbacks"]} == {UNPROVEN[tamper]}
+    assert {callback["grade"] for callback in told["callbacks"]} == {UNPROVEN[tamper]}
     await world.agree(checkout)
 
 
-@pytest.mark.parametrize("secret", [None, "somebody else's secret"])
-async def test_a_forged_success_is_looked_into_and_believed_by_nobody(world: Shop, secret: str | None):
+@pytest.mark.parametrize("secret", [None, "another issuer's secret"])
+async def test_a_forged_success_causes_a_lookup_and_completes_no_order(world: Shop, secret: str | None):
     await world.policy(capture="automatic")
     checkout = await world.offered(capture=True)
     (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=checkout)
@@ -84,7 +84,7 @@ async def test_a_forged_success_is_looked_into_and_believed_by_nobody(world: Sho
     await world.agree(checkout)
 
 
-async def test_an_authentic_success_is_not_believed_either_without_the_gateways_answer(world: Shop):
+async def test_an_authentic_success_completes_nothing_without_the_gateways_answer(world: Shop):
     checkout = await world.offered()
     assert (
         await world.called(checkout, b"status=succeeded&transaction_id=1&amount=139.00&currency=208") == 200
@@ -96,7 +96,7 @@ async def test_an_authentic_success_is_not_believed_either_without_the_gateways_
 
 
 @pytest.mark.parametrize(("tamper", "captured"), [("badSignature", 0), (None, WHOLE)])
-async def test_that_a_capture_is_left_to_us_is_only_believed_from_the_gateway(
+async def test_a_capture_is_left_to_us_only_where_the_gateway_says_so(
     world: Shop, tamper: str | None, captured: int
 ):
     checkout = await world.offered(capture=True)
@@ -133,7 +133,9 @@ async def test_the_announcement_of_a_payment_is_acknowledged_and_asks_nothing_of
     ],
     ids=["form", "json"],
 )
-async def test_an_unknown_status_is_kept_flagged_and_looked_into(world: Shop, body: bytes, content_type: str):
+async def test_an_unknown_status_is_kept_flagged_and_needs_a_decision(
+    world: Shop, body: bytes, content_type: str
+):
     checkout = await world.offered()
     await world.plan(checkout, callbacks={"success": False, "notification": False})
     await world.pay(checkout)
@@ -150,7 +152,7 @@ async def test_an_unknown_status_is_kept_flagged_and_looked_into(world: Shop, bo
 
 
 @pytest.mark.parametrize("capture", [True, False])
-async def test_a_subscriptions_double_rows_pay_once_and_trouble_nobody(world: Shop, *, capture: bool):
+async def test_a_subscriptions_double_rows_pay_once_and_raise_no_attention(world: Shop, *, capture: bool):
     await world.policy(surplus="return")
     checkout = await world.offered(capture=capture)
     world.wire.bent[world.orders[checkout]] = with_agreement
@@ -163,7 +165,7 @@ async def test_a_subscriptions_double_rows_pay_once_and_trouble_nobody(world: Sh
     assert (row.state, row.reserved, row.captured) == ("completed", WHOLE, WHOLE if capture else 0)
     assert row.attention is None
     rows = await world.sql("SELECT role, meaning, reserved FROM payments ORDER BY role")
-    assert [tuple(one) for one in rows] == [
+    assert [tuple(row) for row in rows] == [
         ("accepted", "captured" if capture else "reserved", WHOLE),
         ("attempt", "agreement", 0),
     ]
@@ -173,7 +175,7 @@ async def test_a_subscriptions_double_rows_pay_once_and_trouble_nobody(world: Sh
     await world.agree(checkout)
 
 
-async def test_a_transaction_in_a_status_that_nobody_knows_is_kept_flagged_and_a_persons_business(
+async def test_a_transaction_in_an_unknown_status_is_kept_flagged_and_needs_a_decision(
     world: Shop,
 ):
     checkout = await world.offered(expiresIn=600)
@@ -227,7 +229,7 @@ async def test_a_payment_among_as_many_rows_as_an_answer_may_have_completes_the_
     await world.told(checkout)
     await world.follow(checkout)
     assert await world.state(checkout) == "completed"
-    assert await world.roles(checkout) == ["accepted"], "the others are somebody else's"
+    assert await world.roles(checkout) == ["accepted"], "the others belong to another order"
     await world.agree(checkout)
 
 
@@ -251,7 +253,7 @@ async def test_money_of_another_amount_or_currency_never_completes_the_order(
     assert of_attention(await world.row(checkout)).endswith(said)
     assert await world.movements(checkout) == []
     await world.agree(checkout)
-    # The right amount beside it completes the order, and the wrong one stays a person's business.
+    # The right amount beside it completes the order, and the wrong amount still needs a decision.
     await world.plan(checkout)
     await world.pay(checkout)
     await world.told(checkout, notification=4, success=2)
@@ -280,7 +282,7 @@ async def two_merchants(world: Shop, order: str) -> tuple[UUID, UUID]:
     return ours, theirs
 
 
-async def test_of_two_merchants_with_the_same_order_number_the_one_that_was_paid_is_completed(world: Shop):
+async def test_of_two_merchants_with_the_same_order_number_the_paid_checkout_is_completed(world: Shop):
     ours, theirs = await two_merchants(world, "shared-bound")
     await world.pay(theirs)
     await world.told(theirs)
@@ -323,7 +325,7 @@ async def test_a_payment_that_names_no_checkout_is_weaker_evidence_and_says_so(w
     (seen,) = await world.sql("SELECT role, binding FROM payments")
     assert (seen.role, seen.binding) == ("accepted", "order_ref")
     told = await evidence(world, checkout, "payment_found")
-    assert [one["binding"] for one in told["transactions"]] == ["order_ref"]
+    assert [transaction["binding"] for transaction in told["transactions"]] == ["order_ref"]
     await world.agree(checkout)
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def settled(world: Shop, checkout: UUID) -> None:
-    """What is asked of the gateway, or lost on the way, is over."""
+    """Wait until no call to the gateway is under way or awaited."""
     await world.follow(checkout)
     if await world.operating(checkout):
         # An answer was lost, and its absence proves something only after the quiet period.
@@ -30,8 +30,8 @@ async def settled(world: Shop, checkout: UUID) -> None:
 
 
 async def paid_twice(world: Shop, *, capture: bool = False, together: bool) -> UUID:
-    """Return an order that was paid in two tabs: the second after the first was completed, or before anybody
-    looked.
+    """Return an order that was paid in two tabs: the second after the first was completed, or before any
+    lookup.
     """
     checkout = await world.offered(capture=capture)
     first, second = await world.started(checkout), await world.started(checkout)
@@ -50,7 +50,7 @@ async def paid_twice(world: Shop, *, capture: bool = False, together: bool) -> U
 
 @pytest.mark.mishap("two payments for one order")
 @pytest.mark.parametrize("together", [True, False])
-async def test_a_second_payment_is_told_and_a_person_decides(world: Shop, *, together: bool):
+async def test_a_second_payment_is_reported_and_needs_a_decision(world: Shop, *, together: bool):
     checkout = await paid_twice(world, together=together)
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.late) == ("completed", WHOLE, False)
@@ -59,7 +59,7 @@ async def test_a_second_payment_is_told_and_a_person_decides(world: Shop, *, tog
     events = await world.events(checkout)
     once = ("checkout.completed", "payment.surplus", "checkout.attention")
     assert [events.count(kind) for kind in once] == [1, 1, 1]
-    assert await world.movements(checkout) == [], "nobody decided yet"
+    assert await world.movements(checkout) == [], "no decision yet"
     await world.agree(checkout)
     assert (await world.asked(checkout, "resolve", decision="return")).code == "accepted"
     await settled(world, checkout)
@@ -90,7 +90,7 @@ async def test_a_second_payment_is_given_back_once_where_the_merchant_says_so(
 
 
 @pytest.mark.mishap("two payments for one order")
-async def test_a_second_payment_that_the_gateway_does_not_give_back_is_tried_once_and_then_a_persons_business(
+async def test_a_second_payment_that_the_gateway_does_not_give_back_is_tried_once_and_then_needs_a_decision(
     world: Shop,
 ):
     await world.policy(surplus="return")
@@ -136,7 +136,7 @@ async def test_a_shopper_who_does_not_return_from_the_bank_has_one_order_and_pay
 
 
 @pytest.mark.mishap("shopper does not return from the bank, and the order doubles")
-async def test_a_shopper_who_pays_by_card_while_the_bank_is_still_at_it_has_one_order_and_a_surplus(
+async def test_a_shopper_who_pays_by_card_while_the_bank_payment_is_open_has_one_order_and_a_surplus(
     world: Shop,
 ):
     checkout = await world.offered()
@@ -153,7 +153,7 @@ async def test_a_shopper_who_pays_by_card_while_the_bank_is_still_at_it_has_one_
     assert await world.roles(checkout) == ["accepted", "surplus"]
     assert await world.confirmed(checkout) == 1
     (accepted,) = await world.sql("SELECT status FROM payments WHERE role = 'accepted'")
-    assert accepted.status == "preauth", "the one that completed it stays the one"
+    assert accepted.status == "preauth", "the payment that completed it stays accepted"
     await world.agree(checkout)
 
 
@@ -161,7 +161,7 @@ async def test_a_shopper_who_pays_by_card_while_the_bank_is_still_at_it_has_one_
 
 
 @pytest.mark.mishap("captured twice")
-async def test_a_payment_is_captured_once_by_policy_however_often_it_is_told_and_whoever_works(world: Shop):
+async def test_a_payment_is_captured_once_by_policy_for_any_number_of_callbacks_and_workers(world: Shop):
     await world.policy(capture="automatic")
     checkout = await world.offered()
     await world.plan(checkout, callbacks={"times": 3, "simultaneous": True})
@@ -323,7 +323,7 @@ async def test_a_refund_made_at_the_gateway_is_booked(world: Shop, method: str, 
 
 
 @pytest.mark.mishap("refunded or released at the gateway")
-async def test_a_release_made_at_the_gateway_takes_the_money_off_the_books_and_tells_a_person(world: Shop):
+async def test_a_release_made_at_the_gateway_takes_the_money_off_the_books_and_raises_attention(world: Shop):
     checkout = await world.paid()
     payment = await world.payment_of(checkout)
     await world.control("POST", f"payments/{payment}/release", {})
@@ -338,7 +338,7 @@ async def test_a_release_made_at_the_gateway_takes_the_money_off_the_books_and_t
 
 
 @pytest.mark.mishap("refunded or released at the gateway")
-async def test_what_the_shoppers_bank_takes_back_is_booked_and_told(world: Shop):
+async def test_what_the_shoppers_bank_takes_back_is_booked_and_has_an_event(world: Shop):
     checkout = await world.paid(capture=True)
     payment = await world.payment_of(checkout)
     await world.control("POST", f"payments/{payment}/chargeback", {"amountMinor": 5000})
@@ -351,12 +351,12 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_told(world: Shop)
     await world.agree(checkout)
 
 
-# ── Of nobody ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── Unknown orders ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("notifications overwrite each other; order unknown")
 @pytest.mark.parametrize("policy", ["ask", "return"])
-async def test_a_payment_for_an_order_that_nobody_knows_gets_a_home_and_a_decision(world: Shop, policy: str):
+async def test_a_payment_for_an_unknown_order_gets_a_checkout_and_a_decision(world: Shop, policy: str):
     await world.policy(unknown_order=policy)
     order = f"old-system-{policy}"
     await world.unexpected_payment(order)

@@ -60,7 +60,7 @@ async def test_an_intent_that_comes_after_its_payment_is_paid_by_it(world: Shop,
     checkout = await unmatched(world, order)
     assert (await world.row(checkout)).attention == ("unknown_order" if policy == "ask" else None)
     answers = [await world.post(order) for _ in range(2)]
-    assert [(one.status_code, one.json()["id"], one.json()["state"]) for one in answers] == [
+    assert [(answer.status_code, answer.json()["id"], answer.json()["state"]) for answer in answers] == [
         (200, str(checkout), "completed")
     ] * 2
     await world.follow(checkout)
@@ -71,9 +71,9 @@ async def test_an_intent_that_comes_after_its_payment_is_paid_by_it(world: Shop,
     ids = await world.sql("SELECT DISTINCT correlation_id FROM events")
     assert len(ids) == 1, "one trace for all events of a checkout"
     shown = await read(world, f"/v1/checkouts/{checkout}")
-    assert [one["role"] for one in shown["payments"]] == ["accepted"]
+    assert [payment["role"] for payment in shown["payments"]] == ["accepted"]
     trail = await world.trail(checkout)
-    (matched,) = [one for one in trail if one["action"] == "intent:matched"]
+    (matched,) = [entry for entry in trail if entry["action"] == "intent:matched"]
     assert matched["actor"] == "client:default/shop-1"
     assert matched["evidence"]["amount"] == WHOLE
     assert (await audit.verify(world.db, world.encryptor)).problems == []
@@ -97,7 +97,7 @@ async def test_an_order_that_was_to_be_captured_by_the_gateway_is_captured_by_a_
     await world.agree(checkout)
 
 
-async def test_an_intent_that_does_not_fit_its_payment_is_told_of_it_and_of_the_way_out(world: Shop):
+async def test_an_intent_that_does_not_fit_its_payment_is_refused_with_the_ways_out(world: Shop):
     checkout = await unmatched(world, "B-3")
     for _ in range(2):
         answer = await world.post("B-3", amount="149.00")
@@ -110,7 +110,7 @@ async def test_an_intent_that_does_not_fit_its_payment_is_told_of_it_and_of_the_
         assert "another order number" not in said
         assert answer.json()["checkoutId"] == str(checkout)
     assert len(await world.sql("SELECT id FROM checkouts")) == 1
-    # The way out, as told.
+    # The way out, as the answer names it.
     assert (await world.asked(checkout, "resolve", decision="return")).code == "accepted"
     await world.follow(checkout)
     answer = await world.post("B-3", amount="149.00")
@@ -156,16 +156,16 @@ async def test_an_intent_waits_for_the_lookup_of_its_payment(world: Shop):
 async def test_many_intents_for_one_payment_at_once_are_one_order(world: Shop):
     checkout = await unmatched(world, "B-7")
     answers = await asyncio.gather(*(world.post("B-7") for _ in range(20)))
-    assert {(one.status_code, one.json()["id"]) for one in answers} == {(200, str(checkout))}
+    assert {(answer.status_code, answer.json()["id"]) for answer in answers} == {(200, str(checkout))}
     trail = await world.trail(checkout)
-    assert [one["action"] for one in trail].count("intent:matched") == 1
+    assert [entry["action"] for entry in trail].count("intent:matched") == 1
     others = await asyncio.gather(*(world.post("B-7", amount=f"{amount}.00") for amount in range(140, 145)))
-    assert {one.status_code for one in others} == {409}
+    assert {answer.status_code for answer in others} == {409}
 
 
 async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_order(world: Shop):
     """No worker looks it up in time, so the order is a checkout of its own: the payment may not count twice,
-    nor be asked about.
+    nor need a decision.
     """
     first = await unmatched(world, "B-8", looked_up=False)
     answer = await world.post("B-8")
@@ -186,13 +186,13 @@ async def test_where_both_come_before_any_lookup_the_payment_is_left_to_the_orde
     assert (row.state, row.late, row.attention, row.reserved) == ("completed", False, None, WHOLE)
     assert (await world.row(first)).attention is None
     payments = await world.sql("SELECT checkout_id, role FROM payments")
-    assert [(one.checkout_id, one.role) for one in payments] == [(order, "accepted")]
+    assert [(payment.checkout_id, payment.role) for payment in payments] == [(order, "accepted")]
     assert (await audit.verify(world.db, world.encryptor)).problems == []
 
 
 async def test_a_payment_from_long_before_an_order_of_its_number_is_not_left_to_that_order(world: Shop):
     """Order numbers come again, after a year or in a new system: what the earlier order was paid with pays no
-    later one.
+    later order.
     """
     earlier = await unmatched(world, "B-9", looked_up=False)
     world.wire.bent["B-9"] = lambda answer: re.sub(
@@ -212,12 +212,12 @@ async def test_a_payment_from_long_before_an_order_of_its_number_is_not_left_to_
     await world.follow(order)
     row = await world.row(order)
     assert (row.state, row.attention, row.wake) == ("awaiting_payment", None, wakes)
-    # The person who is asked says whose it is.
+    # A decision says which order it belongs to.
     await world.asked(earlier, "resolve", decision="keep")
     await world.follow(earlier, order)
     row = await world.row(earlier)
     assert (row.state, row.reserved) == ("completed", WHOLE)
     assert await world.state(order) == "awaiting_payment"
     payments = await world.sql("SELECT checkout_id, role FROM payments")
-    assert [(one.checkout_id, one.role) for one in payments] == [(earlier, "accepted")]
+    assert [(payment.checkout_id, payment.role) for payment in payments] == [(earlier, "accepted")]
     assert (await audit.verify(world.db, world.encryptor)).problems == []

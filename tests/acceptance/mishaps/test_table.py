@@ -1,4 +1,4 @@
-"""The table is whole: each row of what goes wrong has a test, and no test is of a row that there is not."""
+"""The table is whole: each row of what goes wrong has a test, and each test names a row that exists."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ def marked() -> dict[str, set[str]]:
     """Return the rows that tests are marked with, and the tests of each."""
     rows: dict[str, set[str]] = {}
     for path in TESTS.rglob("test_*.py"):
-        for one in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) or not one.name.startswith(
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not node.name.startswith(
                 "test_"
             ):
                 continue
-            for mark in one.decorator_list:
+            for mark in node.decorator_list:
                 if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.mishap":
                     (row,) = mark.args
-                    rows.setdefault(ast.literal_eval(row), set()).add(one.name)
+                    rows.setdefault(ast.literal_eval(row), set()).add(node.name)
     return rows
 
 

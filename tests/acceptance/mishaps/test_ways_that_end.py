@@ -1,4 +1,4 @@
-"""Ways through the shop that end oddly: a second try, nobody comes, the way back is blocked or slow, the
+"""Unusual ways through the shop: a second try, no shopper pays, the way back is blocked or slow, the
 session changes under it.
 """
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def unpaid(world: Shop, checkout: UUID, state: str) -> None:
-    """The order ended without money, the shop was told once, and a lookup at the gateway stands behind it."""
+    """The order ended without money, the shop got one event, after a lookup at the gateway."""
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.attention) == (state, 0, None)
     assert (await world.events(checkout)).count(f"checkout.{state}") == 1
@@ -78,11 +78,11 @@ async def test_a_success_after_a_failure_is_found_though_its_callbacks_are_lost(
     await world.agree(checkout)
 
 
-# ── Nobody pays ───────────────────────────────────────────────────────────────────────────────────────────
+# ── No payment ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.mishap("unpaid orders never end, or end wrongly; browser back")
-async def test_an_order_that_nobody_pays_ends_after_its_deadline_a_grace_and_a_look(world: Shop):
+async def test_an_unpaid_order_ends_after_its_deadline_a_grace_and_a_lookup(world: Shop):
     left = await world.expired()
     declined = await world.offered(expiresIn=600)
     await world.pay(declined, card=DECLINED_CARD)
@@ -202,8 +202,8 @@ async def test_an_ok_is_answered_without_waiting_for_the_shop_the_worker_or_the_
         assert browser.status_code == 303
         assert browser.headers["location"].startswith(page)
         sent = await world.told(checkout)
-        assert sorted(one["answerStatus"] for one in sent) == [200, 200, 303]
-        assert await world.state(checkout) == "awaiting_payment", "nobody has begun to work on it"
+        assert sorted(callback["answerStatus"] for callback in sent) == [200, 200, 303]
+        assert await world.state(checkout) == "awaiting_payment", "no worker has begun to process it"
         slow.setblocking(False)
         with pytest.raises(BlockingIOError):
             slow.accept()
@@ -215,14 +215,14 @@ async def test_an_ok_is_answered_without_waiting_for_the_shop_the_worker_or_the_
 
 
 @pytest.mark.mishap("callbacks blocked by a firewall")
-async def test_orders_whose_callbacks_a_firewall_turns_away_are_completed_by_looking(world: Shop):
+async def test_orders_whose_callbacks_a_firewall_blocks_are_completed_by_lookups(world: Shop):
     paid, left = await world.offered(), await world.offered(expiresIn=600)
     world.limits_of_gateway.blocks = True
     for checkout in (paid, left):
         page = await world.started(checkout)
     await world.submit(await world.started(paid))
     sent = await world.told(paid, notification=3, success=1)
-    assert {one["answerStatus"] for one in sent} == {403}
+    assert {callback["answerStatus"] for callback in sent} == {403}
     await world.http.post(page, data={"action": "cancel"})
     assert not await world.sql("SELECT id FROM callbacks")
     await world.until_due(paid)

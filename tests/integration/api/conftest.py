@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def api(settings: Settings) -> AsyncIterator[Api]:
-    async with serving(settings) as one:
-        yield one
+    async with serving(settings) as started:
+        yield started
 
 
 @pytest.fixture
 def server(database_url: str, servers, tmp_path: Path) -> Iterator[Server]:
-    with api_process(database_url, servers.redis_url, tmp_path) as one:
-        yield one
+    with api_process(database_url, servers.redis_url, tmp_path) as process:
+        yield process

@@ -26,7 +26,7 @@ class Contract:
 
     async def check(self, response: httpx.Response) -> None:
         """Raise `AssertionError` for an answer that is not as the document says; addresses that it does not
-        have are nobody's.
+        have do not exist.
         """
         await response.aread()
         method, address = response.request.method.lower(), response.request.url.path

@@ -37,7 +37,7 @@ async def call(api: Api, url: str | None, body: bytes = BODY, **headers: str):
         ("failure", "https://shop.example/not-paid?orderId=A-1&checkoutId={}"),
     ],
 )
-async def test_a_browser_callback_is_stored_rings_and_sends_the_shopper_on(api: Api, kind, target):
+async def test_a_browser_callback_is_stored_wakes_and_redirects_the_shopper(api: Api, kind, target):
     checkout = await api.taken()
     answer = await call(api, getattr(api.urls(checkout), kind))
     assert (answer.status_code, answer.headers["location"]) == (303, target.format(checkout))
@@ -102,7 +102,7 @@ async def test_however_often_a_link_is_opened_it_wakes_one_lookup_and_keeps_one_
     )
 
 
-async def test_the_pause_between_visits_that_wake_grows_and_is_forgotten(api: Api, monkeypatch):
+async def test_the_pause_between_visits_that_wake_grows_and_is_reset(api: Api, monkeypatch):
     checkout = await api.taken()
     api.hint_publisher.published.clear()
     now = [1000.0]
@@ -130,7 +130,7 @@ async def test_a_shopper_is_sent_on_whatever_is_posted(api: Api):
 
 
 @pytest.mark.parametrize("kind", ["success", "failure", "redirect"])
-async def test_a_look_at_the_address_alone_stores_nothing(api: Api, kind):
+async def test_a_get_of_the_address_stores_nothing(api: Api, kind):
     answer = await api.client.head(path_of(getattr(api.urls(await api.taken()), kind)))
     assert answer.status_code == 303
     assert await api.count("callbacks") == 0
@@ -275,7 +275,7 @@ async def test_a_callback_for_a_checkout_that_is_not_there_yet_is_kept(api: Api)
 
 @asynccontextmanager
 async def hanging_postgres():
-    """A server that takes connections and never says a word."""
+    """A server that accepts connections and never answers."""
 
     async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -287,7 +287,7 @@ async def hanging_postgres():
     port = server.sockets[0].getsockname()[1]
     tasks_before = asyncio.all_tasks()
     try:
-        yield f"postgresql://nobody@127.0.0.1:{port}/none"
+        yield f"postgresql://nouser@127.0.0.1:{port}/none"
     finally:
         server.close()
         for task in asyncio.all_tasks() - tasks_before:
@@ -325,7 +325,7 @@ async def test_while_postgres_hangs_shoppers_are_sent_on_within_three_seconds():
         await away(make_settings(database_url=url))
 
 
-async def test_a_callback_that_was_answered_before_it_was_stored_still_lands_and_rings(api: Api):
+async def test_a_callback_that_was_answered_before_it_was_stored_is_still_stored_and_wakes(api: Api):
     checkout = await api.taken()
     api.hint_publisher.published.clear()
     async with api.services.db.transaction() as blocker:
@@ -348,5 +348,5 @@ async def test_a_flood_while_postgres_is_away_does_not_fill_the_memory(monkeypat
         waiting = asyncio.create_task(call(api, url, b"x" * 900))
         await asyncio.sleep(0.1)
         assert (await call(api, url, b"y" * 200)).status_code == 503
-        assert not waiting.done(), "it was refused at once, not after the patience of the first"
+        assert not waiting.done(), "it was refused at once, not after the timeout of the first"
         assert (await waiting).status_code == 503

@@ -22,13 +22,25 @@ pytestmark = pytest.mark.anyio
 
 EVERY = ("checkouts:read", "checkouts:write", "money:write", "ops")
 KINDS = tuple(commands.SCOPES)
+NEED_AN_AMOUNT = ("capture", "refund")
+"""`ask` asks these for all that is left, unless it is given a body."""
 
 
 async def ask(
-    api: Api, checkout: str, kind: str, body: object = None, *, key: str | None = None, scopes=EVERY
+    api: Api,
+    checkout: str,
+    kind: str,
+    body: object = None,
+    *,
+    key: str | None = None,
+    prefer: str | None = None,
+    scopes=EVERY,
 ):
     headers = api.bearer(scopes=scopes) | ({} if key is None else {"Idempotency-Key": key})
+    headers |= {} if prefer is None else {"Prefer": prefer}
     path = f"/v1/checkouts/{checkout}/{kind}"
+    if body is None and kind in NEED_AN_AMOUNT:
+        body = {"amount": "all"}
     if body is None:
         return await api.client.post(path, headers=headers)
     # As text, so that a number leaves with the digits that it was written with.
@@ -135,7 +147,8 @@ async def in_state(api: Api, state: str, *, attention: str | None = None) -> str
         ("cancel", None, {}),
         ("reopen", None, {"expiresIn": None}),
         ("reopen", '{"expiresIn": 90.5}', {"expiresIn": 90.5}),
-        ("capture", None, {"amount": None, "transactionId": None}),
+        ("capture", '{"amount": "all"}', {"amount": None, "transactionId": None}),
+        ("refund", '{"amount": "all", "transactionId": "1"}', {"amount": None, "transactionId": "1"}),
         ("capture", '{"amount": 10.10}', {"amount": 1010, "transactionId": None}),
         ("capture", '{"amount": 139}', {"amount": 13900, "transactionId": None}),
         ("refund", '{"amount": {"value": 0.5, "currency": "dkk"}, "transactionId": "1"}', {"amount": 50, "transactionId": "1"}),
@@ -146,7 +159,7 @@ async def in_state(api: Api, state: str, *, attention: str | None = None) -> str
         ("resolve", '{"decision": "return"}', {"decision": "return"}),
     ],
 )  # fmt: skip
-async def test_a_command_is_stored_with_its_arguments_answered_and_rung(api: Api, kind, body, arguments):
+async def test_a_command_is_stored_with_its_arguments_answered_and_wakes(api: Api, kind, body, arguments):
     checkout = await {
         "cancel": lambda: in_state(api, "awaiting_payment"),
         "reopen": lambda: in_state(api, "expired"),
@@ -183,16 +196,23 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
     await api.sql("UPDATE checkouts SET charged_back = 50, auto_capture = true, reserved_until = clock()")
     found = await shown(api, checkout)
     assert len(found["commands"]) == 20
-    last, open_one = found["commands"][-1], found["commands"][-2]
+    last, waiting = found["commands"][-1], found["commands"][-2]
     assert (last["kind"], last["resultCode"], last["result"]) == (
         "reconcile",
         "done_looked_up",
         "the gateway shows no attempt to pay",
     )
-    assert [open_one[name] for name in ("handledAt", "result", "resultCode")] == [None, None, None]
+    assert [waiting[name] for name in ("handledAt", "result", "resultCode")] == [None, None, None]
     assert last["handledAt"] >= last["requestedAt"] > found["createdAt"]
-    (one,) = found["operations"]
-    assert (one["kind"], one["amount"], one["currency"], one["state"], one["cause"], one["error"]) == (
+    (refused,) = found["operations"]
+    assert (
+        refused["kind"],
+        refused["amount"],
+        refused["currency"],
+        refused["state"],
+        refused["cause"],
+        refused["error"],
+    ) == (
         "capture",
         Decimal("10.10"),
         "DKK",
@@ -200,7 +220,7 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
         "asked",
         "Card Declined",
     )
-    assert {"id", "reconciliationIdentifier", "requestedAt", "submittedAt", "settledAt"} <= set(one)
+    assert {"id", "reconciliationIdentifier", "requestedAt", "submittedAt", "settledAt"} <= set(refused)
     assert (found["money"]["chargedBack"], found["autoCapture"]) == (Decimal("0.50"), True)
     assert found["reservedUntil"]
     assert found["payments"][0]["chargedBack"] == 0
@@ -325,7 +345,16 @@ async def test_other_content_that_wins_the_race_for_a_key_is_a_refusal_for_the_r
         ("cancel", "[]", "body"),
         ("capture", '{"amount": 10, "amount": 100}', "amount"),
         ("capture", '{"amount": {"value": 10, "value": 100, "currency": "DKK"}}', "value"),
+        ("capture", "", "amount"),
+        ("capture", "{}", "amount"),
+        ("capture", '{"amount": null}', "amount"),
+        ("refund", "{}", "amount"),
+        ("refund", '{"transactionId": "1"}', "amount"),
         ("capture", '{"amount": "10.00"}', "amount"),
+        ("capture", '{"amount": "ALL"}', "amount"),
+        ("capture", '{"amount": ["all"]}', "amount"),
+        ("capture", '{"amount": {"value": "all", "currency": "DKK"}}', "amount.value"),
+        ("release", '{"amount": 10}', "amount"),
         ("capture", '{"amount": true}', "amount"),
         ("capture", '{"amount": 0}', "amount"),
         ("capture", '{"amount": -1.5}', "amount"),
@@ -353,6 +382,19 @@ async def test_a_field_that_is_wrong_is_named(api: Api, kind, body, field):
     assert await stored(api) == []
 
 
+@pytest.mark.parametrize("kind", NEED_AN_AMOUNT)
+async def test_money_is_not_moved_without_saying_how_much(api: Api, kind):
+    checkout = await paid(api, captured=5000)
+    document = problem(await ask(api, checkout, kind, {"reason": "x"}, key="k-1"), 422, "invalid-command")
+    said = f'is missing: it must be how much to {kind}, or "all" for all that is left'
+    assert document["errors"] == [{"field": "amount", "message": said}]
+    assert await stored(api) == []
+    assert (await ask(api, checkout, kind, {"amount": "all"}, key="k-1")).status_code == 202
+    # "all" is what nothing meant before, so a repeat across the change is the same command.
+    ((_, arguments, *_),) = await stored(api)
+    assert arguments == {"amount": None, "transactionId": None}
+
+
 @pytest.mark.parametrize("body", ["{", '{"amount": 1e99999999999999999999}', "[" * 5000])
 async def test_a_body_that_is_no_json_is_refused(api: Api, body):
     problem(await ask(api, await paid(api), "capture", body, key="k-1"), 422)
@@ -375,6 +417,7 @@ async def test_a_command_on_an_old_version_is_a_conflict(api: Api, kind):
         "refund": lambda: paid(api, captured=13900),
     }.get(kind, lambda: paid(api))()
     body = {"version": 7} | ({"decision": "keep"} if kind == "resolve" else {})
+    body |= {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
     document = problem(await ask(api, checkout, kind, body, key="k"), 409, "version-changed")
     assert document["version"] == 1
     assert await stored(api) == []
@@ -430,7 +473,7 @@ async def test_a_checkout_whose_order_number_lives_elsewhere_is_not_reopened(api
 
 @pytest.mark.parametrize("word", audit.FROM_PAYMENT)
 async def test_what_no_shop_has_handed_over_has_nothing_to_be_reopened_with(api: Api, word: str):
-    """Whichever word its first entry has for it."""
+    """For either word that its first entry may have."""
     checkout = await in_state(api, "failed")
     await api.sql("ALTER TABLE audit_entries DISABLE TRIGGER USER")
     await api.sql(
@@ -465,7 +508,8 @@ async def test_a_paid_checkout_whose_payment_is_not_in_our_books_says_to_reconci
 async def test_money_that_is_too_much_may_be_returned_in_any_state(api: Api, kind, state, role):
     checkout = await in_state(api, state)
     await payment(api, checkout, "2", role=role, currency="EUR", captured=13900 if kind == "refund" else 0)
-    answer = await ask(api, checkout, kind, {"transactionId": "2"}, key="k")
+    much = {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
+    answer = await ask(api, checkout, kind, {"transactionId": "2", **much}, key="k")
     assert answer.status_code == 202, answer.text
     assert (await stored(api))[0][1]["transactionId"] == "2"
 
@@ -491,15 +535,16 @@ async def test_an_amount_is_meant_in_the_payments_own_currency(api: Api):
 async def test_money_that_is_not_this_orders_is_not_touched(api: Api, kind, changes, said):
     checkout = await paid(api)
     await payment(api, checkout, "2", **changes)
+    much = {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
     document = problem(
-        await ask(api, checkout, kind, {"transactionId": "2"}, key="k"), 422, "not-its-payment"
+        await ask(api, checkout, kind, {"transactionId": "2", **much}, key="k"), 422, "not-its-payment"
     )
     assert document["errors"][0]["field"] == "transactionId"
     assert said in document["detail"]
 
 
 @pytest.mark.parametrize("kind", ["capture", "refund", "release"])
-async def test_of_several_payments_of_one_order_the_one_that_is_meant_is_named(api: Api, kind):
+async def test_of_several_payments_of_one_order_the_request_names_the_payment(api: Api, kind):
     books = {"captured": 5000 if kind == "refund" else 0}
     checkout = await paid(api, transaction="21", reserved=5000, **books)
     await payment(api, checkout, "22", reserved=8900, **books)
@@ -507,11 +552,12 @@ async def test_of_several_payments_of_one_order_the_one_that_is_meant_is_named(a
     assert document["errors"][0]["field"] == "transactionId"
     assert "21, 22" in document["detail"]
     assert await stored(api) == []
-    # Named, it is that one's money alone.
+    # Named, it is that payment's money alone.
     if kind != "release":
         too_much = {"amount": 50.01, "transactionId": "21"}
         problem(await ask(api, checkout, kind, too_much, key="k-2"), 422, "too-much")
-    assert (await ask(api, checkout, kind, {"transactionId": "21"}, key="k-3")).status_code == 202
+    much = {"amount": "all"} if kind in NEED_AN_AMOUNT else {}
+    assert (await ask(api, checkout, kind, {"transactionId": "21", **much}, key="k-3")).status_code == 202
     assert (await stored(api))[0][1]["transactionId"] == "21"
 
 
@@ -611,7 +657,7 @@ async def test_pages_of_payments_follow_each_other_without_gap_or_repeat(api: Ap
     for size in (3, 3, 1):
         found = await listed(api, role="surplus", limit=3, **({"cursor": cursor} if cursor else {}))
         assert len(found["payments"]) == size
-        seen += [one["transactionId"] for one in found["payments"]]
+        seen += [payment["transactionId"] for payment in found["payments"]]
         cursor = found["nextCursor"]
     assert cursor is None
     assert seen == ["6", "5", "4", "3", "2", "1", "0"]
@@ -629,7 +675,7 @@ async def test_a_payment_is_shown_with_the_checkout_that_it_belongs_to_and_exact
     await payment(api, None, "2", role="unknown", order_ref="A-1", currency="JPY", reserved=10)
     await payment(api, None, "3", role="surplus", order_ref="A-2")
     found = (await listed(api, orderId="A-1"))["payments"]
-    assert [one["transactionId"] for one in found] == ["2", "1"]
+    assert [payment["transactionId"] for payment in found] == ["2", "1"]
     assert (found[1]["checkoutId"], found[1]["orderId"], found[1]["reserved"]) == (
         checkout,
         "A-1",
@@ -637,8 +683,8 @@ async def test_a_payment_is_shown_with_the_checkout_that_it_belongs_to_and_exact
     )
     assert found[1]["chargedBack"] == Decimal("0.05")
     assert (found[0]["checkoutId"], found[0]["reserved"]) == (None, 10)
-    assert [one["transactionId"] for one in (await listed(api, role="surplus"))["payments"]] == ["3"]
-    assert [one["transactionId"] for one in (await listed(api))["payments"]] == ["3", "2", "1"]
+    assert [payment["transactionId"] for payment in (await listed(api, role="surplus"))["payments"]] == ["3"]
+    assert [payment["transactionId"] for payment in (await listed(api))["payments"]] == ["3", "2", "1"]
     assert (await listed(api, orderId="A/1"))["payments"] == []
 
 
@@ -666,7 +712,7 @@ FILL = """
 """
 
 
-async def test_money_without_a_home_is_listed_without_reading_what_has_one(api: Api):
+async def test_unmatched_money_is_listed_without_reading_matched_money(api: Api):
     checkout = await api.taken("A-1")
     await payment(api, checkout, "x", order_ref="A-1")
     await api.sql(FILL)
@@ -698,8 +744,8 @@ async def test_a_checkout_is_explained_in_sentences(api: Api):
     assert "is completed: its payment is " in told["summary"]
     assert any("10.00 DKK were charged back" in said for said in told["because"])
     assert any("refund of 5.00 DKK on transaction 1" in said for said in told["because"])
-    assert "shop-1 handed it over" in told["evidence"][0]
-    assert "what was asked for (reconcile)" in told["next"]["what"]
+    assert "shop-1 created it" in told["evidence"][0]
+    assert "the requested command (reconcile)" in told["next"]["what"]
     assert told["next"]["at"]
     assert any(f"orchestrator checkouts resolve {checkout} dismiss" in said for said in told["youMay"])
 
@@ -719,6 +765,7 @@ async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     document = (await api.client.get("/openapi.json")).json()
     described = document["paths"][f"/v1/checkouts/{{checkout_id}}/{kind}"]["post"]
     (key,) = [one for one in described["parameters"] if one["name"] == "Idempotency-Key"]
+    assert "Prefer" in {one["name"] for one in described["parameters"]}
     assert key["required"] == (kind in {"capture", "refund"})
     name = described["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert "example" in document["components"]["schemas"][name]
@@ -726,7 +773,7 @@ async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     assert commands.SCOPES[kind] in described["description"]
 
 
-async def test_every_example_of_a_body_is_one_that_is_taken(api: Api):
+async def test_every_example_of_a_body_is_accepted(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     for kind in KINDS:
         example = document["components"]["schemas"][kind.capitalize()]["example"]

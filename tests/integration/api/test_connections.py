@@ -123,7 +123,7 @@ def _read_to_the_end(caller: socket.socket) -> None:
             pass
 
 
-def test_connections_beyond_the_open_files_shut_nobody_out(database_url, servers, tmp_path):
+def test_connections_beyond_the_open_files_shut_no_caller_out(database_url, servers, tmp_path):
     """1,100 silent callers, and a limit of 1,024 open files, as many systems have it."""
     with api_process(database_url, servers.redis_url, tmp_path, open_files=1024) as server:
         with contextlib.ExitStack() as silent:
@@ -138,7 +138,7 @@ def test_connections_beyond_the_open_files_shut_nobody_out(database_url, servers
                 caller.sendall(
                     b"POST /callbacks/success/x/y HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
                 )
-                assert _answer(caller).startswith(b"HTTP/1.1 404")  # signed by nobody, but it was read
+                assert _answer(caller).startswith(b"HTTP/1.1 404")  # not signed by us, but it was read
         assert server.stop() == 0
         assert server.logged("connections_limited_by_open_files")[0]["limit"] < 1024
         assert sum(line["closed_while_waiting"] for line in server.logged("connections_refused")) > 100
@@ -160,8 +160,8 @@ def test_a_silent_connection_and_a_slow_head_are_closed_within_thirty_seconds(se
         # A blank line stops the timer of a kept-alive connection.
         again.sendall(b"\r\n")
         started = time.monotonic()
-        for one in (silent, slow, again):
-            one.settimeout(40)
+        for client in (silent, slow, again):
+            client.settimeout(40)
         assert silent.recv(10) == b""
         assert slow.recv(65_536).startswith(b"HTTP/1.1 408")
         with contextlib.suppress(ConnectionError):
@@ -170,7 +170,7 @@ def test_a_silent_connection_and_a_slow_head_are_closed_within_thirty_seconds(se
         assert time.monotonic() - started < 30
 
 
-# ── The protocol by itself, with an app that tells what it was asked ──────────────────────────────────────
+# ── The protocol by itself, with an app that returns what it was asked ──────────────────────────────────────
 
 
 class Echo:
@@ -250,14 +250,14 @@ async def wire(limit: int = 200, *, summaries: bool = False) -> AsyncIterator[Wi
     server.capture_signals = contextlib.nullcontext
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     watching = asyncio.create_task(held.watch())
-    while not server.started:  # noqa: ASYNC110 - uvicorn tells it in no other way
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
-    one = Wire(app, held, listening.getsockname()[1])
+    served = Wire(app, held, listening.getsockname()[1])
     try:
-        yield one
+        yield served
     finally:
         app.held.set()
-        await one.close()
+        await served.close()
         server.should_exit = server.force_exit = True
         await serving
         watching.cancel()
@@ -310,8 +310,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 async def test_what_is_no_request_of_ours_is_refused_in_one_answer(name):
     raw, wanted = REFUSED[name]
-    async with wire() as one:
-        answer = await one.ask(raw)
+    async with wire() as server:
+        answer = await server.ask(raw)
         assert status(answer) == wanted, answer
         assert document(answer)["status"] == wanted
         assert answer.count(b"content-length") == 1
@@ -325,22 +325,22 @@ async def test_what_is_no_request_of_ours_is_refused_in_one_answer(name):
         (b"\r\n\r\nGET /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "/a"),
         (b"GET /a%00%0d%0ab HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "/a\x00\r\nb"),
         # No other protocol is spoken: the request is answered as it is, and nothing behind it is read as
-        # another one.
+        # another request.
         (b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nGET /b HTTP/1.1\r\n\r\n", "/a"),
         (b"GET /a HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n", "/a"),
     ],
 )  # fmt: skip
 async def test_what_is_unusual_and_a_request_is_answered_once(raw, path):
-    async with wire() as one:
-        answer = await one.ask(raw)
+    async with wire() as server:
+        answer = await server.ask(raw)
         assert status(answer) == 200
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["path"] == path
-        assert one.app.asked == [path]
+        assert server.app.asked == [path]
 
 
 async def test_a_caller_that_waits_for_permission_to_send_gets_it():
-    async with wire() as one:
-        reader, writer = await one.open()
+    async with wire() as server:
+        reader, writer = await server.open()
         writer.write(b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
         writer.write(b"ab")
@@ -349,49 +349,49 @@ async def test_a_caller_that_waits_for_permission_to_send_gets_it():
 
 async def test_a_body_beside_the_offer_of_another_protocol_is_refused_and_not_lost():
     """Java's own client offers HTTP/2 with each request to an http:// address."""
-    async with wire() as one:
+    async with wire() as server:
         offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAA\r\n"
         for length in (
             b"Content-Length: 2\r\n\r\nab",
             b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
         ):
-            answer = await one.ask(b"POST /a HTTP/1.1\r\nHost: x\r\n" + offer + length)
+            answer = await server.ask(b"POST /a HTTP/1.1\r\nHost: x\r\n" + offer + length)
             assert status(answer) == 400
             assert "without the header Upgrade" in document(answer)["detail"]
-        assert one.app.asked == []
+        assert server.app.asked == []
         empty = b"Content-Length: 0\r\n\r\n"
-        assert status(await one.ask(b"POST /a HTTP/1.1\r\nHost: x\r\n" + offer + empty)) == 200
+        assert status(await server.ask(b"POST /a HTTP/1.1\r\nHost: x\r\n" + offer + empty)) == 200
 
 
 async def test_trailers_add_nothing_to_the_headers():
-    async with wire() as one:
+    async with wire() as server:
         raw = (
             b"POST /a HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
             b"2\r\nab\r\n0\r\nAuthorization: Bearer x\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"
         )
-        answer = json.loads((await one.ask(raw)).partition(b"\r\n\r\n")[2])
+        answer = json.loads((await server.ask(raw)).partition(b"\r\n\r\n")[2])
         assert answer == {"path": "/a", "headers": ["host", "connection", "transfer-encoding"], "size": 2}
 
 
 async def test_pipelined_requests_are_answered_in_order_up_to_the_limit():
-    async with wire() as one:
+    async with wire() as server:
         raw = b"".join(
             b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(PIPELINE_LIMIT + 40)
         )
-        answer = await one.ask(raw)
+        answer = await server.ask(raw)
         assert answer.count(b"HTTP/1.1 200") == PIPELINE_LIMIT + 1
-        assert one.app.asked == [f"/{number}" for number in range(PIPELINE_LIMIT + 1)]
-        assert one.connections.refused["pipeline_too_deep"] == 1
+        assert server.app.asked == [f"/{number}" for number in range(PIPELINE_LIMIT + 1)]
+        assert server.connections.refused["pipeline_too_deep"] == 1
 
 
 async def test_nothing_is_read_while_requests_of_a_connection_wait():
-    async with wire() as one:
-        reader, writer = await one.open()
+    async with wire() as server:
+        reader, writer = await server.open()
         writer.write(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n" + b"GET /b HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.sleep(0.2)
-        connection = next(iter(one.connections.open))
+        connection = next(iter(server.connections.open))
         assert connection.flow.read_paused
-        one.app.held.set()
+        server.app.held.set()
         assert b'"/held"' in await reader.readuntil(b"}")
         assert b'"/b"' in await reader.readuntil(b"}")
         writer.write(b"GET /c HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -399,8 +399,8 @@ async def test_nothing_is_read_while_requests_of_a_connection_wait():
 
 
 async def test_a_body_in_many_small_parts_is_taken():
-    async with wire() as one:
-        reader, writer = await one.open()
+    async with wire() as server:
+        reader, writer = await server.open()
         writer.write(b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(3000):
             writer.write(b"40\r\n" + b"x" * 64 + b"\r\n")
@@ -443,50 +443,50 @@ SLOW: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], bytes, int, str]] = 
 async def test_what_does_not_come_in_time_is_closed(name, monkeypatch):
     shorten, raw, wanted, reason = SLOW[name]
     shorten(monkeypatch)
-    async with wire() as one:
-        reader, writer = await one.open()
+    async with wire() as server:
+        reader, writer = await server.open()
         writer.write(raw)
-        assert status(await one.closed(reader)) == wanted
-        assert one.connections.refused[reason] == 1
+        assert status(await server.closed(reader)) == wanted
+        assert server.connections.refused[reason] == 1
 
 
 async def test_an_answer_that_is_not_read_is_given_up(monkeypatch):
     monkeypatch.setattr(connections, "WRITE_SECONDS", 0.5)
-    async with wire() as one:
-        _, writer = await one.open()
+    async with wire() as server:
+        _, writer = await server.open()
         writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(20):
-            await until(lambda: one.app.asked and not one.connections.open)
+            await until(lambda: server.app.asked and not server.connections.open)
 
 
 async def test_a_full_process_closes_what_waits_and_goes_on_serving():
-    async with wire(limit=32) as one:
+    async with wire(limit=32) as server:
         for _ in range(100):
-            await one.open()
-        assert len(one.connections.open) <= 32 + one.connections.reserve
-        assert status(await one.ask(GET % (b"/a", b""))) == 200
-        assert one.connections.refused["closed_while_waiting"] >= 60
+            await server.open()
+        assert len(server.connections.open) <= 32 + server.connections.reserve
+        assert status(await server.ask(GET % (b"/a", b""))) == 200
+        assert server.connections.refused["closed_while_waiting"] >= 60
 
 
 async def test_where_all_connections_are_busy_callbacks_still_come_in():
-    async with wire(limit=32) as one:
+    async with wire(limit=32) as server:
         busy = []
         for _ in range(32):
-            busy.append(await one.open())
+            busy.append(await server.open())
             busy[-1][1].write(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(10):
-            await until(lambda: len(one.app.asked) == 32)
-        refused = await one.ask(GET % (b"/v1/checkouts", b""))
+            await until(lambda: len(server.app.asked) == 32)
+        refused = await server.ask(GET % (b"/v1/checkouts", b""))
         assert status(refused) == 503
         assert document(refused)["detail"] == "too many connections at the moment: send it again"
-        assert status(await one.ask(GET % (b"/callbacks/success/a/b", b""))) == 200
-        for _ in range(one.connections.reserve):
-            _, writer = await one.open()
+        assert status(await server.ask(GET % (b"/callbacks/success/a/b", b""))) == 200
+        for _ in range(server.connections.reserve):
+            _, writer = await server.open()
             writer.write(GET % (b"/callbacks/held", b""))
         async with asyncio.timeout(10):
-            await until(lambda: one.app.asked.count("/callbacks/held") == one.connections.reserve)
-        assert await one.ask(GET % (b"/callbacks/success/a/b", b"")) == b""
-        one.app.held.set()
+            await until(lambda: server.app.asked.count("/callbacks/held") == server.connections.reserve)
+        assert await server.ask(GET % (b"/callbacks/success/a/b", b"")) == b""
+        server.app.held.set()
         for reader, _ in busy:
             assert b'"/held"' in await reader.readuntil(b"}")
 
@@ -495,9 +495,9 @@ async def test_refusals_are_logged_as_numbers(monkeypatch):
     lines = []
     monkeypatch.setattr(connections._log, "warning", lambda event, **facts: lines.append((event, facts)))
     monkeypatch.setattr(connections, "SUMMARY_SECONDS", 3)
-    async with wire(summaries=True) as one:
+    async with wire(summaries=True) as server:
         for _ in range(50):
-            await one.ask(b"\x16\x03\x01\r\n\r\n")
+            await server.ask(b"\x16\x03\x01\r\n\r\n")
         async with asyncio.timeout(20):
             await until(lambda: sum(facts["request_malformed"] for _, facts in lines) == 50)
         assert len(lines) < 10

@@ -31,8 +31,7 @@ from tests.support.api_scene import Api, intent, path_of, serving, without_datab
 pytestmark = pytest.mark.anyio
 
 CALLBACK = "/callbacks/{kind}/{id}/{signed}"
-# A shopper's browser is sent on whatever it brings, and is never asked for a proof; these belong to what is
-# posted.
+# A shopper's browser is redirected in every case, and needs no proof; these answers belong to what is posted.
 NEVER = {("get", CALLBACK, status) for status in ("200", "401", "413", "503")}
 RICH = (
     "UPDATE checkouts SET last_error = 'throttled', last_error_details = '{\"reason\": \"slower\"}', reserved_until = clock(), cancel_requested_at = clock(), attention = 'late_payment', attention_since = clock(), "
@@ -95,10 +94,10 @@ async def _reads(api: Api) -> None:
     await api.sql(RICH, id=UUID(checkout))
     offered = await api.taken()
     await api.offer(offered)
-    for one in (checkout, offered):
+    for checkout_id in (checkout, offered):
         for path in ("", "/audit", "/explain"):
-            assert (await api.get(f"/v1/checkouts/{one}{path}")).status_code == 200
-            problem(await api.get(f"/v1/checkouts/{one}{path}", verbose=1), 422, "invalid-request")
+            assert (await api.get(f"/v1/checkouts/{checkout_id}{path}")).status_code == 200
+            problem(await api.get(f"/v1/checkouts/{checkout_id}{path}", verbose=1), 422, "invalid-request")
     problem(await api.get("/v1/checkouts/A-1"), 404, "unknown-checkout")
     for path in ("/v1/checkouts", "/v1/payments"):
         assert (await api.get(path)).status_code == 200
@@ -109,7 +108,11 @@ async def _reads(api: Api) -> None:
 async def _commands(api: Api) -> None:
     for kind in KINDS:
         money = kind in {"capture", "refund", "release"}
-        body = {"decision": "dismiss"} if kind == "resolve" else {}
+        body = {
+            "resolve": {"decision": "dismiss"},
+            "capture": {"amount": "all"},
+            "refund": {"amount": "all"},
+        }.get(kind, {})
 
         async def fit(kind: str = kind, *, money: bool = money) -> str:
             if money:
@@ -119,7 +122,11 @@ async def _commands(api: Api) -> None:
             return await in_state(api, state, attention="open_payment")
 
         path = await fit()
-        assert (await ask(api, path, kind, body, key=f"k-{kind}")).status_code == 202
+        answer = await ask(api, path, kind, body, key=f"k-{kind}")
+        assert answer.status_code == 202
+        address = answer.headers["Location"]
+        assert (await api.get(address)).status_code == 200
+        problem(await api.get(address, verbose=1), 422, "invalid-request")
         problem(
             await ask(api, path, kind, body, key="k", scopes=("checkouts:read",)), 403, "insufficient-scope"
         )
@@ -127,6 +134,11 @@ async def _commands(api: Api) -> None:
         problem(await ask(api, unknown, kind, body, key="k"), 404, "unknown-checkout")
         problem(await ask(api, await fit(), kind, {**body, "version": 99}, key="v"), 409, "version-changed")
         problem(await ask(api, path, kind, {"colour": 1}, key="c"), 422, "invalid-command")
+        await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_nothing_left'")
+        finished = await ask(api, path, kind, body, key=f"k-{kind}", prefer="wait=1")
+        assert finished.status_code == 200
+
+    problem(await api.get("/v1/commands/019aa000-0000-7000-8000-000000000001"), 404, "unknown-command")
 
 
 async def _webhooks(api: Api) -> None:
@@ -144,7 +156,7 @@ async def _webhooks(api: Api) -> None:
 
     problem(await ask("POST", body={}), 422, "invalid-webhook")
     problem(await ask("POST", body={"url": url}, known=False), 403, "insufficient-scope")
-    one = (await ask("POST", body={"url": url})).json()["id"]
+    webhook = (await ask("POST", body={"url": url})).json()["id"]
     await api.sql(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret) SELECT gen_random_uuid(), 1, 'https://a.example', '' "
         "FROM generate_series(2, 50)"
@@ -164,21 +176,21 @@ async def _webhooks(api: Api) -> None:
     for method, path, body, wrong in calls:
         unknown = f"/019aa000-0000-7000-8000-000000000001{path}"
         problem(await ask(method, unknown, body), 404, "unknown-webhook")
-        problem(await ask(method, f"/{one}{path}", body, known=False), 403, "insufficient-scope")
+        problem(await ask(method, f"/{webhook}{path}", body, known=False), 403, "insufficient-scope")
         if wrong is None:
-            problem(await ask(method, f"/{one}{path}?verbose=1", body), 422, "invalid-request")
+            problem(await ask(method, f"/{webhook}{path}?verbose=1", body), 422, "invalid-request")
         else:
-            problem(await ask(method, f"/{one}{path}", wrong), 422, "invalid-webhook")
-        assert (await ask(method, f"/{one}{path}", body)).is_success
+            problem(await ask(method, f"/{webhook}{path}", wrong), 422, "invalid-webhook")
+        assert (await ask(method, f"/{webhook}{path}", body)).is_success
     problem(await ask("GET", known=False), 403, "insufficient-scope")
-    while (told := await ask("POST", f"/{one}/test")).is_success:
+    while (told := await ask("POST", f"/{webhook}/test")).is_success:
         pass
     problem(told, 429, "too-many-tests")
-    await _delivery(api, one)
-    problem(await ask("DELETE", f"/{one}?verbose=1"), 422, "invalid-request")
-    problem(await ask("DELETE", f"/{one}", known=False), 403, "insufficient-scope")
-    assert (await ask("DELETE", f"/{one}")).status_code == 204
-    problem(await ask("DELETE", f"/{one}"), 404, "unknown-webhook")
+    await _delivery(api, webhook)
+    problem(await ask("DELETE", f"/{webhook}?verbose=1"), 422, "invalid-request")
+    problem(await ask("DELETE", f"/{webhook}", known=False), 403, "insufficient-scope")
+    assert (await ask("DELETE", f"/{webhook}")).status_code == 204
+    problem(await ask("DELETE", f"/{webhook}"), 404, "unknown-webhook")
     for table in ("delivery_attempts", "delivery_streams", "webhook_endpoints"):
         await api.sql(f"DELETE FROM {table}")
 
@@ -221,7 +233,7 @@ async def _events(api: Api) -> None:
     feed, most = api.services.event_feed, api.services.event_feed.most
     feed.most = 1
     waiting = asyncio.create_task(ask(wait=30))
-    while not len(feed):  # noqa: ASYNC110 - nothing tells
+    while not len(feed):  # noqa: ASYNC110 - there is no event to wait for
         await asyncio.sleep(0.01)
     feed.most = 2
     problem(await ask(wait=30), 429, "too-many-waiting")
@@ -299,7 +311,7 @@ def test_every_shape_and_each_field_that_needs_it_is_described():
         if not schema.get("description") and "$ref" not in schema and field not in plain
     ]
     assert [
-        one for one in asked if not re.search(r"\.(payments|operations|checkout|firstSeenAt)$", one)
+        field for field in asked if not re.search(r"\.(payments|operations|checkout|firstSeenAt)$", field)
     ] == []
 
 
@@ -383,7 +395,7 @@ async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health
         tags = ["checkouts", "commands", "payments", "events", "webhooks", "callbacks", "health"]
         assert [tag["name"] for tag in document["tags"]] == tags
         assert all(tag["description"] for tag in document["tags"])
-        met = [operation["tags"][0] for one in document["paths"].values() for operation in one.values()]
+        met = [operation["tags"][0] for path in document["paths"].values() for operation in path.values()]
         assert list(dict.fromkeys(met)) == tags
         assert met == sorted(met, key=tags.index)
         assert list(document["paths"])[:3] == [
@@ -394,7 +406,7 @@ async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health
         assert list(document["paths"]["/v1/checkouts"]) == ["post", "get"]
 
 
-# ── Parameters that nobody knows ──────────────────────────────────────────────────────────────────────────
+# ── Unknown parameters ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -470,7 +482,7 @@ MADE = """
 """
 
 
-async def test_the_rule_of_the_payment_status_is_one_in_sql_and_in_python(api: Api):
+async def test_the_rule_of_the_payment_status_is_the_same_in_sql_and_in_python(api: Api):
     await api.sql(MADE, states=[state.value for state in State], amounts=list(AMOUNTS))
     rows = await api.sql(
         f"SELECT state, reserved, captured, refunded, charged_back, ({IN_SQL}) AS word FROM checkouts"
@@ -501,27 +513,27 @@ async def test_a_list_is_filtered_by_what_is_held_page_by_page(api: Api):
     held = [[status] for status in PaymentStatus] + [["captured", "refunded"], ["unpaid", "released"]]
     for statuses, state in product(held, ([], ["completed"], ["failed", "completed"], ["awaiting_payment"])):
         expected = [
-            one["id"]
-            for one in everything
-            if one["paymentStatus"] in statuses and (not state or one["state"] in state)
+            checkout["id"]
+            for checkout in everything
+            if checkout["paymentStatus"] in statuses and (not state or checkout["state"] in state)
         ]
         params = {"paymentStatus": statuses, **({"state": state} if state else {})}
-        assert [one["id"] for one in await _all(api, 23, **params)] == expected, params
-    number = next(one for one in everything if one["paymentStatus"] == "captured")["orderId"]
-    assert [one["orderId"] for one in await _all(api, 5, orderId=number, paymentStatus="captured")] == [
-        number
-    ]
+        assert [checkout["id"] for checkout in await _all(api, 23, **params)] == expected, params
+    number = next(checkout for checkout in everything if checkout["paymentStatus"] == "captured")["orderId"]
+    assert [
+        checkout["orderId"] for checkout in await _all(api, 5, orderId=number, paymentStatus="captured")
+    ] == [number]
     assert await _all(api, 5, orderId=number, paymentStatus="unpaid") == []
     document = problem(await api.get("/v1/checkouts", paymentStatus="paid"), 422, "invalid-request")
     assert document["errors"][0]["field"].startswith("paymentStatus")
 
 
-async def test_what_nobody_has_paid_is_listed_without_reading_what_is_paid(api: Api):
+async def test_unpaid_checkouts_are_listed_without_reading_paid_checkouts(api: Api):
     await api.sql(MADE, states=["completed"], amounts=[1, 2, 3, 4, 5, 6, 7])
     waiting = await api.taken()
     await api.sql("ANALYZE checkouts")
     found = await api.get("/v1/checkouts", paymentStatus="unpaid", state=["received", "awaiting_payment"])
-    assert [one["id"] for one in found.json()["checkouts"]] == [waiting]
+    assert [checkout["id"] for checkout in found.json()["checkouts"]] == [waiting]
     assert (
         await api.client.get("/v1/checkouts?paymentStatus=unpaid", headers=api.bearer(scopes=EVERY))
     ).json() == {"checkouts": [found.json()["checkouts"][0]], "nextCursor": None}

@@ -17,8 +17,8 @@ import jsonschema
 import pytest
 
 from orchestrator import auth
-from orchestrator.api import event_feed
 from orchestrator.api import events as endpoint
+from orchestrator.api import long_poll
 from orchestrator.domain import events as told
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.events import EventType
@@ -44,8 +44,8 @@ ROOT = Path(__file__).parents[3]
 async def inside(settings: Settings, encryptor) -> AsyncIterator[Core]:
     """What a worker of this installation has."""
     assert settings.database_url is not None
-    async with core(settings.database_url, encryptor) as one:
-        yield one
+    async with core(settings.database_url, encryptor) as new_core:
+        yield new_core
 
 
 async def happen(inside: Core, *kinds: EventType, **changes: Any) -> UUID:
@@ -79,13 +79,13 @@ async def feed(api: Api, **params: object) -> dict[str, Any]:
     assert answer.status_code == 200, answer.text
     found = answer.json()
     assert set(found) == {"events", "next"}
-    for one in found["events"]:
-        check(one)
+    for event in found["events"]:
+        check(event)
     return found
 
 
 def positions(found: dict[str, Any]) -> list[int]:
-    return [int(one["position"]) for one in found["events"]]
+    return [int(event["position"]) for event in found["events"]]
 
 
 # ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,15 +102,15 @@ async def test_a_client_that_goes_on_with_next_sees_every_event_once_in_order(ap
     while (found := await feed(api, after=after, limit=2))["events"]:
         seen += found["events"]
         after = found["next"]
-    assert [int(one["position"]) for one in seen] == [1, 2, 3, 4, 5, 6]
+    assert [int(event["position"]) for event in seen] == [1, 2, 3, 4, 5, 6]
     assert found == {"events": [], "next": "6"}
     for checkout in checkouts:
-        own = [one for one in seen if one["subject"] == str(checkout)]
-        assert [(one["type"], one["sequence"]) for one in own] == [
+        own = [event for event in seen if event["subject"] == str(checkout)]
+        assert [(event["type"], event["sequence"]) for event in own] == [
             ("checkout.ready", "1"),
             ("checkout.expired", "2"),
         ]
-        assert [one["id"] for one in own] == [f"{checkout}-1", f"{checkout}-2"]
+        assert [event["id"] for event in own] == [f"{checkout}-1", f"{checkout}-2"]
 
 
 async def test_an_event_is_the_same_document_whenever_it_is_read(api: Api, inside: Core):
@@ -126,7 +126,7 @@ async def test_events_without_a_position_are_not_in_the_feed_yet(api: Api, insid
     held = await inside.held(State.AWAITING_PAYMENT)
     assert (await feed(api))["events"] == []
     await events.place(inside.db)
-    assert [one["subject"] for one in (await feed(api))["events"]] == [str(held.id)]
+    assert [event["subject"] for event in (await feed(api))["events"]] == [str(held.id)]
 
 
 async def test_types_and_checkouts_are_filters_and_the_cursor_passes_what_they_leave_out(
@@ -177,7 +177,7 @@ async def test_an_event_that_no_version_of_ours_wrote_leaves_a_gap_that_shows(ap
     checkout = await happen(inside, EventType.CHECKOUT_EXPIRED, EventType.CHECKOUT_REOPENED)
     await inside.do("UPDATE events SET kind = 'checkout.unheard_of' WHERE sequence = 2")
     found = await feed(api)
-    assert [one["sequence"] for one in found["events"]] == ["1", "3"]
+    assert [event["sequence"] for event in found["events"]] == ["1", "3"]
     assert found["next"] == "3"
     assert checkout
 
@@ -193,13 +193,13 @@ async def test_a_merchant_sees_its_own_events_and_no_trace_of_others(api: Api, i
     last = await happen(inside)
     found = await feed(api)
     assert positions(found) == [1, 2, 3], (
-        "positions are the merchant's own: they tell nothing of others' traffic"
+        "positions are the merchant's own: they show nothing of others' traffic"
     )
-    assert {one["subject"] for one in found["events"]} == {str(ours), str(last)}
-    assert {one["source"] for one in found["events"]} == {"urn:checkout-orchestrator:default"}
+    assert {event["subject"] for event in found["events"]} == {str(ours), str(last)}
+    assert {event["source"] for event in found["events"]} == {"urn:checkout-orchestrator:default"}
     theirs = await feed(api, merchant="second")
     assert positions(theirs) == [1, 2, 3]
-    assert {one["source"] for one in theirs["events"]} == {"urn:checkout-orchestrator:second"}
+    assert {event["source"] for event in theirs["events"]} == {"urn:checkout-orchestrator:second"}
     assert await feed(api, merchant="second", checkout=str(ours)) == {"events": [], "next": "3"}
 
 
@@ -230,10 +230,10 @@ async def test_the_scope_is_asked_for(api: Api):
     ],
     ids=str,
 )
-async def test_what_is_no_parameter_or_no_value_of_one_is_refused_by_its_name(api: Api, params):
+async def test_an_unknown_parameter_or_a_wrong_value_is_refused_by_its_name(api: Api, params):
     answer = await ask(api, **params)
     (name,) = params
-    assert [one["field"].partition("[")[0] for one in problem(answer, 422)["errors"]] == [name]
+    assert [error["field"].partition("[")[0] for error in problem(answer, 422)["errors"]] == [name]
 
 
 async def test_a_cursor_beyond_the_end_is_refused_and_not_waited_for(api: Api, inside: Core):
@@ -242,7 +242,7 @@ async def test_a_cursor_beyond_the_end_is_refused_and_not_waited_for(api: Api, i
     assert "the feed ends at 1" in problem(answer, 422)["detail"]
 
 
-async def test_a_cursor_that_is_older_than_what_is_kept_is_told_so(api: Api, inside: Core):
+async def test_a_cursor_that_is_older_than_what_is_kept_is_refused(api: Api, inside: Core):
     for _ in range(4):
         await happen(inside)
     await inside.do("UPDATE events SET created_at = clock() - interval '91 days' WHERE position <= 2")
@@ -278,13 +278,13 @@ async def waiting(api: Api, number: int, **params: object):
     """Have so many clients wait, until each of them is known to the poller."""
     asked = [asyncio.create_task(feed(api, wait=30, **params)) for _ in range(number)]
     async with asyncio.timeout(20):
-        while len(api.services.event_feed) < number:  # noqa: ASYNC110 - nothing tells
+        while len(api.services.event_feed) < number:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
     try:
         yield asked
     finally:
-        for one in asked:
-            one.cancel()
+        for request in asked:
+            request.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
 
 
@@ -292,7 +292,7 @@ async def test_a_client_that_waits_is_answered_by_the_event(api: Api, inside: Co
     async with waiting(api, 1) as (asked,):
         checkout = await happen(inside)
         found = await asyncio.wait_for(asked, 20)
-    assert [one["subject"] for one in found["events"]] == [str(checkout)]
+    assert [event["subject"] for event in found["events"]] == [str(checkout)]
     assert found["next"] == "1"
     assert len(api.services.event_feed) == 0
 
@@ -312,7 +312,7 @@ async def test_a_waiting_client_gets_what_it_asked_for_alone(api: Api, inside: C
         await happen(inside, merchant_id=other)
         await happen(inside, EventType.CHECKOUT_EXPIRED)
         async with asyncio.timeout(20):
-            while len(api.services.event_feed) < 2:  # noqa: ASYNC110 - nothing tells
+            while len(api.services.event_feed) < 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
         assert not by_type.done()
         assert not by_checkout.done()
@@ -321,7 +321,7 @@ async def test_a_waiting_client_gets_what_it_asked_for_alone(api: Api, inside: C
         await inside.advance(held, events=(told.Event(EventType.CHECKOUT_CANCELLED),))
         await events.place(inside.db)
         found, own = await asyncio.wait_for(asyncio.gather(by_type, by_checkout), 20)
-    assert [one["type"] for one in found["events"]] == ["checkout.cancelled"]
+    assert [event["type"] for event in found["events"]] == ["checkout.cancelled"]
     assert (positions(own), own["next"]) == ([4], "4")
 
 
@@ -329,12 +329,12 @@ async def test_a_hundred_waiting_clients_cost_one_query_at_a_time(settings: Sett
     async with serving(settings.model_copy(update={"api_connections": 4000})) as api:
         async with waiting(api, 100) as asked:
             before = api.services.event_feed.queries
-            await asyncio.sleep(10 * event_feed.INTERVAL)
+            await asyncio.sleep(10 * long_poll.INTERVAL)
             # With one query for each client there would be a thousand.
             assert api.services.event_feed.queries - before <= 15
             await happen(inside)
             found = await asyncio.wait_for(asyncio.gather(*asked), 20)
-        assert all(positions(one) == [1] for one in found)
+        assert all(positions(page) == [1] for page in found)
 
 
 async def test_only_so_many_clients_may_wait_and_a_merchant_takes_not_all_places(settings: Settings):
@@ -345,7 +345,7 @@ async def test_only_so_many_clients_may_wait_and_a_merchant_takes_not_all_places
             answer = await ask(api, wait=30)
             assert problem(answer, 429, "too-many-waiting")
             assert answer.headers["Retry-After"] == "5"
-            assert (await ask(api)).status_code == 200, "without a wait everybody is answered"
+            assert (await ask(api)).status_code == 200, "without a wait every client is answered"
             other = asyncio.create_task(feed(api, wait=1, merchant="second"))
             assert await asyncio.wait_for(other, 20) == {"events": [], "next": "0"}
             api.services.event_feed.most = 2
@@ -354,28 +354,28 @@ async def test_only_so_many_clients_may_wait_and_a_merchant_takes_not_all_places
             assert full.headers["Retry-After"] == "5"
 
 
-async def test_whoever_waits_is_answered_when_the_process_ends(api: Api):
+async def test_waiting_clients_are_answered_when_the_process_ends(api: Api):
     async with waiting(api, 3) as asked:
         api.services.event_feed.stop()
         assert await asyncio.wait_for(asyncio.gather(*asked), 20) == [{"events": [], "next": "0"}] * 3
         assert await feed(api, wait=30) == {"events": [], "next": "0"}
 
 
-async def test_a_cursor_of_one_process_is_one_of_every_other_and_clients_wait_at_each(
+async def test_a_cursor_of_one_process_is_valid_at_every_other_and_clients_wait_at_each(
     settings: Settings, inside: Core
 ):
-    async with serving(settings) as one, serving(settings) as other:
+    async with serving(settings) as api, serving(settings) as other:
         await happen(inside, EventType.CHECKOUT_EXPIRED)
-        found = await feed(one, limit=1)
+        found = await feed(api, limit=1)
         assert positions(found) == [1]
         found = await feed(other, after=found["next"])
         assert positions(found) == [2]
         async with (
-            waiting(one, 1, after=found["next"]) as (first,),
-            waiting(other, 1, after=found["next"]) as (second_one,),
+            waiting(api, 1, after=found["next"]) as (first,),
+            waiting(other, 1, after=found["next"]) as (second,),
         ):
             await happen(inside)
-            both = await asyncio.wait_for(asyncio.gather(first, second_one), 20)
+            both = await asyncio.wait_for(asyncio.gather(first, second), 20)
     assert both[0] == both[1]
     assert positions(both[0]) == [3]
 
@@ -388,11 +388,11 @@ async def test_the_poller_ends_with_its_process(settings: Settings):
         assert await asyncio.wait_for(asyncio.gather(*asked), 20) == [{"events": [], "next": "0"}] * 2
 
 
-async def test_a_place_is_free_again_when_its_client_has_gone(api: Api):
+async def test_a_place_is_free_again_when_its_client_has_disconnected(api: Api):
     async with waiting(api, 3) as asked:
         asked[0].cancel()
         async with asyncio.timeout(20):
-            while len(api.services.event_feed) > 2:  # noqa: ASYNC110 - nothing tells
+            while len(api.services.event_feed) > 2:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.01)
 
 
@@ -417,21 +417,28 @@ async def test_a_database_that_is_away_for_a_moment_ends_no_wait(api: Api, insid
 
 async def test_the_schemas_of_all_types_are_served_and_hold_for_what_is_served(api: Api, inside: Core):
     answer = await ask(api, path="/v1/event-types")
-    types = {one["type"]: one for one in answer.json()["types"]}
+    types = {described["type"]: described for described in answer.json()["types"]}
     assert set(types) == {str(kind) for kind in EventType}
     await happen(inside, EventType.CHECKOUT_EXPIRED, EventType.CHECKOUT_REOPENED)
     for content in ("thin", "full"):
-        for one in (await feed(api, content=content))["events"]:
-            schema = types[one["type"]][content]
-            jsonschema.Draft202012Validator(schema).validate(one)
-            assert one["dataschema"] == schema["$id"]
+        for event in (await feed(api, content=content))["events"]:
+            schema = types[event["type"]][content]
+            jsonschema.Draft202012Validator(schema).validate(event)
+            assert event["dataschema"] == schema["$id"]
     assert (await ask(api, path="/v1/event-types", all="1")).status_code == 422
 
 
 async def test_the_feed_stands_in_the_documentation(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     parameters = document["paths"]["/v1/events"]["get"]["parameters"]
-    assert {one["name"] for one in parameters} == {"after", "wait", "limit", "type", "checkout", "content"}
+    assert {parameter["name"] for parameter in parameters} == {
+        "after",
+        "wait",
+        "limit",
+        "type",
+        "checkout",
+        "content",
+    }
     schemas = document["components"]["schemas"]
     assert schemas["EventPage"]["properties"]["events"]["items"] == {
         "$ref": "#/components/schemas/CloudEvent"
@@ -496,7 +503,7 @@ async def test_the_loop_of_the_documentation_sees_every_event_as_it_happens(serv
         checkouts = [await happen(inside, EventType.CHECKOUT_EXPIRED) for _ in range(3)]
         await asyncio.wait_for(consuming, 60)
     assert shop.handled == [
-        (kind, str(one)) for one in checkouts for kind in ("checkout.ready", "checkout.expired")
+        (kind, str(checkout)) for checkout in checkouts for kind in ("checkout.ready", "checkout.expired")
     ]
 
 

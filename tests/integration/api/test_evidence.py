@@ -1,4 +1,4 @@
-"""Evidence: what a callback proves, what is answered to one that proves nothing, and where it came from."""
+"""Evidence: what a callback proves, what a callback without proof is answered, and where it came from."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_what_proves_to_be_the_gateways_is_answered_as_ever(database_url, 
 
 
 @pytest.mark.parametrize("grade", UNPROVEN)
-async def test_a_notification_without_proof_is_401_and_stored_and_worth_a_look(database_url, grade):
+async def test_a_notification_without_proof_is_401_and_stored_and_causes_a_lookup(database_url, grade):
     async with checking(database_url) as api:
         checkout = await api.taken()
         api.hint_publisher.published.clear()
@@ -224,7 +224,7 @@ async def test_a_merchant_without_a_secret_is_not_checked(database_url):
         assert [row.grade for row in await api.sql("SELECT grade FROM callbacks")] == ["unchecked"]
 
 
-async def test_while_a_secret_is_replaced_both_work_and_then_only_the_new_one(database_url):
+async def test_while_a_secret_is_replaced_both_work_and_then_only_the_new_secret(database_url):
     async with checking(database_url) as api:
         merchants = api.services.merchants
         await merchants.set_secrets("default", ("the newer secret", SECRET))
@@ -259,7 +259,7 @@ async def test_nothing_is_called_wrong_before_the_merchant_is_known_or_by_a_link
         assert grades == ["unchecked", "wrong", "unchecked"]
 
 
-async def test_grading_asks_nobody_so_it_works_while_postgres_is_away(database_url):
+async def test_grading_makes_no_query_so_it_works_while_postgres_is_away(database_url):
     async with serving(without_database(gateway_secrets=(SECRET,))) as api:
         async with checking(database_url) as elsewhere:
             known = elsewhere.services.merchants
@@ -274,7 +274,7 @@ async def test_grading_asks_nobody_so_it_works_while_postgres_is_away(database_u
 # ── Guesses and repeats ───────────────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_guess_sent_ahead_does_not_swallow_the_real_one(database_url):
+async def test_a_forged_callback_sent_before_does_not_suppress_the_real_callback(database_url):
     async with checking(database_url) as api:
         checkout = await api.taken()
         url = api.urls(checkout).notification
@@ -282,14 +282,14 @@ async def test_a_guess_sent_ahead_does_not_swallow_the_real_one(database_url):
         await api.sql("UPDATE callbacks SET handled_at = clock()")
         api.hint_publisher.published.clear()
         assert (await call(api, url)).status_code == 401
-        assert api.hint_publisher.published == [], "it was looked at already"
+        assert api.hint_publisher.published == [], "it was looked up already"
         assert (await call(api, url, BODY, **signed())).status_code == 200
         assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
         rows = await api.sql("SELECT grade, times, handled_at, headers ? 'altapay-signature' FROM callbacks")
         assert [tuple(row) for row in rows] == [("signed", 3, None, True)]
 
 
-async def test_an_empty_callback_without_proof_rings_once_and_one_with_proof_each_time(database_url):
+async def test_an_empty_callback_without_proof_wakes_once_and_with_proof_each_time(database_url):
     async with checking(database_url) as api:
         url = api.urls(await api.taken()).notification
         wakes = []
@@ -326,7 +326,7 @@ async def stored_source(api: Api) -> tuple[str, str]:
         (0, ("185.206.120.7", None), ("185.206.120.7", "inside")),
         (0, ("2a10:a200::1", None), ("2a10:a200::1", "inside")),
         (0, ("203.0.113.9", None), ("203.0.113.9", "outside")),
-        # Without a proxy of ours the header is the caller's own word.
+        # Without a proxy of ours the header is set by the caller.
         (0, ("203.0.113.9", "185.206.120.7"), ("203.0.113.9", "outside")),
         (1, ("10.0.0.1", "185.206.120.7"), ("185.206.120.7", "inside")),
         (1, ("10.0.0.1", "185.206.120.7, 203.0.113.9"), ("203.0.113.9", "outside")),
@@ -345,7 +345,7 @@ async def test_the_source_is_what_our_own_proxies_saw_and_nothing_that_a_caller_
         assert await stored_source(api) == expected
 
 
-async def test_an_empty_list_of_networks_is_not_looked_at(database_url):
+async def test_an_empty_list_of_networks_is_not_checked(database_url):
     async with checking(database_url, gateway_networks=()) as api:
         assert (await from_(api, "203.0.113.9", **signed())).status_code == 200
         assert await stored_source(api) == ("203.0.113.9", "unchecked")
@@ -391,12 +391,12 @@ async def test_beyond_the_caps_nothing_is_stored_and_the_answer_is_the_same(data
             ("success", "missing"): 9,
             ("notification", "signed"): 2,
         }
-        # Told once a minute, however many they are.
+        # Logged once a minute, however many they are.
         told = [(line["event"], line.get("kind")) for line in lines if line["log_level"] == "warning"]
         # The security log counts each refusal by itself, within bounds of its own.
-        refused = [one for one in told if one[0] == "callback_without_proof"]
+        refused = [line for line in told if line[0] == "callback_without_proof"]
         assert 0 < len(refused) <= 20
-        assert sorted(one for one in told if one not in refused) == [
+        assert sorted(line for line in told if line not in refused) == [
             ("callback_over_limit", "success"),
             ("callback_unproven", "notification"),
             ("callback_unproven", "success"),

@@ -27,7 +27,7 @@ SOON = 10.0
 
 
 @pytest.fixture(autouse=True)
-def _looked_at_each_time(monkeypatch):
+def _checked_each_time(monkeypatch):
     monkeypatch.setattr("orchestrator.api.health.FRESH", 0.0)
     monkeypatch.setattr("orchestrator.api.health.SELDOM", 0.0)
 
@@ -45,7 +45,7 @@ async def until_ready(api: Api) -> None:
 
 
 async def others(api: Api) -> None:
-    """Have a worker and a scheduler that live."""
+    """Have a worker and a scheduler with fresh heartbeats."""
     await api.sql("INSERT INTO workers (name, kind) VALUES ('w-1', 'worker'), ('s-1', 'scheduler')")
 
 
@@ -133,14 +133,14 @@ async def test_a_server_that_only_takes_sessions_that_read_is_named(api: Api, da
         assert "read-only" in problem
         admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
         if database_url != direct(database_url):
-            # A pooler keeps sessions, and they keep what they began with: operations tell it to RECONNECT.
+            # A pooler keeps sessions, and they keep what they began with: operators send it RECONNECT.
             admin.execute(*end_others)
     await until_ready(api)
 
 
 @pytest.fixture(name="limited")
 async def _limited(settings, database_url):
-    """An API whose role may be refused things, and a superuser who refuses them."""
+    """An API whose rights can be revoked, and a superuser that revokes them."""
     role = f"limited_{uuid4().hex[:8]}"
     async with await psycopg.AsyncConnection.connect(database_url, autocommit=True) as admin:
         await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'limited'")
@@ -175,12 +175,12 @@ async def test_a_right_that_its_role_lost_is_named_and_its_return_too(limited):
     await until_ready(api)
 
 
-async def test_a_database_that_lets_nobody_else_in_is_named_though_its_connections_work(limited):
+async def test_a_database_that_accepts_no_new_connection_is_named_though_its_connections_work(limited):
     api, admin, role = limited
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT 0")
     status, said = await found(api)
     assert status == 200
-    assert "no new connection to the database is let in" in said
+    assert "no new connection to the database is accepted" in said
     assert "too many connections for role" in said
     await admin.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
     await until_ready(api)
@@ -195,17 +195,17 @@ async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
     )
     status, said = await found(api)
     assert status == 200
-    assert "1 lookups of merchant default wait for their turn" in said
+    assert "1 lookups of merchant default wait for their slot" in said
     await api.sql("UPDATE lookup_budgets SET taken_until = clock()")
     await until_ready(api)
 
 
-async def test_silent_connections_make_it_not_ready_within_its_own_patience(settings, database_url):
+async def test_silent_connections_make_it_not_ready_within_its_own_timeout(settings, database_url):
     with Proxy(address(database_url)) as proxy:
         async with serving(settings.model_copy(update={"database_url": through(database_url, proxy)})) as api:
             await others(api)
             await until_ready(api)
-            proxy.silence(new_ones_too=True)
+            proxy.silence(new_connections_too=True)
             began = time.monotonic()
             status, problem = await found(api)
             assert 1.5 < time.monotonic() - began < 6.0
@@ -237,14 +237,14 @@ WORKERS = {
     "writes nothing while moves wait": (
         {"stalledSeconds": 40, "stalledBy": "53100"}, "written nothing for 40 s (the disk of the database is full)"
     ),
-    "takes nothing up while hints wait": (
-        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "taken nothing up for 90 s, and 7 hints wait"
+    "claims nothing while hints wait": (
+        {"waiting": 7, "dispatchedSecondsAgo": 90.5}, "claimed nothing for 90 s, and 7 hints wait"
     ),
     "cannot claim": (
         {"claimsFail": "the database refuses its role a right (permission denied for table checkouts)"},
-        "worker w-1 takes nothing up, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
+        "worker w-1 claims nothing, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
     ),
-    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "does without the broker (connection refused)"),
+    "does not hear the broker": ({"brokerTrouble": "connection refused"}, "has no broker (connection refused)"),
     "has nothing to do": ({"waiting": 0, "dispatchedSecondsAgo": 9000, "stalledSeconds": 0}, ""),
     "is at work": ({"waiting": 9, "dispatchedSecondsAgo": 0.3, "stalledSeconds": 0.2}, ""),
 }  # fmt: skip
@@ -299,12 +299,14 @@ async def test_slow_reads_delay_neither_health_nor_intake_nor_callbacks_and_end_
     await services.close()
 
 
-async def test_the_app_learns_of_the_merchants_before_anybody_asks_and_forgets_nobody_when_it_ends(settings):
+async def test_the_app_reads_the_merchants_before_the_first_request_and_drops_no_callback_when_it_ends(
+    settings,
+):
     services = build(settings, RecordingPublisher())
     app = create_app(services)
     async with app.router.lifespan_context(app):
         async with asyncio.timeout(10):
-            while services.merchants.known(1) is None:  # noqa: ASYNC110 - nobody tells us
+            while services.merchants.known(1) is None:  # noqa: ASYNC110 - there is no event to wait for
                 await asyncio.sleep(0.02)
     assert "merchants" not in {task.get_name() for task in asyncio.all_tasks()}
 
@@ -329,6 +331,7 @@ async def test_the_document_describes_every_address(api: Api):
             for kind in ("reopen", "capture", "refund", "release", "retry", "reconcile", "resolve")
         ),
         ("get", "/v1/checkouts/{checkout_id}/explain"),
+        ("get", "/v1/commands/{command_id}"),
         ("get", "/v1/payments"),
         ("get", "/v1/events"),
         ("get", "/v1/event-types"),
@@ -351,7 +354,7 @@ async def test_the_document_describes_every_address(api: Api):
         assert name in document["components"]["schemas"]
 
 
-async def test_the_document_is_valid_and_so_is_the_one_that_the_page_shows(api: Api):
+async def test_the_document_is_valid_and_so_is_the_document_that_the_page_shows(api: Api):
     document = (await api.client.get("/openapi.json")).json()
     assert [str(error) for error in OpenAPIV31SpecValidator(document).iter_errors()] == []
     shown = (await api.client.get("/docs/assets/openapi-3.0.json")).json()

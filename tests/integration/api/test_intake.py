@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 
 
 def problem(answer, status: int, kind: str | None = None) -> dict:
-    """The problem document of an answer that must be one."""
+    """The problem document of an answer that must be an error."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     document = answer.json()
@@ -57,15 +57,15 @@ async def test_a_new_checkout_is_stored_answered_and_hinted_at(api: Api):
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 async def test_a_body_with_a_byte_order_mark_is_read(api: Api, encoding):
     headers = api.bearer() | {"Content-Type": "application/json"}
-    one = await api.client.post(
+    answer = await api.client.post(
         "/v1/checkouts", content=json.dumps(intent("A-1")).encode(encoding), headers=headers
     )
-    assert one.status_code == 202, one.text
+    assert answer.status_code == 202, answer.text
     rows = json.dumps([intent("A-2"), intent("A-3")]).encode(encoding)
     batch = await api.client.post("/v1/checkouts/batch", content=rows, headers=headers)
     assert [result["status"] for result in batch.json()["results"]] == [202, 202]
     cancel = await api.client.post(
-        f"/v1/checkouts/{one.json()['id']}/cancel",
+        f"/v1/checkouts/{answer.json()['id']}/cancel",
         content=json.dumps({"reason": "sold out"}).encode(encoding),
         headers=headers,
     )
@@ -177,7 +177,7 @@ async def test_an_expired_token_is_refused_with_its_own_sentence(api: Api):
 
 async def test_a_foreign_token_and_none_at_all_are_refused(api: Api):
     foreign = auth.issue(
-        make_settings(jwt_secrets=("somebody else's secret, just as long",)),
+        make_settings(jwt_secrets=("another issuer's secret, just as long",)),
         merchant="default",
         scopes=["checkouts:write"],
         lifetime=60,
@@ -202,7 +202,7 @@ async def test_a_token_without_the_scope_is_forbidden(api: Api):
 
 
 async def test_a_disabled_or_unknown_merchant_is_forbidden(api: Api):
-    problem(await api.post(intent(), merchant="nobody"), 403, "unknown-merchant")
+    problem(await api.post(intent(), merchant="unknown"), 403, "unknown-merchant")
     await api.services.merchants.disable("default", disabled=True)
     problem(await api.post(intent()), 403, "merchant-disabled")
     assert await api.count("checkouts") == 0
@@ -278,7 +278,7 @@ async def test_while_postgres_is_away_an_intent_is_503_and_may_be_sent_again():
         assert api.hint_publisher.published == []
 
 
-async def test_what_nobody_expected_is_a_problem_without_our_insides_and_a_line_in_the_log(api: Api):
+async def test_an_unexpected_error_is_a_problem_without_internal_details_and_a_line_in_the_log(api: Api):
     await api.sql("ALTER TABLE checkouts RENAME COLUMN late TO later")
     with structlog.testing.capture_logs() as lines:
         document = problem(await api.get("/v1/checkouts"), 500, "internal")

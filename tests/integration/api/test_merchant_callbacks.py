@@ -1,4 +1,6 @@
-"""A merchant's own callback address: whose checkout it is, and a home for a payment that nobody asked for."""
+"""A merchant's own callback address: which checkout it belongs to, and a checkout for a payment of an unknown
+order.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ async def send(api: Api, body: bytes, *, merchant: str = "default", headers: dic
 
 
 @pytest.mark.parametrize("by", ["our id", "order number"])
-async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(database_url, by):
+async def test_what_names_a_checkout_is_stored_as_its_callback_and_wakes_it(database_url, by):
     async with checking(database_url) as api:
         checkout = await api.taken("A-77")
         api.hint_publisher.published.clear()
@@ -64,7 +66,7 @@ async def test_what_names_a_checkout_is_stored_as_its_callback_and_rings_it(data
         assert await api.count("checkouts") == 1
 
 
-async def test_an_ended_checkout_of_the_order_number_is_found_and_a_living_one_before_it(database_url):
+async def test_an_ended_checkout_of_the_order_number_is_found_and_a_live_checkout_before_it(database_url):
     async with checking(database_url) as api:
         ended = await api.taken("A-77")
         await api.sql(
@@ -151,7 +153,7 @@ async def test_what_proves_nothing_is_kept_for_the_record_and_nothing_comes_of_i
             "SELECT id, checkout_id, merchant_id, grade, times, body, handled_at FROM callbacks"
         )
         assert (row.checkout_id, row.merchant_id, row.grade, row.times) == (None, 1, "missing", 2)
-        assert row.handled_at is not None, "nobody is waited for"
+        assert row.handled_at is not None, "no further callback is awaited"
         assert inbox.decrypt_body(api.services.encryptor, row.id, None, bytes(row.body)) == body
         assert api.hint_publisher.published == []
         assert await api.count("checkouts") == 1
@@ -170,7 +172,7 @@ async def test_a_flood_without_proof_fills_no_disk_and_shuts_out_nothing_real(da
             assert (await send(api, posted(f"R-{number}", amount=None))).status_code == 200
         assert await api.count("callbacks") == 5
         assert (await send(api, posted("OLD-1"))).status_code == 200
-        assert await api.count("checkouts") == 1, "a payment finds its home all the same"
+        assert await api.count("checkouts") == 1, "a payment is matched all the same"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +196,7 @@ async def test_only_a_post_is_taken(database_url):
 
 async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database_url):
     async with checking(database_url) as api:
-        problem(await send(api, posted(), merchant="nobody-yet"), 503, "merchant-unreadable")
+        problem(await send(api, posted(), merchant="unknown-yet"), 503, "merchant-unreadable")
     async with serving(without_database()) as api:
         problem(await send(api, posted()), 503, "merchant-unreadable")
 
@@ -202,7 +204,7 @@ async def test_a_merchant_that_cannot_be_read_is_asked_to_send_it_again(database
 # ── Checkouts created from payments ───────────────────────────────────────────────────────────────────────
 
 
-async def test_a_payment_for_an_order_that_nobody_asked_for_becomes_a_checkout_with_a_due_time(database_url):
+async def test_a_payment_for_an_unknown_order_becomes_a_checkout_with_a_due_time(database_url):
     async with checking(database_url) as api:
         with capture_logs() as lines:
             assert (await send(api, posted())).status_code == 200
@@ -318,7 +320,7 @@ async def test_an_intent_for_the_order_number_of_an_unmatched_payment_is_a_check
         assert [row.state for row in states] == ["failed", "received"]
 
 
-async def test_a_checkout_that_a_database_from_before_has_forgotten_comes_back_under_its_id(database_url):
+async def test_a_checkout_missing_in_a_restored_database_comes_back_under_its_id(database_url):
     async with checking(database_url) as api:
         forgotten = uuid7()
         await send(api, posted(**{"transaction_info[checkout]": str(forgotten)}))

@@ -204,7 +204,7 @@ async def test_pages_follow_each_other_without_gap_or_repeat(api: Api):
     for expected_size in (3, 3, 1):
         answer = (await api.get("/v1/checkouts", limit=3, **({"cursor": cursor} if cursor else {}))).json()
         assert len(answer["checkouts"]) == expected_size
-        seen += [one["id"] for one in answer["checkouts"]]
+        seen += [checkout["id"] for checkout in answer["checkouts"]]
         cursor = answer["nextCursor"]
     assert cursor is None
     assert seen == expected
@@ -238,7 +238,7 @@ async def test_what_is_rare_is_listed_without_reading_what_is_not(api: Api):
         assert len(found.json()["checkouts"]) == number, (words, wanted)
     assert found.status_code == 200
     assert young in {
-        one["id"] for one in (await api.get("/v1/checkouts", state="received")).json()["checkouts"]
+        checkout["id"] for checkout in (await api.get("/v1/checkouts", state="received")).json()["checkouts"]
     }
     assert await _scans(api) == before
     used = await api.sql("SELECT indexrelname FROM pg_stat_user_indexes WHERE idx_scan > 0")
@@ -260,7 +260,7 @@ async def test_a_list_is_filtered_by_order_state_and_attention(api: Api):
     third = (await api.post(intent("A-1", expiresIn=60))).json()["id"]
 
     async def ids(**params: object) -> list[str]:
-        return [one["id"] for one in (await api.get("/v1/checkouts", **params)).json()["checkouts"]]
+        return [checkout["id"] for checkout in (await api.get("/v1/checkouts", **params)).json()["checkouts"]]
 
     assert await ids(orderId="A-1") == [third, first]
     assert await ids(orderId="A-1", state="received") == [third]
@@ -308,7 +308,7 @@ async def test_what_needs_a_decision_and_what_failed_is_shown_as_data_and_as_a_s
 )
 async def test_a_parameter_that_is_wrong_is_named(api: Api, name, value):
     document = problem(await api.get("/v1/checkouts", **{name: value}), 422, "invalid-request")
-    assert [one["field"].partition("[")[0] for one in document["errors"]] == [name]
+    assert [error["field"].partition("[")[0] for error in document["errors"]] == [name]
     assert name in document["detail"]
 
 
@@ -345,9 +345,27 @@ async def test_an_archived_checkout_is_shown_with_its_books_and_its_trail_with_w
     assert (where["until"], where["file"], where["at"]) == (2, "archive-000001.jsonl.gz", found["archivedAt"])
     explained = (await api.get(f"/v1/checkouts/{checkout}/explain")).json()
     assert "archive-000001.jsonl.gz" in explained["evidence"][0]
-    # The same request again meets it, and other content gets a new one, as before.
+    # The same request again gets it, and other content gets a new checkout, as before.
     same = await api.post(intent("A-1"))
     assert (same.status_code, same.json()["id"]) == (200, checkout)
     other = await api.post(intent("A-1", expiresIn=60))
     assert other.status_code == 202
     assert other.json()["id"] != checkout
+
+
+@pytest.mark.parametrize("order", ["A-1001", "1001", "0" * 32, "a" * 50])
+@pytest.mark.parametrize("path", ["", "/explain", "/audit"])
+async def test_an_order_number_where_an_id_belongs_says_how_to_find_the_order(api: Api, order, path):
+    await api.taken(order)
+    document = problem(await api.get(f"/v1/checkouts/{order}{path}"), 404, "unknown-checkout")
+    address = f"/v1/checkouts?orderId={order}"
+    assert document["detail"].endswith(f"GET {address}")
+    (found,) = (await api.client.get(address, headers=api.bearer())).json()["checkouts"]
+    assert found["orderId"] == order
+
+
+@pytest.mark.parametrize("wrong", ["019aa000-0000-7000-8000-000000000001", "A_1", "x" * 51])
+async def test_what_is_no_order_number_is_not_taken_for_one(api: Api, wrong):
+    assert (
+        "orderId" not in problem(await api.get(f"/v1/checkouts/{wrong}"), 404, "unknown-checkout")["detail"]
+    )

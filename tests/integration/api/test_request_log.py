@@ -1,5 +1,5 @@
-"""What is logged of requests: each of them where it is wanted, refused ones always and never in floods, and
-nothing of a person.
+"""What is logged of requests: each of them where it is wanted, refused requests always and never in floods,
+and nothing of a person.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def lines(monkeypatch):
 
     def read(event: str | None = None):
         found = [json.loads(line) for line in stream.getvalue().splitlines()]
-        return [one for one in found if event is None or one["event"] == event]
+        return [line for line in found if event is None or line["event"] == event]
 
     yield read
     structlog.contextvars.clear_contextvars()
@@ -54,7 +54,7 @@ async def test_each_request_is_a_line_with_its_route_and_nothing_that_could_be_s
         await api.client.get("/nowhere/4111111111111111")
         found = await answered(api, lines)
 
-    assert [(one["method"], one["route"], one["status"]) for one in found] == [
+    assert [(line["method"], line["route"], line["status"]) for line in found] == [
         ("POST", "/v1/checkouts", 202),
         ("POST", "/v1/checkouts", 202),
         ("GET", "/v1/checkouts/{checkout_id}", 200),
@@ -64,7 +64,7 @@ async def test_each_request_is_a_line_with_its_route_and_nothing_that_could_be_s
         ("GET", None, 404),
     ]
     assert (found[0]["correlation_id"], found[0]["source"]) == ("c-42", "198.51.100.7")
-    assert all(one["ms"] >= 0 and one["level"] == "info" for one in found)
+    assert all(line["ms"] >= 0 and line["level"] == "info" for line in found)
     assert found[2]["bytes"] > 100
     assert found[5]["source"] is None, "a shopper's address is a person's"
     text = json.dumps(lines())
@@ -98,14 +98,14 @@ async def test_refused_callers_are_named_with_source_and_reason_and_without_thei
         await api.client.post("/v1/checkouts", json=intent(), headers=api.bearer(scopes=("ops",)))
 
     failed, forbidden = lines("authentication_failed"), lines("request_forbidden")
-    assert [one["route"] for one in failed] == ["/v1/checkouts"] * 3
+    assert [line["route"] for line in failed] == ["/v1/checkouts"] * 3
     assert [
         "not a JSON Web Token" in failed[0]["reason"],
         "needs a token" in failed[1]["reason"],
         "expired" in failed[2]["reason"],
     ] == [True] * 3
-    assert [("needs the scope" in one["reason"], one["status"]) for one in forbidden] == [(True, 403)] * 2
-    assert {one["source"] for one in (*failed, *forbidden)} == {"127.0.0.1"}
+    assert [("needs the scope" in line["reason"], line["status"]) for line in forbidden] == [(True, 403)] * 2
+    assert {line["source"] for line in (*failed, *forbidden)} == {"127.0.0.1"}
     assert "not-a-token" not in json.dumps(lines())
 
 
@@ -140,9 +140,9 @@ async def test_a_flood_of_one_kind_is_bounded_and_counted_and_hides_no_other(set
     # A minute may have ended in between; what was written and what was left out are all of them, whatever the
     # pace.
     written, left_out = lines("authentication_failed"), lines("security_events_left_out")
-    assert len(written) + sum(one["left_out"] for one in left_out) == 100
+    assert len(written) + sum(line["left_out"] for line in left_out) == 100
     assert len(written) < 100
-    assert {one["kind"] for one in left_out} == {"authentication_failed"}
+    assert {line["kind"] for line in left_out} == {"authentication_failed"}
     assert len(lines("request_forbidden")) == 1
 
 
@@ -150,4 +150,4 @@ async def test_an_ordinary_refusal_is_no_matter_of_security(settings, lines):
     async with serving(settings) as api:
         await api.post({"order": {}})
         await api.get("/v1/checkouts/0190a5a0-0000-7000-8000-000000000001")
-    assert [one for one in lines() if one["logger"] == "orchestrator.security"] == []
+    assert [line for line in lines() if line["logger"] == "orchestrator.security"] == []

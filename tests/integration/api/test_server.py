@@ -80,7 +80,7 @@ def test_a_shopper_is_sent_on_when_the_gateway_posts_more_than_is_taken(server: 
     assert server.client.get("/healthz").status_code == 200
 
 
-def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
+def test_no_secret_and_no_personal_data_reaches_a_log(server: Server, database_url):
     client, correlation = server.client, {"X-Correlation-Id": "find-me"}
     token = bearer()
     body = intent("A-1", userAgent="Agent Smith")
@@ -105,7 +105,7 @@ def test_no_secret_and_nobodys_data_reaches_a_log(server: Server, database_url):
     time.sleep(2)
     assert client.get(f"/v1/checkouts/{checkout}", headers=stale).status_code == 401
     assert client.get(f"/v1/checkouts/{checkout}", headers=token).status_code == 200
-    # What breaks is logged with a traceback: the worst moment for a secret to slip out.
+    # What breaks is logged with a traceback: a secret could be in it.
     with psycopg.connect(direct(database_url), autocommit=True) as database:
         database.execute("ALTER TABLE callbacks RENAME COLUMN grade TO mark")
         database.execute("ALTER TABLE checkouts RENAME COLUMN late TO later")

@@ -63,8 +63,8 @@ async def test_an_endpoint_is_added_shown_changed_and_deleted(api, calls):
     ).json()
     assert (changed["types"], changed["status"], changed["pauseReason"]) == (["*"], "paused", "asked")
     assert (changed["description"], changed["content"]) == ("orders", "full")
-    found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
-    assert [signature.written(one) for one in found.secrets(api.services.encryptor)] == [secret]
+    found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
+    assert [signature.written(secret) for secret in found.secrets(api.services.encryptor)] == [secret]
     assert (await calls("PATCH", path, {"paused": False})).json()["status"] == "active"
     assert (await calls("PATCH", path, {})).json()["url"] == "https://shop.example/other"
 
@@ -91,18 +91,18 @@ async def test_all_types_and_thin_documents_are_what_is_sent_if_nothing_else_is_
             "status": "active",
         }
         assert made["secret"].startswith("whsec_")
-        found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
+        found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
         assert found.kinds is None
 
 
-async def test_a_new_secret_is_shown_once_and_the_one_before_signs_on_for_a_while(api, calls):
+async def test_a_new_secret_is_shown_once_and_the_old_secret_signs_on_for_a_while(api, calls):
     made = await add(calls)
     path = f"/{made['id']}/rotate-secret"
     answer = (await calls("POST", path)).json()
     assert answer["secret"] != made["secret"]
     assert answer["previousSecretUntil"] is not None
-    found = await webhooks.one(api.services.db, UUID(made["id"]), merchant_id=1)
-    assert [signature.written(one) for one in found.secrets(api.services.encryptor)] == [
+    found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
+    assert [signature.written(secret) for secret in found.secrets(api.services.encryptor)] == [
         answer["secret"],
         made["secret"],
     ]
@@ -187,11 +187,11 @@ async def test_scopes_are_asked_for(api):
 )  # fmt: skip
 async def test_what_is_wrong_with_an_endpoint_is_named(calls, body, field):
     told = problem(await calls("POST", body=body), 422, "invalid-webhook")
-    assert [one["field"] for one in told["errors"]] == [field]
+    assert [error["field"] for error in told["errors"]] == [field]
     assert (await calls("GET")).json()["webhooks"] == []
 
 
-async def test_a_network_of_ones_own_may_be_called_where_the_setting_names_it(database_url):
+async def test_a_private_network_may_be_called_where_the_setting_names_it(database_url):
     settings = make_settings(database_url=database_url, webhook_allowed_networks=("10.20.0.0/16",))
     async with serving(settings) as api:
         calls = Calls(api)
@@ -204,7 +204,7 @@ async def test_lists_go_page_by_page_and_unknown_parameters_are_refused(calls):
     found, cursor = [], {}
     while True:
         page = (await calls("GET", limit=2, **cursor)).json()
-        found += [one["id"] for one in page["webhooks"]]
+        found += [webhook["id"] for webhook in page["webhooks"]]
         if page["nextCursor"] is None:
             break
         cursor = {"cursor": page["nextCursor"]}
@@ -225,9 +225,9 @@ async def test_a_merchant_has_so_many_endpoints_and_no_more(api, calls):
 
 async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, calls):
     made = await add(calls)
-    one, checkout = UUID(made["id"]), UUID(await api.taken())
+    endpoint, checkout = UUID(made["id"]), UUID(await api.taken())
     (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-    await _attempts(api, one, checkout, bytes(row.data_key))
+    await _attempts(api, endpoint, checkout, bytes(row.data_key))
     page = (await calls("GET", f"/{made['id']}/deliveries", limit=2)).json()
     assert [(each["number"], each["outcome"], each["answer"]) for each in page["deliveries"]] == [
         (3, "delivered", None),
@@ -250,12 +250,12 @@ async def test_attempts_are_shown_youngest_first_with_what_was_answered(api, cal
 async def test_a_page_of_some_attempts_only_ends_after_so_many_and_others_follow(api, calls, monkeypatch):
     monkeypatch.setattr(deliveries, "SCANNED_AT_ONCE", 1)
     made = await add(calls)
-    one, checkout = UUID(made["id"]), UUID(await api.taken())
+    endpoint, checkout = UUID(made["id"]), UUID(await api.taken())
     (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-    await _attempts(api, one, checkout, bytes(row.data_key))
+    await _attempts(api, endpoint, checkout, bytes(row.data_key))
     sizes, outcomes, cursor = [], [], {}
     while True:
-        page = (await calls("GET", f"/{one}/deliveries", failed=True, **cursor)).json()
+        page = (await calls("GET", f"/{endpoint}/deliveries", failed=True, **cursor)).json()
         sizes.append(len(page["deliveries"]))
         outcomes += [each["outcome"] for each in page["deliveries"]]
         if page["nextCursor"] is None:
@@ -341,10 +341,10 @@ async def _replay(api, delivery: object, *, merchant: str = "default", scopes: t
 async def test_a_delivery_is_replayed_by_its_id_and_only_by_its_merchant(api, calls):
     await second_merchant(api)
     made = await add(calls)
-    one, checkout = UUID(made["id"]), UUID(await api.taken())
+    endpoint, checkout = UUID(made["id"]), UUID(await api.taken())
     (row,) = await api.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
-    await _attempts(api, one, checkout, bytes(row.data_key))
-    (shown, *_) = (await calls("GET", f"/{one}/deliveries")).json()["deliveries"]
+    await _attempts(api, endpoint, checkout, bytes(row.data_key))
+    (shown, *_) = (await calls("GET", f"/{endpoint}/deliveries")).json()["deliveries"]
     problem(await _replay(api, shown["id"]), 410, "event-gone")
     await api.sql(
         "INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, position) VALUES (:id, 1, 1, 'x', '{}', 'c', 1)",
@@ -354,15 +354,15 @@ async def test_a_delivery_is_replayed_by_its_id_and_only_by_its_merchant(api, ca
     unknown = problem(await _replay(api, UNKNOWN), 404, "unknown-delivery")
     assert other["detail"].replace(shown["id"], "") == unknown["detail"].replace(UNKNOWN, "")
     problem(await _replay(api, "nonsense"), 404, "unknown-delivery")
-    problem(await _replay(api, f"{one}-{uuid4()}"), 404, "unknown-delivery")
+    problem(await _replay(api, f"{endpoint}-{uuid4()}"), 404, "unknown-delivery")
     assert await api.count("delivery_streams") == 0
     answer = await _replay(api, shown["id"])
     assert (answer.status_code, answer.json()) == (202, {"events": 1})
     (stream,) = await api.sql(
         "SELECT endpoint_id, checkout_id, purpose, next_sequence, last_sequence FROM delivery_streams"
     )
-    assert tuple(stream) == (one, checkout, "replay", 1, 1)
-    assert (await calls("DELETE", f"/{one}")).status_code == 204
+    assert tuple(stream) == (endpoint, checkout, "replay", 1, 1)
+    assert (await calls("DELETE", f"/{endpoint}")).status_code == 204
     problem(await _replay(api, shown["id"]), 404, "unknown-delivery")
     await api.sql("DELETE FROM events")
 
@@ -383,7 +383,9 @@ async def test_readiness_names_endpoints_that_get_nothing(api, calls):
     told = await webhooks.troubles(api.services.db, [])
     assert told == ["no deliverer is alive: events for webhooks are stored, and wait"]
     await webhooks.pause(api.services.db, UUID(made["id"]), "gone")
-    assert any(made["id"] in one and "410" in one for one in await webhooks.troubles(api.services.db, []))
+    assert any(
+        made["id"] in trouble and "410" in trouble for trouble in await webhooks.troubles(api.services.db, [])
+    )
     assert URL not in str(await webhooks.troubles(api.services.db, []))
     resumed = (await calls("POST", f"/{made['id']}/resume")).json()
     assert resumed["status"] == "active"

@@ -1,4 +1,4 @@
-"""A light gateway of ours, and a shop that notes what it is told."""
+"""A light gateway of ours, and a shop that records its callbacks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AT_ONCE = ShopperProfile(think=0.0, secret=SECRET)
 
 @asynccontextmanager
 async def light(**conduct):
-    """The light gateway, our real client, and an account at it; nobody pays unless told otherwise."""
+    """The light gateway, our real client, and an account at it; no shopper pays by default."""
     conduct = {"shoppers": None, **conduct}
     async with (
         listening(GatewayProfile(**conduct), "127.0.0.1") as (gateway, url),
@@ -77,5 +77,5 @@ async def offered(client, account, body):
 
 async def until(condition, *, seconds=10):
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in code that knows no event of ours
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in code that has no event of ours
             await asyncio.sleep(0.005)

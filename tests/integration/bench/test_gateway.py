@@ -1,5 +1,5 @@
-"""The light gateway and our real client understand each other; its faults are faults to the client, and its
-books are exact.
+"""The light gateway works with our real client; its faults are faults to the client, and its books are
+exact.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def test_two_payments_of_one_order_are_both_shown():
         await until(lambda: order.paid)
         order.paid.append(order.paid[0])
         found = (await client.find_payments(account, order_ref="b-1")).value.transactions
-        assert [one.payment_infos for one in found] == [{}, {}]
+        assert [transaction.payment_infos for transaction in found] == [{}, {}]
         assert gateway.books.document()["doubled"] == {"sessions": [], "payments": ["b-1"]}
 
 
@@ -68,11 +68,9 @@ async def test_currencies_keep_their_decimals(amount, currency, minor):
 async def test_what_is_not_known_is_refused():
     async with light() as (gateway, client, account):
         token, _, _ = await offered(client, account, asked())
-        stranger = "header.payload.signature"
-        assert isinstance(
-            await client.open_session(account, stranger, asked(), user_agent=None), Unauthorized
-        )
-        assert isinstance(await client.list_methods(account, stranger, "x", user_agent=None), Unauthorized)
+        foreign = "header.payload.signature"
+        assert isinstance(await client.open_session(account, foreign, asked(), user_agent=None), Unauthorized)
+        assert isinstance(await client.list_methods(account, foreign, "x", user_agent=None), Unauthorized)
         unknown = await client.list_methods(account, token.value.value, "no-session", user_agent=None)
         assert isinstance(unknown, Refused)
         for body in ({"order": {}}, asked(order="b/1"), asked(checkout="<id>"), asked(currency="XXX")):
@@ -81,15 +79,15 @@ async def test_what_is_not_known_is_refused():
         assert list(gateway.books.orders) == ["b-1"]
 
 
-async def test_a_token_stays_good_when_a_new_one_is_signed():
+async def test_a_token_stays_valid_when_a_new_token_is_signed():
     async with light() as (gateway, client, account):
         token, _, _ = await offered(client, account, asked())
         gateway._tokens.renew()
         newer = await client.authenticate(account)
         assert newer.value.value != token.value.value
-        for one in (token, newer):
+        for granted in (token, newer):
             assert isinstance(
-                await client.open_session(account, one.value.value, asked(), user_agent=None), Done
+                await client.open_session(account, granted.value.value, asked(), user_agent=None), Done
             )
 
 
@@ -110,7 +108,7 @@ async def test_every_fault_is_unknown_to_the_client_and_nothing_was_done():
 async def test_a_share_of_calls_breaks():
     async with light(faults=0.3) as (gateway, client, account):
         outcomes = [await client.find_payments(account, order_ref="b-1") for _ in range(200)]
-        broken = sum(isinstance(one, Unknown) for one in outcomes)
+        broken = sum(isinstance(outcome, Unknown) for outcome in outcomes)
         # aiohttp itself repeats a GET on a connection that was closed.
         assert 20 <= broken <= sum(gateway.books.faults.values()) <= 120
 
@@ -128,7 +126,7 @@ async def test_a_second_session_for_one_order_is_noted():
         assert gateway.books.document()["doubled"]["sessions"] == ["b-1"]
 
 
-async def test_the_books_can_be_read_and_forgotten_over_http():
+async def test_the_books_can_be_read_and_cleared_over_http():
     async with light(shoppers=AT_ONCE) as (gateway, client, account):
         await offered(client, account, asked())
         await until(lambda: not gateway.books.telling and gateway.books.orders["b-1"].paid)

@@ -1,5 +1,5 @@
-"""The load sends every intent once, at its moment, over kept connections, and notes each answer, also the
-missing ones.
+"""The load sends every intent once, at its moment, over kept connections, and records each answer, also the
+missing.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ async def fired(answer, **what):
 
 async def test_every_intent_is_sent_once_in_its_turn_with_the_token():
     sent, server, told = await fired(answering(202, b"{}"), rate=100, seconds=0.3, evenly=True)
-    orders = [msgspec.json.decode(one.body)["order"]["orderId"] for one in server.asked]
+    orders = [msgspec.json.decode(request.body)["order"]["orderId"] for request in server.asked]
     assert sorted(orders) == sorted(f"b-1-{number}" for number in range(30))
-    assert {one.headers["authorization"] for one in server.asked} == {"Bearer token"}
-    assert {one.request_line for one in server.asked} == {"POST /v1/checkouts HTTP/1.1"}
+    assert {request.headers["authorization"] for request in server.asked} == {"Bearer token"}
+    assert {request.request_line for request in server.asked} == {"POST /v1/checkouts HTTP/1.1"}
     assert sent.statuses == [202] * 30
     assert sent.moments == [number / 100 for number in range(30)]
     assert sent.due[0] == sent.began
@@ -47,7 +47,7 @@ async def test_a_late_answer_does_not_put_off_the_next_intent():
             server_asked.append(exchange)
             if len(server_asked) == 20:
                 gate.set()
-        await gate.wait()  # nobody is answered before all have come
+        await gate.wait()  # no request is answered before all have come
         await exchange.respond(202, b"{}")
 
     server_asked = []
@@ -63,12 +63,12 @@ async def test_latency_counts_from_the_scheduled_moment_although_the_load_itself
         await exchange.respond(202, b"{}")
 
     async with Misbehaving(answer) as server:
-        one = load._Load(job(server, rate=10, seconds=1))
-        one.plan()
+        loading = load._Load(job(server, rate=10, seconds=1))
+        loading.plan()
         due = asyncio.get_running_loop().time() - 5.0  # it should have left five seconds ago
-        await one._send(0, due)
-        one._lines.close()
-    assert one.sent.milliseconds[0] >= 5000
+        await loading._send(0, due)
+        loading._lines.close()
+    assert loading.sent.milliseconds[0] >= 5000
 
 
 async def test_a_batch_keeps_so_many_requests_open_and_no_more():
@@ -133,7 +133,7 @@ async def test_a_kept_connection_that_dies_under_its_next_request_is_replaced():
         lines.close()
 
 
-async def test_an_answer_that_never_comes_ends_with_patience():
+async def test_an_answer_that_never_comes_ends_with_the_timeout():
     async def never(exchange):
         await asyncio.Event().wait()
 

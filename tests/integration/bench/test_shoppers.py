@@ -1,4 +1,4 @@
-"""Shoppers pay once, and what the shop is told of it is graded as the gateway's by our real code."""
+"""Shoppers pay once, and the shop's callbacks are graded as the gateway's by our real code."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def document(exchange):
     return parse_qs(exchange.body.decode())["xml"][0]
 
 
-async def test_a_payment_is_told_twice_and_both_callbacks_prove_themselves():
+async def test_a_payment_has_two_callbacks_and_both_have_a_valid_proof():
     async with shop() as server, light(shoppers=AT_ONCE) as (gateway, client, account):
         await offered(client, account, asked(url=server.url))
         await until(lambda: sum(map(len, (told.milliseconds for told in gateway.books.told.values()))) == 2)
-        assert {one.request_line.split()[1] for one in server.asked} == {"/success", "/notification"}
+        assert {request.request_line.split()[1] for request in server.asked} == {"/success", "/notification"}
         (found,) = (await client.find_payments(account, order_ref="b-1")).value.transactions
-        for one in server.asked:
-            proof, facts = graded(one)
+        for request in server.asked:
+            proof, facts = graded(request)
             assert proof is Grade.SIGNED
-            assert graded(one, "another secret")[0] is Grade.WRONG
+            assert graded(request, "another secret")[0] is Grade.WRONG
             assert (facts.order_ref, facts.checkout, facts.status, facts.payment_status) == (
                 "b-1",
                 CHECKOUT,
@@ -47,12 +47,12 @@ async def test_a_payment_is_told_twice_and_both_callbacks_prove_themselves():
                 found.transaction_id,
             )
             assert facts.flags == ()
-            assert document(one).endswith("</APIResponse>\n")
+            assert document(request).endswith("</APIResponse>\n")
         assert gateway.books.told["success"].answers == {"303": 1}
         assert gateway.books.told["notification"].answers == {"200": 1}
 
 
-async def test_the_document_in_a_callback_is_the_one_that_a_lookup_shows():
+async def test_the_document_in_a_callback_is_the_document_that_a_lookup_shows():
     from orchestrator.gateway import payments
 
     async with shop() as server, light(shoppers=AT_ONCE) as (gateway, client, account):
@@ -73,7 +73,7 @@ async def test_a_shopper_comes_once_however_often_the_methods_are_listed():
         assert len(gateway.books.orders["b-1"].paid) == 1
 
 
-async def test_nobody_pays_where_there_are_no_shoppers():
+async def test_no_order_is_paid_where_there_are_no_shoppers():
     async with light() as (gateway, client, account):
         await offered(client, account, asked())
         assert gateway.books.thinking == 0
@@ -90,9 +90,9 @@ async def test_a_shopper_of_a_run_that_is_over_pays_nothing():
         assert gateway.books.thinking == 0
 
 
-async def test_a_shop_that_is_away_is_noted_and_stops_nobody():
+async def test_a_shop_that_is_away_is_noted_and_stops_no_shopper():
     async with light(shoppers=AT_ONCE) as (gateway, client, account):
-        await offered(client, account, asked())  # nobody listens there
+        await offered(client, account, asked())  # no server listens there
         await until(lambda: gateway.books.orders["b-1"].paid and not gateway.books.telling)
         assert gateway.books.told["success"].answers == {"ConnectionRefusedError": 1}
         assert len(gateway.books.told["notification"].milliseconds) == 1

@@ -1,4 +1,4 @@
-"""What the bench reads of Postgres is what stands there, of its own merchant and its own run alone."""
+"""The bench reads from Postgres what is stored for its own merchant and its own run, and nothing else."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ async def test_a_database_in_use_is_noticed(core):
         await core.do("UPDATE merchants SET name = 'default' WHERE id = 1")
 
 
-async def test_a_database_without_a_schema_is_in_use_by_nobody(servers):
+async def test_a_database_without_a_schema_is_not_in_use(servers):
     async with Database(servers.administrator_url.replace("/orchestrator?", "/postgres?"), pool_size=1) as db:
         assert await others(db, ours="bench-") == (0, 0)

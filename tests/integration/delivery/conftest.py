@@ -29,7 +29,9 @@ LOCAL = AddressPolicy([ip_network("127.0.0.0/8")])
 
 @dataclass
 class Shop:
-    """A merchant's side and ours: events that are written and placed, endpoints, and deliverers."""
+    """A merchant's endpoints and our deliverers: events that are written and placed, endpoints, and
+    deliverers.
+    """
 
     core: Core
     receiver: Receiver
@@ -46,10 +48,10 @@ class Shop:
             "secret": secret,
             **changes,
         }
-        one = await webhooks.add(self.core.db, self.core.encryptor, **given)
+        endpoint = await webhooks.add(self.core.db, self.core.encryptor, **given)
         receiver.secrets.append(signature.written(secret))
-        self.secrets[one.id] = secret
-        return one
+        self.secrets[endpoint.id] = secret
+        return endpoint
 
     async def checkout(self, events_of_it: int = 1) -> UUID:
         """Write a checkout with so many events, and give them their positions."""
@@ -69,11 +71,11 @@ class Shop:
             await asyncio.sleep(0.002)
 
     async def later(self, seconds: float) -> None:
-        """Live through so many seconds by Postgres's clock."""
+        """Move Postgres's clock on by so many seconds."""
         await self.core.do("UPDATE clock_skew SET seconds = seconds + :seconds", seconds=round(seconds))
 
-    async def one(self, endpoint: Webhook) -> Webhook:
-        found = await webhooks.one(self.core.db, endpoint.id, merchant_id=1)
+    async def webhook(self, endpoint: Webhook) -> Webhook:
+        found = await webhooks.by_id(self.core.db, endpoint.id, merchant_id=1)
         assert found is not None
         return found
 
@@ -89,7 +91,7 @@ class Shop:
         settings = make_settings(**{"webhook_total_timeout": 3.0, "shutdown_timeout": 6.0, **changes})
         own = sender or Sender(LOCAL, connect_timeout=2.0, total_timeout=settings.webhook_total_timeout)
         deliverer = Deliverer(settings, self.core.db, self.core.encryptor, own)
-        deliverer.told = told
+        deliverer.notified = told
         ending = asyncio.Event()
         running = asyncio.create_task(deliverer.run(ending))
         try:
@@ -107,8 +109,8 @@ class Shop:
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    async with receiving() as one:
-        yield one
+    async with receiving() as started:
+        yield started
 
 
 @pytest.fixture

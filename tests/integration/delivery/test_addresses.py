@@ -30,7 +30,7 @@ HOSTS = (
     # Loopback, in every spelling of IPv4 that a resolver takes.
     "127.0.0.1", "127.0.0.2", "127.1", "127.0.1", "127.00.00.01", "0127.0.0.1", "0177.0.0.1", "0x7f.0.0.1", "0x7f.1", "0x7f000001",
     "2130706433", "017700000001", "0x7F.0x0.0x0.0x1", "127.0.0.1.", "0", "0.0.0.0", "000.000.000.000", "0x0", "00",  # noqa: S104 - a spelling
-    # Names of this machine, of clouds, and of one's own network.
+    # Names of this machine, of clouds, and of private networks.
     "localhost", "LOCALHOST", "localhost.", "localhost.localdomain", "ip6-localhost", "a.localhost", "metadata", "metadata.google.internal",
     "instance-data", "db", "printer.local", "redis.internal", "router.lan", "nas.home.arpa",
     # Private networks, link-local addresses and those of machine services.
@@ -85,37 +85,37 @@ class Net:
 @pytest.fixture
 async def net(monkeypatch):
     """Listen on every loopback address, and let no connection out of this machine."""
-    one = Net()
+    listening = Net()
     loop = asyncio.get_running_loop()
     connect = type(loop).sock_connect
 
     async def recorded(self, sock, address):
-        one.tried.append(address)
+        listening.tried.append(address)
         if not ip_address(address[0].partition("%")[0]).is_loopback:
             raise ConnectionRefusedError(111, "refused by the test")
         return await connect(self, sock, address)
 
     monkeypatch.setattr(type(loop), "sock_connect", recorded)
-    server = await asyncio.start_server(one._accept, "127.0.0.1", 0)
-    one.port = server.sockets[0].getsockname()[1]
+    server = await asyncio.start_server(listening._accept, "127.0.0.1", 0)
+    listening.port = server.sockets[0].getsockname()[1]
     more = []
     for host in ("0.0.0.0", "::1"):  # noqa: S104 - whatever it is reached by is found
         try:
-            more.append(await asyncio.start_server(one._accept, host, one.port, reuse_port=False))
+            more.append(await asyncio.start_server(listening._accept, host, listening.port, reuse_port=False))
         except OSError:
-            continue  # taken by the first one, or a machine without IPv6
-    yield one
+            continue  # taken by the first listener, or a machine without IPv6
+    yield listening
     for each in (server, *more):
         each.close()
 
 
 def sending(*allowed: str, **given) -> Sender:
-    policy = AddressPolicy([ip_network(one) for one in allowed])
+    policy = AddressPolicy([ip_network(network) for network in allowed])
     return Sender(policy, connect_timeout=1.0, total_timeout=2.0, **given)
 
 
 def of_this_machine(host, port, **given):
-    """Resolve addresses in every spelling, and the names that this machine itself knows; no
+    """Resolve addresses in every spelling, and the names that this machine itself resolves; no
     server is asked.
     """
     if "localhost" in host.lower():
@@ -124,7 +124,7 @@ def of_this_machine(host, port, **given):
 
 
 def leading_to(*answers: str):
-    """Return a resolver that gives these addresses, one answer after the other, and the list of what it was
+    """Return a resolver that gives these addresses, in this order, and the list of what it was
     asked.
     """
     asked: list[str] = []
@@ -133,14 +133,20 @@ def leading_to(*answers: str):
         answer = answers[min(len(asked), len(answers) - 1)]
         asked.append(host)
         return [
-            (socket.AF_INET6 if ":" in one else socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port))
-            for one in answer.split(",")
+            (
+                socket.AF_INET6 if ":" in address else socket.AF_INET,
+                socket.SOCK_STREAM,
+                6,
+                "",
+                (address, port),
+            )
+            for address in answer.split(",")
         ]
 
     return lookup, asked
 
 
-@pytest.mark.parametrize("allowed", [(), ("10.99.0.0/16",)], ids=["public", "with a network of one's own"])
+@pytest.mark.parametrize("allowed", [(), ("10.99.0.0/16",)], ids=["public", "with a private network"])
 async def test_no_spelling_of_a_url_leads_to_what_is_not_public(net, allowed, monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{net.port}")
@@ -354,14 +360,14 @@ def test_usual_urls_are_taken(url):
 @pytest.mark.parametrize(
     "url", ["http://10.20.1.1:8080/x", "http://shop.internal/x", "https://db/x", "http://localhost:9000/"]
 )
-def test_hosts_of_ones_own_are_taken_where_a_network_is_allowed(url):
+def test_private_hosts_are_accepted_where_their_network_is_allowed(url):
     with pytest.raises(WebhookUrlRejected):
         checked_url(url, AddressPolicy())
     assert checked_url(url, AddressPolicy([ip_network("10.20.0.0/16")])) == url
 
 
 def test_public_addresses_are_public():
-    for one in (
+    for address in (
         PUBLIC,
         "1.1.1.1",
         "8.8.8.8",
@@ -371,4 +377,4 @@ def test_public_addresses_are_public():
         "172.32.0.1",
         "100.128.0.1",
     ):
-        assert is_public(ip_address(one)), one
+        assert is_public(ip_address(address)), address

@@ -24,14 +24,14 @@ async def test_an_event_arrives_as_the_signed_cloud_event_of_the_feed(shop):
     async with shop.delivering():
         await shop.receiver.until(lambda: shop.receiver.taken)
         await shop.drained()
-    (one,) = shop.receiver.received
-    assert one.id == f"{checkout}-1" == one.event["id"]
-    assert one.headers["content-type"] == "application/cloudevents+json"
-    assert one.path == "/hook?token=a"
-    assert one.event["position"] == "1"
+    (delivery,) = shop.receiver.received
+    assert delivery.id == f"{checkout}-1" == delivery.event["id"]
+    assert delivery.headers["content-type"] == "application/cloudevents+json"
+    assert delivery.path == "/hook?token=a"
+    assert delivery.event["position"] == "1"
     assert shop.receiver.unverified == 0
     with pytest.raises(Exception, match="No matching signature"):
-        Webhook(signature.written(b"x" * 32)).verify(one.body, one.headers)
+        Webhook(signature.written(b"x" * 32)).verify(delivery.body, delivery.headers)
     (attempt,) = await deliveries.attempts(
         shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
     )
@@ -43,7 +43,7 @@ async def test_an_event_arrives_as_the_signed_cloud_event_of_the_feed(shop):
     )
 
 
-async def test_events_of_a_checkout_come_in_order_and_the_others_do_not_wait_for_one_that_is_refused(shop):
+async def test_events_of_a_checkout_come_in_order_and_the_others_do_not_wait_for_a_refused_event(shop):
     await shop.endpoint()
     poisoned, *others = await shop.checkouts(8, events_of_each=4)
     shop.receiver.answer = lambda event: (
@@ -53,7 +53,7 @@ async def test_events_of_a_checkout_come_in_order_and_the_others_do_not_wait_for
         await shop.receiver.until(lambda: len(shop.receiver.taken) == 1 + 4 * len(others))
     by_checkout = shop.receiver.by_checkout()
     assert by_checkout.pop(str(poisoned)) == [1]
-    assert by_checkout == {str(one): [1, 2, 3, 4] for one in others}
+    assert by_checkout == {str(checkout): [1, 2, 3, 4] for checkout in others}
     assert await shop.streams() == 1, "what is delivered leaves no row"
 
 
@@ -75,23 +75,27 @@ async def test_a_refused_event_is_tried_again_on_schedule_and_given_up_after_thi
     async with shop.delivering() as deliverer:
         for number in range(1, 80):
             await shop.receiver.until(
-                lambda number=number: sum(one.status == 422 for one in shop.receiver.received) == number
+                lambda number=number: (
+                    sum(delivery.status == 422 for delivery in shop.receiver.received) == number
+                )
             )
             await shop.receiver.until(lambda: deliverer.in_flight == 0)
-            if any(one.id == f"{refused}-2" for one in shop.receiver.received):
+            if any(delivery.id == f"{refused}-2" for delivery in shop.receiver.received):
                 break
             if number % 4 == 0:  # it takes others meanwhile, or it would be paused
                 healthy += await shop.checkouts(1)
                 count = len(healthy)
                 await shop.receiver.until(
-                    lambda count=count: len({one.id for one in shop.receiver.taken}) == count
+                    lambda count=count: len({delivery.id for delivery in shop.receiver.taken}) == count
                 )
             seen.append(await due_in())
             await shop.later(seen[-1] + 1)
             deliverer.wake()
             if sum(seen) > 30 * day:
                 break
-        await shop.receiver.until(lambda: any(one.id == f"{refused}-2" for one in shop.receiver.taken))
+        await shop.receiver.until(
+            lambda: any(delivery.id == f"{refused}-2" for delivery in shop.receiver.taken)
+        )
         await shop.drained()
     for wait, planned in zip(seen, (*retries.DELAYS, *(retries.DELAYS[-1],) * 99), strict=False):
         assert planned - 2 <= wait <= planned * (1 + retries.JITTER)
@@ -99,8 +103,11 @@ async def test_a_refused_event_is_tried_again_on_schedule_and_given_up_after_thi
     rows = await deliveries.attempts(
         shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=99, checkout=refused
     )
-    assert [one.result for one in rows if one.sequence == 1] == ["given_up", *[None] * (len(rows) - 2)]
-    assert {one.id for one in shop.receiver.received if one.status == 422} == {f"{refused}-1"}
+    assert [attempt.result for attempt in rows if attempt.sequence == 1] == [
+        "given_up",
+        *[None] * (len(rows) - 2),
+    ]
+    assert {delivery.id for delivery in shop.receiver.received if delivery.status == 422} == {f"{refused}-1"}
 
     shop.receiver.answer = lambda _: 200
     assert await replays.given_up(shop.core.db, endpoint.id) == 1
@@ -113,16 +120,16 @@ async def test_what_a_killed_deliverer_held_is_sent_again_with_the_same_id(shop)
     await shop.endpoint()
     checkout = await shop.checkout()
     taken = await deliveries.take(
-        shop.core.db, {one.id: 5 for one in await webhooks.served(shop.core.db)}, seconds=30
+        shop.core.db, {endpoint.id: 5 for endpoint in await webhooks.served(shop.core.db)}, seconds=30
     )
-    assert [one.sequence for one in taken] == [1], "another deliverer has it, and dies"
+    assert [event.sequence for event in taken] == [1], "another deliverer has it, and is killed"
     async with shop.delivering() as deliverer:
         await asyncio.sleep(0.3)
         assert not shop.receiver.received
         await shop.later(31)
         deliverer.wake()
         await shop.drained()
-    assert [one.id for one in shop.receiver.received] == [f"{checkout}-1"]
+    assert [delivery.id for delivery in shop.receiver.received] == [f"{checkout}-1"]
     late = deliveries.Written(
         endpoint_id=taken[0].endpoint_id,
         checkout_id=checkout,
@@ -137,8 +144,8 @@ async def test_what_a_killed_deliverer_held_is_sent_again_with_the_same_id(shop)
 
 
 async def test_an_event_that_comes_while_its_checkout_is_being_delivered_follows_at_once(shop, monkeypatch):
-    """Nothing but what it is told makes the deliverer look."""
-    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+    """The deliverer reads the database only after a notification."""
+    monkeypatch.setattr("orchestrator.delivery.deliverer.CHECK_EVERY", 600.0)
     endpoint = await shop.endpoint()
     held = await shop.core.held()
     shop.receiver.delay = 0.05
@@ -159,7 +166,7 @@ async def test_two_deliverers_at_once_deliver_each_event_once_and_in_order(shop)
     async with shop.delivering(), shop.delivering():
         made = await shop.checkouts(60, events_of_each=3)
         await shop.drained()
-    assert shop.receiver.by_checkout() == {str(one): [1, 2, 3] for one in made}
+    assert shop.receiver.by_checkout() == {str(checkout): [1, 2, 3] for checkout in made}
 
 
 async def test_only_wanted_types_are_sent_and_full_documents_where_they_are_asked_for(shop):
@@ -173,8 +180,8 @@ async def test_only_wanted_types_are_sent_and_full_documents_where_they_are_aske
             await second.until(lambda: len(second.taken) == 2)
             await shop.drained()
         assert not shop.receiver.received
-        assert [one.id for one in second.received] == [f"{checkout}-1", f"{checkout}-2"]
-        assert all("details" in one.event["data"] for one in second.received)
+        assert [delivery.id for delivery in second.received] == [f"{checkout}-1", f"{checkout}-2"]
+        assert all("details" in delivery.event["data"] for delivery in second.received)
 
 
 async def test_410_switches_an_endpoint_off_and_resuming_continues(shop):
@@ -184,7 +191,7 @@ async def test_410_switches_an_endpoint_off_and_resuming_continues(shop):
     async with shop.delivering() as deliverer:
         await shop.receiver.until(lambda: deliverer.failed == 1)
         await shop.receiver.until(lambda: deliverer.in_flight == 0)
-        assert (await shop.one(endpoint)).status == "off"
+        assert (await shop.webhook(endpoint)).status == "off"
         unsent = await shop.checkout()
         shop.receiver.answer = lambda _: 200
         await asyncio.sleep(0.2)
@@ -203,7 +210,7 @@ async def test_a_circuit_opens_one_probe_at_a_time_is_sent_and_what_failed_is_tr
     made = await shop.checkouts(40)
     async with shop.delivering() as deliverer:
         await shop.receiver.until(lambda: deliverer.in_flight == 0 and deliverer.failed >= 10)
-        assert (await shop.one(endpoint)).opened == 1
+        assert (await shop.webhook(endpoint)).opened == 1
         failed = deliverer.failed
         await asyncio.sleep(0.3)
         assert deliverer.failed == failed < 30, "most were never tried"
@@ -214,13 +221,15 @@ async def test_a_circuit_opens_one_probe_at_a_time_is_sent_and_what_failed_is_tr
             await shop.receiver.until(lambda: deliverer.in_flight == 0)
             await asyncio.sleep(0.2)
             assert deliverer.failed == failed + number, "one probe, and no more"
-        assert (await shop.one(endpoint)).opened == 4
+        assert (await shop.webhook(endpoint)).opened == 4
         shop.receiver.answer = lambda _: 200
         await shop.later(400)
         deliverer.wake(webhooks.CHANGED)
         await shop.drained()
-    assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
-    assert (await shop.one(endpoint)).opened == 0
+    assert {delivery.event["subject"] for delivery in shop.receiver.taken} == {
+        str(checkout) for checkout in made
+    }
+    assert (await shop.webhook(endpoint)).opened == 0
 
 
 async def test_an_endpoint_that_only_fails_for_five_days_is_paused_and_nothing_is_lost(shop):
@@ -230,23 +239,27 @@ async def test_an_endpoint_that_only_fails_for_five_days_is_paused_and_nothing_i
     async with shop.delivering() as deliverer:
         for _ in range(200):
             await shop.receiver.until(lambda: deliverer.in_flight == 0)
-            if (await shop.one(endpoint)).status == "paused":
+            if (await shop.webhook(endpoint)).status == "paused":
                 break
             before = deliverer.failed
             await shop.later(7200)
             deliverer.wake(webhooks.CHANGED)
             await shop.receiver.until(lambda before=before: deliverer.failed > before)
-        paused = await shop.one(endpoint)
+        paused = await shop.webhook(endpoint)
         assert (paused.status, paused.pause_reason) == ("paused", "failing")
         assert paused.failing_for >= webhooks.PAUSE_AFTER
-        (sentence,) = [one for one in await webhooks.troubles(shop.core.db, []) if str(endpoint.id) in one]
+        (sentence,) = [
+            trouble for trouble in await webhooks.troubles(shop.core.db, []) if str(endpoint.id) in trouble
+        ]
         assert "paused" in sentence
         made += await shop.checkouts(3)
         shop.receiver.answer = lambda _: 200
         await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
         deliverer.wake(webhooks.CHANGED)
         await shop.drained()
-    assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
+    assert {delivery.event["subject"] for delivery in shop.receiver.taken} == {
+        str(checkout) for checkout in made
+    }
 
 
 async def test_retry_after_is_the_least_that_a_throttled_endpoint_waits(shop):
@@ -261,7 +274,7 @@ async def test_retry_after_is_the_least_that_a_throttled_endpoint_waits(shop):
             id=checkout,
         )
         assert 890 <= seconds <= 900 * (1 + retries.JITTER)
-        assert (await shop.one(endpoint)).open_for > 890
+        assert (await shop.webhook(endpoint)).open_for > 890
         await shop.checkouts(2)
         await asyncio.sleep(0.2)
         assert deliverer.failed == 1, "nothing else is sent there meanwhile"
@@ -281,7 +294,7 @@ async def test_a_slow_endpoint_delays_no_other(shop):
             await shop.receiver.until(lambda: len(shop.receiver.taken) == 50, seconds=15)
         assert slow.in_flight >= 1
         assert not slow.received
-    assert set(shop.receiver.by_checkout()) == {str(one) for one in made}
+    assert set(shop.receiver.by_checkout()) == {str(checkout) for checkout in made}
 
 
 async def test_no_more_are_under_way_than_the_setting_says(shop):
@@ -293,7 +306,7 @@ async def test_no_more_are_under_way_than_the_setting_says(shop):
     assert 1 < shop.receiver.most_in_flight <= 3
 
 
-async def test_a_new_secret_and_the_one_before_both_sign_until_the_overlap_ends(shop):
+async def test_a_new_secret_and_the_old_secret_both_sign_until_the_overlap_ends(shop):
     endpoint = await shop.endpoint()
     new = signature.new_secret()
     await webhooks.rotate(
@@ -309,9 +322,11 @@ async def test_a_new_secret_and_the_one_before_both_sign_until_the_overlap_ends(
     first, second = shop.receiver.received
     assert first.headers["webhook-signature"].count("v1,") == 2
     assert second.headers["webhook-signature"].count("v1,") == 1
-    for one, secrets in ((first, (new, shop.secrets[endpoint.id])), (second, (new,))):
+    for delivery, secrets in ((first, (new, shop.secrets[endpoint.id])), (second, (new,))):
         for secret in secrets:
-            assert Webhook(signature.written(secret)).verify(one.body, one.headers) == json.loads(one.body)
+            assert Webhook(signature.written(secret)).verify(delivery.body, delivery.headers) == json.loads(
+                delivery.body
+            )
 
 
 async def test_a_row_that_leads_elsewhere_is_not_served(shop):
@@ -353,10 +368,10 @@ async def test_a_test_event_is_sent_once_also_to_a_paused_endpoint(shop):
     shop.receiver.answer = lambda _: 500
     async with shop.delivering():
         await shop.drained()
-    (one,) = shop.receiver.received
-    assert (one.event["type"], one.id) == ("webhook.test", f"{test}-1")
+    (delivery,) = shop.receiver.received
+    assert (delivery.event["type"], delivery.id) == ("webhook.test", f"{test}-1")
     assert shop.receiver.unverified == 0
-    assert (await shop.one(endpoint)).failing_since is None
+    assert (await shop.webhook(endpoint)).failing_since is None
     (attempt,) = await deliveries.attempts(
         shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9
     )
@@ -376,14 +391,16 @@ async def test_a_replay_of_one_event_and_of_a_period_sends_the_same_ids(shop):
             await replays.event(shop.core.db, endpoint.id, merchant_id=1, checkout=checkout, sequence=9) == 0
         )
         await shop.drained()
-        assert [one.id for one in shop.receiver.received[before:]] == [f"{checkout}-2"]
+        assert [delivery.id for delivery in shop.receiver.received[before:]] == [f"{checkout}-2"]
         ((since, until),) = await shop.core.all(
             "SELECT clock() - interval '1 hour' AS since, clock() + interval '1 hour' AS before"
         )
         assert await replays.period(shop.core.db, endpoint.id, merchant_id=1, since=since, before=until) == 6
         await shop.drained()
-    again = [one.id for one in shop.receiver.received[before + 1 :]]
-    assert sorted(again) == sorted(f"{one}-{number}" for one in (checkout, other) for number in (1, 2, 3))
+    again = [delivery.id for delivery in shop.receiver.received[before + 1 :]]
+    assert sorted(again) == sorted(
+        f"{subject}-{number}" for subject in (checkout, other) for number in (1, 2, 3)
+    )
 
 
 async def test_a_deleted_endpoint_is_sent_nothing_and_its_rows_leave(shop):
@@ -427,13 +444,15 @@ async def test_a_probe_that_could_not_be_taken_is_followed_by_another(shop, monk
     async with shop.delivering() as deliverer:
         await opened(shop, deliverer)
         shop.receiver.answer = lambda _: 200
-        for _ in range(2):  # the second time the right to send the lost one is over
+        for _ in range(2):  # the second time the lease of the lost delivery is over
             await shop.later(400)
             deliverer.wake(webhooks.CHANGED)
             await shop.receiver.until(lambda: bool(lost))
         await shop.drained()
     assert lost == [{endpoint.id}]
-    assert {one.event["subject"] for one in shop.receiver.taken} == {str(one) for one in made}
+    assert {delivery.event["subject"] for delivery in shop.receiver.taken} == {
+        str(checkout) for checkout in made
+    }
 
 
 async def test_a_test_event_is_no_probe(shop, monkeypatch):
@@ -450,7 +469,7 @@ async def test_a_test_event_is_no_probe(shop, monkeypatch):
         await shop.receiver.until(lambda: len(shop.receiver.taken) == len(made))
         await shop.receiver.until(lambda: deliverer.in_flight == 0)
     assert await shop.core.all("SELECT purpose FROM delivery_streams") == ["test"]
-    assert {one.event["type"] for one in shop.receiver.received} == {"checkout.ready"}
+    assert {delivery.event["type"] for delivery in shop.receiver.received} == {"checkout.ready"}
 
 
 async def test_a_probe_that_finds_nothing_to_send_is_followed_by_another_at_once(shop):
@@ -474,22 +493,22 @@ async def test_a_probe_that_finds_nothing_to_send_is_followed_by_another_at_once
 
 
 async def test_only_so_many_test_events_of_an_endpoint_wait(shop):
-    one, other = await shop.endpoint(), await shop.endpoint()
+    first, other = await shop.endpoint(), await shop.endpoint()
     for _ in range(deliveries.TESTS_WAITING):
-        await deliveries.test(shop.core.db, one.id)
+        await deliveries.test(shop.core.db, first.id)
     with pytest.raises(deliveries.TooManyTests):
-        await deliveries.test(shop.core.db, one.id)
+        await deliveries.test(shop.core.db, first.id)
     await deliveries.test(shop.core.db, other.id)
     async with shop.delivering():
         await shop.drained()
-    await deliveries.test(shop.core.db, one.id)
+    await deliveries.test(shop.core.db, first.id)
 
 
 async def test_no_more_test_events_are_under_way_than_may_be(shop, monkeypatch):
     monkeypatch.setattr("orchestrator.delivery.deliverer.TESTS_AT_ONCE", 2)
-    for one in [await shop.endpoint() for _ in range(3)]:
+    for endpoint in [await shop.endpoint() for _ in range(3)]:
         for _ in range(deliveries.TESTS_WAITING):
-            await deliveries.test(shop.core.db, one.id)
+            await deliveries.test(shop.core.db, endpoint.id)
     shop.receiver.delay = 0.05
     async with shop.delivering():
         await shop.drained()
@@ -529,7 +548,7 @@ async def test_a_replay_sends_no_types_that_are_not_wanted_and_counts_none(shop)
     assert await shop.streams() == 0
 
 
-async def test_a_replay_of_a_period_looks_at_that_part_of_the_feed_and_at_so_much_only(shop, monkeypatch):
+async def test_a_replay_of_a_period_reads_only_that_part_of_the_feed_up_to_a_bound(shop, monkeypatch):
     monkeypatch.setattr(replays, "MOST_REPLAYED", 2)
     endpoint = await shop.endpoint()
     for _ in range(4):
@@ -548,7 +567,7 @@ async def test_a_replay_of_a_period_looks_at_that_part_of_the_feed_and_at_so_muc
     assert await replays.period(shop.core.db, endpoint.id, since=start, **given) == 0
 
 
-async def test_what_the_place_before_answers_says_nothing_of_the_new_one(shop):
+async def test_an_answer_from_the_old_url_does_not_count_for_the_new_url(shop):
     endpoint = await shop.endpoint()
     async with receiving() as second:
         await shop.checkout()
@@ -560,14 +579,14 @@ async def test_what_the_place_before_answers_says_nothing_of_the_new_one(shop):
             )
             second.secrets += shop.receiver.secrets
             await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
-            assert (await shop.one(endpoint)).status == "active"
+            assert (await shop.webhook(endpoint)).status == "active"
             await shop.later(10)
             deliverer.wake(webhooks.CHANGED)
             await shop.drained()
         assert (len(second.taken), second.unverified) == (1, 0)
 
 
-async def test_a_new_url_is_tried_at_once_whatever_the_one_before_failed_at(shop):
+async def test_a_new_url_is_tried_at_once_whatever_failed_at_the_old_url(shop):
     endpoint = await shop.endpoint()
     made = await shop.checkouts(12)
     shop.receiver.answer = lambda _: 503
@@ -580,7 +599,7 @@ async def test_a_new_url_is_tried_at_once_whatever_the_one_before_failed_at(shop
         assert (changed.opened, changed.open_until, changed.failing_since) == (0, None, None)
         deliverer.wake(webhooks.CHANGED)
         await shop.drained(seconds=4)  # the circuit alone would be open for longer
-        assert set(second.by_checkout()) == {str(one) for one in made}
+        assert set(second.by_checkout()) == {str(checkout) for checkout in made}
 
 
 async def test_only_a_pause_makes_the_thirty_days_of_an_event_begin_anew(shop):
@@ -643,9 +662,11 @@ async def test_what_was_taken_too_late_is_left_until_its_lease_ends(shop, monkey
     assert len(shop.receiver.received) == 1
 
 
-async def test_an_endpoint_that_is_added_while_all_are_read_is_served_when_it_is_told_of(shop, monkeypatch):
-    """Nothing but what it is told makes the deliverer read endpoints again."""
-    monkeypatch.setattr("orchestrator.delivery.deliverer.LOOK", 600.0)
+async def test_an_endpoint_that_is_added_while_all_are_read_is_served_when_its_notification_comes(
+    shop, monkeypatch
+):
+    """The deliverer reads endpoints again only after a notification."""
+    monkeypatch.setattr("orchestrator.delivery.deliverer.CHECK_EVERY", 600.0)
     served, read, going_on = webhooks.served, asyncio.Event(), asyncio.Event()
 
     async def slow(db):

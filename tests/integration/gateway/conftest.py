@@ -1,4 +1,4 @@
-"""The event loops that the client is tried on."""
+"""The event loops that the client is tested on."""
 
 from __future__ import annotations
 

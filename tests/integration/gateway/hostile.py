@@ -2,7 +2,7 @@
 
 Run as a script; it prints its port.
 
-Its argument is by how much it is to be nicer than its parent: a real one takes its processor time elsewhere.
+Its argument is by how much it is to be nicer than its parent: a real gateway runs on another machine.
 The standard library alone, so that it starts at once. Answers are made once and sent as they are: what is
 measured beside it is the reader.
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LARGEST = 2_000_000
-"""Bytes of an answer that are read at most, and marks (`<`, or `=`) that one may have."""
+"""Bytes of an answer that are read at most, and marks (`<`, or `=`) that an answer may have."""
 MARKS = 60_000
 HEAD = (
     b"<APIResponse version='20170228'><Header><ErrorCode>0</ErrorCode></Header><Body><Result>Success</Result>"
@@ -53,7 +53,7 @@ def row(number: int, *inside: str) -> bytes:
 
 
 def rows(number: int, *inside: str) -> bytes:
-    made = b"".join(row(one, *inside) for one in range(number))
+    made = b"".join(row(index, *inside) for index in range(number))
     return HEAD + b"<Transactions>" + made + b"</Transactions>" + TAIL
 
 
@@ -115,7 +115,7 @@ HOSTILE = [*(name for name in ANSWERS if name != "absent"), TOLD_SLOWLY]
 def token() -> str:
     parts = ({"alg": "none"}, {"iat": 1_000_000_000, "exp": 1_000_003_600})
     return ".".join(
-        [*(base64.urlsafe_b64encode(json.dumps(one).encode()).decode().rstrip("=") for one in parts), "x"]
+        [*(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts), "x"]
     )
 
 
@@ -169,8 +169,8 @@ class Server:
         """Answer byte by byte, as fast as the other side takes single bytes; it ends the connection when it
         has had enough.
         """
-        for one in ANSWERS["hundred rows"]:
-            writer.write(bytes((one,)))
+        for byte in ANSWERS["hundred rows"]:
+            writer.write(bytes((byte,)))
             await asyncio.sleep(0.0005)
             if writer.is_closing():
                 return
@@ -181,7 +181,7 @@ async def main() -> None:
     server = await asyncio.start_server(Server().serve, "127.0.0.1", 0)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until whoever started it is gone
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # until its parent has ended
 
 
 if __name__ == "__main__":

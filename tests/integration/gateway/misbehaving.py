@@ -1,4 +1,4 @@
-"""A server on 127.0.0.1 that answers as it is told, byte by byte, and keeps what it was asked."""
+"""A server on 127.0.0.1 that answers as it is set, byte by byte, and keeps what it was asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Exchange:
-    """One request that arrived, and the pen to answer it with."""
+    """One request that arrived, and the writer to answer it with."""
 
     request_line: str
     headers: dict[str, str]

@@ -1,7 +1,7 @@
-"""A gateway of ours opposite a server that misbehaves.
+"""A gateway client of ours and a server that misbehaves.
 
-Its limits of time are so generous that no busy machine meets them; a test that is about one of them shortens
-that one.
+Its limits of time are so generous that no busy machine meets them; a test that is about such a limit shortens
+that limit.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Answers that arrive whole and are of no use, or say no, or say later: each is the outcome that it should
-be.
+"""Answers that arrive whole and are unusable, refusals or requests to retry later: each gives the right
+outcome.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ LATER = dt.datetime(2026, 1, 5, 8, 0, 30, tzinfo=dt.UTC)
         (503, {"retry_after": "20"}, 20.0),
     ],
 )
-def test_a_gateway_that_asks_for_patience_is_heard_within_reason(status, headers, seconds):
+def test_a_gateways_retry_after_is_followed_within_bounds(status, headers, seconds):
     outcome = asyncio.run(authenticated(answering(status, b"", **headers)))
     assert isinstance(outcome, Throttled)
     assert outcome.retry_after == seconds

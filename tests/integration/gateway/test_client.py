@@ -1,5 +1,5 @@
-"""The client against a gateway that misbehaves on a real socket: whatever happens is an outcome, and the
-right one.
+"""The client against a gateway that misbehaves on a real socket: whatever happens gives the right
+outcome.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def test_a_refused_connection_was_not_sent(run):
     with socket.socket() as taken:
         taken.bind(
             ("127.0.0.1", 0)
-        )  # bound, not listening: nobody else gets the port, and nobody answers on it
+        )  # bound, not listening: no other process gets the port, and none answers on it
 
         async def scene():
             async with Gateway(settings()) as gateway:
@@ -148,18 +148,18 @@ def test_a_connection_that_is_never_taken_was_not_sent(run):
         full.listen(0)
         # The kernel completes what fits into the queue of a listener; the rest waits for an accept() that
         # never comes.
-        crowd = [socket.socket() for _ in range(3)]
-        for one in crowd:
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
+        clients = [socket.socket() for _ in range(3)]
+        for client in clients:
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
 
         async def scene():
             async with Gateway(settings(gateway_connect_timeout=0.5)) as gateway:
                 return await gateway.authenticate(account(f"http://127.0.0.1:{full.getsockname()[1]}"))
 
         assert run(scene()) == NotSent("The gateway did not take the connection in time.")
-        for one in crowd:
-            one.close()
+        for client in clients:
+            client.close()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_url_that_leads_nowhere_was_not_sent(run, url):
     assert isinstance(run(scene()), NotSent)
 
 
-def test_a_merchant_api_url_that_is_none_keeps_nobody_from_the_checkout_api(run):
+def test_an_invalid_merchant_api_url_does_not_affect_the_checkout_api(run):
     async def scene():
         async with gateway_that(answering(200, token_answer("opaque"))) as (gateway, _, merchant):
             odd = replace(merchant, merchant_api_url="http://[::1")
@@ -184,7 +184,7 @@ def test_a_merchant_api_url_that_is_none_keeps_nobody_from_the_checkout_api(run)
     assert found == NotSent("The gateway's URL of this merchant is not a URL.")
 
 
-def test_a_certificate_that_nobody_vouches_for_was_not_sent(run, tmp_path):
+def test_with_an_untrusted_certificate_nothing_was_sent(run, tmp_path):
     context, _ = certified(tmp_path)
 
     async def scene():
@@ -237,13 +237,13 @@ def test_a_call_that_finds_no_free_connection_is_our_own_congestion_and_not_the_
         ):
             served = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(2)]
             await asyncio.sleep(0)
-            crowd = await asyncio.gather(*[gateway.authenticate(merchant) for _ in range(3)])
+            clients = await asyncio.gather(*[gateway.authenticate(merchant) for _ in range(3)])
             go_on.set()
             outcomes = [*await asyncio.gather(*served), await gateway.authenticate(merchant)]
-        return outcomes, crowd, len(server.asked)
+        return outcomes, clients, len(server.asked)
 
-    outcomes, crowd, asked = run(scene())
-    assert crowd == [Busy("Every connection to the gateway was busy.")] * 3
+    outcomes, clients, asked = run(scene())
+    assert clients == [Busy("Every connection to the gateway was busy.")] * 3
     assert [type(outcome) for outcome in outcomes] == [Done] * 3, "slots come back"
     assert asked == 3
 
@@ -356,7 +356,7 @@ def test_an_answer_that_never_ends_is_waited_for_no_longer_than_a_call_may_take(
     assert outcome == Unknown("The gateway did not finish its answer in time.")
 
 
-def test_a_fault_that_nobody_foresaw_counts_as_sent():
+def test_an_unexpected_fault_counts_as_sent():
     assert http._fault(OSError(5, "surprise")) == Unknown("The exchange with the gateway broke off.")
 
 

@@ -1,6 +1,4 @@
-"""Answers that cost more than they are worth: read in another process, given up, counted against their
-gateway.
-"""
+"""Answers that are expensive to read: read in another process, given up, counted against their gateway."""
 
 from __future__ import annotations
 
@@ -38,12 +36,15 @@ def test_what_another_process_reads_is_read_as_it_is_here():
     async def scene():
         beside = ReaderProcess(60)
         try:
-            return [await beside.read(PAYMENTS, one, queue_key=None) for one in hostile.DOCUMENTS.values()]
+            return [
+                await beside.read(PAYMENTS, document, queue_key=None)
+                for document in hostile.DOCUMENTS.values()
+            ]
         finally:
             beside.close()
 
     told = dict(zip(hostile.DOCUMENTS, asyncio.run(scene()), strict=True))
-    assert told == {name: PAYMENTS.read(one) for name, one in hostile.DOCUMENTS.items()}
+    assert told == {name: PAYMENTS.read(document) for name, document in hostile.DOCUMENTS.items()}
     assert [type(told[name]) for name in ("hundred rows", "elements")] == [Done, Unknown]
 
 
@@ -100,7 +101,7 @@ def of_process(number: int) -> tuple[bytes, int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process's environment and priority in /proc")
-def test_the_reader_knows_no_secret_and_gives_way():
+def test_the_reader_has_no_secret_and_a_low_priority():
     async def scene():
         beside = ReaderProcess(60)
         try:
@@ -152,10 +153,10 @@ def test_where_there_can_be_no_process_answers_are_read_all_the_same_until_there
                 assert beside._process is not None
                 return again, later
 
-    assert [type(one) for one in asyncio.run(scene())] == [Done, Done]
+    assert [type(outcome) for outcome in asyncio.run(scene())] == [Done, Done]
 
 
-def test_a_reader_that_hangs_is_ended_although_nobody_waits_for_it_any_more():
+def test_a_reader_that_hangs_is_ended_although_no_call_waits_for_it_any_more():
     async def scene():
         async with reading() as beside:
             os.kill(pid_of(beside), signal.SIGSTOP)
@@ -171,7 +172,7 @@ def test_a_reader_that_hangs_is_ended_although_nobody_waits_for_it_any_more():
     assert isinstance(asyncio.run(scene()), Done)
 
 
-def test_whoever_waits_too_long_for_a_turn_is_told_so_and_takes_none():
+def test_a_call_that_waits_too_long_for_a_turn_fails_and_takes_no_turn():
     async def scene():
         async with reading() as beside:
             os.kill(pid_of(beside), signal.SIGSTOP)
@@ -210,7 +211,7 @@ def test_a_reader_has_little_memory(monkeypatch):
     assert outcome.unreadable
 
 
-def test_what_a_reader_tells_is_bounded():
+def test_what_a_reader_returns_is_bounded():
     def told(message: bytes, *, most: int = 10):
         return reader_process._get(io.BytesIO(message), most)
 
@@ -358,7 +359,7 @@ def test_every_byte_of_an_answer_arrives_once_whatever_pieces_it_comes_in(run, s
     assert run(scene()) == Done(({"id": "m", "text": text},))
 
 
-def test_one_pause_of_the_process_leaves_no_gateway_alone(run, monkeypatch):
+def test_one_pause_of_the_process_opens_no_circuit(run, monkeypatch):
     document, clock = hostile.whole(hostile.rows(100)), [0.0]
 
     def thread_time() -> float:

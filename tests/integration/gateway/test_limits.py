@@ -1,5 +1,5 @@
-"""The limits of gateways, on real sockets: a slow gateway takes nobody else's connections, and the circuit of
-one that does not work is opened.
+"""The limits of gateways, on real sockets: a slow gateway takes no other gateway's connections, and the
+circuit of a gateway that does not work is opened.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def test_a_slow_gateway_takes_no_connection_of_another(run):
             held = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(20)]
             await slow.arrived.wait()
             other = [await gateway.authenticate(account(quick.url)) for _ in range(5)]
-            waiting = sum(not one.done() for one in held)
+            waiting = sum(not call.done() for call in held)
             slow.free = asyncio.Semaphore(100)
             for _ in range(2):
                 slow.free.release()
-            [one.cancel() for one in held]
+            [call.cancel() for call in held]
             await asyncio.gather(*held, return_exceptions=True)
             return other, waiting, len(slow.asked)
 
     other, waiting, asked = run(scene())
-    assert {type(one) for one in other} == {Done}
+    assert {type(outcome) for outcome in other} == {Done}
     assert (waiting, asked) == (20, 2)
 
 
@@ -66,7 +66,7 @@ def test_all_gateways_together_have_a_bound_and_share_it_in_turn(run):
         first, second = Slow(), Slow()
         changed = {"gateway_pool_size": 10, "gateway_pool_total": 3}
         async with gateway_that(first, **changed) as (gateway, _, merchant), Misbehaving(second) as server:
-            one = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(8)]
+            eight = [asyncio.create_task(gateway.authenticate(merchant)) for _ in range(8)]
             await first.arrived.wait()
             two = [asyncio.create_task(gateway.authenticate(account(server.url))) for _ in range(2)]
             await asyncio.sleep(0.1)
@@ -77,13 +77,13 @@ def test_all_gateways_together_have_a_bound_and_share_it_in_turn(run):
             for _ in range(20):
                 first.free.release()
                 second.free.release()
-            await asyncio.gather(*one, *two)
+            await asyncio.gather(*eight, *two)
             return before
 
     assert run(scene()) == (3, 0)
 
 
-def test_those_who_wait_for_one_gateway_are_served_merchant_after_merchant(run):
+def test_calls_that_wait_for_one_gateway_are_served_merchant_after_merchant(run):
     async def scene():
         slow = Slow()
         async with gateway_that(slow, gateway_pool_size=1) as (gateway, _, noisy):
@@ -95,9 +95,11 @@ def test_those_who_wait_for_one_gateway_are_served_merchant_after_merchant(run):
             for _ in calls:
                 slow.free.release()
             await asyncio.gather(*calls)
-            return [one == slow.asked[0] for one in slow.asked]
+            return [header == slow.asked[0] for header in slow.asked]
 
-    assert run(scene()) == [True, True, False, True, True, True, True], "the quiet one waited for one turn"
+    assert run(scene()) == [True, True, False, True, True, True, True], (
+        "the quiet gateway's call waited for one turn"
+    )
 
 
 # ── Open circuits ─────────────────────────────────────────────────────────────────────────────────────────
@@ -114,7 +116,7 @@ def test_the_circuit_of_a_gateway_that_does_not_serve_is_opened_and_no_other(run
 
     with structlog.testing.capture_logs() as logs:
         outcomes, asked, other = run(scene())
-    assert [type(one) for one in outcomes] == [Unknown, Unknown, Unknown, Busy, Busy]
+    assert [type(outcome) for outcome in outcomes] == [Unknown, Unknown, Unknown, Busy, Busy]
     assert outcomes[-1].reason == client.CIRCUIT_OPEN
     assert 0 < outcomes[-1].retry_after <= circuit_breaker.FIRST_PAUSE
     assert asked == 3
@@ -124,7 +126,7 @@ def test_the_circuit_of_a_gateway_that_does_not_serve_is_opened_and_no_other(run
     ]
 
 
-def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
+def test_when_it_serves_again_all_calls_are_made(run, monkeypatch):
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.05)
 
     async def scene():
@@ -148,12 +150,12 @@ def test_when_it_serves_again_everybody_is_let_in(run, monkeypatch):
     with structlog.testing.capture_logs() as logs:
         beyond, results, after = run(scene())
     assert beyond == Busy(client.CIRCUIT_OPEN, circuit_breaker.PROBING)
-    assert {type(one) for one in (*results, *after)} == {Done}
+    assert {type(outcome) for outcome in (*results, *after)} == {Done}
     told = [line["event"] for line in logs if line["event"] in {"gateway_paused", "gateway_back"}]
     assert told == ["gateway_paused", "gateway_back"]
 
 
-def test_a_probe_that_is_cancelled_makes_room_for_the_next(run, monkeypatch):
+def test_a_cancelled_probe_lets_the_next_probe_start(run, monkeypatch):
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.01)
 
     async def scene():
@@ -183,10 +185,10 @@ def test_refusals_show_that_the_gateway_works(run, status, kind):
         async with gateway_that(answering(status), breaker_failures=1) as (gateway, _, merchant):
             return [await gateway.authenticate(merchant) for _ in range(3)]
 
-    assert [type(one) for one in run(scene())] == [kind] * 3
+    assert [type(outcome) for outcome in run(scene())] == [kind] * 3
 
 
-def test_what_a_lease_guard_withheld_says_nothing_of_the_gateway(run):
+def test_a_call_that_a_lease_guard_withheld_does_not_count_against_the_gateway(run):
     async def scene():
         async with gateway_that(WELL, breaker_failures=1) as (gateway, server, merchant):
             for _ in range(3):
@@ -213,7 +215,7 @@ def test_money_is_not_moved_at_a_gateway_whose_circuit_is_open_and_its_lease_gua
     assert (asked, received) == ([], 1)
 
 
-def test_a_merchant_that_is_told_to_come_later_comes_later_and_the_others_do_not(run):
+def test_a_throttled_merchant_waits_and_the_others_do_not(run):
     async def scene():
         async with gateway_that(answering(429, retry_after="1"), breaker_failures=1) as (
             gateway,
@@ -243,7 +245,7 @@ def test_a_merchant_that_is_told_to_come_later_comes_later_and_the_others_do_not
     assert told == [("gateway_paused", "default"), ("gateway_back", "default")]
 
 
-def test_a_late_answer_does_not_end_the_rest_that_was_asked_for(run):
+def test_a_late_answer_does_not_end_the_pause_that_was_asked_for(run):
     async def scene():
         slow = Slow()
         async with gateway_that(slow) as (gateway, server, merchant):
@@ -259,7 +261,7 @@ def test_a_late_answer_does_not_end_the_rest_that_was_asked_for(run):
     assert (type(early), type(after)) == (Done, Busy)
 
 
-def test_a_longer_rest_counts_and_no_rest_is_endless(run):
+def test_the_longer_pause_counts_and_no_pause_is_endless(run):
     async def scene():
         answers = iter(("10", "1", "3600"))
 
@@ -315,7 +317,7 @@ def test_a_call_that_gets_no_permit_in_time_is_busy(run):
             return [await gateway.authenticate(merchant) for _ in range(2)], len(server.asked)
 
     outcomes, asked = run(scene())
-    assert ([type(one) for one in outcomes], asked) == ([Done, Busy], 1)
+    assert ([type(outcome) for outcome in outcomes], asked) == ([Done, Busy], 1)
 
 
 def test_permits_in_hand_are_not_saved_up(run):

@@ -24,8 +24,8 @@ from tests.unit.gateway.test_xml import HOSTILE
 def gateway_of(
     count: int, *, knows_limit: bool = True, knows_sort: bool = True, most: int = 100, tied: bool = False
 ):
-    """Return an answerer that holds `count` declined attempts, one a minute, and knows what it is told to
-    know.
+    """Return an answerer that holds `count` declined attempts, one a minute, and supports what the arguments
+    say.
     """
     attempts = [
         row(
@@ -88,7 +88,7 @@ def test_without_a_limit_ten_rows_are_all_where_both_ends_of_the_list_meet(count
     found, queries = looked_up(gateway_of(count, knows_limit=False))
     assert (len(found.transactions), found.at_limit) == (count if whole else 10, not whole)
     assert queries == [DESC, FEWER]
-    assert len({one.transaction_id for one in found.transactions}) == len(found.transactions)
+    assert len({transaction.transaction_id for transaction in found.transactions}) == len(found.transactions)
 
 
 @pytest.mark.parametrize("count", [10, 11, 15, 40])
@@ -111,7 +111,7 @@ def test_a_hundred_rows_are_read_from_both_ends(count, whole):
     assert queries == [DESC, ASC]
 
 
-def test_a_caller_that_asks_for_few_is_told_that_there_may_be_more():
+def test_a_caller_that_asks_for_few_learns_that_there_may_be_more():
     found, queries = looked_up(gateway_of(30), limit=5)
     assert (len(found.transactions), found.at_limit, len(queries)) == (5, True, 1)
 

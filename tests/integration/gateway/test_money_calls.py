@@ -276,7 +276,7 @@ def test_a_call_that_would_move_more_than_meant_is_never_made(wrong):
 # ── The lease guard ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_behind_a_fence_that_says_no_not_a_byte_leaves(run, recorder):
+def test_behind_a_lease_guard_that_refuses_no_byte_is_sent(run, recorder):
     async def scene():
         async with Gateway(settings()) as gateway:
             called = asyncio.create_task(captures(gateway, account(recorder.url), no))
@@ -287,7 +287,7 @@ def test_behind_a_fence_that_says_no_not_a_byte_leaves(run, recorder):
     assert run(scene()) == (LATE, b"")
 
 
-def test_the_fence_is_asked_once_and_only_when_a_connection_is_there(run):
+def test_the_lease_guard_is_asked_once_and_only_when_a_connection_is_there(run):
     asked_at: list[int] = []
 
     async def scene():
@@ -367,7 +367,7 @@ def test_a_call_that_is_given_up_while_it_connects_sends_nothing_later(run, reco
     assert asked == []
 
 
-def test_a_call_that_never_gets_a_slot_is_busy_and_asks_no_fence(run):
+def test_a_call_that_never_gets_a_slot_is_busy_and_asks_no_lease_guard(run):
     arrived, held = asyncio.Event(), asyncio.Event()
     asked = []
 
@@ -401,7 +401,7 @@ def test_a_lease_that_ends_during_a_slow_tls_handshake_sends_nothing(run, record
         with trusted.wrap_socket(taken, server_side=True) as secured:
             try:
                 return recorder.received_until_closed(secured)
-            except OSError:  # closed without a goodbye
+            except OSError:  # closed without a FIN
                 return b""
 
     async def scene():
@@ -414,7 +414,7 @@ def test_a_lease_that_ends_during_a_slow_tls_handshake_sends_nothing(run, record
     assert run(scene()) == (LATE, b"")
 
 
-def test_on_a_kept_connection_the_fence_holds_too(run, recorder):
+def test_on_a_kept_connection_the_lease_guard_is_asked_too(run, recorder):
     def serve() -> bytes:
         taken = recorder.accept()
         head = taken.recv(65536)
@@ -436,7 +436,9 @@ def test_on_a_kept_connection_the_fence_holds_too(run, recorder):
 
 
 def test_a_kept_connection_that_died_loses_the_call_and_nothing_is_sent_twice(run):
-    """The gateway reads the request on the old connection and closes it: nobody knows whether it was done."""
+    """The gateway reads the request on the old connection and closes it: it is not known whether it was
+    done.
+    """
 
     async def closing(exchange: Exchange) -> None:
         exchange.close()
@@ -472,7 +474,7 @@ def test_a_connection_that_closes_before_the_call_leaves_was_not_sent_or_is_unkn
     assert all(isinstance(outcome, Done | NotSent | Unknown) for outcome in outcomes)
 
 
-def test_a_refused_connection_was_not_sent_and_asks_no_fence(run, recorder):
+def test_a_refused_connection_was_not_sent_and_asks_no_lease_guard(run, recorder):
     recorder.listener.close()
     asked = []
 
@@ -485,11 +487,13 @@ def test_a_refused_connection_was_not_sent_and_asks_no_fence(run, recorder):
 
 
 @pytest.mark.parametrize("secured", [False, True], ids=["plain", "tls"])
-def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, recorder, trusted, secured):
-    """Nothing else of the loop runs between the lease guard's yes and the kernel's taking the bytes."""
+def test_the_whole_request_is_with_the_kernel_before_the_next_turn_of_the_loop(
+    run, recorder, trusted, secured
+):
+    """Nothing else of the loop runs between the lease guard's check and the kernel's taking the bytes."""
     waiting: list[bytes] = []
 
-    def serve_one() -> socket.socket:
+    def serve_call() -> socket.socket:
         """Answer one call, then hand the bare connection over: what waits on it is what the
         kernel was given.
         """
@@ -504,18 +508,18 @@ def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, r
     async def scene():
         merchant = account(recorder.url.replace("http:", "https:") if secured else recorder.url)
         async with Gateway(settings()) as gateway:
-            served = asyncio.create_task(asyncio.to_thread(serve_one))
+            served = asyncio.create_task(asyncio.to_thread(serve_call))
             assert isinstance(await captures(gateway, merchant), Done)
             bare = await served
 
-            def look() -> None:
+            def peek() -> None:
                 with suppress(BlockingIOError):
                     waiting.append(bare.recv(65536, socket.MSG_PEEK))
 
             def lease() -> bool:
-                look()
+                peek()
                 loop = asyncio.get_running_loop()
-                loop.call_soon(look)
+                loop.call_soon(peek)
                 loop.call_soon(bare.close)
                 return True
 
@@ -523,7 +527,7 @@ def test_the_whole_request_is_with_the_kernel_before_the_loop_turns_again(run, r
             bare.close()
             return outcome
 
-    assert isinstance(run(scene()), Unknown), "nobody answered the second call"
+    assert isinstance(run(scene()), Unknown), "the second call was not answered"
     (request,) = waiting  # nothing when the lease guard was asked, everything one turn later
     if secured:
         assert len(request) > len("reconciliation_identifier=op-1") + 300

@@ -1,4 +1,4 @@
-"""What workers share about gateways in Redis, and that nobody waits for Redis when it is away,
+"""What workers share about gateways in Redis, and that no call waits for Redis when it is away,
 slow or empty.
 """
 
@@ -35,8 +35,8 @@ WELL = answering(200, token_answer("opaque"))
 
 @pytest.fixture
 def url(servers: Embedded) -> str:
-    with redis.Redis.from_url(servers.redis_url) as one:
-        one.flushall()
+    with redis.Redis.from_url(servers.redis_url) as client:
+        client.flushall()
     return servers.redis_url
 
 
@@ -47,7 +47,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Way:
-    """The way to Redis: open, closed, or one on which nothing comes through."""
+    """The connection to Redis: open, closed, or silent."""
 
     def __init__(self, url: str) -> None:
         self._to = urlsplit(url)
@@ -82,9 +82,9 @@ class Way:
         self._connections |= {writer, onward}
         with suppress(ConnectionError):
             await asyncio.gather(self._pass(reader, onward), self._pass(there, writer))
-        for one in (writer, onward):
-            self._connections.discard(one)
-            one.close()
+        for connection in (writer, onward):
+            self._connections.discard(connection)
+            connection.close()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -108,11 +108,11 @@ async def way_to(url: str) -> AsyncIterator[Way]:
 async def worker(
     url: str | None, name: str, **changed: float
 ) -> AsyncIterator[tuple[Gateway, SharedGatewayState]]:
-    one = SharedGatewayState(None if url is None else read(url), name=name)
-    async with Gateway(settings(**changed), one) as gateway:
+    shared = SharedGatewayState(None if url is None else read(url), name=name)
+    async with Gateway(settings(**changed), shared) as gateway:
         if url is not None:
-            await until(lambda: not one.away)
-        yield gateway, one
+            await until(lambda: not shared.away)
+        yield gateway, shared
 
 
 def test_the_shared_state_is_in_redis_its_own_or_the_brokers():
@@ -151,7 +151,7 @@ async def test_a_circuit_that_one_worker_opens_is_open_for_all(url: str):
         assert await shared_state.circuits_open(read(url)) == {}
 
 
-async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
+async def test_a_throttled_merchant_pauses_at_all_workers(url: str):
     async with (
         Misbehaving(answering(429, retry_after="20")) as server,
         worker(url, "one") as (first, _),
@@ -166,69 +166,69 @@ async def test_a_merchant_that_is_throttled_rests_at_all_workers(url: str):
 
 
 async def test_a_gateway_that_serves_while_its_circuit_is_open_has_it_closed_for_all(url: str):
-    async with worker(url, "one") as (_, one):
-        one.open_circuit("somewhere", 60.0)
-        await until(lambda: one.any_circuit_open)
-        assert one.open_until("somewhere") > time.monotonic() + 50
-        one.close_circuit("somewhere")
-        assert not one.any_circuit_open
+    async with worker(url, "one") as (_, shared):
+        shared.open_circuit("somewhere", 60.0)
+        await until(lambda: shared.any_circuit_open)
+        assert shared.open_until("somewhere") > time.monotonic() + 50
+        shared.close_circuit("somewhere")
+        assert not shared.any_circuit_open
         async with asyncio.timeout(10):
             while await shared_state.circuits_open(read(url)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
 
-async def test_a_shorter_pause_does_not_shorten_a_longer_one(url: str):
-    async with worker(url, "one") as (_, one):
-        one.open_circuit("somewhere", 60.0)
-        one.open_circuit("somewhere", 1.0)
-        await until(lambda: one.any_circuit_open)
+async def test_a_shorter_pause_does_not_shorten_a_longer_pause(url: str):
+    async with worker(url, "one") as (_, shared):
+        shared.open_circuit("somewhere", 60.0)
+        shared.open_circuit("somewhere", 1.0)
+        await until(lambda: shared.any_circuit_open)
         await asyncio.sleep(0.05)
         assert (await shared_state.circuits_open(read(url)))["somewhere"] > 50
 
 
 @pytest.mark.parametrize("score", [86_400_000, 10**15, float("inf")])
 async def test_an_entry_that_was_forged_closes_a_gateway_no_longer_than_our_own_pause(url: str, score: float):
-    with redis.Redis.from_url(url) as stranger:
-        seconds, _ = stranger.time()
+    with redis.Redis.from_url(url) as foreign:
+        seconds, _ = foreign.time()
         for name in ("https://gateway.example.com:443", "https://gateway.example.com:443 default"):
-            stranger.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
-        async with shared_state.SharedGatewayState(read(url), name="one", longest=2.0) as one:
-            await until(lambda: one.any_circuit_open)
-            assert one.open_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
-            # It is not heard again and again: in Redis too it ends.
-            await until(lambda: not one.any_circuit_open)
+            foreign.zadd("orchestrator:gateways:alone", {name: seconds * 1000 + score})
+        async with shared_state.SharedGatewayState(read(url), name="one", longest=2.0) as shared:
+            await until(lambda: shared.any_circuit_open)
+            assert shared.open_until("https://gateway.example.com:443") <= time.monotonic() + 2.1
+            # It is not read again and again: in Redis too it ends.
+            await until(lambda: not shared.any_circuit_open)
             assert await shared_state.circuits_open(read(url)) == {}
 
 
 async def test_whatever_stands_in_redis_the_shared_state_goes_on(url: str):
-    with redis.Redis.from_url(url) as stranger:
-        stranger.set("orchestrator:gateways:workers", "no set at all")
-        stranger.zadd(
+    with redis.Redis.from_url(url) as foreign:
+        foreign.set("orchestrator:gateways:workers", "no set at all")
+        foreign.zadd(
             "orchestrator:gateways:alone", {b"\xff\xfe": 10**13, **{f"g{n}": 10**13 for n in range(3000)}}
         )
-        async with shared_state.SharedGatewayState(read(url), name="one") as one:
+        async with shared_state.SharedGatewayState(read(url), name="one") as shared:
             await asyncio.sleep(1.2)
-            assert one.away
-            stranger.delete("orchestrator:gateways:workers")
-            await until(lambda: not one.away)
-            assert len(one._open_circuits) <= shared_state.MOST
+            assert shared.away
+            foreign.delete("orchestrator:gateways:workers")
+            await until(lambda: not shared.away)
+            assert len(shared._open_circuits) <= shared_state.MOST
 
 
 async def test_a_budget_that_was_forged_holds_calls_up_for_a_moment_only(url: str):
-    with redis.Redis.from_url(url) as stranger:
-        async with worker(url, "one") as (_, one):
+    with redis.Redis.from_url(url) as foreign:
+        async with worker(url, "one") as (_, shared):
             for value in (10**18, -5, "no number"):
-                stranger.set("orchestrator:gateways:rate:g", value)
-                grant = await one.permits("g", 10.0, 1)
-                one.away = False
+                foreign.set("orchestrator:gateways:rate:g", value)
+                grant = await shared.permits("g", 10.0, 1)
+                shared.away = False
                 assert grant is None or grant.permits or grant.wait <= 2, value
 
 
-async def test_workers_are_counted_while_they_look(url: str):
-    async with worker(url, "one") as (_, one), worker(url, "two"):
-        await until(lambda: one.workers == 2)
+async def test_workers_are_counted_while_they_read_redis(url: str):
+    async with worker(url, "one") as (_, shared), worker(url, "two"):
+        await until(lambda: shared.workers == 2)
     async with worker(url, "three") as (_, three):
-        # Whoever went without a word counts for a few seconds more.
+        # A worker that was killed counts for a few seconds more.
         assert three.workers >= 1
 
 
@@ -240,10 +240,10 @@ async def test_all_workers_share_one_budget(url: str):
     ):
         began = time.monotonic()
         outcomes = await asyncio.gather(
-            *(one.authenticate(account(server.url)) for one in (first, second) for _ in range(20))
+            *(gateway.authenticate(account(server.url)) for gateway in (first, second) for _ in range(20))
         )
         took = time.monotonic() - began
-        assert {type(one) for one in outcomes} == {Done}
+        assert {type(outcome) for outcome in outcomes} == {Done}
         # Eight come early; alone each worker would have had half of them by then. A machine that stalls only
         # makes it longer.
         assert took >= (40 - 8 - 1) / 40
@@ -262,18 +262,18 @@ async def test_a_client_that_ends_a_cancelled_call_with_another_error_does_not_k
             raise redis.TimeoutError from None
 
     async with asyncio.timeout(20):
-        async with SharedGatewayState(read(url), name="one") as one:
-            await until(lambda: not one.away)
-            monkeypatch.setattr(one, "_run", swallows)
+        async with SharedGatewayState(read(url), name="one") as shared:
+            await until(lambda: not shared.away)
+            monkeypatch.setattr(shared, "_run", swallows)
             await asked.wait()
-    assert not one._tasks
+    assert not shared._tasks
 
 
 async def test_the_script_and_the_arithmetic_agree(url: str):
-    async with worker(url, "one") as (_, one):
+    async with worker(url, "one") as (_, shared):
         schedule, now = rate.Schedule(), 0.0
         for want in (3, 5, 1, 20):
-            told = await one.permits("g", 10.0, want)
+            told = await shared.permits("g", 10.0, want)
             assert told is not None
             expected = schedule.take(want, 10.0, now)
             assert told.permits in {expected.permits, expected.permits + 1}, "time goes on meanwhile"
@@ -284,30 +284,30 @@ async def test_the_script_and_the_arithmetic_agree(url: str):
 
 async def test_without_redis_calls_are_made_and_circuits_open_all_the_same():
     async with (
-        worker(None, "one", breaker_failures=1) as (gateway, one),
+        worker(None, "one", breaker_failures=1) as (gateway, shared),
         Misbehaving(answering(500)) as server,
     ):
         await gateway.authenticate(account(server.url))
         assert isinstance(await gateway.authenticate(account(server.url)), Busy)
-        assert await one.permits("g", 10.0, 1) is None
+        assert await shared.permits("g", 10.0, 1) is None
 
 
-async def test_redis_that_goes_away_is_told_of_once_and_missed_by_nobody(url: str):
+async def test_a_lost_redis_is_logged_once_and_delays_no_call(url: str):
     async with (
         way_to(url) as way,
         Misbehaving(WELL) as server,
-        worker(way.url, "one", gateway_calls_per_second=1000.0, breaker_failures=1) as (gateway, one),
+        worker(way.url, "one", gateway_calls_per_second=1000.0, breaker_failures=1) as (gateway, shared),
     ):
         assert isinstance(await gateway.authenticate(account(server.url)), Done)
         with structlog.testing.capture_logs() as logs:
             await way.close()
-            await until(lambda: one.away)
+            await until(lambda: shared.away)
             server.answer = answering(500)
             await gateway.authenticate(account(server.url))
             assert isinstance(await gateway.authenticate(account(server.url)), Busy)
             await asyncio.sleep(1.2)
             await way.open()
-            await until(lambda: not one.away)
+            await until(lambda: not shared.away)
         told = [line["event"] for line in logs if line["event"].startswith("shared_gateway_state")]
         assert told == ["shared_gateway_state_away", "shared_gateway_state_back"]
 
@@ -316,14 +316,14 @@ async def test_redis_that_does_not_answer_holds_up_no_call(url: str):
     async with (
         way_to(url) as way,
         Misbehaving(WELL) as server,
-        worker(way.url, "one", gateway_calls_per_second=1000.0, breaker_failures=1) as (gateway, one),
+        worker(way.url, "one", gateway_calls_per_second=1000.0, breaker_failures=1) as (gateway, shared),
     ):
-        one.workers = 4
+        shared.workers = 4
         way.stuck = True
         # A permit is waited for a moment; then the process goes by its own part of the budget.
-        assert await one.permits("g", 10.0, 1) is None
+        assert await shared.permits("g", 10.0, 1) is None
         outcomes = [await gateway.authenticate(account(server.url)) for _ in range(20)]
-        assert {type(one) for one in outcomes} == {Done}
-        one.away = False
-        one.open_circuit("somewhere", 60.0)
-        await until(lambda: one.away)
+        assert {type(outcome) for outcome in outcomes} == {Done}
+        shared.away = False
+        shared.open_circuit("somewhere", 60.0)
+        await until(lambda: shared.away)

@@ -121,7 +121,7 @@ def test_a_lost_answer_is_unknown_and_the_lookup_finds_the_movement(gateway, ord
     assert (found.captured, found.reconciliations) == (3900, ("op-1",))
 
 
-def test_a_fence_that_says_no_moves_nothing(gateway, order):
+def test_a_lease_guard_that_refuses_moves_nothing(gateway, order):
     number = paid(gateway, order)["transactionId"]
     for name in ("capture", "refund", "release"):
         assert isinstance(called(gateway, name, number, lease_guard=lambda: False), NotSent)
@@ -129,7 +129,7 @@ def test_a_fence_that_says_no_moves_nothing(gateway, order):
     assert (row["movements"], row["heldMinor"]) == ([], 13900)
 
 
-def test_an_unknown_transaction_is_refused_and_wrong_credentials_are_told_apart(gateway):
+def test_an_unknown_transaction_is_refused_and_wrong_credentials_are_distinguished(gateway):
     assert called(gateway, "capture", "1") == Refused(200, "The gateway refused the request.", "10000002")
     assert isinstance(called(gateway, "release", "1", password="wrong"), Unauthorized)
 

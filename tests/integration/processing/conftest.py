@@ -28,7 +28,7 @@ def gateway_url() -> Iterator[str]:
 
 @pytest.fixture
 async def world(database_url: str, gateway_url: str) -> AsyncIterator[Scene]:
-    """A carrier in a hurry, in front of a sandbox whose callbacks reach nobody."""
-    async with scene(database_url, gateway_url) as one:
-        yield one
-        await one.control("DELETE", "faults")
+    """A processor with short pauses, in front of a sandbox whose callbacks are not received."""
+    async with scene(database_url, gateway_url) as started:
+        yield started
+        await started.control("DELETE", "faults")

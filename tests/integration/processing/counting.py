@@ -1,4 +1,4 @@
-"""The gateway's client, counting its calls by name, and noting when it looks payments up."""
+"""The gateway's client, counting its calls by name, and recording when it looks payments up."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the gateway's damaged, unreadable and odd answers come to: money behind them is found, or a person is
-told.
+"""What the gateway's damaged, unreadable and odd answers come to: money behind them is found, or attention is
+raised.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ async def test_money_behind_a_damaged_answer_completes_the_order(world: Scene, m
     assert (payment.flags, payment.raw_amounts) == (["answer_repaired"], None)
 
 
-async def test_an_answer_that_stays_unreadable_is_told_with_its_order_after_three_failures(
+async def test_an_answer_that_stays_unreadable_raises_attention_after_three_failures(
     world: Scene, monkeypatch
 ):
     checkout = await world.offered()
@@ -134,7 +134,7 @@ async def test_money_of_which_it_is_not_clear_what_it_is_is_not_returned_from_he
     row = await world.row(checkout)
     assert (row.state, row.attention) == (asked.state, asked.attention), "it is still asked"
     assert (await world.trail(checkout))[-1]["action"] == "command:refused"
-    # As told: given back over there, then looked up.
+    # As answered: given back at the gateway, then looked up.
     released = await world.http.post(
         f"{world.settings.gateway_url}/merchant/API/releaseReservation",
         data={"transaction_id": payment.transaction_id},

@@ -1,8 +1,8 @@
 """The dispatcher: no merchant's backlog is in another's way, nothing is left behind without a due time, and
 nothing is forgotten.
 
-The gateway answers nobody until the test lets it (`ClaimedCheckout`), so what is in flight and in which order
-things end is the test's own decision.
+The gateway answers no call until the test lets it (`ClaimedCheckout`), so what is in flight and in which
+order things end is the test's own decision.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class PaymentView(Gateway):
         return await super()._call(name, account, *arguments, **options)
 
 
-class Crowd:
-    """A scene with an admission for ten checkouts at once, nine of them for whoever comes first."""
+class Dispatching:
+    """A scene with a dispatcher for ten checkouts at once, nine of them for the first that come."""
 
     def __init__(self, world: Scene, gateway: PaymentView, admitted: Dispatcher) -> None:
         self.world, self.gateway, self.dispatcher = world, gateway, admitted
@@ -68,8 +68,8 @@ class Crowd:
                 await asyncio.sleep(0.01)
 
     async def until_through(self, *ids: UUID, state: str = "awaiting_payment") -> None:
-        for one in ids:
-            await self.world.until_state(one, state)
+        for checkout in ids:
+            await self.world.until_state(checkout, state)
 
     async def until_nothing_is_left_behind(self) -> None:
         """Wait for the round of the dispatcher that finds nothing more to claim."""
@@ -86,14 +86,14 @@ class Crowd:
 
 
 @asynccontextmanager
-async def crowd(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Crowd]:
+async def dispatching(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Dispatching]:
     tight = {"in_flight_limit": 10, "gateway_pool_size": 5, "hint_grace": 60.0, **changes}
     async with scene(database_url, gateway_url, **tight) as world, PaymentView(world.settings) as gateway:
         world.processor.context.gateway = gateway
         await world.merchants.everyone()
         admitted = Dispatcher(world.processor)
         try:
-            yield Crowd(world, gateway, admitted)
+            yield Dispatching(world, gateway, admitted)
         finally:
             for merchant in gateway.gates:
                 gateway.let_go(merchant)
@@ -101,12 +101,12 @@ async def crowd(database_url: str, gateway_url: str, **changes: object) -> Async
 
 
 @pytest.fixture
-async def few(database_url: str, gateway_url: str) -> AsyncIterator[Crowd]:
-    async with crowd(database_url, gateway_url) as one:
-        yield one
+async def few(database_url: str, gateway_url: str) -> AsyncIterator[Dispatching]:
+    async with dispatching(database_url, gateway_url) as started:
+        yield started
 
 
-async def test_with_room_for_all_everything_is_processed(few: Crowd):
+async def test_with_slots_for_all_everything_is_processed(few: Dispatching):
     ids = await few.orders(5)
     await few.dispatcher.admit(ids)
     await few.until_through(*ids)
@@ -115,7 +115,7 @@ async def test_with_room_for_all_everything_is_processed(few: Crowd):
     assert (few.dispatcher.fair_share.taken, few.dispatcher.overloaded) == (0, [])
 
 
-async def test_a_hint_is_answered_when_it_is_claimed_and_not_when_it_is_carried(few: Crowd):
+async def test_a_hint_is_answered_when_it_is_claimed_and_not_when_it_is_processed(few: Dispatching):
     few.gateway.hold("default")
     ids = await few.orders(3)
     async with asyncio.timeout(5):
@@ -123,7 +123,7 @@ async def test_a_hint_is_answered_when_it_is_claimed_and_not_when_it_is_carried(
     assert await few.leased() == {1: 3}
 
 
-async def test_a_burst_of_one_merchant_delays_nobody_else(few: Crowd):
+async def test_a_burst_of_one_merchant_delays_no_other_merchant(few: Dispatching):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default")
     burst = await few.orders(40)
@@ -141,7 +141,9 @@ async def test_a_burst_of_one_merchant_delays_nobody_else(few: Crowd):
     await few.until_nothing_is_left_behind()
 
 
-async def test_what_is_left_behind_is_processed_without_another_hint_the_longest_waiting_first(few: Crowd):
+async def test_what_is_left_behind_is_processed_without_another_hint_the_longest_waiting_first(
+    few: Dispatching,
+):
     few.gateway.hold("default")
     first = await few.orders(9)
     await few.dispatcher.admit(first)
@@ -166,7 +168,7 @@ async def test_what_is_left_behind_is_processed_without_another_hint_the_longest
     assert set(started[:9]) >= set(later[-3:]), "the longest waiting were in the first portion"
 
 
-async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Crowd):
+async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Dispatching):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default", "quiet")
     mine, theirs = await few.orders(30), await few.orders(30, quiet)
@@ -183,8 +185,8 @@ async def test_two_merchants_with_more_than_enough_come_to_have_the_same(few: Cr
     await few.until_through(*mine, *theirs)
 
 
-async def test_a_slow_gateway_holds_no_more_than_its_own_places(database_url: str, gateway_url: str):
-    async with crowd(database_url, gateway_url, in_flight_limit=100) as many:
+async def test_a_slow_gateway_holds_no_more_than_its_own_slots(database_url: str, gateway_url: str):
+    async with dispatching(database_url, gateway_url, in_flight_limit=100) as many:
         quiet = await many.world.second_merchant(gateway_url=gateway_url.replace("127.0.0.1", "localhost"))
         many.gateway.hold("default", "quiet")
         await many.dispatcher.admit(await many.orders(50))
@@ -192,7 +194,7 @@ async def test_a_slow_gateway_holds_no_more_than_its_own_places(database_url: st
         assert await many.leased() == {1: 9, quiet: 9}
 
 
-async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: Crowd):
+async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: Dispatching):
     few.gateway.hold("default")
     paid = await few.orders(3)
     await few.world.sql(
@@ -201,13 +203,13 @@ async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: 
     )
     burst = await few.orders(40)
     await few.dispatcher.admit(burst)
-    for one in paid:
-        await few.world.call_back(one)
+    for checkout in paid:
+        await few.world.call_back(checkout)
     await few.dispatcher.admit(paid, "callbacks")
     rows = await few.world.sql(
         "SELECT id FROM checkouts WHERE lease IS NOT NULL AND id = ANY(:ids)", ids=paid
     )
-    assert len(rows) == 1, "one got the reserve's place, and the others are remembered"
+    assert len(rows) == 1, "one order got the reserve's slot, and the others are deferred"
     # What comes free goes to them, since they have the fewest.
     few.gateway.let_go("default", 6)
     few.gateway.let_go("default")
@@ -215,7 +217,7 @@ async def test_callbacks_do_not_wait_behind_their_own_merchants_new_orders(few: 
     await few.until_through(*burst)
 
 
-async def test_a_wake_up_while_it_is_held_is_answered_at_once(few: Crowd):
+async def test_a_wake_up_while_it_is_held_is_answered_at_once(few: Dispatching):
     few.gateway.hold("default")
     (order,) = await few.orders(1)
     await few.dispatcher.admit([order])
@@ -226,7 +228,7 @@ async def test_a_wake_up_while_it_is_held_is_answered_at_once(few: Crowd):
             await asyncio.sleep(0.02)
 
 
-async def test_a_hint_by_both_ways_is_carried_once(few: Crowd):
+async def test_a_hint_by_both_ways_is_processed_once(few: Dispatching):
     few.gateway.hold("default")
     (order,) = await few.orders(1)
     await asyncio.gather(
@@ -237,7 +239,7 @@ async def test_a_hint_by_both_ways_is_carried_once(few: Crowd):
     assert (await few.world.row(order)).claims == 1
 
 
-async def test_with_no_room_at_all_a_hint_waits_and_is_claimed_when_there_is(few: Crowd):
+async def test_with_no_free_slot_a_hint_waits_and_is_claimed_when_a_slot_is_free(few: Dispatching):
     quiet, third = await few.world.second_merchant(), await few.world.second_merchant("third")
     few.gateway.hold("default", "quiet", "third")
     await few.dispatcher.admit(await few.orders(9))
@@ -253,21 +255,21 @@ async def test_with_no_room_at_all_a_hint_waits_and_is_claimed_when_there_is(few
 
 async def test_a_hint_waits_no_longer_than_a_lease(database_url: str, gateway_url: str):
     brief = {"lease_seconds": 1.0, "gateway_total_timeout": 0.3, "in_flight_limit": 1, "gateway_pool_size": 1}
-    async with crowd(database_url, gateway_url, **brief) as one:
-        one.gateway.hold("default")
-        first, second = await one.orders(2)
-        await one.dispatcher.admit([first])
+    async with dispatching(database_url, gateway_url, **brief) as started:
+        started.gateway.hold("default")
+        first, second = await started.orders(2)
+        await started.dispatcher.admit([first])
         with structlog.testing.capture_logs() as logs:
-            await one.dispatcher.admit([second])
+            await started.dispatcher.admit([second])
         assert [line["event"] for line in logs] == ["in_flight_limit_reached"]
-        # It is taken up no more: its due time stands.
-        one.gateway.let_go("default")
-        await one.until_leased()
-        row = await one.world.row(second)
+        # It is claimed no more: its due time stays.
+        started.gateway.let_go("default")
+        await started.until_leased()
+        row = await started.world.row(second)
         assert (row.claims, row.hinted) == (0, True)
 
 
-async def test_while_the_event_loop_has_work_enough_only_newcomers_are_claimed(few: Crowd, monkeypatch):
+async def test_while_the_event_loop_has_work_enough_only_newcomers_are_claimed(few: Dispatching, monkeypatch):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default")
     await few.dispatcher.admit(await few.orders(2))
@@ -283,23 +285,23 @@ async def test_while_the_event_loop_has_work_enough_only_newcomers_are_claimed(f
     await few.until_through(*more)
 
 
-async def test_more_than_one_claim_takes_is_claimed_in_several(
+async def test_checkouts_beyond_the_size_of_one_claim_are_claimed_in_several_claims(
     database_url: str, gateway_url: str, monkeypatch
 ):
     monkeypatch.setattr(dispatcher, "MOST", 4)
     roomy = {"in_flight_limit": 100, "gateway_pool_size": 50}
-    async with crowd(database_url, gateway_url, **roomy) as many:
+    async with dispatching(database_url, gateway_url, **roomy) as many:
         many.gateway.hold("default")
         ids = await many.orders(22)
-        await asyncio.gather(*(many.dispatcher.admit([one]) for one in ids[:10]))
+        await asyncio.gather(*(many.dispatcher.admit([checkout]) for checkout in ids[:10]))
         assert await many.leased() == {1: 10}
-        # Where something was left behind, a claim takes what has waited longest, four at a time.
-        many.dispatcher._behind[dispatcher.FlowKey(1, "checkouts")] = {}
+        # Where checkouts were deferred, a claim takes those that have waited longest, four at a time.
+        many.dispatcher._deferred[dispatcher.FlowKey(1, "checkouts")] = {}
         await many.dispatcher.admit(ids[10:11])
         await many.until_leased(m1=22)
 
 
-async def test_a_merchant_that_is_not_known_yet_has_its_share_too(few: Crowd):
+async def test_a_merchant_that_is_not_known_yet_has_its_share_too(few: Dispatching):
     few.world.merchants._read_at = float("-inf")
     ids = await few.orders(2)
     await few.dispatcher.admit(ids)
@@ -329,17 +331,17 @@ def breaking(monkeypatch, error: Exception) -> None:
         (TimeoutError(), "claim_failed"),
     ],
 )
-async def test_a_claim_that_fails_is_told_by_a_value_and_the_dispatcher_goes_on(
-    few: Crowd, monkeypatch, error, event
+async def test_a_claim_that_fails_is_reported_by_a_value_and_the_dispatcher_goes_on(
+    few: Dispatching, monkeypatch, error, event
 ):
     ids = await few.orders(3)
     breaking(monkeypatch, error)
     with structlog.testing.capture_logs() as logs:
-        answered = await asyncio.gather(*(few.dispatcher.admit([one]) for one in ids))
+        answered = await asyncio.gather(*(few.dispatcher.admit([checkout]) for checkout in ids))
     assert not any(answered)
     assert [line["event"] for line in logs] == [event]
     rounds = few.dispatcher.rounds
-    assert all(await asyncio.gather(*(few.dispatcher.admit([one]) for one in ids)))
+    assert all(await asyncio.gather(*(few.dispatcher.admit([checkout]) for checkout in ids)))
     assert few.dispatcher.rounds > rounds
     assert (few.dispatcher.ended, few.dispatcher.waiting) == (False, 0)
     await few.until_through(*ids)
@@ -349,15 +351,15 @@ async def all_refused(*_: Any) -> Any:
     raise OperationalError("UPDATE", {}, Exception("gone"))
 
 
-async def until_rounds(few: Crowd, more: int) -> None:
+async def until_rounds(few: Dispatching, more: int) -> None:
     rounds = few.dispatcher.rounds
     async with asyncio.timeout(10):
-        while few.dispatcher.rounds < rounds + more:  # noqa: ASYNC110 - nobody tells us
+        while few.dispatcher.rounds < rounds + more:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def test_claims_that_fail_are_told_of_until_they_work_again_though_nobody_hints(
-    few: Crowd, monkeypatch
+async def test_failing_claims_are_reported_until_they_work_again_without_any_hint(
+    few: Dispatching, monkeypatch
 ):
     monkeypatch.setattr(dispatcher, "AGAIN", 0.02)
     real = claims._claim
@@ -369,12 +371,12 @@ async def test_claims_that_fail_are_told_of_until_they_work_again_though_nobody_
     assert [line["event"] for line in logs] == ["claim_failed"], "it is logged once, and not at every try"
     monkeypatch.setattr(claims, "_claim", real)
     async with asyncio.timeout(10):
-        while few.dispatcher.failure is not None:  # noqa: ASYNC110 - nobody tells us
+        while few.dispatcher.failure is not None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def test_claims_that_fail_for_some_alone_are_told_of_until_these_had_time_to_be_hinted_at_again(
-    few: Crowd, monkeypatch
+async def test_claims_that_fail_for_some_checkouts_are_reported_until_these_had_time_for_another_hint(
+    few: Dispatching, monkeypatch
 ):
     monkeypatch.setattr(dispatcher, "AGAIN", 0.02)
     breaking(monkeypatch, ValueError("a mistake of ours"))
@@ -383,11 +385,11 @@ async def test_claims_that_fail_for_some_alone_are_told_of_until_these_had_time_
     assert few.dispatcher.failure == "ValueError, see the log of the worker"
     monkeypatch.setattr(dispatcher, "FAILURE_STANDS", 0.0)
     async with asyncio.timeout(10):
-        while few.dispatcher.failure is not None:  # noqa: ASYNC110 - nobody tells us
+        while few.dispatcher.failure is not None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.01)
 
 
-async def test_a_claim_that_works_ends_the_failure_at_once(few: Crowd, monkeypatch):
+async def test_a_claim_that_works_ends_the_failure_at_once(few: Dispatching, monkeypatch):
     breaking(monkeypatch, ValueError("a mistake of ours"))
     (order,) = await few.orders(1)
     assert not await few.dispatcher.admit([order])
@@ -400,8 +402,8 @@ async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
     database_url: str, gateway_url: str, monkeypatch
 ):
     brief = {"lease_seconds": 1.0, "gateway_total_timeout": 0.3}
-    async with crowd(database_url, gateway_url, **brief) as one:
-        (order,) = await one.orders(1)
+    async with dispatching(database_url, gateway_url, **brief) as started:
+        (order,) = await started.orders(1)
         real = claims._claim
 
         async def hangs(*_: Any) -> Any:
@@ -410,21 +412,23 @@ async def test_a_claim_that_takes_longer_than_its_lease_is_given_up(
 
         monkeypatch.setattr(claims, "_claim", hangs)
         async with asyncio.timeout(10):
-            assert not await one.dispatcher.admit([order])
-            while not await one.dispatcher.admit([order]):
+            assert not await started.dispatcher.admit([order])
+            while not await started.dispatcher.admit([order]):
                 pass
-        await one.until_through(order)
+        await started.until_through(order)
 
 
 @pytest.mark.parametrize(
     "error", [OperationalError("UPDATE", {}, Exception("gone")), ValueError("a mistake of ours")]
 )
-async def test_a_renewal_of_leases_that_fails_is_told_of_and_tried_again_before_they_are_over(
+async def test_a_renewal_of_leases_that_fails_is_logged_and_tried_again_before_they_end(
     database_url: str, gateway_url: str, monkeypatch, error
 ):
-    async with crowd(database_url, gateway_url, lease_seconds=8.0, gateway_total_timeout=2.0) as one:
-        ids = await one.orders(2)
-        one.gateway.hold("default")
+    async with dispatching(
+        database_url, gateway_url, lease_seconds=8.0, gateway_total_timeout=2.0
+    ) as started:
+        ids = await started.orders(2)
+        started.gateway.hold("default")
         real, renewed = dispatcher.renew, asyncio.Event()
 
         async def renews(*arguments: Any, **options: Any) -> None:
@@ -438,27 +442,25 @@ async def test_a_renewal_of_leases_that_fails_is_told_of_and_tried_again_before_
         monkeypatch.setattr(dispatcher, "renew", fails_once)
         held = "SELECT id, lease, leased_until FROM checkouts ORDER BY id"
         with structlog.testing.capture_logs() as logs:
-            await one.dispatcher.admit(ids)
-            before = await one.world.sql(held)
+            await started.dispatcher.admit(ids)
+            before = await started.world.sql(held)
             async with asyncio.timeout(30):
                 await renewed.wait()
         (line,) = [line for line in logs if line["event"] == "leases_not_renewed"]
         assert (line["leases"], line["error"], line["log_level"]) == (2, type(error).__name__, "warning")
-        after = await one.world.sql(held)
+        after = await started.world.sql(held)
         assert [(row.id, row.lease) for row in after] == [(row.id, row.lease) for row in before]
         assert all(new.leased_until > old.leased_until for new, old in zip(after, before, strict=True))
-        one.gateway.let_go("default")
-        await one.until_through(*ids)
-        versions = await one.world.sql("SELECT version, claims FROM checkouts")
+        started.gateway.let_go("default")
+        await started.until_through(*ids)
+        versions = await started.world.sql("SELECT version, claims FROM checkouts")
         assert [tuple(row) for row in versions] == [(5, 0)] * 2, (
             "each step was taken once, by its first holder"
         )
 
 
-async def test_how_long_the_dispatcher_has_been_at_one_round_is_seen_while_it_takes_nothing_up(
-    few: Crowd, monkeypatch
-):
-    """By these health tells a dispatcher that hangs from one that has nothing to do."""
+async def test_the_age_of_a_round_is_shown_while_the_dispatcher_claims_nothing(few: Dispatching, monkeypatch):
+    """By these health distinguishes a dispatcher that hangs from an idle dispatcher."""
     ids = await few.orders(2)
     loop, real = asyncio.get_running_loop(), claims._claim
     hanging, goes_on = asyncio.Event(), asyncio.Event()
@@ -485,7 +487,7 @@ async def test_how_long_the_dispatcher_has_been_at_one_round_is_seen_while_it_ta
     await few.until_through(*ids)
 
 
-async def test_a_dispatcher_that_ends_is_told_of(few: Crowd):
+async def test_a_dispatcher_that_ends_is_reported(few: Dispatching):
     with structlog.testing.capture_logs() as logs:
         few.dispatcher._runner.cancel()
         await asyncio.gather(few.dispatcher._runner, return_exceptions=True)
@@ -498,7 +500,7 @@ async def test_a_dispatcher_that_ends_is_told_of(few: Crowd):
     await waiting
 
 
-async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: Crowd, monkeypatch):
+async def test_deferred_checkouts_are_searched_again_when_a_claim_broke(few: Dispatching, monkeypatch):
     monkeypatch.setattr(dispatcher, "AGAIN", 0.05)
     few.gateway.hold("default")
     burst = await few.orders(12)
@@ -510,7 +512,7 @@ async def test_what_was_left_behind_is_looked_for_again_when_a_claim_broke(few: 
     assert "claim_broke" in [line["event"] for line in logs]
 
 
-async def test_a_shutdown_lets_every_hint_go_and_gives_every_lease_back(few: Crowd):
+async def test_a_shutdown_lets_every_hint_go_and_gives_every_lease_back(few: Dispatching):
     quiet = await few.world.second_merchant()
     few.gateway.hold("default", "quiet")
     await few.dispatcher.admit(await few.orders(9))

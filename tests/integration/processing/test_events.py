@@ -1,5 +1,5 @@
-"""What a merchant is told over a whole lifecycle: every event is one, in order, without a gap, and its totals
-are the books.
+"""The events of a whole lifecycle: every event is valid, in order, without a gap, and its
+totals are the books.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ async def told(world: Scene, checkout) -> list[dict]:
     return [documents(row)["full"] for row in rows]
 
 
-async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene):
+async def test_a_whole_lifecycle_has_its_events_in_order_and_without_a_gap(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout, card=DECLINED_CARD)
     await world.call_back(checkout, kind="failure", body=b"status=failed&error_message=Card+Declined")
@@ -49,7 +49,7 @@ async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene
     await until_settled(world, checkout)
 
     events = await told(world, checkout)
-    assert [one["type"] for one in events] == [
+    assert [event["type"] for event in events] == [
         "checkout.ready",
         "checkout.attempt_declined",
         "checkout.attempt_declined",
@@ -63,10 +63,10 @@ async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene
         "checkout.attention",
         "checkout.attention_resolved",
     ]
-    data = [one["data"] for one in events]
-    assert [one.get("reason") for one in data[1:3]] == ["Card Declined", "Not enough money"]
+    data = [event["data"] for event in events]
+    assert [details.get("reason") for details in data[1:3]] == ["Card Declined", "Not enough money"]
     assert data[1]["transactionIds"] != data[2]["transactionIds"]
-    assert [one["paymentStatus"] for one in data] == [
+    assert [details["paymentStatus"] for details in data] == [
         "unpaid",
         "unpaid",
         "unpaid",
@@ -82,9 +82,9 @@ async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene
     ]
     assert data[5]["operation"] == "capture"
     assert data[5]["details"]["reason"].startswith("only 99.00 DKK are left")
-    assert [one["cause"] for one in data[4:9:4]] == ["asked", "gateway"]
+    assert [details["cause"] for details in data[4:9:4]] == ["asked", "gateway"]
     assert data[10]["attention"] == data[11]["attention"] == "charged_back"
-    assert len({one["traceparent"].split("-")[1] for one in events}) == 1
+    assert len({event["traceparent"].split("-")[1] for event in events}) == 1
     row = await world.row(checkout)
     assert data[-1]["money"] == {
         name: value / 100
@@ -100,11 +100,11 @@ async def test_a_whole_lifecycle_is_told_in_order_and_without_a_gap(world: Scene
         ("payment.refunded", row.refunded),
         ("payment.chargeback", row.charged_back),
     ):
-        changes = [one["data"]["change"]["value"] for one in events if one["type"] == kind]
+        changes = [event["data"]["change"]["value"] for event in events if event["type"] == kind]
         assert round(100 * sum(changes)) == total, (kind, changes)
 
 
-async def test_money_that_the_gateway_captures_by_itself_is_told_with_the_completion(world: Scene):
+async def test_money_that_the_gateway_captures_by_itself_has_an_event_with_the_completion(world: Scene):
     checkout = await world.offered(capture=True)
     await world.pay(checkout)
     await world.processed_until(checkout, "completed")
@@ -118,20 +118,20 @@ async def test_money_that_the_gateway_captures_by_itself_is_told_with_the_comple
     assert completed["data"]["transactionIds"] == [captured["data"]["transactionId"]]
 
 
-async def test_a_declined_attempt_whose_callback_was_lost_is_told_once_by_looking(world: Scene):
+async def test_a_declined_attempt_whose_callback_was_lost_is_reported_once_by_a_lookup(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout, card=DECLINED_CARD)
     await world.process(checkout)
     await world.process(checkout)
     await world.call_back(checkout, kind="failure", body=b"status=failed&error_message=Card+Declined")
     await world.process(checkout)
-    assert Counter(one["type"] for one in await told(world, checkout)) == {
+    assert Counter(event["type"] for event in await told(world, checkout)) == {
         "checkout.ready": 1,
         "checkout.attempt_declined": 1,
     }
 
 
-async def test_an_attempt_that_names_no_checkout_is_told_where_a_callback_names_it_and_nowhere_twice(
+async def test_an_attempt_that_names_no_checkout_is_reported_once_where_a_callback_names_it(
     world: Scene,
 ):
     """It has the order number alone; its row belongs to the checkout that saw it first, so another would see
@@ -165,7 +165,7 @@ async def test_the_text_of_a_callback_that_proves_nothing_reaches_no_shopper(wor
     assert (declined["type"], declined["data"]["reason"]) == ("checkout.attempt_declined", None)
 
 
-async def test_every_raised_attention_is_told_and_so_is_its_end(world: Scene):
+async def test_every_raised_attention_has_an_event_and_so_has_its_end(world: Scene):
     """Also where the same write ends the checkout, and where a person has it tried again."""
     checkout = await world.offered()
     await world.sql(
@@ -173,11 +173,11 @@ async def test_every_raised_attention_is_told_and_so_is_its_end(world: Scene):
         id=checkout,
     )
     assert (await world.asked(checkout, "retry")).code.startswith("done")
-    kinds = [one["type"] for one in await told(world, checkout)]
+    kinds = [event["type"] for event in await told(world, checkout)]
     assert kinds == ["checkout.ready", "checkout.attention_resolved"]
 
 
-async def test_an_order_that_ends_without_money_is_told_with_its_code(world: Scene):
+async def test_an_order_that_ends_without_money_has_an_event_with_its_code(world: Scene):
     checkout = await world.accept(expiresIn=1)
     await world.sql("UPDATE checkouts SET session_count = 4, state = 'received' WHERE id = :id", id=checkout)
     await world.processed_until(checkout, "failed")

@@ -39,7 +39,7 @@ WAKE = "UPDATE checkouts SET wake = wake + 1, due_at = clock() WHERE id = :id"
 
 
 async def processed(world: Scene, checkout) -> list[dict]:
-    """Wake a checkout and carry it; return what was logged as a matter of security."""
+    """Wake a checkout and process it; return what was logged as a matter of security."""
     await world.sql(WAKE, id=checkout)
     with capture_logs() as lines:
         await world.process(checkout)
@@ -48,7 +48,11 @@ async def processed(world: Scene, checkout) -> list[dict]:
 
 
 async def moved(world: Scene, checkout) -> list[tuple[str, int]]:
-    return [one for one in await world.movements(checkout) if one[0] in {"captured", "refunded", "released"}]
+    return [
+        movement
+        for movement in await world.movements(checkout)
+        if movement[0] in {"captured", "refunded", "released"}
+    ]
 
 
 @pytest.mark.parametrize("mac", [None, b"", b"0" * 16, b"0" * 64])
@@ -81,7 +85,7 @@ async def test_an_inserted_command_moves_nothing(world: Scene, kind, arguments, 
     )
     assert await world.operations(checkout) == []
     assert await moved(world, checkout) == []
-    entry = next(one for one in await world.trail(checkout) if one["action"] == "command:refused")
+    entry = next(entry for entry in await world.trail(checkout) if entry["action"] == "command:refused")
     assert (entry["actor"], entry["evidence"]["authentic"]) == ("system:orchestrator", False)
     await world.agree(checkout)
 
@@ -206,7 +210,7 @@ async def test_policies_that_move_money_are_not_followed_from_a_row_that_is_not_
     assert (read.policies.surplus, read.policies.capture, read.policies.late) == ("ask", "manual", "ask")
     assert read.policies.lookups_per_minute == policies.get("lookups_per_minute", 77)
     assert [line["event"] for line in lines if line.get("security")] == ["policies_not_authentic"]
-    # Whoever changes another policy does not sign these.
+    # A change of another policy does not sign these.
     await world.policy(unknown_order="keep")
     read = await world.merchants.get(1)
     assert (read.policies.surplus, read.policies.unknown_order) == ("ask", "keep")

@@ -1,6 +1,7 @@
-"""One hostile gateway beside another merchant's: whatever it answers, the other's lookups take no longer.
+"""One hostile gateway beside another merchant's: whatever it answers, the other merchant's lookups take no
+longer.
 
-Two merchants at two gateways in one process, as in a worker. The hostile one is asked as often whether it
+Two merchants at two gateways in one process, as in a worker. The hostile gateway is asked as often whether it
 answers well or not, and its breaker is off, since its circuit would soon be open: what is compared is how its
 answers are read, and nothing else.
 """
@@ -35,7 +36,7 @@ TURN = 1.5
 LEAST, MOST = 10, 30
 """Turns of each kind: as many as at least are measured, and as many as a noisy machine is given."""
 ASKED, BESIDE = 40.0, 8.0
-"""Lookups a second at the merchant that is measured, and at the hostile one's."""
+"""Lookups a second at the merchant that is measured, and at the hostile gateway's."""
 BOUND = 1.5
 FLOOR = 0.003
 """Seconds by which the slowest lookups may differ whatever their ratio is: that is noise."""
@@ -48,7 +49,7 @@ def anyio_backend():
 
 @pytest.fixture
 def _settled() -> Iterator[None]:
-    """Have the garbage collector set up as in a worker, and give the next test what this one found."""
+    """Have the garbage collector set up as in a worker, and restore it for the next test."""
     found = gc.get_threshold()
     gc_tuning.settle()
     yield
@@ -68,13 +69,13 @@ def gateway(*, nice: int) -> Iterator[str]:
             process.kill()
 
 
-async def look(world: Scene, checkouts: Sequence[UUID], *, per_second: float) -> list[float]:
-    """Have checkouts looked at in turn for one turn, on a schedule; return how long each step took, in
+async def lookups(world: Scene, checkouts: Sequence[UUID], *, per_second: float) -> list[float]:
+    """Have checkouts looked up in turn for one turn, on a schedule; return how long each step took, in
     seconds.
     """
     loop, took, busy = asyncio.get_running_loop(), [], set()
 
-    async def one(checkout: UUID) -> None:
+    async def process_once(checkout: UUID) -> None:
         began = time.perf_counter()
         await world.process(checkout)
         took.append(time.perf_counter() - began)
@@ -87,14 +88,14 @@ async def look(world: Scene, checkouts: Sequence[UUID], *, per_second: float) ->
             free = next((checkout for checkout in checkouts if checkout not in busy), None)
             if free is not None:
                 busy.add(free)
-                group.create_task(one(free))
+                group.create_task(process_once(free))
     return took
 
 
 async def turn(world: Scene, quiet: Sequence[UUID], beside: Sequence[UUID]) -> float:
     """Return the 99th percentile of the measured merchant's steps, in seconds."""
     took, _ = await asyncio.gather(
-        look(world, quiet, per_second=ASKED), look(world, beside, per_second=BESIDE)
+        lookups(world, quiet, per_second=ASKED), lookups(world, beside, per_second=BESIDE)
     )
     return quantiles(took, n=100, method="inclusive")[-1]
 
@@ -128,7 +129,7 @@ async def test_a_hostile_gateway_makes_no_other_merchants_lookups_slower(capsys,
     with capsys.disabled():
         print(
             f"\nthe other merchant's steps, 99th percentile: {before * 1000:.1f} ms beside a gateway that answers well, "
-            f"{after * 1000:.1f} ms beside a hostile one: × {after / before:.2f} (medians of {len(spent['mixed'])} turns each)"
+            f"{after * 1000:.1f} ms beside a hostile gateway: × {after / before:.2f} (medians of {len(spent['mixed'])} turns each)"
         )
     assert failed[0].n > 0, "its answers came, and were of no use"
     assert holds, spent

@@ -1,4 +1,4 @@
-"""What holds when a holder dies, is too slow, is stopped, or meets what nobody foresaw."""
+"""What holds when a holder dies, is too slow, is stopped, or meets an unexpected fault."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_wake_up_under_our_lease_is_reported_and_sets_it_due_now(world: 
     assert await carrying == [checkout]
     assert (await world.row(checkout)).due_in.total_seconds() <= 0
     assert await world.take(checkout) == []
-    assert "callback_arrived" in [one["trigger"] for one in await world.trail(checkout)]
+    assert "callback_arrived" in [entry["trigger"] for entry in await world.trail(checkout)]
 
 
 async def test_stopping_gives_the_lease_back_between_two_steps(world: Scene, monkeypatch):
@@ -82,7 +82,7 @@ async def test_no_step_is_begun_where_next_to_nothing_of_the_lease_is_left(
     async with scene(database_url, gateway_url, **short) as world:
         checkout = await world.accept()
         await world.control("PUT", "faults", {"latencyMs": {"all": 1000}})
-        # Whoever had it in hand before has used up some of it, and no one renews it here.
+        # The old holder has used up some of it, and it is not renewed here.
         await world.processor.process(await claim(world.db, [checkout], lease_seconds=2.6))
         await world.control("DELETE", "faults")
         row = await world.row(checkout)
@@ -102,7 +102,7 @@ async def test_a_lease_is_renewed_while_a_step_takes_longer_than_it(database_url
             lease = (await world.row(checkout)).lease
             await asyncio.sleep(2.0)
             await world.sql("UPDATE checkouts SET hinted = true WHERE id = :id", id=checkout)
-            assert await claim(world.db, [checkout], lease_seconds=1) == [], "no one else may take it"
+            assert await claim(world.db, [checkout], lease_seconds=1) == [], "no other worker may claim it"
             row = await world.row(checkout)
             assert row.lease == lease
             assert row.due_in.total_seconds() > 0
@@ -129,7 +129,7 @@ async def test_a_lease_is_not_renewed_for_ever(database_url: str, gateway_url: s
             await dispatcher.close()
 
 
-async def test_a_lease_that_another_took_is_renewed_by_no_one_else(world: Scene):
+async def test_a_lease_that_another_worker_took_is_not_renewed_by_the_old_holder(world: Scene):
     checkout = await world.accept()
     (first,) = await claim(world.db, [checkout], lease_seconds=60)
     await world.sql(
@@ -147,7 +147,7 @@ async def test_a_lease_that_another_took_is_renewed_by_no_one_else(world: Scene)
     assert second.lease_left() > 25, "a renewal shortens nothing"
 
 
-async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world: Scene):
+async def test_an_order_whose_workers_are_killed_again_and_again_needs_a_decision(world: Scene):
     checkout = await world.accept()
     await world.sql("UPDATE checkouts SET claims = 50 WHERE id = :id", id=checkout)
     await world.process(checkout)
@@ -156,7 +156,7 @@ async def test_an_order_whose_holders_keep_dying_is_set_aside_for_a_person(world
     assert row.due_in.total_seconds() > 3000
 
 
-async def test_an_order_whose_data_cannot_be_opened_keeps_a_due_time_and_tells_a_person(world: Scene):
+async def test_an_order_whose_data_cannot_be_decrypted_keeps_a_due_time_and_raises_attention(world: Scene):
     broken, well = await world.accept(), await world.accept()
     await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=broken)
     await world.process(broken, well)
@@ -198,7 +198,7 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_tim
         row = None
         async with asyncio.timeout(30):
             while row is None:
-                # A pooler rests for a quarter of a minute before it asks a server again that has refused it.
+                # A pooler waits a quarter of a minute before it tries a server again that has refused it.
                 with suppress(DBAPIError):
                     row = await world.row(checkout)
                 await asyncio.sleep(0.1)
@@ -207,18 +207,18 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_tim
             "UPDATE checkouts SET leased_until = clock(), due_at = clock() WHERE id = :id", id=checkout
         )
         await world.plan(checkout)
-    # Another worker, with the usual patience: a slow first write of the impatient one would be left to its
-    # due time again.
+    # Another worker, with the usual timeout: a slow first write of the worker with the short timeout would be
+    # left to its due time again.
     async with scene(database_url, gateway_url) as other:
         await other.processed_until(checkout, "awaiting_payment")
 
 
-async def test_postgres_refusing_a_read_leaves_the_order_to_its_due_time_and_bothers_nobody(
+async def test_a_read_that_postgres_refuses_leaves_the_order_to_its_due_time_and_raises_no_attention(
     database_url: str, gateway_url: str
 ):
     async with scene(database_url, gateway_url) as world:
         checkout = await world.accept()
-        # The merchants' table is locked, and the statement that wants to read it is cancelled as a time-out
+        # The merchants' table is locked, and the statement that reads it is cancelled as a time-out
         # would.
         with psycopg.connect(direct(database_url)) as other:
             other.execute("LOCK TABLE merchants IN ACCESS EXCLUSIVE MODE")

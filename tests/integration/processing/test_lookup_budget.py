@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 DAY = 86_400
 STEP = 3
-"""Simulated seconds from one round to the next, at least; `budget.BEHIND` makes up for so many."""
+"""Simulated seconds from one round to the next, at least; `budget.BEHIND` allows for so many."""
 QUIET_LOOKUPS = 6
 """What a checkout begins with (`schedule.quiet_lookups`) where the first lookup comes after 120 s, and the
 next would after 2 s."""
@@ -44,7 +44,7 @@ async def a_day(world: Scene, orders: int, *, lookups_per_minute: int) -> tuple[
         while gateway.skipped < DAY:
             due = await lifecycle.due(world.db, most=1000)
             if due:
-                await world.take(*(one.id for one in due))
+                await world.take(*(row.id for row in due))
                 continue
             (row,) = await world.sql(
                 "SELECT extract(epoch FROM min(due_at) - clock())::float8 AS left FROM checkouts WHERE due_at IS NOT NULL"
@@ -83,7 +83,7 @@ async def check(capsys, database_url: str, gateway: str, orders: int, *, lookups
         assert calls["find_payments"] / orders <= 12
 
 
-async def test_a_crowd_that_leaves_without_paying_is_looked_at_within_the_budget(
+async def test_abandoned_checkouts_of_a_burst_are_looked_up_within_the_budget(
     capsys, database_url: str, gateway_url: str
 ):
     await check(capsys, database_url, gateway_url, 60, lookups_per_minute=6)
@@ -97,7 +97,7 @@ async def test_ten_thousand_abandoned_checkouts_cost_a_day_within_the_budget(
 
 
 @pytest.mark.parametrize("refused", [False, True])
-async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_that_has_run_out(
+async def test_a_lookup_that_waits_for_its_slot_leaves_no_shopper_with_an_expired_token(
     world: Scene, *, refused: bool
 ):
     await world.policy(lookups_per_minute=1)
@@ -116,7 +116,7 @@ async def test_a_look_that_waits_for_its_place_leaves_no_shopper_with_a_token_th
 # ── What is made in a minute ──────────────────────────────────────────────────────────────────────────────
 
 
-async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_budget(
+async def test_workers_that_were_away_make_no_more_lookups_in_a_minute_than_the_budget(
     database_url: str, gateway_url: str
 ):
     async with scene(
@@ -134,18 +134,18 @@ async def test_workers_that_were_away_make_no_more_looks_in_a_minute_than_the_bu
             (row,) = await world.sql("SELECT count(*) AS slot_reserved FROM checkouts WHERE slot_reserved")
             assert row.slot_reserved > 70
             gateway.lookups.clear()
-            # All places pass while nobody is there to take them.
+            # All slots pass while no worker takes them.
             gateway.skipped += 600
             await world.later(seconds=600)
             for _ in range(100):
                 due = await lifecycle.due(world.db, most=1000)
-                await world.take(*(one.id for one in due))
+                await world.take(*(row.id for row in due))
                 gateway.skipped += 3
                 await world.later(seconds=3)
             rows = await world.sql(
                 "SELECT count(*) AS seen FROM checkouts WHERE lookups > :quiet", quiet=QUIET_LOOKUPS
             )
-        assert rows[0].seen == 80, "each was looked at"
+        assert rows[0].seen == 80, "each was looked up"
         assert fullest(gateway.lookups) <= 30
 
 
@@ -154,7 +154,7 @@ async def taken(world: Scene, *, asked: int = 0, with_slot: int = 0, quiet: int 
     return [round(wait) for wait in (await lookup_budget.take(world.db, [demand]))[1].waits(demand)]
 
 
-async def test_a_place_once_given_is_kept_and_one_that_passed_is_given_anew_behind_the_queue(world: Scene):
+async def test_a_reserved_slot_is_kept_and_a_passed_slot_is_reserved_again_behind_the_queue(world: Scene):
     at_once = int(lookup_budget.AT_ONCE)
     assert await taken(world, quiet=10) == [*range(10)], "the first go now, the others wait"
     await world.later(seconds=at_once + 2)
@@ -178,7 +178,7 @@ async def test_the_budget_as_it_stands_counts_whatever_a_worker_believes_of_it(w
         assert await taken(world, quiet=3) == waits, wrong
 
 
-async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_a_quarter(world: Scene):
+async def test_requested_lookups_push_the_others_back_but_leave_them_a_quarter(world: Scene):
     assert await taken(world, quiet=1) == [0]
     await world.later(seconds=100)
     assert await taken(world, asked=10, quiet=1) == [10]
@@ -186,7 +186,7 @@ async def test_looks_that_somebody_asks_for_push_the_others_back_but_leave_them_
     assert await taken(world, asked=1000, quiet=1) == [75]
 
 
-# ── Who comes first, and what is told of the others ───────────────────────────────────────────────────────
+# ── What comes first, and how the others are reported ────────────────────────────────────────────────────
 
 
 async def due_in_order(world: Scene) -> list[object]:
@@ -198,7 +198,7 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
     await world.policy(lookups_per_minute=6)
     quiet = [await world.offered() for _ in range(4)]
     await world.process(*quiet)
-    assert len(await due_in_order(world)) == 3, "one at once, the others in their turn"
+    assert len(await due_in_order(world)) == 3, "the first at once, the others in their turn"
     back = await world.offered()
     # What came with the shopper was read, and the gateway did not confirm it yet.
     await world.sql("UPDATE checkouts SET wake = 1 WHERE id = :id", id=back)
@@ -206,8 +206,8 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
     await world.process(back)
     row = await world.row(back)
     assert not row.slot_reserved
-    assert row.lookups > lookups, "it was looked at"
-    # Much later no one waits at the shop's page any more.
+    assert row.lookups > lookups, "it was looked up"
+    # Much later no shopper waits at the shop's page any more.
     await world.sql(
         "UPDATE checkouts SET offered_at = offered_at - interval '1 hour' WHERE id = :id", id=back
     )
@@ -215,7 +215,7 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
     assert (await due_in_order(world))[-1] == back
 
 
-async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
+async def test_lookups_take_their_slots_by_what_may_be_lost(world: Scene):
     await world.policy(lookups_per_minute=6)
     names = ("ended", "looked at", "young", "small", "great", "old", "first")
     known = {name: await world.offered() for name in names}
@@ -233,11 +233,11 @@ async def test_lookups_take_their_places_by_what_may_be_lost(world: Scene):
     )
     await world.process(*known.values())
     names_of = {checkout: name for name, checkout in known.items()}
-    order = [names_of[one] for one in await due_in_order(world)]
+    order = [names_of[checkout] for checkout in await due_in_order(world)]
     assert order == ["old", "great", "small", "young", "looked at", "ended"], "and the first went at once"
 
 
-async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world: Scene, capsys):
+async def test_the_queue_of_lookups_is_reported_with_its_length_and_its_age(world: Scene, capsys):
     await world.offered()
     assert await lookup_budget.queues(world.db) == []
     await world.policy(lookups_per_minute=6)
@@ -253,7 +253,7 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     await doctor._lookups(world.db, report)
     said = capsys.readouterr().out
     assert report.problems == 1
-    assert f"{queue.waiting} lookups of merchant default wait for their turn" in said
+    assert f"{queue.waiting} lookups of merchant default wait for their slot" in said
     waiting = (await due_in_order(world))[-1]
     record = await gather(world.db, world.settings, waiting)
     assert record is not None
@@ -264,10 +264,10 @@ async def test_the_queue_of_lookups_is_told_of_with_its_length_and_its_age(world
     )
     await world.later(seconds=300)
     await doctor._lookups(world.db, report)
-    assert "none waits for its turn" in capsys.readouterr().out
+    assert "none waits" in capsys.readouterr().out
 
 
-async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smaller_one_puts_nothing_off(
+async def test_a_larger_budget_brings_waiting_lookups_forward_in_order_and_a_smaller_budget_delays_none(
     world: Scene,
 ):
     await world.policy(lookups_per_minute=6)
@@ -276,7 +276,7 @@ async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smal
     assert len(order) == 7
     (queue,) = await lookup_budget.queues(world.db)
     assert queue.wait > 60
-    await lookup_budget.respace(world.db, "nobody", lookups_per_minute=6000)
+    await lookup_budget.respace(world.db, "unknown", lookups_per_minute=6000)
     await lookup_budget.respace(world.db, "default", lookups_per_minute=1)
     (kept,) = await lookup_budget.queues(world.db)
     assert 0 < queue.wait - kept.wait < 30
@@ -288,7 +288,9 @@ async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smal
     )
     await lookup_budget.respace(world.db, "default", lookups_per_minute=600)
     assert await lookup_budget.queues(world.db) == []
-    assert [one for one in await due_in_order(world) if one != held] == [one for one in order if one != held]
+    assert [checkout for checkout in await due_in_order(world) if checkout != held] == [
+        checkout for checkout in order if checkout != held
+    ]
     rows = await world.sql(
         "SELECT id, extract(epoch FROM due_at - clock())::float8 AS away FROM checkouts WHERE slot_reserved ORDER BY due_at"
     )
@@ -296,11 +298,11 @@ async def test_a_larger_budget_brings_forward_what_waits_in_its_order_and_a_smal
     assert rows[-1].id == held, "a worker has it"
 
 
-async def test_what_was_made_under_a_small_budget_keeps_nobody_from_the_places_of_a_larger_one(world: Scene):
+async def test_lookups_made_under_a_small_budget_take_no_slot_of_a_larger_budget(world: Scene):
     await world.policy(lookups_per_minute=1)
     checkouts = [await world.offered() for _ in range(6)]
     await world.process(*checkouts)
-    assert len(await due_in_order(world)) == 5, "one at once, the others in their turn"
+    assert len(await due_in_order(world)) == 5, "the first at once, the others in their turn"
     await world.policy(lookups_per_minute=600)
     await lookup_budget.respace(world.db, "default", lookups_per_minute=600)
     assert await lookup_budget.queues(world.db) == []

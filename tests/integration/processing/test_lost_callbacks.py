@@ -6,7 +6,7 @@ as in production.
 
 With a first lookup at most `FIRST_CHECK_AFTER × JITTER` after the offer, an order paid before it is completed
 at most `FIRST_CHECK_AFTER × JITTER - (paid - offered) + queue` after its payment. The queue is that of
-lookups that come when they are due and are served `apart` seconds one after the other: at most `ORDERS ×
+lookups that come when they are due and are served `apart` seconds after each other: at most `ORDERS ×
 apart`, and less for the time in which they come.
 """
 
@@ -68,11 +68,11 @@ async def offer(world: Scene, chance: random.Random) -> list[Order]:
         await world.process(*ids[-LOT:])
     orders = [
         Order(
-            one,
+            checkout,
             place / PER_SECOND,
             place / PER_SECOND + FIRST_CHECK_AFTER * chance.uniform(2 - JITTER, JITTER),
         )
-        for place, one in enumerate(ids)
+        for place, checkout in enumerate(ids)
     ]
     for order in orders:
         if chance.random() < 0.8:
@@ -85,8 +85,8 @@ async def offer(world: Scene, chance: random.Random) -> list[Order]:
         async with gate:
             await world.pay(order.id)
 
-    # Nobody looks before the first lookup, so that the money may be there from the start.
-    await asyncio.gather(*(pay(one) for one in orders if one.paid is not None))
+    # No lookup is due before the first, so that the money may be there from the start.
+    await asyncio.gather(*(pay(order) for order in orders if order.paid is not None))
     return orders
 
 
@@ -103,9 +103,9 @@ async def begin(world: Scene, orders: Sequence[Order]) -> None:
                (SELECT clock() AS now) t
          WHERE c.id = o.id
         """,
-        ids=[one.id for one in orders],
-        offered=[one.offered for one in orders],
-        due=[one.due for one in orders],
+        ids=[order.id for order in orders],
+        offered=[order.offered for order in orders],
+        due=[order.due for order in orders],
     )
 
 
@@ -124,22 +124,24 @@ class Course:
 
 
 async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys) -> Course:
-    """Let time pass until no paid order waits, and carry whatever is due."""
+    """Let time pass until no paid order waits, and process whatever is due."""
     (row,) = await world.sql("SELECT min(offered_at) AS first FROM checkouts")
     first, course = row.first, Course({}, 0.0, [], [])
-    paid = {one.id for one in orders if one.paid is not None}
-    returning = sorted((one for one in orders if one.back is not None), key=lambda one: one.back or 0.0)
+    paid = {order.id for order in orders if order.paid is not None}
+    returning = sorted(
+        (order for order in orders if order.back is not None), key=lambda order: order.back or 0.0
+    )
     while paid - set(course.completed) or returning:
         began = time.monotonic()
         (row,) = await world.sql("SELECT extract(epoch FROM clock() - :first)::float8 AS now", first=first)
-        back = [one.id for one in returning if (one.back or 0.0) <= row.now]
+        back = [order.id for order in returning if (order.back or 0.0) <= row.now]
         returning = returning[len(back) :]
         before = len(gateway.lookups)
         await come_back(world, back)
         course.asked += gateway.lookups[before:]
         del gateway.lookups[before:]
         while due := await checkouts.due(world.db, most=LOT):
-            await world.take(*(one.id for one in due))
+            await world.take(*(row.id for row in due))
         course.queues += (queues := await lookup_budget.queues(world.db))
         if queues and not course.said:
             course.said = await told(world, queues[0], capsys)
@@ -156,10 +158,10 @@ async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys)
 
 
 async def come_back(world: Scene, back: Sequence[UUID]) -> None:
-    """Have shoppers come back to the shop's page: each is looked at before any lookup that nobody
+    """Have shoppers come back to the shop's page: each is looked up before any lookup that no shopper
     waits for.
     """
-    await asyncio.gather(*(world.call_back(one, kind="redirect", body=b"") for one in back))
+    await asyncio.gather(*(world.call_back(checkout, kind="redirect", body=b"") for checkout in back))
     for start in range(0, len(back), LOT):
         await world.take(*back[start : start + LOT])
     rows = await world.sql("SELECT state, slot_reserved FROM checkouts WHERE id = ANY(:ids)", ids=list(back))
@@ -181,7 +183,7 @@ async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
 
 
 def longest_wait(arrivals: Sequence[float], apart: float) -> float:
-    """Return the longest wait in a queue whose customers are served so many seconds one after the other."""
+    """Return the longest wait in a queue in which lookups are that many seconds apart."""
     free, longest = float("-inf"), 0.0
     for at in sorted(arrivals):
         served = max(at, free)
@@ -190,7 +192,7 @@ def longest_wait(arrivals: Sequence[float], apart: float) -> float:
 
 
 @pytest.mark.parametrize("lookups_per_minute", [Policies().lookups_per_minute, 600])
-async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_returning_shoppers_wait_for_nobody(
+async def test_a_minute_of_lost_callbacks_is_looked_up_within_the_budget_and_returning_shoppers_do_not_wait(
     capsys, database_url: str, gateway_url: str, lookups_per_minute: int
 ):
     async with scene(
@@ -212,18 +214,20 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
             course = await live(world, orders, gateway, capsys)
 
     apart = lookup_budget.apart(lookups_per_minute)
-    asked = [one.back for one in orders if one.back is not None]
-    queue = longest_wait([*(one.due for one in orders), *asked], apart)
+    asked = [order.back for order in orders if order.back is not None]
+    queue = longest_wait([*(order.due for order in orders), *asked], apart)
     # Lookups take their places lot by lot, in steps of a second, and may come to them a little early or late.
     slack = (
         LOT * apart + 1.0 + lookup_budget.AT_ONCE + lookup_budget.BEHIND + lookup_budget.LATE + course.behind
     )
     waited = [
-        course.completed[one.id] - one.due for one in orders if one.paid is not None and one.back is None
+        course.completed[order.id] - order.due
+        for order in orders
+        if order.paid is not None and order.back is None
     ]
-    since = [course.completed[one.id] - one.paid for one in orders if one.paid is not None]
+    since = [course.completed[order.id] - order.paid for order in orders if order.paid is not None]
     made, all_made = fullest(gateway.lookups), fullest([*gateway.lookups, *course.asked])
-    overtaken = max((one.waiting for one in course.queues), default=0)
+    overtaken = max((queue.waiting for queue in course.queues), default=0)
     with capsys.disabled():
         print(
             f"\n{ORDERS} orders in {SECONDS} s, no callback, {lookups_per_minute} lookups a minute: from payment to completed at most "
@@ -235,14 +239,14 @@ async def test_a_minute_of_lost_callbacks_is_made_up_for_within_the_budget_and_r
     assert all_made <= lookups_per_minute + fullest(course.asked)
     assert max(waited) <= queue + slack
     assert queue <= ORDERS * apart
-    for one in orders:
-        if one.paid is not None:
-            assert course.completed[one.id] <= max(
-                one.paid, one.offered + FIRST_CHECK_AFTER * JITTER + queue + slack
-            ), one
-        if one.back is not None:
-            assert course.completed[one.id] <= one.back + 2.0 + course.behind, one
+    for order in orders:
+        if order.paid is not None:
+            assert course.completed[order.id] <= max(
+                order.paid, order.offered + FIRST_CHECK_AFTER * JITTER + queue + slack
+            ), order
+        if order.back is not None:
+            assert course.completed[order.id] <= order.back + 2.0 + course.behind, order
     if queue > lookup_budget.AT_ONCE + slack:
         assert overtaken > 500
-        assert "lookups of merchant default wait for their turn, the oldest for" in course.said
+        assert "lookups of merchant default wait for their slot, the oldest for" in course.said
         assert "waits for its turn within the merchant's budget of lookups" in course.said

@@ -26,7 +26,7 @@ WHOLE = 13900
 
 
 async def until_settled(world: Scene, checkout, *, seconds: float = 15.0):
-    """Process whenever the checkout is due until no operation is under way and the checkout was looked at
+    """Process whenever the checkout is due until no operation is under way and the checkout was looked up
     afterwards.
     """
     async with asyncio.timeout(seconds):
@@ -74,7 +74,9 @@ async def test_a_payment_is_captured_in_parts_and_refunded_in_parts_never_above_
         ("refunded", 1000),
         ("refunded", 12900),
     ]
-    actions = [one["action"] for one in await world.trail(checkout) if one["action"].startswith("money:")]
+    actions = [
+        entry["action"] for entry in await world.trail(checkout) if entry["action"].startswith("money:")
+    ]
     assert actions == ["money:requested", "money:submitted", "money:succeeded"] * 4
     kinds = await world.events(checkout)
     assert [kind for kind in kinds if kind in {"payment.captured", "payment.refunded"}] == (
@@ -101,7 +103,7 @@ async def test_what_was_captured_is_refunded_and_not_released(world: Scene):
     )
 
 
-async def test_two_captures_asked_for_at_once_are_carried_out_one_after_the_other(world: Scene):
+async def test_two_captures_asked_for_at_once_are_executed_in_sequence(world: Scene):
     checkout = await world.paid()
     await world.command(checkout, "capture", amount=5000)
     await world.command(checkout, "capture", amount=6000)
@@ -114,7 +116,7 @@ async def test_two_captures_asked_for_at_once_are_carried_out_one_after_the_othe
     await world.agree(checkout)
 
 
-async def test_money_is_not_moved_for_an_order_that_nobody_paid(world: Scene):
+async def test_money_is_not_moved_for_an_unpaid_order(world: Scene):
     checkout = await world.offered()
     assert await world.asked(checkout, "capture") == (
         "refused_not_paid",
@@ -163,7 +165,7 @@ async def test_a_total_that_changed_since_it_was_asked_for_is_for_the_merchant_t
     await world.agree(checkout)
 
 
-async def test_a_refusal_of_the_gateway_is_told_and_leaves_nothing_open(world: Scene):
+async def test_a_refusal_of_the_gateway_is_reported_and_leaves_nothing_open(world: Scene):
     checkout = await world.paid()
     await world.plan(checkout, refuse={"capture": 1})
     await world.command(checkout, "capture")
@@ -228,7 +230,7 @@ async def test_a_gateway_that_was_never_reached_is_tried_again_without_a_quiet_p
         assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
 
 
-async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_nothing(world: Scene):
+async def test_totals_that_fit_neither_outcome_need_a_decision_and_send_nothing(world: Scene):
     checkout = await world.offered()
     await world.plan(checkout, echo=False, fail={"capture": 1}, failStatus="reset")
     await world.pay(checkout)
@@ -254,7 +256,7 @@ async def test_totals_that_fit_neither_outcome_are_a_persons_business_and_send_n
     assert len(await world.trail(checkout)) == before, "the same is not said twice"
 
 
-# ── Whoever takes over ────────────────────────────────────────────────────────────────────────────────────
+# ── Takeover by the next worker ─────────────────────────────────────────────────────────────────────────
 
 
 async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_after_the_quiet_period(
@@ -262,7 +264,7 @@ async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_a
 ):
     checkout = await world.paid()
     await world.command(checkout, "capture", amount=4000)
-    # A worker that died between writing `submitted` and sending: nobody knows that it never left.
+    # A worker that died between writing `submitted` and sending: it is not known that it was never sent.
     await world.plan(checkout, delayMs={"capture": 3000})
     dying = asyncio.create_task(world.process(checkout))
     await until_submitted(world, checkout)
@@ -276,7 +278,7 @@ async def test_a_submitted_operation_that_was_never_sent_is_looked_up_and_sent_a
     await world.agree(checkout)
 
 
-async def test_whoever_lost_the_lease_writes_nothing_of_an_operation(world: Scene):
+async def test_a_worker_that_lost_the_lease_writes_nothing_of_an_operation(world: Scene):
     checkout = await world.paid()
     await world.command(checkout, "capture", amount=4000)
     await world.plan(checkout, delayMs={"capture": 700})
@@ -345,7 +347,7 @@ async def test_the_policy_automatic_captures_once_however_many_callbacks_come(wo
     assert len(await world.movements(checkout)) == 1
 
 
-async def test_a_reservation_about_to_lapse_is_told_once_and_taken_back_by_its_capture(world: Scene):
+async def test_a_reservation_about_to_lapse_raises_attention_once_and_its_capture_clears_it(world: Scene):
     checkout = await world.paid()
     row = await world.row(checkout)
     assert row.reserved_until is not None
@@ -391,7 +393,7 @@ async def late(world: Scene):
     return checkout
 
 
-async def test_late_money_is_by_default_for_a_person_who_keeps_it(world: Scene):
+async def test_late_money_by_default_needs_a_decision_and_can_be_kept(world: Scene):
     checkout = await late(world)
     assert (await world.row(checkout)).attention == "late_payment"
     assert (await world.asked(checkout, "resolve", decision="keep")).code == "done_decided"
@@ -408,7 +410,7 @@ async def test_late_money_is_returned_when_a_person_says_so(world: Scene):
     assert "payment.released" in await world.events(checkout)
 
 
-async def test_the_policy_keep_completes_late_money_and_asks_nobody(world: Scene):
+async def test_the_policy_keep_completes_late_money_and_raises_no_attention(world: Scene):
     await world.policy(late="keep")
     row = await world.row(await late(world))
     assert (row.state, row.late, row.attention) == ("completed", True, None)
@@ -441,10 +443,10 @@ async def test_the_policy_return_gives_surplus_back_exactly_once_and_keeps_the_p
     row = await until_settled(world, checkout)
     assert (row.state, row.reserved, row.attention) == ("completed", WHOLE, None)
     assert [row.state for row in await world.operations(checkout)] == ["succeeded", "succeeded"]
-    assert sum(one["heldMinor"] for one in await world.ledger(checkout)) == WHOLE
+    assert sum(transaction["heldMinor"] for transaction in await world.ledger(checkout)) == WHOLE
 
 
-async def test_surplus_that_cannot_be_returned_is_tried_once_and_then_for_a_person(world: Scene):
+async def test_surplus_that_cannot_be_returned_is_tried_once_and_then_needs_a_decision(world: Scene):
     await world.policy(surplus="return")
     checkout = await world.paid()
     await world.plan(checkout, refuse={"release": 9})
@@ -456,7 +458,7 @@ async def test_surplus_that_cannot_be_returned_is_tried_once_and_then_for_a_pers
     assert [row.state for row in await world.operations(checkout)] == ["rejected"]
 
 
-async def test_a_person_keeps_a_surplus_payment_and_is_not_asked_again_but_for_the_next_one(world: Scene):
+async def test_a_kept_surplus_payment_raises_no_attention_again_but_the_next_surplus_does(world: Scene):
     checkout = await world.paid()
     await world.pay(checkout)
     await world.call_back(checkout, kind="notification")
@@ -484,7 +486,7 @@ async def test_surplus_is_released_by_its_own_number(world: Scene):
     assert (row.attention, row.reserved) == (None, WHOLE)
 
 
-async def test_a_decision_that_nobody_waits_for_is_refused(world: Scene):
+async def test_a_decision_without_an_attention_is_refused(world: Scene):
     checkout = await world.paid()
     assert await world.asked(checkout, "resolve", decision="keep") == (
         "refused_nothing_to_decide",
@@ -495,7 +497,7 @@ async def test_a_decision_that_nobody_waits_for_is_refused(world: Scene):
 # ── Chargebacks, reopening, asking ────────────────────────────────────────────────────────────────────────
 
 
-async def test_a_chargeback_is_booked_told_and_a_persons_business(world: Scene):
+async def test_a_chargeback_is_booked_reported_and_needs_a_decision(world: Scene):
     checkout = await world.paid(capture=True)
     (payment,) = await world.ledger(checkout)
     await world.control("POST", f"payments/{payment['paymentId']}/chargeback", {"amountMinor": 5000})
@@ -563,7 +565,9 @@ async def test_what_is_alive_or_has_been_replaced_is_not_reopened(world: Scene):
 
 
 @pytest.mark.parametrize("where", ["received", "awaiting_payment", "completed", "expired"])
-async def test_whoever_asks_for_a_look_gets_one_and_is_told_what_it_showed(world: Scene, where: str):
+async def test_a_reconcile_command_causes_a_lookup_and_its_result_says_what_was_found(
+    world: Scene, where: str
+):
     if where == "received":
         checkout = await world.accept()
     elif where == "completed":
@@ -577,17 +581,17 @@ async def test_whoever_asks_for_a_look_gets_one_and_is_told_what_it_showed(world
         if where == "completed"
         else ("done_looked_up", "the gateway shows no attempt to pay")
     )
-    assert "gateway:asked" in [one["action"] for one in await world.trail(checkout)]
+    assert "gateway:asked" in [entry["action"] for entry in await world.trail(checkout)]
 
 
-async def test_a_look_that_somebody_asked_for_finds_a_paid_order_whose_callbacks_were_lost(world: Scene):
+async def test_a_requested_lookup_finds_a_paid_order_whose_callbacks_were_lost(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.asked(checkout, "reconcile")
     assert await world.state(checkout) == "completed"
 
 
-async def test_a_retry_forgets_the_failures_and_tries_now(world: Scene):
+async def test_a_retry_clears_the_failures_and_tries_now(world: Scene):
     checkout = await world.accept()
     await world.plan(checkout, fail={"session": 1})
     await world.process(checkout)
@@ -616,13 +620,13 @@ async def test_surplus_is_not_captured_and_nothing_is_returned_that_holds_no_mon
     )
 
 
-async def test_an_order_that_nobody_asked_for_is_not_reopened(world: Scene):
+async def test_an_unknown_order_is_not_reopened(world: Scene):
     checkout = await world.offered(expiresIn=1)
     await world.processed_until(checkout, "expired")
     (row,) = await world.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout)
     empty = world.encryptor.data_key(checkout, bytes(row.data_key)).encrypt(b"{}", purpose="intent")
     await world.sql("UPDATE intents SET body = :body WHERE checkout_id = :id", body=empty, id=checkout)
-    assert (await world.asked(checkout, "reopen")).matches("refused_not_an_order", "nobody asked for order")
+    assert (await world.asked(checkout, "reopen")).matches("refused_not_an_order", "has no intent")
 
 
 async def test_reopening_waits_for_no_open_payment(world: Scene):
@@ -636,7 +640,7 @@ async def test_reopening_waits_for_no_open_payment(world: Scene):
 
 
 @pytest.mark.parametrize("state", ["requested", "unknown"])
-async def test_a_transaction_that_the_gateway_does_not_know_is_a_persons_business(world: Scene, state: str):
+async def test_a_transaction_that_the_gateway_does_not_know_needs_a_decision(world: Scene, state: str):
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 1}, failStatus="reset")
     await world.command(checkout, "capture", amount=4000)
@@ -705,7 +709,9 @@ async def test_what_is_left_of_a_short_lease_is_made_to_outlast_the_call_before_
         row = await world.row(checkout)
         assert row.due_in.total_seconds() > 4, "three times the longest call, which now goes out"
         await asyncio.sleep(1.0)
-        assert await checkouts.claim(world.db, [checkout], lease_seconds=1) == [], "no one may take it over"
+        assert await checkouts.claim(world.db, [checkout], lease_seconds=1) == [], (
+            "no other worker may claim it"
+        )
         await carrying
         assert [amount for kind, amount in await world.movements(checkout) if kind == "captured"] == [4000]
         assert (await until_settled(world, checkout)).captured == 4000
@@ -728,8 +734,8 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
 
         async def late(account: Any, *, lease_guard: Any, **asked: Any) -> Any:
             assert lease_guard()
-            (held,) = [one for one in holders if one.id == checkout]
-            # Renewals go on while it waits, and do not count: the quiet period of whoever takes over begins
+            (held,) = [holder for holder in holders if holder.id == checkout]
+            # Renewals go on while it waits, and do not count: the quiet period of the next worker begins
             # at `submitted`.
             for _ in range(8):
                 await asyncio.sleep(0.25)
@@ -747,7 +753,7 @@ async def test_a_call_that_has_waited_for_its_turn_until_the_lease_might_end_is_
         assert (await until_settled(world, checkout)).captured == 4000
 
 
-async def test_a_firewalls_word_says_nothing_about_what_stands_behind_it(world: Scene):
+async def test_an_answer_of_a_firewall_says_nothing_about_the_server_behind_it(world: Scene):
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 1}, failStatus=403)
     await world.command(checkout, "capture", amount=4000)
@@ -756,9 +762,9 @@ async def test_a_firewalls_word_says_nothing_about_what_stands_behind_it(world: 
 
 
 @pytest.mark.parametrize("found", ["nothing", "done", "full"])
-async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found: str):
+async def test_a_refusal_is_looked_up_before_it_counts(world: Scene, found: str):
     checkout = await world.paid()
-    # A gateway that says no: because another look fails, because it did it all the same, or because all is
+    # A gateway that refuses: because another lookup fails, because it did it all the same, or because all is
     # captured.
     plan = {
         "nothing": {"refuse": {"capture": 1}},
@@ -786,7 +792,9 @@ async def test_a_refusal_is_looked_up_before_it_is_believed(world: Scene, found:
     assert [row.state for row in await world.operations(checkout)] == ["succeeded"]
 
 
-async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_with_the_next_look(world: Scene):
+async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_with_the_next_lookup(
+    world: Scene,
+):
     checkout = await world.paid()
     called = world.processor.context.gateway.capture
 
@@ -801,21 +809,21 @@ async def test_an_answer_without_a_transaction_is_enough_and_the_totals_come_wit
     assert row.captured == 4000
 
 
-async def test_looks_of_a_merchant_that_cannot_be_read_wait_for_nobodys_budget(world: Scene):
+async def test_lookups_of_a_merchant_that_cannot_be_read_wait_for_no_budget(world: Scene):
     checkout = await world.paid()
     await world.sql("ALTER TABLE lookup_budgets RENAME TO budgets")
     with structlog.testing.capture_logs() as logs:
         await world.process(checkout)
     assert "places_not_taken" in [line["event"] for line in logs]
     row = await world.row(checkout)
-    assert (row.state, row.lease) == ("completed", None), "it was looked at all the same"
+    assert (row.state, row.lease) == ("completed", None), "it was looked up all the same"
     await world.sql("ALTER TABLE budgets RENAME TO lookup_budgets")
 
-    async def nobody(number: int):
+    async def unknown_merchant(number: int):
         raise UnknownMerchant(number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(world.merchants, "get", nobody)
+        patch.setattr(world.merchants, "get", unknown_merchant)
         await world.process(checkout)
         row = await world.row(checkout)
         assert (row.attention, row.attempts) == (None, 1), "it may have been added a moment ago"
@@ -836,12 +844,12 @@ async def test_what_names_no_checkout_may_be_anothers_with_the_same_account(worl
     await world.sql("UPDATE checkouts SET order_ref = :ref WHERE id = :id", ref=row.order_ref, id=newer)
     await world.pay(closed)
     await world.process(closed, newer)
-    for one in (closed, newer):
-        assert (await world.row(one)).attention == "unbound_payment"
-        assert await world.state(one) != "completed"
+    for checkout in (closed, newer):
+        assert (await world.row(checkout)).attention == "unbound_payment"
+        assert await world.state(checkout) != "completed"
 
 
-async def test_the_policy_keep_says_nothing_of_surplus_money(world: Scene):
+async def test_the_policy_keep_does_not_apply_to_surplus_money(world: Scene):
     await world.policy(surplus="keep")
     checkout = await world.paid()
     await world.pay(checkout)
@@ -852,18 +860,18 @@ async def test_the_policy_keep_says_nothing_of_surplus_money(world: Scene):
     assert "payment.surplus" in await world.events(checkout)
 
 
-async def test_a_look_before_the_offer_that_fails_is_repeated_and_one_that_finds_money_completes(
+async def test_a_lookup_before_the_offer_is_repeated_if_it_fails_and_completes_if_it_finds_money(
     world: Scene,
 ):
     checkout = await world.offered()
     await world.pay(checkout)
-    # As if our books had been set back to before the offer: the gateway knows more than we do.
+    # As if our books had been set back to before the offer: the gateway shows more than our books.
     await world.sql("UPDATE checkouts SET state = 'session_created' WHERE id = :id", id=checkout)
     await world.plan(checkout, fail={"payments": 1})
     command = await world.command(checkout, "reconcile")
     await world.process(checkout)
     (row,) = await world.sql("SELECT result FROM commands WHERE id = :id", id=command)
-    assert row.result is None, "nobody is told what was not seen"
+    assert row.result is None, "no result states what was not seen"
     await world.process(checkout)
     assert await world.state(checkout) == "completed"
     (row,) = await world.sql("SELECT result, result_details FROM commands WHERE id = :id", id=command)
@@ -892,7 +900,7 @@ async def test_an_answer_that_says_neither_yes_nor_no_is_not_taken_for_a_refusal
     assert [amount for _, amount in await world.movements(checkout)].count(4000) == 1
 
 
-async def test_what_was_sent_and_never_found_is_sent_a_few_times_and_then_a_person_says_what_became_of_it(
+async def test_what_was_sent_and_never_found_is_sent_a_few_times_and_then_needs_a_decision(
     world: Scene,
 ):
     checkout = await world.paid()
@@ -973,7 +981,7 @@ async def test_a_person_is_still_asked_about_late_money_when_something_else_was_
     assert (await world.row(checkout)).attention == "late_payment", "a password is not the shopper's money"
 
 
-async def test_a_decision_on_one_thing_silences_nothing_else(world: Scene):
+async def test_a_decision_on_one_attention_hides_no_other(world: Scene):
     checkout = await world.paid()
     await world.later(days=6, hours=1)
     await world.process(checkout)
@@ -986,7 +994,7 @@ async def test_a_decision_on_one_thing_silences_nothing_else(world: Scene):
     assert (await world.row(checkout)).attention == "surplus_payment"
 
 
-async def test_that_the_gateway_will_not_capture_is_remembered_until_the_payment_is_there(world: Scene):
+async def test_that_the_gateway_will_not_capture_is_kept_until_the_payment_is_there(world: Scene):
     checkout = await world.offered(capture=True)
     await world.plan(checkout, requireCapture=True)
     payment = await world.pay(checkout, action="open", method="BANK_PAYMENT")
@@ -1023,7 +1031,7 @@ async def test_money_that_was_to_go_back_is_not_captured_instead(world: Scene):
     assert (row.captured, row.attention) == (0, "late_payment"), "it is still the shopper's question"
 
 
-async def test_a_reopened_order_is_not_cancelled_without_a_look(world: Scene):
+async def test_a_reopened_order_is_not_cancelled_without_a_lookup(world: Scene):
     checkout = await world.offered(expiresIn=1)
     await world.processed_until(checkout, "expired")
     await world.pay(checkout)
@@ -1055,7 +1063,7 @@ async def test_what_is_not_about_money_that_could_go_back_is_not_returned(world:
     assert said.matches("refused_not_returnable", "charged_back is not about money that could be returned")
 
 
-async def test_late_money_that_policy_keeps_is_asked_about_by_no_later_look(world: Scene):
+async def test_late_money_that_policy_keeps_raises_no_attention_at_a_later_lookup(world: Scene):
     await world.policy(late="keep")
     checkout = await late(world)
     await world.process(checkout)
@@ -1071,7 +1079,7 @@ async def test_late_money_that_cannot_be_returned_stays_the_same_question(world:
     assert [row.state for row in await world.operations(checkout)] == ["rejected"]
 
 
-async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_later_one(world: Scene):
+async def test_an_answer_without_a_transaction_whose_lookup_fails_is_settled_by_a_later_lookup(world: Scene):
     checkout = await world.paid()
     called = world.processor.context.gateway.capture
 
@@ -1089,7 +1097,7 @@ async def test_an_answer_without_a_transaction_whose_look_fails_is_settled_by_a_
     assert row.captured == 4000
 
 
-async def test_an_operation_that_never_leaves_is_a_persons_business_in_time(world: Scene):
+async def test_an_operation_that_is_never_sent_needs_a_decision_in_time(world: Scene):
     checkout = await world.paid()
     await world.plan(checkout, fail={"capture": 20}, failStatus=429, retryAfter=0)
     await world.command(checkout, "capture", amount=4000)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def watchful(database_url: str, gateway_url: str, **changes: object) -> AsyncIterator[Scene]:
-    """Leave a gateway alone after two failures."""
+    """Open the circuit of a gateway after two failures."""
     async with scene(database_url, gateway_url, breaker_failures=2, **changes) as world:
         try:
             yield world
@@ -32,7 +32,7 @@ async def watchful(database_url: str, gateway_url: str, **changes: object) -> As
 
 
 async def breaks(world: Scene, *endpoints: str) -> None:
-    await world.control("PUT", "faults", {one: {"count": 1000, "status": 503} for one in endpoints})
+    await world.control("PUT", "faults", {endpoint: {"count": 1000, "status": 503} for endpoint in endpoints})
 
 
 async def circuits_open(world: Scene) -> None:
@@ -75,14 +75,14 @@ async def test_deadlines_still_rule(database_url: str, gateway_url: str):
         await world.process(checkout)
         row = await world.row(checkout)
         assert row.state == "received"
-        assert row.due_in.total_seconds() <= 1.05, "it is looked at when its deadline has passed"
+        assert row.due_in.total_seconds() <= 1.05, "it is looked up when its deadline has passed"
         await asyncio.sleep(1.1)
         row = await world.processed_until(checkout, "failed")
         assert row.last_error == "circuit_open"
         assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
 
 
-async def test_an_offered_order_waits_until_it_can_be_looked_at(
+async def test_an_offered_order_waits_until_it_can_be_looked_up(
     database_url: str, gateway_url: str, monkeypatch
 ):
     async with watchful(database_url, gateway_url) as world:
@@ -122,8 +122,8 @@ async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_
 async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    """The lookup is served, and the door shuts before the capture: it is withdrawn as not sent, and sent once
-    afterwards.
+    """The lookup is served, and the circuit opens before the capture: it is withdrawn as not sent, and sent
+    once afterwards.
     """
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
     async with watchful(database_url, gateway_url) as world:
@@ -139,7 +139,7 @@ async def test_money_whose_circuit_opens_between_lookup_and_call_is_not_sent(
 
         monkeypatch.setattr(world.processor.context.gateway, "find_payments", shuts)
         await world.process(checkout)
-        assert "money:withdrawn" in [one["action"] for one in await world.trail(checkout)]
+        assert "money:withdrawn" in [entry["action"] for entry in await world.trail(checkout)]
         (operation,) = await world.operations(checkout)
         assert (operation.state, operation.attempts) == ("requested", 0)
         assert operation.last_error == "circuit_open"
@@ -166,6 +166,8 @@ async def test_it_is_explained(database_url: str, gateway_url: str):
             record = await explain.gather(world.db, world.settings, checkout)
             assert record is not None
             explained = explain.explain(record)
-            assert any("The gateway is not being called for a moment" in one for one in explained.because)
+            assert any(
+                "The gateway is not being called for a moment" in reason for reason in explained.because
+            )
             assert explained.next.what.startswith("The gateway is not called until ")
             assert explained.next.at == record.due_at

@@ -18,14 +18,14 @@ from tests.support.scene import Scene, scene
 pytestmark = pytest.mark.anyio
 
 
-async def test_one_claim_carries_an_order_as_far_as_it_goes(world: Scene):
+async def test_one_claim_processes_every_step_that_an_order_can_take(world: Scene):
     checkout = await world.accept()
     assert await world.process(checkout) == []
     row = await world.row(checkout)
     assert (row.state, row.lease, row.claims, row.attempts) == ("awaiting_payment", None, 0, 0)
     assert row.due_in.total_seconds() > 0
     assert 3590 < row.left.total_seconds() <= 3600
-    assert [(one["from"], one["to"], one["trigger"]) for one in await world.trail(checkout)] == [
+    assert [(entry["from"], entry["to"], entry["trigger"]) for entry in await world.trail(checkout)] == [
         (None, "received", None),
         ("received", "authenticated", "authenticated"),
         ("authenticated", "session_created", "session_opened"),
@@ -37,7 +37,7 @@ async def test_one_claim_carries_an_order_as_far_as_it_goes(world: Scene):
     assert len(ledger["orders"][0]["sessions"]) == 1
 
 
-async def test_many_orders_are_carried_at_once(world: Scene):
+async def test_many_orders_are_processed_at_once(world: Scene):
     checkouts = [await world.accept() for _ in range(40)]
     await world.process(*checkouts)
     states = await world.sql("SELECT DISTINCT state FROM checkouts")
@@ -71,8 +71,10 @@ async def test_a_call_that_fails_twice_is_repeated_when_it_is_due(world: Scene, 
     assert row.due_in.total_seconds() <= world.settings.retry_cap
     row = await world.processed_until(checkout, "awaiting_payment")
     assert (row.attempts, row.last_error) == (0, None)
-    failures = [one["evidence"] for one in await world.trail(checkout) if one["action"] == "gateway:failed"]
-    assert [(one["call"], one["attempt"]) for one in failures] == [(call, 1), (call, 2)]
+    failures = [
+        entry["evidence"] for entry in await world.trail(checkout) if entry["action"] == "gateway:failed"
+    ]
+    assert [(failure["call"], failure["attempt"]) for failure in failures] == [(call, 1), (call, 2)]
 
 
 async def test_a_throttled_call_waits_at_least_as_long_as_the_gateway_asks(world: Scene):
@@ -105,7 +107,7 @@ async def test_an_order_that_fails_every_call_until_its_deadline_has_failed(worl
     await world.plan(checkout, fail={"session": 1000})
     row = await world.processed_until(checkout, "failed")
     assert row.last_error == "unknown"
-    assert row.attention is not None, "a person was told that it is stuck before it failed"
+    assert row.attention is not None, "attention was raised before it failed"
     assert (await world.trail(checkout))[-1]["trigger"] == "attempts_exhausted"
 
 
@@ -150,7 +152,7 @@ async def test_a_gateway_that_is_down_at_the_first_call_is_tried_again(world: Sc
     await world.processed_until(checkout, "awaiting_payment")
 
 
-async def test_a_gateway_that_nobody_answers_for_is_tried_again(database_url: str):
+async def test_a_gateway_that_does_not_answer_is_tried_again(database_url: str):
     async with scene(database_url, "http://127.0.0.1:9") as world:
         checkout = await world.accept()
         await world.process(checkout)
@@ -159,14 +161,14 @@ async def test_a_gateway_that_nobody_answers_for_is_tried_again(database_url: st
         assert row.last_error == "not_sent"
 
 
-async def test_our_own_crowd_counts_against_no_order(database_url: str, gateway_url: str):
-    crowd = {
+async def test_a_load_of_our_own_counts_against_no_order(database_url: str, gateway_url: str):
+    many = {
         "gateway_pool_size": 1,
         "gateway_total_timeout": 1.0,
         "gateway_read_timeout": 1.0,
         "lease_seconds": 5.0,
     }
-    async with scene(database_url, gateway_url, **crowd) as world:
+    async with scene(database_url, gateway_url, **many) as world:
         checkouts = [await world.accept() for _ in range(8)]
         await world.control("PUT", "faults", {"latencyMs": {"authenticate": 300}})
         await world.process(*checkouts)
@@ -226,7 +228,7 @@ async def test_a_session_that_the_gateway_lost_is_opened_again(world: Scene):
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.session_count) == ("awaiting_payment", 2)
-    assert "session_lost" in [one["trigger"] for one in await world.trail(checkout)]
+    assert "session_lost" in [entry["trigger"] for entry in await world.trail(checkout)]
 
 
 async def test_an_order_number_is_not_used_more_often_than_the_gateway_takes(world: Scene):
@@ -244,7 +246,7 @@ async def test_a_refused_token_is_renewed_once(world: Scene, call: str):
     await world.plan(checkout, fail={call: 1}, failStatus=401)
     await world.process(checkout)
     assert await world.state(checkout) == "awaiting_payment"
-    assert "token:renewed" in [one["action"] for one in await world.trail(checkout)]
+    assert "token:renewed" in [entry["action"] for entry in await world.trail(checkout)]
 
 
 @pytest.mark.parametrize("call", ["session", "payment-methods"])
@@ -281,7 +283,7 @@ async def test_a_renewal_that_fails_is_tried_again(world: Scene):
 
 
 async def test_a_checkout_that_stands_before_its_offer_is_offered(world: Scene):
-    """As an earlier version left one that stopped between its list of methods and its offer."""
+    """As an earlier version left a checkout that stopped between its list of methods and its offer."""
     checkout = await world.accept()
     (held,) = await claim(world.db, [checkout], lease_seconds=60.0)
     for trigger, changes in (

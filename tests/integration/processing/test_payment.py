@@ -16,7 +16,7 @@ pytestmark = pytest.mark.anyio
 DECLINED_CARD = "4180000000000566"
 
 
-async def test_a_callback_is_followed_by_a_look_and_the_gateways_answer_completes_the_order(world: Scene):
+async def test_a_callback_is_followed_by_a_lookup_and_the_gateways_answer_completes_the_order(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.call_back(checkout)
@@ -24,7 +24,7 @@ async def test_a_callback_is_followed_by_a_look_and_the_gateways_answer_complete
     row = await world.row(checkout)
     assert (row.state, row.reserved, row.captured, row.refunded) == ("completed", 13900, 0, 0)
     assert (row.late, row.attention) == (False, None)
-    assert [one["trigger"] for one in (await world.trail(checkout))[-2:]] == [
+    assert [entry["trigger"] for entry in (await world.trail(checkout))[-2:]] == [
         "callback_arrived",
         "payment_found",
     ]
@@ -36,7 +36,7 @@ async def test_a_callback_is_followed_by_a_look_and_the_gateways_answer_complete
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
 
 
-async def test_a_lost_callback_is_made_up_for_by_looking(world: Scene):
+async def test_a_lost_callback_is_found_by_a_lookup(world: Scene):
     checkout = await world.offered(capture=True)
     await world.pay(checkout)
     row = await world.processed_until(checkout, "completed")
@@ -47,14 +47,14 @@ async def test_a_callback_that_beats_the_offer_is_read_under_the_same_lease(worl
     checkout = await world.accept()
     await world.call_back(checkout, body=b"status=new")
     await world.process(checkout)
-    assert [one["trigger"] for one in (await world.trail(checkout))[-3:]] == [
+    assert [entry["trigger"] for entry in (await world.trail(checkout))[-3:]] == [
         "offered",
         "callback_arrived",
         "nothing_found",
     ]
 
 
-async def test_a_declined_attempt_waits_for_the_next_one(world: Scene):
+async def test_after_a_declined_attempt_the_next_attempt_is_awaited(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout, card=DECLINED_CARD)
     await world.call_back(checkout, kind="failure", body=b"status=failed")
@@ -77,7 +77,7 @@ async def test_a_forged_success_completes_nothing(world: Scene):
     await world.process(checkout)
     row = await world.row(checkout)
     assert row.state == "awaiting_payment"
-    assert row.due_in.total_seconds() < 1, "somebody knows something: look again soon"
+    assert row.due_in.total_seconds() < 1, "a callback came: the next lookup is soon"
 
 
 async def test_a_late_failure_does_not_unpay_an_order(world: Scene):
@@ -91,7 +91,7 @@ async def test_a_late_failure_does_not_unpay_an_order(world: Scene):
     assert (await world.trail(checkout))[-1]["action"] == "callback:read"
 
 
-async def test_a_look_that_fails_is_repeated_and_concludes_nothing(world: Scene):
+async def test_a_lookup_that_fails_is_repeated_and_concludes_nothing(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.call_back(checkout)
@@ -101,7 +101,7 @@ async def test_a_look_that_fails_is_repeated_and_concludes_nothing(world: Scene)
     await world.processed_until(checkout, "completed")
 
 
-async def test_a_refused_look_concludes_nothing_either(world: Scene):
+async def test_a_refused_lookup_concludes_nothing_either(world: Scene):
     checkout = await world.offered()
     await world.call_back(checkout)
     await world.plan(checkout, fail={"payments": 1}, failStatus=422)
@@ -111,7 +111,7 @@ async def test_a_refused_look_concludes_nothing_either(world: Scene):
 
 
 @pytest.mark.parametrize("before", ["awaiting_payment", "completed"])
-async def test_a_failing_look_leaves_a_due_time_in_every_state(world: Scene, before: str):
+async def test_a_failing_lookup_leaves_a_due_time_in_every_state(world: Scene, before: str):
     checkout = await world.offered()
     if before == "completed":
         await world.pay(checkout)
@@ -137,7 +137,7 @@ async def test_an_open_payment_keeps_the_order_from_expiring_and_completes_it_la
     await world.processed_until(checkout, "completed")
 
 
-async def test_an_order_expires_after_its_deadline_a_grace_and_a_look(world: Scene):
+async def test_an_order_expires_after_its_deadline_a_grace_and_a_lookup(world: Scene):
     checkout = await world.offered(expiresIn=1)
     row = await world.processed_until(checkout, "expired")
     assert row.left.total_seconds() < -world.settings.deadline_grace
@@ -157,7 +157,7 @@ async def test_money_that_comes_after_the_expiry_completes_the_order_marked_late
     assert (await world.events(checkout))[-2:] == ["checkout.completed", "checkout.attention"]
 
 
-async def test_a_second_payment_for_one_order_is_surplus_and_a_persons_business(world: Scene):
+async def test_a_second_payment_for_one_order_is_surplus_and_needs_a_decision(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.processed_until(checkout, "completed")
@@ -172,7 +172,7 @@ async def test_a_second_payment_for_one_order_is_surplus_and_a_persons_business(
     assert sorted(row.role for row in roles) == ["accepted", "surplus"]
 
 
-async def test_two_payments_found_in_the_same_look_complete_the_order_and_tell_a_person(world: Scene):
+async def test_two_payments_found_in_the_same_lookup_complete_the_order_and_raise_attention(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.pay(checkout)
@@ -214,7 +214,7 @@ async def test_the_token_of_an_offered_order_is_renewed_before_it_runs_out(world
     assert left[0].left.total_seconds() > 1000
 
 
-async def test_a_renewal_that_fails_does_not_stop_the_looking(world: Scene):
+async def test_a_renewal_that_fails_does_not_stop_the_lookups(world: Scene):
     unpaid, paid = await world.offered(), await world.offered()
     await world.pay(paid)
     await world.sql("UPDATE sessions SET token_expires_at = clock()")
@@ -225,7 +225,7 @@ async def test_a_renewal_that_fails_does_not_stop_the_looking(world: Scene):
     assert (row.state, row.last_error) == ("awaiting_payment", "unknown")
 
 
-async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_number_only_by_a_person(
+async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_number_only_by_a_decision(
     world: Scene,
 ):
     closed = await world.offered(expiresIn=1)
@@ -240,10 +240,13 @@ async def test_a_payment_that_names_no_checkout_pays_one_of_two_with_the_same_nu
     assert await checkouts.order_is_shared(world.db, held, [1])
     account = (await world.merchants.get(1)).account
     found = (await world.processor.context.gateway.find_payments(account, order_ref=row.order_ref)).value
-    unbound = replace(found, transactions=tuple(replace(one, payment_infos={}) for one in found.transactions))
+    unbound = replace(
+        found,
+        transactions=tuple(replace(transaction, payment_infos={}) for transaction in found.transactions),
+    )
     assert binding.unbound_money(held, unbound)
-    verdict = reconciliation.judge(held, unbound, shared=True)
-    assert (verdict.finding, verdict.attention.code) == ("unsure", "unbound_payment")
+    reconciled = reconciliation.judge(held, unbound, shared=True)
+    assert (reconciled.finding, reconciled.attention.code) == ("unsure", "unbound_payment")
 
 
 async def test_an_unreadable_or_huge_callback_does_not_keep_an_order_from_completing(world: Scene):
@@ -266,14 +269,14 @@ async def test_many_callbacks_are_read_a_few_at_a_time(world: Scene):
     assert not await world.sql("SELECT id FROM callbacks WHERE handled_at IS NULL")
 
 
-async def test_a_payment_open_since_long_ago_is_a_persons_business(world: Scene):
+async def test_a_payment_open_since_long_ago_needs_a_decision(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout, action="open", method="BANK_PAYMENT")
     await world.sql("UPDATE checkouts SET deadline = clock() - interval '3 days' WHERE id = :id", id=checkout)
     await world.process(checkout)
     row = await world.row(checkout)
     assert (row.state, row.attention) == ("awaiting_payment", "open_payment")
-    assert row.due_in.total_seconds() > 3600, "and is looked at ever more rarely"
+    assert row.due_in.total_seconds() > 3600, "and is looked up ever more rarely"
     before = len(await world.trail(checkout))
     await world.process(checkout)
     assert len(await world.trail(checkout)) == before
@@ -304,10 +307,10 @@ async def test_an_order_that_was_never_offered_is_cancelled_at_once(world: Scene
     await world.process(checkout)
     assert await world.state(checkout) == "cancelled"
     assert await world.events(checkout) == ["checkout.cancelled"]
-    assert [one["actor"] for one in await world.trail(checkout)][1] == "client:shop"
+    assert [entry["actor"] for entry in await world.trail(checkout)][1] == "client:shop"
 
 
-async def test_an_offered_order_is_cancelled_after_a_grace_and_a_look(world: Scene):
+async def test_an_offered_order_is_cancelled_after_a_grace_and_a_lookup(world: Scene):
     checkout = await world.offered()
     await world.command(checkout)
     await world.process(checkout)
@@ -358,7 +361,7 @@ async def test_a_command_that_comes_too_late_twice_or_on_old_knowledge_is_refuse
         (twice, "refused_cancelling"),
         (stale, "refused_version_changed"),
     ]
-    assert "command:refused" in [one["action"] for one in await world.trail(done)]
+    assert "command:refused" in [entry["action"] for entry in await world.trail(done)]
     assert (await world.row(stale)).cancel_requested_at is None
 
 
@@ -386,7 +389,7 @@ async def test_an_expired_order_is_settled_when_its_watch_has_run_out(database_u
         assert (await world.row(checkout)).due_at is None
 
 
-async def test_without_a_watch_a_failed_order_is_settled_at_once_and_a_paid_one_still_looked_at(
+async def test_without_a_watch_a_failed_order_is_settled_at_once_and_a_paid_order_is_still_checked(
     database_url: str, gateway_url: str
 ):
     async with scene(database_url, gateway_url, post_settlement_checks=()) as world:
@@ -421,7 +424,7 @@ async def test_a_refund_made_at_the_gateway_is_booked(world: Scene):
     assert (await world.events(checkout))[-1] == "payment.refunded"
 
 
-async def test_a_payment_that_the_gateway_no_longer_shows_is_a_persons_business(world: Scene):
+async def test_a_payment_that_the_gateway_no_longer_shows_needs_a_decision(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)
     await world.processed_until(checkout, "completed")

@@ -1,4 +1,4 @@
-"""Whatever a checkout needs a decision for, the ways out that are named make it go."""
+"""For each attention of a checkout, the ways out that are named clear it."""
 
 from __future__ import annotations
 

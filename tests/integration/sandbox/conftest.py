@@ -31,7 +31,7 @@ def _shared(merchant: Merchant) -> Iterator[Gateway]:
 
 @pytest.fixture
 def gateway(_shared: Gateway) -> Iterator[Gateway]:
-    """One sandbox for all tests: each uses its own order numbers; faults for everybody are reset."""
+    """One sandbox for all tests: each uses its own order numbers; faults for all calls are reset."""
     yield _shared
     _shared.control("DELETE", "faults")
 

@@ -1,4 +1,4 @@
-"""Callbacks look, are signed, race, repeat and get lost as part 2 of the gateway facts has it."""
+"""Callbacks have the form, signatures, order, repeats and losses of part 2 of the gateway facts."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_success_and_notification_at_the_same_moment_each_three_times(gateway, m
     assert max(moments) - min(moments) < 0.2  # all were sent before the first was answered
 
 
-def test_repeats_follow_one_another_otherwise(gateway, merchant, order):
+def test_repeats_otherwise_follow_in_sequence(gateway, merchant, order):
     gateway.plan(order, callbacks={"times": 3, "notification": False})
     gateway.pay(gateway.checkout(order))
     assert len(merchant.wait(order, "success", count=3)) == 3

@@ -1,4 +1,4 @@
-"""Faults come as ordered, the ledger adds up, and a kill loses nothing that was acknowledged."""
+"""Faults come as configured, the ledger adds up, and a kill loses nothing that was acknowledged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_plan_touches_no_other_order(gateway, order):
     assert post_session(gateway, f"other-{order}").status_code == 200
 
 
-def test_a_dropped_plan_is_forgotten(gateway, order):
+def test_a_dropped_plan_no_longer_applies(gateway, order):
     gateway.plan(order, fail={"all": 5})
     gateway.control("DELETE", f"orders/{order}")
     assert post_session(gateway, order).status_code == 200
@@ -129,7 +129,7 @@ def test_a_planned_outcome_beats_card_and_amount(gateway, order, outcome, status
     assert gateway.ledger(order)[0]["status"] == status
 
 
-def test_bursts_fail_everybody_and_end(gateway, order):
+def test_bursts_fail_all_calls_and_end(gateway, order):
     assert gateway.bearer
     gateway.control("PUT", "faults", {"authenticate": {"count": 2, "status": 500}, "all": {"count": 1}})
     codes = [gateway.http.post(f"{API}/authenticate", auth=gateway.basic).status_code for _ in range(4)]
@@ -290,7 +290,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(merchant, tmp_path, order):
     try:
         assert gateway.ledger(order) == before
         assert gateway.bearer == token  # issued before the kill, and still good in the next call
-        # Tokens, sessions, what is left of plans and the numbering of transactions live on.
+        # Tokens, sessions, what is left of plans and the numbering of transactions are kept.
         assert gateway.payment(session)["shopOrderId"] == f"open-{order}"
         assert (
             gateway.http.get(f"/merchant/API/payments?shop_orderid={order}", auth=gateway.basic).status_code

@@ -1,4 +1,4 @@
-"""Who may use the control API, and whom the sandbox calls."""
+"""Which callers may use the control API, and which hosts the sandbox calls."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_person_reads_the_ledger_with_the_token_in_the_address_and_changes_not
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/sandbox/help"])
-def test_what_tells_nothing_needs_no_token(guarded, path):
+def test_what_shows_nothing_needs_no_token(guarded, path):
     assert guarded.get(path).status_code == 200
 
 
@@ -78,7 +78,7 @@ def test_this_machines_own_names_are_served(guarded, host):
 @pytest.mark.parametrize(
     "origin", ["https://attacker.example", "http://localhost:3000", "null", "", "http://["]
 )
-def test_a_page_of_another_origin_is_refused_and_told_nothing_that_lets_it_read(guarded, origin):
+def test_a_page_of_another_origin_is_refused_and_gets_no_cors_headers(guarded, origin):
     answer = guarded.get("/sandbox/ledger", headers=TOKEN | {"Origin": origin})
     assert answer.status_code == 403
     assert "access-control-allow-origin" not in answer.headers
@@ -129,18 +129,18 @@ def test_a_session_with_a_foreign_callback_is_served_and_the_callback_is_noted_a
     callbacks = {"success": pages, "failure": pages, "notification": "https://shop.example/n"}
     gateway.pay(gateway.checkout(order, callbacks=callbacks))
     (row,) = gateway.ledger(order)
-    assert {one["note"] for one in row["callbacks"]} == {
+    assert {callback["note"] for callback in row["callbacks"]} == {
         "not sent: the sandbox calls only loopback and the hosts that it was started with"
     }
 
 
 @pytest.mark.parametrize("mode", [None, 0o644])
-def test_what_it_remembers_is_for_its_own_account(tmp_path, mode):
+def test_a_kept_token_is_used_for_its_own_account_only(tmp_path, mode):
     path = tmp_path / "state" / "sandbox.db"
     if mode is not None:
         path.parent.mkdir()
         path.touch(mode)
     with serving(create_app(dataclasses.replace(CONFIG, state_file=path))) as url:
         httpx.put(f"{url}/sandbox/orders/A-1", json={"failStatus": 503})
-        for one in path.parent.iterdir():
-            assert stat.S_IMODE(one.stat().st_mode) == 0o600, one.name
+        for file in path.parent.iterdir():
+            assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name

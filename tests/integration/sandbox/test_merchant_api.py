@@ -60,10 +60,10 @@ def test_every_filter_finds_the_transaction(gateway, order, paid):
 
 
 def test_an_unknown_order_is_an_empty_result_without_transactions(gateway):
-    xml = gateway.lookup(shop_orderid="nobody-s-order")
+    xml = gateway.lookup(shop_orderid="unknown-order")
     assert xml.findtext("Header/ErrorCode") == "0"
     assert xml.find("Body/Result").text is None
-    assert xml.findtext("Body/ResultFilter/shop_orderid") == "nobody-s-order"
+    assert xml.findtext("Body/ResultFilter/shop_orderid") == "unknown-order"
     assert xml.find("Body/Transactions") is None
 
 

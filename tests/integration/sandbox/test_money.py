@@ -1,4 +1,4 @@
-"""Money calls that fail, refuse or lose their answer, and what moves at the gateway itself: the ledger sees
+"""Money calls that fail, refuse or lose their answer, and what moves at the gateway itself: the ledger has
 each effect once.
 """
 

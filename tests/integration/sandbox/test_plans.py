@@ -41,7 +41,7 @@ def test_the_first_sessions_are_lost_when_their_methods_are_asked_for(gateway, o
     assert asked(gateway.session(f"other-{order}")) == [200, 200]
 
 
-@pytest.mark.parametrize("where", ["plan", "everybody"])
+@pytest.mark.parametrize("where", ["plan", "all calls"])
 def test_a_token_can_end_earlier_than_it_says(gateway, order, where):
     token = gateway.token()
     if where == "plan":
@@ -134,7 +134,7 @@ def test_an_automatic_capture_is_a_movement_of_the_gateway(gateway, merchant, or
     }
 
 
-def test_bindings_can_be_kept_back_and_the_ledger_still_knows_them(gateway, merchant, order):
+def test_bindings_can_be_withheld_and_the_ledger_still_has_them(gateway, merchant, order):
     gateway.plan(order, bindings=False)
     gateway.pay(gateway.checkout(order))
     assert len(transaction(gateway, order).find("PaymentInfos")) == 0
@@ -206,7 +206,7 @@ def test_an_open_payment_can_resolve_by_itself(*, gateway, merchant, order, to, 
     merchant.wait(order, "notification", status=to)
     row = only(gateway, order)
     assert (row["status"], row["heldMinor"]) == (status, held)
-    assert not merchant.heard(order, "success"), "only a notification tells the merchant"
+    assert not merchant.heard(order, "success"), "only a notification reaches the merchant"
 
 
 def test_a_card_that_is_left_open_resolves_too(gateway, merchant, order):
@@ -241,7 +241,7 @@ def test_the_clock_of_an_open_payment_survives_a_restart(merchant, order, tmp_pa
         gateway.http.close()
 
 
-# ── Lookups and strangers ─────────────────────────────────────────────────────────────────────────────────
+# ── Lookups and other systems ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_order_number_can_have_a_history_as_long_as_answers_get(gateway, order):
@@ -257,17 +257,17 @@ def test_an_order_number_can_have_a_history_as_long_as_answers_get(gateway, orde
     assert len({row.findtext("PaymentInfos/PaymentInfo") for row in old}) == 99
     assert len({row.findtext("TransactionId") for row in rows}) == 100
     assert len(gateway.lookup(transaction_id=mine).findall(".//Transaction")) == 1
-    assert len(gateway.ledger(order)) == 1, "the ledger knows what really happened"
+    assert len(gateway.ledger(order)) == 1, "the ledger has what really happened"
 
 
-def test_a_history_exists_before_anybody_paid(gateway, order):
+def test_a_history_exists_before_the_first_payment(gateway, order):
     gateway.plan(order, noiseRows=3)
     rows = gateway.lookup(shop_orderid=order).findall(".//Transaction")
     assert {row.findtext("ShopOrderId") for row in rows} == {order}
     assert len(rows) == 3
 
 
-def test_a_payment_for_an_order_nobody_knows_notifies_where_it_is_told(gateway, merchant, order):
+def test_a_payment_for_an_unknown_order_notifies_the_given_address(gateway, merchant, order):
     content = {
         "orderId": order,
         "amountMinor": 4200,
@@ -290,11 +290,11 @@ def test_an_unmatched_payment_can_collide_with_an_order_that_is_known(gateway, o
         "orderId": order,
         "amountMinor": 13900,
         "currency": "DKK",
-        "checkout": "somebody-elses",
+        "checkout": "another-systems",
         "autoCapture": True,
     }
     row = gateway.control("POST", "payments/unmatched", content).json()[0]
-    assert (row["capturedMinor"], row["checkout"]) == (13900, "somebody-elses")
+    assert (row["capturedMinor"], row["checkout"]) == (13900, "another-systems")
     assert len(gateway.lookup(shop_orderid=order).findall(".//Transaction")) == 2
 
 

@@ -75,7 +75,7 @@ def test_a_schedule_by_chance_keeps_its_rate_and_is_the_same_for_the_same_seed()
 
 
 @pytest.mark.parametrize("number", [0, 1, 2431, 2432, 99_999])
-def test_every_intent_is_one_that_is_taken_as_it_stands(number):
+def test_every_intent_is_accepted_as_it_is(number):
     intent = intents.parse(load.intent("b1-2", number))
     assert (intent.order_ref, intent.amount, intent.currency) == (
         f"b1-2-{number}",
@@ -95,17 +95,17 @@ def test_orders_near_each_other_cost_different_amounts():
 
 
 def test_a_latency_without_spread_is_always_the_same():
-    one = latency.parse("200")
-    assert {one.draw(Random(1)) for _ in range(10)} == {0.2}
+    latency_given = latency.parse("200")
+    assert {latency_given.draw(Random(1)) for _ in range(10)} == {0.2}
     assert latency.parse("0").draw(Random(1)) == 0
 
 
 def test_a_lognormal_latency_has_the_percentiles_that_it_is_given_by():
-    one, random = latency.parse("lognormal:120,380"), Random(5)
-    drawn = sorted(one.draw(random) * 1000 for _ in range(50_000))
+    latency_given, random = latency.parse("lognormal:120,380"), Random(5)
+    drawn = sorted(latency_given.draw(random) * 1000 for _ in range(50_000))
     assert figures.percentile(drawn, 50) == pytest.approx(120, rel=0.02)
     assert figures.percentile(drawn, 99) == pytest.approx(380, rel=0.04)
-    assert one.sigma == pytest.approx(math.log(380 / 120) / 2.3263, rel=1e-4)
+    assert latency_given.sigma == pytest.approx(math.log(380 / 120) / 2.3263, rel=1e-4)
 
 
 @pytest.mark.parametrize(

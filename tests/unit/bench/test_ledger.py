@@ -1,5 +1,5 @@
-"""The ledger check finds whatever is lost, done twice or different by one minor unit, and nothing where
-nothing is.
+"""The ledger check finds whatever is lost, done twice or different by one minor unit, and reports nothing
+where the books agree.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_books_that_agree_are_clean():
             [DONE], [replace(PAID, captured=13900)], ["b-0"], ["unequal"], id="a capture we do not know"
         ),
         pytest.param([replace(DONE, currency="EUR")], [PAID], ["b-0"], ["unequal"], id="another currency"),
-        pytest.param([DONE], [], ["b-0"], ["unequal"], id="completed and nobody paid"),
+        pytest.param([DONE], [], ["b-0"], ["unequal"], id="completed and not paid"),
     ],
 )
 def test_books_that_disagree_are_found_out(rows, payments, taken, what):

@@ -24,7 +24,7 @@ def searched(start, limit):
 
 def test_it_goes_up_by_a_quarter_and_then_takes_the_middle_twice():
     found, tries = searched(40, 70)
-    assert [one.rate for one in tries] == [40, 50, 62.5, 78.125, 70.3125, 66.40625]
+    assert [attempt.rate for attempt in tries] == [40, 50, 62.5, 78.125, 70.3125, 66.40625]
     assert found == 66.40625
 
 
@@ -33,19 +33,19 @@ def test_it_ends_near_the_limit_and_never_above(limit):
     found, tries = searched(40, limit)
     assert found is not None
     assert found <= limit < found * (1.1 if limit >= 40 else 1.5)
-    assert max(one.rate for one in tries if one.held) == found
+    assert max(attempt.rate for attempt in tries if attempt.held) == found
 
 
-def test_where_the_first_rate_is_too_much_it_goes_down_until_one_is_held():
+def test_where_the_first_rate_is_too_much_it_goes_down_until_a_rate_is_held():
     found, tries = searched(40, 9)
-    assert [one.rate for one in tries] == [40, 20, 10, 5, 7.5, 8.75]
+    assert [attempt.rate for attempt in tries] == [40, 20, 10, 5, 7.5, 8.75]
     assert found == 8.75
 
 
 def test_where_no_rate_is_held_there_is_none():
     found, tries = searched(40, 0.1)
     assert found is None
-    assert min(one.rate for one in tries) >= ramp.LEAST_RATE
+    assert min(attempt.rate for attempt in tries) >= ramp.LEAST_RATE
 
 
 def test_a_product_without_a_limit_ends_the_search_too():
@@ -65,7 +65,7 @@ def test_a_product_without_a_limit_ends_the_search_too():
     ],
 )
 def test_a_rate_is_held_only_if_everything_is_well(changes, why):
-    one = tried(100, **changes)
-    assert not one.held
-    assert why in one.why
+    attempt = tried(100, **changes)
+    assert not attempt.held
+    assert why in attempt.why
     assert tried(100).held

@@ -53,8 +53,10 @@ def made(count=200, *, whole=True, rows=None, statuses=None, **job):
     ]
     books = ledger.Books(
         payments=[
-            ledger.Payment(order_ref=one["orderId"], paid_at=one["paidAt"], amount=100, currency="DKK")
-            for one in payments
+            ledger.Payment(
+                order_ref=payment["orderId"], paid_at=payment["paidAt"], amount=100, currency="DKK"
+            )
+            for payment in payments
         ]
     )
     taken = [f"{prefix}-{number}" for number, status in enumerate(statuses) if load.accepted(status)]
@@ -171,10 +173,10 @@ def test_books_that_disagree_end_in_another_status(capsys):
     assert "do not agree" in said
 
 
-def test_what_a_rate_of_the_ramp_did_twice_is_not_forgotten():
-    one = bench()
-    one._twice.append("at 50.0/s b-3-1: 2 completions")
-    assert one._told(made(), ())[0] == 1
+def test_what_a_rate_of_the_ramp_did_twice_is_kept():
+    run = bench()
+    run._twice.append("at 50.0/s b-3-1: 2 completions")
+    assert run._told(made(), ())[0] == 1
 
 
 def test_a_run_of_which_nothing_was_taken_is_no_result():

@@ -1,4 +1,4 @@
-"""The meters count what processes use, also of those that end in between."""
+"""The meters count the resources of processes, also of processes that end in between."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_what_a_process_had_used_before_the_beginning_does_not_count():
         process.communicate(b"\n")
 
 
-def test_the_machine_is_never_less_busy_than_nobody():
+def test_the_machine_is_never_less_than_idle():
     usage = Usage(dict)
     usage.begin()
     assert 0 <= usage.others() <= 1

@@ -107,8 +107,8 @@ def signed(stamp: str) -> str:
         ("2026-01-05T12:00:00Z", NOON),
         ("2026-01-05T13:00:00+01:00", NOON),
         ("2026-01-05 12:00:00.000+00:00", NOON),
-        # Whatever is left open is read as the latest that it can mean: west of everybody, or the end of that
-        # day there.
+        # Whatever is left open is read as the latest that it can mean: in the westernmost time zone, or the
+        # end of that day there.
         ("2026-01-05 12:00:00", NOON + DAY / 2),
         ("2026-01-05", NOON + DAY),
     ],
@@ -118,11 +118,11 @@ def test_a_signature_of_a_day_ago_is_stale_whatever_its_unit(stamp, made):
     grades = [signature_ok(signed(stamp), BODY, [SECRET], made + age) for age in (0, DAY, DAY + 1)]
     assert grades == [Grade.SIGNED, Grade.SIGNED, Grade.STALE]
     assert signature_ok(signed(stamp), BODY, [SECRET], made + 61, max_age=60.0) is Grade.STALE
-    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "nobody asked for the age"
+    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "the age is not checked"
 
 
 @pytest.mark.parametrize("stamp", ["1", "17676144", "20260105", "17676144000", "0000000001", "9" * 19])
-def test_where_the_age_cannot_be_told_a_signature_is_not_fresh(stamp):
+def test_where_the_age_is_unknown_a_signature_is_not_fresh(stamp):
     assert signed_at(stamp) is None or stamp == "9" * 19
     now = NOON + 10_000_000 * DAY
     assert signature_ok(signed(stamp), BODY, [SECRET], now) is Grade.STALE
@@ -166,7 +166,7 @@ def test_the_boundary_between_body_and_timestamp_cannot_be_moved(stamp):
     assert Grade.SIGNED not in grades.values()
 
 
-def test_a_timestamp_of_the_future_is_somebodys_clock():
+def test_a_timestamp_of_the_future_counts_as_a_wrong_clock():
     assert signature_ok(signed(str(NOON + 10 * DAY)), BODY, [SECRET], NOON) is Grade.SIGNED
 
 
@@ -185,8 +185,8 @@ def test_while_secrets_change_hands_both_work():
         assert signature_ok(signed(str(NOON)), BODY, secrets, NOON) is Grade.SIGNED
 
 
-def test_only_what_nothing_speaks_against_is_believed():
-    believed = {one for one in Grade if one.believed}
+def test_only_consistent_amounts_and_status_count():
+    believed = {grade for grade in Grade if grade.is_evidence}
     assert believed == {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 

@@ -98,8 +98,8 @@ def row(extra: str = "", **changed: str | None) -> str:
 def only(rows: str) -> Transaction:
     found = parse(xml(rows))
     assert isinstance(found, Found)
-    (one,) = found.transactions
-    return one
+    (payment,) = found.transactions
+    return payment
 
 
 # ── The table ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -128,14 +128,14 @@ EXPECTED = {
 
 @pytest.mark.parametrize(("status", "shaped"), list(itertools.product(SEEN, Shape)))
 def test_a_reading_follows_from_status_and_amounts_together(status, shaped):
-    one = transaction(status, AMOUNTS[shaped])
-    assert shape(one) is shaped
-    assert read(one) is PaymentMeaning(EXPECTED.get((status, shaped.value), "unknown"))
+    payment = transaction(status, AMOUNTS[shaped])
+    assert shape(payment) is shaped
+    assert read(payment) is PaymentMeaning(EXPECTED.get((status, shaped.value), "unknown"))
 
 
 @pytest.mark.parametrize("shaped", Shape)
 @pytest.mark.parametrize("status", ["", "settled", "preauth ", "chargeback"])
-def test_a_status_nobody_has_seen_is_for_a_person_whatever_the_amounts(status, shaped):
+def test_an_unknown_status_needs_a_decision_whatever_the_amounts(status, shaped):
     assert read(transaction(status, AMOUNTS[shaped])) is PaymentMeaning.UNKNOWN
 
 
@@ -159,8 +159,8 @@ def test_amounts_that_could_not_be_read_prove_nothing(status, flag):
     ],
 )
 def test_the_fixtures_that_mislead_are_read_right(status, amounts, meaning, counted):
-    one = transaction(status, amounts)
-    assert (read(one), held(one)) == (meaning, counted)
+    payment = transaction(status, amounts)
+    assert (read(payment), held(payment)) == (meaning, counted)
 
 
 @given(st.sampled_from(SEEN), st.tuples(*[st.integers(0, 10**12)] * 3))
@@ -282,8 +282,8 @@ def test_an_answer_as_long_as_it_may_be_proves_no_absence(rows, limit, full):
     ],
 )
 def test_what_is_odd_is_flagged_and_never_guessed(changed, flags, currency, reserved):
-    one = only(row(**changed))
-    assert (one.raw_flags, one.currency, one.reserved) == (flags, currency, reserved)
+    payment = only(row(**changed))
+    assert (payment.raw_flags, payment.currency, payment.reserved) == (flags, currency, reserved)
 
 
 @pytest.mark.parametrize(
@@ -317,16 +317,16 @@ def test_what_is_odd_is_flagged_and_never_guessed(changed, flags, currency, rese
     ],
 )
 def test_an_amount_that_cannot_be_read_is_kept_as_the_gateway_wrote_it(changed, raw):
-    one = only(row(**changed))
-    assert {name: one.raw_amounts.get(name) for name in raw} == raw
-    assert bool(raw) == bool(one.raw_amounts)
+    payment = only(row(**changed))
+    assert {name: payment.raw_amounts.get(name) for name in raw} == raw
+    assert bool(raw) == bool(payment.raw_amounts)
     if raw:
-        assert read(one) is PaymentMeaning.UNKNOWN
+        assert read(payment) is PaymentMeaning.UNKNOWN
 
 
 def test_what_is_kept_of_an_amount_is_printable():
-    one = only(row(ReservedAmount="\u202e139\u009b2J"))
-    assert one.raw_amounts == {"reserved": "\ufffd139\ufffd2J"}
+    payment = only(row(ReservedAmount="\u202e139\u009b2J"))
+    assert payment.raw_amounts == {"reserved": "\ufffd139\ufffd2J"}
 
 
 def test_an_amount_that_comes_twice_is_not_chosen_from():
@@ -348,15 +348,15 @@ def test_an_amount_that_comes_twice_is_not_chosen_from():
         ("1,50", 0, ("surcharge_unreadable",), {"surcharge": "1,50"}),
     ],
 )
-def test_the_surcharge_is_told_beside_the_amounts_that_include_it(text, surcharge, flags, raw):
-    one = only(row(ReservedAmount="140.50", SurchargeAmount=text))
-    assert (one.surcharge, one.reserved, one.raw_flags, dict(one.raw_amounts)) == (
+def test_the_surcharge_is_shown_beside_the_amounts_that_include_it(text, surcharge, flags, raw):
+    payment = only(row(ReservedAmount="140.50", SurchargeAmount=text))
+    assert (payment.surcharge, payment.reserved, payment.raw_flags, dict(payment.raw_amounts)) == (
         surcharge,
         14050,
         flags,
         raw,
     )
-    assert read(one) is PaymentMeaning.RESERVED
+    assert read(payment) is PaymentMeaning.RESERVED
 
 
 @pytest.mark.parametrize("result", ["Error", "Failed", "SystemError"])
@@ -402,7 +402,7 @@ ELSEWHERE = [
 def test_a_transaction_is_found_wherever_it_stands(body):
     found = parse(answer_of(body % row()))
     assert isinstance(found, Found)
-    assert [one.transaction_id for one in found.transactions] == ["539101"]
+    assert [transaction.transaction_id for transaction in found.transactions] == ["539101"]
     moved_by = parse_movement(answer_of("<Result>Success</Result>" + body % row()), transaction_id="539101")
     assert isinstance(moved_by, Movement)
     assert moved_by.transaction == found.transactions[0]
@@ -422,7 +422,7 @@ def test_a_transaction_inside_another_is_not_counted_and_makes_it_unclear():
     inner = row(TransactionId="2", ReservedAmount="10.00")
     found = parse(xml(row(f"<Children>{inner}</Children>") + row(TransactionId="3")))
     assert isinstance(found, Found)
-    assert [(one.transaction_id, read(one)) for one in found.transactions] == [
+    assert [(transaction.transaction_id, read(transaction)) for transaction in found.transactions] == [
         ("539101", PaymentMeaning.UNKNOWN),
         ("3", PaymentMeaning.RESERVED),
     ]
@@ -507,9 +507,7 @@ _EMPTY_BODY = re.compile(
     st.lists(_TREES, max_size=1),
     st.sampled_from(["", "x"]),
 )
-def test_no_document_of_whatever_shape_is_read_as_absence_unless_it_is_the_documented_one(
-    inside, header, beside, text
-):
+def test_no_document_is_read_as_absence_but_the_documented_empty_answer(inside, header, beside, text):
     document = (
         f"<APIResponse><Header>{''.join(map(_written, header))}<ErrorCode>0</ErrorCode></Header>"
         f"<Body><Result></Result>{''.join(map(_written, inside))}{text}</Body>{''.join(map(_written, beside))}</APIResponse>"
@@ -609,21 +607,25 @@ UNCLEAR = ("chargeback_unclear",)
     ],
 )
 def test_chargebacks_add_up_less_their_reversals_and_what_is_unclear_is_flagged(events, charged_back, flags):
-    one = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
-    assert (one.chargebacks, one.charged_back, one.raw_flags) == (events != "taken back", charged_back, flags)
-    assert (read(one), held(one)) == (PaymentMeaning.CAPTURED, (13900, 13900, 0))
+    payment = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
+    assert (payment.chargebacks, payment.charged_back, payment.raw_flags) == (
+        events != "taken back",
+        charged_back,
+        flags,
+    )
+    assert (read(payment), held(payment)) == (PaymentMeaning.CAPTURED, (13900, 13900, 0))
 
 
-def test_every_event_is_kept_as_the_gateway_told_it():
+def test_every_event_is_kept_as_the_gateway_sent_it():
     events = (
         event()
         + event("Dispute", "10,00", "EUR")
         + event("CHARGEBACK_REVERSED", "4.00")
         + "<ChargebackEvent/>"
     )
-    one = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
+    payment = only(row(f"<ChargebackEvents>{events}</ChargebackEvents>", CapturedAmount="139.00"))
     date = "2016-06-14T00:00:00+02:00"
-    assert one.chargeback_events == (
+    assert payment.chargeback_events == (
         ChargebackEvent("Chargeback", "10.00", "DKK", date, 1000),
         ChargebackEvent("Dispute", "10,00", "EUR", date, None),
         ChargebackEvent("CHARGEBACK_REVERSED", "4.00", "DKK", date, -400),
@@ -641,27 +643,27 @@ def test_every_event_is_kept_as_the_gateway_told_it():
         f"<ChargebackEvents/><ChargebackEvents>{event()}</ChargebackEvents>",
     ],
 )
-def test_an_event_outside_its_place_is_not_dropped(extra):
-    one = only(row(extra, CapturedAmount="139.00"))
-    assert one.chargebacks
-    assert one.charged_back or "chargeback_unclear" in one.raw_flags
+def test_an_event_out_of_order_is_not_dropped(extra):
+    payment = only(row(extra, CapturedAmount="139.00"))
+    assert payment.chargebacks
+    assert payment.charged_back or "chargeback_unclear" in payment.raw_flags
 
 
 def test_an_event_of_a_payment_in_an_unknown_currency_is_flagged():
-    one = only(
+    payment = only(
         row(
             f"<ChargebackEvents>{event(currency='')}</ChargebackEvents>",
             MerchantCurrencyAlpha="ZZZ",
             MerchantCurrency=None,
         )
     )
-    assert (one.charged_back, one.chargeback_events[0].amount) == (0, "10.00")
-    assert "chargeback_unclear" in one.raw_flags
+    assert (payment.charged_back, payment.chargeback_events[0].amount) == (0, "10.00")
+    assert "chargeback_unclear" in payment.raw_flags
 
 
 def test_without_chargebacks_there_are_none():
-    one = only(row("<ChargebackEvents/>"))
-    assert (one.chargebacks, one.charged_back, one.raw_flags) == (False, 0, ())
+    payment = only(row("<ChargebackEvents/>"))
+    assert (payment.chargebacks, payment.charged_back, payment.raw_flags) == (False, 0, ())
 
 
 @pytest.mark.parametrize(
@@ -675,8 +677,8 @@ def test_without_chargebacks_there_are_none():
     ],
 )
 def test_the_end_of_a_reservation_is_a_moment_in_utc(text, until):
-    one = only(row(AuthorisationExpiryDate=text))
-    assert (one.reserved_until, one.expires_at, one.raw_flags) == (until, text, ())
+    payment = only(row(AuthorisationExpiryDate=text))
+    assert (payment.reserved_until, payment.expires_at, payment.raw_flags) == (until, text, ())
 
 
 @pytest.mark.parametrize(
@@ -692,15 +694,15 @@ def test_the_end_of_a_reservation_is_a_moment_in_utc(text, until):
     ],
 )
 def test_an_end_that_is_no_date_is_flagged_and_not_guessed(text):
-    one = only(row(AuthorisationExpiryDate=text))
-    assert (one.reserved_until, one.raw_flags) == (None, ("expiry_unreadable",))
-    assert read(one) is PaymentMeaning.RESERVED
+    payment = only(row(AuthorisationExpiryDate=text))
+    assert (payment.reserved_until, payment.raw_flags) == (None, ("expiry_unreadable",))
+    assert read(payment) is PaymentMeaning.RESERVED
 
 
 @pytest.mark.parametrize("text", [None, "", " "])
 def test_a_reservation_without_an_end_has_none(text):
-    one = only(row(AuthorisationExpiryDate=text))
-    assert (one.reserved_until, one.raw_flags) == (None, ())
+    payment = only(row(AuthorisationExpiryDate=text))
+    assert (payment.reserved_until, payment.raw_flags) == (None, ())
 
 
 @pytest.mark.parametrize(
@@ -729,7 +731,7 @@ def moved(inner: str, rows: str = "", *, result: str = "Success") -> bytes:
 CAPTURE = "<CaptureAmount>0.20</CaptureAmount><CaptureCurrency>978</CaptureCurrency>"
 
 
-def test_the_answer_to_a_capture_tells_what_it_moved_and_the_totals():
+def test_the_answer_to_a_capture_has_what_it_moved_and_the_totals():
     answer = parse_movement(moved(CAPTURE, row(CapturedAmount="139.00")), transaction_id="539101")
     assert isinstance(answer, Movement)
     assert (answer.result, answer.amount) == ("success", 20)
@@ -749,7 +751,7 @@ def test_the_answer_to_a_capture_tells_what_it_moved_and_the_totals():
         ("", None),
     ],
 )
-def test_what_was_moved_is_exact_or_not_told(inner, amount):
+def test_what_was_moved_is_exact_or_not_stated(inner, amount):
     answer = parse_movement(moved(inner, row()))
     assert isinstance(answer, Movement)
     assert answer.amount == amount
@@ -784,7 +786,7 @@ def test_an_answer_that_does_not_say_what_came_of_the_call_is_malformed(body, tr
     assert isinstance(parse_movement(body, transaction_id=transaction_id), Malformed)
 
 
-def test_of_several_transactions_the_one_that_was_asked_for_counts():
+def test_of_several_transactions_the_requested_transaction_counts():
     rows = row(TransactionId="539102") + row(ReservedAmount="1.00")
     answer = parse_movement(moved(CAPTURE, rows), transaction_id="539101")
     assert isinstance(answer, Movement)
@@ -867,10 +869,13 @@ def test_no_markup_makes_the_reader_raise(pieces):
 def test_no_content_makes_the_reader_raise_and_nothing_unreadable_becomes_money(changed):
     answer = parse(xml(row(**changed)))
     if isinstance(answer, Found):
-        for one in answer.transactions:
-            assert min(one.reserved, one.captured, one.refunded, one.credited) >= 0
-            assert one.currency or read(one) is PaymentMeaning.UNKNOWN
-            held(one)
+        for transaction in answer.transactions:
+            assert (
+                min(transaction.reserved, transaction.captured, transaction.refunded, transaction.credited)
+                >= 0
+            )
+            assert transaction.currency or read(transaction) is PaymentMeaning.UNKNOWN
+            held(transaction)
 
 
 def test_what_a_person_reads_of_an_answer_steers_no_terminal():
@@ -878,6 +883,6 @@ def test_what_a_person_reads_of_an_answer_steers_no_terminal():
     document = xml(row(TransactionStatus="held\u202e\u2066")).replace(
         b"</Transaction>", event.encode() + b"</Transaction>"
     )
-    (one,) = parse(document).transactions
-    assert one.status == "held\ufffd\ufffd"
-    assert [each.kind for each in one.chargeback_events] == ["\ufffdDispute\ufffd!"]
+    (payment,) = parse(document).transactions
+    assert payment.status == "held\ufffd\ufffd"
+    assert [each.kind for each in payment.chargeback_events] == ["\ufffdDispute\ufffd!"]

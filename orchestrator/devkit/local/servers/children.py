@@ -1,13 +1,13 @@
 """Child processes that end with their parent, however it ends, and that may run under another account.
 
-A child is started through this very file, run as a script by a fresh interpreter: it asks the kernel for a
-signal when the parent is gone, gives up its privileges and becomes the server (`exec`). Nothing of ours runs
-between fork and exec in a process that may have threads. Where the kernel knows no such signal (anything but
-Linux) the script stays as a guardian: it holds the read end of a pipe whose write end only the parent has,
-and ends the server when that pipe closes.
+A child is started through this very file, run as a script by a fresh interpreter: it requests a signal of
+the kernel for the end of the parent, drops its privileges and becomes the server (`exec`). No code of this
+project runs between fork and exec in a process that may have threads. Where the kernel has no such signal
+(anything but Linux) the script stays as a supervisor: it holds the read end of a pipe whose write end only
+the parent has, and ends the server when that pipe closes.
 
-Standard library only, and no module of ours: the script runs in isolated mode, before any package can be
-found.
+Standard library only, and no module of this project: the script runs in isolated mode, before any package can
+be found.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class _Launch:
-    """What the script is told, as JSON in its only argument."""
+    """The arguments of the script, as JSON in its only argument."""
 
     command: list[str]
     parent: int
@@ -97,10 +97,10 @@ def spawn(
 
 
 def end(process: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float]) -> bool:
-    """Send each signal in turn and wait so many seconds, until the process has ended; say whether the first
-    signal sufficed.
+    """Send each signal in turn and wait so many seconds, until the process has ended; return whether the
+    first signal sufficed.
 
-    Harmless for one that has ended.
+    Harmless for a process that has ended.
     """
     used = steps[0][0]
     for number, timeout in (*steps, (signal.SIGKILL, 5.0)):
@@ -174,7 +174,7 @@ def _run(text: str) -> None:
         _become(*launch.account)
     if launch.guarded:
         sys.exit(_guard(launch.command, launch.last_signal))
-    # After the change of account, which makes the kernel forget the signal.
+    # After the change of account, which makes the kernel drop the signal.
     _watch(launch.parent, launch.last_signal)
     os.execv(launch.command[0], launch.command)  # noqa: S606 - no shell is wanted
 

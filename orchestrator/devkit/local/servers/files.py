@@ -44,7 +44,7 @@ def private(path: Path, content: str | bytes) -> None:
 
 
 def free_port(memory: Path) -> int:
-    """Return the port of 127.0.0.1 that was used last, or another free one, and remember it."""
+    """Return the port of 127.0.0.1 that was used last, or another free one, and store it."""
     remembered = 0
     with suppress(OSError, ValueError):
         remembered = int(memory.read_text())

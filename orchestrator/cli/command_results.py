@@ -1,0 +1,173 @@
+"""Following commands: how far one is, and what came of it.
+
+Exit status 1 means that it was refused or rejected, or is not finished yet; it stands all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import price, uuid_of
+from orchestrator.cli.output import say, say_json
+from orchestrator.domain.command_progress import CommandState
+from orchestrator.domain.records import CommandKind, OperationState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from uuid import UUID
+
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CommandRecord
+
+_PAUSE: Final = 0.25
+
+
+def wait_option(default: float) -> Callable[[Any], Any]:
+    """Return the option that says how long to wait for a result."""
+    return click.option(
+        "--wait",
+        type=click.FloatRange(0, 86_400),
+        default=default,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long to wait for the result.",
+    )
+
+
+@click.group(short_help="How far a command is: capture, refund, cancel …")
+def commands() -> None:
+    """Follow commands, which were asked of checkouts by the API or the command line."""
+
+
+@commands.command(short_help="Show how far one command is.")
+@data_dir
+@click.argument("command")
+@wait_option(0.0)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
+def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
+    """Show how far one command is (its id), and what came of it."""
+
+    async def tell(_: Settings, db: Database) -> int:
+        wanted = uuid_of(command)
+        found = None if wanted is None else await until_finished(db, wanted, wait)
+        if found is None:
+            raise click.UsageError(
+                f"there is no command {command!r}: `orchestrator checkouts show` names those of a checkout"
+            )
+        if as_json:
+            _say_json(found)
+        else:
+            asked = found.command
+            say(f"Command {asked.id}: {asked.kind} of {_what(found)}, asked for by {asked.actor}")
+            say(f"at {asked.requested_at:%Y-%m-%d %H:%M:%S} UTC. State: {found.state}.")
+            if found.finished:
+                say_result(found)
+        return exit_status(found)
+
+    return on_database(data_dir, tell)
+
+
+async def until_finished(db: Database, command: UUID, wait: float) -> CommandRecord | None:
+    """Return a command as soon as it is finished, or as it stands after so many seconds; None: there is none
+    of this id.
+    """
+    from orchestrator.store import read_model  # noqa: PLC0415 - each command imports what it needs
+
+    until = time.monotonic() + wait
+    while True:
+        found = (await read_model.commands(db, (command,))).get(command)
+        if found is None or found.finished or time.monotonic() >= until:
+            return found
+        await asyncio.sleep(_PAUSE)
+
+
+def exit_status(found: CommandRecord) -> int:
+    """Return 0 where what was asked for is done, and 1 otherwise."""
+    return int(found.state is not CommandState.DONE)
+
+
+def say_result(found: CommandRecord) -> None:
+    """Say what came of a finished command."""
+    from orchestrator.domain import command_result, sentences  # noqa: PLC0415
+
+    result = found.command.result
+    assert result is not None  # noqa: S101 - it is finished
+    if found.state is CommandState.REFUSED:
+        say(f"Refused: {sentences.of(result)}", err=True)
+    elif found.operations:
+        for one in found.operations:
+            what = f"the {one.kind} of {price(one.amount, one.currency)} on transaction {one.transaction_id}"
+            if one.state == OperationState.SUCCEEDED:
+                say(f"Done: {what}.")
+            else:
+                why = sentences.or_none(one.last_error) or "no reason was given"
+                say(f"Refused by the gateway: {what} ({why}).", err=True)
+    elif result.code in command_result.DONE:
+        say(f"Done: {sentences.of(result)}")
+    elif found.command.kind is CommandKind.CANCEL:
+        said = sentences.of_command(found.state, result, ())
+        say(
+            f"{'Done' if found.state is CommandState.DONE else 'Not cancelled'}: {said}.",
+            err=bool(exit_status(found)),
+        )
+    else:
+        say("Accepted.")
+
+
+def _what(found: CommandRecord) -> str:
+    of = f"checkout {found.checkout_id} (order {found.order_ref})"
+    if found.command.kind not in {CommandKind.CAPTURE, CommandKind.REFUND}:
+        return of
+    much = "all that is left" if found.amount is None else price(found.amount, found.currency)
+    return f"{much} of {of}"
+
+
+def _say_json(found: CommandRecord) -> None:
+    import msgspec  # noqa: PLC0415
+
+    from orchestrator.domain import sentences  # noqa: PLC0415
+
+    asked, result = found.command, found.command.result
+    document = {
+        "id": asked.id,
+        "checkoutId": found.checkout_id,
+        "orderId": found.order_ref,
+        "kind": asked.kind,
+        "state": found.state,
+        "amount": found.amount,
+        "currency": found.currency,
+        "transactionId": asked.transaction_id,
+        "result": None
+        if result is None
+        else {
+            "code": result.code,
+            "message": sentences.of_command(found.state, result, found.operations),
+            "facts": result.facts,
+        },
+        "operations": [
+            {
+                "id": one.id,
+                "kind": one.kind,
+                "transactionId": one.transaction_id,
+                "amount": one.amount,
+                "currency": one.currency,
+                "state": one.state,
+                "error": None
+                if one.last_error is None
+                else {"code": one.last_error.code, "message": sentences.of(one.last_error)},
+            }
+            for one in found.operations
+        ],
+        "requestedAt": asked.requested_at,
+        "finishedAt": found.finished_at,
+        "requestedBy": asked.actor,
+        "reason": asked.reason,
+    }
+    say_json(msgspec.json.encode(document).decode())
