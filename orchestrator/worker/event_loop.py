@@ -273,8 +273,8 @@ class Bridge:
             ]
             await self._end.wait()
             await cancelled(beside)
-            await self._submissions.close()
-            await self._dispatcher.close()
+            # At once: while Postgres is silent each of them takes its time.
+            await asyncio.gather(self._submissions.close(), self._dispatcher.close())
             await self._moves.close()
             await self._sequencer.close()
 
@@ -348,7 +348,7 @@ class Bridge:
 
     def _progress(self) -> dict[str, object]:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
-        trouble = trouble or (self._intents.trouble if self._intents is not None else None)
+        intents_trouble = self._intents.trouble if self._intents is not None else None
         taken = self._submissions.counts
         return {
             **self._counts,
@@ -365,4 +365,5 @@ class Bridge:
             "intentsRejected": taken.rejected,
             **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
+            **({"intentsTrouble": intents_trouble} if intents_trouble else {}),
         }

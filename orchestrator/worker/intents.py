@@ -8,6 +8,7 @@ under way at once, up to the prefetch of this consumer. One thread alone speaks 
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from contextlib import suppress
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from kombu import Consumer, compression
 
-from orchestrator import log
+from orchestrator.intents.submissions import MESSAGE_BYTES
 from orchestrator.messaging import transport
 from orchestrator.messaging.app import INTENTS, configure
 from orchestrator.messaging.publisher import BackOff, discard, goodbye
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from kombu import Connection
 
     from orchestrator.settings import Settings
-
-_log = log.get(__name__)
 
 IDLE: Final = 0.5
 """Seconds that it waits for a message while nothing is under way."""
@@ -48,6 +47,7 @@ class IntentConsumer:
         self._closing = min(5.0, settings.shutdown_timeout / 5)
         self._link = BackOff("intents")
         self._ending = threading.Event()
+        self._started = False
         self._thread = threading.Thread(target=self._run, name="intents", daemon=True)
         self._under_way: list[tuple[Any, Future[None]]] = []
         # A few bytes may inflate to gigabytes: what is compressed is refused as it came. Nothing else that a
@@ -56,12 +56,15 @@ class IntentConsumer:
 
     @property
     def trouble(self) -> str | None:
-        """Why no intents come; None while they do."""
+        """Why no intents are consumed; None while they are."""
+        if self._started and not self._thread.is_alive() and not self._ending.is_set():
+            return "its consumer ended: restart this worker"
         return self._link.reason if self._link.away else None
 
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+        self._started = True
 
     def stop(self) -> None:
         """Take nothing new; returns at once."""
@@ -77,7 +80,8 @@ class IntentConsumer:
 
     def _run(self) -> None:
         while not self._ending.is_set():
-            connection = self._app.connection_for_read()
+            # Without heartbeats RabbitMQ keeps what a vanished worker has in hand for half an hour.
+            connection = self._app.connection_for_read(heartbeat=self._app.conf.broker_heartbeat)
             try:
                 connection.connect()
                 self._consume(connection)
@@ -114,12 +118,16 @@ class IntentConsumer:
                 consumer.cancel()
             if end < float("inf") and not self._under_way:
                 return
-            with suppress(TimeoutError):
-                connection.drain_events(timeout=BUSY if self._under_way else IDLE)
+            if len(self._under_way) > self._prefetch:
+                # The prefetch does not count what is no message, nor what Redis delivers again.
+                time.sleep(BUSY)
+            else:
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=BUSY if self._under_way else IDLE)
             if connection.supports_heartbeats:
                 connection.heartbeat_check()
             while transport.unreadable:
-                self._hand_over(None, Message({}, {}, None, transport.unreadable.popleft()))
+                self._hand_over(None, Message({}, {}, None, _bounded(transport.unreadable.popleft())))
             self._acknowledge()
             if self._link.away and time.monotonic() >= well:
                 self._link.worked()
@@ -128,17 +136,39 @@ class IntentConsumer:
         """Hand a message to the loop; nothing that is in it may raise here, where kombu would drop it."""
         headers = message.headers if isinstance(message.headers, dict) else {}
         properties = message.properties if isinstance(message.properties, dict) else {}
-        body = message.body
-        raw = body.encode(errors="replace") if isinstance(body, str) else bytes(body or b"")
-        self._hand_over(message, Message(headers, properties, message.content_type, raw))
+        self._hand_over(message, Message(headers, properties, message.content_type, _bounded(message.body)))
 
     def _hand_over(self, message: Any, given: Message) -> None:
         self._under_way.append((message, self._take(given)))
 
     def _acknowledge(self) -> None:
         """Acknowledge what is stored."""
-        done = [one for one in self._under_way if one[1].done()]
-        self._under_way = [one for one in self._under_way if not one[1].done()]
+        done: list[tuple[Any, Future[None]]] = []
+        left: list[tuple[Any, Future[None]]] = []
+        for entry in self._under_way:
+            # Checked once: a future that ends between two checks would be in neither list.
+            (done if entry[1].done() else left).append(entry)
+        self._under_way = left
         for message, future in done:
             if message is not None and not future.cancelled() and future.exception() is None:
                 message.ack()
+
+
+def _bounded(body: object) -> bytes:
+    """Return a body as bytes, at most one more than a message may have; on Redis it may be any JSON value."""
+    match body:
+        case bytes():
+            raw = body
+        case str():
+            raw = body.encode(errors="replace")
+        case None:
+            raw = b""
+        case bytearray() | memoryview():
+            raw = bytes(body)
+        case _:
+            # Of a number `bytes` would make as many zeros.
+            try:
+                raw = json.dumps(body, default=str).encode()
+            except (ValueError, RecursionError):
+                raw = b""
+    return raw[: MESSAGE_BYTES + 1]

@@ -213,6 +213,12 @@ async def test_headers_that_are_none_of_a_submission_are_refused(scene: Scene, h
     assert b"Q-1" in found[1]
 
 
+async def test_a_content_type_that_is_no_text_is_refused(scene: Scene):
+    sent = message([intent("Q-1")], scene.token())
+    await scene.take(Message(sent.headers, {}, ["application/json"], sent.body))
+    assert [row.code for row in await scene.refused()] == ["malformed"]
+
+
 async def test_a_bad_token_is_refused_and_kept_without_the_token(scene: Scene):
     good = scene.token()
     for token in (good[:-3] + "AAA", "nonsense", scene.token("default", "checkouts:read"), ""):
