@@ -13,6 +13,7 @@ from queue import Empty
 from typing import Any, Final
 
 from kombu.transport import redis
+from redis.exceptions import DataError
 
 from orchestrator.messaging.dropped_messages import dropped
 
@@ -38,9 +39,9 @@ def _read(channel: Any, read: Any, options: dict[str, Any]) -> bool:
     _note_popped(channel)
     try:
         return bool(read(**options))
-    except (
-        KeyError
-    ) as error:  # kombu counts it among the lost connections; here a message lacks what it should have
+    except (KeyError, DataError) as error:
+        # kombu counts them among the lost connections; here a message lacks what it should have, or has a tag
+        # that Redis cannot hold.
         _drop(channel, error)
         return True
     except (*channel.connection_errors, *channel.connection.channel_errors, Empty):
@@ -52,13 +53,13 @@ def _read(channel: Any, read: Any, options: dict[str, Any]) -> bool:
 
 def _note_popped(channel: Any) -> None:
     """Have a channel's client note what it pops last: kombu's own error does not say."""
+    channel.popped = None
     client = channel.client
     if getattr(channel, "noting", None) is client:
         return
     parse = client.parse_response
 
     def noted(*given: Any, **options: Any) -> Any:
-        channel.popped = None
         channel.popped = parse(*given, **options)
         return channel.popped
 

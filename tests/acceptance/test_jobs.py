@@ -59,7 +59,17 @@ def test_orders_are_handed_over_by_celery_once_and_refused_ones_are_told(shop: t
     assert "Traceback" not in one.log("worker-1")
 
 
-GARBAGE = [b"\x00\xff not JSON", b"[1, 2]", b"{}", b"[" * 50_000, b'{"body": "x", "properties": {}}']
+ADDRESSED = b'"headers": {}, "properties": {"delivery_info": {"exchange": "", "routing_key": "intents"}, "delivery_tag": '
+GARBAGE = [
+    b"\x00\xff not JSON",
+    b"[1, 2]",
+    b"{}",
+    b"[" * 50_000,
+    b'{"body": "x", "properties": {}}',
+    b'{"body": 10000000000, ' + ADDRESSED + b'"a number"}}',
+    b'{"body": ["x"], "content-type": ["x"], ' + ADDRESSED + b'"a list"}}',
+    b'{"body": "x", ' + ADDRESSED + b"null}}",
+]
 
 
 def test_what_is_no_message_is_kept_as_refused_and_the_next_is_taken(shop: tuple[World, Producer]):
