@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
@@ -23,7 +24,6 @@ from orchestrator.cli.output import say, say_json, standard_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from orchestrator.intents.rows import Row
     from orchestrator.settings import Settings
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.store.inbox import Intents
 
 AT_ONCE: Final = 1000
-"""Rows of one list; the next is read while it is written."""
+"""Rows that are written together."""
 TRIES: Final = 5
 """For a list of which it is not known whether it was stored."""
 PAUSE: Final = 1.0
@@ -64,6 +64,9 @@ def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | Non
     Rows that are there already are reported as such, so a run that was cut is simply repeated. A wrong row
     is named with its line and does not stop the others; then the exit status is 1.
     """
+    files = Path(source), Path(results)
+    if all(file.is_file() for file in files) and files[0].samefile(files[1]):
+        raise click.UsageError("--results is FILE itself, which would be overwritten: name another file")
     csv = form == "csv" or (form is None and source.endswith(".csv"))
 
     async def work(settings: Settings, db: Database) -> int:
@@ -106,16 +109,9 @@ class _Import:
 
     async def run(self, listed: Iterator[Row]) -> int:
         """Take every row; return the exit status."""
-        writing: asyncio.Task[None] | None = None
         try:
-            while True:
-                chunk = self._read(listed)
-                if writing is not None:
-                    await writing
-                if not chunk:
-                    break
-                writing = asyncio.create_task(self._store(chunk))
-                await asyncio.sleep(0)
+            while chunk := self._read(listed):
+                await self._store(chunk)
         finally:
             self._told.flush()
             self._progress(last=True)
@@ -178,6 +174,7 @@ class _Import:
         from orchestrator.intents import Problem, submissions  # noqa: PLC0415
         from orchestrator.intents.rows import column_of  # noqa: PLC0415
         from orchestrator.store.inbox import Accepted  # noqa: PLC0415
+        from orchestrator.store.inbox.errors import IntakeError  # noqa: PLC0415
 
         told: dict[str, object] = {"line": row.line}
         if isinstance(result, Accepted):
@@ -188,7 +185,8 @@ class _Import:
                 "state": result.state,
             }
         elif result is None or isinstance(result, OrchestratorError):
-            problems = one if result is None else (Problem("order.orderId", str(result)),)
+            field = "order.orderId" if isinstance(result, IntakeError) else "body"
+            problems = one if result is None else (Problem(field, str(result)),)
             errors = [
                 {"field": each.field, "message": each.message}
                 | ({"column": column} if (column := column_of(each.field)) else {})
