@@ -1,8 +1,8 @@
-// Hand orders over through RabbitMQ: npm install amqplib; BROKER_URL=amqp://… TOKEN=… node submit.js orders.json
+// Submit orders through RabbitMQ: npm install amqplib; BROKER_URL=amqp://… TOKEN=… node submit.js orders.json
 const { randomUUID } = require("node:crypto");
 const { readFileSync } = require("node:fs");
 
-// The task orchestrator.submit(intents, token) as Celery's message protocol 2 frames it.
+// The task orchestrator.submit(intents, token) in Celery's message protocol 2.
 function message(intents, token) {
   const id = randomUUID();
   const body = JSON.stringify([[intents, token], {}, {}]);
@@ -13,14 +13,14 @@ function message(intents, token) {
 async function main() {
   const connection = await require("amqplib").connect(process.env.BROKER_URL);
   const channel = await connection.createConfirmChannel();
-  // As the orchestrator declares it: RabbitMQ refuses any other words.
+  // The same arguments as the orchestrator's: RabbitMQ refuses others.
   await channel.assertQueue("intents", { arguments: { "x-queue-type": "quorum", "x-delivery-limit": 1000000 } });
   const orders = JSON.parse(readFileSync(process.argv[2], "utf8"));
   for (let start = 0; start < orders.length; start += 100) {
     const { body, options } = message(orders.slice(start, start + 100), process.env.TOKEN);
     channel.sendToQueue("intents", Buffer.from(body), options);
   }
-  await channel.waitForConfirms(); // RabbitMQ has them all
+  await channel.waitForConfirms(); // RabbitMQ has stored them all
   await connection.close();
 }
 

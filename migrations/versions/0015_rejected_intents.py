@@ -1,4 +1,4 @@
-"""Intents of the queue that were refused: by merchant, once for each message, encrypted as intents are.
+"""Refused intents of the queue: by merchant, once for each message, encrypted as intents are.
 
 Revision: 0015
 Before: 0014
@@ -44,7 +44,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it back; what was refused is forgotten."""
+    """Restore the former table; the rows of refused intents are deleted."""
     op.execute("SET LOCAL lock_timeout = '5s'")
     op.drop_table("rejected_intents")
     op.create_table(

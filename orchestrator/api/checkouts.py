@@ -100,7 +100,7 @@ def _intake(
         merchant_id=merchant.id,
         actor=caller.actor,
         correlation_id=correlation.current(),
-        usual_life=services.settings.checkout_expires_in,
+        default_expires_in=services.settings.checkout_expires_in,
         idempotency_key=key,
     )
 

@@ -1,4 +1,4 @@
-"""Intents that came by the queue `intents` and were refused: a merchant reads its own, with the reasons."""
+"""Intents of the queue `intents` that were refused: a merchant reads its own, with the reasons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def search(
     cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
     limit: Annotated[int, Query(ge=1, le=answers.PAGE)] = 50,
 ) -> Response:
-    """What was refused of a merchant's intents on the queue, the youngest first, page by page."""
+    """Refused intents of the merchant, the youngest first, page by page."""
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     if order_id is not None and not intents.may_be_order(order_id):
@@ -43,7 +43,9 @@ async def search(
             message_id=row.message_id,
             order_id=row.order_ref,
             code=row.code,
-            errors=tuple(answers.FieldProblem(field=one.field, message=one.message) for one in row.problems),
+            errors=tuple(
+                answers.FieldProblem(field=problem.field, message=problem.message) for problem in row.problems
+            ),
             rejected_at=row.created_at,
         )
         for row in rows[:limit]

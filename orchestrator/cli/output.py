@@ -41,7 +41,7 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
 
 
 def standard_output() -> IO[str]:
-    """Return standard output as a file for `say_json`, which then writes many lines in one piece."""
+    """Return standard output as a file for `say_json`, which then buffers what it writes."""
     return sys.stdout
 
 

@@ -1,5 +1,5 @@
-"""Intents of the queue `intents` that were refused, straight from the database, for the operators of the
-installation; also those whose token proved no merchant.
+"""Refused intents of the queue `intents`, read straight from the database by the operators of the
+installation; also those whose token proves no merchant.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 
-@click.group("rejected-intents", short_help="Intents from the broker that were refused.")
+@click.group("rejected-intents", short_help="Refused intents of the queue.")
 def rejected_intents() -> None:
-    """Intents that came by the queue `intents` and were refused."""
+    """Refused intents of the queue `intents`."""
 
 
 @rejected_intents.command("list")
@@ -30,15 +30,15 @@ def rejected_intents() -> None:
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, limit: int) -> int:
-    """List what was refused, the youngest first, with the reason."""
+    """List refused intents, the youngest first, with their reasons."""
 
     async def show(_: Settings, db: Database) -> int:
         from orchestrator.store.inbox import rejected  # noqa: PLC0415 - each command imports what it needs
 
         names = await merchant_names(db)
-        only = None if merchant is None else await merchant_id(db, merchant)
+        wanted = None if merchant is None else await merchant_id(db, merchant)
         shown = table("id", "at", "merchant", "order", "code", "reason")
-        for row in await rejected.latest(db, merchant_id=only, order_ref=order, limit=limit):
+        for row in await rejected.latest(db, merchant_id=wanted, order_ref=order, limit=limit):
             more = f" (and {len(row.problems) - 1} more)" if len(row.problems) > 1 else ""
             shown.add_row(
                 str(row.id),
@@ -56,20 +56,21 @@ def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, li
 
 @rejected_intents.command("show")
 @data_dir
-@click.argument("wanted", metavar="ID")
+@click.argument("intent", metavar="ID")
 @click.option("--body", "with_body", is_flag=True, help="Also what was sent, which is personal data.")
-def show_rejected(*, data_dir: Path, wanted: str, with_body: bool) -> int:
+def show_rejected(*, data_dir: Path, intent: str, with_body: bool) -> int:
     """Show a refused intent with every reason."""
 
     async def show(settings: Settings, db: Database) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store.inbox import rejected  # noqa: PLC0415
 
-        number = uuid_of(wanted)
-        found = None if number is None else await rejected.one(db, Encryptor(settings.secret_keys), number)
+        intent_id = uuid_of(intent)
+        encryptor = Encryptor(settings.secret_keys)
+        found = None if intent_id is None else await rejected.by_id(db, encryptor, intent_id)
         if found is None:
             raise click.UsageError(
-                f"there is no refused intent {wanted!r}: see `orchestrator rejected-intents list`"
+                f"there is no refused intent {intent!r}: see `orchestrator rejected-intents list`"
             )
         row, body = found
         names = await merchant_names(db)
@@ -86,7 +87,7 @@ def show_rejected(*, data_dir: Path, wanted: str, with_body: bool) -> int:
         if with_body and body is not None:
             say_json(body.decode(errors="replace"))
         elif with_body:
-            say("what was sent was erased, or no key of this installation opens it", err=True)
+            say("what was sent was erased, or no key of this installation decrypts it", err=True)
         return 0
 
     return on_database(data_dir, show)

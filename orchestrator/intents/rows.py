@@ -1,9 +1,9 @@
 """Files of intents, row by row: NDJSON, an intent in each line, and CSV, an order with one order line in each
 row.
 
-A row becomes the JSON of an intent, which is then read like any other. A row that cannot be read is told with
-its line and does not stop the next; only a header that is wrong ends a file of CSV. Nothing is read ahead of
-the row that is asked for, and no line is kept that is longer than an intent may be.
+A row becomes the JSON of an intent, which is then read like any other. A row that cannot be read has a
+problem with its line number, and the next row follows; only a wrong header ends a CSV file. Rows are read one
+at a time, and a line of NDJSON that is longer than an intent may be is skipped without being kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -47,9 +48,9 @@ COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     },
     "expiresIn": ("expiresIn",),
 }
-"""Columns of CSV, and where in an intent each stands."""
+"""Columns of CSV, and the field of an intent that each holds."""
 INFO: Final = "transactionInfo."
-"""What the name of a column begins with that is an entry of transactionInfo."""
+"""Prefix of the columns that hold entries of transactionInfo."""
 _NUMBERS: Final = frozenset({"amount", "quantity", "unitPrice", "taxAmount", "expiresIn"})
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,30})?")
 _FLAGS: Final = {"true": True, "false": False}
@@ -60,12 +61,12 @@ _FIELDS: Final = {
 
 
 class HeaderRejected(OrchestratorError):  # noqa: N818 - named for the fact
-    """The first line of a CSV file names columns that there are not."""
+    """The first line of a CSV file does not name known columns, each once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a file: its line, counted from 1, and the JSON of its intent, or why there is none."""
+    """A row of a file: its line, counted from 1, and the JSON of its intent, or the problems of the row."""
 
     line: int
     raw: bytes = field(default=b"", repr=False)
@@ -73,7 +74,7 @@ class Row:
 
 
 def column_of(path: str) -> str | None:
-    """Return the column that a field of an intent stands in, by its path in a problem."""
+    """Return the column that holds a field of an intent, by the field's path; None if there is none."""
     return _FIELDS.get(path)
 
 
@@ -85,8 +86,8 @@ def ndjson(file: IO[bytes]) -> Iterator[Row]:
         if len(line) > BODY_LIMIT + 1 and not line.endswith(b"\n"):
             while (rest := file.readline(BODY_LIMIT)) and not rest.endswith(b"\n"):
                 pass
-            said = f"is longer than the {BODY_LIMIT} bytes that an intent may have: send fewer order lines"
-            yield Row(number, problems=(Problem("body", said),))
+            reason = f"is longer than the {BODY_LIMIT} bytes that an intent may have: send fewer order lines"
+            yield Row(number, problems=(Problem("body", reason),))
         elif line.strip():
             yield Row(number, line.strip())
 
@@ -101,21 +102,21 @@ def delimited(file: IO[bytes]) -> Iterator[Row]:
     try:
         columns = next(reader, None)
     except csv.Error as error:
-        raise HeaderRejected(f"the first line is no line of CSV: {error}") from None
+        raise HeaderRejected(f"the first line is not CSV: {error}") from None
     _check(columns)
     assert columns is not None  # noqa: S101 - just checked
     while True:
-        begins = reader.line_num + 1
+        first_line = reader.line_num + 1
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            said = f"is no row of CSV ({error}): put cells with quotes or line breaks in quotes"
-            yield Row(begins, problems=(Problem("body", said),))
+            reason = f"is not a row of CSV ({error}): put cells with quotes or line breaks in quotes"
+            yield Row(first_line, problems=(Problem("body", reason),))
             continue
         if cells:
-            yield _row(begins, columns, cells)
+            yield _row(first_line, columns, cells)
 
 
 def _check(columns: list[str] | None) -> None:
@@ -125,36 +126,37 @@ def _check(columns: list[str] | None) -> None:
         if name not in COLUMNS and not (name.startswith(INFO) and len(name) > len(INFO)):
             shown = name if name.isprintable() and len(name) <= 40 else "one of them"  # noqa: PLR2004 - for a sentence
             raise HeaderRejected(f"column {shown!r} is not known: {hint(name, frozenset(COLUMNS))}")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    counts = Counter(columns)
+    twice = sorted(name for name in counts if counts[name] > 1)
     if twice:
-        raise HeaderRejected(f"column {twice[0]!r} stands there twice: leave one out")
+        raise HeaderRejected(f"column {twice[0]!r} is there twice: remove one")
 
 
 def _row(line: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) > len(columns):
-        said = (
+        reason = (
             f"has {len(cells)} cells, and there are {len(columns)} columns: put cells with commas in quotes"
         )
-        return Row(line, problems=(Problem("body", said),))
+        return Row(line, problems=(Problem("body", reason),))
     document: dict[str, Any] = {"configuration": {"paymentType": "PAYMENT"}}
-    given = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
-    wrong = [
+    values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
+    problems = [
         Problem(name, "must be a number such as 139.00, with a point and no other separator")
-        for name, cell in given.items()
+        for name, cell in values.items()
         if name in _NUMBERS and not _NUMBER.fullmatch(cell)
     ]
-    if wrong:
-        return Row(line, problems=tuple(wrong))
-    # What an order of one line need not say twice.
-    given = {
-        "itemId": given.get("orderId", ""),
-        "description": given.get("orderId", ""),
+    if problems:
+        return Row(line, problems=tuple(problems))
+    # Defaults of the order line.
+    values = {
+        "itemId": values.get("orderId", ""),
+        "description": values.get("orderId", ""),
         "quantity": "1",
-        "unitPrice": given.get("amount", ""),
+        "unitPrice": values.get("amount", ""),
         "taxAmount": "0",
-        **given,
+        **values,
     }
-    for name, cell in given.items():
+    for name, cell in values.items():
         if name.startswith(INFO):
             _put(document, ("order", "transactionInfo", name.removeprefix(INFO)), cell)
         elif cell:
@@ -177,7 +179,9 @@ def _put(document: dict[str, Any], path: tuple[str, ...], value: object) -> None
 
 
 def _value(name: str, cell: str) -> object:
-    """Return a cell as it stands in an intent; what is no flag stays text, which its rules refuse."""
+    """Return a cell as a value of an intent; a flag that is neither true nor false stays text, which the
+    intent's rules refuse.
+    """
     if name in _NUMBERS:
         return msgspec.Raw(cell.encode())
     if name == "autoCapture":

@@ -21,8 +21,8 @@ INTENTS: Final = Queue(
     routing_key="intents",
     queue_arguments={"x-queue-type": "quorum", "x-delivery-limit": 1_000_000},
 )
-"""What merchants publish to. On RabbitMQ it is replicated, and a message is not dropped because its consumers
-died 20 times, as RabbitMQ 4 does where nothing else is said. Whoever declares it must say the same."""
+"""The queue that merchants publish to. On RabbitMQ it is replicated, and a message is not dropped after 20
+failed deliveries, which is RabbitMQ 4's default. Every client must declare it with the same arguments."""
 PROCESS: Final = "orchestrator.process"
 SWEEP: Final = "orchestrator.sweep"
 SEAL: Final = "orchestrator.seal"
@@ -66,7 +66,8 @@ def configure(settings: Settings) -> Celery:
             "visibility_timeout": 300,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
-            # Of the lock under which messages of killed workers are put back: one of them may have held it.
+            # The lock under which messages of killed workers are put back ends by itself: a killed worker may
+            # have held it.
             "unacked_mutex_expire": 30,
             "socket_timeout": _TIMEOUT,
             "socket_connect_timeout": 5,

@@ -1,9 +1,9 @@
-"""kombu's Redis transports, which outlive a message that is not kombu's.
+"""kombu's Redis transports, which continue after a message that is not in kombu's format.
 
-kombu reads such a message off its queue and raises; Celery takes that for a fault of the worker. Here it is
-counted, and the next message is read; on the queue `intents`, where it is the only copy of what a merchant
-sent, it is handed on as it came. RabbitMQ's client needs nothing of the kind: what it delivers is a
-message, whatever is in it.
+kombu pops such a message off its queue and raises; Celery treats that as a fault of the worker. Here it is
+counted, and the next message is read. On the queue `intents`, where it is the only copy of what a merchant
+sent, its bytes are kept for the consumer. RabbitMQ's client needs none of this: whatever it delivers is a
+message.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from redis.exceptions import DataError
 from orchestrator.messaging.dropped_messages import dropped
 
 unreadable: Final[deque[bytes]] = deque()
-"""What came by the queue `intents` and is no message; its consumer takes it from here."""
+"""Bytes from the queue `intents` that are not a message; its consumer stores them as refused."""
 
 
 class Channel(redis.Channel):
@@ -36,12 +36,12 @@ class SentinelChannel(redis.SentinelChannel):
 
 
 def _read(channel: Any, read: Any, options: dict[str, Any]) -> bool:
-    _note_popped(channel)
+    _record_popped(channel)
     try:
         return bool(read(**options))
     except (KeyError, DataError) as error:
-        # kombu counts them among the lost connections; here a message lacks what it should have, or has a tag
-        # that Redis cannot hold.
+        # kombu treats both as errors of the connection; here a message lacks a member, or has a tag that
+        # Redis cannot store.
         _drop(channel, error)
         return True
     except (*channel.connection_errors, *channel.connection.channel_errors, Empty):
@@ -51,19 +51,19 @@ def _read(channel: Any, read: Any, options: dict[str, Any]) -> bool:
         return True
 
 
-def _note_popped(channel: Any) -> None:
-    """Have a channel's client note what it pops last: kombu's own error does not say."""
+def _record_popped(channel: Any) -> None:
+    """Have a channel's client keep the last reply that it read, because kombu's error does not contain it."""
     channel.popped = None
     client = channel.client
-    if getattr(channel, "noting", None) is client:
+    if getattr(channel, "recorded_client", None) is client:
         return
     parse = client.parse_response
 
-    def noted(*given: Any, **options: Any) -> Any:
-        channel.popped = parse(*given, **options)
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        channel.popped = parse(*arguments, **options)
         return channel.popped
 
-    client.parse_response, channel.noting = noted, client
+    client.parse_response, channel.recorded_client = recorded, client
 
 
 def _drop(channel: Any, error: Exception) -> None:

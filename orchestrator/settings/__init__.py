@@ -240,7 +240,8 @@ class Settings(BaseSettings):
 
     # Processes.
     intents_prefetch: int = Field(default=20, ge=0, le=1000)
-    """Messages of the queue `intents` that a worker has in hand; 0, or no key of tokens: it consumes none."""
+    """Messages of the queue `intents` that a worker processes at once; with 0, or without a key of tokens, it
+    consumes none."""
     worker_threads: int = Field(default=8, ge=1, le=512)
     """Hints that a worker claims at once; a thread is free again as soon as its checkouts are claimed or
     deferred."""

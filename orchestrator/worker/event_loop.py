@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 SWEEP_LIMIT: Final = 2000
 INLET_POOL: Final = 3
-"""Connections to Postgres for intents from the broker; opened when the first comes."""
+"""Connections to Postgres for intents from the broker, opened when the first message arrives."""
 BACKLOG_LIMIT: Final = 100
 """Messages in a queue beyond which a sweep publishes nothing, but claims a few of each merchant's due
 checkouts itself."""
@@ -89,7 +89,7 @@ class Bridge:
         self.hint_publisher = HintPublisher(settings)
         # Without a key no token can be verified, and every intent would be refused.
         consumes = settings.intents_prefetch > 0 and accepts(settings)
-        self._intents = IntentConsumer(settings, self._take_intents) if consumes else None
+        self._intents = IntentConsumer(settings, self._accept_intents) if consumes else None
 
     def start(self) -> None:
         """Start the loop and wait until it can work."""
@@ -156,9 +156,9 @@ class Bridge:
         """Seal the audit trail."""
         self._run(audit.seal(self._db, self._encryptor), timeout=120)
 
-    def _take_intents(self, message: Message) -> Future[None]:
-        """Have a message of the queue `intents` stored; cancelled where the loop has ended."""
-        work = self._submissions.take(message)
+    def _accept_intents(self, message: Message) -> Future[None]:
+        """Store a message of the queue `intents` on the event loop; cancelled where the loop has ended."""
+        work = self._submissions.accept(message)
         try:
             return asyncio.run_coroutine_threadsafe(work, self._loop)
         except RuntimeError:
@@ -235,7 +235,7 @@ class Bridge:
         shared = shared_state.SharedGatewayState(
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
         )
-        # Connections of their own: however much is handed over, no move waits for it.
+        # Connections of their own: no transition waits for them, however many intents arrive.
         inlet = Database(
             settings.need("database_url"),
             pool_size=INLET_POOL,
@@ -244,7 +244,7 @@ class Bridge:
             prepared=settings.database_prepared_statements,
         )
         self._submissions = Submissions(
-            settings, inlet, self._encryptor, self.hint_publisher, told=self._sequencer.wake
+            settings, inlet, self._encryptor, self.hint_publisher, on_events=self._sequencer.wake
         )
         async with self._db, inlet, Gateway(settings, shared) as gateway:
             self._processor = CheckoutProcessor(
@@ -273,7 +273,7 @@ class Bridge:
             ]
             await self._end.wait()
             await cancelled(beside)
-            # At once: while Postgres is silent each of them takes its time.
+            # Both at once: while Postgres does not answer, each takes seconds.
             await asyncio.gather(self._submissions.close(), self._dispatcher.close())
             await self._moves.close()
             await self._sequencer.close()
@@ -349,7 +349,7 @@ class Bridge:
     def _progress(self) -> dict[str, object]:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
         intents_trouble = self._intents.trouble if self._intents is not None else None
-        taken = self._submissions.counts
+        consumed = self._submissions.counts
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
@@ -360,9 +360,9 @@ class Bridge:
             "dispatchedSecondsAgo": round(self._dispatcher.idle_seconds, 1),
             "waiting": self._dispatcher.waiting,
             "messagesDropped": dropped.total,
-            "intentMessages": taken.messages,
-            "intentsAccepted": taken.accepted,
-            "intentsRejected": taken.rejected,
+            "intentMessages": consumed.messages,
+            "intentsAccepted": consumed.accepted,
+            "intentsRejected": consumed.rejected,
             **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
             **({"intentsTrouble": intents_trouble} if intents_trouble else {}),

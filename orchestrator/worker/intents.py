@@ -1,9 +1,9 @@
 """The consumer of the queue `intents`, in a thread of its own beside the worker's Celery.
 
 A message here is the only copy of what a merchant sent, so it is acknowledged only once everything of it is
-stored. It is none of Celery's tasks: a task would hold one of the threads that dispatch checkouts while it
-waits for a commit, and Celery drops what it cannot read, which here is kept as refused. Lists of messages are
-under way at once, up to the prefetch of this consumer. One thread alone speaks to the broker.
+stored. It is not a Celery task: a task would hold a thread that dispatches checkouts while it waits for a
+commit, and Celery drops what it cannot read, which here is kept as refused. Several messages are under way at
+once, up to the prefetch. Only this thread uses the connection to the broker.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kombu import Consumer, compression
 from orchestrator.intents.submissions import MESSAGE_BYTES
 from orchestrator.messaging import transport
 from orchestrator.messaging.app import INTENTS, configure
-from orchestrator.messaging.publisher import BackOff, discard, goodbye
+from orchestrator.messaging.publisher import BackOff, discard, release
 from orchestrator.worker.submissions import Message
 
 if TYPE_CHECKING:
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 IDLE: Final = 0.5
-"""Seconds that it waits for a message while nothing is under way."""
+"""Seconds for which the consumer waits for a message while none is under way."""
 BUSY: Final = 0.02
-"""The same while something is, which may be done at any moment."""
+"""The same while messages are under way, each of which may be stored at any moment."""
 WELL_AFTER: Final = 2.0
-"""Seconds that a connection must last to count as well."""
+"""Seconds for which a connection must last before the broker counts as back."""
 
 
 class IntentConsumer:
-    """Consumes until it is closed; `take` hands a message to the event loop and returns at once."""
+    """Consumes until it is closed; `accept` passes a message to the event loop and returns at once."""
 
-    def __init__(self, settings: Settings, take: Callable[[Message], Future[None]]) -> None:
+    def __init__(self, settings: Settings, accept: Callable[[Message], Future[None]]) -> None:
         self._app = configure(settings)
-        self._prefetch, self._take = settings.intents_prefetch, take
+        self._prefetch, self._accept = settings.intents_prefetch, accept
         self._closing = min(5.0, settings.shutdown_timeout / 5)
         self._link = BackOff("intents")
         self._ending = threading.Event()
         self._started = False
         self._thread = threading.Thread(target=self._run, name="intents", daemon=True)
         self._under_way: list[tuple[Any, Future[None]]] = []
-        # A few bytes may inflate to gigabytes: what is compressed is refused as it came. Nothing else that a
-        # worker consumes is compressed.
-        compression._decoders.clear()  # type: ignore[attr-defined]  # noqa: SLF001 - it has no other way
+        # A few bytes may inflate to gigabytes: a compressed message is refused without being decompressed. A
+        # worker consumes nothing else that is compressed.
+        compression._decoders.clear()  # type: ignore[attr-defined]  # noqa: SLF001 - kombu offers no other way
 
     @property
     def trouble(self) -> str | None:
@@ -67,11 +67,11 @@ class IntentConsumer:
         self._started = True
 
     def stop(self) -> None:
-        """Take nothing new; returns at once."""
+        """Consume no new message; returns at once."""
         self._ending.set()
 
     def close(self) -> None:
-        """Wait, for seconds, until what is under way is stored and acknowledged; the rest is delivered
+        """Wait some seconds until what is under way is stored and acknowledged; the rest is delivered
         again.
         """
         self.stop()
@@ -86,7 +86,7 @@ class IntentConsumer:
                 connection.connect()
                 self._consume(connection)
                 self._abandon()
-                goodbye(connection)
+                release(connection)
             except Exception as error:  # noqa: BLE001 - no error of a broker ends a worker
                 self._ending.wait(self._link.failed(error))
             finally:
@@ -94,8 +94,8 @@ class IntentConsumer:
                 discard(connection)
 
     def _abandon(self) -> None:
-        """Give up what is under way: it is delivered again on another connection, and what is stored by then
-        is met, and is the same.
+        """Cancel what is under way: it is delivered again on another connection, and what is already stored
+        is not stored twice.
         """
         for _, future in self._under_way:
             future.cancel()
@@ -103,7 +103,7 @@ class IntentConsumer:
 
     def _consume(self, connection: Connection) -> None:
         channel: Any = connection.channel()
-        # Of this consumer alone: quorum queues refuse a bound that is shared by a channel's consumers.
+        # For this consumer only: quorum queues refuse a limit that all consumers of a channel share.
         channel.basic_qos(0, self._prefetch, False)  # noqa: FBT003 - AMQP's own signature
         consumer = Consumer(
             channel, queues=[INTENTS], on_message=self._received, tag_prefix="intents-", accept=None
@@ -119,7 +119,7 @@ class IntentConsumer:
             if end < float("inf") and not self._under_way:
                 return
             if len(self._under_way) > self._prefetch:
-                # The prefetch does not count what is no message, nor what Redis delivers again.
+                # The prefetch counts neither unreadable messages nor those that Redis delivers again.
                 time.sleep(BUSY)
             else:
                 with suppress(TimeoutError):
@@ -127,31 +127,33 @@ class IntentConsumer:
             if connection.supports_heartbeats:
                 connection.heartbeat_check()
             while transport.unreadable:
-                self._hand_over(None, Message({}, {}, None, _bounded(transport.unreadable.popleft())))
+                self._pass_on(None, Message({}, {}, None, _bounded(transport.unreadable.popleft())))
             self._acknowledge()
             if self._link.away and time.monotonic() >= well:
                 self._link.worked()
 
     def _received(self, message: Any) -> None:
-        """Hand a message to the loop; nothing that is in it may raise here, where kombu would drop it."""
+        """Pass a message to the event loop; whatever it contains, nothing is raised, because kombu would drop
+        it.
+        """
         headers = message.headers if isinstance(message.headers, dict) else {}
         properties = message.properties if isinstance(message.properties, dict) else {}
-        self._hand_over(message, Message(headers, properties, message.content_type, _bounded(message.body)))
+        self._pass_on(message, Message(headers, properties, message.content_type, _bounded(message.body)))
 
-    def _hand_over(self, message: Any, given: Message) -> None:
-        self._under_way.append((message, self._take(given)))
+    def _pass_on(self, delivery: Any, message: Message) -> None:
+        self._under_way.append((delivery, self._accept(message)))
 
     def _acknowledge(self) -> None:
         """Acknowledge what is stored."""
         done: list[tuple[Any, Future[None]]] = []
         left: list[tuple[Any, Future[None]]] = []
         for entry in self._under_way:
-            # Checked once: a future that ends between two checks would be in neither list.
+            # Each future is checked once: one that ends between two checks would be in neither list.
             (done if entry[1].done() else left).append(entry)
         self._under_way = left
-        for message, future in done:
-            if message is not None and not future.cancelled() and future.exception() is None:
-                message.ack()
+        for delivery, future in done:
+            if delivery is not None and not future.cancelled() and future.exception() is None:
+                delivery.ack()
 
 
 def _bounded(body: object) -> bytes:
@@ -166,7 +168,7 @@ def _bounded(body: object) -> bytes:
         case bytearray() | memoryview():
             raw = bytes(body)
         case _:
-            # Of a number `bytes` would make as many zeros.
+            # `bytes` of a number would be that many zeros.
             try:
                 raw = json.dumps(body, default=str).encode()
             except (ValueError, RecursionError):

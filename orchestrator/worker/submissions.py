@@ -1,8 +1,8 @@
-"""What becomes of a message of the queue `intents`: each of its intents a checkout, or stored as refused.
+"""Messages of the queue `intents`: each intent becomes a checkout, or is stored as refused.
 
-It goes through the same intake as the API, with the same token and scope, so that an order is taken once by
-whichever way and however often it is sent. `take` returns once everything of the message is stored, and only
-then may the message be acknowledged: while Postgres is away, it waits and tries again.
+Intents go through the same intake as those of the API, with the same token and scope, so an order is created
+once however it is sent and however often. `accept` returns once everything of the message is stored, and only
+then may the message be acknowledged. While Postgres is away, it waits and tries again.
 """
 
 from __future__ import annotations
@@ -41,9 +41,8 @@ _log = log.get(__name__)
 SCOPE: Final = "checkouts:write"
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 10.0
-FAULTS: Final = 5
-"""Tries after which a message is refused that meets an error which nobody foresaw; Postgres being away is
-none."""
+MOST_ERRORS: Final = 5
+"""Unexpected errors of a message after which it is refused; Postgres being away does not count."""
 FORGET_EVERY: Final = 600.0
 UNAVAILABLE: Final = 503
 
@@ -60,7 +59,7 @@ class Message:
 
 @dataclass(slots=True)
 class Counts:
-    """What this process has taken from the queue."""
+    """How much this process has consumed from the queue: messages, and intents by their result."""
 
     messages: int = 0
     accepted: int = 0
@@ -68,9 +67,9 @@ class Counts:
 
 
 class Submissions:
-    """Takes messages on one event loop, any number at once; their intents are written together.
+    """Stores messages on one event loop, any number at once; their intents are written together.
 
-    `told` is called after events were written.
+    `on_events` is called after events were written.
     """
 
     def __init__(
@@ -80,37 +79,37 @@ class Submissions:
         encryptor: Encryptor,
         hint_publisher: HintPublisher,
         *,
-        told: Callable[[], None],
+        on_events: Callable[[], None],
     ) -> None:
         self._settings, self._db, self._encryptor = settings, db, encryptor
-        self._hint_publisher, self._told = hint_publisher, told
+        self._hint_publisher, self._on_events = hint_publisher, on_events
         self._authenticator = Authenticator(settings)
         self._merchants = Merchants(db, encryptor, settings)
         self._intents = Intents(db, encryptor, grace=settings.hint_grace, batch_limit=settings.batch_limit)
         self.counts = Counts()
 
     async def close(self) -> None:
-        """Write what has gathered."""
+        """Write what is queued."""
         await self._intents.close()
         await self._authenticator.close()
 
-    async def take(self, message: Message) -> None:
+    async def accept(self, message: Message) -> None:
         """Store everything of a message, however long Postgres is away; it may be cancelled at any moment and
-        taken again.
+        called again with the same message.
         """
-        pause, faults = FIRST_PAUSE, 0
+        pause, errors = FIRST_PAUSE, 0
         while True:
             try:
-                await self._take(message)
+                await self._store(message)
             except Exception as error:  # noqa: BLE001 - nothing in a message ends its consumer
                 if is_away(error):
                     _log.warning("intents_postponed", **log.cause(error))
                 elif isinstance(error, AccessDenied):
                     _log.warning("intents_postponed", reason=error.sentence)
-                elif (faults := faults + 1) < FAULTS:
-                    _log.error("intents_not_taken", exc_info=error)
+                elif (errors := errors + 1) < MOST_ERRORS:
+                    _log.error("intents_not_stored", exc_info=error)
                 else:
-                    await self._refuse_fault(message, error)
+                    await self._reject_after_errors(message, error)
                     break
                 await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
                 pause = min(pause * 2, LONGEST_PAUSE)
@@ -119,30 +118,28 @@ class Submissions:
         self.counts.messages += 1
 
     async def forget(self) -> None:
-        """Delete what was refused long ago, from time to time, until it is cancelled."""
+        """Delete rejected intents whose retention has ended, every few minutes, until it is cancelled."""
         while True:
             await asyncio.sleep(FORGET_EVERY * random.uniform(0.5, 1.0))  # noqa: S311 - not all workers at once
             try:
                 await self.forget_now()
-            except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
+            except Exception as error:  # noqa: BLE001 - the next round tries again after any error
                 _log.warning("rejected_intents_not_forgotten", **log.cause(error))
 
     async def forget_now(self) -> int:
-        """Delete what was refused longer ago than it is kept; return how many."""
-        number = 0
+        """Delete rejected intents whose retention has ended; return how many."""
+        deleted = 0
         seconds = self._settings.rejected_intent_retention_days * 86_400
-        while gone := await rejected.forget(self._db, older_than=seconds):
-            number += gone
-        return number
+        while rows := await rejected.forget(self._db, older_than=seconds):
+            deleted += rows
+        return deleted
 
-    async def _take(self, message: Message) -> None:
-        known = submissions.message_id(message.headers, message.properties)
-        given = known or hashlib.sha256(message.body).hexdigest()[:32]
-        refusal = _Refusals(given, known or uuid4().hex)
+    async def _store(self, message: Message) -> None:
+        rejections = _rejections_of(message)
         try:
             submission = submissions.read(message.headers, message.content_type, message.body)
         except SubmissionRejected as error:
-            await self._store([refusal.whole("malformed", error.problem, message.body)])
+            await self._reject([rejections.of_message("malformed", error.problem, message.body)])
             return
         try:
             caller = await self._authenticator.admit(f"Bearer {submission.token}")
@@ -150,99 +147,100 @@ class Submissions:
         except AccessDenied as error:
             if error.status == UNAVAILABLE:
                 raise
-            wrong = Problem("token", error.sentence)
-            await self._store([refusal.whole("access_denied", wrong, _listed(submission.intents))])
+            problem = Problem("token", error.sentence)
+            body = _json_list(submission.intents)
+            await self._reject([rejections.of_message("access_denied", problem, body)])
             return
         merchant = await self._merchants.named(caller.merchant)
         if merchant is None or merchant.disabled:
-            said = "is disabled: ask the operator to enable it" if merchant else "does not exist here"
-            wrong = Problem("token", f"the token's merchant {caller.merchant!r} {said}")
-            refusal.merchant_id = merchant.id if merchant else None
-            await self._store([refusal.whole("merchant_refused", wrong, _listed(submission.intents))])
+            reason = "is disabled: ask the operator to enable it" if merchant else "does not exist here"
+            problem = Problem("token", f"the token's merchant {caller.merchant!r} {reason}")
+            rejections.merchant_id = merchant.id if merchant else None
+            body = _json_list(submission.intents)
+            await self._reject([rejections.of_message("merchant_refused", problem, body)])
             return
-        refusal.merchant_id = merchant.id
-        await self._take_intents(submission.intents, caller, merchant, refusal)
+        rejections.merchant_id = merchant.id
+        await self._store_intents(submission.intents, caller, merchant, rejections)
 
-    async def _take_intents(
-        self, raws: Sequence[bytes], caller: Caller, merchant: Merchant, refusal: _Refusals
+    async def _store_intents(
+        self, raws: Sequence[bytes], caller: Caller, merchant: Merchant, rejections: _Rejections
     ) -> None:
-        read: list[tuple[int, Intake]] = []
-        refused: list[Rejection] = []
+        valid: list[tuple[int, Intake]] = []
+        rejected_intents: list[Rejection] = []
         for number, raw in enumerate(raws):
             try:
                 intent = intents.parse(raw)
             except IntentRejected as error:
-                refused.append(refusal.of(number, raw, "invalid_intent", *error.problems))
+                rejected_intents.append(rejections.of_intent(number, raw, "invalid_intent", *error.problems))
             else:
                 intake = Intake.of(
                     intent,
                     merchant_id=merchant.id,
                     actor=caller.actor,
-                    correlation_id=refusal.correlation_id,
-                    usual_life=self._settings.checkout_expires_in,
+                    correlation_id=rejections.correlation_id,
+                    default_expires_in=self._settings.checkout_expires_in,
                 )
-                read.append((number, intake))
-            await asyncio.sleep(0)  # a long list must not keep checkouts under way waiting
+                valid.append((number, intake))
+            await asyncio.sleep(0)  # a long list must not delay checkouts that are in flight
         results = await asyncio.gather(
-            *(self._intents.accept(intake) for _, intake in read), return_exceptions=True
+            *(self._intents.accept(intake) for _, intake in valid), return_exceptions=True
         )
         fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
         if fresh:
             self._hint_publisher.publish(fresh, merchant_id=merchant.id)
         self.counts.accepted += len(fresh)
-        for (number, _), result in zip(read, results, strict=True):
+        for (number, _), result in zip(valid, results, strict=True):
             if isinstance(result, IntakeError):
-                wrong = Problem("order.orderId", str(result))
-                refused.append(refusal.of(number, raws[number], "order_taken", wrong))
+                problem = Problem("order.orderId", str(result))
+                rejected_intents.append(rejections.of_intent(number, raws[number], "order_taken", problem))
             elif isinstance(result, Unwritten):
-                wrong = Problem("body", "the database refuses it, and always will")
-                refused.append(refusal.of(number, raws[number], "not_storable", wrong))
+                problem = Problem("body", "the database refuses it, also when it is sent again")
+                rejected_intents.append(rejections.of_intent(number, raws[number], "not_storable", problem))
             elif isinstance(result, BaseException):
-                # The message is tried again; those of it that are stored are met then, and are the same.
+                # The message is tried again; intents of it that are stored are then found, and not doubled.
                 raise result
-        await self._store(refused)
+        await self._reject(rejected_intents)
 
-    async def _refuse_fault(self, message: Message, error: Exception) -> None:
-        """Keep a message that always meets an error of ours, instead of trying it for ever."""
+    async def _reject_after_errors(self, message: Message, error: Exception) -> None:
+        """Store a message as refused that fails each time, instead of trying it for ever."""
         _log.error("intents_refused", exc_info=error)
-        known = submissions.message_id(message.headers, message.properties)
-        refusal = _Refusals(known or hashlib.sha256(message.body).hexdigest()[:32], known or uuid4().hex)
-        said = "met an error of the orchestrator's, which its log shows; intents of it may be stored"
+        reason = "could not be processed because of an error of the orchestrator, which its log shows; intents of it may be stored"
+        rejection = _rejections_of(message).of_message("internal", Problem("message", reason), message.body)
         while True:
             try:
-                await self._store([refusal.whole("internal", Problem("message", said), message.body)])
-            except Exception as again:  # noqa: BLE001 - as above
-                _log.warning("intents_postponed", **log.cause(again))
+                await self._reject([rejection])
+            except Exception as failure:  # noqa: BLE001 - the next try follows after any error
+                _log.warning("intents_postponed", **log.cause(failure))
                 await asyncio.sleep(LONGEST_PAUSE)
             else:
                 return
 
-    async def _store(self, refused: Sequence[Rejection]) -> None:
-        if not refused:
+    async def _reject(self, rejections: Sequence[Rejection]) -> None:
+        if not rejections:
             return
-        stored = await rejected.store(self._db, self._encryptor, refused)
+        stored = await rejected.store(self._db, self._encryptor, rejections)
         self.counts.rejected += stored
         if stored:
-            self._told()
-            _log.warning("intents_rejected", intents=stored, code=refused[0].code)
+            self._on_events()
+            _log.warning("intents_rejected", intents=stored, code=rejections[0].code)
 
 
 @dataclass(slots=True)
-class _Refusals:
-    """Makes rejections of one message."""
+class _Rejections:
+    """Makes the rejections of a message; `merchant_id` is None until a token proves the merchant."""
 
     message_id: str
     correlation_id: str
     merchant_id: int | None = None
 
-    def whole(self, code: Code, problem: Problem, body: bytes) -> Rejection:
-        return self._made(body, code, (problem,), number=-1, order_ref=None)
+    def of_message(self, code: Code, problem: Problem, body: bytes) -> Rejection:
+        return self._rejection(body, code, (problem,), number=-1, order_ref=None)
 
-    def of(self, number: int, raw: bytes, code: Code, *problems: Problem) -> Rejection:
+    def of_intent(self, number: int, raw: bytes, code: Code, *problems: Problem) -> Rejection:
         order_ref = submissions.order_number(raw)
-        return self._made(raw, code, problems, number=number, order_ref=order_ref)
+        return self._rejection(raw, code, problems, number=number, order_ref=order_ref)
 
-    def _made(
+    def _rejection(
         self, raw: bytes, code: Code, problems: tuple[Problem, ...], *, number: int, order_ref: str | None
     ) -> Rejection:
         return Rejection(
@@ -257,5 +255,12 @@ class _Refusals:
         )
 
 
-def _listed(raws: Sequence[bytes]) -> bytes:
+def _rejections_of(message: Message) -> _Rejections:
+    message_id = submissions.message_id(message.headers, message.properties)
+    if message_id is None:
+        return _Rejections(hashlib.sha256(message.body).hexdigest()[:32], uuid4().hex)
+    return _Rejections(message_id, message_id)
+
+
+def _json_list(raws: Sequence[bytes]) -> bytes:
     return b"[" + b",".join(raws) + b"]"

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.intents.submissions import MESSAGE_BYTES, without_tokens
 from orchestrator.worker.intents import IntentConsumer
-from tests.support.factories import make_settings
+from tests.conftest import make_settings
 
 if TYPE_CHECKING:
     from orchestrator.worker.submissions import Message

@@ -255,11 +255,11 @@ class PaymentPage(Shape, kw_only=True):
 
 
 class RejectedIntent(Shape, kw_only=True):
-    """An intent that came by the queue `intents` and was refused; no checkout was created of it."""
+    """An intent of the queue `intents` that was refused; no checkout was created."""
 
     id: Id
-    message_id: Annotated[Text, about("Of the message that it came with: the task's id")]
-    order_id: Annotated[OrderNumber | None, about("Null where the intent names none that can be read")]
+    message_id: Annotated[Text, about("Id of the message that contained it: the id of the Celery task")]
+    order_id: Annotated[OrderNumber | None, about("Null where the intent has no valid order number")]
     code: Annotated[Code, about("Why it was refused")]
     errors: Annotated[tuple[FieldProblem, ...], about("Each wrong field and what to do", maxItems=MOST_ITEMS)]
     rejected_at: Time

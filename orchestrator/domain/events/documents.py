@@ -68,7 +68,7 @@ class EventMoney(_Part, frozen=True):
 
 
 class EventContent(_Part, frozen=True):
-    """What an event says: of a checkout (`EventData`), or of an intent of which none was created."""
+    """The data of an event: of a checkout (`EventData`), or of an intent that was refused."""
 
 
 class EventData(EventContent, frozen=True):

@@ -209,7 +209,7 @@ def operation_rejected(
 
 
 def intent_rejected(*, intent: UUID, order_ref: str | None, code: str, reason: str) -> dict[str, object]:
-    """Return the payload of the row that says that an intent was refused: there is no checkout to show."""
+    """Return the payload of the event of a refused intent, which has no checkout."""
     return {
         "facts": {"rejectedIntentId": intent, "orderId": order_ref, "code": code},
         "details": {"reason": reason[:LONGEST_REASON]},

@@ -58,16 +58,16 @@ class Intake:
         merchant_id: int,
         actor: str,
         correlation_id: str,
-        usual_life: float,
+        default_expires_in: float,
         idempotency_key: str | None = None,
     ) -> Self:
-        """Return the intake of a valid intent; `usual_life`: seconds, where it names none itself."""
+        """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
         return cls(
             merchant_id=merchant_id,
             order_ref=intent.order_ref,
             currency=intent.currency,
             amount=intent.amount,
-            expires_in=usual_life if intent.expires_in is None else intent.expires_in,
+            expires_in=default_expires_in if intent.expires_in is None else intent.expires_in,
             document=intent.document,
             fingerprint=intent.fingerprint,
             actor=actor,
@@ -79,7 +79,7 @@ class Intake:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The checkout of an intent: created by it (`fresh`) or met by it."""
+    """The checkout of an intent: created by it (`fresh`), or already there."""
 
     id: UUID
     order_ref: str

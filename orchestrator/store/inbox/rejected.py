@@ -1,8 +1,8 @@
-"""Intents of the queue that were refused: stored with their reasons, once for each message, and told on the
-merchant's feed.
+"""Intents of the queue that were refused: stored with their reasons, once for each message, and published as
+events in the merchant's feed.
 
 What was sent is personal data and encrypted under a data key of its own, as intents are. A message whose
-token proves no merchant belongs to none: only the installation's operators see it, and no event tells of it.
+token proves no merchant belongs to none: only the installation's operators see it, and it has no event.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ Code = Literal[
     "not_storable",
     "internal",
 ]
-"""Why it was refused; `errors` says it in sentences."""
+"""Why it was refused; `errors` has the sentences."""
 
 PURPOSE: Final = "rejected-intent"
 KEPT_BYTES: Final = 262_144
-"""Bytes that are kept of what was sent."""
-FORGOTTEN_AT_ONCE: Final = 1000
+"""Bytes of what was sent that are kept."""
+DELETED_AT_ONCE: Final = 1000
 
 _STORE = text("""
     WITH i AS MATERIALIZED (
@@ -59,7 +59,7 @@ _STORE = text("""
         ON CONFLICT (digest) DO NOTHING
         RETURNING id
     ),
-    told AS (
+    published AS (
         INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
         SELECT i.id, 1, i.merchant_id, :kind, i.payload, i.correlation_id, clock()
           FROM i JOIN stored USING (id) WHERE i.merchant_id IS NOT NULL ORDER BY i.id
@@ -74,19 +74,19 @@ _PAGE = text(f"""
     SELECT {_COLUMNS} FROM rejected_intents r
      WHERE r.merchant_id = :merchant_id AND {_BEFORE}
      ORDER BY r.id DESC LIMIT :most
-""")  # noqa: S608 - made of our own constant
+""")  # noqa: S608 - made of our own constants
 _OF_ORDER = text(f"""
     SELECT {_COLUMNS} FROM rejected_intents r
      WHERE r.merchant_id = :merchant_id AND r.order_ref = :order_ref AND {_BEFORE}
      ORDER BY r.id DESC LIMIT :most
-""")  # noqa: S608 - made of our own constant
+""")  # noqa: S608 - made of our own constants
 _ALL = text(f"""
     SELECT {_COLUMNS} FROM rejected_intents r
      WHERE (CAST(:merchant_id AS int) IS NULL OR r.merchant_id = :merchant_id)
        AND (CAST(:order_ref AS text) IS NULL OR r.order_ref = :order_ref)
      ORDER BY r.id DESC LIMIT :most
-""")  # noqa: S608 - made of our own constant
-_ONE = text(f"SELECT {_COLUMNS}, r.body, r.data_key FROM rejected_intents r WHERE r.id = :id")  # noqa: S608 - as above
+""")  # noqa: S608 - made of our own constants
+_BY_ID = text(f"SELECT {_COLUMNS}, r.body, r.data_key FROM rejected_intents r WHERE r.id = :id")  # noqa: S608 - as above
 _FORGET = text("""
     DELETE FROM rejected_intents WHERE id = ANY(ARRAY(
         SELECT id FROM rejected_intents WHERE created_at < clock() - make_interval(secs => :seconds)
@@ -100,7 +100,8 @@ class Rejection:
     """An intent, or a whole message, that is refused.
 
     `merchant_id` is None where no merchant is proven. `message_id` and `number` (the place in the message,
-    from 0) tell a message that comes again from another one with the same content.
+    from 0; -1 for the whole message) distinguish a message that is delivered again from another message with
+    the same content.
     """
 
     merchant_id: int | None
@@ -115,8 +116,8 @@ class Rejection:
 
     @property
     def reason(self) -> str:
-        """Everything that is wrong, in one text."""
-        return "; ".join(f"{one.field}: {one.message}" for one in self.problems)
+        """All problems in one text."""
+        return "; ".join(f"{problem.field}: {problem.message}" for problem in self.problems)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,73 +134,77 @@ class RejectedIntent:
 
 
 async def store(db: Database, encryptor: Encryptor, rejected: Sequence[Rejection]) -> int:
-    """Store what was refused, and have the merchants told; return how many were not stored before."""
+    """Store rejections and their events; return how many were not stored before."""
     if not rejected:
         return 0
-    rows = [_row(encryptor, one) for one in rejected]
+    rows = [_row(encryptor, rejection) for rejection in rejected]
     parameters = {"rejected": json_text(rows), "kind": str(EventType.INTENT_REJECTED)}
     async with db.transaction() as tx:
         stored = await run(tx, _STORE, parameters)
     return len(stored)
 
 
-def _row(encryptor: Encryptor, one: Rejection) -> dict[str, object]:
-    key, wrapped = encryptor.new_data_key(one.id)
-    told = b"\0".join((
-        str(one.merchant_id).encode(), one.message_id.encode(), str(one.number).encode(), one.body,
+def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
+    key, wrapped = encryptor.new_data_key(rejection.id)
+    identity = b"\0".join((
+        str(rejection.merchant_id).encode(), rejection.message_id.encode(), str(rejection.number).encode(), rejection.body,
     ))  # fmt: skip
     return {
-        "id": one.id,
-        "merchant_id": one.merchant_id,
-        "digest": encryptor.sign(PURPOSE, told).hex(),
-        "message_id": one.message_id,
-        "order_ref": one.order_ref,
-        "code": one.code,
-        "errors": [{"field": problem.field, "message": problem.message} for problem in one.problems],
-        "body": key.encrypt(one.body[:KEPT_BYTES], purpose=PURPOSE).hex(),
+        "id": rejection.id,
+        "merchant_id": rejection.merchant_id,
+        "digest": encryptor.sign(PURPOSE, identity).hex(),
+        "message_id": rejection.message_id,
+        "order_ref": rejection.order_ref,
+        "code": rejection.code,
+        "errors": [{"field": problem.field, "message": problem.message} for problem in rejection.problems],
+        "body": key.encrypt(rejection.body[:KEPT_BYTES], purpose=PURPOSE).hex(),
         "data_key": wrapped.hex(),
         "payload": events.intent_rejected(
-            intent=one.id, order_ref=one.order_ref, code=one.code, reason=one.reason
+            intent=rejection.id, order_ref=rejection.order_ref, code=rejection.code, reason=rejection.reason
         ),
-        "correlation_id": one.correlation_id,
+        "correlation_id": rejection.correlation_id,
     }
 
 
 async def page(
     db: Database, merchant_id: int, *, order_ref: str | None, before: UUID | None, limit: int
 ) -> list[RejectedIntent]:
-    """Return what was refused of a merchant, the youngest first, at most `limit`."""
-    asked = {"merchant_id": merchant_id, "order_ref": order_ref, "before": before, "most": limit}
+    """Return a merchant's rejected intents, the youngest first, at most `limit`; `before`: the id of the last
+    one of the previous page.
+    """
+    parameters: dict[str, object] = {"merchant_id": merchant_id, "before": before, "most": limit}
     if order_ref is None:
-        del asked["order_ref"]
-    return [_read(row) for row in await db.read(_PAGE if order_ref is None else _OF_ORDER, asked)]
+        return [_read(row) for row in await db.read(_PAGE, parameters)]
+    return [_read(row) for row in await db.read(_OF_ORDER, parameters | {"order_ref": order_ref})]
 
 
 async def latest(
     db: Database, *, merchant_id: int | None, order_ref: str | None, limit: int
 ) -> list[RejectedIntent]:
-    """Return what was refused of a merchant, or of all and of none, the youngest first."""
-    asked = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
-    return [_read(row) for row in await db.read(_ALL, asked)]
+    """Return the rejected intents of a merchant, or of all merchants and of none, the youngest first."""
+    parameters = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
+    return [_read(row) for row in await db.read(_ALL, parameters)]
 
 
-async def one(db: Database, encryptor: Encryptor, wanted: UUID) -> tuple[RejectedIntent, bytes | None] | None:
-    """Return a refused intent and what was sent, None in its place where no key opens it; None if there is
-    none of this id.
+async def by_id(
+    db: Database, encryptor: Encryptor, intent_id: UUID
+) -> tuple[RejectedIntent, bytes | None] | None:
+    """Return a rejected intent and what was sent (None where no key decrypts it); None if there is no such
+    intent.
     """
-    rows = await db.read(_ONE, {"id": wanted})
+    rows = await db.read(_BY_ID, {"id": intent_id})
     if not rows:
         return None
     try:
-        body = encryptor.data_key(wanted, rows[0].data_key).decrypt(rows[0].body, purpose=PURPOSE)
+        body = encryptor.data_key(intent_id, rows[0].data_key).decrypt(rows[0].body, purpose=PURPOSE)
     except EncryptionError:
         body = None
     return _read(rows[0]), body
 
 
 async def forget(db: Database, *, older_than: float) -> int:
-    """Delete what was refused more than so many seconds ago, a list of rows; return how many went."""
-    return len(await db.write(_FORGET, {"seconds": older_than, "most": FORGOTTEN_AT_ONCE}))
+    """Delete some of the intents that were rejected more than `older_than` seconds ago; return how many."""
+    return len(await db.write(_FORGET, {"seconds": older_than, "most": DELETED_AT_ONCE}))
 
 
 def _read(row: Row[Any]) -> RejectedIntent:
@@ -209,6 +214,6 @@ def _read(row: Row[Any]) -> RejectedIntent:
         message_id=row.message_id,
         order_ref=row.order_ref,
         code=row.code,
-        problems=tuple(Problem(one["field"], one["message"]) for one in row.errors),
+        problems=tuple(Problem(error["field"], error["message"]) for error in row.errors),
         created_at=row.created_at,
     )

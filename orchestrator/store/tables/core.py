@@ -454,17 +454,17 @@ idempotency_keys = Table(
     _time("created_at", now=True),
 )  # fmt: skip
 
-# What came by the queue `intents` and was refused; without a merchant where the token proves none.
+# Refused intents of the queue `intents`; without a merchant where the token proves none.
 rejected_intents = Table(
     "rejected_intents", metadata,
     _id(primary_key=True),
     Column("merchant_id", Integer),
-    # A tag over the message's id, the place in it and the content: the same message again is no second row.
+    # A tag of message id, place in the message and content: a message that is delivered again adds no row.
     Column("digest", LargeBinary, nullable=False, unique=True),
     Column("message_id", Text, nullable=False),
     Column("order_ref", Text),
     Column("code", Text, nullable=False),
-    # A list of {field, message}; no value of a customer stands in a message.
+    # A list of {field, message}; a message contains no value of a customer.
     Column("errors", JSONB, nullable=False),
     # What was sent, encrypted under the data key.
     Column("body", LargeBinary, nullable=False),
