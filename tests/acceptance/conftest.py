@@ -26,8 +26,8 @@ def shop(
         if request.param == "rabbitmq":
             url = stack.enter_context(rabbitmq_server()).url
         settings = {"broker_url": url, "redis_url": servers.redis_url, **FAR}
-        one = stack.enter_context(world(servers, database_url, tmp_path, **settings))
+        installation = stack.enter_context(world(servers, database_url, tmp_path, **settings))
         producer = Producer(url)
-        one.start("worker-1")
-        one.until(producer.declared, "the queue is declared", seconds=90)
-        yield one, producer
+        installation.start("worker-1")
+        installation.until(producer.declared, "the queue is declared", seconds=90)
+        yield installation, producer

@@ -1,4 +1,4 @@
-"""The examples of producers, as merchants copy them, on the brokers that they are for."""
+"""The examples of producers in the documentation, each on the brokers that it supports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Celery
 
-from tests.support.jobs import hello, taken
+from tests.support.jobs import accepted_orders, shortest_message
 from tests.support.scene import intent
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ def orders_in(place: Path, *numbers: str) -> Path:
     return file
 
 
-def test_the_example_in_python_hands_orders_over(shop: tuple[World, Producer]):
-    one, producer = shop
+def test_the_example_in_python_submits_orders(shop: tuple[World, Producer]):
+    installation, producer = shop
     numbers = [f"P-{number:03}" for number in range(150)]
     done = subprocess.run(
-        [sys.executable, EXAMPLES / "submit.py", orders_in(one.place, *numbers)],
+        [sys.executable, EXAMPLES / "submit.py", orders_in(installation.place, *numbers)],
         env={**os.environ, "BROKER_URL": producer.broker_url, "TOKEN": producer.token},
         capture_output=True,
         text=True,
@@ -43,18 +43,18 @@ def test_the_example_in_python_hands_orders_over(shop: tuple[World, Producer]):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "150 orders handed over\n"
-    assert taken(one, 150) == numbers
+    assert done.stdout == "150 orders submitted\n"
+    assert accepted_orders(installation, 150) == numbers
 
 
 @pytest.mark.parametrize("shop", ["rabbitmq"], indirect=True)
-def test_the_example_for_node_hands_orders_over(shop: tuple[World, Producer]):
-    """Where Node has no amqplib, its message is made by Node and sent from here."""
+def test_the_example_for_node_submits_orders(shop: tuple[World, Producer]):
+    """Without amqplib, Node makes the message and the test sends it."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs node, which is not installed here")
-    one, producer = shop
-    file = orders_in(one.place, "N-1", "N-2")
+    installation, producer = shop
+    file = orders_in(installation.place, "N-1", "N-2")
     environment = {**os.environ, "BROKER_URL": producer.broker_url, "TOKEN": producer.token}
     if subprocess.run([node, "-e", "require('amqplib')"], capture_output=True, check=False).returncode == 0:
         subprocess.run([node, EXAMPLES / "submit.js", file], env=environment, timeout=60, check=True)
@@ -81,18 +81,18 @@ def test_the_example_for_node_hands_orders_over(shop: tuple[World, Producer]):
             correlation_id=options["correlationId"],
             delivery_mode=2,
         )
-    assert taken(one, 2) == ["N-1", "N-2"]
+    assert accepted_orders(installation, 2) == ["N-1", "N-2"]
 
 
 @pytest.mark.parametrize("shop", ["rabbitmq"], indirect=True)
-def test_the_example_for_php_hands_orders_over(shop: tuple[World, Producer]):
+def test_the_example_for_php_submits_orders(shop: tuple[World, Producer]):
     php, autoload = shutil.which("php"), "/usr/share/php/PhpAmqpLib/autoload.php"
     if php is None or not Path(autoload).exists():
         pytest.skip("needs php with php-amqplib, which is not installed here")
-    one, producer = shop
+    installation, producer = shop
     host, _, port = producer.broker_url.partition("@")[2].partition("/")[0].partition(":")
     subprocess.run(
-        [php, EXAMPLES / "submit.php", orders_in(one.place, "H-1", "H-2")],
+        [php, EXAMPLES / "submit.php", orders_in(installation.place, "H-1", "H-2")],
         env={
             **os.environ,
             "AUTOLOAD": autoload,
@@ -105,20 +105,20 @@ def test_the_example_for_php_hands_orders_over(shop: tuple[World, Producer]):
         timeout=60,
         check=True,
     )
-    assert taken(one, 2) == ["H-1", "H-2"]
+    assert accepted_orders(installation, 2) == ["H-1", "H-2"]
 
 
 @pytest.mark.parametrize("shop", ["rabbitmq"], indirect=True)
 def test_the_shortest_message_of_an_amqp_client_is_enough(shop: tuple[World, Producer]):
-    """What the examples for PHP and Node send has these headers and this body."""
-    one, producer = shop
-    body, headers = hello([json.loads(intent("S-1"))], producer.token)
+    """The examples for PHP and Node send these headers and this body."""
+    installation, producer = shop
+    body, headers = shortest_message([json.loads(intent("S-1"))], producer.token)
     producer.send_raw(body, headers, content_type="application/json", delivery_mode=2)
-    assert taken(one, 1) == ["S-1"]
+    assert accepted_orders(installation, 1) == ["S-1"]
 
 
 def test_the_shortest_message_is_one_of_celerys_protocol():
-    body, headers = hello([{"order": 1}], "t")
+    body, headers = shortest_message([{"order": 1}], "t")
     whole = Celery().amqp.as_task_v2(headers["id"], "orchestrator.submit", args=([{"order": 1}], "t"))
     assert headers.items() <= whole.headers.items()
     arguments, named, _ = json.loads(body)

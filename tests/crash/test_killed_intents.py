@@ -1,5 +1,5 @@
-"""Consumers of the queue `intents` that are killed at any moment: on RabbitMQ no order is lost and none is
-doubled; on Redis the transport may lose a message with its consumer, and the test prints how many.
+"""Consumers of the queue `intents` that are killed at any moment: on RabbitMQ no order is lost or doubled; on
+Redis the transport may lose a message with its consumer, and the test prints how many.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.brokers import rabbitmq_server
-from tests.support.jobs import FAR, Producer, in_hand, overdue, taken
+from tests.support.jobs import FAR, Producer, accepted_orders, make_overdue, unacknowledged
 from tests.support.scene import intent
 from tests.support.world import World, world
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.servers import Embedded
 
 EACH_TIME = 60
-"""Messages that are published before each kill; each has two orders, and one in ten a wrong one."""
+"""Messages that are published before each kill; each has two orders, every tenth also an invalid intent."""
 
 
-def count(one: World, table: str) -> int:
-    return int(one.sql(f"SELECT count(*) AS number FROM {table}")[0]["number"])
+def count(installation: World, table: str) -> int:
+    return int(installation.sql(f"SELECT count(*) AS number FROM {table}")[0]["number"])
 
 
-def killed(one: World, producer: Producer, kills: int) -> tuple[int, int]:
-    """Kill the consumer again and again while it stores; return how many orders and wrong intents came."""
+def kill_repeatedly(installation: World, producer: Producer, kills: int) -> tuple[int, int]:
+    """Kill the consumer repeatedly while it stores; return how many orders and invalid intents were sent."""
     orders = wrong = 0
     for kill in range(kills):
-        before = count(one, "checkouts")
-        one.start("worker-1")
+        before = count(installation, "checkouts")
+        installation.start("worker-1")
         if kill == 0:
-            one.until(producer.declared, "the queue is declared", seconds=90)
+            installation.until(producer.declared, "the queue is declared", seconds=90)
         lists = []
         for message in range(EACH_TIME):
             rows = [intent(f"K-{kill}-{message}-{place}") for place in range(2)]
@@ -47,54 +47,56 @@ def killed(one: World, producer: Producer, kills: int) -> tuple[int, int]:
             lists.append(rows)
         producer.send(lists)
         if producer.broker_url.startswith("redis"):
-            overdue(producer.broker_url)
-        one.until(lambda before=before: count(one, "checkouts") > before, "it stores", seconds=90)
+            make_overdue(producer.broker_url)
+        installation.until(
+            lambda before=before: count(installation, "checkouts") > before, "it stores", seconds=90
+        )
         time.sleep(random.uniform(0, 0.15))
-        one.kill("worker-1")
+        installation.kill("worker-1")
     return orders, wrong
 
 
-def settled(one: World, producer: Producer) -> None:
-    """Wait until the queue is empty, and nothing that was in hand comes again."""
-    one.start("worker-1")
+def settled(installation: World, producer: Producer) -> None:
+    """Wait until the queue is empty and no message is delivered again."""
+    installation.start("worker-1")
     quiet, seen = 0, -1
     while quiet < 20:
         if producer.broker_url.startswith("redis"):
-            overdue(producer.broker_url)
+            make_overdue(producer.broker_url)
         time.sleep(0.25)
-        now = count(one, "checkouts") + count(one, "rejected_intents")
+        now = count(installation, "checkouts") + count(installation, "rejected_intents")
         waiting = producer.left()
         if producer.broker_url.startswith("redis"):
-            waiting += in_hand(producer.broker_url)
+            waiting += unacknowledged(producer.broker_url)
         quiet = quiet + 1 if now == seen and waiting == 0 else 0
         seen = now
-    assert one.stop("worker-1", seconds=30) == 0
+    assert installation.stop("worker-1", seconds=30) == 0
 
 
 def on_rabbitmq(servers: Embedded, database_url: str, place: Path, kills: int) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(rabbitmq_server())
-        one = stack.enter_context(
+        installation = stack.enter_context(
             world(servers, database_url, place, broker_url=server.url, redis_url=servers.redis_url, **FAR)
         )
         producer = Producer(server.url)
-        orders, wrong = killed(one, producer, kills)
-        settled(one, producer)
-        assert len(set(taken(one, orders))) == count(one, "checkouts") == orders
-        assert count(one, "rejected_intents") == wrong
-        told = one.sql("SELECT count(*) AS number FROM events WHERE kind = 'intent.rejected'")
-        assert told[0]["number"] == wrong
+        orders, wrong = kill_repeatedly(installation, producer, kills)
+        settled(installation, producer)
+        assert len(set(accepted_orders(installation, orders))) == count(installation, "checkouts") == orders
+        assert count(installation, "rejected_intents") == wrong
+        events = installation.sql("SELECT count(*) AS number FROM events WHERE kind = 'intent.rejected'")
+        assert events[0]["number"] == wrong
 
 
 def on_redis(servers: Embedded, database_url: str, place: Path, kills: int) -> None:
-    with world(servers, database_url, place, **FAR) as one:
+    with world(servers, database_url, place, **FAR) as installation:
         producer = Producer(servers.redis_url)
-        orders, wrong = killed(one, producer, kills)
-        settled(one, producer)
-        lost = orders - count(one, "checkouts")
-        lost_wrong = wrong - count(one, "rejected_intents")
+        orders, wrong = kill_repeatedly(installation, producer, kills)
+        settled(installation, producer)
+        lost = orders - count(installation, "checkouts")
+        lost_wrong = wrong - count(installation, "rejected_intents")
         print(f"Redis, {kills} kills: {lost} of {orders} orders lost, {lost_wrong} of {wrong} refused ones")
-        # What a killed consumer may take along is what it was popping, one message at a time.
+        # A killed consumer can lose only the message that it was popping.
         assert 0 <= lost <= 2 * kills
         assert 0 <= lost_wrong <= kills
 

@@ -1,5 +1,5 @@
-"""Messages of the queue `intents`: each intent a checkout or refused with its reasons, once, and never lost
-while Postgres is away.
+"""Messages of the queue `intents`: each intent becomes a checkout or is refused with its reasons, once, and
+none is lost while Postgres is away.
 """
 
 from __future__ import annotations
@@ -41,18 +41,20 @@ class Scene:
         self.encryptor = Encryptor(settings.secret_keys)
         self.hint_publisher = RecordingPublisher()
         self.woken = 0
-        self.submissions = Submissions(settings, db, self.encryptor, self.hint_publisher, told=self._told)  # type: ignore[arg-type]
+        self.submissions = Submissions(
+            settings, db, self.encryptor, self.hint_publisher, on_events=self._wake
+        )  # type: ignore[arg-type]
 
-    def _told(self) -> None:
+    def _wake(self) -> None:
         self.woken += 1
 
     def token(self, merchant: str = "default", *scopes: str) -> str:
         wanted = scopes or ("checkouts:write",)
         return auth.issue(self.settings, merchant=merchant, scopes=wanted, lifetime=60, subject="shop")
 
-    async def take(self, message: Message) -> None:
+    async def accept(self, message: Message) -> None:
         async with asyncio.timeout(60):
-            await self.submissions.take(message)
+            await self.submissions.accept(message)
 
     async def orders(self) -> list[str]:
         rows = await self.db.read(text("SELECT order_ref FROM checkouts ORDER BY order_ref"))
@@ -70,7 +72,7 @@ def message(
     body: bytes | None = None,
     **headers: object,
 ) -> Message:
-    """Return a message as Celery frames it."""
+    """Return a message in Celery's format."""
     listed = intents if isinstance(intents, bytes) else b"[" + b",".join(intents) + b"]"
     framed = b"[[" + listed + b"," + json.dumps(token).encode() + b"],{},{}]"
     given = {"task": "orchestrator.submit", "id": identity or str(uuid4()), "lang": "py", **headers}
@@ -80,19 +82,19 @@ def message(
 @asynccontextmanager
 async def scene_on(settings: Settings, db: Database) -> AsyncIterator[Scene]:
     async with db:
-        one = Scene(settings, db)
-        yield one
-        await one.submissions.close()
+        scene = Scene(settings, db)
+        yield scene
+        await scene.submissions.close()
 
 
 @pytest.fixture
 async def scene(settings: Settings) -> AsyncIterator[Scene]:
-    async with scene_on(settings, Database(str(settings.database_url), pool_size=3)) as one:
-        yield one
+    async with scene_on(settings, Database(str(settings.database_url), pool_size=3)) as scene:
+        yield scene
 
 
-async def test_each_intent_of_a_message_becomes_a_checkout_and_is_hinted_at(scene: Scene):
-    await scene.take(message([intent("Q-1"), intent("Q-2")], scene.token()))
+async def test_each_intent_of_a_message_becomes_a_checkout_and_has_a_hint(scene: Scene):
+    await scene.accept(message([intent("Q-1"), intent("Q-2")], scene.token()))
     assert await scene.orders() == ["Q-1", "Q-2"]
     assert len(scene.hint_publisher.published) == 2
     assert await scene.refused() == []
@@ -101,63 +103,63 @@ async def test_each_intent_of_a_message_becomes_a_checkout_and_is_hinted_at(scen
 
 
 async def test_the_same_message_again_is_the_same_checkouts(scene: Scene):
-    one = message([intent("Q-1")], scene.token())
+    repeated = message([intent("Q-1")], scene.token())
     for _ in range(3):
-        await scene.take(one)
-    await scene.take(message([intent("Q-1")], scene.token()))
+        await scene.accept(repeated)
+    await scene.accept(message([intent("Q-1")], scene.token()))
     assert await scene.orders() == ["Q-1"]
     assert await scene.refused() == []
     assert len(scene.hint_publisher.published) == 1
 
 
 async def test_an_intent_by_the_queue_and_by_the_api_is_one_checkout(scene: Scene):
-    await scene.take(message([intent("Q-1")], scene.token()))
+    await scene.accept(message([intent("Q-1")], scene.token()))
     async with serving(scene.settings) as api:
         answer = await api.post(json.loads(intent("Q-1")))
         assert answer.status_code == 200, answer.text
 
 
-async def test_a_wrong_intent_is_refused_with_its_reasons_and_the_others_are_taken(scene: Scene):
+async def test_a_wrong_intent_is_refused_with_its_reasons_and_the_others_are_accepted(scene: Scene):
     wrong = intent("Q-2", amount="-1.00")
-    await scene.take(message([intent("Q-1"), wrong, b"5", intent("Q-3")], scene.token()))
+    await scene.accept(message([intent("Q-1"), wrong, b"5", intent("Q-3")], scene.token()))
     assert await scene.orders() == ["Q-1", "Q-3"]
     first, second = await scene.refused()
     assert (first.order_ref, first.code, first.merchant_id) == ("Q-2", "invalid_intent", 1)
-    assert "order.amount.value" in {one["field"] for one in first.errors}
+    assert "order.amount.value" in {error["field"] for error in first.errors}
     assert (second.order_ref, second.code) == (None, "invalid_intent")
-    found = await rejected.one(scene.db, scene.encryptor, first.id)
+    found = await rejected.by_id(scene.db, scene.encryptor, first.id)
     assert found is not None
     assert found[1] == wrong
     assert b"shopper@shop.example" not in bytes(first.body)
 
 
 async def test_an_order_number_with_other_content_is_refused(scene: Scene):
-    await scene.take(message([intent("Q-1")], scene.token()))
-    await scene.take(message([intent("Q-1", amount="5.00")], scene.token()))
+    await scene.accept(message([intent("Q-1")], scene.token()))
+    await scene.accept(message([intent("Q-1", amount="5.00")], scene.token()))
     (row,) = await scene.refused()
     assert (row.order_ref, row.code) == ("Q-1", "order_taken")
     assert "already has checkout" in row.errors[0]["message"]
 
 
 async def test_a_refused_intent_is_an_event_of_the_feed_once_for_each_message(scene: Scene):
-    one = message([b"{}"], scene.token(), identity="task-1")
-    await scene.take(one)
-    await scene.take(one)
+    repeated = message([b"{}"], scene.token(), identity="task-1")
+    await scene.accept(repeated)
+    await scene.accept(repeated)
     assert scene.woken == 1
-    await scene.take(message([b"{}"], scene.token(), identity="task-2"))
+    await scene.accept(message([b"{}"], scene.token(), identity="task-2"))
     assert len(await scene.refused()) == 2
     await feeds.place(scene.db)
     rows = await scene.db.read(text("SELECT * FROM events ORDER BY position"))
     assert [(row.position, row.sequence, row.merchant_id) for row in rows] == [(1, 1, 1), (2, 1, 1)]
-    told = documents(rows[0])
-    assert told["thin"]["type"] == "intent.rejected"
-    assert told["thin"]["data"] == {
+    event = documents(rows[0])
+    assert event["thin"]["type"] == "intent.rejected"
+    assert event["thin"]["data"] == {
         "rejectedIntentId": str(rows[0].checkout_id),
         "orderId": None,
         "code": "invalid_intent",
     }
-    assert "order" in told["full"]["data"]["details"]["reason"]
-    assert "task-1" in told["thin"]["traceparent"] or rows[0].correlation_id == "task-1"
+    assert "order" in event["full"]["data"]["details"]["reason"]
+    assert "task-1" in event["thin"]["traceparent"] or rows[0].correlation_id == "task-1"
 
 
 GARBAGE = {
@@ -181,13 +183,13 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-async def test_what_is_no_submission_is_kept_as_refused_and_stops_nothing(scene: Scene, name: str):
-    await scene.take(message([], "", body=GARBAGE[name]))
+async def test_a_malformed_message_is_kept_as_refused_and_the_next_is_accepted(scene: Scene, name: str):
+    await scene.accept(message([], "", body=GARBAGE[name]))
     (row,) = await scene.refused()
     assert (row.code, row.merchant_id) == ("malformed", None)
     assert row.errors[0]["message"]
     assert await scene.db.read(text("SELECT 1 FROM events")) == []
-    await scene.take(message([intent("Q-1")], scene.token()))
+    await scene.accept(message([intent("Q-1")], scene.token()))
     assert await scene.orders() == ["Q-1"]
 
 
@@ -201,12 +203,12 @@ async def test_what_is_no_submission_is_kept_as_refused_and_stops_nothing(scene:
         {"eta": "2030-01-01T00:00:00"},
     ],
 )
-async def test_headers_that_are_none_of_a_submission_are_refused(scene: Scene, headers: dict[str, object]):
-    await scene.take(message([intent("Q-1")], scene.token(), **headers))
+async def test_a_message_with_other_headers_is_refused(scene: Scene, headers: dict[str, object]):
+    await scene.accept(message([intent("Q-1")], scene.token(), **headers))
     (row,) = await scene.refused()
     assert row.code == "malformed"
     assert await scene.orders() == []
-    found = await rejected.one(scene.db, scene.encryptor, row.id)
+    found = await rejected.by_id(scene.db, scene.encryptor, row.id)
     assert found is not None
     assert found[1] is not None
     assert b"eyJ" not in found[1]
@@ -215,33 +217,33 @@ async def test_headers_that_are_none_of_a_submission_are_refused(scene: Scene, h
 
 async def test_a_content_type_that_is_no_text_is_refused(scene: Scene):
     sent = message([intent("Q-1")], scene.token())
-    await scene.take(Message(sent.headers, {}, ["application/json"], sent.body))
+    await scene.accept(Message(sent.headers, {}, ["application/json"], sent.body))
     assert [row.code for row in await scene.refused()] == ["malformed"]
 
 
 async def test_a_bad_token_is_refused_and_kept_without_the_token(scene: Scene):
     good = scene.token()
     for token in (good[:-3] + "AAA", "nonsense", scene.token("default", "checkouts:read"), ""):
-        await scene.take(message([intent("Q-1")], token))
+        await scene.accept(message([intent("Q-1")], token))
     rows = await scene.refused()
     assert [(row.code, row.merchant_id) for row in rows] == [("access_denied", None)] * 4
     assert "checkouts:write" in rows[2].errors[0]["message"]
     for row in rows:
-        found = await rejected.one(scene.db, scene.encryptor, row.id)
+        found = await rejected.by_id(scene.db, scene.encryptor, row.id)
         assert found is not None
         assert found[1] == b"[" + intent("Q-1") + b"]"
     assert await scene.orders() == []
     assert await scene.db.read(text("SELECT 1 FROM events")) == []
 
 
-async def test_a_merchant_that_is_not_here_is_refused(scene: Scene):
-    await scene.take(message([intent("Q-1")], scene.token("stranger")))
+async def test_a_merchant_that_does_not_exist_is_refused(scene: Scene):
+    await scene.accept(message([intent("Q-1")], scene.token("stranger")))
     assert [(row.code, row.merchant_id) for row in await scene.refused()] == [("merchant_refused", None)]
 
 
-async def test_intents_may_be_given_by_name_and_amounts_stay_exact(scene: Scene):
+async def test_arguments_may_be_named_and_amounts_stay_exact(scene: Scene):
     body = b'[[], {"token": ' + json.dumps(scene.token()).encode() + b', "intents": ['
-    await scene.take(message([], "", body=body + intent("Q-1", amount="0.10") + b"]}, null]"))
+    await scene.accept(message([], "", body=body + intent("Q-1", amount="0.10") + b"]}, null]"))
     rows = await scene.db.read(text("SELECT amount FROM checkouts"))
     assert [row.amount for row in rows] == [10]
 
@@ -253,25 +255,25 @@ async def test_while_postgres_cannot_commit_a_message_is_tried_until_it_is_store
     db = Breaking(str(settings.database_url), pool_size=3)
     async with scene_on(settings, db) as scene:
         db.lost_answers, db.cut_before_commit = 2, 2
-        await scene.take(message([intent("Q-1"), b"{}"], scene.token()))
+        await scene.accept(message([intent("Q-1"), b"{}"], scene.token()))
         assert await scene.orders() == ["Q-1"]
         assert len(await scene.refused()) == 1
         assert len(await db.read(text("SELECT 1 FROM events"))) == 1
 
 
-async def test_an_error_that_nobody_foresaw_is_no_endless_loop(scene: Scene, monkeypatch: pytest.MonkeyPatch):
+async def test_an_unexpected_error_is_not_tried_for_ever(scene: Scene, monkeypatch: pytest.MonkeyPatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of ours")
 
     monkeypatch.setattr(submissions, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(submissions.intents, "parse", broken)
-    await scene.take(message([intent("Q-1")], scene.token()))
+    await scene.accept(message([intent("Q-1")], scene.token()))
     (row,) = await scene.refused()
     assert row.code == "internal"
 
 
-async def test_refused_intents_are_kept_for_their_time(scene: Scene):
-    await scene.take(message([b"{}"], scene.token()))
+async def test_refused_intents_are_deleted_after_their_retention(scene: Scene):
+    await scene.accept(message([b"{}"], scene.token()))
     assert await scene.submissions.forget_now() == 0
     await scene.db.write(text("UPDATE rejected_intents SET created_at = created_at - interval '31 days'"), {})
     assert await scene.submissions.forget_now() == 1
@@ -281,8 +283,8 @@ async def test_refused_intents_are_kept_for_their_time(scene: Scene):
 async def test_a_merchant_reads_its_own_refused_intents_page_by_page(scene: Scene):
     for number in range(5):
         wrong = intent(f"Q-{number % 2}", amount="-1.00")
-        await scene.take(message([wrong], scene.token(), identity=f"task-{number}"))
-    await scene.take(message([b"{}"], "bad token"))
+        await scene.accept(message([wrong], scene.token(), identity=f"task-{number}"))
+    await scene.accept(message([b"{}"], "bad token"))
     await scene.db.write(text("UPDATE rejected_intents SET merchant_id = 2 WHERE message_id = 'task-4'"), {})
     async with serving(scene.settings) as api:
         found, cursor = [], None
@@ -293,11 +295,11 @@ async def test_a_merchant_reads_its_own_refused_intents_page_by_page(scene: Scen
             cursor = page["nextCursor"]
             if cursor is None:
                 break
-        assert [one["messageId"] for one in found] == ["task-3", "task-2", "task-1", "task-0"]
-        assert {one["code"] for one in found} == {"invalid_intent"}
+        assert [row["messageId"] for row in found] == ["task-3", "task-2", "task-1", "task-0"]
+        assert {row["code"] for row in found} == {"invalid_intent"}
         assert found[0]["errors"][0]["field"] == "order.amount.value"
-        one = (await api.get("/v1/rejected-intents", orderId="Q-1")).json()["rejectedIntents"]
-        assert [each["messageId"] for each in one] == ["task-3", "task-1"]
+        of_order = (await api.get("/v1/rejected-intents", orderId="Q-1")).json()["rejectedIntents"]
+        assert [row["messageId"] for row in of_order] == ["task-3", "task-1"]
         assert (await api.get("/v1/rejected-intents", orderId="\x00")).json()["rejectedIntents"] == []
         without = await api.client.get(
             "/v1/rejected-intents", headers=api.bearer(scopes=("checkouts:write",))

@@ -1,4 +1,4 @@
-"""A merchant's side of the queue `intents`: messages as Celery sends them, and as any AMQP client can."""
+"""A merchant's side of the queue `intents`: messages that Celery sends, and messages of any AMQP client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 FAR = {"retry_base": 60, "retry_cap": 300}
-"""Of a world without a gateway: checkouts wait for their next try."""
+"""Settings of an installation without a gateway: checkouts wait for their next try."""
 
 KEY = "orchestrator:intents"
 """The queue's list on Redis."""
@@ -40,17 +40,17 @@ class Producer:
         with self._app.connection_for_write() as connection:
             producer = self._app.amqp.Producer(connection)
             for intents in lists:
-                read = [json.loads(one) for one in intents]
+                documents = [json.loads(intent) for intent in intents]
                 self._app.send_task(
                     "orchestrator.submit",
-                    args=[read, self.token if token is None else token],
+                    args=[documents, self.token if token is None else token],
                     queue=INTENTS,
                     producer=producer,
                     argsrepr="",
                 )
 
     def send_raw(self, body: bytes, headers: dict[str, Any] | None = None, **properties: Any) -> None:
-        """Send any bytes: as a message of AMQP, or as what is pushed on a list of Redis."""
+        """Send any bytes: as an AMQP message, or as an item of a Redis list."""
         if self.broker_url.startswith("redis"):
             with redis.Redis.from_url(self.broker_url) as client:
                 client.lpush(KEY, body)
@@ -69,7 +69,7 @@ class Producer:
             yield channel
 
     def declared(self) -> bool:
-        """Say whether the queue is there; on Redis it always is."""
+        """Return whether the queue exists; on Redis it always does."""
         if self.broker_url.startswith("redis"):
             return True
         try:
@@ -78,8 +78,8 @@ class Producer:
         except (OSError, amqp.AMQPError):
             return False
 
-    def left(self) -> int:
-        """Return how many messages wait, without those that a consumer has in hand."""
+    def waiting(self) -> int:
+        """Return how many messages wait, without those that were delivered and are not acknowledged."""
         if self.broker_url.startswith("redis"):
             with redis.Redis.from_url(self.broker_url) as client:
                 return int(client.llen(KEY))
@@ -87,30 +87,32 @@ class Producer:
             return int(channel.queue_declare("intents", passive=True).message_count)
 
 
-def hello(intents: Sequence[object], given: str) -> tuple[bytes, dict[str, str]]:
-    """Return body and headers of the shortest message that is one, as docs/jobs.md shows it."""
-    body = json.dumps([[intents, given], {}, {}]).encode()
+def shortest_message(intents: Sequence[object], token: str) -> tuple[bytes, dict[str, str]]:
+    """Return body and headers of the shortest valid message, as docs/jobs.md shows it."""
+    body = json.dumps([[intents, token], {}, {}]).encode()
     return body, {"task": "orchestrator.submit", "id": str(uuid4())}
 
 
-def taken(one: World, number: int, *, seconds: float = 60) -> list[str]:
-    """Wait until so many orders are taken; return the numbers of all."""
+def accepted_orders(installation: World, number: int, *, seconds: float = 60) -> list[str]:
+    """Wait until `number` orders are accepted; return the order numbers of all."""
 
     def orders() -> list[str]:
-        return [row["order_ref"] for row in one.sql("SELECT order_ref FROM checkouts ORDER BY order_ref")]
+        return [
+            row["order_ref"] for row in installation.sql("SELECT order_ref FROM checkouts ORDER BY order_ref")
+        ]
 
-    one.until(lambda: len(orders()) >= number, f"{number} orders are taken", seconds=seconds)
+    installation.until(lambda: len(orders()) >= number, f"{number} orders are accepted", seconds=seconds)
     return orders()
 
 
-def in_hand(broker_url: str) -> int:
-    """Return how many messages on Redis a consumer has taken and not acknowledged."""
+def unacknowledged(broker_url: str) -> int:
+    """Return how many messages on Redis were delivered and are not acknowledged."""
     with redis.Redis.from_url(broker_url) as client:
         return int(client.hlen("orchestrator:unacked"))
 
 
-def overdue(broker_url: str) -> None:
-    """Have what a killed worker had in hand delivered again at once, and not after the visibility timeout."""
+def make_overdue(broker_url: str) -> None:
+    """Let unacknowledged messages be delivered again at once, without waiting for the visibility timeout."""
     with redis.Redis.from_url(broker_url) as client:
         client.delete("orchestrator:unacked_mutex")
         for tag in client.zrange("orchestrator:unacked_index", 0, -1):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EndsLate(Future[None]):
-    """A future that ends right after it was first asked whether it has ended."""
+    """A future that ends right after the first call of `done`."""
 
     def done(self) -> bool:
         ended = super().done()

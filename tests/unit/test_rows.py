@@ -1,4 +1,4 @@
-"""Rows of files of orders: each becomes an intent, or says with its line what is wrong with it."""
+"""Rows of files of orders: each becomes an intent, or has problems with its line number."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_every_column_is_a_field_of_an_intent():
     assert document["order"]["orderLines"][0]["description"] == "A, lamp"
 
 
-def test_a_byte_order_mark_empty_lines_and_empty_cells_are_nothing():
+def test_a_byte_order_mark_empty_lines_and_empty_cells_are_ignored():
     found = csv("", f"A-1,139.00,DKK,a@b.example,{PAGES}", "", encoding="utf-8-sig")
     assert [row.line for row in found] == [3]
     assert intents.parse(found[0].raw).order_ref == "A-1"
@@ -71,7 +71,7 @@ def test_a_wrong_row_is_named_and_the_next_is_read(line: str, field: str):
     assert intents.parse(second.raw).order_ref == "A-2"
 
 
-def test_what_is_not_utf_8_is_named():
+def test_a_row_that_is_not_utf_8_is_named():
     first, second = csv(
         f"A-1,1.00,DKK,a@b.example,{PAGES}", f"A-2,1.00,DKK,å@b.example,{PAGES}", encoding="latin-1"
     )
@@ -80,7 +80,7 @@ def test_what_is_not_utf_8_is_named():
 
 
 @pytest.mark.parametrize(
-    ("head", "said"),
+    ("head", "reason"),
     [
         ("", "empty"),
         ("orderID,amount", "did you mean orderId"),
@@ -88,23 +88,23 @@ def test_what_is_not_utf_8_is_named():
         ("\x1b[31m", "one of them"),
     ],
 )
-def test_a_wrong_header_ends_the_file_with_a_sentence(head: str, said: str):
-    with pytest.raises(rows.HeaderRejected, match=said):
+def test_a_wrong_header_ends_the_file_with_a_sentence(head: str, reason: str):
+    with pytest.raises(rows.HeaderRejected, match=reason):
         csv("A-1", head=head)
 
 
 def test_a_field_of_an_intent_is_named_by_its_column():
-    (row,) = csv(f"A-1,-5.00,DKK,nobody,{PAGES}")
+    (row,) = csv(f"A-1,-5.00,DKK,shopper,{PAGES}")
     with pytest.raises(intents.IntentRejected) as error:
         intents.parse(row.raw)
-    assert {rows.column_of(one.field) for one in error.value.problems} >= {"amount", "email"}
+    assert {rows.column_of(problem.field) for problem in error.value.problems} >= {"amount", "email"}
     assert rows.column_of("order.orderLines") is None
 
 
-def test_each_line_of_ndjson_is_an_intent_and_one_too_long_stops_nothing():
-    one, two = intent("A-1"), intent("A-2")
+def test_each_line_of_ndjson_is_an_intent_and_a_line_that_is_too_long_does_not_stop_the_next():
+    first, last = intent("A-1"), intent("A-2")
     long = b'{"order": "' + b"a" * (2 * BODY_LIMIT) + b'"}'
-    found = list(rows.ndjson(io.BytesIO(b"\n".join((one, b"", long, b"\xff", two)))))
+    found = list(rows.ndjson(io.BytesIO(b"\n".join((first, b"", long, b"\xff", last)))))
     assert [row.line for row in found] == [1, 3, 4, 5]
     assert [bool(row.problems) for row in found] == [False, True, False, False]
     assert intents.parse(found[3].raw).order_ref == "A-2"
