@@ -97,9 +97,13 @@ class IntentConsumer:
         """Cancel what is under way: it is delivered again on another connection, and what is already stored
         is not stored twice.
         """
-        for _, future in self._under_way:
-            future.cancel()
-        self._under_way.clear()
+        left: list[tuple[Any, Future[None]]] = []
+        for delivery, future in self._under_way:
+            if delivery is None and not self._ending.is_set():
+                left.append((delivery, future))  # bytes that were no message are not delivered again
+            else:
+                future.cancel()
+        self._under_way = left
 
     def _consume(self, connection: Connection) -> None:
         channel: Any = connection.channel()

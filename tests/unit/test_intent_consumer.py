@@ -60,6 +60,19 @@ def test_a_message_that_is_stored_while_others_are_acknowledged_is_acknowledged_
     assert len(consumer.acknowledged) == 3
 
 
+def test_bytes_that_redis_does_not_deliver_again_are_not_cancelled_with_a_connection():
+    consumer = Consumer()
+    consumer.receive(b"x")
+    consumer.consumer._pass_on(None, consumer.messages[0])
+    (_, delivered), (_, unreadable) = consumer.consumer._under_way
+    consumer.consumer._abandon()
+    assert delivered.cancelled()
+    assert not unreadable.cancelled()
+    consumer.consumer.stop()
+    consumer.consumer._abandon()
+    assert unreadable.cancelled()
+
+
 @pytest.mark.parametrize(
     ("body", "raw"),
     [
