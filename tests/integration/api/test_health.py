@@ -338,6 +338,7 @@ async def test_the_document_describes_every_address(api: Api):
         ("get", "/v1/payments"),
         ("get", "/v1/events"),
         ("get", "/v1/event-types"),
+        ("get", "/v1/rejected-intents"),
         ("get", "/v1/webhooks"),
         ("post", "/v1/webhooks"),
         *((method, WEBHOOK) for method in ("get", "patch", "delete")),
