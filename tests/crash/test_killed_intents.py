@@ -65,7 +65,7 @@ def settled(installation: World, producer: Producer) -> None:
             make_overdue(producer.broker_url)
         time.sleep(0.25)
         now = count(installation, "checkouts") + count(installation, "rejected_intents")
-        waiting = producer.left()
+        waiting = producer.waiting()
         if producer.broker_url.startswith("redis"):
             waiting += unacknowledged(producer.broker_url)
         quiet = quiet + 1 if now == seen and waiting == 0 else 0
