@@ -7,6 +7,8 @@
     ├── store NoDatabase                there is no database to work on
     ├── domain MoneyError               an amount or currency that cannot be represented exactly
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
+    ├── intents.SubmissionRejected      a message that is not a list of intents with a token
+    ├── intents.HeaderRejected          a CSV file with unknown columns
     ├── store IntakeError               an intent that cannot be accepted
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit

@@ -18,6 +18,7 @@ from orchestrator.api import (
     events,
     health,
     problems,
+    rejected_intents,
     webhooks,
 )
 from orchestrator.api.callback_intake import CallbackIntake
@@ -162,6 +163,12 @@ def create_app(services: Services) -> FastAPI:
     app.get(
         f"{own}/audit", tags=["checkouts"], summary="Show the audit trail", **described(answers.AuditTrail)
     )(checkouts.show_audit)
+    app.get(
+        rejected_intents.PATH,
+        tags=["checkouts"],
+        summary="List refused intents of the queue",
+        **described(answers.RejectedIntentPage),
+    )(rejected_intents.search)
     app.get("/v1/events", tags=["events"], summary="Read the feed of events", **fed())(events.show)
     app.get(
         "/v1/event-types",

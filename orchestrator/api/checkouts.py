@@ -95,18 +95,12 @@ async def accept_batch(request: Request) -> Response:
 def _intake(
     services: Services, caller: Caller, merchant: Merchant, intent: Intent, *, key: str | None = None
 ) -> Intake:
-    expires_in = services.settings.checkout_expires_in if intent.expires_in is None else intent.expires_in
-    return Intake(
+    return Intake.of(
+        intent,
         merchant_id=merchant.id,
-        order_ref=intent.order_ref,
-        currency=intent.currency,
-        amount=intent.amount,
-        expires_in=expires_in,
-        document=intent.document,
-        fingerprint=intent.fingerprint,
         actor=caller.actor,
         correlation_id=correlation.current(),
-        auto_capture=intent.auto_capture,
+        default_expires_in=services.settings.checkout_expires_in,
         idempotency_key=key,
     )
 

@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "checkouts": "checkouts:checkouts",
     "commands": "command_results:commands",
     "payments": "checkouts:payments",
+    "rejected-intents": "rejected_intents:rejected_intents",
     "events": "events:events",
     "webhooks": "webhooks:webhooks",
     "audit": "trail:audit",

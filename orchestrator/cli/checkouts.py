@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli import commands
+from orchestrator.cli import commands, imports
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_names, price, table
 from orchestrator.cli.output import printer, say, say_json
@@ -243,7 +243,7 @@ def explain(*, data_dir: Path, checkout: str) -> int:
     return on_database(data_dir, tell)
 
 
-for _command in (*commands.COMMANDS, reconcile):
+for _command in (*commands.COMMANDS, reconcile, imports.import_orders):
     checkouts.add_command(_command)
 
 

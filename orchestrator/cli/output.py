@@ -7,6 +7,7 @@ with escapes instead of such characters.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -37,6 +38,11 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
         click.echo(escaped_json(document))
     else:
         file.write(escaped_json(document) + "\n")
+
+
+def standard_output() -> IO[str]:
+    """Return standard output as a file for `say_json`, which then buffers what it writes."""
+    return sys.stdout
 
 
 def printer(*, err: bool = False) -> Console:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 QueueName = Literal["checkouts", "callbacks"]
 QUEUES: Final = ("callbacks", "checkouts", "maintenance")
-"""What a worker consumes. `intents` and `deliveries` belong to stages of their own."""
+"""What Celery consumes in a worker. `intents` has a consumer of its own (`worker.intents`)."""
+INTENTS: Final = Queue(
+    "intents",
+    routing_key="intents",
+    queue_arguments={"x-queue-type": "quorum", "x-delivery-limit": 1_000_000},
+)
+"""The queue that merchants publish to. On RabbitMQ it is replicated, and a message is not dropped after 20
+failed deliveries, which is RabbitMQ 4's default. Every client must declare it with the same arguments."""
 PROCESS: Final = "orchestrator.process"
 SWEEP: Final = "orchestrator.sweep"
 SEAL: Final = "orchestrator.seal"
@@ -59,6 +66,9 @@ def configure(settings: Settings) -> Celery:
             "visibility_timeout": 300,
             "unacked_restore_interval": 5,
             "unacked_restore_throttle": 1,
+            # The lock under which messages of killed workers are put back ends by itself: a killed worker may
+            # have held it.
+            "unacked_mutex_expire": 30,
             "socket_timeout": _TIMEOUT,
             "socket_connect_timeout": 5,
             "socket_keepalive": True,
@@ -87,7 +97,6 @@ def configure(settings: Settings) -> Celery:
             # A hint that is lost with its worker is a checkout that becomes due; to note down each and strike
             # it out again would cost half of what consuming it costs.
             *(Queue(name, routing_key=name, no_ack=True) for name in QUEUES),
-            *(Queue(name, routing_key=name) for name in ("intents", "deliveries")),
         ],
         task_default_queue="checkouts",
         task_publish_retry=False,

@@ -26,7 +26,7 @@ _log = log.get(__name__)
 _threads: Any = threads  # more than its stubs declare
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds for saying goodbye to a broker that may not answer."""
+"""Seconds for closing a connection to a broker that may not answer."""
 FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 3.0
 ANSWER_TIMEOUT: Final = 10.0
@@ -139,9 +139,14 @@ class Publisher:
         """Close the connection."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            _threads.bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
-            with suppress(Exception):
-                connection.release()
+            release(connection)
+
+
+def release(connection: Any) -> None:
+    """Close a kombu connection that works; on Redis, unacknowledged messages go back to their queue."""
+    _threads.bound_open_broker_sockets(connection, CLOSE_TIMEOUT)
+    with suppress(Exception):
+        connection.release()
 
 
 def discard(connection: Any) -> None:

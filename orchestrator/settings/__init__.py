@@ -220,6 +220,8 @@ class Settings(BaseSettings):
     # Events.
     event_retention_days: float = Field(default=90.0, ge=1, le=3660)
     """Days for which an event stays in the feed of its merchant."""
+    rejected_intent_retention_days: float = Field(default=30.0, ge=1, le=3660)
+    """Days for which a refused intent of the queue `intents` is kept."""
 
     # Webhooks.
     webhook_allowed_networks: tuple[Annotated[str, AfterValidator(network)], ...] = ()
@@ -237,6 +239,9 @@ class Settings(BaseSettings):
     """Days for which an attempt to deliver an event is kept, with the beginning of its answer."""
 
     # Processes.
+    intents_prefetch: int = Field(default=20, ge=0, le=1000)
+    """Messages of the queue `intents` that a worker processes at once; with 0, or without a key of tokens, it
+    consumes none."""
     worker_threads: int = Field(default=8, ge=1, le=512)
     """Hints that a worker claims at once; a thread is free again as soon as its checkouts are claimed or
     deferred."""
@@ -442,7 +447,7 @@ def _array(name: str) -> str:
 _GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
 SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "api": frozenset({"database_url", "broker_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
-    "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "gateway_username", "gateway_password"}),
+    "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
     "deliverer": frozenset({"database_url", "secret_keys"}),
     "sandbox": _GATEWAY,
@@ -454,9 +459,7 @@ SECRET: Final = frozenset().union(*SECRETS.values())
 
 def environment(settings: Settings, process: str | None = None) -> dict[str, str]:
     """Return the environment of a child process that is to have these settings: ours, with every setting that
-    is not a default.
-
-    With the name of a process (a key of `SECRETS`) it has no other secrets than that process needs.
+    is not a default; for a `process` of `SECRETS` with the secrets that it needs and no others.
     """
     passed = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
     withheld = SECRET - SECRETS[process] if process is not None else frozenset()

@@ -136,6 +136,8 @@ class Process:
             found.append(f"claims nothing, because its claims fail: {why}")
         if why := told.get("brokerTrouble"):
             found.append(f"has no broker ({why}), and sweeps by itself")
+        if why := told.get("intentsTrouble"):
+            found.append(f"consumes nothing of the queue intents: {why}")
         return [f"{self.kind} {self.name} {fault}" for fault in found]
 
 

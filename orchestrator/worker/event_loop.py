@@ -9,12 +9,14 @@ import random
 import threading
 import time
 from concurrent.futures import CancelledError
+from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
 
 from orchestrator import audit, gc_tuning, log
+from orchestrator.auth import accepts
 from orchestrator.crypto import Encryptor
 from orchestrator.gateway.client import Gateway
 from orchestrator.gateway.limits import LONGEST_THROTTLE, shared_state
@@ -38,7 +40,9 @@ from orchestrator.worker.heartbeat import (
     unique_name,
     written,
 )
+from orchestrator.worker.intents import IntentConsumer
 from orchestrator.worker.sequencer import Sequencer
+from orchestrator.worker.submissions import Submissions
 from orchestrator.worker.watchdog import CHECK_INTERVAL, Watchdog
 
 if TYPE_CHECKING:
@@ -48,12 +52,15 @@ if TYPE_CHECKING:
 
     from orchestrator.processing.fair_share import QueueKind
     from orchestrator.settings import Settings
+    from orchestrator.worker.submissions import Message
 
 _log = log.get(__name__)
 
 T = TypeVar("T")
 
 SWEEP_LIMIT: Final = 2000
+INLET_POOL: Final = 3
+"""Connections to Postgres for intents from the broker, opened when the first message arrives."""
 BACKLOG_LIMIT: Final = 100
 """Messages in a queue beyond which a sweep publishes nothing, but claims a few of each merchant's due
 checkouts itself."""
@@ -80,6 +87,9 @@ class Bridge:
         # More than the longest round of the dispatcher.
         self._watchdog = Watchdog(most=int(2 * settings.lease_seconds) + 30, fault=self._failed)
         self.hint_publisher = HintPublisher(settings)
+        # Without a key no token can be verified, and every intent would be refused.
+        consumes = settings.intents_prefetch > 0 and accepts(settings)
+        self._intents = IntentConsumer(settings, self._accept_intents) if consumes else None
 
     def start(self) -> None:
         """Start the loop and wait until it can work."""
@@ -88,11 +98,15 @@ class Bridge:
         self._ready.wait()
         if self._start_error is not None:
             raise self._start_error
+        if self._intents is not None:
+            self._intents.start()
 
     def stop(self) -> None:
         """Begin nothing new; what is in flight ends its step and gives its lease back."""
         self._stopping = True
         self._watchdog.stop()
+        if self._intents is not None:
+            self._intents.stop()
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._dispatcher.stop)
         for future in list(self._running):
@@ -101,6 +115,8 @@ class Bridge:
     def close(self) -> None:
         """Wait for what is in flight, write what has gathered, close all connections, end the loop."""
         self.stop()
+        if self._intents is not None:
+            self._intents.close()
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(timeout=self._settings.shutdown_timeout)
@@ -139,6 +155,17 @@ class Bridge:
     def seal(self) -> None:
         """Seal the audit trail."""
         self._run(audit.seal(self._db, self._encryptor), timeout=120)
+
+    def _accept_intents(self, message: Message) -> Future[None]:
+        """Store a message of the queue `intents` on the event loop; cancelled where the loop has ended."""
+        work = self._submissions.accept(message)
+        try:
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+        except RuntimeError:
+            work.close()
+            ended: Future[None] = ThreadFuture()
+            ended.cancel()
+            return ended
 
     def _depth(self) -> int:
         try:
@@ -208,7 +235,18 @@ class Bridge:
         shared = shared_state.SharedGatewayState(
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
         )
-        async with self._db, Gateway(settings, shared) as gateway:
+        # Connections of their own: no transition waits for them, however many intents arrive.
+        inlet = Database(
+            settings.need("database_url"),
+            pool_size=INLET_POOL,
+            name="orchestrator-intents",
+            timeout=settings.database_timeout,
+            prepared=settings.database_prepared_statements,
+        )
+        self._submissions = Submissions(
+            settings, inlet, self._encryptor, self.hint_publisher, on_events=self._sequencer.wake
+        )
+        async with self._db, inlet, Gateway(settings, shared) as gateway:
             self._processor = CheckoutProcessor(
                 StepContext(
                     settings=settings,
@@ -225,11 +263,18 @@ class Bridge:
             self._ready.set()
             beside = [
                 asyncio.create_task(work)
-                for work in (self._tick(), self._beat(), self._listen(), self._sequencer.run())
+                for work in (
+                    self._tick(),
+                    self._beat(),
+                    self._listen(),
+                    self._sequencer.run(),
+                    self._submissions.forget(),
+                )
             ]
             await self._end.wait()
             await cancelled(beside)
-            await self._dispatcher.close()
+            # Both at once: while Postgres does not answer, each takes seconds.
+            await asyncio.gather(self._submissions.close(), self._dispatcher.close())
             await self._moves.close()
             await self._sequencer.close()
 
@@ -303,6 +348,8 @@ class Bridge:
 
     def _progress(self) -> dict[str, object]:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
+        intents_trouble = self._intents.trouble if self._intents is not None else None
+        consumed = self._submissions.counts
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
@@ -313,6 +360,10 @@ class Bridge:
             "dispatchedSecondsAgo": round(self._dispatcher.idle_seconds, 1),
             "waiting": self._dispatcher.waiting,
             "messagesDropped": dropped.total,
+            "intentMessages": consumed.messages,
+            "intentsAccepted": consumed.accepted,
+            "intentsRejected": consumed.rejected,
             **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
+            **({"intentsTrouble": intents_trouble} if intents_trouble else {}),
         }

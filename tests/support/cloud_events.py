@@ -48,7 +48,7 @@ def check(document: dict[str, Any]) -> dict[str, Any]:
     assert (read.get_id(), read.get_type(), read.get_subject()) == (
         document["id"],
         kind,
-        document["data"]["checkoutId"],
+        document["data"]["rejectedIntentId" if kind == "intent.rejected" else "checkoutId"],
     )
     assert document["id"] == f"{document['subject']}-{document['sequence']}"
     allowed = set(validator(kind, content).schema["properties"])

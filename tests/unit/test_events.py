@@ -96,7 +96,23 @@ def row(event: Event, *, state: State = State.COMPLETED, totals: Totals = PAID, 
 
 
 def test_there_is_an_example_of_every_type():
-    assert {example.type for example in EXAMPLES} == set(EventType)
+    assert {example.type for example in EXAMPLES} == set(EventType) - {EventType.INTENT_REJECTED}
+
+
+@pytest.mark.parametrize("order", ["A-1001", None])
+def test_a_refused_intent_is_a_cloud_event_without_a_checkout(order):
+    payload = events.intent_rejected(intent=CHECKOUT, order_ref=order, code="order_taken", reason=SENTENCE)
+    values = vars(row(Event(EventType.CHECKOUT_CANCELLED))) | {
+        "kind": "intent.rejected",
+        "payload": json.loads(msgspec.json.encode(payload)),
+    }
+    event = documents(SimpleNamespace(**values))
+    assert event["thin"]["data"] == {
+        "rejectedIntentId": str(CHECKOUT),
+        "orderId": order,
+        "code": "order_taken",
+    }
+    assert event["full"]["data"]["details"] == {"reason": SENTENCE}
 
 
 @pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: str(event.type))

@@ -27,6 +27,7 @@ from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.records import Cause, CommandKind, OperationKind, OperationState, Role
 from orchestrator.domain.states import State, Trigger
+from orchestrator.store.inbox.rejected import Code
 from orchestrator.store.read_model import COMMANDS_SHOWN
 
 MOST_CHECKOUTS: Final = 500
@@ -251,6 +252,24 @@ class PaymentPage(Shape, kw_only=True):
 
     payments: Annotated[list[PlacedPayment], about(maxItems=PAGE)]
     next_cursor: Annotated[Text | None, about("`cursor` of the next page; null on the last")]
+
+
+class RejectedIntent(Shape, kw_only=True):
+    """An intent of the queue `intents` that was refused; no checkout was created."""
+
+    id: Id
+    message_id: Annotated[Text, about("Id of the message that contained it: the id of the Celery task")]
+    order_id: Annotated[OrderNumber | None, about("Null where the intent has no valid order number")]
+    code: Annotated[Code, about("Why it was refused")]
+    errors: Annotated[tuple[FieldProblem, ...], about("Each wrong field and what to do", maxItems=MOST_ITEMS)]
+    rejected_at: Time
+
+
+class RejectedIntentPage(Shape, kw_only=True):
+    """Refused intents, the youngest first."""
+
+    rejected_intents: Annotated[list[RejectedIntent], about(maxItems=PAGE)]
+    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
 
 
 class Operation(Shape, kw_only=True):

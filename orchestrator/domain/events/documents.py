@@ -67,7 +67,11 @@ class EventMoney(_Part, frozen=True):
     charged_back: Annotated[_Decimal | None, Meta(description="What the shopper's bank took back")]
 
 
-class EventData(_Part, frozen=True):
+class EventContent(_Part, frozen=True):
+    """The data of an event: of a checkout (`EventData`), or of an intent that was refused."""
+
+
+class EventData(EventContent, frozen=True):
     """The checkout as the event left it.
 
     Each type adds what it says: `GET /v1/event-types` has the schemas.
@@ -149,13 +153,19 @@ class OperationRejected(EventData, frozen=True):
     code: _Text | None = None
 
 
+class IntentRejected(EventContent, frozen=True):
+    rejected_intent_id: Annotated[_Uuid, Meta(description="See `GET /v1/rejected-intents`")]
+    order_id: Annotated[_Text, Meta(description="The shop's order number")] | None
+    code: Annotated[_Text, Meta(description="Why it was refused")]
+
+
 class Details(_Part, frozen=True):
     """Sentences for people; they may quote the gateway."""
 
     reason: Annotated[str, Meta(max_length=LONGEST_REASON)] | UnsetType = UNSET
 
 
-_DATA: Final[Mapping[EventType, type[EventData]]] = {
+_DATA: Final[Mapping[EventType, type[EventContent]]] = {
     EventType.CHECKOUT_READY: Ready,
     EventType.CHECKOUT_ATTEMPT_DECLINED: AttemptDeclined,
     EventType.CHECKOUT_COMPLETED: Completed,
@@ -172,11 +182,12 @@ _DATA: Final[Mapping[EventType, type[EventData]]] = {
     EventType.PAYMENT_CHARGEBACK: Chargeback,
     EventType.PAYMENT_SURPLUS: Surplus,
     EventType.PAYMENT_OPERATION_REJECTED: OperationRejected,
+    EventType.INTENT_REJECTED: IntentRejected,
 }
 
 
 @cache
-def data_of(kind: EventType, content: Content) -> type[EventData]:
+def data_of(kind: EventType, content: Content) -> type[EventContent]:
     """Return the class of a type's data; it takes no fact that the type's schema does not name."""
     described = _DATA[kind]
     made: Any = msgspec.defstruct(
@@ -190,7 +201,7 @@ def data_of(kind: EventType, content: Content) -> type[EventData]:
         module=__name__,
     )
     made.__doc__ = described.__doc__
-    return cast("type[EventData]", made)
+    return cast("type[EventContent]", made)
 
 
 class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -205,7 +216,11 @@ class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: EventType
     source: Annotated[_Uri, Meta(description="`urn:checkout-orchestrator:` and the merchant's name")]
     subject: Annotated[
-        str, Meta(description="The checkout's id", extra_json_schema={"format": "uuid", "maxLength": 36})
+        str,
+        Meta(
+            description="The checkout's id; of `intent.rejected` that of the rejected intent",
+            extra_json_schema={"format": "uuid", "maxLength": 36},
+        ),
     ]
     time: Annotated[
         datetime,
@@ -226,7 +241,7 @@ class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
             max_length=55,
         ),
     ]
-    data: EventData
+    data: EventContent
     position: Annotated[
         _Number | UnsetType, Meta(description="Contiguous from 1 in the merchant's feed; only there")
     ] = UNSET
@@ -257,21 +272,9 @@ def event_id(checkout: UUID, sequence: int) -> str:
 def document(row: StoredEvent, *, content: Content = "thin") -> CloudEvent:
     """Make the document of a stored event. `KeyError` or `ValueError`: another version stored it."""
     kind = _KINDS[row.kind]
-    payload, currency = row.payload, row.payload["currency"]
-    state = State(payload["state"])
-    totals = {name: payload[name] for name in ("reserved", "captured", "refunded", "chargedBack")}
-    status = payment_status(state, Totals(*totals.values()))
-    data = {
-        "checkoutId": row.checkout_id,
-        "orderId": payload["orderId"],
-        "state": state,
-        "paymentStatus": status,
-        "amount": _amount(payload["amount"], currency),
-        "money": {name: money.decimal_or_none(minor, currency) for name, minor in totals.items()},
-        **{name: _fact(name, value, currency) for name, value in payload.get("facts", {}).items()},
-    }
+    data = dict(row.payload["facts"]) if kind is EventType.INTENT_REJECTED else _of_checkout(row)
     if content == "full":
-        data["details"] = payload.get("details", {})
+        data["details"] = row.payload.get("details", {})
     identity = event_id(row.checkout_id, row.sequence)
     return CloudEvent(
         specversion="1.0",
@@ -288,6 +291,22 @@ def document(row: StoredEvent, *, content: Content = "thin") -> CloudEvent:
         position=UNSET if row.position is None else str(row.position),
         data=msgspec.convert(data, data_of(kind, content)),
     )
+
+
+def _of_checkout(row: StoredEvent) -> dict[str, Any]:
+    payload, currency = row.payload, row.payload["currency"]
+    state = State(payload["state"])
+    totals = {name: payload[name] for name in ("reserved", "captured", "refunded", "chargedBack")}
+    status = payment_status(state, Totals(*totals.values()))
+    return {
+        "checkoutId": row.checkout_id,
+        "orderId": payload["orderId"],
+        "state": state,
+        "paymentStatus": status,
+        "amount": _amount(payload["amount"], currency),
+        "money": {name: money.decimal_or_none(minor, currency) for name, minor in totals.items()},
+        **{name: _fact(name, value, currency) for name, value in payload.get("facts", {}).items()},
+    }
 
 
 def _amount(minor: int, currency: str) -> dict[str, object]:

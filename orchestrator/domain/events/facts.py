@@ -98,6 +98,10 @@ class EventType(StrEnum):
         "payment.operation_rejected",
         "A capture, refund or release was not done, and will not be.",
     )
+    INTENT_REJECTED = (
+        "intent.rejected",
+        "An intent of the queue `intents` was refused; no checkout was created of it.",
+    )
 
 
 # ── Content of events ───────────────────────────────────────────────────────────────────────────────────────
@@ -202,6 +206,14 @@ def operation_rejected(
         "code": reason.code,
     }
     return _reasoned(EventType.PAYMENT_OPERATION_REJECTED, facts, reason)
+
+
+def intent_rejected(*, intent: UUID, order_ref: str | None, code: str, reason: str) -> dict[str, object]:
+    """Return the payload of the event of a refused intent, which has no checkout."""
+    return {
+        "facts": {"rejectedIntentId": intent, "orderId": order_ref, "code": code},
+        "details": {"reason": reason[:LONGEST_REASON]},
+    }
 
 
 def surplus(transactions: Sequence[str]) -> Event:

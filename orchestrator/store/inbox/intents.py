@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final, Self, assert_never
 
 from sqlalchemy import text
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.intents import Intent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +50,36 @@ class Intake:
     idempotency_key: str | None = None
     id: UUID = field(default_factory=uuid7)
 
+    @classmethod
+    def of(
+        cls,
+        intent: Intent,
+        *,
+        merchant_id: int,
+        actor: str,
+        correlation_id: str,
+        default_expires_in: float,
+        idempotency_key: str | None = None,
+    ) -> Self:
+        """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
+        return cls(
+            merchant_id=merchant_id,
+            order_ref=intent.order_ref,
+            currency=intent.currency,
+            amount=intent.amount,
+            expires_in=default_expires_in if intent.expires_in is None else intent.expires_in,
+            document=intent.document,
+            fingerprint=intent.fingerprint,
+            actor=actor,
+            correlation_id=correlation_id,
+            auto_capture=intent.auto_capture,
+            idempotency_key=idempotency_key,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The checkout of an intent: created by it (`fresh`) or met by it."""
+    """The checkout of an intent: created by it (`fresh`), or already there."""
 
     id: UUID
     order_ref: str

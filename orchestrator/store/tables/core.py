@@ -454,16 +454,26 @@ idempotency_keys = Table(
     _time("created_at", now=True),
 )  # fmt: skip
 
+# Refused intents of the queue `intents`; without a merchant where the token proves none.
 rejected_intents = Table(
-    "rejected_intents",
-    metadata,
+    "rejected_intents", metadata,
     _id(primary_key=True),
     Column("merchant_id", Integer),
-    Column("source", Text, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    # A tag of message id, place in the message and content: a message that is delivered again adds no row.
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("message_id", Text, nullable=False),
+    Column("order_ref", Text),
+    Column("code", Text, nullable=False),
+    # A list of {field, message}; a message contains no value of a customer.
     Column("errors", JSONB, nullable=False),
+    # What was sent, encrypted under the data key.
+    Column("body", LargeBinary, nullable=False),
+    Column("data_key", LargeBinary),
     _time("created_at", now=True),
-)
+    Index("ix_rejected_intents_merchant_id", "merchant_id", "id"),
+    Index("ix_rejected_intents_order_ref", "merchant_id", "order_ref", "id"),
+    Index("ix_rejected_intents_created_at", "created_at"),
+)  # fmt: skip
 
 workers = Table(
     "workers",

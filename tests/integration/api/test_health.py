@@ -245,6 +245,9 @@ WORKERS = {
         "worker w-1 claims nothing, because its claims fail: the database refuses its role a right (permission denied for table checkouts)",
     ),
     "does not hear the broker": ({"brokerTrouble": "connection refused"}, "has no broker (connection refused)"),
+    "consumes no intents": (
+        {"intentsTrouble": "PRECONDITION_FAILED"}, "worker w-1 consumes nothing of the queue intents: PRECONDITION_FAILED"
+    ),
     "has nothing to do": ({"waiting": 0, "dispatchedSecondsAgo": 9000, "stalledSeconds": 0}, ""),
     "is at work": ({"waiting": 9, "dispatchedSecondsAgo": 0.3, "stalledSeconds": 0.2}, ""),
 }  # fmt: skip
@@ -335,6 +338,7 @@ async def test_the_document_describes_every_address(api: Api):
         ("get", "/v1/payments"),
         ("get", "/v1/events"),
         ("get", "/v1/event-types"),
+        ("get", "/v1/rejected-intents"),
         ("get", "/v1/webhooks"),
         ("post", "/v1/webhooks"),
         *((method, WEBHOOK) for method in ("get", "patch", "delete")),

@@ -1,0 +1,218 @@
+"""`checkouts import`: a file of orders is written straight to the database, in lists, with a result for each
+row.
+
+A result is written once its row is committed. The same file may be imported again at any time: an order that
+is there with the same content is reported as existing, so an import that was interrupted is simply repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
+from uuid import uuid4
+
+import click
+import msgspec
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import ACTOR, merchant_id
+from orchestrator.cli.output import say, say_json, standard_output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from orchestrator.intents import Problem
+    from orchestrator.intents.rows import Row
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+    from orchestrator.store.inbox import Accepted, Intake, Intents
+
+AT_ONCE: Final = 1000
+"""Rows that are written together."""
+TRIES: Final = 5
+"""Attempts to write a list while Postgres does not answer."""
+PAUSE: Final = 1.0
+"""Seconds between two of them."""
+_PROGRESS_EVERY: Final = {True: 0.5, False: 5.0}
+"""Seconds between two lines of progress, on a terminal (True) and elsewhere."""
+_CREATED, _EXISTING, _REJECTED = "created", "existing", "rejected"
+
+
+@click.command("import", short_help="Import a file of orders (NDJSON or CSV).")
+@data_dir
+@click.argument("source", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+@click.option(
+    "--merchant", metavar="NAME", default="default", show_default=True, help="The merchant of the orders."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["ndjson", "csv"]),
+    help="Format of FILE (default: csv if its name ends in .csv, else ndjson).",
+)
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    default="-",
+    help="File for the results, one for each row, as NDJSON (default: standard output).",
+)
+def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | None, results: str) -> int:
+    """Import the orders of FILE (- for standard input): an intent in each line, or CSV, an order in each row.
+
+    Orders that are there already are reported as existing, so an import that was interrupted is simply
+    repeated. A wrong row is reported with its line and does not stop the others; then the exit status is 1.
+    """
+    files = Path(source), Path(results)
+    if all(file.is_file() for file in files) and files[0].samefile(files[1]):
+        raise click.UsageError("--results is FILE itself, which would be overwritten: name another file")
+    csv = form == "csv" or (form is None and source.endswith(".csv"))
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.intents import rows  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
+
+        number = await merchant_id(db, merchant)
+        with ExitStack() as stack:
+            file = stack.enter_context(click.open_file(source, "rb"))
+            output = standard_output()
+            if results != "-":
+                output = stack.enter_context(click.open_file(results, "w", "utf-8"))
+            try:
+                return await _Import(settings, db, number, output).run(
+                    rows.delimited(file) if csv else rows.ndjson(file)
+                )
+            except rows.HeaderRejected as error:
+                raise click.UsageError(str(error)) from None
+            except DatabaseAway:
+                say("Postgres does not answer: run the same import again later, which is safe", err=True)
+                return 1
+
+    return on_database(data_dir, work)
+
+
+class _Import:
+    """One run of an import."""
+
+    def __init__(self, settings: Settings, db: Database, merchant: int, output: IO[str]) -> None:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.store.inbox import Intents  # noqa: PLC0415
+
+        self._settings, self._merchant, self._output = settings, merchant, output
+        self._intents: Intents = Intents(
+            db, Encryptor(settings.secret_keys), grace=settings.hint_grace, batch_limit=AT_ONCE
+        )
+        self._correlation_id = f"import-{uuid4().hex}"
+        self._counts: Counter[str] = Counter()
+        self._started = self._shown = time.monotonic()
+        self._terminal = sys.stderr.isatty()
+
+    async def run(self, rows: Iterator[Row]) -> int:
+        """Import every row; return the exit status."""
+        try:
+            while chunk := self._read(rows):
+                await self._store(chunk)
+        finally:
+            self._output.flush()
+            self._progress(last=True)
+        await self._intents.close()
+        return 1 if self._counts[_REJECTED] else 0
+
+    def _read(self, rows: Iterator[Row]) -> list[tuple[Row, Intake | Sequence[Problem]]]:
+        """Return the next rows, each with its intake or its problems."""
+        from orchestrator import intents  # noqa: PLC0415
+        from orchestrator.store.inbox import Intake  # noqa: PLC0415
+
+        chunk: list[tuple[Row, Intake | Sequence[Problem]]] = []
+        for row in rows:
+            try:
+                intent = None if row.problems else intents.parse(row.raw)
+            except intents.IntentRejected as error:
+                chunk.append((row, error.problems))
+            else:
+                intake = intent and Intake.of(
+                    intent,
+                    merchant_id=self._merchant,
+                    actor=ACTOR,
+                    correlation_id=self._correlation_id,
+                    default_expires_in=self._settings.checkout_expires_in,
+                )
+                chunk.append((row, intake or row.problems))
+            if len(chunk) >= AT_ONCE:
+                break
+        return chunk
+
+    async def _store(self, chunk: Sequence[tuple[Row, Intake | Sequence[Problem]]]) -> None:
+        from orchestrator.store.inbox import Intake  # noqa: PLC0415
+
+        results = iter(await self._accept([item for _, item in chunk if isinstance(item, Intake)]))
+        for row, item in chunk:
+            self._write(row, next(results) if isinstance(item, Intake) else item)
+        self._output.flush()
+        self._progress()
+
+    async def _accept(self, intakes: Sequence[Intake]) -> list[Accepted | BaseException]:
+        """Store a list; where Postgres does not answer it is sent again, and what is stored is then found."""
+        from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
+
+        away: DatabaseAway | None = None
+        for attempt in range(1, TRIES + 1):
+            results = await asyncio.gather(
+                *(self._intents.accept(intake) for intake in intakes), return_exceptions=True
+            )
+            away = next((result for result in results if isinstance(result, DatabaseAway)), None)
+            if away is None:
+                return results
+            say(f"Postgres does not answer; try {attempt} of {TRIES}", err=True)
+            await asyncio.sleep(PAUSE)
+        assert away is not None  # noqa: S101 - the last attempt has set it
+        raise away
+
+    def _write(self, row: Row, result: Accepted | BaseException | Sequence[Problem]) -> None:
+        """Write the result of a row; raises an error that is not about the row."""
+        from orchestrator.errors import OrchestratorError  # noqa: PLC0415
+        from orchestrator.intents import Problem, submissions  # noqa: PLC0415
+        from orchestrator.intents.rows import column_of  # noqa: PLC0415
+        from orchestrator.store.inbox import Accepted  # noqa: PLC0415
+        from orchestrator.store.inbox.errors import IntakeError  # noqa: PLC0415
+
+        line: dict[str, object] = {"line": row.line}
+        if isinstance(result, Accepted):
+            line |= {
+                "status": _CREATED if result.fresh else _EXISTING,
+                "orderId": result.order_ref,
+                "id": result.id,
+                "state": result.state,
+            }
+        else:
+            if isinstance(result, OrchestratorError):
+                field = "order.orderId" if isinstance(result, IntakeError) else "body"
+                result = (Problem(field, str(result)),)
+            elif isinstance(result, BaseException):
+                raise result
+            errors = [
+                {"field": problem.field, "message": problem.message}
+                | ({"column": column} if (column := column_of(problem.field)) else {})
+                for problem in result
+            ]
+            number = submissions.order_number(row.raw) if row.raw else None
+            line |= {"status": _REJECTED, "orderId": number, "errors": errors}
+        self._counts[str(line["status"])] += 1
+        say_json(msgspec.json.encode(line).decode(), self._output)
+
+    def _progress(self, *, last: bool = False) -> None:
+        now = time.monotonic()
+        if not last and now - self._shown < _PROGRESS_EVERY[self._terminal]:
+            return
+        self._shown = now
+        counts, number = self._counts, self._counts.total()
+        rate = number / max(now - self._started, 0.001)
+        say(
+            f"{number} rows: {counts[_CREATED]} created, {counts[_EXISTING]} there already, "
+            f"{counts[_REJECTED]} refused; {rate:.0f}/s",
+            err=True,
+        )

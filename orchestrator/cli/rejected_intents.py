@@ -1,0 +1,93 @@
+"""Refused intents of the queue `intents`, read straight from the database by the operators of the
+installation; also those whose token proves no merchant.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import merchant_id, merchant_names, table, uuid_of
+from orchestrator.cli.output import printer, say, say_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+
+
+@click.group("rejected-intents", short_help="Refused intents of the queue.")
+def rejected_intents() -> None:
+    """Refused intents of the queue `intents`."""
+
+
+@rejected_intents.command("list")
+@data_dir
+@click.option("--merchant", metavar="NAME", help="Only this merchant's.")
+@click.option("--order", metavar="NUMBER", help="Only this order number.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, limit: int) -> int:
+    """List refused intents, the youngest first, with their reasons."""
+
+    async def show(_: Settings, db: Database) -> int:
+        from orchestrator.store.inbox import rejected  # noqa: PLC0415 - each command imports what it needs
+
+        names = await merchant_names(db)
+        wanted = None if merchant is None else await merchant_id(db, merchant)
+        shown = table("id", "at", "merchant", "order", "code", "reason")
+        for row in await rejected.latest(db, merchant_id=wanted, order_ref=order, limit=limit):
+            more = f" (and {len(row.problems) - 1} more)" if len(row.problems) > 1 else ""
+            shown.add_row(
+                str(row.id),
+                f"{row.created_at:%Y-%m-%d %H:%M:%S}",
+                "" if row.merchant_id is None else names.get(row.merchant_id, str(row.merchant_id)),
+                row.order_ref or "",
+                row.code,
+                f"{row.problems[0].field}: {row.problems[0].message}{more}" if row.problems else "",
+            )
+        printer().print(shown)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+@rejected_intents.command("show")
+@data_dir
+@click.argument("intent", metavar="ID")
+@click.option("--body", "with_body", is_flag=True, help="Also what was sent, which is personal data.")
+def show_rejected(*, data_dir: Path, intent: str, with_body: bool) -> int:
+    """Show a refused intent with every reason."""
+
+    async def show(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+
+        intent_id = uuid_of(intent)
+        encryptor = Encryptor(settings.secret_keys)
+        found = None if intent_id is None else await rejected.by_id(db, encryptor, intent_id)
+        if found is None:
+            raise click.UsageError(
+                f"there is no refused intent {intent!r}: see `orchestrator rejected-intents list`"
+            )
+        row, body = found
+        names = await merchant_names(db)
+        say(f"id        {row.id}")
+        say(f"at        {row.created_at:%Y-%m-%d %H:%M:%S}")
+        say(
+            f"merchant  {'not known' if row.merchant_id is None else names.get(row.merchant_id, row.merchant_id)}"
+        )
+        say(f"order     {row.order_ref or 'not known'}")
+        say(f"message   {row.message_id}")
+        say(f"code      {row.code}")
+        for problem in row.problems:
+            say(f"          {problem.field}: {problem.message}")
+        if with_body and body is not None:
+            say_json(body.decode(errors="replace"))
+        elif with_body:
+            say("what was sent was erased, or no key of this installation decrypts it", err=True)
+        return 0
+
+    return on_database(data_dir, show)

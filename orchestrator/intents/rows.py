@@ -1,0 +1,189 @@
+"""Files of intents, row by row: NDJSON, an intent in each line, and CSV, an order with one order line in each
+row.
+
+A row becomes the JSON of an intent, which is then read like any other. A row that cannot be read has a
+problem with its line number, and the next row follows; only a wrong header ends a CSV file. Rows are read one
+at a time, and a line of NDJSON that is longer than an intent may be is skipped without being kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import IO, TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.intents.fields import Problem, hint
+from orchestrator.intents.reading import BODY_LIMIT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_LINE: Final = ("order", "orderLines", "0")
+_CUSTOMER: Final = ("order", "customer")
+COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
+    "orderId": ("order", "orderId"),
+    "amount": ("order", "amount", "value"),
+    "currency": ("order", "amount", "currency"),
+    **{
+        name: (*_LINE, name)
+        for name in ("itemId", "description", "quantity", "unitPrice", "taxAmount", "goodsType")
+    },
+    **{name: (*_CUSTOMER, name) for name in ("firstName", "lastName", "email")},
+    **{
+        f"{kind}{name[0].upper()}{name[1:]}": (*_CUSTOMER, f"{kind}Address", name)
+        for kind in ("billing", "shipping")
+        for name in ("street", "city", "zipCode", "country")
+    },
+    "success": ("callbacks", "success", "value"),
+    "failure": ("callbacks", "failure", "value"),
+    **{name: ("callbacks", name) for name in ("redirect", "notification")},
+    **{
+        name: ("configuration", name) for name in ("autoCapture", "paymentDisplayType", "country", "language")
+    },
+    "expiresIn": ("expiresIn",),
+}
+"""Columns of CSV, and the field of an intent that each holds."""
+INFO: Final = "transactionInfo."
+"""Prefix of the columns that hold entries of transactionInfo."""
+_NUMBERS: Final = frozenset({"amount", "quantity", "unitPrice", "taxAmount", "expiresIn"})
+_NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,30})(?:\.[0-9]{1,30})?")
+_FLAGS: Final = {"true": True, "false": False}
+_FIELDS: Final = {
+    re.sub(r"\.0\.", "[0].", ".".join(path)).removesuffix(".value" if path[0] == "callbacks" else ""): name
+    for name, path in COLUMNS.items()
+}
+
+
+class HeaderRejected(OrchestratorError):  # noqa: N818 - named for the fact
+    """The first line of a CSV file does not name known columns, each once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a file: its line, counted from 1, and the JSON of its intent, or the problems of the row."""
+
+    line: int
+    raw: bytes = field(default=b"", repr=False)
+    problems: tuple[Problem, ...] = ()
+
+
+def column_of(path: str) -> str | None:
+    """Return the column that holds a field of an intent, by the field's path; None if there is none."""
+    return _FIELDS.get(path)
+
+
+def ndjson(file: IO[bytes]) -> Iterator[Row]:
+    """Read an intent from each line that is not empty."""
+    number = 0
+    while line := file.readline(BODY_LIMIT + 2):
+        number += 1
+        if len(line) > BODY_LIMIT + 1 and not line.endswith(b"\n"):
+            while (rest := file.readline(BODY_LIMIT)) and not rest.endswith(b"\n"):
+                pass
+            reason = f"is longer than the {BODY_LIMIT} bytes that an intent may have: send fewer order lines"
+            yield Row(number, problems=(Problem("body", reason),))
+        elif line.strip():
+            yield Row(number, line.strip())
+
+
+def delimited(file: IO[bytes]) -> Iterator[Row]:
+    """Read an order from each row of CSV, in UTF-8, with the names of columns in its first line; raises
+    `HeaderRejected`.
+    """
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    csv.field_size_limit(BODY_LIMIT)
+    reader = csv.reader(text, strict=True)
+    try:
+        columns = next(reader, None)
+    except csv.Error as error:
+        raise HeaderRejected(f"the first line is not CSV: {error}") from None
+    _check(columns)
+    assert columns is not None  # noqa: S101 - just checked
+    while True:
+        first_line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = f"is not a row of CSV ({error}): put cells with quotes or line breaks in quotes"
+            yield Row(first_line, problems=(Problem("body", reason),))
+            continue
+        if cells:
+            yield _row(first_line, columns, cells)
+
+
+def _check(columns: list[str] | None) -> None:
+    if not columns:
+        raise HeaderRejected("the file is empty: its first line must name the columns")
+    for name in columns:
+        if name not in COLUMNS and not (name.startswith(INFO) and len(name) > len(INFO)):
+            shown = name if name.isprintable() and len(name) <= 40 else "one of them"  # noqa: PLR2004 - for a sentence
+            raise HeaderRejected(f"column {shown!r} is not known: {hint(name, frozenset(COLUMNS))}")
+    counts = Counter(columns)
+    twice = sorted(name for name in counts if counts[name] > 1)
+    if twice:
+        raise HeaderRejected(f"column {twice[0]!r} is there twice: remove one")
+
+
+def _row(line: int, columns: list[str], cells: list[str]) -> Row:
+    if len(cells) > len(columns):
+        reason = (
+            f"has {len(cells)} cells, and there are {len(columns)} columns: put cells with commas in quotes"
+        )
+        return Row(line, problems=(Problem("body", reason),))
+    document: dict[str, Any] = {"configuration": {"paymentType": "PAYMENT"}}
+    values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
+    problems = [
+        Problem(name, "must be a number such as 139.00, with a point and no other separator")
+        for name, cell in values.items()
+        if name in _NUMBERS and not _NUMBER.fullmatch(cell)
+    ]
+    if problems:
+        return Row(line, problems=tuple(problems))
+    # Defaults of the order line.
+    values = {
+        "itemId": values.get("orderId", ""),
+        "description": values.get("orderId", ""),
+        "quantity": "1",
+        "unitPrice": values.get("amount", ""),
+        "taxAmount": "0",
+        **values,
+    }
+    for name, cell in values.items():
+        if name.startswith(INFO):
+            _put(document, ("order", "transactionInfo", name.removeprefix(INFO)), cell)
+        elif cell:
+            _put(document, COLUMNS[name], _value(name, cell))
+    lines = document["order"].pop("orderLines")
+    document["order"]["orderLines"] = [lines["0"]]
+    for page in ("success", "failure"):
+        if page in document.get("callbacks", {}):
+            document["callbacks"][page]["type"] = "URL"
+    try:
+        return Row(line, msgspec.json.encode(document))
+    except UnicodeEncodeError:
+        return Row(line, problems=(Problem("body", "is not UTF-8: save the file as UTF-8"),))
+
+
+def _put(document: dict[str, Any], path: tuple[str, ...], value: object) -> None:
+    for name in path[:-1]:
+        document = document.setdefault(name, {})
+    document[path[-1]] = value
+
+
+def _value(name: str, cell: str) -> object:
+    """Return a cell as a value of an intent; a flag that is neither true nor false stays text, which the
+    intent's rules refuse.
+    """
+    if name in _NUMBERS:
+        return msgspec.Raw(cell.encode())
+    if name == "autoCapture":
+        return _FLAGS.get(cell.lower(), cell)
+    return cell

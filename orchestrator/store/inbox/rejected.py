@@ -1,0 +1,219 @@
+"""Intents of the queue that were refused: stored with their reasons, once for each message, and published as
+events in the merchant's feed.
+
+What was sent is personal data and encrypted under a data key of its own, as intents are. A message whose
+token proves no merchant belongs to none: only the installation's operators see it, and it has no event.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import text
+
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain import events
+from orchestrator.domain.events import EventType
+from orchestrator.domain.ids import uuid7
+from orchestrator.intents import Problem
+from orchestrator.store.columns import json_text
+from orchestrator.store.database import run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from sqlalchemy import Row
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.database import Database
+
+Code = Literal[
+    "malformed",
+    "access_denied",
+    "merchant_refused",
+    "invalid_intent",
+    "order_taken",
+    "not_storable",
+    "internal",
+]
+"""Why it was refused; `errors` has the sentences."""
+
+PURPOSE: Final = "rejected-intent"
+KEPT_BYTES: Final = 262_144
+"""Bytes of what was sent that are kept."""
+DELETED_AT_ONCE: Final = 1000
+
+_STORE = text("""
+    WITH i AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:rejected AS json)) AS i(
+            id uuid, merchant_id int, digest text, message_id text, order_ref text, code text, errors jsonb, body text,
+            data_key text, payload jsonb, correlation_id text)
+    ),
+    stored AS (
+        INSERT INTO rejected_intents (id, merchant_id, digest, message_id, order_ref, code, errors, body, data_key)
+        SELECT id, merchant_id, decode(digest, 'hex'), message_id, order_ref, code, errors, decode(body, 'hex'), decode(data_key, 'hex')
+          FROM i ORDER BY digest
+        ON CONFLICT (digest) DO NOTHING
+        RETURNING id
+    ),
+    published AS (
+        INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
+        SELECT i.id, 1, i.merchant_id, :kind, i.payload, i.correlation_id, clock()
+          FROM i JOIN stored USING (id) WHERE i.merchant_id IS NOT NULL ORDER BY i.id
+    )
+    SELECT id FROM stored
+""")
+# Without a cursor the highest id stands in its place: with `IS NULL OR`, a prepared plan reads every row that
+# is younger than the page.
+_BEFORE: Final = "r.id < COALESCE(CAST(:before AS uuid), 'ffffffff-ffff-ffff-ffff-ffffffffffff')"
+_COLUMNS: Final = "r.id, r.merchant_id, r.message_id, r.order_ref, r.code, r.errors, r.created_at"
+_PAGE = text(f"""
+    SELECT {_COLUMNS} FROM rejected_intents r
+     WHERE r.merchant_id = :merchant_id AND {_BEFORE}
+     ORDER BY r.id DESC LIMIT :most
+""")  # noqa: S608 - made of our own constants
+_OF_ORDER = text(f"""
+    SELECT {_COLUMNS} FROM rejected_intents r
+     WHERE r.merchant_id = :merchant_id AND r.order_ref = :order_ref AND {_BEFORE}
+     ORDER BY r.id DESC LIMIT :most
+""")  # noqa: S608 - made of our own constants
+_ALL = text(f"""
+    SELECT {_COLUMNS} FROM rejected_intents r
+     WHERE (CAST(:merchant_id AS int) IS NULL OR r.merchant_id = :merchant_id)
+       AND (CAST(:order_ref AS text) IS NULL OR r.order_ref = :order_ref)
+     ORDER BY r.id DESC LIMIT :most
+""")  # noqa: S608 - made of our own constants
+_BY_ID = text(f"SELECT {_COLUMNS}, r.body, r.data_key FROM rejected_intents r WHERE r.id = :id")  # noqa: S608 - as above
+_FORGET = text("""
+    DELETE FROM rejected_intents WHERE id = ANY(ARRAY(
+        SELECT id FROM rejected_intents WHERE created_at < clock() - make_interval(secs => :seconds)
+         ORDER BY created_at LIMIT :most FOR UPDATE SKIP LOCKED))
+    RETURNING id
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """An intent, or a whole message, that is refused.
+
+    `merchant_id` is None where no merchant is proven. `message_id` and `number` (the place in the message,
+    from 0; -1 for the whole message) distinguish a message that is delivered again from another message with
+    the same content.
+    """
+
+    merchant_id: int | None
+    message_id: str
+    number: int
+    order_ref: str | None
+    code: Code
+    problems: tuple[Problem, ...]
+    body: bytes = field(repr=False)
+    correlation_id: str
+    id: UUID = field(default_factory=uuid7)
+
+    @property
+    def reason(self) -> str:
+        """All problems in one text."""
+        return "; ".join(f"{problem.field}: {problem.message}" for problem in self.problems)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedIntent:
+    """A row, without what was sent."""
+
+    id: UUID
+    merchant_id: int | None
+    message_id: str
+    order_ref: str | None
+    code: Code
+    problems: tuple[Problem, ...]
+    created_at: datetime
+
+
+async def store(db: Database, encryptor: Encryptor, rejected: Sequence[Rejection]) -> int:
+    """Store rejections and their events; return how many were not stored before."""
+    if not rejected:
+        return 0
+    rows = [_row(encryptor, rejection) for rejection in rejected]
+    parameters = {"rejected": json_text(rows), "kind": str(EventType.INTENT_REJECTED)}
+    async with db.transaction() as tx:
+        stored = await run(tx, _STORE, parameters)
+    return len(stored)
+
+
+def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
+    key, wrapped = encryptor.new_data_key(rejection.id)
+    identity = b"\0".join((
+        str(rejection.merchant_id).encode(), rejection.message_id.encode(), str(rejection.number).encode(), rejection.body,
+    ))  # fmt: skip
+    return {
+        "id": rejection.id,
+        "merchant_id": rejection.merchant_id,
+        "digest": encryptor.sign(PURPOSE, identity).hex(),
+        "message_id": rejection.message_id,
+        "order_ref": rejection.order_ref,
+        "code": rejection.code,
+        "errors": [{"field": problem.field, "message": problem.message} for problem in rejection.problems],
+        "body": key.encrypt(rejection.body[:KEPT_BYTES], purpose=PURPOSE).hex(),
+        "data_key": wrapped.hex(),
+        "payload": events.intent_rejected(
+            intent=rejection.id, order_ref=rejection.order_ref, code=rejection.code, reason=rejection.reason
+        ),
+        "correlation_id": rejection.correlation_id,
+    }
+
+
+async def page(
+    db: Database, merchant_id: int, *, order_ref: str | None, before: UUID | None, limit: int
+) -> list[RejectedIntent]:
+    """Return a merchant's rejected intents, the youngest first, at most `limit`; `before`: the id of the last
+    one of the previous page.
+    """
+    parameters: dict[str, object] = {"merchant_id": merchant_id, "before": before, "most": limit}
+    if order_ref is None:
+        return [_read(row) for row in await db.read(_PAGE, parameters)]
+    return [_read(row) for row in await db.read(_OF_ORDER, parameters | {"order_ref": order_ref})]
+
+
+async def latest(
+    db: Database, *, merchant_id: int | None, order_ref: str | None, limit: int
+) -> list[RejectedIntent]:
+    """Return the rejected intents of a merchant, or of all merchants and of none, the youngest first."""
+    parameters = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
+    return [_read(row) for row in await db.read(_ALL, parameters)]
+
+
+async def by_id(
+    db: Database, encryptor: Encryptor, intent_id: UUID
+) -> tuple[RejectedIntent, bytes | None] | None:
+    """Return a rejected intent and what was sent (None where no key decrypts it); None if there is no such
+    intent.
+    """
+    rows = await db.read(_BY_ID, {"id": intent_id})
+    if not rows:
+        return None
+    try:
+        body = encryptor.data_key(intent_id, rows[0].data_key).decrypt(rows[0].body, purpose=PURPOSE)
+    except EncryptionError:
+        body = None
+    return _read(rows[0]), body
+
+
+async def forget(db: Database, *, older_than: float) -> int:
+    """Delete some of the intents that were rejected more than `older_than` seconds ago; return how many."""
+    return len(await db.write(_FORGET, {"seconds": older_than, "most": DELETED_AT_ONCE}))
+
+
+def _read(row: Row[Any]) -> RejectedIntent:
+    return RejectedIntent(
+        id=row.id,
+        merchant_id=row.merchant_id,
+        message_id=row.message_id,
+        order_ref=row.order_ref,
+        code=row.code,
+        problems=tuple(Problem(error["field"], error["message"]) for error in row.errors),
+        created_at=row.created_at,
+    )
