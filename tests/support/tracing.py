@@ -19,6 +19,7 @@ MEASURED = (
     "races",
     "integration/processing",
     "integration/api",
+    "integration/test_rejected.py",
     "acceptance/mishaps",
     "unit/test_states.py",
     "unit/test_fair_share.py",
