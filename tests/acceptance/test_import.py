@@ -111,7 +111,7 @@ def import_with_kills(installation: World, file: Path, kills: int, rows: int) ->
             process.wait()
         before = {row["id"] for row in results((installation.place / f"killed-{number}.ndjson").read_text())}
         assert len(before) <= created(installation), "a result is written after its commit"
-    whole = installation.command("checkouts", "import", str(file))
+    whole = installation.command("checkouts", "import", str(file), seconds=600)
     assert whole.returncode == 0, whole.stderr
     written = results(whole.stdout)
     assert len({row["id"] for row in written}) == len(written) == created(installation) == rows

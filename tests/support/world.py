@@ -329,10 +329,13 @@ class World:
         verified = self.command("audit", "verify")
         assert verified.returncode == 0, verified.stderr + verified.stdout
 
-    def command(self, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *arguments: str, given: str = "", seconds: float = 60
+    ) -> subprocess.CompletedProcess[str]:
         return run(
             [sys.executable, "-m", "orchestrator", *arguments],
             given=given,
+            seconds=seconds,
             env=self.environment(),
             cwd=self.place,
         )
