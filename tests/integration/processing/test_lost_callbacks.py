@@ -249,4 +249,4 @@ async def test_a_minute_of_lost_callbacks_is_looked_up_within_the_budget_and_ret
     if queue > lookup_budget.AT_ONCE + slack:
         assert overtaken > 500
         assert "lookups of merchant default wait for their slot, the oldest for" in course.said
-        assert "waits for its turn within the merchant's budget of lookups" in course.said
+        assert "Its lookup waits for its slot within the merchant's budget of lookups" in course.said
