@@ -182,12 +182,12 @@ def read_session(raw: bytes) -> Outcome[Session]:
 
 
 def read_change(raw: bytes, amount: str) -> Outcome[None]:
-    """Read the answer to a change of a session, which is not documented: it may be empty, and echoes the
-    session where it is not.
+    """Read the answer to a change of a session, which is not documented: nothing (HTTP 204), or JSON, such as
+    an echo of the session.
 
     An echo of another amount than the `amount` that was sent shows that nothing was changed.
     """
-    if not raw.strip():
+    if not raw:
         return Done(None)
     answer = _decode(raw)
     if isinstance(answer, Unknown):

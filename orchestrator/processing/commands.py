@@ -187,6 +187,17 @@ async def refuse(step: Step, command: Command, refused: CommandResult) -> None:
     )
 
 
+def changes(held: ClaimedCheckout) -> list[Command]:
+    """Return the changes of the order that are not executed yet."""
+    return [command for command in held.commands if command.kind is CommandKind.CHANGE]
+
+
+async def refuse_changes(step: Step, finding: reconciliation.LookupOutcome) -> None:
+    """Refuse the changes that waited for a lookup, because it shows a payment or may."""
+    for command in changes(step.held):
+        await refuse(step, command, result(ResultCode.REFUSED_PAYMENT_SHOWN, finding=finding.value))
+
+
 def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ...]:
     """Return the event of a refused command for money."""
     if command.kind not in MOVES_MONEY:

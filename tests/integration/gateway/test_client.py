@@ -507,7 +507,7 @@ def test_content_that_cannot_be_written_is_refused_before_it_is_sent():
 
 def test_a_change_of_a_session_is_put_where_the_session_is(run):
     async def scene():
-        async with gateway_that(answering(200, b"")) as (gateway, server, merchant):
+        async with gateway_that(answering(200, b"{}")) as (gateway, server, merchant):
             content = {"order": {"amount": {"value": Decimal("99.50"), "currency": "DKK"}}}
             amount = Decimal("99.50")
             changed = await gateway.change_session(
@@ -527,11 +527,24 @@ def test_a_change_of_a_session_is_put_where_the_session_is(run):
     assert exchange.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize(("status", "changed"), [(200, False), (204, True)])
+def test_a_change_that_is_answered_without_a_body_is_done_where_the_status_says_so(run, status, changed):
+    async def scene():
+        async with gateway_that(answering(status, b"")) as (gateway, _, merchant):
+            return await gateway.change_session(
+                merchant, "tok", "s-1", {}, amount=Decimal(1), user_agent=None
+            )
+
+    outcome = run(scene())
+    assert (outcome == Done(None)) == changed
+    assert changed or isinstance(outcome, Unknown)
+
+
 @pytest.mark.parametrize(
     ("answer", "changed"),
     [
         (b"", True),
-        (b" \n", True),
+        (b" \n", False),
         (b"{}", True),
         (b'{"sessionId": "s-1"}', True),
         (b'{"order": {"amount": {"value": 99.5, "currency": "DKK"}}}', True),

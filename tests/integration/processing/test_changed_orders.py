@@ -272,7 +272,6 @@ async def test_a_callback_that_is_being_verified_comes_before_the_change(world: 
     await world.pay(checkout, card="4180000000000566")
     await world.plan(checkout, fail={"payments": 2})
     await world.call_back(checkout, kind="failure", body=b"status=failed")
-    await world.sql("UPDATE callbacks SET grade = 'checksum'")
     await world.process(checkout)
     assert await world.state(checkout) == "callback_received"
     command = await ask(world, checkout, basket(99.5))
@@ -284,6 +283,30 @@ async def test_a_callback_that_is_being_verified_comes_before_the_change(world: 
     assert moves.index("payment_declined") < moves.index("order_changed")
     assert found[-1] == "checkout:moved"
     assert (await world.row(checkout)).amount == 9950
+
+
+@pytest.mark.parametrize("finding", ["paid", "unsure", "open"])
+async def test_a_callback_that_is_being_verified_refuses_the_change_if_it_is_of_a_payment(
+    world: Scene, finding: str
+):
+    checkout = await world.offered()
+    if finding == "unsure":
+        await world.plan(checkout, amountMinor=500)
+    if finding == "open":
+        await world.pay(checkout, action="open", method="BANK_PAYMENT")
+    else:
+        await world.pay(checkout)
+    await world.plan(checkout, fail={"payments": 2})
+    await world.call_back(checkout)
+    await world.process(checkout)
+    assert await world.state(checkout) == "callback_received"
+    command = await ask(world, checkout, basket(99.5))
+    await world.plan(checkout)
+    await world.process(checkout)
+    assert await result(world, command) == ("refused_payment_shown", {"finding": finding})
+    states = {"paid": "completed", "unsure": "callback_received", "open": "awaiting_payment"}
+    row = await world.row(checkout)
+    assert (row.state, row.amount) == (states[finding], 13900)
 
 
 async def test_a_page_opened_before_the_change_pays_nothing_unnoticed(world: Scene):
