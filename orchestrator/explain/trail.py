@@ -210,7 +210,7 @@ def _matched(_: Record, entry: Entry) -> str:
 
 def _ordered(record: Record, entry: Entry) -> str:
     about = entry.evidence
-    prices = [record.price(int(about.get(name) or 0), record.currency) for name in ("before", "amount")]
+    prices = [record.price(int(about.get(name) or 0), record.currency) for name in ("amountBefore", "amount")]
     return f"At {moment(entry.at)} {who(entry.actor)} changed the order, from {prices[0]} to {prices[1]}."
 
 

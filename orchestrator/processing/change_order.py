@@ -96,7 +96,7 @@ async def _write(step: Step, command: Command, asked: Intent, verdict: Reconcili
         evidence={
             **commands.facts_of(command),
             "amount": asked.amount,
-            "before": held.amount,
+            "amountBefore": held.amount,
             "currency": held.currency,
             "intent": key.mac(asked.fingerprint).hex(),
             **({} if verdict is None else verdict.evidence),

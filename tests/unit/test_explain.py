@@ -531,7 +531,7 @@ def test_a_payment_in_an_unknown_currency_is_never_shown_to_hold_nothing(currenc
 
 # ── A changed order ───────────────────────────────────────────────────────────────────────────────────────
 
-CHANGED = {"before": 13900, "amount": 9950, "currency": "DKK", "kind": "change"}
+CHANGED = {"amountBefore": 13900, "amount": 9950, "currency": "DKK", "kind": "change"}
 
 
 def _entry(action: str, before: State, to: State, **more: object) -> Entry:
