@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from starlette.routing import Route
 
 from orchestrator.api import (
+    basket,
     callbacks,
     checkouts,
     command_progress,
@@ -23,7 +24,7 @@ from orchestrator.api import (
     webhooks,
 )
 from orchestrator.api.callback_intake import CallbackIntake
-from orchestrator.api.command_docs import commanded, followed_command
+from orchestrator.api.command_docs import changed_order, commanded, followed_command
 from orchestrator.api.contract import answers
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
@@ -153,6 +154,7 @@ def _routes() -> list[BaseRoute]:
         checkouts.search
     )
     app.get(own, tags=["checkouts"], summary="Show a checkout", **described(answers.Checkout))(checkouts.show)
+    app.patch(own, tags=["checkouts"], operation_id="change", **changed_order())(basket.change)
     for kind, about in commands.ABOUT.items():
         app.post(f"{own}/{kind}", tags=["commands"], operation_id=kind, **commanded(kind, about))(
             commands.taking(kind)

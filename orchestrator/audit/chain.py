@@ -40,6 +40,8 @@ class Action(StrEnum):
     CHECKOUT_MOVED = "checkout:moved"
     CHECKOUT_REOPENED = "checkout:reopened"
     INTENT_MATCHED = "intent:matched"
+    ORDER_CHANGED = "order:changed"
+    SESSION_CHANGED = "session:changed"
     GATEWAY_ASKED = "gateway:asked"
     GATEWAY_FAILED = "gateway:failed"
     CALLBACK_READ = "callback:read"

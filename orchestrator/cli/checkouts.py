@@ -42,7 +42,7 @@ _ANY: Final = "any"
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
 
 
-@click.group(short_help="List, show, explain; cancel, capture, refund, reconcile …")
+@click.group(short_help="List, show, explain; change, cancel, capture, refund, reconcile …")
 def checkouts() -> None:
     """List, show and explain checkouts, and ask for what is to be done with them."""
 

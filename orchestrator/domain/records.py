@@ -81,6 +81,8 @@ class CommandKind(StrEnum):
     RETRY = "retry"
     RECONCILE = "reconcile"
     RESOLVE = "resolve"
+    CHANGE = "change"
+    """The order, before its payment."""
 
 
 class Decision(StrEnum):

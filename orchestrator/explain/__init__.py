@@ -153,7 +153,8 @@ def _because(record: Record) -> list[str]:
 
 
 def _opening(record: Record) -> list[str]:
-    said = ["Nothing has been offered to the shopper yet."]
+    offered = record.offered_at is not None
+    said = ["The shopper cannot pay it now." if offered else "Nothing has been offered to the shopper yet."]
     if record.cancel_requested_at is not None:
         said.append(f"At {moment(record.cancel_requested_at)} a cancel was requested.")
     if _circuit_open(record):

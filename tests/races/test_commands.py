@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from orchestrator.crypto import EncryptionError
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.inbox import KeyReused, Requested
@@ -175,3 +176,15 @@ async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator
     assert [(operation.kind, operation.transaction_id, operation.amount) for operation in view.under_way] == [
         ("capture", None, 100)
     ]
+
+
+async def test_the_order_of_a_checkout_is_read_with_the_key_of_its_personal_data(core):
+    checkout = await core.checkout()
+    order = await inbox.stored_order(core.db, core.encryptor, checkout)
+    assert order.document == b'{"order": "of a lamp"}'
+    sealed = order.key.encrypt(b"a change", purpose="change")
+    again = await inbox.stored_order(core.db, core.encryptor, checkout)
+    assert again.key.decrypt(sealed, purpose="change") == b"a change"
+    await core.do("UPDATE intents SET data_key = NULL")
+    with pytest.raises(EncryptionError, match="was erased"):
+        await inbox.stored_order(core.db, core.encryptor, checkout)

@@ -131,6 +131,10 @@ _EVENT: Final = {
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "Intent": INTENT,
+    "Change": {
+        "order": {"amount": {"value": 100.00}, "orderLines": INTENT["order"]["orderLines"][:1]},
+        "reason": "collected in the shop",
+    },
     "Cancel": {"reason": "out of stock"},
     "Reopen": {"expiresIn": 1800},
     "Capture": {"amount": {"value": 39.00, "currency": "DKK"}},

@@ -16,7 +16,7 @@ from orchestrator.store.inbox.callbacks import (
     decrypt_body,
     encrypt_body,
 )
-from orchestrator.store.inbox.command_requests import checkout_view
+from orchestrator.store.inbox.command_requests import StoredOrder, checkout_view, stored_order
 from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all
 from orchestrator.store.inbox.errors import KeyReused, OrderTaken
 from orchestrator.store.inbox.intents import Accepted, Intake, Intents
@@ -36,6 +36,7 @@ __all__ = [
     "Requested",
     "Stored",
     "StoredCallback",
+    "StoredOrder",
     "UnmatchedCallbacks",
     "checkout_view",
     "decrypt_body",
@@ -43,4 +44,5 @@ __all__ = [
     "fingerprint_of",
     "request",
     "request_all",
+    "stored_order",
 ]

@@ -20,7 +20,7 @@ class OrderTaken(IntakeError):  # noqa: N818 - named for the fact
     def __init__(self, order_ref: str, checkout: UUID) -> None:
         super().__init__(
             f"order {order_ref} already has checkout {checkout} with other content: send the same content again, "
-            "cancel that checkout first, or use another order number"
+            "change or cancel that checkout first, or use another order number"
         )
         self.order_ref, self.checkout = order_ref, checkout
 

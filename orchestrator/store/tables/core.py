@@ -212,6 +212,8 @@ sessions = Table(
     _time("token_expires_at"),
     Column("session_id", Text),
     Column("methods", JSONB),
+    # It has the order as it was before a change.
+    Column("outdated", Boolean, nullable=False, server_default=text("false")),
 )  # fmt: skip
 
 payments = Table(
@@ -322,7 +324,7 @@ commands = Table(
     Column("result", Text),
     Column("result_details", JSONB),
     CheckConstraint(
-        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')",
+        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve', 'change')",
         name="kind",
     ),
     Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),

@@ -21,6 +21,7 @@ from orchestrator.domain.states import State
 from orchestrator.intents import fields
 from tests.conftest import make_settings
 from tests.integration.api.contract import wrong_in
+from tests.integration.api.test_basket import basket, patch
 from tests.integration.api.test_callbacks import BODY, FORM, call
 from tests.integration.api.test_commands import EVERY, KINDS, ask, in_state, operation, paid, payment
 from tests.integration.api.test_evidence import SECRET, UNPROVEN, signed
@@ -139,6 +140,15 @@ async def _commands(api: Api) -> None:
         await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_nothing_left'")
         finished = await ask(api, path, kind, body, key=f"k-{kind}", prefer="wait=1")
         assert finished.status_code == 200
+
+    path = await in_state(api, "awaiting_payment")
+    assert (await patch(api, path, basket(), key="k-change")).status_code == 202
+    problem(await patch(api, path, basket(), scopes=("checkouts:read",)), 403, "insufficient-scope")
+    problem(await patch(api, "019aa000-0000-7000-8000-000000000001", basket()), 404, "unknown-checkout")
+    problem(await patch(api, path, basket() | {"version": 99}), 409, "version-changed")
+    problem(await patch(api, path, {"order": {"amount": None}}), 422, "invalid-intent")
+    await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_not_changeable'")
+    assert (await patch(api, path, basket(), key="k-change", prefer="wait=1")).status_code == 200
 
     problem(await api.get("/v1/commands/019aa000-0000-7000-8000-000000000001"), 404, "unknown-command")
 
