@@ -159,6 +159,17 @@ class Authenticator:
             self._seen.popitem(last=False)
         return caller
 
+    async def expired(self, token: str) -> Caller | None:
+        """Return the caller of a token that nothing refuses but its end; None for any other token. Raises
+        `AccessDenied` where the keys cannot be fetched.
+        """
+        keys = await self._keys_for(token)
+        try:
+            caller, end = _verify(self._settings, token, keys, expired=True)
+        except AccessDenied:
+            return None
+        return caller if end <= time.time() else None
+
     async def close(self) -> None:
         """Stop a fetch of keys that is under way."""
         if self._published is not None:
@@ -185,8 +196,12 @@ class Authenticator:
             ) from None
 
 
-def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[Caller, float]:
-    """Return the caller and the end of the token (seconds since 1970)."""
+def _verify(
+    settings: Settings, token: str, keys: Sequence[PublicKey], *, expired: bool = False
+) -> tuple[Caller, float]:
+    """Return the caller and the end of the token (seconds since 1970), which with `expired` may have
+    passed.
+    """
     if not accepts(settings):
         raise AccessDenied(
             401,
@@ -203,7 +218,7 @@ def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[
                 algorithms=[str(algorithm)],
                 issuer=settings.jwt_issuer,
                 audience=settings.jwt_audience,
-                options={"require": list(_CLAIMS), "verify_iat": False},
+                options={"require": list(_CLAIMS), "verify_iat": False, "verify_exp": not expired},
             )
         except jwt.InvalidSignatureError as error:
             failure = error  # another key may have made it

@@ -11,6 +11,7 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from amqp.exceptions import ChannelError
 from celery.utils import threads
 
 from orchestrator import log
@@ -31,6 +32,8 @@ FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 3.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the broker may take to answer, or to take what is sent."""
+NOT_FOUND: Final = "404"
+"""AMQP's code for a queue that does not exist."""
 PROBE_EXPIRY: Final = 60
 """Seconds that Redis keeps what was written to see whether it can be."""
 
@@ -83,6 +86,19 @@ class Publisher:
                     queue=queue, durable=True, exclusive=False, auto_delete=False
                 ).message_count
             )
+        except BaseException:
+            self.drop()
+            raise
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue, which is not declared: 0 where it does not exist."""
+        try:
+            return int(self._connected().channel.queue_declare(queue=queue, passive=True).message_count)
+        except ChannelError as error:
+            self.drop()
+            if str(error.reply_code) == NOT_FOUND:
+                return 0
+            raise
         except BaseException:
             self.drop()
             raise

@@ -350,6 +350,7 @@ class Bridge:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
         intents_trouble = self._intents.trouble if self._intents is not None else None
         consumed = self._submissions.counts
+        stalled, stalled_by = self._submissions.stalled
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
@@ -363,6 +364,8 @@ class Bridge:
             "intentMessages": consumed.messages,
             "intentsAccepted": consumed.accepted,
             "intentsRejected": consumed.rejected,
+            "intentsStalledSeconds": round(stalled, 1),
+            **({"intentsStalledBy": stalled_by} if stalled_by else {}),
             **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
             **({"intentsTrouble": intents_trouble} if intents_trouble else {}),
