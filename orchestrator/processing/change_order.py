@@ -1,8 +1,8 @@
 """A changed order: what was asked for before the payment, and the session at the gateway after it.
 
-Our books change first, and the session after them: whoever pays what the session held before is seen to have
-paid another amount than the order's, and a person decides. A checkout that was offered is offered again only
-once its session is changed, and a lookup after that shows no payment of the order as it was.
+Our books change first, and the session after them: a payment of what the session held before is seen
+to be of another amount than the order's, and a person decides. A checkout that was offered is offered again
+only once its session is changed, and a lookup after that shows no payment of the order as it was.
 """
 
 from __future__ import annotations

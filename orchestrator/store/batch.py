@@ -172,7 +172,7 @@ class Batch(Generic[T, R]):
             except asyncio.CancelledError:
                 for waiting in everything:
                     if not waiting.done.cancel() and not waiting.done.cancelled():
-                        waiting.done.exception()  # or asyncio logs that nobody has seen it
+                        waiting.done.exception()  # or asyncio logs that it was not read
                 raise
             else:
                 return results
