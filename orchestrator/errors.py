@@ -8,7 +8,7 @@
     ├── domain MoneyError               an amount or currency that cannot be represented exactly
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
     ├── intents.SubmissionRejected      a message that is not a list of intents with a token
-    ├── intents.HeaderRejected          a CSV file with unknown columns
+    ├── intents.HeaderRejected          a file that is not UTF-8, or CSV with unknown columns
     ├── store IntakeError               an intent that cannot be accepted
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit

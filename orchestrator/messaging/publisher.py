@@ -93,7 +93,10 @@ class Publisher:
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue, which is not declared: 0 where it does not exist."""
         try:
-            return int(self._connected().channel.queue_declare(queue=queue, passive=True).message_count)
+            channel = self._connected().channel
+            # On Redis a list is no queue with arguments, and kombu looks for it without the keys' prefix.
+            passive = getattr(channel, "client", None) is None
+            return int(channel.queue_declare(queue=queue, passive=passive).message_count)
         except ChannelError as error:
             self.drop()
             if str(error.reply_code) == NOT_FOUND:

@@ -1,12 +1,13 @@
 """A run as people read it: tables for the terminal and docs/benchmarks.md, and the pictures beside it.
 
-Everything here is made from the document of a run alone, so that the page can be made again from
+All but the end of the page is made from the document of a run alone, so that the page can be made again from
 `build/benchmarks.json`.
 """
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 PRODUCT: Final = "product"
 BARE: Final = "e"
+APART: Final = Path(__file__).with_name("apart.md")
+"""The end of the page, written by hand: what has a measurement or a soak test of its own."""
 _KINDS: Final = ("own", "postgres", "redis")
 
 
@@ -49,7 +52,8 @@ def measured(row: Claim) -> str:
 
 def page(document: Mapping[str, Any]) -> str:
     """Return docs/benchmarks.md."""
-    return "\n\n".join((*_head(document), *_shown(document), *_designs(document), *_product(document))) + "\n"
+    parts = (*_head(document), *_shown(document), *_designs(document), *_product(document))
+    return "\n\n".join((*parts, APART.read_text(encoding="utf-8")))
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:
