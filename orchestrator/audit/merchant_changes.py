@@ -9,6 +9,7 @@ says that it was changed. A changed, moved or missing entry is found; a removed 
 from __future__ import annotations
 
 import hmac
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -105,6 +106,11 @@ async def record(
         "mac": _mac(key, before, entry),
     }
     await tx.execute(_ADD, row)
+
+
+def time_of(change: MerchantChange) -> datetime:
+    """Return when a change was made."""
+    return datetime.fromisoformat(change.at)
 
 
 async def changes(db: Database, merchant_id: int, *, before: int, limit: int) -> list[MerchantChange]:

@@ -9,6 +9,7 @@ with a MAC under our key. Pure: nothing here uses the database.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -126,6 +127,11 @@ def retired_secrets(encryptor: Encryptor, row: Row[Any]) -> tuple[RetiredSecret,
     now = row.now.timestamp()
     found = msgspec.json.decode(plain, type=tuple[RetiredSecret, ...])
     return tuple(secret for secret in found if secret.until > now)
+
+
+def moment(until: float) -> datetime:
+    """Return the end of a retired secret as a time."""
+    return datetime.fromtimestamp(until, UTC)
 
 
 def opened(encryptor: Encryptor, row: Row[Any], settings: Settings) -> Merchant:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets as random_secrets
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, UnsetType
@@ -34,6 +33,7 @@ from orchestrator.store.merchant_fields import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -239,7 +239,7 @@ class MerchantWrites:
                 if len(retired) >= MOST_SECRETS:
                     problem = f"would be {len(retired) + 1} at once, and the most is {MOST_SECRETS}: wait until one ends, or take a shorter overlap"
                     raise MerchantRejected("callback secrets", problem)
-                ends = datetime.fromtimestamp(until, UTC) if current and overlap > 0 else None
+                ends = accounts.moment(until) if current and overlap > 0 else None
                 await self._retire(tx, row, new, retired)
                 details = {
                     "retired": len(retired),
