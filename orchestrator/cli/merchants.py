@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LONGEST_OVERLAP: Final = 30 * 86_400
 _MOST_LISTED: Final = 100_000
+_LABEL: Final = 20
 _EXIT: Final = {"accepted": 0, "refused": 1, "unavailable": 1}
 _NAME = click.argument("name")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -90,26 +91,8 @@ def show(*, data_dir: Path, name: str, as_json: bool) -> int:
         if as_json:
             say_json(_json(_facts(record)))
             return 0
-        account = record.account
-        settings_word = " (settings)"
-        say(f"name              {record.name}")
-        say(f"state             {record.status}" + (f": {record.problem}" if record.problem else ""))
-        for label, own, used in (
-            ("gateway URL", record.gateway_url, account and account.url),
-            ("Merchant API URL", record.merchant_api_url, account and account.merchant_api_url),
-            ("user name", record.username, account and account.username),
-        ):
-            say(
-                f"{label:<17} {own or used or 'not set'}{'' if own else settings_word if not record.gateway_url else ''}"
-            )
-        say(f"password          {'its own' if record.own_password else 'that of the settings'}")
-        until = "".join(f", one more until {_moment(end)}" for end in record.retired_until)
-        say(f"callback secrets  {record.callback_secrets}{until}")
-        for key, value in record.policies.items():
-            say(f"{key:<17.17} {value}" if len(key) < 17 else f"{key} {value}")  # noqa: PLR2004 - the column
-        say(f"webhooks          {record.webhooks} (`orchestrator webhooks list --merchant {record.name}`)")
-        say(f"added             {_moment(record.created_at)}")
-        say(f"changes           {record.changes} (`orchestrator merchants history {record.name}`)")
+        for label, said in _lines_of(record):
+            say(f"{label:<{_LABEL}}{said}")
         return 0
 
     return on_database(data_dir, tell)
@@ -511,6 +494,28 @@ async def _find(settings: Settings, db: Database, name: str) -> MerchantRecord:
     if found is None:
         raise _unknown(name)
     return found
+
+
+def _lines_of(record: MerchantRecord) -> list[tuple[str, str]]:
+    """Return what is shown of a merchant to people: label and value."""
+    account = record.account
+    used = (account.url, account.merchant_api_url, account.username) if account else ("", "", "")
+    own = (record.gateway_url, record.merchant_api_url, record.username)
+    ends = "".join(f", one more until {_moment(end)} UTC" for end in record.retired_until)
+    return [
+        ("name", record.name),
+        ("state", record.status + (f": {record.problem}" if record.problem else "")),
+        *(
+            (label, own[number] or used[number] or "not set")
+            for number, label in enumerate(("gateway URL", "Merchant API URL", "user name"))
+        ),
+        ("password", "its own" if record.own_password else "that of the settings"),
+        ("callback secrets", f"{record.callback_secrets}{ends}"),
+        *((name, str(value)) for name, value in record.policies.items()),
+        ("webhooks", f"{record.webhooks} (orchestrator webhooks list --merchant {record.name})"),
+        ("added", _moment(record.created_at)),
+        ("changes", f"{record.changes} (orchestrator merchants history {record.name})"),
+    ]
 
 
 def _facts(record: MerchantRecord) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class Merchants(MerchantWrites):
         self._by_name: dict[str, Merchant] = {}
         self._rows: dict[int, Row[Any]] = {}
         self._read_at = self._failed_at = float("-inf")
+        # Changes made here, and how many of them what was read last contains.
+        self._made = self._seen = 0
         self._reading = asyncio.Lock()
 
     async def get(self, merchant_id: int) -> Merchant:
@@ -106,7 +108,8 @@ class Merchants(MerchantWrites):
             await asyncio.sleep(_WATCHED)
 
     def _changed(self) -> None:
-        self._read_at = float("-inf")
+        # What is known stays known to those who cannot wait; the others read it again.
+        self._made += 1
 
     async def _refresh(self, *, missing: bool) -> None:
         if self._fresh(missing=missing):
@@ -121,6 +124,7 @@ class Merchants(MerchantWrites):
                         "the merchants could not be read a moment ago: Postgres is out of reach"
                     )
                 return
+            made = self._made
             try:
                 rows = await self._db.read(_READ)
             except Exception as error:
@@ -133,9 +137,10 @@ class Merchants(MerchantWrites):
                     raise
                 return
             self._take(rows)
+            self._seen = made
 
     def _fresh(self, *, missing: bool) -> bool:
-        return time.monotonic() - self._read_at < (_MOMENT if missing else FRESH)
+        return self._seen == self._made and time.monotonic() - self._read_at < (_MOMENT if missing else FRESH)
 
     def _take(self, rows: Sequence[Row[Any]]) -> None:
         everyone = []

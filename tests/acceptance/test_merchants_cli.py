@@ -127,7 +127,7 @@ async def test_a_merchant_is_shown_as_text_and_as_json_without_a_secret(database
     document = json.loads(orchestrator("merchants", "show", "shop2", "--json", **known).stdout)
     listed = json.loads(orchestrator("merchants", "list", "--json", **known).stdout)
 
-    assert "state             enabled" in shown.stdout
+    assert "state               enabled" in shown.stdout
     assert "https://two.example" in shown.stdout
     assert [merchant["name"] for merchant in listed] == ["default", "shop2"]
     assert document == listed[1]

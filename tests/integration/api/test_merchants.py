@@ -220,6 +220,17 @@ async def test_both_secrets_are_accepted_during_the_overlap_and_the_new_one_alon
     assert (await operator("GET", "/shop2")).json()["retiredUntil"] == []
 
 
+async def test_a_change_leaves_no_moment_in_which_callbacks_are_not_proven(api, operator):
+    await add(operator)
+    await api.services.merchants.everyone()
+    checkout = (await api.post(intent(), merchant="shop2")).json()["id"]
+    (row,) = await api.sql("SELECT id FROM merchants WHERE name = 'shop2'")
+    for body in ({"policies": {"late": "ask"}}, {"password": "hush-2"}):
+        assert (await operator("PATCH", "/shop2", body)).status_code == 200
+        url = api.urls(checkout, merchant_id=row.id).notification
+        assert (await call(api, url, BODY, **signed(secret=SECRET))).status_code == 200
+
+
 async def test_a_second_rotation_ends_no_secret_before_its_time_and_no_overlap_ends_all(api, operator):
     await add(operator)
     first = (await operator("POST", "/shop2/rotate-secret", {"overlap": 600})).json()
