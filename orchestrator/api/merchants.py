@@ -17,6 +17,7 @@ from fastapi import Query, Request
 from msgspec import UNSET
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads annotations at run time
 
+from orchestrator import log
 from orchestrator.api import dependencies, request_body
 from orchestrator.api.contract import merchants as shapes
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from orchestrator.api.dependencies import Services
     from orchestrator.auth import Caller
     from orchestrator.store.merchant_records import MerchantRecord
+
+_log = log.get(__name__)
 
 PATH: Final = "/v1/merchants"
 WRITE: Final = "merchants:write"
@@ -75,6 +78,7 @@ async def add(request: Request) -> Response:
         raise Refusal(
             409, f"there is a merchant {name!r} already: choose another name", kind="merchant-exists"
         )
+    _log.info("merchant_added", merchant=name, actor=caller.actor)
     return answer(_told(await _find(services, name)), 201, {"Location": f"{PATH}/{name}"})
 
 
@@ -125,6 +129,7 @@ async def change(request: Request, merchant: str) -> Response:
                 raise _unknown(merchant)
             if (lookups := policies.get("lookups_per_minute")) is not None:
                 await lookup_budget.respace(services.db, merchant, lookups_per_minute=int(lookups))
+    _log.info("merchant_changed", merchant=merchant, actor=caller.actor, fields=sorted(given))
     return answer(_told(await _find(services, merchant)))
 
 
@@ -145,6 +150,7 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
             )
     if rotated is None:
         raise _unknown(merchant)
+    _log.info("callback_secret_rotated", merchant=merchant, actor=caller.actor)
     headers = {"Cache-Control": "no-store"}
     told = shapes.CallbackSecret(secret=rotated.made, retired_until=rotated.retired_until)
     return answer(told, headers=headers)
@@ -159,6 +165,7 @@ def switching(switch: shapes.Switch) -> Callable[[Request, str], Awaitable[Respo
             disabled = switch == "disable"
             if not await services.merchants.disable(merchant, disabled=disabled, actor=caller.actor):
                 raise _unknown(merchant)
+        _log.info(f"merchant_{switch}d", merchant=merchant, actor=caller.actor)
         return answer(_told(await _find(services, merchant)))
 
     switched.__name__ = switched.__qualname__ = f"{switch}_merchant"

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import UNSET, UnsetType
 from sqlalchemy import text
 
-from orchestrator import log
 from orchestrator.audit.merchant_changes import MerchantAction, record
 from orchestrator.store import merchant_accounts as accounts
 from orchestrator.store.columns import json_text
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-
-_log = log.get(__name__)
 
 OPERATOR: Final = "operator:command-line"
 """Who changes merchants from the command line."""
@@ -340,7 +337,6 @@ class MerchantWrites:
             actor=actor,
             details=details,
         )
-        _log.info("merchant_changed", merchant=name, action=str(action), actor=actor, fields=sorted(details))
 
     def _allowed(self, field_name: str, url: str) -> str:
         checked = checked_gateway_url(field_name, url, self._settings)

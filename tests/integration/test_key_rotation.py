@@ -136,7 +136,7 @@ async def opens(db: Database, encryptor: Encryptor, stored: dict) -> None:
         assert key.decrypt(row.body, purpose="intent")
     found = await webhooks.by_id(db, stored["webhook"], merchant_id=1)
     assert found is not None
-    assert found.secrets(encryptor) == stored["secrets"]
+    assert list(found.secrets(encryptor)) == stored["secrets"]
     (row,) = await run(db, "SELECT data_key, body FROM rejected_intents")
     key = encryptor.data_key(stored["refused"], row.data_key)
     assert key.decrypt(row.body, purpose="rejected-intent") == b"what was refused"
