@@ -148,6 +148,8 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
             rotated = await services.merchants.rotate_secret(
                 merchant, secret, overlap=overlap, actor=caller.actor
             )
+            # This process accepts it from this answer on; the others read it within seconds.
+            await services.merchants.everyone()
     if rotated is None:
         raise _unknown(merchant)
     _log.info("callback_secret_rotated", merchant=merchant, actor=caller.actor)
@@ -165,7 +167,7 @@ def switching(switch: shapes.Switch) -> Callable[[Request, str], Awaitable[Respo
             disabled = switch == "disable"
             if not await services.merchants.disable(merchant, disabled=disabled, actor=caller.actor):
                 raise _unknown(merchant)
-        _log.info(f"merchant_{switch}d", merchant=merchant, actor=caller.actor)
+        _log.info("merchant_switched", merchant=merchant, actor=caller.actor, disabled=disabled)
         return answer(_told(await _find(services, merchant)))
 
     switched.__name__ = switched.__qualname__ = f"{switch}_merchant"

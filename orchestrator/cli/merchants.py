@@ -6,14 +6,15 @@ where others can read them; none is printed but a callback secret that was made 
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import Span, table
+from orchestrator.cli.merchant_lines import LABEL, facts, json_of, lines_about, moment
 from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.secret_input import asked, lines_of, secret_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _LONGEST_OVERLAP: Final = 30 * 86_400
 _MOST_LISTED: Final = 100_000
-_LABEL: Final = 20
 _EXIT: Final = {"accepted": 0, "refused": 1, "unavailable": 1}
 _NAME = click.argument("name")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -58,7 +58,7 @@ def list_merchants(*, data_dir: Path, as_json: bool) -> int:
         encryptor = Encryptor(settings.secret_keys)
         found = await merchant_records.page(db, encryptor, settings, limit=_MOST_LISTED)
         if as_json:
-            say_json(_json([_facts(record) for record in found]))
+            say_json(json_of([facts(record) for record in found]))
             return 0
         shown = table("id", "name", "state", "gateway", "user name", "secrets", "policies")
         colours = {"enabled": "green", "disabled": "red", "unusable": "red"}
@@ -89,10 +89,10 @@ def show(*, data_dir: Path, name: str, as_json: bool) -> int:
     async def tell(settings: Settings, db: Database) -> int:
         record = await _find(settings, db, name)
         if as_json:
-            say_json(_json(_facts(record)))
+            say_json(json_of(facts(record)))
             return 0
-        for label, said in _lines_of(record):
-            say(f"{label:<{_LABEL}}{said}")
+        for label, said in lines_about(record):
+            say(f"{label:<{LABEL}}{said}")
         return 0
 
     return on_database(data_dir, tell)
@@ -136,13 +136,13 @@ def add(
     # A wrong URL is reported before the password is entered.
     gateway = _url("--gateway-url", gateway_url)
     merchant_api = None if merchant_api_url is None else _url("--merchant-api-url", merchant_api_url)
-    password = _secret("Password of the API user", "--password-from", password_from)
+    password = secret_of("Password of the API user", "--password-from", password_from)
     if secret_from is not None:
-        secrets = _lines("--secret-from", secret_from)
+        secrets = lines_of("--secret-from", secret_from)
     elif password_from == STANDARD_INPUT:
         secrets = ()
     else:
-        secrets = tuple(filter(None, [_asked("Callback secret (empty: none)", empty=True)]))
+        secrets = tuple(filter(None, [asked("Callback secret (empty: none)", empty=True)]))
 
     async def write(settings: Settings, db: Database) -> int:
         added = await _merchants(settings, db).add(
@@ -156,7 +156,7 @@ def add(
         if not added:
             raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
         if as_json:
-            say_json(_json(_facts(await _find(settings, db, name))))
+            say_json(json_of(facts(await _find(settings, db, name))))
         else:
             say(f"Merchant {name} was added.")
         return 0
@@ -207,7 +207,7 @@ def set_fields(
         if isinstance(merchant_api, str)
         else merchant_api,
         username=UNSET if username is None else username,
-        password=_secret("Password of the API user", "--password-from", password_from)
+        password=secret_of("Password of the API user", "--password-from", password_from)
         if moved or password_from is not None
         else UNSET,
         policies=changes or UNSET,
@@ -237,7 +237,7 @@ def password(*, data_dir: Path, name: str, password_stdin: bool, password_from: 
     environment or standard input.
     """
     source = "-" if password_stdin else password_from
-    given = _secret("Password of the API user", "--password-from", source)
+    given = secret_of("Password of the API user", "--password-from", source)
     return _change(
         data_dir,
         name,
@@ -273,7 +273,7 @@ def rotate(
     """
     if make and secret_from is not None:
         raise click.UsageError("name either --make or --secret-from")
-    given = None if make else _secret("New callback secret", "--secret-from", secret_from)
+    given = None if make else secret_of("New callback secret", "--secret-from", secret_from)
 
     async def write(settings: Settings, db: Database) -> int:
         rotated: Rotated | None = await _merchants(settings, db).rotate_secret(
@@ -284,7 +284,7 @@ def rotate(
         if rotated.made is not None:
             say(rotated.made)
         ends = rotated.retired_until
-        rest = "those before it have ended" if ends is None else f"those before it end at {_moment(ends)} UTC"
+        rest = "those before it have ended" if ends is None else f"those before it end at {moment(ends)} UTC"
         say(f"Merchant {name} has a new callback secret; {rest}; within ten seconds everywhere.", err=make)
         return 0
 
@@ -305,7 +305,7 @@ def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> in
     given: list[str] = []
     while not none:
         what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
-        secret = _asked(what, empty=bool(given), prompt=not secrets_stdin)
+        secret = asked(what, empty=bool(given), prompt=not secrets_stdin)
         if not secret:
             break
         given.append(secret)
@@ -337,7 +337,7 @@ def check(*, data_dir: Path, name: str, as_json: bool) -> int:
             raise click.UsageError(f"merchant {name} is unusable: {record.problem}")
         found = await credentials.check(settings, record.account)
         if as_json:
-            say_json(_json(asdict(found)))
+            say_json(json_of(asdict(found)))
             return _EXIT[found.result]
         place = record.account.url or "no gateway"
         if found.result == "accepted":
@@ -371,13 +371,13 @@ def history(*, data_dir: Path, name: str, limit: int, as_json: bool) -> int:
         record = await _find(settings, db, name)
         found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit)
         if as_json:
-            say_json(_json([to_builtins(entry) for entry in found]))
+            say_json(json_of([to_builtins(entry) for entry in found]))
             return 0
         shown = table("at", "#", "action", "actor", "details")
         for entry in found:
             at = merchant_changes.time_of(entry)
-            details = _json(entry.details)
-            shown.add_row(_moment(at), str(entry.sequence), str(entry.action), entry.actor, details)
+            details = json_of(entry.details)
+            shown.add_row(moment(at), str(entry.sequence), str(entry.action), entry.actor, details)
         printer().print(shown)
         return 0
 
@@ -494,75 +494,3 @@ async def _find(settings: Settings, db: Database, name: str) -> MerchantRecord:
     if found is None:
         raise _unknown(name)
     return found
-
-
-def _lines_of(record: MerchantRecord) -> list[tuple[str, str]]:
-    """Return what is shown of a merchant to people: label and value."""
-    account = record.account
-    used = (account.url, account.merchant_api_url, account.username) if account else ("", "", "")
-    own = (record.gateway_url, record.merchant_api_url, record.username)
-    ends = "".join(f", one more until {_moment(end)} UTC" for end in record.retired_until)
-    return [
-        ("name", record.name),
-        ("state", record.status + (f": {record.problem}" if record.problem else "")),
-        *(
-            (label, own[number] or used[number] or "not set")
-            for number, label in enumerate(("gateway URL", "Merchant API URL", "user name"))
-        ),
-        ("password", "its own" if record.own_password else "that of the settings"),
-        ("callback secrets", f"{record.callback_secrets}{ends}"),
-        *((name, str(value)) for name, value in record.policies.items()),
-        ("webhooks", f"{record.webhooks} (orchestrator webhooks list --merchant {record.name})"),
-        ("added", _moment(record.created_at)),
-        ("changes", f"{record.changes} (orchestrator merchants history {record.name})"),
-    ]
-
-
-def _facts(record: MerchantRecord) -> dict[str, Any]:
-    """Return what is shown of a merchant as JSON: no secret, and no account."""
-    from dataclasses import asdict  # noqa: PLC0415
-
-    facts = asdict(record)
-    del facts["account"]
-    return facts
-
-
-def _json(document: object) -> str:
-    import msgspec  # noqa: PLC0415
-
-    return msgspec.json.encode(document).decode()
-
-
-def _moment(at: Any) -> str:
-    return f"{at:%Y-%m-%d %H:%M:%S}"
-
-
-def _secret(what: str, option: str, source: str | None) -> str:
-    """Return a secret of one line: asked for, or from its source."""
-    if source is None:
-        return _asked(what)
-    lines = _lines(option, source)
-    if len(lines) != 1:
-        raise click.UsageError(f"{option}: {what.lower()} must be one line, and {len(lines)} came")
-    return lines[0]
-
-
-def _lines(option: str, source: str) -> tuple[str, ...]:
-    from orchestrator.settings import secret_source  # noqa: PLC0415
-
-    try:
-        given = secret_source.read(source)
-    except ValueError as error:
-        raise click.UsageError(f"{option}: {error}") from None
-    return tuple(line for line in given.splitlines() if line)
-
-
-def _asked(what: str, *, empty: bool = False, prompt: bool = True) -> str:
-    if prompt and sys.stdin.isatty():
-        return str(
-            click.prompt(what, hide_input=True, err=True, default="" if empty else None, show_default=False)
-        )
-    given = sys.stdin.readline().rstrip("\r\n")
-    if not given and not empty:
-        raise click.UsageError(f"{what.lower()}: nothing came on standard input")
-    return given

@@ -4,6 +4,7 @@ was made.
 
 from __future__ import annotations
 
+import asyncio
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -229,6 +230,36 @@ async def test_a_change_leaves_no_moment_in_which_callbacks_are_not_proven(api, 
         assert (await operator("PATCH", "/shop2", body)).status_code == 200
         url = api.urls(checkout, merchant_id=row.id).notification
         assert (await call(api, url, BODY, **signed(secret=SECRET))).status_code == 200
+
+
+async def test_no_callback_is_refused_while_its_secret_is_rotated_under_load(api, operator):
+    """The gateway signs with the secret before until the new one is there, and with that from then on."""
+    await add(operator)
+    (row,) = await api.sql("SELECT id FROM merchants WHERE name = 'shop2'")
+    checkout = (await api.post(intent(), merchant="shop2")).json()["id"]
+    await api.services.merchants.everyone()
+    url = api.urls(checkout, merchant_id=row.id).notification
+    used, ended, answered = [SECRET], asyncio.Event(), []
+
+    async def gateway(number: int) -> None:
+        sent = 0
+        while not ended.is_set():
+            body = BODY + f"&sender={number}-{sent}".encode()
+            answered.append((await call(api, url, body, **signed(body, secret=used[-1]))).status_code)
+            sent += 1
+
+    senders = [asyncio.create_task(gateway(number)) for number in range(4)]
+    for _ in range(5):
+        before = len(answered)
+        while len(answered) < before + 12:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(0.01)
+        rotated = (await operator("POST", "/shop2/rotate-secret", {"overlap": 60})).json()
+        used.append(rotated["secret"])
+    ended.set()
+    await asyncio.gather(*senders)
+    assert set(answered) == {200}
+    grades = await api.sql("SELECT DISTINCT grade FROM callbacks")
+    assert [grade.grade for grade in grades] == ["signed"]
 
 
 async def test_a_second_rotation_ends_no_secret_before_its_time_and_no_overlap_ends_all(api, operator):
