@@ -27,6 +27,7 @@ from orchestrator.gateway import credentials
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.processing import lookup_budget
 from orchestrator.store import merchant_records
+from orchestrator.store.database import is_away
 from orchestrator.store.merchant_fields import NAME, GatewayNotAllowed, MerchantRejected, PolicyRejected
 from orchestrator.store.merchant_writes import LONGEST_OVERLAP, OVERLAP, MerchantUpdate
 
@@ -148,10 +149,10 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
             rotated = await services.merchants.rotate_secret(
                 merchant, secret, overlap=overlap, actor=caller.actor
             )
-            # This process accepts it from this answer on; the others read it within seconds.
-            await services.merchants.everyone()
     if rotated is None:
         raise _unknown(merchant)
+    # This process accepts it from this answer on; the others read it within seconds.
+    await _read_again(services)
     _log.info("callback_secret_rotated", merchant=merchant, actor=caller.actor)
     headers = {"Cache-Control": "no-store"}
     told = shapes.CallbackSecret(secret=rotated.made, retired_until=rotated.retired_until)
@@ -239,6 +240,16 @@ async def _find(services: Services, name: str) -> MerchantRecord:
     if found is None:
         raise _unknown(name)
     return found
+
+
+async def _read_again(services: Services) -> None:
+    """Read the merchants again, if Postgres answers: a secret that was made must reach its caller."""
+    try:
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            await services.merchants.everyone()
+    except Exception as error:
+        if not is_away(error):
+            raise
 
 
 def _unknown(name: str) -> Refusal:
