@@ -18,7 +18,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchant_fields import Policies
 from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
-from tests.support.command import orchestrator
+from tests.support.command import ROOT, orchestrator
 from tests.support.parties import serving
 
 pytestmark = pytest.mark.anyio
@@ -204,6 +204,18 @@ async def test_a_secret_is_rotated_with_an_overlap_printed_once_and_recorded(dat
     assert {entry["actor"] for entry in listed} == {"operator:command-line"}
     assert "merchant:added" in orchestrator("merchants", "history", "shop2", **known).stdout
     assert orchestrator("audit", "verify", **known).returncode == 0
+
+
+async def test_no_orders_are_imported_for_a_disabled_merchant(database_url, known):
+    orchestrator(*ADD, given="a password\n\n", **known)
+    orchestrator("merchants", "disable", "shop2", **known)
+    order = (ROOT / "docs/intent.json").read_text().replace("\n", " ")
+    given = ("checkouts", "import", "-", "--merchant", "shop2", "--format", "ndjson")
+    refused = orchestrator(*given, given=order, **known)
+    assert (refused.returncode, "is disabled" in refused.stderr) == (2, True), refused.stderr
+    orchestrator("merchants", "enable", "shop2", **known)
+    taken = orchestrator(*given, given=order, **known)
+    assert taken.returncode == 0, taken.stderr
 
 
 def test_credentials_are_checked_and_the_exit_status_says_whether_they_work(known):
