@@ -31,12 +31,18 @@ SCOPES: Final = frozenset(
         "checkouts:write",
         "checkouts:read",
         "events:read",
+        "merchants:read",
+        "merchants:write",
         "money:write",
         "ops",
         "webhooks:read",
         "webhooks:write",
     }
 )
+OPERATOR: Final = "*"
+"""The claim `merchant` in a token of the operator, which no merchant can have as its name."""
+OPERATOR_SCOPES: Final = frozenset({"merchants:read", "merchants:write"})
+"""Scopes that only a token of the operator uses; it uses no others."""
 ALGORITHM: Final = "HS256"
 LONGEST: Final = 4096
 """Characters of a token; ours have about 400."""
@@ -72,7 +78,11 @@ class Caller:
     @property
     def actor(self) -> str:
         """The caller's name in the audit trail."""
-        return f"client:{self.merchant}/{self.subject}"
+        return (
+            f"client:{self.merchant}/{self.subject}"
+            if self.merchant != OPERATOR
+            else f"operator:{self.subject}"
+        )
 
     def need(self, *scopes: str) -> None:
         """Raise `AccessDenied` unless the token has one of these scopes."""
@@ -87,13 +97,19 @@ class Caller:
 def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime: float, subject: str) -> str:
     """Make a token for a merchant, signed under the newest secret; `lifetime` in seconds from now.
 
-    `ValueError` for a scope that does not exist, a merchant or subject that no token can hold, or a lifetime
-    beyond the longest accepted (`JWT_MAX_LIFETIME`).
+    `merchant` is `OPERATOR` for a token of the operator. `ValueError` for a scope that does not exist or is
+    not for this kind of token, a merchant or subject that no token can hold, or a lifetime beyond the longest
+    accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
     unknown = sorted(wanted - SCOPES)
     if unknown or not wanted:
         message = f"scope must be some of {', '.join(sorted(SCOPES))}, not {', '.join(unknown) or 'empty'}"
+        raise ValueError(message)
+    known = OPERATOR_SCOPES if merchant == OPERATOR else SCOPES - OPERATOR_SCOPES
+    if not wanted <= known:
+        whose = "the operator" if merchant == OPERATOR else "a merchant"
+        message = f"scope of a token of {whose} must be some of {', '.join(sorted(known))}, not {', '.join(sorted(wanted - known))}"
         raise ValueError(message)
     if not _fits(merchant) or not _fits(subject):
         message = f"merchant and subject must be 1 to {LONGEST_NAME} printable characters"

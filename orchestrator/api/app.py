@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,8 @@ from orchestrator.api import (
     docs,
     events,
     health,
+    merchant_docs,
+    merchants,
     problems,
     rejected_intents,
     webhooks,
@@ -26,6 +29,7 @@ from orchestrator.api import (
 from orchestrator.api.callback_intake import CallbackIntake
 from orchestrator.api.command_docs import changed_order, commanded, followed_command
 from orchestrator.api.contract import answers
+from orchestrator.api.contract import merchants as merchant_shapes
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
 from orchestrator.api.middleware import Envelope
@@ -191,6 +195,7 @@ def _routes() -> list[BaseRoute]:
         **described(answers.EventTypes),
     )(events.show_types)
     _route_webhooks(app)
+    _route_merchants(app)
     alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", answers.Health)}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
     ready: dict[int | str, dict[str, Any]] = {
@@ -247,3 +252,45 @@ def _route_webhooks(app: FastAPI) -> None:
         summary="Send the event of a delivery again",
         **docs.replayed_delivery(write),
     )(webhooks.replay_delivery)
+
+
+def _route_merchants(app: FastAPI) -> None:
+    path, single, tags = merchants.PATH, f"{merchants.PATH}/{{merchant}}", list[str | Enum](["merchants"])
+    read, write, shape = merchants.READ, (merchants.WRITE,), merchant_shapes.Merchant
+    of = merchant_docs.of_merchant
+    app.post(path, tags=tags, summary="Add a merchant", **merchant_docs.added_merchant(write))(merchants.add)
+    app.get(path, tags=tags, summary="List merchants", **merchant_docs.listed_merchants(read))(
+        merchants.show_all
+    )
+    app.get(single, tags=tags, summary="Show a merchant", **of(shape, "Found", read))(merchants.show)
+    app.patch(
+        single,
+        tags=tags,
+        summary="Change a merchant",
+        **of(shape, "Changed", write, body=merchant_shapes.ChangeMerchant),
+    )(merchants.change)
+    rotated = of(
+        merchant_shapes.CallbackSecret,
+        "Valid from now on",
+        write,
+        body=merchant_shapes.RotateCallbackSecret,
+        required=False,
+    )
+    app.post(f"{single}/rotate-secret", tags=tags, summary="Rotate the callback secret", **rotated)(
+        merchants.rotate_secret
+    )
+    app.post(f"{single}/disable", tags=tags, summary="Disable a merchant", **of(shape, "Disabled", write))(
+        merchants.switching("disable")
+    )
+    app.post(f"{single}/enable", tags=tags, summary="Enable a merchant", **of(shape, "Enabled", write))(
+        merchants.switching("enable")
+    )
+    app.post(
+        f"{single}/check", tags=tags, summary="Check the credentials", **merchant_docs.checked_merchant(read)
+    )(merchants.check)
+    app.get(
+        f"{single}/changes",
+        tags=tags,
+        summary="List changes of a merchant",
+        **of(merchant_shapes.MerchantChangePage, "Found", read),
+    )(merchants.show_changes)

@@ -11,7 +11,7 @@ from orchestrator import log
 from orchestrator.api.command_waits import CommandWaits
 from orchestrator.api.event_feed import EventFeed
 from orchestrator.api.problems import Refusal
-from orchestrator.auth import Authenticator, Caller
+from orchestrator.auth import OPERATOR, AccessDenied, Authenticator, Caller
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import MOST_PROBLEMS, hint, shown
 from orchestrator.store.inbox import UnmatchedCallbacks
@@ -138,6 +138,23 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
             kind="merchant-disabled",
         )
     return caller, merchant
+
+
+async def admit_operator(request: Request, *scopes: str) -> Caller:
+    """Check the token of a request that only the operator may make; otherwise as `admit`.
+
+    A token of a merchant is refused with 403 before anything is read, whatever the request names.
+    """
+    caller = await of(request).authenticator.admit(request.headers.get("authorization"))
+    caller.need(*scopes)
+    if caller.merchant != OPERATOR:
+        raise AccessDenied(
+            403,
+            "this call is the operator's, and the token is a merchant's: `orchestrator token issue --operator` makes the other kind",
+        )
+    if request.scope["query_string"]:
+        _refuse_unknown_parameters(request)
+    return caller
 
 
 def _refuse_unknown_parameters(request: Request) -> None:

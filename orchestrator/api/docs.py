@@ -76,6 +76,7 @@ _TAGS: Final = {
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",
+    "merchants": "Merchants and their gateway accounts, for a token of the operator alone.",
     "callbacks": "For the gateway and for shoppers' browsers: signed addresses that the orchestrator hands out itself.",
     "health": "For probes and load balancers.",
 }
@@ -161,6 +162,8 @@ def _document(app: FastAPI) -> dict[str, Any]:
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] in {"checkout_id", "command_id", "webhook_id", "delivery_id"}:
                     parameter["schema"] |= {"format": "uuid", "maxLength": 36}
+                if parameter["name"] == "merchant" and parameter["in"] == "path":
+                    parameter["schema"] |= {"pattern": f"^{NAME.pattern}$", "maxLength": 63}
     for path, operations in _RAW.items():
         paths[path] = {**operations, **paths.get(path, {})}
     for operations in paths.values():

@@ -84,7 +84,7 @@ def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | Non
         from orchestrator.intents import rows  # noqa: PLC0415 - each command imports what it needs
         from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
 
-        number = await merchant_id(db, merchant)
+        number = await merchant_id(db, merchant, enabled=True)
         with ExitStack() as stack:
             file = stack.enter_context(click.open_file(source, "rb"))
             output = standard_output()

@@ -216,7 +216,7 @@ class CheckoutProcessor:
             if not step.released:
                 await step.postpone(place, slot_reserved=True)
             return
-        pause = self.context.circuit.left(merchant.id)
+        pause = self.context.circuit.left(merchant.id, merchant.account)
         loop, flow = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
         while not step.released:
             await self._slots.take(flow)

@@ -165,7 +165,7 @@ class Step:
         """
         held, settings = self.held, self.settings
         if failure.blocks:
-            self.context.circuit.open(held.merchant_id)
+            self.context.circuit.open(held.merchant_id, self.account)
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence: dict[str, object] = {"call": call, **sentences.coded(failure.error), "attempt": attempts}

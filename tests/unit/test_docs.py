@@ -60,6 +60,7 @@ def test_the_architecture_page_names_modules_and_functions_that_exist():
         "docs/health.md",
         "docs/events.md",
         "docs/jobs.md",
+        "docs/merchants.md",
         "docs/money.md",
         "docs/runbook.md",
         "docs/webhooks.md",

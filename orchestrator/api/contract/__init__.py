@@ -1,5 +1,5 @@
 """The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it
-takes, `webhooks` both of webhooks.
+takes, `webhooks` both of webhooks, `merchants` both of merchants.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.contract import answers, bodies, examples, webhooks
+from orchestrator.api.contract import answers, bodies, examples, merchants, webhooks
 from orchestrator.audit import Action
+from orchestrator.audit.merchant_changes import MerchantAction
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import ResultCode
@@ -26,7 +27,7 @@ Schema = dict[str, Any]
 _REF: Final = "#/components/schemas/{name}"
 _ENUMS: Final[tuple[type[Enum], ...]] = (
     State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, CommandState,
-    EventType,
+    EventType, MerchantAction,
 )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def schemas() -> dict[str, Schema]:
     """Return the schema of each shape by its name, bodies first."""
     shapes = [
         shape
-        for module in (bodies, answers, webhooks)
+        for module in (bodies, answers, webhooks, merchants)
         for name, shape in vars(module).items()
         if isinstance(shape, type)
         and issubclass(shape, msgspec.Struct)

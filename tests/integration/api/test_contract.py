@@ -16,6 +16,7 @@ from orchestrator.api import connections, contract
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.values import made
+from orchestrator.auth import OPERATOR
 from orchestrator.domain.payment_status import IN_SQL, PaymentStatus, payment_status
 from orchestrator.domain.states import State
 from orchestrator.intents import fields
@@ -27,6 +28,7 @@ from tests.integration.api.test_commands import EVERY, KINDS, ask, in_state, ope
 from tests.integration.api.test_evidence import SECRET, UNPROVEN, signed
 from tests.integration.api.test_intake import problem
 from tests.integration.api.test_merchant_callbacks import posted, send
+from tests.integration.api.test_merchants import SHOP
 from tests.support.api_scene import Api, intent, path_of, serving, without_database
 
 pytestmark = pytest.mark.anyio
@@ -54,6 +56,7 @@ async def test_every_documented_answer_is_given_and_is_as_documented(database_ur
         await _commands(api)
         await _events(api)
         await _webhooks(api)
+        await _merchants(api)
         await _callbacks(api)
         await api.client.get("/healthz")
         assert (await api.client.get("/readyz")).status_code == 200
@@ -227,6 +230,44 @@ async def _delivery(api: Api, webhook: str) -> None:
     )
     assert (await api.client.post(path, headers=headers)).status_code == 202
     await api.sql("DELETE FROM events WHERE checkout_id = :id", id=checkout)
+
+
+async def _merchants(api: Api) -> None:
+    headers = api.bearer(OPERATOR, ("merchants:write",))
+
+    async def ask(method: str, path: str = "", body: object = None, *, allowed: bool = True):
+        given = {} if body is None else {"json": body}
+        used = headers if allowed else api.bearer()
+        return await api.client.request(method, f"/v1/merchants{path}", headers=used, **given)
+
+    one = "/shop2"
+    assert (await ask("POST", "", SHOP)).status_code == 201
+    problem(await ask("POST", "", SHOP), 409, "merchant-exists")
+    problem(await ask("POST", "", {}), 422, "invalid-merchant")
+    problem(await ask("POST", "", SHOP, allowed=False), 403, "insufficient-scope")
+    assert (await ask("GET")).status_code == 200
+    for method, path, body in (
+        ("GET", "", None),
+        ("PATCH", "", {"policies": {"late": "keep"}}),
+        ("POST", "/rotate-secret", {"overlap": 60}),
+        ("POST", "/disable", None),
+        ("POST", "/enable", None),
+        ("POST", "/check", None),
+        ("GET", "/changes", None),
+    ):
+        answer = await ask(method, one + path, body)
+        assert answer.status_code == 200, answer.text
+        problem(await ask(method, f"/nobody{path}", body), 404, "unknown-merchant")
+        problem(await ask(method, one + path, body, allowed=False), 403, "insufficient-scope")
+        wrong = {"x": 1} if body is not None else None
+        kind = "invalid-request" if wrong is None else "invalid-merchant"
+        query = "" if wrong else "?verbose=1"
+        problem(await ask(method, f"{one}{path}{query}", wrong), 422, kind)
+    problem(await ask("GET", "?verbose=1"), 422, "invalid-request")
+    problem(await ask("GET", "", allowed=False), 403, "insufficient-scope")
+    await api.sql("UPDATE merchants SET username = 'another' WHERE name = 'shop2'")
+    problem(await ask("POST", f"{one}/check"), 409, "merchant-unusable")
+    await api.sql("DELETE FROM retired_callback_secrets")
 
 
 async def _unused(api: Api) -> str:
@@ -404,7 +445,10 @@ async def test_an_entry_that_is_not_in_the_words_of_the_trail_is_shown_as_it_sta
 async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health(api: Api):
     for address in ("/openapi.json", "/docs/assets/openapi-3.0.json"):
         document = (await api.client.get(address)).json()
-        tags = ["checkouts", "commands", "payments", "events", "webhooks", "callbacks", "health"]
+        tags = [
+            *("checkouts", "commands", "payments", "events"),
+            *("webhooks", "merchants", "callbacks", "health"),
+        ]
         assert [tag["name"] for tag in document["tags"]] == tags
         assert all(tag["description"] for tag in document["tags"])
         met = [operation["tags"][0] for path in document["paths"].values() for operation in path.values()]
