@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator import auth
 from orchestrator.domain.ids import uuid7
+from tests.integration.api.test_basket import basket
 from tests.integration.api.test_intake import problem
 from tests.support.api_scene import Api, intent, path_of, serving
 
@@ -32,6 +33,7 @@ WEBHOOK = {"url": "https://shop.example/webhooks"}
 BODIES: dict[tuple[str, str], Any] = {
     ("patch", "/v1/webhooks/{webhook_id}"): {"description": "mine"},
     ("post", "/v1/webhooks/{webhook_id}/replay"): {"failed": True},
+    ("patch", "/v1/checkouts/{checkout_id}"): basket(),
     ("post", "/v1/checkouts/{checkout_id}/capture"): {"amount": "all"},
     ("post", "/v1/checkouts/{checkout_id}/refund"): {"amount": "all"},
     ("post", "/v1/checkouts/{checkout_id}/resolve"): {"decision": "dismiss"},
