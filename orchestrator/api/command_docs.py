@@ -31,7 +31,11 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
     """Return what FastAPI is told about the route of a command."""
     body = {**json_body(ref(bodies.COMMANDS[kind]), required=kind in bodies.NEEDED)}
     told = described(
-        answers.CommandAccepted, "Stored; what becomes of it is shown at the `Location`", 202, body
+        answers.CommandAccepted,
+        "Stored; what becomes of it is shown at the `Location`",
+        202,
+        body,
+        scopes=(SCOPES[kind],),
     )
     stored = told["responses"][202]
     stored["headers"] = {**_LOCATION, **_APPLIED}
@@ -55,7 +59,6 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
     )
     told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}, prefer]
     told["responses"] |= described_problems(
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {SCOPES[kind]}"),
         unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
         version_changed=(HTTPStatus.CONFLICT, "Not as the checkout stands now, or not at this version"),
         invalid_command=(
@@ -63,7 +66,8 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
             "A field or the Idempotency-Key is wrong, or the amount is more than is left",
         ),
     )
-    return {**told, "summary": about, "description": f"Needs the scope `{SCOPES[kind]}`."}
+    # Its function is made for all kinds, and has no description.
+    return {**told, "summary": about, "description": ""}
 
 
 def followed_command() -> dict[str, Any]:

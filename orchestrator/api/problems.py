@@ -54,7 +54,12 @@ class Refusal(OrchestratorError):  # noqa: N818 - named for the fact
 
 def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Answer JSON; `Decimal` becomes a number with exactly its digits."""
-    return Response(_ENCODER.encode(value), status, headers, "application/json")
+    return Response(encoded(value), status, headers, "application/json")
+
+
+def encoded(value: object) -> bytes:
+    """Return an answer as JSON; `Decimal` becomes a number with exactly its digits."""
+    return _ENCODER.encode(value)
 
 
 def body_of(refusal: Refusal) -> answers.Problem:

@@ -1,5 +1,5 @@
 """The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it
-takes, `webhooks` both of webhooks.
+takes, `webhooks` both of webhooks, `shopper` what a shopper's browser gets.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.contract import answers, bodies, examples, webhooks
+from orchestrator.api.contract import answers, bodies, examples, shopper, webhooks
 from orchestrator.audit import Action
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_progress import CommandState
@@ -16,6 +16,7 @@ from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import EventType
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.shopper_state import ShopperState
 from orchestrator.domain.states import State, Trigger
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Schema = dict[str, Any]
 _REF: Final = "#/components/schemas/{name}"
 _ENUMS: Final[tuple[type[Enum], ...]] = (
     State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, CommandState,
-    EventType,
+    EventType, ShopperState,
 )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def schemas() -> dict[str, Schema]:
     """Return the schema of each shape by its name, bodies first."""
     shapes = [
         shape
-        for module in (bodies, answers, webhooks)
+        for module in (bodies, answers, webhooks, shopper)
         for name, shape in vars(module).items()
         if isinstance(shape, type)
         and issubclass(shape, msgspec.Struct)

@@ -1,5 +1,8 @@
-"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`."""
+"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`, kept answers in
+`idempotency`.
+"""
 
+from orchestrator.store.tables import idempotency as idempotency
 from orchestrator.store.tables import webhooks as webhooks
 from orchestrator.store.tables.core import (
     IS_LISTED,
