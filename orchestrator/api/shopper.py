@@ -19,11 +19,12 @@ from starlette.responses import Response
 from orchestrator import callback_urls
 from orchestrator.api import checkouts, dependencies, problems
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.long_poll import TooManyWaiting
 from orchestrator.api.middleware import HEAD
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.api.request_log import caller_of
 from orchestrator.api.shopper_status import digest, status_of
-from orchestrator.api.status_streams import StreamResponse, TooManyStreams
+from orchestrator.api.status_streams import StreamResponse
 from orchestrator.auth import AccessDenied, bearer_of
 from orchestrator.store import shopper_view
 
@@ -57,7 +58,7 @@ async def stream(request: Request, checkout_id: str) -> Response:
     alone = bool(request.scope.get(HEAD))
     try:
         services.status_streams.check(view.id, view.merchant_id)
-    except TooManyStreams as error:
+    except TooManyWaiting as error:
         whose = "of this checkout or merchant " if error.own else ""
         raise Refusal(
             429 if error.own else 503,

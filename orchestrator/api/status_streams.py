@@ -51,10 +51,6 @@ MEDIA_TYPE: Final = "text/event-stream"
 End = Literal["final", "lifetime", "shutdown"]
 
 
-class TooManyStreams(TooManyWaiting):
-    """As many streams are open as may; `own`: of this checkout or merchant."""
-
-
 @dataclass(slots=True, eq=False)
 class Stream:
     """One browser that follows a checkout."""
@@ -85,15 +81,15 @@ class StatusStreams:
         return len(self._streams)
 
     def check(self, checkout: UUID, merchant_id: int) -> None:
-        """Raise `TooManyStreams` if no further stream may be opened."""
+        """Raise `TooManyWaiting` if no further stream may be opened."""
         of_checkout = sum(stream.checkout == checkout for stream in self._streams)
         if of_checkout >= OF_ONE_CHECKOUT:
-            raise TooManyStreams(of_checkout, own=True)
+            raise TooManyWaiting(of_checkout, own=True)
         of_merchant = Counter(stream.merchant_id for stream in self._streams)[merchant_id]
         if of_merchant >= max((self.most + 1) // 2, 1):
-            raise TooManyStreams(of_merchant, own=True)
+            raise TooManyWaiting(of_merchant, own=True)
         if len(self._streams) >= self.most:
-            raise TooManyStreams(len(self._streams), own=False)
+            raise TooManyWaiting(len(self._streams), own=False)
 
     def add(self, stream: Stream) -> None:
         """Follow a checkout for a stream, until `discard`."""

@@ -165,8 +165,8 @@ async def test_a_client_token_ends_an_hour_after_its_checkout(api, end):
 
 
 async def test_another_merchants_token_sees_no_status(api):
-    checkout = await api.taken()
     await api.sql("INSERT INTO merchants (name) VALUES ('other')")
+    checkout = await api.taken()
     for end in ("status", "stream"):
         problem(await api.get(f"/v1/checkouts/{checkout}/{end}", merchant="other"), 404, "unknown-checkout")
 
