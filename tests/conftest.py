@@ -24,7 +24,7 @@ from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.postgres import SOCKET_PATH_LIMIT
 from orchestrator.settings import Settings
 from orchestrator.store.schema import migrate
-from tests.support import mishaps, pooler
+from tests.support import mishaps, pooler, tracing
 from tests.support.databases import Databases
 from tests.support.factories import Core, core, empty
 
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 
 SECRET_KEY = base64.b64encode(b"k" * 32).decode()
 OLDER_KEY = base64.b64encode(b"o" * 32).decode()
-MEASURED = (
-    "races",
-    "integration/processing",
-    "integration/api",
-    "acceptance/mishaps",
-    "unit/test_states.py",
-    "unit/test_fair_share.py",
-)
-"""What meets every branch of states, checkouts, inbox and processing."""
 JWT_SECRET = "a test's own secret, long enough for HS256"
 
 
@@ -69,16 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/support/mishaps.py")
     config.pluginmanager.register(mishaps, "mishaps")
     config.pluginmanager.register(pooler, "pooler")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Have only those tests traced of which the coverage of `make test` is made: tracing doubles what others
-    cost, and they add nothing.
-    """
-    measured = [config.rootpath / "tests" / place for place in MEASURED]
-    for item in items:
-        if not any(item.path.is_relative_to(place) for place in measured):
-            item.add_marker(pytest.mark.no_cover)
+    config.pluginmanager.register(tracing, "tracing")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI, Request
@@ -38,12 +39,22 @@ from orchestrator.shutdown import cancelled
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from fastapi.telemetry import TelemetryConfig
+    from starlette.routing import BaseRoute
     from starlette.types import Receive, Scope, Send
 
     from orchestrator.api.dependencies import Services
 
 VERSION: Final = "1"
 """Of the contract, as in the paths."""
+# Spans and metrics would contain the URLs of callbacks, which are signed.
+_UNWATCHED: Final[TelemetryConfig] = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
 
 
 class _App(FastAPI):
@@ -111,14 +122,7 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        # Spans and metrics would contain the URLs of callbacks, which are signed.
-        telemetry={
-            "tracing": False,
-            "metrics": False,
-            "logs": False,
-            "operation_spans": False,
-            "auto_configure": False,
-        },
+        telemetry=_UNWATCHED,
     )
     app.state.services = services
     app.state.always = always(services.settings)
@@ -130,6 +134,14 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(Envelope)
     problems.install(app)
     docs.install(app)
+    app.router.routes.extend(_routes())
+    return app
+
+
+@cache
+def _routes() -> list[BaseRoute]:
+    """Make the routes, which the apps of a process share: nothing of the services is in them."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, telemetry=_UNWATCHED)
 
     # Bare routes: FastAPI's reading of parameters costs more than they do. Most of their requests do not come
     # this way (`_App`).
@@ -201,7 +213,7 @@ def create_app(services: Services) -> FastAPI:
     app.get("/readyz", tags=["health"], summary="Can it do its work", responses=ready)(health.ready)
     app.add_route("/docs", docs.page, include_in_schema=False)
     app.add_route("/docs/assets/{name}", docs.asset, include_in_schema=False)
-    return app
+    return app.routes
 
 
 def _route_webhooks(app: FastAPI) -> None:

@@ -43,7 +43,7 @@ BOUND = 30.0
 """Seconds from SIGTERM to the end with the settings that ship: SHUTDOWN_TIMEOUT is 25."""
 BRIEF = 5
 """SHUTDOWN_TIMEOUT of the brief processes, whose time-outs of the gateway are a second, too."""
-BROKER = 20
+BROKER = 25
 """The same where the broker hangs: a worker in the middle of a read waits ten seconds for it, and then two
 seconds at each of its three queues."""
 HANGING_FOR = 2.0

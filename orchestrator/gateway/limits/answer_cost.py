@@ -85,7 +85,7 @@ class Metered(ResponseHandler):
             return
         before, size = self._cost, len(data)
         if not before and size <= PIECE:
-            # An ordinary answer, whole: it can hardly cost more than is free, and reading the clock costs more.
+            # An ordinary answer, whole: it hardly costs more than is free, and reading the clock costs, too.
             self._cost, self._most = EACH, self._most + size * EACH_BYTE
             super().data_received(data)
             return

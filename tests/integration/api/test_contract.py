@@ -112,6 +112,8 @@ async def _reads(api: Api) -> None:
         assert (await api.get(path)).status_code == 200
         assert (await api.get(path, limit=1)).json()["nextCursor"]
         problem(await api.get(path, limit=0), 422, "invalid-request")
+    assert (await api.get("/v1/rejected-intents")).status_code == 200
+    problem(await api.get("/v1/rejected-intents", limit=0), 422, "invalid-request")
 
 
 async def _shopper(api: Api) -> None:

@@ -215,6 +215,23 @@ async def test_a_shopper_who_has_come_back_does_not_wait_behind_the_lookups_of_o
     assert (await due_in_order(world))[-1] == back
 
 
+async def test_a_shopper_who_comes_back_to_an_order_that_has_its_slot_is_not_counted_twice(world: Scene):
+    await world.policy(lookups_per_minute=6)
+    await world.process(*[await world.offered() for _ in range(4)])
+    rows = await world.sql("SELECT id, due_at FROM checkouts WHERE slot_reserved ORDER BY due_at")
+    first, last, apart = rows[0], rows[-1], rows[1].due_at - rows[0].due_at
+    assert last.due_at - first.due_at < 3 * apart
+    await world.sql("UPDATE checkouts SET wake = 1 WHERE id = :id", id=last.id)
+    lookups = (await world.row(last.id)).lookups
+    await world.process(last.id)
+    assert (await world.row(last.id)).lookups > lookups, "it was looked up at once"
+    after = await world.offered()
+    await world.process(after)
+    (row,) = await world.sql("SELECT slot_reserved, due_at FROM checkouts WHERE id = :id", id=after)
+    assert row.slot_reserved
+    assert row.due_at - last.due_at < 1.5 * apart, "its slot is the next"
+
+
 async def test_lookups_take_their_slots_by_what_may_be_lost(world: Scene):
     await world.policy(lookups_per_minute=6)
     names = ("ended", "looked at", "young", "small", "great", "old", "first")

@@ -104,7 +104,7 @@ async def test_an_offered_order_waits_until_it_can_be_looked_up(
 async def test_money_that_is_asked_for_meanwhile_is_moved_once_when_the_gateway_is_back(
     database_url: str, gateway_url: str, monkeypatch
 ):
-    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 3.0)
     async with watchful(database_url, gateway_url) as world:
         checkout = await world.paid()
         await circuits_open(world)

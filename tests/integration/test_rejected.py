@@ -1,0 +1,74 @@
+"""Refused intents as they are stored and read; how they are refused is in `test_submissions`."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import text
+
+from orchestrator.crypto import Encryptor
+from orchestrator.intents import Problem
+from orchestrator.store.inbox import rejected
+from tests.conftest import OLDER_KEY, make_settings
+
+pytestmark = pytest.mark.anyio
+
+
+def rejection(message_id: str = "m-1", **changes: object) -> rejected.Rejection:
+    given: dict[str, object] = {
+        "merchant_id": 1,
+        "message_id": message_id,
+        "number": 0,
+        "order_ref": "A-1",
+        "code": "invalid_intent",
+        "problems": (Problem("order", "is missing"),),
+        "body": b"{}",
+        "correlation_id": "c-1",
+    }
+    return rejected.Rejection(**given | changes)  # type: ignore[arg-type]
+
+
+async def test_of_no_rejections_nothing_is_stored(core):
+    assert await rejected.store(core.db, core.encryptor, []) == 0
+
+
+async def test_the_same_message_is_stored_once(core):
+    assert await rejected.store(core.db, core.encryptor, [rejection()]) == 1
+    assert await rejected.store(core.db, core.encryptor, [rejection(), rejection("m-2")]) == 1
+
+
+async def test_a_merchant_reads_its_own_page_by_page_and_by_order(core):
+    kept = [rejection("m-1"), rejection("m-2", order_ref="A-2"), rejection("m-3", merchant_id=None)]
+    assert await rejected.store(core.db, core.encryptor, kept) == 3
+    ids = sorted((kept[0].id, kept[1].id), reverse=True)
+    page = await rejected.page(core.db, 1, order_ref=None, before=None, limit=1)
+    assert [row.id for row in page] == ids[:1]
+    page = await rejected.page(core.db, 1, order_ref=None, before=ids[0], limit=5)
+    assert [row.id for row in page] == ids[1:]
+    page = await rejected.page(core.db, 1, order_ref="A-2", before=None, limit=5)
+    assert [(row.id, row.problems) for row in page] == [(kept[1].id, kept[1].problems)]
+    every = await rejected.latest(core.db, merchant_id=None, order_ref=None, limit=5)
+    assert {row.id for row in every} == {each.id for each in kept}
+
+
+async def test_what_was_sent_is_shown_only_where_a_key_decrypts_it(core):
+    sent = rejection(body=b'{"order": 1}')
+    await rejected.store(core.db, core.encryptor, [sent])
+    assert await rejected.by_id(core.db, core.encryptor, uuid4()) is None
+    row, body = await rejected.by_id(core.db, core.encryptor, sent.id)
+    assert (row.order_ref, body) == ("A-1", sent.body)
+    other = Encryptor(make_settings(secret_keys=(OLDER_KEY,)).secret_keys)
+    row, body = await rejected.by_id(core.db, other, sent.id)
+    assert (row.order_ref, body) == ("A-1", None)
+
+
+async def test_what_was_refused_long_ago_is_forgotten(core):
+    await rejected.store(core.db, core.encryptor, [rejection("m-1"), rejection("m-2")])
+    await core.db.write(
+        text("UPDATE rejected_intents SET created_at = clock() - interval '1 day' WHERE message_id = 'm-1'"),
+        {},
+    )
+    assert await rejected.forget(core.db, older_than=3600) == 1
+    left = await rejected.latest(core.db, merchant_id=1, order_ref=None, limit=5)
+    assert [row.message_id for row in left] == ["m-2"]
