@@ -19,10 +19,10 @@ from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api import contract
-from orchestrator.api.connections import URL_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
+from orchestrator.callback_urls import LONGEST
 from orchestrator.store.merchant_fields import NAME
 
 if TYPE_CHECKING:
@@ -323,7 +323,7 @@ _CALLBACK: Final[Schema] = {
     "parameters": [
         parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
         parameter("id", "path", "The checkout", format="uuid", maxLength=36),
-        parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
+        parameter("signed", "path", "The shop's own page under our signature", maxLength=LONGEST),
     ],
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
@@ -357,7 +357,7 @@ _MERCHANT_CALLBACK: Final[Schema] = {
             pattern=f"^{NAME.pattern}$",
             maxLength=63,
         ),
-        parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
+        parameter("signed", "path", "Our signature", maxLength=LONGEST),
     ],
     "responses": {
         "200": {"description": "Acknowledged"},

@@ -14,6 +14,7 @@ import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 
@@ -61,7 +62,7 @@ return leads
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Limit:
     """So many requests a second, and `burst` of them at once; `name` is said to callers."""
 
@@ -74,22 +75,21 @@ class Limit:
         """Return a limit with so many seconds' worth at once; None for 0, which is unlimited."""
         return cls(name, per_second, max(round(per_second * seconds), 1)) if per_second > 0 else None
 
-    @property
+    @cached_property
     def apart(self) -> float:
         """Seconds between two requests on the schedule."""
         return 1 / self.per_second
 
-    @property
+    @cached_property
     def ahead(self) -> float:
         """Seconds that the schedule may be ahead of the clock."""
         return self.burst / self.per_second
 
-    @property
-    def policy(self) -> str:
-        """The item of the header `RateLimit-Policy`: `burst` requests in the seconds that they take to come
-        back.
-        """
-        return f'"{self.name}";q={self.burst};w={max(math.ceil(self.ahead), 1)}'
+    @cached_property
+    def policy(self) -> tuple[bytes, bytes]:
+        """The header `RateLimit-Policy`: `burst` requests in the seconds that they take to come back."""
+        item = f'"{self.name}";q={self.burst};w={max(math.ceil(self.ahead), 1)}'
+        return b"ratelimit-policy", item.encode()
 
 
 @dataclass(slots=True)
@@ -267,6 +267,6 @@ def headers_of(scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
         return ()
     limit, left, lead = applied
     return (
-        (b"ratelimit-policy", limit.policy.encode()),
+        limit.policy,
         (b"ratelimit", f'"{limit.name}";r={left};t={max(math.ceil(lead), 1)}'.encode()),
     )

@@ -5,10 +5,14 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+import msgspec
+
+from orchestrator.api.connections import HEAD_LIMIT
+from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.shopper import CheckoutStatus
 from orchestrator.api.docs import described, described_problems, parameter, secured
 from orchestrator.api.shopper import SCOPE
-from orchestrator.api.status_streams import MEDIA_TYPE
+from orchestrator.api.status_streams import MEDIA_TYPE, RETRY
 
 
 def shown_status() -> dict[str, Any]:
@@ -24,10 +28,23 @@ def shown_status() -> dict[str, Any]:
 def streamed_status() -> dict[str, Any]:
     """Return FastAPI's description of the stream."""
     told = shown_status()
-    text = {"type": "string", "maxLength": 100_000_000}
+    status = EXAMPLES["CheckoutStatus"]
+    shown = "".join(
+        f"{line}\n"
+        for line in (
+            *(f"retry: {RETRY}", "", "id: 21bff5d5cef44ca7", "event: status"),
+            *(
+                f"data: {msgspec.json.encode(status).decode()}",
+                "",
+                "event: end",
+                'data: {"reason":"final"}',
+                "",
+            ),
+        )
+    )
     told["responses"] = {
         **told["responses"],
-        200: {"description": "Server-sent events", "content": {MEDIA_TYPE: {"schema": text}}},
+        200: {"description": "Server-sent events", "content": {MEDIA_TYPE: {"example": shown}}},
         204: {"description": "The browser has the final state already: it need not connect again"},
         **described_problems(
             too_many_streams=(
@@ -42,7 +59,10 @@ def streamed_status() -> dict[str, Any]:
     }
     told["openapi_extra"]["parameters"] = [
         parameter(
-            "Last-Event-ID", "header", "The `id` of the last event: the same is not sent again", maxLength=100
+            "Last-Event-ID",
+            "header",
+            "The `id` of the last event: the same is not sent again",
+            maxLength=HEAD_LIMIT,
         )
     ]
     return {**told, "summary": "Follow a checkout as server-sent events"}

@@ -103,7 +103,8 @@ def test_a_page_of_the_shop_follows_its_checkout_from_the_offer_to_the_money(
     first = page.evaluate("seen[0]")
     assert (first["state"], first["final"]) == ("ready", False)
     assert first["paymentMethods"]
-    other = page.context.new_page()
+    assert page.context.browser is not None
+    other = page.context.browser.new_page()
     url = payment_page(installation, checkout, "CARD")
     other.route(
         re.compile("^https://shop.example/"), lambda route: route.fulfill(body="<h1>The shop's own page</h1>")

@@ -52,11 +52,26 @@ def schemas() -> dict[str, Schema]:
     for enum in _ENUMS:  # in the order of events, not alphabetical
         made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
+    for name, shape in vars(bodies).items():
+        if isinstance(shape, type) and issubclass(shape, msgspec.Struct) and name in made:
+            _allow_null(made[name])
     for shape in (bodies.Capture, bodies.Refund):
         made[shape.__name__]["properties"]["amount"]["anyOf"].append({"type": "string", "enum": [bodies.ALL]})
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made
+
+
+def _allow_null(schema: Schema) -> None:
+    """Say that null counts as absent in the optional fields of a body."""
+    fields = schema.get("properties", {})
+    for name in fields.keys() - frozenset(schema.get("required", ())):
+        said = fields[name]
+        if "anyOf" in said:
+            said["anyOf"].append({"type": "null"})
+            continue
+        beside = {key: said.pop(key) for key in ("description", "default", "examples") if key in said}
+        fields[name] = {**beside, "anyOf": [said, {"type": "null"}]}
 
 
 def _as_sent(value: Any) -> Any:

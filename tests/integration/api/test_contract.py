@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from orchestrator import auth
+from orchestrator import auth, intents
 from orchestrator.api import connections, contract
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.contract.examples import EXAMPLES
@@ -585,3 +585,30 @@ async def test_unpaid_checkouts_are_listed_without_reading_paid_checkouts(api: A
     assert (
         await api.client.get("/v1/checkouts?paymentStatus=unpaid", headers=api.bearer(scopes=EVERY))
     ).json() == {"checkouts": [found.json()["checkouts"][0]], "nextCursor": None}
+
+
+def _optional(schemas: dict, shape: str, value: dict, at: tuple = ()):
+    """Yield the path of each optional field of a shape, and of the shapes inside it that a value has."""
+    for name, said in schemas[shape]["properties"].items():
+        if name not in schemas[shape].get("required", ()):
+            yield (*at, name)
+        inner = [choice.get("$ref") for choice in (said, *said.get("anyOf", ()))]
+        for ref in filter(None, inner):
+            if isinstance(value.get(name), dict):
+                yield from _optional(schemas, ref.rpartition("/")[2], value[name], (*at, name))
+
+
+def test_null_counts_as_absent_in_an_intent_as_the_document_says():
+    schemas, base = contract.schemas(), intent("A-1")
+    paths = list(_optional(schemas, "Intent", base))
+    assert ("order", "customer", "email") in paths
+    for path in paths:
+        body = intent("A-1")
+        place = body
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = None
+        if any(value is not None for value in body["order"]["customer"].values()):
+            assert intents.parse(msgspec.json.encode(body)).order_ref == "A-1", path
+            document = {"components": {"schemas": schemas}}
+            assert wrong_in(document, {"$ref": "#/components/schemas/Intent"}, body) == [], path
