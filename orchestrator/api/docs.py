@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api import contract
+from orchestrator.api.connections import HEAD_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
@@ -387,9 +388,8 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
                 parameter(
                     "X-Correlation-Id",
                     "header",
-                    "Travels with the checkout",
-                    pattern="^[A-Za-z0-9._-]{1,64}$",
-                    maxLength=64,
+                    "Travels with the checkout: 1 to 64 of A-Z a-z 0-9 . _ -; any other is replaced by one of ours",
+                    maxLength=HEAD_LIMIT,
                 ),
             ],
             "requestBody": json_body(ref(bodies.Intent)),
