@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.api.command_waits import LONGEST_WAIT
 from orchestrator.api.commands import KEYED, SCOPES
-from orchestrator.api.connections import HEAD_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref
-from orchestrator.api.docs import KEY_BOUNDS, described, described_problems, json_answer, json_body, parameter
+from orchestrator.api.docs import (
+    KEY_BOUNDS,
+    LONGEST_HEADER,
+    described,
+    described_problems,
+    json_answer,
+    json_body,
+    parameter,
+)
 
 if TYPE_CHECKING:
     from orchestrator.domain.records import CommandKind
@@ -56,7 +63,7 @@ def commanded(kind: CommandKind, about: str) -> dict[str, Any]:
         "Prefer",
         "header",
         f"`wait=10` (RFC 7240): seconds to wait until the command is finished, at most {LONGEST_WAIT}; what else is preferred is ignored",
-        maxLength=HEAD_LIMIT,
+        maxLength=LONGEST_HEADER,
     )
     told["openapi_extra"]["parameters"] = [{**key, "required": kind in KEYED}, prefer]
     told["responses"] |= described_problems(

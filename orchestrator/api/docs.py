@@ -19,7 +19,6 @@ from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api import contract
-from orchestrator.api.connections import HEAD_LIMIT
 from orchestrator.api.contract import Schema, answers, bodies, ref
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 
+LONGEST_HEADER: Final = 100_000
+"""More than a request's head may have: such a header is not bounded by itself."""
 KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
 _PAGE: Final = """<!doctype html>
 <html lang="en">
@@ -389,7 +390,7 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
                     "X-Correlation-Id",
                     "header",
                     "Travels with the checkout: 1 to 64 of A-Z a-z 0-9 . _ -; any other is replaced by one of ours",
-                    maxLength=HEAD_LIMIT,
+                    maxLength=LONGEST_HEADER,
                 ),
             ],
             "requestBody": json_body(ref(bodies.Intent)),
@@ -418,7 +419,8 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "requestBody": json_body(
                 {
                     "type": "array",
-                    "items": ref(bodies.Intent),
+                    # A row that is no intent is answered with a problem in its place.
+                    "items": {"anyOf": [ref(bodies.Intent), {}]},
                     "minItems": 1,
                     "maxItems": answers.MOST_CHECKOUTS,
                 }

@@ -178,8 +178,8 @@ def _methods(request: Request) -> list[str]:
         shape = shape or route.path
         if route.path == shape and route.endpoint is not only_post:
             methods |= route.methods or set()
-    if request.url.path.startswith("/callbacks/") and not request.url.path.startswith("/callbacks/redirect/"):
-        methods -= {"GET", "HEAD"}  # only a shopper's browser uses one
+    if request.url.path.startswith(("/callbacks/notification/", "/callbacks/merchant/")):
+        methods -= {"GET", "HEAD"}  # no shopper's browser comes there
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)

@@ -7,10 +7,9 @@ from typing import Any
 
 import msgspec
 
-from orchestrator.api.connections import HEAD_LIMIT
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.shopper import CheckoutStatus
-from orchestrator.api.docs import described, described_problems, parameter, secured
+from orchestrator.api.docs import LONGEST_HEADER, described, described_problems, parameter, secured
 from orchestrator.api.shopper import SCOPE
 from orchestrator.api.status_streams import MEDIA_TYPE, RETRY
 
@@ -62,7 +61,7 @@ def streamed_status() -> dict[str, Any]:
             "Last-Event-ID",
             "header",
             "The `id` of the last event: the same is not sent again",
-            maxLength=HEAD_LIMIT,
+            maxLength=LONGEST_HEADER,
         )
     ]
     return {**told, "summary": "Follow a checkout as server-sent events"}

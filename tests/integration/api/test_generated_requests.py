@@ -61,7 +61,7 @@ def run(
     done = subprocess.run(
         [PROGRAM, *arguments], cwd=directory, capture_output=True, text=True, timeout=seconds, check=False
     )
-    told = re.sub(r"(.)\1{40,}", r"\1…", done.stdout + done.stderr)
+    told = re.sub(r"(.{1,12}?)\1{20,}", r"\1…", done.stdout + done.stderr)
     assert done.returncode == 0, told[-30_000:]
     assert server.logged("request_failed") == []
 
