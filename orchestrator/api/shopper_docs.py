@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
-import msgspec
+from starlette.responses import Response
 
-from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.shopper import CheckoutStatus
 from orchestrator.api.docs import LONGEST_HEADER, described, described_problems, parameter, secured
 from orchestrator.api.shopper import SCOPE
-from orchestrator.api.status_streams import MEDIA_TYPE, RETRY
+from orchestrator.api.status_streams import MEDIA_TYPE
+
+_EVENTS: Final = (
+    "Server-sent events: `status` with a `CheckoutStatus` as data and its digest as id, at once and at each change; "
+    '`end` with `{"reason": "final"}`, `lifetime` or `shutdown` as the last'
+)
 
 
 def shown_status() -> dict[str, Any]:
@@ -27,23 +31,9 @@ def shown_status() -> dict[str, Any]:
 def streamed_status() -> dict[str, Any]:
     """Return FastAPI's description of the stream."""
     told = shown_status()
-    status = EXAMPLES["CheckoutStatus"]
-    shown = "".join(
-        f"{line}\n"
-        for line in (
-            *(f"retry: {RETRY}", "", "id: 21bff5d5cef44ca7", "event: status"),
-            *(
-                f"data: {msgspec.json.encode(status).decode()}",
-                "",
-                "event: end",
-                'data: {"reason":"final"}',
-                "",
-            ),
-        )
-    )
     told["responses"] = {
         **told["responses"],
-        200: {"description": "Server-sent events", "content": {MEDIA_TYPE: {"example": shown}}},
+        200: {"description": _EVENTS, "content": {MEDIA_TYPE: {}}},
         204: {"description": "The browser has the final state already: it need not connect again"},
         **described_problems(
             too_many_streams=(
@@ -64,4 +54,5 @@ def streamed_status() -> dict[str, Any]:
             maxLength=LONGEST_HEADER,
         )
     ]
-    return {**told, "summary": "Follow a checkout as server-sent events"}
+    # Of the class alone FastAPI would say that it also answers JSON.
+    return {**told, "summary": "Follow a checkout as server-sent events", "response_class": Response}

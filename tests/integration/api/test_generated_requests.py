@@ -74,6 +74,8 @@ CONFIG = """
 "path.checkout_id" = "CHECKOUT"
 
 [checks]
+# A part of the URL that is too long is 414, a header 431.
+negative_data_rejection.expected-statuses = [400, 401, 403, 404, 405, 409, 410, 413, 414, 415, 422, 429, 431]
 positive_data_acceptance.expected-statuses = ["2xx", 303, 401, 403, 404, 409, 410, 422, 429]
 
 [[operations]]
