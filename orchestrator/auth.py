@@ -137,6 +137,12 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
     return jwt.encode(claims, settings.jwt_secrets[0].get_secret_value(), algorithm=ALGORITHM)
 
 
+def bearer_of(authorization: str) -> str | None:
+    """Return the token of an Authorization header; None where it has none."""
+    scheme, _, token = authorization.partition(" ")
+    return (token.strip() or None) if scheme.lower() == "bearer" else None
+
+
 def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
     """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` gives the
     reason if it proves none.
@@ -152,25 +158,29 @@ class Authenticator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._seen: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        # Until when the result serves, and the token's own end.
+        self._seen: OrderedDict[str, tuple[Caller, float, float]] = OrderedDict()
         self._published = issuer_keys.KeySet(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
 
     async def admit(self, authorization: str | None) -> Caller:
         """Return the caller that an Authorization header proves, or raise `AccessDenied`."""
         if not authorization:
             raise AccessDenied(401, "this call needs a token: send the header Authorization: Bearer <token>")
-        scheme, _, token = authorization.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
+        token = bearer_of(authorization)
+        if token is None:
             raise AccessDenied(401, "the Authorization header must be Bearer <token>")
         known = self._seen.get(token)
         now = time.time()
         if known is not None and now < known[1]:
             self._seen.move_to_end(token)
             return known[0]
-        self._seen.pop(token, None)
-        caller, expires = _verify(self._settings, token, await self._keys_for(token))
-        self._seen[token] = caller, min(now + _REMEMBERED, expires)
+        try:
+            caller, expires = _verify(self._settings, token, await self._keys_for(token))
+        except AccessDenied as error:
+            if error.status == 401:  # noqa: PLR2004 - it proves nothing any more
+                self._seen.pop(token, None)
+            raise
+        self._seen[token] = caller, min(now + _REMEMBERED, expires), expires
         if len(self._seen) > _MOST_REMEMBERED:
             self._seen.popitem(last=False)
         return caller
@@ -185,6 +195,13 @@ class Authenticator:
         except AccessDenied:
             return None
         return caller if end <= time.time() else None
+
+    def knows(self, authorization: str | None) -> bool:
+        """Say whether this process has verified the token of an Authorization header before, and its end has
+        not come.
+        """
+        known = self._seen.get(bearer_of(authorization or "") or "")
+        return known is not None and time.time() < known[2]
 
     async def close(self) -> None:
         """Stop a fetch of keys that is under way."""

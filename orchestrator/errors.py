@@ -22,7 +22,7 @@
     ├── store TooManyWebhooks           a merchant has as many webhooks as it may
     ├── store TooManyTests             as many test events of a webhook wait as may
     ├── store PeriodTooLong            more events in a period than are sent again at a time
-    ├── api TooManyWaiting              as many clients wait, for events or commands, as may
+    ├── api TooManyWaiting              as many clients wait, or follow a checkout, as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field
     ├── store PolicyRejected            no such policy, or not with this value

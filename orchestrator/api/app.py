@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from orchestrator.api import (
     basket,
+    browser_access,
     callbacks,
     checkouts,
     command_progress,
@@ -24,6 +25,8 @@ from orchestrator.api import (
     merchants,
     problems,
     rejected_intents,
+    shopper,
+    webhook_docs,
     webhooks,
 )
 from orchestrator.api.callback_intake import CallbackIntake
@@ -32,8 +35,9 @@ from orchestrator.api.contract import answers
 from orchestrator.api.contract import merchants as merchant_shapes
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
-from orchestrator.api.middleware import Envelope
+from orchestrator.api.middleware import Envelope, always
 from orchestrator.api.request_log import AccessLog, SecurityLog
+from orchestrator.api.shopper_docs import shown_status, streamed_status
 from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
 
@@ -106,6 +110,7 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
+        services.limits.start()
         try:
             yield
         finally:
@@ -125,6 +130,7 @@ def create_app(services: Services) -> FastAPI:
         telemetry=_UNWATCHED,
     )
     app.state.services = services
+    app.state.always = always(services.settings)
     app.state.health = health.Health(services)
     app.state.callback_intake = CallbackIntake(services)
     depth = services.settings.trusted_proxies
@@ -152,6 +158,10 @@ def _routes() -> list[BaseRoute]:
             "/callbacks/merchant/{merchant}/{signed}", callbacks.accept_for_merchant, methods=["POST", "GET"]
         ),
         Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.accept, methods=["POST", "GET"]),
+        *(
+            Route(f"/v1/checkouts/{{checkout_id}}{end}", browser_access.preflight, methods=["OPTIONS"])
+            for end in browser_access.ENDS
+        ),
     ]
     own = "/v1/checkouts/{checkout_id}"
     app.get("/v1/checkouts", tags=["checkouts"], summary="List checkouts", **described(answers.CheckoutPage))(
@@ -175,6 +185,11 @@ def _routes() -> list[BaseRoute]:
         summary="Explain a checkout in plain sentences",
         **described(answers.Explanation),
     )(checkouts.show_explanation)
+    for end, call, told in (
+        ("status", shopper.show, shown_status()),
+        ("stream", shopper.stream, streamed_status()),
+    ):
+        app.get(f"{own}/{end}", tags=["checkouts"], **told)(call)
     app.get("/v1/payments", tags=["payments"], summary="List payments", **described(answers.PaymentPage))(
         checkouts.show_payments
     )
@@ -192,7 +207,7 @@ def _routes() -> list[BaseRoute]:
         "/v1/event-types",
         tags=["events"],
         summary="List the types of events, with their schemas",
-        **described(answers.EventTypes),
+        **described(answers.EventTypes, scopes=(events.SCOPE,)),
     )(events.show_types)
     _route_webhooks(app)
     _route_merchants(app)
@@ -211,9 +226,16 @@ def _routes() -> list[BaseRoute]:
 def _route_webhooks(app: FastAPI) -> None:
     path, single = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
     read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
-    of = docs.of_webhook
-    app.post(path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write))(webhooks.add)
-    app.get(path, tags=["webhooks"], summary="List webhooks", **docs.listed_webhooks(read))(webhooks.show_all)
+    of = webhook_docs.of_webhook
+    app.post(
+        path,
+        tags=["webhooks"],
+        summary="Add a webhook",
+        **webhook_docs.keyed(webhook_docs.added_webhook(write)),
+    )(webhooks.add)
+    app.get(path, tags=["webhooks"], summary="List webhooks", **webhook_docs.listed_webhooks(read))(
+        webhooks.show_all
+    )
     app.get(single, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
     app.patch(
         single,
@@ -230,7 +252,7 @@ def _route_webhooks(app: FastAPI) -> None:
             "Replace the secret",
             of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False),
         ),
-        "test": (webhooks.send_test, "Send a test event", docs.tested_webhook(write)),
+        "test": (webhooks.send_test, "Send a test event", webhook_docs.tested_webhook(write)),
         "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),
         "replay": (
             webhooks.replay,
@@ -239,7 +261,7 @@ def _route_webhooks(app: FastAPI) -> None:
         ),
     }
     for name, (call, summary, told) in posted.items():
-        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **told)(call)
+        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **webhook_docs.keyed(told))(call)
     app.get(
         f"{single}/deliveries",
         tags=["webhooks"],
@@ -250,7 +272,7 @@ def _route_webhooks(app: FastAPI) -> None:
         "/v1/deliveries/{delivery_id}/replay",
         tags=["webhooks"],
         summary="Send the event of a delivery again",
-        **docs.replayed_delivery(write),
+        **webhook_docs.keyed(webhook_docs.replayed_delivery(write)),
     )(webhooks.replay_delivery)
 
 

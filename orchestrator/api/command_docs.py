@@ -9,7 +9,15 @@ from orchestrator.api.basket import SCOPE as CHANGE_SCOPE
 from orchestrator.api.command_waits import LONGEST_WAIT
 from orchestrator.api.commands import KEYED, SCOPES
 from orchestrator.api.contract import Schema, answers, bodies, ref
-from orchestrator.api.docs import KEY_BOUNDS, described, described_problems, json_answer, json_body, parameter
+from orchestrator.api.docs import (
+    KEY_BOUNDS,
+    LONGEST_HEADER,
+    described,
+    described_problems,
+    json_answer,
+    json_body,
+    parameter,
+)
 
 if TYPE_CHECKING:
     from orchestrator.domain.records import CommandKind
@@ -69,7 +77,11 @@ def changed_order() -> dict[str, Any]:
 def _told(about: str, body: Schema, *, scope: str, keyed: bool = False) -> dict[str, Any]:
     """Describe what all commands have in common."""
     told = described(
-        answers.CommandAccepted, "Stored; what becomes of it is shown at the `Location`", 202, body
+        answers.CommandAccepted,
+        "Stored; what becomes of it is shown at the `Location`",
+        202,
+        body,
+        scopes=(scope,),
     )
     stored = told["responses"][202]
     stored["headers"] = {**_LOCATION, **_APPLIED}
@@ -89,14 +101,14 @@ def _told(about: str, body: Schema, *, scope: str, keyed: bool = False) -> dict[
         "Prefer",
         "header",
         f"`wait=10` (RFC 7240): seconds to wait until the command is finished, at most {LONGEST_WAIT}; what else is preferred is ignored",
-        maxLength=1000,
+        maxLength=LONGEST_HEADER,
     )
     told["openapi_extra"]["parameters"] = [{**key, "required": keyed}, prefer]
     told["responses"] |= described_problems(
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {scope}"),
         unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
     )
-    return {**told, "summary": about, "description": f"Needs the scope `{scope}`."}
+    # Its function is made for all kinds, and has no description.
+    return {**told, "summary": about, "description": ""}
 
 
 def followed_command() -> dict[str, Any]:

@@ -21,7 +21,8 @@ def of_merchant(
     """Return FastAPI's description of a route of a merchant, for a token of the operator; `scopes`: one of
     them is needed.
     """
-    told = described(shape, about, status, None if body is None else json_body(ref(body), required=required))
+    asked = None if body is None else json_body(ref(body), required=required)
+    told = described(shape, about, status, asked, scopes=scopes)
     scope = " or ".join(scopes)
     told["responses"] |= described_problems(
         insufficient_scope=(HTTPStatus.FORBIDDEN, f"Not a token of the operator with the scope {scope}"),

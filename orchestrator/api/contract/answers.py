@@ -114,6 +114,7 @@ class Problem(Struct, kw_only=True, rename="camel"):
         str | UnsetType,
         about("The cursor to go on with where older events are not kept any more", "12", maxLength=19),
     ] = UNSET
+    limit: Annotated[Text | UnsetType, about("The limit that was reached", "merchant")] = UNSET
 
 
 class BatchResult(Shape, kw_only=True):

@@ -149,6 +149,16 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "clientToken": "AZqgAAAAcACAAAAAAAAACoVxR3pQ2mKfYw0sJtN1bTs",
         "links": _LINKS,
     },
+    "CheckoutStatus": {
+        "id": _TAKEN["id"],
+        "state": "completed",
+        "paymentStatus": "authorized",
+        "final": True,
+        "deadline": "2026-01-05T10:30:00Z",
+        "paymentMethods": [],
+        "declined": None,
+        "nextUrl": f"https://shop.example/thanks?orderId=A-1001&checkoutId={_TAKEN['id']}",
+    },
     "CommandAccepted": {
         **_TAKEN,
         "state": "completed",
