@@ -140,11 +140,7 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
     if request.scope.get(_ADMITTED, (None,))[0] == scopes:
         caller, merchant = request.scope[_ADMITTED][1:]
         return caller, merchant
-    authorization = request.headers.get("authorization")
-    if services.authenticator.knows(authorization):
-        caller = await services.authenticator.admit(authorization)
-    else:
-        caller = await _authenticate(request, authorization)
+    caller = await _authenticate(request)
     caller.need(*scopes)
     if request.scope["query_string"]:
         refuse_unknown_parameters(request)
@@ -170,7 +166,8 @@ async def admit_operator(request: Request, *scopes: str) -> Caller:
 
     A token of a merchant is refused with 403 before anything is read, whatever the request names.
     """
-    caller = await of(request).authenticator.admit(request.headers.get("authorization"))
+    services = of(request)
+    caller = await _authenticate(request)
     caller.need(*scopes)
     if caller.merchant != OPERATOR:
         raise AccessDenied(
@@ -179,15 +176,19 @@ async def admit_operator(request: Request, *scopes: str) -> Caller:
         )
     if request.scope["query_string"]:
         refuse_unknown_parameters(request)
+    services.limits.take(request.scope, services.limits.merchant, OPERATOR)
     return caller
 
 
-async def _authenticate(request: Request, authorization: str | None) -> Caller:
-    """Verify a token that this process has not seen before, unless its address has failed too often.
+async def _authenticate(request: Request) -> Caller:
+    """Verify the token of a request; one that this process has not seen before is refused where its address
+    has failed too often.
 
     A token that was verified before is not refused for what others send from the same address.
     """
-    services = of(request)
+    services, authorization = of(request), request.headers.get("authorization")
+    if services.authenticator.knows(authorization):
+        return await services.authenticator.admit(authorization)
     source = caller_of(request.scope, depth=services.settings.trusted_proxies)
     services.limits.refuse_failing(source)
     try:

@@ -32,14 +32,14 @@ def secured(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield method.upper(), path
 
 
-def unscoped(api: Api, scope: str = "") -> str:
+def unscoped(api: Api, scope: str = "", *, merchant: str = "default") -> str:
     """Return a token with exactly this scope, which may be none."""
     settings, now = api.services.settings, int(time.time())
     claims = {
         "iss": settings.jwt_issuer,
         "aud": settings.jwt_audience,
         "sub": "shop-1",
-        "merchant": "default",
+        "merchant": merchant,
         "scope": scope,
         "iat": now,
         "exp": now + 60,
@@ -74,11 +74,12 @@ async def test_each_call_is_refused_with_every_scope_but_its_own(database_url):
     settings = make_settings(database_url=database_url, failed_authentications_per_minute=0)
     async with serving(settings) as api:
         taken = (await api.post(intent())).json()
-        tokens = {scope: unscoped(api, scope) for scope in (*auth.SCOPES, "", "admin", "checkouts")}
-        tokens["all but its own"] = ""
+        every = (*auth.SCOPES, "", "admin", "checkouts")
         for (method, path), (scopes, client) in table().items():
             address = re.sub(r"{\w+}", UNKNOWN, path)
-            tokens["all but its own"] = unscoped(api, " ".join(auth.SCOPES - scopes))
+            whose = auth.OPERATOR if path.startswith("/v1/merchants") else "default"
+            tokens = {scope: unscoped(api, scope, merchant=whose) for scope in every}
+            tokens["all but its own"] = unscoped(api, " ".join(auth.SCOPES - scopes), merchant=whose)
             for scope, token in tokens.items():
                 answer = await api.client.request(
                     method, address, headers={"Authorization": f"Bearer {token}"}

@@ -145,7 +145,12 @@ async def _refused(api: Api) -> None:
         problem(await api.client.request(method, address), 401, "invalid-token")
         problem(await api.client.request(method, address, headers=token), 403, "insufficient-scope")
         api.services.limits.merchant = Limit("merchant", 0.001, 0)
-        full = api.bearer(scopes=tuple(auth.SCOPES))
+        own = auth.OPERATOR_SCOPES
+        full = (
+            api.bearer(auth.OPERATOR, tuple(own))
+            if path.startswith("/v1/merchants")
+            else api.bearer(scopes=tuple(auth.SCOPES - own))
+        )
         problem(await api.client.request(method, address, headers=full), 429, "too-many-requests")
         api.services.limits.merchant = limit
         if method == "POST" and path.startswith(("/v1/webhooks", "/v1/deliveries")):
