@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.devkit.bench.charts import LIMIT, OURS, THEIRS, Bar, bars
 from orchestrator.devkit.bench.figures import number
+from tests.benchmarks import delivery_report
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, rates
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def measured(row: Claim) -> str:
 
 def page(document: Mapping[str, Any]) -> str:
     """Return docs/benchmarks.md."""
-    return "\n\n".join((*_head(document), *_shown(document), *_designs(document), *_product(document))) + "\n"
+    events = document.get("deliveries")
+    parts = (*_head(document), *_shown(document), *_designs(document), *_product(document))
+    return "\n\n".join((*parts, *((delivery_report.section(events),) if events else ()))) + "\n"
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:
