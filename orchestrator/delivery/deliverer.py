@@ -51,6 +51,9 @@ CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 """The same where no notifications arrive."""
 GATHER: Final = 0.004
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
+GATHER_RESULTS: Final = 0.005
+"""Seconds for which a result waits for others, to be written with them: only the next event of its checkout
+waits for it."""
 AWAY: Final = 1.0
 """Seconds after a round that failed."""
 LEASE_MARGIN: Final = 15.0
@@ -88,6 +91,7 @@ class Deliverer:
             self._write,
             keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
             limit=settings.batch_limit,
+            gather=GATHER_RESULTS,
             name="deliveries",
         )
         self.notified = False

@@ -53,11 +53,11 @@ class Length:
     """How long the parts are."""
 
     rounds: int = 3
-    seconds: float = 20.0
+    seconds: float = 15.0
     backlog: int = 20_000
     """Deliveries."""
-    day: int = 43_200
-    """Events of the day for which an endpoint is down: a hundredth of a day at 50 a second."""
+    day: int = 21_600
+    """Events of the day for which an endpoint is down: a two-hundredth of a day at 50 a second."""
     clients: int = 4000
     orders_rate: float = 150.0
     ramps: int = 1

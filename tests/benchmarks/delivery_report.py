@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 TITLE: Final = "## Events to endpoints"
+DAY: Final = 50 * 86_400
+"""Events."""
 CONVOY: Final = 127
 """Milliseconds: Convoy's published latency at 200 events a second."""
 
@@ -195,7 +197,7 @@ def _outage(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         (
             "An endpoint answers with 503 for 24 hours (Postgres's clock is moved on hour by hour) in which the events of a day at 50/s are "
-            "written, scaled by 1:100. Then it bears what the table says and refuses what is beyond; nobody resumes anything. Before, "
+            f"written, scaled by 1:{DAY / runs[0]['events']:.0f}. Then it bears what the table says and refuses what is beyond; nobody resumes anything. Before, "
             "after and meanwhile 50 events a second come for it and 50 for another merchant's endpoint."
         ),
         table(head, rows),
@@ -208,7 +210,8 @@ def _clients(found: Mapping[str, Any]) -> list[str]:
         (
             f"CPU of the sending process for a signed delivery, {found['at_once']} at a time, {found['deliveries']:,} in each turn: the product's "
             f"sender (aiohttp, its addresses checked) {number(cpu['sender'])} ms, aiohttp alone {number(cpu['aiohttp'])}, "
-            f"httpx {number(cpu['httpx'])}, which is {number(cpu['httpx'] / cpu['sender'])} times as much."
+            f"httpx over aiohttp {number(cpu['httpx_aiohttp'])}, httpx {number(cpu['httpx'])}, which is "
+            f"{number(cpu['httpx'] / cpu['sender'])} times as much as the sender's."
         )
     ]
 

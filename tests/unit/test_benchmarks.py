@@ -283,7 +283,7 @@ def delivered(**more: Any) -> dict[str, Any]:
         "clients": {
             "deliveries": 4000,
             "at_once": 16,
-            "cpu_ms": {"sender": 0.2, "aiohttp": 0.15, "httpx": 0.8},
+            "cpu_ms": {"sender": 0.2, "aiohttp": 0.15, "httpx": 0.8, "httpx_aiohttp": 0.4},
         },
         "orders": {
             "rate": 150.0,
@@ -304,7 +304,7 @@ def test_the_page_of_a_run_ends_with_its_events_and_a_later_run_takes_their_plac
     page = report.page({**whole(), "deliveries": delivered()})
     assert page.count(delivery_report.TITLE) == 1
     assert "| 1 | 20,000 | 1,400 |" in page
-    assert "httpx 0.8, which is 4 times as much" in page
+    assert "httpx 0.8, which is 4 times as much as the sender's" in page
     later = delivery_report.placed(page, delivered(clients=delivered()["clients"] | {"at_once": 32}))
     assert (later.count(delivery_report.TITLE), "32 at a time" in later, "16 at a time" in later) == (
         1,

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(600)]
 
 HOURS, AN_HOUR = 24, 160
 """Events of an hour, each of a checkout of its own."""
-RATE, BURST = 150.0, 15.0
+RATE, BURST = 150.0, 30.0
 AT_ONCE, WORKS = 6, 0.03
 
 
