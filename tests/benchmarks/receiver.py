@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import re
 import time
 from collections import Counter, defaultdict
@@ -160,6 +161,8 @@ def _serve(pipe: Any) -> None:
                 pipe.send(endpoint.seen)
 
         loop.add_reader(pipe.fileno(), asked)
+        # The loop has made it one that does not block, and what is sent may be longer than its buffer.
+        os.set_blocking(pipe.fileno(), True)
         pipe.send(server.sockets[0].getsockname()[1])
         await over.wait()
 
