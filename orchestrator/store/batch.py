@@ -95,7 +95,8 @@ class Batch(Generic[T, R]):
 
     `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each,
     in order, or `AGAIN`. It must be safe to repeat: after a lost connection the same list is written again,
-    and items that had landed must be reported as landed.
+    and items that had landed must be reported as landed. `gather`: seconds for which also a single item waits
+    for more.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Batch(Generic[T, R]):
         limit: int = 500,
         backlog: int = 20_000,
         timeout: float = 30.0,
+        gather: float = 0.0,
         name: str = "batch",
     ) -> None:
         self._write = write
@@ -113,6 +115,7 @@ class Batch(Generic[T, R]):
         self._limit = limit
         self._room = asyncio.Semaphore(backlog)
         self._timeout = timeout
+        self._gather = gather
         self._name = name
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wakeup = asyncio.Event()
@@ -220,8 +223,9 @@ class Batch(Generic[T, R]):
             self._writing = True
             try:
                 while self._queue:
-                    # One round of the loop: all tasks that are ready at this moment get into this batch.
-                    await asyncio.sleep(0)
+                    # At least one round of the loop: all tasks that are ready at this moment get into this
+                    # batch.
+                    await asyncio.sleep(self._gather)
                     begun = time.monotonic()
                     self._under_way = self._take()
                     progress = await self._settle(self._under_way)

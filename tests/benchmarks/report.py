@@ -14,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.devkit.bench.charts import LIMIT, OURS, THEIRS, Bar, bars
 from orchestrator.devkit.bench.figures import number
+from tests.benchmarks import delivery_report
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, rates
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def measured(row: Claim) -> str:
 
 def page(document: Mapping[str, Any]) -> str:
     """Return docs/benchmarks.md."""
+    events = document.get("deliveries")
     parts = (*_head(document), *_shown(document), *_designs(document), *_product(document))
-    return "\n\n".join((*parts, APART.read_text(encoding="utf-8")))
+    told = (delivery_report.section(events),) if events else ()
+    return "\n\n".join((*parts, *told, APART.read_text(encoding="utf-8")))
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:

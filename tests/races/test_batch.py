@@ -410,3 +410,11 @@ def test_an_error_that_refuses_a_row_is_distinguished_from_an_error_of_the_conne
     refusals = [kind("x", {}, cause) for kind in (IntegrityError, DataError, ProgrammingError)]
     assert not any(map(is_away, [*refusals, ValueError(), KeyError()]))
     assert all(map(is_away, [lost_connection(), OSError(), TimeoutError(), ConnectionResetError()]))
+
+
+async def test_a_batch_that_is_to_gather_writes_what_comes_while_a_single_item_waits(slots):
+    gathering = await slots(gather=0.2)
+    first = asyncio.create_task(gathering.put("a"))
+    await asyncio.sleep(0)
+    assert await asyncio.gather(first, gathering.put("b"), gathering.put("c")) == ["a", "b", "c"]
+    assert gathering.lists == [["a", "b", "c"]]
