@@ -303,8 +303,10 @@ class Step:
 
     async def has_intent(self) -> bool:
         """Return whether the checkout has an intent: it may come from a payment for an unknown order number
-        instead.
+        instead. An erased checkout counts as one that has.
         """
+        if self.held.data_key is None:
+            return True
         self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
         return bool(msgspec.json.decode(self.document()))
 
