@@ -7,6 +7,7 @@ means that something was refused.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 _SHOWN: Final = 50
-"""Refusals that are told one by one."""
+"""Checkouts that are told of one by one."""
 
 
 class _Moment(click.ParamType[datetime]):
@@ -84,65 +85,103 @@ def erase(
         from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
 
         number = None if merchant is None else await merchant_id(db, merchant)
-
-        def lists() -> AsyncIterator[Sequence[UUID]]:
-            return _lists(db, checkouts, order=order, merchant=number, before=ended_before)
-
-        encryptor = Encryptor(settings.secret_keys)
-        erased, refused = await _erase(db, encryptor, lists(), dry_run=True, tell=True)
-        what = f"{erased} checkout{'' if erased == 1 else 's'}"
+        chosen = _Chosen(db, Encryptor(settings.secret_keys), checkouts, order, number, ended_before)
+        found = await chosen.erase(dry_run=True)
         if dry_run:
-            say(f"The personal data of {what} would be erased{_but(refused)}.")
-            return int(refused > 0)
-        if not erased:
-            say(f"There is nothing to erase{_but(refused)}.")
-            return int(refused > 0)
+            say(f"The personal data of {found} would be erased{found.but}.")
+            return int(found.refused > 0)
+        if not (found.erased or found.intents):
+            say(f"There is nothing to erase{found.but}.")
+            return int(found.refused > 0)
         if not yes:
             click.confirm(
-                f"Erase the personal data of {what} for good? It cannot be undone", abort=True, err=True
+                f"Erase the personal data of {found} for good? It cannot be undone", abort=True, err=True
             )
-        erased, refused = await _erase(db, encryptor, lists(), dry_run=False, tell=False)
-        what = f"{erased} checkout{'' if erased == 1 else 's'}"
-        say(f"The personal data of {what} was erased{_but(refused)}.")
-        return int(refused > 0)
+        done = await chosen.erase(dry_run=False)
+        say(f"The personal data of {done} was erased{done.but}.")
+        return int(done.refused > 0)
 
     return on_database(data_dir, work)
 
 
-def _but(refused: int) -> str:
-    return f"; {refused} {'was' if refused == 1 else 'were'} refused" if refused else ""
+@dataclass(slots=True)
+class _Tally:
+    """Checkouts and refused intents that are erased, and checkouts that are not because they are needed."""
+
+    erased: int = 0
+    intents: int = 0
+    refused: int = 0
+
+    def __str__(self) -> str:
+        """Write what is erased."""
+        more = f" and {self.intents} refused intent{'' if self.intents == 1 else 's'}" if self.intents else ""
+        return f"{self.erased} checkout{'' if self.erased == 1 else 's'}{more}"
+
+    @property
+    def but(self) -> str:
+        """Write what is not, if anything."""
+        was = "was" if self.refused == 1 else "were"
+        return f"; {self.refused} {was} refused" if self.refused else ""
 
 
-async def _lists(
-    db: Database,
-    named: Sequence[str],
-    *,
-    order: str | None,
-    merchant: int | None,
-    before: datetime | None,
-) -> AsyncIterator[Sequence[UUID]]:
-    """Yield the ids that are meant, in lists of what is erased at once."""
-    from orchestrator.store import checkouts  # noqa: PLC0415
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is meant: named checkouts, an order of a merchant, or all that ended before a time."""
 
-    if before is None:
-        if order is None:
-            ids = [(await find_checkout(db, name)).id for name in dict.fromkeys(named)]
-        else:
-            assert merchant is not None  # noqa: S101 - the options require it
-            ids = await checkouts.of_order(db, merchant, order)
-            if not ids:
-                raise click.UsageError(f"this merchant has no checkout of order {order!r}")
-        for some in _cut(ids):
-            yield some
-        return
-    after: UUID | None = None
-    while True:
-        stretch = await checkouts.ended_before(db, before=before, merchant_id=merchant, after=after)
-        for some in _cut(stretch.ids):
-            yield some
-        if stretch.until is None:
+    db: Database
+    encryptor: Encryptor
+    named: Sequence[str]
+    order: str | None
+    merchant: int | None
+    before: datetime | None
+
+    async def erase(self, *, dry_run: bool) -> _Tally:
+        """Erase it; or find out and tell what is refused, and what was erased before."""
+        from orchestrator.store import checkouts  # noqa: PLC0415
+        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+
+        tally = _Tally()
+        if self.order is not None and self.merchant is not None:
+            # Before the checkouts, which take those of their order along.
+            work = rejected.readable if dry_run else rejected.erase
+            tally.intents = await work(self.db, self.merchant, self.order)
+        met = told = 0
+        async for ids in self._lists():
+            for fate in await checkouts.erase(
+                self.db, self.encryptor, ids, actor=ACTOR, cause="asked", dry_run=dry_run
+            ):
+                met += 1
+                tally.erased += fate.erased
+                tally.refused += fate.hindrance is not None
+                if dry_run and not fate.erased and told < _SHOWN:
+                    told += 1
+                    _tell(fate)
+        if self.order is not None and not (met or tally.intents):
+            raise click.UsageError(f"this merchant has nothing of order {self.order!r}")
+        return tally
+
+    async def _lists(self) -> AsyncIterator[Sequence[UUID]]:
+        """Yield ids in lists of what is erased at once."""
+        from orchestrator.store import checkouts  # noqa: PLC0415
+
+        if self.before is None:
+            if self.order is not None and self.merchant is not None:
+                ids = await checkouts.of_order(self.db, self.merchant, self.order)
+            else:
+                ids = [(await find_checkout(self.db, name)).id for name in dict.fromkeys(self.named)]
+            for some in _cut(ids):
+                yield some
             return
-        after = stretch.until
+        after: UUID | None = None
+        while True:
+            stretch = await checkouts.ended_before(
+                self.db, before=self.before, merchant_id=self.merchant, after=after
+            )
+            for some in _cut(stretch.ids):
+                yield some
+            if stretch.until is None:
+                return
+            after = stretch.until
 
 
 def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
@@ -150,22 +189,6 @@ def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
 
     most = checkouts.ERASED_AT_ONCE
     return [ids[first : first + most] for first in range(0, len(ids), most)]
-
-
-async def _erase(
-    db: Database, encryptor: Encryptor, lists: AsyncIterator[Sequence[UUID]], *, dry_run: bool, tell: bool
-) -> tuple[int, int]:
-    """Erase, or only find out; return how many checkouts are erased, and how many are refused."""
-    from orchestrator.store import checkouts  # noqa: PLC0415
-
-    erased = refused = 0
-    async for ids in lists:
-        for fate in await checkouts.erase(db, encryptor, ids, actor=ACTOR, cause="asked", dry_run=dry_run):
-            erased += fate.erased
-            refused += fate.hindrance is not None
-            if tell and (fate.before is not None or (fate.hindrance is not None and refused <= _SHOWN)):
-                _tell(fate)
-    return erased, refused
 
 
 def _tell(fate: Fate) -> None:

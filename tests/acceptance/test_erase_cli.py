@@ -11,6 +11,9 @@ import pytest
 
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.states import State, Trigger
+from orchestrator.intents import Problem
+from orchestrator.store.inbox import rejected
+from orchestrator.store.inbox.rejected import Rejection
 from tests.conftest import SECRET_KEY, make_settings
 from tests.support.command import orchestrator
 from tests.support.factories import core, payment
@@ -26,6 +29,17 @@ def books(database_url: str) -> SimpleNamespace:
     async def write() -> None:
         async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
             ids["open-1"] = await new_core.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
+            refused = Rejection(
+                merchant_id=1,
+                message_id="m",
+                number=0,
+                order_ref="never-1",
+                code="invalid_intent",
+                problems=(Problem("order", "is wrong"),),
+                body=b"{}",
+                correlation_id="c",
+            )
+            assert await rejected.store(new_core.db, new_core.encryptor, [refused]) == 1
             ids["gone-1"] = await new_core.checkout(State.CANCELLED, order_ref="gone-1")
             for order, captured in (("paid-1", 13900), ("held-1", 0)):
                 held = await new_core.held(State.AWAITING_PAYMENT, order_ref=order)
@@ -123,6 +137,20 @@ def test_an_order_and_a_period_are_erased_of_one_merchant(books):
     assert erased(books) == {"gone-1", "paid-1"}
 
 
+def test_what_was_refused_of_an_order_that_became_no_checkout_is_erased_too(books):
+    named = ("checkouts", "erase", "--order", "never-1", "--merchant", "default")
+    told = orchestrator(*named, "--dry-run", **books.settings)
+    assert (told.returncode, told.stdout) == (
+        0,
+        "The personal data of 0 checkouts and 1 refused intent would be erased.\n",
+    )
+    assert orchestrator(*named, "--yes", **books.settings).returncode == 0
+    with psycopg.connect(books.url) as db:
+        rows = db.execute("SELECT data_key, body, errors FROM rejected_intents").fetchall()
+    assert rows == [(None, b"", [])]
+    assert orchestrator(*named, "--yes", **books.settings).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -131,7 +159,7 @@ def test_an_order_and_a_period_are_erased_of_one_merchant(books):
         (("--order", "gone-1"), "--merchant goes with --order, which needs it"),
         (("gone-1", "--merchant", "default"), "--merchant goes with --order"),
         (("--ended-before", "yesterday"), "'yesterday' is not a time such as 2026-01-31"),
-        (("--order", "none", "--merchant", "default", "--yes"), "this merchant has no checkout of order 'none'"),
+        (("--order", "none", "--merchant", "default", "--yes"), "this merchant has nothing of order 'none'"),
         (("--order", "gone-1", "--merchant", "nobody"), "there is no merchant 'nobody'"),
         (("none",), "there is no checkout with the id or order number 'none'"),
     ],

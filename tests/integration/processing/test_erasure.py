@@ -238,20 +238,24 @@ async def lived(world: Scene) -> tuple[UUID, UUID]:
     await ask(world, checkout, "cancel")
     await ask(world, checkout, "capture", amount=10_000, transactionId=None)
     await ask(world, checkout, "refund", amount=2_500, transactionId=None)
-    (row,) = await world.sql("SELECT order_ref FROM checkouts WHERE id = :id", id=checkout)
+    await refuse(world, world.orders[checkout])
+    await events.place(world.db)
+    return checkout, await answered(world, checkout)
+
+
+async def refuse(world: Scene, order: str) -> None:
+    """Store a refused intent of an order, with the marker in its content and in the name of a field."""
     refused = rejected.Rejection(
         merchant_id=1,
         message_id="m-1",
         number=0,
-        order_ref=row.order_ref,
+        order_ref=order,
         code="invalid_intent",
         problems=(Problem(f"order.{MARKER}", "is not a known field"),),
         body=json.dumps({"order": {"customer": {"firstName": MARKER}}}).encode(),
         correlation_id="corr",
     )
     assert await rejected.store(world.db, world.encryptor, [refused]) == 1
-    await events.place(world.db)
-    return checkout, await answered(world, checkout)
 
 
 async def accepted(world: Scene) -> UUID:
@@ -503,6 +507,15 @@ async def test_retention_erases_what_is_settled_and_old_enough_in_lists_and_noth
     (entry,) = [entry for entry in await world.trail(settled[0]) if entry["action"] == "checkout:erased"]
     assert (entry["actor"], entry["evidence"]) == ("system:orchestrator", {"cause": "retention"})
     assert (await audit.verify(world.db, world.encryptor)).problems == []
+
+
+async def test_refused_intents_of_an_order_are_erased_without_a_checkout(world: Scene):
+    await refuse(world, "R-1")
+    assert decrypted(world, rows(world)) == {"rejected_intents.body"}
+    assert await rejected.readable(world.db, 1, "R-1") == 1
+    assert [await rejected.erase(world.db, 1, order) for order in ("R-2", "R-1", "R-1")] == [0, 1, 0]
+    assert (in_clear(rows(world)), decrypted(world, rows(world))) == (set(), set())
+    assert await rejected.readable(world.db, 1, "R-1") == 0
 
 
 HINDRANCES = {
