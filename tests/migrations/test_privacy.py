@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from alembic import command
+from alembic.script import ScriptDirectory
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.ids import uuid7
@@ -37,10 +38,13 @@ OLD = """
 """
 
 
-async def downgrade(url: str, to: str, *, keys: Any = KEYS) -> None:
+async def downgrade(url: str) -> None:
+    """Go back to the schema before 0019."""
     older = schema._config(url)
-    older.attributes["secret_keys"] = keys
-    await asyncio.to_thread(command.downgrade, older, to)
+    older.attributes["secret_keys"] = KEYS
+    before = ScriptDirectory.from_config(older).get_revision("0019").down_revision
+    assert isinstance(before, str)
+    await asyncio.to_thread(command.downgrade, older, before)
 
 
 async def asked(new_core: Core, checkout: UUID, kind: str) -> None:
@@ -74,7 +78,7 @@ async def test_rows_of_the_version_before_come_under_their_keys_and_back(url, en
         await asked(new_core, held.id, "capture")
         erased = await new_core.checkout(State.COMPLETED)
         await asked(new_core, erased, "refund")
-        await downgrade(url, "0015")
+        await downgrade(url)
         (reasons,) = await new_core.all("SELECT array_agg(DISTINCT reason) FROM commands")
         assert reasons == [MARKER]
         headers = json.dumps({"user-agent": MARKER})
@@ -113,7 +117,7 @@ async def test_rows_of_the_version_before_come_under_their_keys_and_back(url, en
         assert gone is None
         await new_core.release(claimed)
 
-        await downgrade(url, "0015")
+        await downgrade(url)
         after = await new_core.all(
             "SELECT to_jsonb(b) FROM callbacks b WHERE checkout_id IS DISTINCT FROM :id ORDER BY id",
             id=erased,
@@ -131,5 +135,5 @@ async def test_on_the_way_down_a_reason_of_an_erased_customer_is_gone(url, encry
         await new_core.do("UPDATE intents SET data_key = NULL")
         (reason,) = await new_core.all("SELECT reason FROM commands")
         assert (await Reasons.of(new_core.db, encryptor, checkout)).shown(reason) == ERASED
-        await downgrade(url, "0015")
+        await downgrade(url)
         assert await new_core.all("SELECT reason FROM commands") == [None]
