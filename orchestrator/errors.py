@@ -12,7 +12,8 @@
     ├── store IntakeError               an intent that cannot be accepted
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit
-    │   └── store KeyReused             its idempotency key came with other content
+    │   ├── store KeyReused             its idempotency key came with other content
+    │   └── store ReasonNotKept         a reason for a checkout whose data key was destroyed
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, an invalid one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that disconnected
@@ -34,7 +35,8 @@
     │   ├── audit ArchiveBusy           another run is under way, or a lock is not available
     │   ├── audit ArchiveUnread         a file that was just written fails its own check
     │   └── audit Unprovable            the trails of some checkouts do not hold
-    ├── crypto.EncryptionError          data that no known key decrypts, or whose key was destroyed
+    ├── crypto.EncryptionError          data that no known key decrypts
+    │   └── crypto.Erased               its key was destroyed: the customer was erased
     ├── messaging Silent                the broker did not answer in time, and gave the reason before
     ├── store Unwritten                 a row that Postgres refused for good
     ├── store DatabaseAway              it is not known whether a row was written

@@ -314,7 +314,9 @@ async def show_audit(
     _, merchant = await dependencies.admit(request, "checkouts:read")
     checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.audit(services.db, merchant.id, checkout, after=after, limit=limit)
+        found = await reads.audit(
+            services.db, services.encryptor, merchant.id, checkout, after=after, limit=limit
+        )
     if found is None:
         raise unknown(checkout_id)
     return answer(found)

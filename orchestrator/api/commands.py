@@ -30,7 +30,7 @@ from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_EXPIRY
 from orchestrator.store import inbox, read_model
-from orchestrator.store.inbox import KeyReused
+from orchestrator.store.inbox import KeyReused, ReasonNotKept
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -188,6 +188,8 @@ async def store(
         )
     except KeyReused as error:
         raise _reused(error) from None
+    except ReasonNotKept as error:
+        raise Refusal(409, str(error), kind="erased", errors=[Problem("reason", str(error))]) from None
     if stored is None:  # it was there a moment ago, and checkouts are never deleted
         raise checkouts.unknown(str(view.id))
     return stored.id

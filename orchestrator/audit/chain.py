@@ -39,6 +39,7 @@ class Action(StrEnum):
     CHECKOUT_RECEIVED = "checkout:received"
     CHECKOUT_MOVED = "checkout:moved"
     CHECKOUT_REOPENED = "checkout:reopened"
+    CHECKOUT_ERASED = "checkout:erased"
     INTENT_MATCHED = "intent:matched"
     ORDER_CHANGED = "order:changed"
     SESSION_CHANGED = "session:changed"

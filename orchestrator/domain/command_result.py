@@ -39,6 +39,7 @@ class ResultCode(StrEnum):
     REFUSED_CANCELLING = "refused_cancelling"
     REFUSED_NOT_CLOSED = "refused_not_closed"
     REFUSED_NOT_AN_ORDER = "refused_not_an_order"
+    REFUSED_ERASED = "refused_erased"
     REFUSED_ORDER_TAKEN = "refused_order_taken"
     REFUSED_ORDER_NUMBER_USED_UP = "refused_order_number_used_up"
     REFUSED_PAYMENT_SHOWN = "refused_payment_shown"

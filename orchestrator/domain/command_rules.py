@@ -120,6 +120,8 @@ class CheckoutView:
     rival: UUID | None = None
     met: tuple[UUID, bytes] | None = None
     captures_itself: bool = False
+    # Its data key was destroyed, and with it what would be offered.
+    erased: bool = False
 
     @property
     def paying(self) -> tuple[PaymentRecord, ...]:
@@ -201,6 +203,9 @@ def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) ->
             said = f"checkout {view.id} is {_word(view.state)}: {why}; only what failed, expired or was cancelled is reopened"
             refused = result(ResultCode.REFUSED_NOT_CLOSED, state=view.state.value)
             return Rejection("not-closed", said, refused, facts=state)
+        case CommandKind.REOPEN if view.erased:
+            said = f"the personal data of checkout {view.id} was erased, and its order with it: hand the order over as a new checkout"
+            return Rejection("erased", said, result(ResultCode.REFUSED_ERASED))
         case CommandKind.REOPEN if view.from_payment:
             said = (
                 f"no shop has handed order {view.order_ref} over, so checkout {view.id} has nothing to offer: hand the order over "

@@ -362,6 +362,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ),
     ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
     ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
+    ResultCode.REFUSED_ERASED: lambda _: "its personal data was erased, and the order with it",
     ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
         f"order {facts['orderId']} has no intent: there is nothing to open a session with"
     ),

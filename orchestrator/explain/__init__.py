@@ -123,6 +123,11 @@ def _summary(record: Record) -> str:
 
 def _because(record: Record) -> list[str]:
     said = advice.attention(record)
+    if record.erased_at is not None:
+        said.append(
+            f"Its personal data was erased at {moment(record.erased_at)}: the order, the content of callbacks and reasons of commands "
+            "can no longer be read; money and trail are as before."
+        )
     if record.state is State.COMPLETED:
         said += _money(record)
     elif record.from_payment and record.state in CLOSED:

@@ -257,6 +257,10 @@ def _settled(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} the watch ended, with nothing left that could change by itself."
 
 
+def _erased(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} {who(entry.actor)} erased the personal data."
+
+
 def _asked(_: Record, entry: Entry) -> str:
     finding = sentences.SHOWS.get(str(entry.evidence.get("finding")))
     # `shown` is the sentence itself, in entries of versions before migration 0013.
@@ -290,6 +294,7 @@ _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "attention:raised": _raised,
     "attention:cleared": _cleared,
     "watch:ended": _settled,
+    "checkout:erased": _erased,
     "money:succeeded": _operation("was done at the gateway"),
     "money:rejected": _operation("was refused by the gateway", why=True),
     "money:unknown": _operation("may have left for the gateway, and what came of it was not known", why=True),

@@ -134,6 +134,7 @@ def _view(held: ClaimedCheckout, *, from_payment: bool = False, rival: UUID | No
         from_payment=from_payment,
         rival=rival,
         captures_itself=held.captures_itself,
+        erased=held.data_key is None,
     )
 
 

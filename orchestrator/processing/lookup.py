@@ -42,7 +42,7 @@ async def read_callbacks(step: Step) -> None:
     if any(callbacks.counts(callback, facts) for callback, facts in opened):
         await step.write(
             Trigger.CALLBACK_ARRIVED,
-            evidence={"callbacks": callbacks.summaries(opened)},
+            evidence={"callbacks": callbacks.summaries(step, opened)},
             lookups=0,
             attempts=step.held.attempts,
         )
@@ -50,7 +50,7 @@ async def read_callbacks(step: Step) -> None:
         await step.write(
             None,
             Action.CALLBACK_READ,
-            evidence={"callbacks": callbacks.summaries(opened)},
+            evidence={"callbacks": callbacks.summaries(step, opened)},
             read=callbacks.ids(step),
             lookups=0,
             attempts=step.held.attempts,

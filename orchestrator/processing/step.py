@@ -310,8 +310,10 @@ class Step:
 
     async def has_intent(self) -> bool:
         """Return whether the checkout has an intent: it may come from a payment for an unknown order number
-        instead.
+        instead. An erased checkout counts as one that has.
         """
+        if self.held.data_key is None:
+            return True
         return bool(msgspec.json.decode(await self.read_intent()))
 
     def user_agent(self) -> str | None:

@@ -223,6 +223,9 @@ class Settings(AccessSettings):
     """Days for which an event stays in the feed of its merchant."""
     rejected_intent_retention_days: float = Field(default=30.0, ge=1, le=3660)
     """Days for which a refused intent of the queue `intents` is kept."""
+    personal_data_retention_days: float | None = Field(default=None, ge=1, le=36_600)
+    """Days from the end of a checkout after which its personal data is erased, once it is settled; callbacks
+    that belong to no checkout are deleted then. Not set: nothing is erased by itself."""
 
     # Webhooks.
     webhook_allowed_networks: tuple[Annotated[str, AfterValidator(network)], ...] = ()

@@ -41,6 +41,7 @@ from orchestrator.worker.heartbeat import (
     written,
 )
 from orchestrator.worker.intents import IntentConsumer
+from orchestrator.worker.retention import Retention
 from orchestrator.worker.sequencer import Sequencer
 from orchestrator.worker.submissions import Submissions
 from orchestrator.worker.watchdog import CHECK_INTERVAL, Watchdog
@@ -246,6 +247,7 @@ class Bridge:
         self._submissions = Submissions(
             settings, inlet, self._encryptor, self.hint_publisher, on_events=self._sequencer.wake
         )
+        self._retention = Retention(self._db, self._encryptor, days=settings.personal_data_retention_days)
         async with self._db, inlet, Gateway(settings, shared) as gateway:
             self._processor = CheckoutProcessor(
                 StepContext(
@@ -269,6 +271,7 @@ class Bridge:
                     self._listen(),
                     self._sequencer.run(),
                     self._submissions.forget(),
+                    self._retention.run(),
                 )
             ]
             await self._end.wait()

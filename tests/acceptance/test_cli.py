@@ -367,7 +367,10 @@ def test_a_cancel_takes_the_same_path_and_is_asked_for_once(books):
 
     assert (first.returncode, second.returncode) == (0, 0)
     assert "is being cancelled already" in second.stdout
-    assert rows(books["DATABASE_URL"], "SELECT kind, reason FROM commands") == [("cancel", "a test")]
+    [(kind, reason)] = rows(books["DATABASE_URL"], "SELECT kind, reason FROM commands")
+    assert (kind, reason.partition(":")[0], "a test" in reason) == ("cancel", "sealed", False)
+    shown = orchestrator("checkouts", "show", "open-1", "--json", **books)
+    assert [command["reason"] for command in json.loads(shown.stdout)["commands"]] == ["a test"]
 
 
 def test_reopening_takes_a_new_deadline(books, database_url):

@@ -12,6 +12,7 @@ import pytest
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
+from orchestrator.store.free_text import Reasons
 from orchestrator.store.inbox import KeyReused, Requested
 from tests.support.factories import core as another
 from tests.support.factories import row_held
@@ -128,7 +129,8 @@ async def test_one_request_for_many_is_a_command_for_each_and_a_wake_up(core):
     )
     assert {(row[0], row[1]) for row in rows} == set(commands.items())
     assert {row[2:4] for row in rows} == {("reconcile", "operator:x")}
-    assert {row[4] for row in rows} == {"an outage"}
+    shown = {(await Reasons.of(core.db, core.encryptor, row[0])).shown(row[4]) for row in rows}
+    assert (shown, {"outage" in row[4] for row in rows}) == ({"an outage"}, {False})
     assert all((row[5], row[6], row[7]) == (1, {}, None) for row in rows)
     assert await core.all("SELECT DISTINCT wake FROM checkouts") == [1]
     (held,) = await core.claim(checkouts[0])

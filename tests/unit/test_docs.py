@@ -57,6 +57,7 @@ def test_the_architecture_page_names_modules_and_functions_that_exist():
         "docs/security.md",
         "docs/archive.md",
         "docs/postgres.md",
+        "docs/privacy.md",
         "docs/health.md",
         "docs/events.md",
         "docs/jobs.md",

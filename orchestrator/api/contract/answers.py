@@ -324,6 +324,7 @@ class Checkout(_Checkout, kw_only=True):
     operations: Annotated[list[Operation], about(maxItems=MOST_ITEMS)]
     commands: Annotated[list[Command], about("The last twenty", maxItems=COMMANDS_SHOWN)]
     archived_at: Annotated[Time | None, about("When its history was archived, if it was")]
+    erased_at: Annotated[Time | None, about("When its personal data was erased, if it was")]
     correlation_id: Annotated[Text, about("Of the request that brought it")]
     links: Links
 

@@ -190,6 +190,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "operations": [],
         "commands": [],
         "archivedAt": None,
+        "erasedAt": None,
         "correlationId": "checkout-77",
         "links": _LINKS,
     },

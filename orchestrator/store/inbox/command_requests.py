@@ -33,6 +33,7 @@ _FROM_PAYMENT: Final = " OR ".join(
 _STANDING = text(f"""
     SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details,
            m.id AS met, m.fingerprint AS met_print,
+           EXISTS (SELECT FROM intents e WHERE e.checkout_id = c.id AND e.data_key IS NULL) AS erased,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = c.id AND a.sequence = 1
                       AND ({_FROM_PAYMENT})) AS from_payment,

@@ -51,3 +51,13 @@ class KeyReused(IntakeError):  # noqa: N818 - named for the fact
             f"the Idempotency-Key {key!r} was used before with other content: use a new key for a new request"
         )
         self.key = key
+
+
+class ReasonNotKept(IntakeError):  # noqa: N818 - named for the fact
+    """A command with a reason, on a checkout whose personal data was erased (HTTP 409)."""
+
+    def __init__(self, checkout: UUID) -> None:
+        super().__init__(
+            f"the personal data of checkout {checkout} was erased, and a reason would be such data: leave it out"
+        )
+        self.checkout = checkout

@@ -96,6 +96,22 @@ _FORGET = text("""
          ORDER BY created_at LIMIT :most FOR UPDATE SKIP LOCKED))
     RETURNING id
 """)
+_READABLE = text("""
+    SELECT count(*) AS number FROM rejected_intents
+     WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND data_key IS NOT NULL
+""")
+# As an erasure of a checkout does with those of its order (`checkouts.erasure`).
+_ERASE = text("""
+    WITH refused AS (
+        UPDATE rejected_intents SET data_key = NULL, body = '', errors = '[]'
+         WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND data_key IS NOT NULL
+        RETURNING id
+    ),
+    untold AS (
+        UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
+    )
+    SELECT id FROM refused
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +231,17 @@ async def by_id(
     except EncryptionError:
         body = None
     return _read(rows[0]), body
+
+
+async def readable(db: Database, merchant_id: int, order_ref: str) -> int:
+    """Return how many rejected intents of an order have their content."""
+    (row,) = await db.read(_READABLE, {"merchant_id": merchant_id, "order_ref": order_ref})
+    return int(row.number)
+
+
+async def erase(db: Database, merchant_id: int, order_ref: str) -> int:
+    """Erase the content of the rejected intents of an order, which cannot be undone; return how many."""
+    return len(await db.write(_ERASE, {"merchant_id": merchant_id, "order_ref": order_ref}))
 
 
 async def forget(db: Database, *, older_than: float) -> int:

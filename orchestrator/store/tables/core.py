@@ -347,10 +347,9 @@ callbacks = Table(
     Column("grade", Text, nullable=False),
     # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
     Column("network", Text, nullable=False, server_default=text("'unchecked'")),
-    Column("content_type", Text, nullable=False),
-    Column("headers", JSONB, nullable=False),
-    Column("source", Text),
-    # The raw body as it came, encrypted under the checkout's data key.
+    # Content type, white-listed headers and address of the sender, and the raw body as it came: encrypted
+    # under the checkout's data key.
+    Column("sender", LargeBinary),
     Column("body", LargeBinary, nullable=False),
     # SHA-256 of kind and raw body: what counts as the same callback.
     Column("digest", LargeBinary, nullable=False),
@@ -454,6 +453,8 @@ idempotency_keys = Table(
     Column("fingerprint", LargeBinary, nullable=False),
     Column("checkout_id", Uuid, nullable=False),
     _time("created_at", now=True),
+    # The keys of a checkout that is erased, or was not created.
+    Index("ix_idempotency_keys_checkout_id", "checkout_id"),
 )  # fmt: skip
 
 # Refused intents of the queue `intents`; without a merchant where the token proves none.
