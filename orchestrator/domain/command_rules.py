@@ -197,30 +197,8 @@ def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) ->
             return Rejection("already-ended", f"checkout {view.id} {said}", ended, facts=state)
         case CommandKind.CHANGE:
             return _about_order(view)
-        case CommandKind.REOPEN if view.state not in CLOSED:
-            paid = view.state is State.COMPLETED
-            why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
-            said = f"checkout {view.id} is {_word(view.state)}: {why}; only what failed, expired or was cancelled is reopened"
-            refused = result(ResultCode.REFUSED_NOT_CLOSED, state=view.state.value)
-            return Rejection("not-closed", said, refused, facts=state)
-        case CommandKind.REOPEN if view.erased:
-            said = f"the personal data of checkout {view.id} was erased, and its order with it: hand the order over as a new checkout"
-            return Rejection("erased", said, result(ResultCode.REFUSED_ERASED))
-        case CommandKind.REOPEN if view.from_payment:
-            said = (
-                f"no shop has handed order {view.order_ref} over, so checkout {view.id} has nothing to offer: hand the order over "
-                "as a new checkout"
-            )
-            return Rejection(
-                "not-an-order", said, result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=view.order_ref)
-            )
-        case CommandKind.REOPEN if view.rival is not None:
-            said = (
-                f"order {view.order_ref} has another live checkout, {view.rival}: let the shopper pay that one, or cancel it "
-                f"before reopening {view.id}"
-            )
-            refused = result(ResultCode.REFUSED_ORDER_TAKEN, orderId=view.order_ref, checkout=str(view.rival))
-            return Rejection("order-taken", said, refused, facts={"checkoutId": str(view.rival)})
+        case CommandKind.REOPEN:
+            return _about_reopening(view)
         case CommandKind.RESOLVE if view.attention is None:
             said = f"nothing about checkout {view.id} waits for a decision: its attention is empty"
             return Rejection("nothing-to-resolve", said, result(ResultCode.REFUSED_NOTHING_TO_DECIDE))
@@ -237,6 +215,34 @@ def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) ->
             return Rejection("not-decidable", sentences.of(undecidable), undecidable, "decision")
         case _:
             return None
+
+
+def _about_reopening(view: CheckoutView) -> Rejection | None:
+    if view.state not in CLOSED:
+        paid = view.state is State.COMPLETED
+        why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
+        said = f"checkout {view.id} is {_word(view.state)}: {why}; only what failed, expired or was cancelled is reopened"
+        refused = result(ResultCode.REFUSED_NOT_CLOSED, state=view.state.value)
+        return Rejection("not-closed", said, refused, facts={"state": view.state})
+    if view.erased:
+        said = f"the personal data of checkout {view.id} was erased, and its order with it: hand the order over as a new checkout"
+        return Rejection("erased", said, result(ResultCode.REFUSED_ERASED))
+    if view.from_payment:
+        said = (
+            f"no shop has handed order {view.order_ref} over, so checkout {view.id} has nothing to offer: hand the order over "
+            "as a new checkout"
+        )
+        return Rejection(
+            "not-an-order", said, result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=view.order_ref)
+        )
+    if view.rival is None:
+        return None
+    said = (
+        f"order {view.order_ref} has another live checkout, {view.rival}: let the shopper pay that one, or cancel it "
+        f"before reopening {view.id}"
+    )
+    refused = result(ResultCode.REFUSED_ORDER_TAKEN, orderId=view.order_ref, checkout=str(view.rival))
+    return Rejection("order-taken", said, refused, facts={"checkoutId": str(view.rival)})
 
 
 def _about_order(view: CheckoutView) -> Rejection | None:
