@@ -1,7 +1,7 @@
 """Changes of merchants are kept, append-only and chained; retired callback secrets have an end.
 
 Revision: 0017
-Before: 0015
+Before: 0016
 """
 
 import sqlalchemy as sa

@@ -1,7 +1,7 @@
 """Answers of calls with an Idempotency-Key, so that sending one again does nothing twice.
 
 Revision: 0018
-Before: 0015
+Before: 0017
 """
 
 import sqlalchemy as sa

@@ -1,7 +1,7 @@
 """Senders of callbacks and operators' reasons under the data key of their checkout.
 
 Revision: 0019
-Before: 0015
+Before: 0018
 
 Stop the processes of the earlier version first. Rows are encrypted again in lists, in the transaction that
 changes the columns; that takes SECRET_KEYS where there is anything to encrypt. Reasons in audit entries stay
