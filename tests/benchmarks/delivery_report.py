@@ -49,10 +49,10 @@ def section(document: Mapping[str, Any]) -> str:
         ("backlog", _backlog),
         ("outage", _outage),
         ("clients", _clients),
-        ("orders", _orders),
     ):
         if name in document:
             parts += drawn(document[name])
+    parts += _orders(document)
     return "\n\n".join(parts)
 
 
@@ -105,8 +105,8 @@ def lines(document: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
                 run["ratio"] <= 1.2,
             ),
         ]
-    if "orders" in document:
-        ratios = order_ratios(document["orders"])
+    if "orders" in document or "highest" in document:
+        ratios = order_ratios(document)
         for what, value, worse in (
             (
                 "`orchestrator bench --webhook`: CPU of api + worker + scheduler an order, against without",
@@ -123,13 +123,13 @@ def lines(document: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
     return found
 
 
-def order_ratios(orders: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
+def order_ratios(document: Mapping[str, Any]) -> tuple[float | None, float | None, float | None]:
     """Return CPU an order without and with the deliverer's, and the highest rate, with a webhook as parts of
     those without: medians over the turns.
     """
 
     def ratio(part: str, figure: Callable[[Mapping[str, Any]], float]) -> float | None:
-        turns = orders.get(part, {})
+        turns = document.get(part, {})
         pairs = zip(turns.get("with", ()), turns.get("without", ()), strict=True)
         found = [figure(that) / figure(this) for that, this in pairs]
         return statistics.median(found) if found else None
@@ -138,8 +138,8 @@ def order_ratios(orders: Mapping[str, Any]) -> tuple[float | None, float | None,
         return sum(run["cpu_ms_per_order"][kind] for kind in ("api", "worker", "scheduler"))
 
     return (
-        ratio("steady", own),
-        ratio("steady", lambda run: float(run["product_cpu_ms_per_order"])),
+        ratio("orders", own),
+        ratio("orders", lambda run: float(run["product_cpu_ms_per_order"])),
         ratio("highest", lambda run: float(run["rate"])),
     )
 
@@ -216,11 +216,11 @@ def _clients(found: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _orders(found: Mapping[str, Any]) -> list[str]:
+def _orders(document: Mapping[str, Any]) -> list[str]:
     rows = []
-    for part, title in (("steady", f"{number(found['rate'])} orders/s"), ("highest", "highest rate")):
+    for part, title in (("orders", "at one rate"), ("highest", "highest rate")):
         for name in ("without", "with"):
-            runs = found.get(part, {}).get(name, ())
+            runs = document.get(part, {}).get(name, ())
             if runs:
                 cpu = {
                     kind: statistics.median(run["cpu_ms_per_order"].get(kind, 0.0) for run in runs)
@@ -232,6 +232,8 @@ def _orders(found: Mapping[str, Any]) -> list[str]:
                     (title, name, number(rate), number(product), *(number(each) for each in cpu.values()))
                 )
     head = ("run", "webhook", "orders/s", "CPU ms an order", *PRODUCT, "Postgres", "gateway and endpoint")
+    if not rows:
+        return []
     return [
         "`orchestrator bench` with one webhook endpoint and without, in turn; the light gateway takes the deliveries:",
         table(head, rows),
