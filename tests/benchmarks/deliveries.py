@@ -60,6 +60,7 @@ class Length:
     """Events of the day for which an endpoint is down: a five-hundredth of a day at 50 a second."""
     clients: int = 4000
     orders_rate: float = 100.0
+    orders_turns: int = 2
     ramps: int = 1
 
 
@@ -285,7 +286,7 @@ async def _outage(
 def orders(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
     """Measure `orchestrator bench` with a webhook and without, in turn, at one rate."""
     options = ("--rate", str(length.orders_rate), "--seconds", str(round(length.seconds)))
-    return {"rate": length.orders_rate, **_in_turn(options, length.rounds, show)}
+    return {"rate": length.orders_rate, **_in_turn(options, length.orders_turns, show)}
 
 
 def highest(length: Length, show: Callable[[str], None]) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def delivered(**more: Any) -> dict[str, Any]:
                 **used,
             }
         ],
-        "poison": {"ratio": 1.3},
+        "poison": {"rate": 200.0, "without": [times], "with": [times], "refused": 90, "ratio": 1.3},
         "outage": [
             outage,
             {**outage, "bears": {"rate": 0.0, "at_once": 8, "seconds": 0.02}, "refused_percent": 1.0},
