@@ -135,14 +135,21 @@ _SEALED: Final = (
     _Sealed(
         "data keys of refused intents", "rejected_intents", "data_key", lambda row: f"data-key/{row.key}"
     ),
-    _Sealed(
-        "callbacks without a data key",
-        "callbacks",
-        "body",
-        lambda row: f"callback/{row.checkout_id}",
-        beside="t.checkout_id",
-        only="substring(t.body FROM 1 FOR 1) = '\\x01'",
-        skip=1,
+    *(
+        # Of no checkout, or of one whose data key no key of this installation unwraps.
+        _Sealed(
+            kind,
+            "callbacks",
+            column,
+            lambda row, what=what: f"{what}/{row.owner}",  # type: ignore[misc]  # a default beside the row
+            beside="coalesce(t.checkout_id, t.id) AS owner",
+            only=f"substring(t.{column} FROM 1 FOR 1) = '\\x01'",
+            skip=1,
+        )
+        for kind, column, what in (
+            ("callbacks without a data key", "body", "callback"),
+            ("senders of callbacks without a data key", "sender", "callback-sender"),
+        )
     ),
     _Sealed(
         "answers to test events",

@@ -14,7 +14,13 @@ from orchestrator.delivery import signature
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import inbox, key_rotation, webhooks
 from orchestrator.store.database import Database
-from orchestrator.store.inbox.callbacks import decrypt_body, encrypt_body
+from orchestrator.store.inbox.callbacks import (
+    Sender,
+    decrypt_body,
+    decrypt_sender,
+    encrypt_body,
+    encrypt_sender,
+)
 from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.support.factories import intake
@@ -26,6 +32,7 @@ SHOP = {
     "password": "their hidden password", "callback_secrets": ("their hidden secret",), "policies": {"late": "keep"},
 }  # fmt: skip
 URL = "https://shop.example/webhooks"
+SENDER = Sender("text/plain", {"user-agent": "A gateway"}, "192.0.2.1")
 
 
 def keys(*given: str) -> Encryptor:
@@ -93,14 +100,16 @@ async def everything(db: Database, encryptor: Encryptor) -> dict:
     )
     orphan, kept = uuid7(), checkouts[0]
     (row,) = await run(db, "SELECT data_key FROM intents WHERE checkout_id = :id", id=kept)
-    for checkout, data_key in ((orphan, None), (kept, row.data_key)):
+    for callback, checkout, data_key in ((orphan, None, None), (uuid7(), kept, row.data_key)):
+        owner = checkout or callback
         await run(
             db,
-            "INSERT INTO callbacks (id, checkout_id, kind, grade, content_type, headers, body, digest) "
-            "VALUES (:id, :checkout, 'success', 'signed', '', '{}', :body, :digest)",
-            id=uuid7(),
+            "INSERT INTO callbacks (id, checkout_id, kind, grade, sender, body, digest) "
+            "VALUES (:id, :checkout, 'success', 'signed', :sender, :body, :digest)",
+            id=callback,
             checkout=checkout,
-            body=encrypt_body(encryptor, checkout, data_key, b"a callback"),
+            sender=encrypt_sender(encryptor, owner, data_key, SENDER),
+            body=encrypt_body(encryptor, owner, data_key, b"a callback"),
             digest=uuid4().bytes,
         )
     await run(
@@ -142,9 +151,11 @@ async def opens(db: Database, encryptor: Encryptor, stored: dict) -> None:
     assert key.decrypt(row.body, purpose="rejected-intent") == b"what was refused"
     for row in await run(
         db,
-        "SELECT c.checkout_id, c.body, i.data_key FROM callbacks c LEFT JOIN intents i USING (checkout_id)",
+        "SELECT coalesce(c.checkout_id, c.id) AS owner, c.sender, c.body, i.data_key "
+        "FROM callbacks c LEFT JOIN intents i USING (checkout_id)",
     ):
-        assert decrypt_body(encryptor, row.checkout_id, row.data_key, bytes(row.body)) == b"a callback"
+        assert decrypt_body(encryptor, row.owner, row.data_key, bytes(row.body)) == b"a callback"
+        assert decrypt_sender(encryptor, row.owner, row.data_key, bytes(row.sender)) == SENDER
     (row,) = await run(db, "SELECT checkout_id, answer FROM delivery_attempts")
     assert encryptor.decrypt(row.answer, purpose=f"webhook-answer/{row.checkout_id}") == b"an answer"
 

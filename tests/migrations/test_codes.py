@@ -53,7 +53,12 @@ def test_last_errors(code):
     assert last_error.stored(*coded).code is code
 
 
-SINCE = {ResultCode.DONE_CHANGED, ResultCode.REFUSED_NOT_CHANGEABLE, ResultCode.REFUSED_NOT_AN_INTENT}
+SINCE = {
+    ResultCode.DONE_CHANGED,
+    ResultCode.REFUSED_NOT_CHANGEABLE,
+    ResultCode.REFUSED_NOT_AN_INTENT,
+    ResultCode.REFUSED_ERASED,
+}
 """Results of commands of kind `change` alone, which a downgrade deletes with it."""
 
 
