@@ -64,7 +64,9 @@ class Length:
     ramps: int = 1
 
 
-QUICK: Final = Length(rounds=1, seconds=3.0, backlog=2000, day=2400, clients=400, orders_rate=15.0)
+QUICK: Final = Length(
+    rounds=1, seconds=3.0, backlog=2000, day=2400, clients=400, orders_rate=15.0, orders_turns=1
+)
 
 
 def latencies(committed: Mapping[bytes, float], seen: Seen, *, sound: bool = False) -> list[float]:
@@ -347,6 +349,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a smoke run: its figures mean nothing")
     parser.add_argument("--only", default=",".join(PARTS), help="some of the parts: %(default)s")
+    parser.add_argument("--note", help="a sentence about the conditions, for the page")
     parser.add_argument("--page", action="store_true", help="write the section of docs/benchmarks.md")
     given = parser.parse_args()
     target, page = ROOT / "build/deliveries.json", ROOT / "docs/benchmarks.md"
@@ -361,6 +364,9 @@ def main() -> None:
             for part in parts:
                 document |= measure(ground, QUICK if given.quick else Length(), print, parts=(part,))
                 target.write_text(json.dumps(document, indent=2) + "\n")
+    if given.note is not None:
+        document["note"] = given.note
+        target.write_text(json.dumps(document, indent=2) + "\n")
     if given.page:
         page.write_text(delivery_report.placed(page.read_text(), document))
 

@@ -36,6 +36,8 @@ def section(document: Mapping[str, Any]) -> str:
             f"load before the start {number(under['load_before'])}. Postgres, the writer of events with the sequencer, the deliverer and the "
             "endpoints are on this machine; the endpoints are one light process, deliveries are signed, and each attempt is stored."
         )
+    if "note" in document:
+        parts.append(document["note"])
     rows = lines(document)
     if rows:
         parts.append(
