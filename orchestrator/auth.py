@@ -31,12 +31,18 @@ SCOPES: Final = frozenset(
         "checkouts:write",
         "checkouts:read",
         "events:read",
+        "merchants:read",
+        "merchants:write",
         "money:write",
         "ops",
         "webhooks:read",
         "webhooks:write",
     }
 )
+OPERATOR: Final = "*"
+"""The claim `merchant` in a token of the operator, which no merchant can have as its name."""
+OPERATOR_SCOPES: Final = frozenset({"merchants:read", "merchants:write"})
+"""Scopes that only a token of the operator uses; it uses no others."""
 ALGORITHM: Final = "HS256"
 LONGEST: Final = 4096
 """Characters of a token; ours have about 400."""
@@ -72,7 +78,11 @@ class Caller:
     @property
     def actor(self) -> str:
         """The caller's name in the audit trail."""
-        return f"client:{self.merchant}/{self.subject}"
+        return (
+            f"client:{self.merchant}/{self.subject}"
+            if self.merchant != OPERATOR
+            else f"operator:{self.subject}"
+        )
 
     def need(self, *scopes: str) -> None:
         """Raise `AccessDenied` unless the token has one of these scopes."""
@@ -87,13 +97,19 @@ class Caller:
 def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime: float, subject: str) -> str:
     """Make a token for a merchant, signed under the newest secret; `lifetime` in seconds from now.
 
-    `ValueError` for a scope that does not exist, a merchant or subject that no token can hold, or a lifetime
-    beyond the longest accepted (`JWT_MAX_LIFETIME`).
+    `merchant` is `OPERATOR` for a token of the operator. `ValueError` for a scope that does not exist or is
+    not for this kind of token, a merchant or subject that no token can hold, or a lifetime beyond the longest
+    accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
     unknown = sorted(wanted - SCOPES)
     if unknown or not wanted:
         message = f"scope must be some of {', '.join(sorted(SCOPES))}, not {', '.join(unknown) or 'empty'}"
+        raise ValueError(message)
+    known = OPERATOR_SCOPES if merchant == OPERATOR else SCOPES - OPERATOR_SCOPES
+    if not wanted <= known:
+        whose = "the operator" if merchant == OPERATOR else "a merchant"
+        message = f"scope of a token of {whose} must be some of {', '.join(sorted(known))}, not {', '.join(sorted(wanted - known))}"
         raise ValueError(message)
     if not _fits(merchant) or not _fits(subject):
         message = f"merchant and subject must be 1 to {LONGEST_NAME} printable characters"
@@ -121,6 +137,12 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
     return jwt.encode(claims, settings.jwt_secrets[0].get_secret_value(), algorithm=ALGORITHM)
 
 
+def bearer_of(authorization: str) -> str | None:
+    """Return the token of an Authorization header; None where it has none."""
+    scheme, _, token = authorization.partition(" ")
+    return (token.strip() or None) if scheme.lower() == "bearer" else None
+
+
 def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
     """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` gives the
     reason if it proves none.
@@ -136,28 +158,50 @@ class Authenticator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._seen: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        # Until when the result serves, and the token's own end.
+        self._seen: OrderedDict[str, tuple[Caller, float, float]] = OrderedDict()
         self._published = issuer_keys.KeySet(settings.jwt_jwks_url) if settings.jwt_jwks_url else None
 
     async def admit(self, authorization: str | None) -> Caller:
         """Return the caller that an Authorization header proves, or raise `AccessDenied`."""
         if not authorization:
             raise AccessDenied(401, "this call needs a token: send the header Authorization: Bearer <token>")
-        scheme, _, token = authorization.partition(" ")
-        token = token.strip()
-        if scheme.lower() != "bearer" or not token:
+        token = bearer_of(authorization)
+        if token is None:
             raise AccessDenied(401, "the Authorization header must be Bearer <token>")
         known = self._seen.get(token)
         now = time.time()
         if known is not None and now < known[1]:
             self._seen.move_to_end(token)
             return known[0]
-        self._seen.pop(token, None)
-        caller, expires = _verify(self._settings, token, await self._keys_for(token))
-        self._seen[token] = caller, min(now + _REMEMBERED, expires)
+        try:
+            caller, expires = _verify(self._settings, token, await self._keys_for(token))
+        except AccessDenied as error:
+            if error.status == 401:  # noqa: PLR2004 - it proves nothing any more
+                self._seen.pop(token, None)
+            raise
+        self._seen[token] = caller, min(now + _REMEMBERED, expires), expires
         if len(self._seen) > _MOST_REMEMBERED:
             self._seen.popitem(last=False)
         return caller
+
+    async def expired(self, token: str) -> Caller | None:
+        """Return the caller of a token that nothing refuses but its end; None for any other token. Raises
+        `AccessDenied` where the keys cannot be fetched.
+        """
+        keys = await self._keys_for(token)
+        try:
+            caller, end = _verify(self._settings, token, keys, expired=True)
+        except AccessDenied:
+            return None
+        return caller if end <= time.time() else None
+
+    def knows(self, authorization: str | None) -> bool:
+        """Say whether this process has verified the token of an Authorization header before, and its end has
+        not come.
+        """
+        known = self._seen.get(bearer_of(authorization or "") or "")
+        return known is not None and time.time() < known[2]
 
     async def close(self) -> None:
         """Stop a fetch of keys that is under way."""
@@ -185,8 +229,12 @@ class Authenticator:
             ) from None
 
 
-def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[Caller, float]:
-    """Return the caller and the end of the token (seconds since 1970)."""
+def _verify(
+    settings: Settings, token: str, keys: Sequence[PublicKey], *, expired: bool = False
+) -> tuple[Caller, float]:
+    """Return the caller and the end of the token (seconds since 1970), which with `expired` may have
+    passed.
+    """
     if not accepts(settings):
         raise AccessDenied(
             401,
@@ -203,7 +251,7 @@ def _verify(settings: Settings, token: str, keys: Sequence[PublicKey]) -> tuple[
                 algorithms=[str(algorithm)],
                 issuer=settings.jwt_issuer,
                 audience=settings.jwt_audience,
-                options={"require": list(_CLAIMS), "verify_iat": False},
+                options={"require": list(_CLAIMS), "verify_iat": False, "verify_exp": not expired},
             )
         except jwt.InvalidSignatureError as error:
             failure = error  # another key may have made it

@@ -40,6 +40,14 @@ class EncryptionError(OrchestratorError):
     """Sealed data that no known key opens: a key is missing from SECRET_KEYS, or the data was changed."""
 
 
+class Erased(EncryptionError):  # noqa: N818 - named for the fact
+    """Data whose data key was destroyed: the customer was erased."""
+
+    def __init__(self, owner: object) -> None:
+        super().__init__(f"the personal data of {owner} was erased")
+        self.owner = owner
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One secret key: its public id (eight hex digits) and what is derived from it."""
@@ -118,10 +126,9 @@ class Encryptor:
         return DataKey(key, str(owner)), self.encrypt(key, purpose=f"data-key/{owner}")
 
     def data_key(self, owner: object, wrapped: bytes | None) -> DataKey:
-        """Unwrap a data key; `EncryptionError` if it was destroyed (the customer was erased)."""
+        """Unwrap a data key; `Erased` if it was destroyed, `EncryptionError` if no known key unwraps it."""
         if wrapped is None:
-            message = f"the personal data of {owner} was erased"
-            raise EncryptionError(message)
+            raise Erased(owner)
         return DataKey(self.decrypt(bytes(wrapped), purpose=f"data-key/{owner}"), str(owner))
 
     def sign(self, purpose: str, message: bytes) -> bytes:

@@ -8,11 +8,12 @@
     ├── domain MoneyError               an amount or currency that cannot be represented exactly
     ├── intents.IntentRejected          an intent with all of its problems, each with its field
     ├── intents.SubmissionRejected      a message that is not a list of intents with a token
-    ├── intents.HeaderRejected          a CSV file with unknown columns
+    ├── intents.HeaderRejected          a file that is not UTF-8, or CSV with unknown columns
     ├── store IntakeError               an intent that cannot be accepted
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit
-    │   └── store KeyReused             its idempotency key came with other content
+    │   ├── store KeyReused             its idempotency key came with other content
+    │   └── store ReasonNotKept         a reason for a checkout whose data key was destroyed
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, an invalid one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that disconnected
@@ -22,7 +23,7 @@
     ├── store TooManyWebhooks           a merchant has as many webhooks as it may
     ├── store TooManyTests             as many test events of a webhook wait as may
     ├── store PeriodTooLong            more events in a period than are sent again at a time
-    ├── api TooManyWaiting              as many clients wait, for events or commands, as may
+    ├── api TooManyWaiting              as many clients wait, or follow a checkout, as may
     ├── store UnknownMerchant           no such merchant
     ├── store MerchantRejected          a value that a merchant cannot have, with its field
     ├── store PolicyRejected            no such policy, or not with this value
@@ -34,7 +35,8 @@
     │   ├── audit ArchiveBusy           another run is under way, or a lock is not available
     │   ├── audit ArchiveUnread         a file that was just written fails its own check
     │   └── audit Unprovable            the trails of some checkouts do not hold
-    ├── crypto.EncryptionError          data that no known key decrypts, or whose key was destroyed
+    ├── crypto.EncryptionError          data that no known key decrypts
+    │   └── crypto.Erased               its key was destroyed: the customer was erased
     ├── messaging Silent                the broker did not answer in time, and gave the reason before
     ├── store Unwritten                 a row that Postgres refused for good
     ├── store DatabaseAway              it is not known whether a row was written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +12,8 @@ from fastapi import FastAPI, Request
 from starlette.routing import Route
 
 from orchestrator.api import (
+    basket,
+    browser_access,
     callbacks,
     checkouts,
     command_progress,
@@ -18,17 +21,23 @@ from orchestrator.api import (
     docs,
     events,
     health,
+    merchant_docs,
+    merchants,
     problems,
     rejected_intents,
+    shopper,
+    webhook_docs,
     webhooks,
 )
 from orchestrator.api.callback_intake import CallbackIntake
-from orchestrator.api.command_docs import commanded, followed_command
+from orchestrator.api.command_docs import changed_order, commanded, followed_command
 from orchestrator.api.contract import answers
+from orchestrator.api.contract import merchants as merchant_shapes
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
-from orchestrator.api.middleware import Envelope
+from orchestrator.api.middleware import Envelope, always
 from orchestrator.api.request_log import AccessLog, SecurityLog
+from orchestrator.api.shopper_docs import shown_status, streamed_status
 from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
 
@@ -101,6 +110,7 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
+        services.limits.start()
         try:
             yield
         finally:
@@ -120,6 +130,7 @@ def create_app(services: Services) -> FastAPI:
         telemetry=_UNWATCHED,
     )
     app.state.services = services
+    app.state.always = always(services.settings)
     app.state.health = health.Health(services)
     app.state.callback_intake = CallbackIntake(services)
     depth = services.settings.trusted_proxies
@@ -147,12 +158,17 @@ def _routes() -> list[BaseRoute]:
             "/callbacks/merchant/{merchant}/{signed}", callbacks.accept_for_merchant, methods=["POST", "GET"]
         ),
         Route("/callbacks/{kind}/{checkout_id}/{signed}", callbacks.accept, methods=["POST", "GET"]),
+        *(
+            Route(f"/v1/checkouts/{{checkout_id}}{end}", browser_access.preflight, methods=["OPTIONS"])
+            for end in browser_access.ENDS
+        ),
     ]
     own = "/v1/checkouts/{checkout_id}"
     app.get("/v1/checkouts", tags=["checkouts"], summary="List checkouts", **described(answers.CheckoutPage))(
         checkouts.search
     )
     app.get(own, tags=["checkouts"], summary="Show a checkout", **described(answers.Checkout))(checkouts.show)
+    app.patch(own, tags=["checkouts"], operation_id="change", **changed_order())(basket.change)
     for kind, about in commands.ABOUT.items():
         app.post(f"{own}/{kind}", tags=["commands"], operation_id=kind, **commanded(kind, about))(
             commands.taking(kind)
@@ -169,6 +185,11 @@ def _routes() -> list[BaseRoute]:
         summary="Explain a checkout in plain sentences",
         **described(answers.Explanation),
     )(checkouts.show_explanation)
+    for end, call, told in (
+        ("status", shopper.show, shown_status()),
+        ("stream", shopper.stream, streamed_status()),
+    ):
+        app.get(f"{own}/{end}", tags=["checkouts"], **told)(call)
     app.get("/v1/payments", tags=["payments"], summary="List payments", **described(answers.PaymentPage))(
         checkouts.show_payments
     )
@@ -186,9 +207,10 @@ def _routes() -> list[BaseRoute]:
         "/v1/event-types",
         tags=["events"],
         summary="List the types of events, with their schemas",
-        **described(answers.EventTypes),
+        **described(answers.EventTypes, scopes=(events.SCOPE,)),
     )(events.show_types)
     _route_webhooks(app)
+    _route_merchants(app)
     alive: dict[int | str, dict[str, Any]] = {200: json_answer("Alive", answers.Health)}
     app.get("/healthz", tags=["health"], summary="Is the process alive", responses=alive)(health.alive)
     ready: dict[int | str, dict[str, Any]] = {
@@ -204,9 +226,16 @@ def _routes() -> list[BaseRoute]:
 def _route_webhooks(app: FastAPI) -> None:
     path, single = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
     read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
-    of = docs.of_webhook
-    app.post(path, tags=["webhooks"], summary="Add a webhook", **docs.added_webhook(write))(webhooks.add)
-    app.get(path, tags=["webhooks"], summary="List webhooks", **docs.listed_webhooks(read))(webhooks.show_all)
+    of = webhook_docs.of_webhook
+    app.post(
+        path,
+        tags=["webhooks"],
+        summary="Add a webhook",
+        **webhook_docs.keyed(webhook_docs.added_webhook(write)),
+    )(webhooks.add)
+    app.get(path, tags=["webhooks"], summary="List webhooks", **webhook_docs.listed_webhooks(read))(
+        webhooks.show_all
+    )
     app.get(single, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
     app.patch(
         single,
@@ -223,7 +252,7 @@ def _route_webhooks(app: FastAPI) -> None:
             "Replace the secret",
             of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False),
         ),
-        "test": (webhooks.send_test, "Send a test event", docs.tested_webhook(write)),
+        "test": (webhooks.send_test, "Send a test event", webhook_docs.tested_webhook(write)),
         "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),
         "replay": (
             webhooks.replay,
@@ -232,7 +261,7 @@ def _route_webhooks(app: FastAPI) -> None:
         ),
     }
     for name, (call, summary, told) in posted.items():
-        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **told)(call)
+        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **webhook_docs.keyed(told))(call)
     app.get(
         f"{single}/deliveries",
         tags=["webhooks"],
@@ -243,5 +272,47 @@ def _route_webhooks(app: FastAPI) -> None:
         "/v1/deliveries/{delivery_id}/replay",
         tags=["webhooks"],
         summary="Send the event of a delivery again",
-        **docs.replayed_delivery(write),
+        **webhook_docs.keyed(webhook_docs.replayed_delivery(write)),
     )(webhooks.replay_delivery)
+
+
+def _route_merchants(app: FastAPI) -> None:
+    path, single, tags = merchants.PATH, f"{merchants.PATH}/{{merchant}}", list[str | Enum](["merchants"])
+    read, write, shape = merchants.READ, (merchants.WRITE,), merchant_shapes.Merchant
+    of = merchant_docs.of_merchant
+    app.post(path, tags=tags, summary="Add a merchant", **merchant_docs.added_merchant(write))(merchants.add)
+    app.get(path, tags=tags, summary="List merchants", **merchant_docs.listed_merchants(read))(
+        merchants.show_all
+    )
+    app.get(single, tags=tags, summary="Show a merchant", **of(shape, "Found", read))(merchants.show)
+    app.patch(
+        single,
+        tags=tags,
+        summary="Change a merchant",
+        **of(shape, "Changed", write, body=merchant_shapes.ChangeMerchant),
+    )(merchants.change)
+    rotated = of(
+        merchant_shapes.CallbackSecret,
+        "Valid from now on",
+        write,
+        body=merchant_shapes.RotateCallbackSecret,
+        required=False,
+    )
+    app.post(f"{single}/rotate-secret", tags=tags, summary="Rotate the callback secret", **rotated)(
+        merchants.rotate_secret
+    )
+    app.post(f"{single}/disable", tags=tags, summary="Disable a merchant", **of(shape, "Disabled", write))(
+        merchants.switching("disable")
+    )
+    app.post(f"{single}/enable", tags=tags, summary="Enable a merchant", **of(shape, "Enabled", write))(
+        merchants.switching("enable")
+    )
+    app.post(
+        f"{single}/check", tags=tags, summary="Check the credentials", **merchant_docs.checked_merchant(read)
+    )(merchants.check)
+    app.get(
+        f"{single}/changes",
+        tags=tags,
+        summary="List changes of a merchant",
+        **of(merchant_shapes.MerchantChangePage, "Found", read),
+    )(merchants.show_changes)

@@ -27,11 +27,15 @@ from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.records import Role  # noqa: TC001 - FastAPI reads the annotations of what it calls
 from orchestrator.domain.states import State
 from orchestrator.intents import Intent, IntentRejected, Problem
+from orchestrator.store.batch import Unwritten
 from orchestrator.store.database import DatabaseAway
 from orchestrator.store.inbox import Accepted, Intake, KeyReused, OrderTaken
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrator.auth import Caller
+    from orchestrator.errors import OrchestratorError
     from orchestrator.store.merchants import Merchant
 
 BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -85,7 +89,7 @@ async def accept_batch(request: Request) -> Response:
     for row in rows:
         read.append(_read_row(services, caller, merchant, bytes(row)))
         await asyncio.sleep(0)  # a long list must not keep other requests waiting
-    results = await asyncio.gather(*(_take_row(services, row) for row in read))
+    results = await _take_rows(services, read)
     fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
     if fresh:
         services.hint_publisher.publish(fresh, merchant_id=merchant.id)
@@ -110,8 +114,7 @@ async def _take(services: Services, intake: Intake) -> Accepted:
         async with asyncio.timeout(DATABASE_TIMEOUT):
             return await services.intents.accept(intake)
     except OrderTaken as error:
-        facts = {"checkoutId": str(error.checkout)}
-        raise Refusal(409, str(error), kind="order-taken", facts=facts) from None
+        raise _order_taken(error) from None
     except KeyReused as error:
         wrong = [Problem("Idempotency-Key", str(error))]
         raise Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong) from None
@@ -124,15 +127,34 @@ def _read_row(services: Services, caller: Caller, merchant: Merchant, raw: bytes
         return problems.rejected(error)
 
 
-async def _take_row(services: Services, row: Intake | Refusal) -> Accepted | Refusal:
-    if isinstance(row, Refusal):
-        return row
+async def _take_rows(services: Services, rows: Sequence[Intake | Refusal]) -> list[Accepted | Refusal]:
+    """Store the valid rows as one list; return a result for each row."""
+    valid = [row for row in rows if isinstance(row, Intake)]
     try:
-        return await _take(services, row)
-    except Refusal as refusal:
-        return refusal
-    except (DatabaseAway, TimeoutError):
-        return problems.away()
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            stored = iter(await services.intents.accept_all(valid))
+    except TimeoutError:
+        return [row if isinstance(row, Refusal) else problems.away() for row in rows]
+    return [row if isinstance(row, Refusal) else _taken(next(stored)) for row in rows]
+
+
+def _taken(result: Accepted | OrchestratorError) -> Accepted | Refusal:
+    match result:
+        case Accepted():
+            return result
+        case OrderTaken():
+            return _order_taken(result)
+        case DatabaseAway():
+            return problems.away()
+        case Unwritten():
+            said = "the database refuses this checkout, also when it is sent again: ask the operator"
+            return Refusal(500, said, kind="not-storable")
+        case _:
+            raise result
+
+
+def _order_taken(error: OrderTaken) -> Refusal:
+    return Refusal(409, str(error), kind="order-taken", facts={"checkoutId": str(error.checkout)})
 
 
 def _result(services: Services, result: Accepted | Refusal) -> answers.BatchResult:
@@ -292,7 +314,9 @@ async def show_audit(
     _, merchant = await dependencies.admit(request, "checkouts:read")
     checkout = id_of(checkout_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.audit(services.db, merchant.id, checkout, after=after, limit=limit)
+        found = await reads.audit(
+            services.db, services.encryptor, merchant.id, checkout, after=after, limit=limit
+        )
     if found is None:
         raise unknown(checkout_id)
     return answer(found)

@@ -1,5 +1,5 @@
 """Commands on a checkout after its creation: cancel, reopen, capture, refund, release, retry, reconcile,
-resolve.
+resolve (a change of its order is in `basket`).
 
 Each is a command that is checked against the books, stored and answered with 202, and executed by the worker
 that holds the checkout; its result is shown at the address in the answer. With an `Idempotency-Key` the same
@@ -30,7 +30,7 @@ from orchestrator.intents import Problem
 from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
 from orchestrator.intents.reading import LONGEST_EXPIRY
 from orchestrator.store import inbox, read_model
-from orchestrator.store.inbox import KeyReused
+from orchestrator.store.inbox import KeyReused, ReasonNotKept
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,7 +86,7 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
         message = f"is missing: each {kind} needs a key of its own, such as a UUID, so that sending it again moves nothing twice"
         wrong = [Problem("Idempotency-Key", message)]
         raise Refusal(422, f"Idempotency-Key {message}", kind="idempotency-key-missing", errors=wrong)
-    body = _Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
+    body = Body(kind, await request_body.read_json(request, limit=COMMAND_BYTES, optional=True))
     async with asyncio.timeout(DATABASE_TIMEOUT):
         view = await inbox.checkout_view(services.db, checkout, merchant_id=merchant.id, key=key)
         if view is None:
@@ -99,28 +99,35 @@ async def _take(request: Request, checkout_id: str, kind: CommandKind) -> Respon
             reason=body.reason,
             expected_version=command_request.version,
         )
-        command = _met(view, key, print_)
+        command = met(view, key, print_)
         if command is None:
-            _refuse(command_rules.rejection(view, command_request))
+            refuse(command_rules.rejection(view, command_request))
             # A cancel under way is the same cancel for every caller.
             command = view.cancelling if kind is CommandKind.CANCEL else None
         if command is None:
-            command = await _store(
+            command = await store(
                 request, view, command_request, actor=caller.actor, reason=body.reason, key=key, print_=print_
             )
-    services.hint_publisher.publish([checkout], merchant_id=merchant.id)
+    return await accepted(request, view, command, kind)
+
+
+async def accepted(request: Request, view: CheckoutView, command: UUID, kind: CommandKind) -> Response:
+    """Publish a hint for a stored command; answer where it is followed, or with its result if the request
+    prefers to wait for it.
+    """
+    dependencies.of(request).hint_publisher.publish([view.id], merchant_id=view.merchant_id)
     seconds = wait_of(request.headers.getlist("prefer"))
     if seconds is not None:
-        return await _finished(request, CommandWait(merchant.id, command), seconds=seconds)
-    accepted = answers.CommandAccepted(
-        id=checkout,
+        return await _finished(request, CommandWait(view.merchant_id, command), seconds=seconds)
+    told = answers.CommandAccepted(
+        id=view.id,
         order_id=view.order_ref,
         state=view.state,
         version=view.version,
         command=answers.StoredCommand(id=command, kind=kind),
-        links=reads.command_links_of(checkout, command),
+        links=reads.command_links_of(view.id, command),
     )
-    return answer(accepted, 202, {"Location": reads.path_of(command)})
+    return answer(told, 202, {"Location": reads.path_of(command)})
 
 
 async def _finished(request: Request, wanted: CommandWait, *, seconds: int) -> Response:
@@ -142,7 +149,7 @@ async def _finished(request: Request, wanted: CommandWait, *, seconds: int) -> R
     return answer(reads.told_of(record), 200 if record.finished else 202, headers)
 
 
-def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
+def met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
     """Return the command that the key was used for, if its content was the same."""
     if view.met is None:
         return None
@@ -152,7 +159,7 @@ def _met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
     return command
 
 
-async def _store(
+async def store(
     request: Request,
     view: CheckoutView,
     command_request: CommandRequest,
@@ -162,6 +169,7 @@ async def _store(
     key: str | None,
     print_: bytes,
 ) -> UUID:
+    """Store a command and return its id, or that of the command that has the key."""
     services = dependencies.of(request)
     try:
         stored = await inbox.request(
@@ -180,12 +188,15 @@ async def _store(
         )
     except KeyReused as error:
         raise _reused(error) from None
+    except ReasonNotKept as error:
+        raise Refusal(409, str(error), kind="erased", errors=[Problem("reason", str(error))]) from None
     if stored is None:  # it was there a moment ago, and checkouts are never deleted
         raise checkouts.unknown(str(view.id))
     return stored.id
 
 
-def _refuse(rejection: Rejection | None) -> None:
+def refuse(rejection: Rejection | None) -> None:
+    """Raise the problem of a rejection: 409 for the checkout's state, 422 for a field."""
     if rejection is None:
         return
     said, field = rejection.sentence, rejection.field
@@ -203,22 +214,23 @@ def _reused(error: KeyReused) -> Refusal:
     return Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong)
 
 
-class _Body(Fields):
+class Body(Fields):
     """The body of a command, read as far as it can be without the checkout, whose currency an
     amount needs.
     """
 
-    __slots__ = ("_body", "kind", "reason", "version")
+    __slots__ = ("body", "kind", "reason", "version")
 
     def __init__(self, kind: CommandKind, raw: bytes) -> None:
         super().__init__()
         self.kind = kind
-        self._body = self._object(raw)
-        for name in sorted(self._body.keys() - _FIELDS[kind]):
+        self.body = self._object(raw)
+        # What a change may name is known to `intents.changes`.
+        for name in sorted(self.body.keys() - _FIELDS.get(kind, self.body.keys())):
             self.wrong(shown(name), f"is not a known field: {hint(name, _FIELDS[kind])}")
-        self.reason = self.text(self._body, "", "reason", required=False, most=bodies.LONGEST_REASON)
+        self.reason = self.text(self.body, "", "reason", required=False, most=bodies.LONGEST_REASON)
         self.version = self._version()
-        self._judge()
+        self.judge()
 
     def command_request(self, view: CheckoutView) -> CommandRequest:
         """Return the requested command."""
@@ -231,7 +243,7 @@ class _Body(Fields):
             decision=self._decision(),
             version=self.version,
         )
-        self._judge()
+        self.judge()
         return command_request
 
     def _object(self, raw: bytes) -> dict[str, Any]:
@@ -243,20 +255,21 @@ class _Body(Fields):
             raise Refusal(422, "the body is not JSON", kind="invalid-command") from None
         if (name := repeated_name(raw)) is not None:
             self.problems.append(repeated(name))
-            self._judge()
+            self.judge()
         if isinstance(body, dict):
             return body
         self.wrong("body", "must be a JSON object, or empty")
         return {}
 
-    def _judge(self) -> None:
+    def judge(self) -> None:
+        """Raise the problem of everything that is wrong so far."""
         if self.problems:
             first = self.problems[0]
             said = f"{first.field}: {first.message}"
             raise Refusal(422, said, kind="invalid-command", errors=self.problems)
 
     def _version(self) -> int | None:
-        match self._body.get("version"):
+        match self.body.get("version"):
             case None:
                 return None
             case bool():
@@ -271,7 +284,7 @@ class _Body(Fields):
     def _transaction(self) -> str | None:
         if "transactionId" not in _FIELDS[self.kind]:
             return None
-        return self.text(self._body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
+        return self.text(self.body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
 
     def _amount(self, currency: str) -> int | None:
         """Read an amount in minor units, given as a number or as value and currency; None: all that is left,
@@ -279,16 +292,16 @@ class _Body(Fields):
         """
         if "amount" not in _FIELDS[self.kind]:
             return None
-        given = self._body.get("amount")
+        given = self.body.get("amount")
         if given is None:
-            self.missing(self._body, "", "amount", f'how much to {self.kind}, or "all" for all that is left')
+            self.missing(self.body, "", "amount", f'how much to {self.kind}, or "all" for all that is left')
             return None
         if given == bodies.ALL:
             return None
         if isinstance(given, str):
             self.wrong("amount", 'must be a JSON number such as 139.00, without quotes, or "all"')
             return None
-        source, at, name = self._body, "", "amount"
+        source, at, name = self.body, "", "amount"
         if isinstance(given, dict):
             if strange := sorted(given.keys() - {"value", "currency"}):
                 self.wrong(
@@ -305,7 +318,7 @@ class _Body(Fields):
         return minor
 
     def _expires_in(self) -> float | None:
-        seconds = self._body.get("expiresIn")
+        seconds = self.body.get("expiresIn")
         if seconds is None or self.kind is not CommandKind.REOPEN:
             return None
         if (
@@ -320,7 +333,7 @@ class _Body(Fields):
     def _decision(self) -> Decision | None:
         if self.kind is not CommandKind.RESOLVE:
             return None
-        decision = self._body.get("decision")
+        decision = self.body.get("decision")
         if decision in tuple(Decision):
             return Decision(decision)
         said = (

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
+Headers = tuple[tuple[bytes, bytes], ...]
+
 HEAD_LIMIT: Final = 64 * 1024
 """Bytes of a request that are not its body: request line and headers, or trailers and chunk extensions."""
 URL_LIMIT: Final = 8 * 1024
@@ -84,26 +86,28 @@ def _document(status: int, detail: str) -> bytes:
     )
 
 
-def _answer(status: int, detail: str) -> bytes:
+def _answer(status: int, detail: str, always: Headers) -> bytes:
     body = _document(status, detail)
     head = (
-        "content-type: application/problem+json\r\ncache-control: no-store\r\nx-content-type-options: nosniff\r\n"
-        f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        "content-type: application/problem+json\r\n"
+        + "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in always)
+        + f"connection: close\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return STATUS_LINE[status] + head.encode() + body
 
 
-_ANSWERS: Final = {reason: _answer(*said) for reason, said in _SENTENCES.items()}
 _BUSY: Final = _document(*_SENTENCES["too_many_connections"])
 
 
 class Connections:
     """The connections of one process: their number, their time limits, and a count of refusals by reason."""
 
-    def __init__(self, limit: int, *, files: int) -> None:
+    def __init__(self, limit: int, *, files: int, always: Headers = ()) -> None:
         """Take the wanted number of connections; `files` is what else of the process's open files is spoken
-        for.
+        for, `always` the headers of every answer.
         """
+        self.always = always
+        self.answers = {reason: _answer(*said, always) for reason, said in _SENTENCES.items()}
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if allowed == resource.RLIM_INFINITY:
             allowed = limit * 2 + files + _OTHER_FILES
@@ -248,7 +252,7 @@ class Connection(HttpToolsProtocol):
 
     def serve_callbacks_only(self) -> None:
         """Answer 503 to everything but callbacks, since this connection is from the reserve."""
-        self.app = cast("Any", _callbacks_only(cast("ASGIApp", self.app)))
+        self.app = cast("Any", _callbacks_only(cast("ASGIApp", self.app), self._connections.always))
 
     def cut(self) -> None:
         """End at once."""
@@ -408,11 +412,12 @@ class Connection(HttpToolsProtocol):
                 under_way.disconnected = True
                 under_way.message_event.set()
             self._refused_at = self.loop.time()
-            self.transport.write(_ANSWERS.get(reason) or _ANSWERS["request_malformed"])
+            answers = self._connections.answers
+            self.transport.write(answers.get(reason) or answers["request_malformed"])
             self.transport.write_eof()
 
 
-def _callbacks_only(app: ASGIApp) -> Callable[[Scope, Receive, Send], Any]:
+def _callbacks_only(app: ASGIApp, always: Headers) -> Callable[[Scope, Receive, Send], Any]:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"].startswith("/callbacks/"):
             await app(scope, receive, send)
@@ -420,7 +425,7 @@ def _callbacks_only(app: ASGIApp) -> Callable[[Scope, Receive, Send], Any]:
         headers = [
             (b"content-type", b"application/problem+json"),
             (b"content-length", str(len(_BUSY)).encode()),
-            (b"cache-control", b"no-store"),
+            *always,
             (b"retry-after", b"1"),
             (b"connection", b"close"),
         ]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from itertools import islice
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from orchestrator import log
 from orchestrator.api.command_waits import CommandWaits
 from orchestrator.api.event_feed import EventFeed
+from orchestrator.api.limits import Limits
 from orchestrator.api.problems import Refusal
-from orchestrator.auth import Authenticator, Caller
+from orchestrator.api.request_log import caller_of
+from orchestrator.api.status_streams import StatusStreams
+from orchestrator.auth import OPERATOR, AccessDenied, Authenticator, Caller
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import MOST_PROBLEMS, hint, shown
 from orchestrator.store.inbox import UnmatchedCallbacks
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from fastapi import Request
 
+    from orchestrator.auth import Caller
     from orchestrator.crypto import Encryptor
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
@@ -33,6 +38,9 @@ DATABASE_TIMEOUT = 15.0
 CLOSING_TIMEOUT = 5.0
 """Seconds for the waiting writes when the process ends, or a fifth of SHUTDOWN_TIMEOUT where that is less."""
 
+_ADMITTED = "orchestrator.admitted"
+"""Where a request's scope has the scopes that it was admitted with, its caller and its merchant: it is
+counted once."""
 _log = log.get(__name__)
 
 
@@ -73,9 +81,12 @@ class Services:
     unmatched: UnmatchedCallbacks = field(init=False)
     event_feed: EventFeed = field(init=False)
     command_waits: CommandWaits = field(init=False)
+    limits: Limits = field(init=False)
+    status_streams: StatusStreams = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
+        object.__setattr__(self, "limits", Limits(self.settings, self.encryptor))
         unmatched = UnmatchedCallbacks(
             self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
         )
@@ -84,11 +95,14 @@ class Services:
         most = self.settings.api_connections // 4
         object.__setattr__(self, "event_feed", EventFeed(self.db, most=most))
         object.__setattr__(self, "command_waits", CommandWaits(self.db, most=most))
+        streams = min(self.settings.status_streams, most)
+        object.__setattr__(self, "status_streams", StatusStreams(self.db, self.encryptor, most=streams))
 
     def end_waits(self) -> None:
         """Answer all clients that wait, and let none wait any more: the process ends."""
         self.event_feed.stop()
         self.command_waits.stop()
+        self.status_streams.stop()
 
     async def close(self) -> None:
         """Write what has gathered, then close the connections; a write that Postgres does not accept in time
@@ -100,6 +114,8 @@ class Services:
             async with asyncio.timeout(timeout):
                 await self.event_feed.close()
                 await self.command_waits.close()
+                await self.status_streams.close()
+                await self.limits.close()
                 await self.unmatched.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:
@@ -121,10 +137,13 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
     an unknown query parameter.
     """
     services = of(request)
-    caller = await services.authenticator.admit(request.headers.get("authorization"))
+    if request.scope.get(_ADMITTED, (None,))[0] == scopes:
+        caller, merchant = request.scope[_ADMITTED][1:]
+        return caller, merchant
+    caller = await _authenticate(request)
     caller.need(*scopes)
     if request.scope["query_string"]:
-        _refuse_unknown_parameters(request)
+        refuse_unknown_parameters(request)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         merchant = await services.merchants.named(caller.merchant)
     if merchant is None:
@@ -137,10 +156,50 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
             f"merchant {merchant.name!r} is disabled: ask the operator to enable it",
             kind="merchant-disabled",
         )
+    services.limits.take(request.scope, services.limits.merchant, str(merchant.id))
+    request.scope[_ADMITTED] = scopes, caller, merchant
     return caller, merchant
 
 
-def _refuse_unknown_parameters(request: Request) -> None:
+async def admit_operator(request: Request, *scopes: str) -> Caller:
+    """Check the token of a request that only the operator may make; otherwise as `admit`.
+
+    A token of a merchant is refused with 403 before anything is read, whatever the request names.
+    """
+    services = of(request)
+    caller = await _authenticate(request)
+    caller.need(*scopes)
+    if caller.merchant != OPERATOR:
+        raise AccessDenied(
+            403,
+            "this call is the operator's, and the token is a merchant's: `orchestrator token issue --operator` makes the other kind",
+        )
+    if request.scope["query_string"]:
+        refuse_unknown_parameters(request)
+    services.limits.take(request.scope, services.limits.merchant, OPERATOR)
+    return caller
+
+
+async def _authenticate(request: Request) -> Caller:
+    """Verify the token of a request; one that this process has not seen before is refused where its address
+    has failed too often.
+
+    A token that was verified before is not refused for what others send from the same address.
+    """
+    services, authorization = of(request), request.headers.get("authorization")
+    if services.authenticator.knows(authorization):
+        return await services.authenticator.admit(authorization)
+    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
+    services.limits.refuse_failing(source)
+    try:
+        return await services.authenticator.admit(authorization)
+    except AccessDenied as error:
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            services.limits.count_failure(source)
+        raise
+
+
+def refuse_unknown_parameters(request: Request) -> None:
     """Refuse query parameters that the address does not have: a misspelt filter would otherwise list
     everything.
     """

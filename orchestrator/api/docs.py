@@ -19,18 +19,19 @@ from starlette.responses import HTMLResponse, Response
 from swagger_ui_bundle import swagger_ui_path
 
 from orchestrator.api import contract
-from orchestrator.api.connections import URL_LIMIT
-from orchestrator.api.contract import Schema, answers, bodies, ref, webhooks
+from orchestrator.api.contract import Schema, answers, bodies, ref
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.problems import TYPE, Refusal
+from orchestrator.callback_urls import LONGEST
 from orchestrator.store.merchant_fields import NAME
 
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
 
+LONGEST_HEADER: Final = 100_000
+"""More than a request's head may have: such a header is not bounded by itself."""
 KEY_BOUNDS: Final[Schema] = {"pattern": r"^[\x21-\x7e]+$", "minLength": 1, "maxLength": 255}
-_SECURE: Final[list[Schema]] = [{"bearer": []}]
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <head>
@@ -76,6 +77,7 @@ _TAGS: Final = {
     "payments": "Payments as the gateway showed them, also those that belong to no order.",
     "events": "What happened to a merchant's checkouts, in a feed that is read from a position on.",
     "webhooks": "URLs of the merchant's that events are sent to, and what became of each delivery.",
+    "merchants": "Merchants and their gateway accounts, for a token of the operator alone.",
     "callbacks": "For the gateway and for shoppers' browsers: signed addresses that the orchestrator hands out itself.",
     "health": "For probes and load balancers.",
 }
@@ -88,6 +90,12 @@ _WRONG: Final = {
 }
 """What an example of a problem is about, by its kind: a field or parameter, and what is said of it."""
 
+_ID: Final[Schema] = {"format": "uuid", "maxLength": 36}
+_IN_PATH: Final[dict[str, Schema]] = {
+    **dict.fromkeys(("checkout_id", "command_id", "webhook_id", "delivery_id"), _ID),
+    "merchant": {"pattern": f"^{NAME.pattern}$", "maxLength": 63},
+}
+"""What FastAPI does not know of the parts of an address."""
 _ABOUT: Final = """Processes checkouts at the payment gateway until their money is settled.
 
 Every call but callbacks and health needs `Authorization: Bearer <token>`; `orchestrator token issue` makes one. Errors are
@@ -116,7 +124,12 @@ async def asset(request: Request) -> Response:
 
 @lru_cache(maxsize=1)
 def _older(app: FastAPI) -> bytes:
-    return msgspec.json.encode({**_as_30(app.openapi()), "openapi": "3.0.3"})
+    document = _as_30(app.openapi())
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for way in operation.get("security", ()):
+                way.update(dict.fromkeys(way, ()))  # 3.0 names scopes for OAuth 2 alone
+    return msgspec.json.encode({**document, "openapi": "3.0.3"})
 
 
 @cache
@@ -148,7 +161,14 @@ def _document(app: FastAPI) -> dict[str, Any]:
     # contract has too.
     document["components"] = {
         "schemas": contract.schemas(),
-        "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+        "securitySchemes": {
+            "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+            "clientToken": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "The `clientToken` of the checkout, for its shopper's browser",
+            },
+        },
     }
     paths = document["paths"]
     for operations in paths.values():
@@ -159,12 +179,14 @@ def _document(app: FastAPI) -> dict[str, Any]:
                     "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
                 )
             for parameter in operation.get("parameters", ()):
-                if parameter["name"] in {"checkout_id", "command_id", "webhook_id", "delivery_id"}:
-                    parameter["schema"] |= {"format": "uuid", "maxLength": 36}
+                if parameter["in"] == "path":
+                    parameter["schema"] |= _IN_PATH.get(parameter["name"], {})
     for path, operations in _RAW.items():
         paths[path] = {**operations, **paths.get(path, {})}
     for operations in paths.values():
         for operation in operations.values():
+            if "security" in operation:
+                _secure(operation)
             operation["responses"].setdefault(
                 "default", _problem("Whatever else goes wrong", "internal", HTTPStatus.INTERNAL_SERVER_ERROR)
             )
@@ -176,6 +198,25 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path in sorted(paths, key=lambda path: (list(_TAGS).index(tags[path]), order[path]))
     }
     return document
+
+
+def _secure(operation: dict[str, Any]) -> None:
+    """Say of a call which scopes open it, and what it answers where none does."""
+    scopes = [scope for way in operation["security"] for scope in way.get("bearer", ())]
+    named = " or ".join(f"`{scope}`" for scope in scopes)
+    also = (
+        ", or the checkout's client token"
+        if any("clientToken" in way for way in operation["security"])
+        else ""
+    )
+    operation["description"] = f"{operation.get('description', '')}\n\nNeeds the scope {named}{also}.".strip()
+    told = described_problems(
+        invalid_token=(HTTPStatus.UNAUTHORIZED, "The token proves nothing, or there is none"),
+        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {' or '.join(scopes)}"),
+        too_many_requests=(HTTPStatus.TOO_MANY_REQUESTS, "A limit of requests is reached: see Retry-After"),
+    )
+    operation["responses"] = {**told, **operation["responses"]}
+    operation["responses"] = dict(sorted(operation["responses"].items()))
 
 
 def _as_30(value: Any) -> Any:
@@ -235,88 +276,29 @@ def json_body(schema: Schema, *, required: bool = True) -> Schema:
     return {"required": required, "content": {"application/json": {"schema": schema}}}
 
 
+def secured(*scopes: str) -> list[Schema]:
+    """Describe that a call needs a token with one of these scopes."""
+    return [{"bearer": [scope]} for scope in scopes]
+
+
 def described(
-    shape: type, about: str = "Found", status: int = 200, body: Schema | None = None
+    shape: type,
+    about: str = "Found",
+    status: int = 200,
+    body: Schema | None = None,
+    *,
+    scopes: tuple[str, ...] = ("checkouts:read",),
 ) -> dict[str, Any]:
-    """Return FastAPI's description of a route that needs a token."""
-    extra: Schema = {"security": _SECURE}
+    """Return FastAPI's description of a route that needs a token with one of `scopes`."""
+    extra: Schema = {"security": secured(*scopes)}
     if body is not None:
         extra["requestBody"] = body
     return {"responses": {status: json_answer(about, shape)}, "status_code": status, "openapi_extra": extra}
 
 
-def of_webhook(
-    shape: type | None,
-    about: str,
-    scopes: tuple[str, ...],
-    *,
-    status: int = 200,
-    body: type | None = None,
-    required: bool = True,
-) -> dict[str, Any]:
-    """Return FastAPI's description of a route of a webhook; `scopes`: one of them is needed."""
-    described_body = None if body is None else json_body(ref(body), required=required)
-    told = described(shape or answers.Health, about, status, described_body)
-    if shape is None:
-        told["responses"] = {status: {"description": about}}
-    told["responses"] |= described_problems(
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {' or '.join(scopes)}"),
-        unknown_webhook=(HTTPStatus.NOT_FOUND, "The merchant has no such webhook"),
-        **(
-            {} if body is None else {"invalid_webhook": (HTTPStatus.UNPROCESSABLE_ENTITY, "A field is wrong")}
-        ),
-    )
-    return told
-
-
-def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return FastAPI's description of the route that adds a webhook."""
-    told = of_webhook(
-        webhooks.NewWebhook,
-        "Added; the secret is shown this once",
-        scopes,
-        status=201,
-        body=webhooks.AddWebhook,
-    )
-    del told["responses"]["404"]
-    told["responses"] |= described_problems(
-        too_many_webhooks=(HTTPStatus.CONFLICT, "The merchant has as many as it may")
-    )
-    return told
-
-
-def listed_webhooks(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return FastAPI's description of the route that lists webhooks."""
-    told = of_webhook(webhooks.WebhookPage, "Found", scopes)
-    del told["responses"]["404"]
-    return told
-
-
-def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return FastAPI's description of the route that sends a test event."""
-    told = of_webhook(webhooks.TestSent, "It will be sent once", scopes, status=202)
-    told["responses"] |= described_problems(
-        too_many_tests=(HTTPStatus.TOO_MANY_REQUESTS, "As many test events wait to be sent as may")
-    )
-    return told
-
-
-def replayed_delivery(scopes: tuple[str, ...]) -> dict[str, Any]:
-    """Return FastAPI's description of the route that sends the event of one delivery again."""
-    told = of_webhook(webhooks.Replayed, "It will be sent", scopes, status=202)
-    told["responses"] |= described_problems(
-        unknown_delivery=(HTTPStatus.NOT_FOUND, "The merchant has no such delivery"),
-        event_gone=(
-            HTTPStatus.GONE,
-            "A test, or an event that the feed does not keep or the webhook does not want any more",
-        ),
-    )
-    return told
-
-
 def fed() -> dict[str, Any]:
     """Return FastAPI's description of the feed of events."""
-    told = described(answers.EventPage)
+    told = described(answers.EventPage, scopes=("events:read",))
     told["responses"] |= described_problems(
         cursor_expired=(
             HTTPStatus.GONE,
@@ -350,7 +332,7 @@ _CALLBACK: Final[Schema] = {
     "parameters": [
         parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
         parameter("id", "path", "The checkout", format="uuid", maxLength=36),
-        parameter("signed", "path", "The shop's own page under our signature", maxLength=URL_LIMIT),
+        parameter("signed", "path", "The shop's own page under our signature", maxLength=LONGEST),
     ],
     "responses": {
         "200": {"description": "Acknowledged (notification)"},
@@ -384,7 +366,7 @@ _MERCHANT_CALLBACK: Final[Schema] = {
             pattern=f"^{NAME.pattern}$",
             maxLength=63,
         ),
-        parameter("signed", "path", "Our signature", maxLength=URL_LIMIT),
+        parameter("signed", "path", "Our signature", maxLength=LONGEST),
     ],
     "responses": {
         "200": {"description": "Acknowledged"},
@@ -408,15 +390,14 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "tags": ["checkouts"],
             "summary": "Create a checkout",
             "operationId": "accept",
-            "security": _SECURE,
+            "security": secured("checkouts:write"),
             "parameters": [
                 parameter("Idempotency-Key", "header", "Refuses other content from now on", **KEY_BOUNDS),
                 parameter(
                     "X-Correlation-Id",
                     "header",
-                    "Travels with the checkout",
-                    pattern="^[A-Za-z0-9._-]{1,64}$",
-                    maxLength=64,
+                    "Travels with the checkout: 1 to 64 of A-Z a-z 0-9 . _ -; any other is replaced by one of ours",
+                    maxLength=LONGEST_HEADER,
                 ),
             ],
             "requestBody": json_body(ref(bodies.Intent)),
@@ -441,11 +422,12 @@ _RAW: Final[dict[str, dict[str, Schema]]] = {
             "tags": ["checkouts"],
             "summary": "Create many checkouts, each with a result of its own",
             "operationId": "acceptBatch",
-            "security": _SECURE,
+            "security": secured("checkouts:write"),
             "requestBody": json_body(
                 {
                     "type": "array",
-                    "items": ref(bodies.Intent),
+                    # A row that is no intent is answered with a problem in its place.
+                    "items": {"anyOf": [ref(bodies.Intent), {}]},
                     "minItems": 1,
                     "maxItems": answers.MOST_CHECKOUTS,
                 }

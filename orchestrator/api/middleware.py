@@ -1,4 +1,5 @@
-"""The middleware of every request: its correlation id, its log line, and the answer when something broke.
+"""The middleware of every request: its correlation id, its log line, the headers that every answer has, and
+the answer when something broke.
 
 The log gets the route and never the URL, because callback URLs are signed. An unexpected error becomes a
 problem without internals; an error that means that Postgres is out of reach becomes 503.
@@ -8,10 +9,10 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
-from orchestrator.api import correlation
+from orchestrator.api import browser_access, correlation, limits
 from orchestrator.api.problems import Refusal, away, problem
 from orchestrator.api.request_body import Disconnected
 from orchestrator.store.database import DatabaseAway, is_away, state_of
@@ -20,14 +21,30 @@ from orchestrator.store.sqlstates import OTHER_SCHEMA
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+    from orchestrator.settings import Settings
+
 _log = log.get(__name__)
 
-_ALWAYS = (
+HEAD: Final = "orchestrator.head"
+"""Set in the scope of a HEAD, which is answered like a GET without the body."""
+
+_ALWAYS: Final = (
     (b"x-content-type-options", b"nosniff"),
     # The shop's page must not learn our signed URL, and no cache may keep a session token.
     (b"referrer-policy", b"no-referrer"),
 )
-_NO_STORE = (b"cache-control", b"no-store")
+_NO_STORE: Final = (b"cache-control", b"no-store")
+_NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+"""Of whatever names no policy itself: it is no page, and no page may frame it."""
+_CALLBACKS: Final = "/callbacks/"
+"""Their answers may stand in a frame: a shop may frame the gateway's payment page, which leads here."""
+
+
+def always(settings: Settings) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of every answer."""
+    if not settings.hsts_max_age:
+        return _ALWAYS
+    return (*_ALWAYS, (b"strict-transport-security", f"max-age={settings.hsts_max_age}".encode()))
 
 
 class Envelope:
@@ -47,7 +64,7 @@ class Envelope:
         # stored.
         head = scope["method"] == "HEAD" and not scope["path"].startswith("/callbacks/")
         if head:
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", HEAD: True}
         status = size = 0
 
         async def send_out(message: Message) -> None:
@@ -56,9 +73,7 @@ class Envelope:
                 status = message["status"]
                 headers = message["headers"] = list(message.get("headers", ()))
                 headers.append((correlation.HEADER, chosen))
-                headers.extend(_ALWAYS)
-                if not any(name == b"cache-control" for name, _ in headers):
-                    headers.append(_NO_STORE)
+                _complete(scope, headers)
             elif head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             else:
@@ -75,6 +90,26 @@ class Envelope:
                 raise  # the answer is half sent: the server ends the connection
             await problem(refusal)(scope, receive, send_out)
         _note(scope, status=status, seconds=time.perf_counter() - started, size=size)
+
+
+def always_and_no_page(settings: Settings) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the headers of an answer that does not come from the app, and is not kept."""
+    return (*always(settings), _NO_STORE, _NO_PAGE)
+
+
+def _complete(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
+    """Add what every answer says: how it may be used, and how much of a limit is left."""
+    state, path = scope["app"].state, scope["path"]
+    given = {name for name, _ in headers}
+    headers.extend(state.always)
+    if b"cache-control" not in given:
+        headers.append(_NO_STORE)
+    if b"content-security-policy" not in given and not path.startswith(_CALLBACKS):
+        headers.append(_NO_PAGE)
+    if limits.APPLIED in scope:
+        headers.extend(limits.headers_of(scope))
+    if browser_access.is_open(path):
+        headers.extend(browser_access.headers_of(scope, state.services.settings.browser_origins))
 
 
 def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:

@@ -54,7 +54,12 @@ class Refusal(OrchestratorError):  # noqa: N818 - named for the fact
 
 def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Answer JSON; `Decimal` becomes a number with exactly its digits."""
-    return Response(_ENCODER.encode(value), status, headers, "application/json")
+    return Response(encoded(value), status, headers, "application/json")
+
+
+def encoded(value: object) -> bytes:
+    """Return an answer as JSON; `Decimal` becomes a number with exactly its digits."""
+    return _ENCODER.encode(value)
 
 
 def body_of(refusal: Refusal) -> answers.Problem:
@@ -173,8 +178,8 @@ def _methods(request: Request) -> list[str]:
         shape = shape or route.path
         if route.path == shape and route.endpoint is not only_post:
             methods |= route.methods or set()
-    if request.url.path.startswith("/callbacks/") and not request.url.path.startswith("/callbacks/redirect/"):
-        methods -= {"GET", "HEAD"}  # only a shopper's browser uses one
+    if request.url.path.startswith(("/callbacks/notification/", "/callbacks/merchant/")):
+        methods -= {"GET", "HEAD"}  # no shopper's browser comes there
     if "GET" in methods:
         methods.add("HEAD")
     return sorted(methods)

@@ -27,6 +27,7 @@ from orchestrator.domain.payment_status import GONE, PaymentStatus
 from orchestrator.domain.records import Command, CommandKind, Operation, PaymentRecord, Role
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import read_model
+from orchestrator.store.free_text import Reasons
 from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary, CommandRecord
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ async def checkout(
         operations=[_operation(operation) for operation in record.operations],
         commands=[_command(command) for command in record.commands[-read_model.COMMANDS_SHOWN :]],
         archived_at=record.archived[-1].at if record.archived else None,
+        erased_at=record.erased_at,
         correlation_id=record.correlation_id,
         links=links_of(record.id),
     )
@@ -186,7 +188,7 @@ async def payments_page(
 
 
 async def audit(
-    db: Database, merchant_id: int, checkout_id: UUID, *, after: int, limit: int
+    db: Database, encryptor: Encryptor, merchant_id: int, checkout_id: UUID, *, after: int, limit: int
 ) -> answers.AuditTrail | None:
     """Return audit entries after a number, the number to go on after, and where entries went that are not
     here any more.
@@ -197,9 +199,10 @@ async def audit(
     if found is None:
         return None
     rows, archived = found
+    reasons = await Reasons.of(db, encryptor, checkout_id)
     return answers.AuditTrail(
         checkout_id=checkout_id,
-        entries=[_entry(row) for row in rows[:limit]],
+        entries=[_entry(row, reasons) for row in rows[:limit]],
         next_after=rows[limit - 1].sequence if len(rows) > limit else None,
         archived=[
             answers.ArchivedTrail(until=archive.until, file=archive.file, at=archive.at)
@@ -366,8 +369,10 @@ def _place(cursor: str) -> tuple[datetime, str] | None:
     return None if moment.tzinfo is None else (moment, transaction_id)
 
 
-def _entry(row: Row[Any]) -> answers.AuditEntry:
+def _entry(row: Row[Any], reasons: Reasons) -> answers.AuditEntry:
     told = {**msgspec.json.decode(row.entry), "keyId": row.key_id, "mac": bytes(row.mac).hex()}
+    if isinstance(told.get("evidence"), dict):
+        told["evidence"] = reasons.in_evidence(told["evidence"])
     try:
         return msgspec.convert(told, answers.AuditEntry)
     except msgspec.ValidationError:

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import log
-from orchestrator.api import client_address
+from orchestrator.api import browser_access, client_address
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -123,6 +123,8 @@ def _event_of(scope: Scope, status: int) -> str | None:
             return "authentication_failed"
         case 403:
             return "request_forbidden"
+        case 429:
+            return "request_limited"
     return None
 
 
@@ -138,9 +140,14 @@ def _routes(app: Any) -> dict[Any, str]:
 
 
 def source_of(scope: Scope, *, depth: int) -> str | None:
-    """Return who called, as far as proxies that are trusted say; None for a shopper's own browser."""
-    if scope.get("path_params", {}).get("kind") in _SHOPPERS:
+    """Return who called, as far as it is logged: None for a shopper's own browser."""
+    if scope.get("path_params", {}).get("kind") in _SHOPPERS or browser_access.is_open(scope["path"]):
         return None
+    return caller_of(scope, depth=depth)
+
+
+def caller_of(scope: Scope, *, depth: int) -> str | None:
+    """Return the address that called, as far as proxies that are trusted say."""
     client = scope.get("client")
     forwarded = (
         tuple(value for name, value in scope["headers"] if name == b"x-forwarded-for") if depth else ()

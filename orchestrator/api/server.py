@@ -14,6 +14,7 @@ from orchestrator import gc_tuning, log
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
+from orchestrator.api.middleware import always_and_no_page
 from orchestrator.crypto import Encryptor
 from orchestrator.messaging.hints import HintPublisher
 from orchestrator.shutdown import FAILED, cancelled, end_within
@@ -104,7 +105,11 @@ def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
 
 async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, port: int) -> int:
     """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
-    connections = Connections(settings.api_connections, files=settings.database_pool + INLET)
+    connections = Connections(
+        settings.api_connections,
+        files=settings.database_pool + INLET,
+        always=always_and_no_page(settings),
+    )
     services = build(settings, hint_publisher)
     config = uvicorn.Config(
         create_app(services),
@@ -160,7 +165,7 @@ class _Server(uvicorn.Server):
         """Requests that had no answer when their time was over."""
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """Answer who waits for events or commands, then finish what is under way."""
+        """Answer who waits for events or commands, end streams, then finish what is under way."""
         self._services.end_waits()
         await super().shutdown(sockets)
 

@@ -20,6 +20,7 @@ from orchestrator import log
 from orchestrator.api import dependencies, request_body
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.idempotency import once
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.delivery import signature
 from orchestrator.delivery.addresses import LONGEST_URL, AddressPolicy, WebhookUrlRejected, checked_url
@@ -51,6 +52,7 @@ _EVENT_ID: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([
 _LAST_SEQUENCE: Final = 2**31 - 1
 
 
+@once(WRITE)
 async def add(request: Request) -> Response:
     """A webhook gets the events that come from now on. Its secret is in this answer and nowhere else."""
     services, caller, merchant = await _admitted(request, WRITE)
@@ -129,6 +131,7 @@ async def delete(request: Request, webhook_id: str) -> Response:
     return Response(status_code=204)
 
 
+@once(WRITE)
 async def rotate_secret(request: Request, webhook_id: str) -> Response:
     """Make a new secret, shown in this answer and nowhere else.
 
@@ -154,6 +157,7 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
     return answer(_with_secret(found, secret))
 
 
+@once(WRITE)
 async def send_test(request: Request, webhook_id: str) -> Response:
     """Send a test event, once, also to a webhook that is paused; what came of it stands among the
     attempts.
@@ -168,6 +172,7 @@ async def send_test(request: Request, webhook_id: str) -> Response:
     return answer(shapes.TestSent(event_id=events.event_id(test, 1)), 202)
 
 
+@once(WRITE)
 async def resume(request: Request, webhook_id: str) -> Response:
     """Serve a webhook again that was paused or is off; what waits is sent, and what failed is
     tried at once.
@@ -180,6 +185,7 @@ async def resume(request: Request, webhook_id: str) -> Response:
     return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
 
 
+@once(WRITE)
 async def replay(request: Request, webhook_id: str) -> Response:
     """Send events again that the feed still has, with the same ids: a single event, those of a period, or all
     that was given up.
@@ -228,6 +234,7 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     return answer(shapes.DeliveryPage(deliveries=[_delivery(row) for row in found[:limit]], next_cursor=more))
 
 
+@once(WRITE)
 async def replay_delivery(request: Request, delivery_id: str) -> Response:
     """Send the event of one attempt again, to the webhook that it went to, with the same id."""
     services, caller, merchant = await _admitted(request, WRITE)

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from orchestrator.audit.archives import ARCHIVES, verify_archives
 from orchestrator.audit.chain import Head, unlike, walk
 from orchestrator.audit.findings import Findings
+from orchestrator.audit.merchant_changes import export_merchants, verify_merchants
 from orchestrator.audit.seals import SEALS, verify_seals
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ _WITHOUT_CHECKOUT = text("""
 async def verify(
     db: Database, encryptor: Encryptor, *, progress: Callable[[Findings], None] | None = None
 ) -> Findings:
-    """Walk every chain, every archive's manifest and every seal, and name what does not hold.
+    """Walk every chain, every archive's manifest, every seal and the changes of every merchant, and name what
+    does not hold.
 
     Of a checkout whose history is archived the chain is followed from the head that its archive has; the
     archive is proven by the chain of archives, and its file by itself (`open_archive`).
@@ -75,6 +77,7 @@ async def verify(
     # Last, so that whatever was taken for archived above is among what is proven here.
     await verify_archives(db, encryptor, found)
     await verify_seals(db, encryptor, found)
+    await verify_merchants(db, encryptor, found)
     return found
 
 
@@ -96,8 +99,8 @@ _EXPORT = text("""
 
 
 async def export(db: Database) -> AsyncIterator[str]:
-    """Yield every entry, seal and archive's manifest as a line of JSON, for a copy kept elsewhere; what is
-    archived is in its file.
+    """Yield every entry, seal, archive's manifest and change of a merchant as a line of JSON, for a copy kept
+    elsewhere; what is archived is in its file.
     """
     checkout, sequence = UUID(int=0), 0
     while rows := await db.read(_EXPORT, {"checkout": checkout, "sequence": sequence}):
@@ -130,3 +133,5 @@ async def export(db: Database) -> AsyncIterator[str]:
             }
             yield msgspec.json.encode(archive_line).decode()
         number = rows[-1].sequence
+    async for line in export_merchants(db):
+        yield line

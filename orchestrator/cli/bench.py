@@ -139,6 +139,9 @@ def load() -> None:
     help="One order at a time, N of them, until it can be paid.",
 )
 @click.option(
+    "--webhook", is_flag=True, help="Also have every event delivered to an endpoint of the merchant's."
+)
+@click.option(
     "--seed", type=int, default=1, show_default=True, help="Makes arrivals, latencies and faults repeatable."
 )
 @click.option(

@@ -12,6 +12,7 @@ import click
 
 from orchestrator.cli import commands, imports
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.erasure import erase
 from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_names, price, table
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.cli.reconcile import reconcile
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import Command, Operation
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+    from orchestrator.store.free_text import Reasons
     from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary
 
 _HELD: Final = ("reserved", "captured", "refunded", "charged back")
@@ -42,7 +44,7 @@ _ANY: Final = "any"
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
 
 
-@click.group(short_help="List, show, explain; cancel, capture, refund, reconcile …")
+@click.group(short_help="List, show, explain; change, cancel, capture, refund, reconcile …")
 def checkouts() -> None:
     """List, show and explain checkouts, and ask for what is to be done with them."""
 
@@ -142,19 +144,23 @@ def list_checkouts(
 def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
     """Show one checkout (its id, or its order number): state, money, and what happened when."""
 
-    async def tell(_: Settings, db: Database) -> int:
+    async def tell(settings: Settings, db: Database) -> int:
         import msgspec  # noqa: PLC0415
 
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.explain.timeline import timeline  # noqa: PLC0415
         from orchestrator.store import read_model  # noqa: PLC0415
+        from orchestrator.store.free_text import Reasons  # noqa: PLC0415
 
         row = await find_checkout(db, checkout)
+        reasons = await Reasons.of(db, Encryptor(settings.secret_keys), row.id)
         if as_json:
             _say_json(
                 {
                     **_facts(row, row.merchant),
+                    "erasedAt": row.erased_at,
                     "operations": [_operation_facts(operation) for operation in row.operations],
-                    "commands": [_command_facts(command) for command in row.commands],
+                    "commands": [_command_facts(command, reasons) for command in row.commands],
                 }
             )
             return 0
@@ -205,7 +211,10 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
             console.print(
                 f"entries up to {archived.until} were archived at {archived.at:%Y-%m-%d %H:%M} UTC in {archived.file}"
             )
-        console.print(timeline([msgspec.json.decode(entry.entry) for entry in entries]))
+        told = [msgspec.json.decode(entry.entry) for entry in entries]
+        console.print(
+            timeline([{**entry, "evidence": reasons.in_evidence(entry["evidence"])} for entry in told])
+        )
         return 0
 
     return on_database(data_dir, tell)
@@ -243,7 +252,7 @@ def explain(*, data_dir: Path, checkout: str) -> int:
     return on_database(data_dir, tell)
 
 
-for _command in (*commands.COMMANDS, reconcile, imports.import_orders):
+for _command in (*commands.COMMANDS, reconcile, imports.import_orders, erase):
     checkouts.add_command(_command)
 
 
@@ -347,6 +356,7 @@ def _described(row: CheckoutRecord) -> Table:
         ("deadline", row.deadline),
         ("ended", row.ended_at),
         ("next lookup", row.due_at),
+        ("erased", row.erased_at),
     ):
         if moment is not None:
             table.add_row(name, f"{moment:%Y-%m-%d %H:%M:%S} UTC")
@@ -421,12 +431,12 @@ def _operation_facts(row: Operation) -> dict[str, object]:
     }
 
 
-def _command_facts(row: Command) -> dict[str, object]:
+def _command_facts(row: Command, reasons: Reasons) -> dict[str, object]:
     return {
         "id": row.id,
         "kind": row.kind,
         "actor": row.actor,
-        "reason": row.reason,
+        "reason": reasons.shown(row.reason),
         "requestedAt": row.requested_at,
         "handledAt": row.handled_at,
         "result": _coded(row.result),

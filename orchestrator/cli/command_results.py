@@ -54,7 +54,10 @@ def commands() -> None:
 def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
     """Show how far one command is (its id), and what came of it."""
 
-    async def tell(_: Settings, db: Database) -> int:
+    async def tell(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store.free_text import Reasons  # noqa: PLC0415
+
         wanted = uuid_of(command)
         found = None if wanted is None else await until_finished(db, wanted, wait)
         if found is None:
@@ -62,7 +65,8 @@ def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
                 f"there is no command {command!r}: `orchestrator checkouts show` names those of a checkout"
             )
         if as_json:
-            _say_json(found)
+            reasons = await Reasons.of(db, Encryptor(settings.secret_keys), found.checkout_id)
+            _say_json(found, reasons.shown(found.command.reason))
         else:
             asked = found.command
             say(f"Command {asked.id}: {asked.kind} of {_what(found)}, asked for by {asked.actor}")
@@ -129,7 +133,7 @@ def _what(found: CommandRecord) -> str:
     return f"{much} of {of}"
 
 
-def _say_json(found: CommandRecord) -> None:
+def _say_json(found: CommandRecord, reason: str | None) -> None:
     import msgspec  # noqa: PLC0415
 
     from orchestrator.domain import sentences  # noqa: PLC0415
@@ -168,6 +172,6 @@ def _say_json(found: CommandRecord) -> None:
         "requestedAt": asked.requested_at,
         "finishedAt": found.finished_at,
         "requestedBy": asked.actor,
-        "reason": asked.reason,
+        "reason": reason,
     }
     say_json(msgspec.json.encode(document).decode())

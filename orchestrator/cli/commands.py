@@ -1,4 +1,4 @@
-"""Commands on a checkout: cancel, reopen, capture, refund, release, retry, resolve.
+"""Commands on a checkout: change, cancel, reopen, capture, refund, release, retry, resolve.
 
 Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit
 status 1 means that it was refused, or not answered within the time to wait; it stays stored all the same.
@@ -6,7 +6,8 @@ status 1 means that it was refused, or not answered within the time to wait; it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.command_rules import CheckoutView, CommandRequest
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+    from orchestrator.store.inbox import StoredOrder
 
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless an option sets it."""
@@ -48,6 +50,22 @@ _transaction = click.option(
 def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
     """Cancel one checkout (its id, or its order number), unless its money is there already."""
     return _ask(data_dir, checkout, CommandKind.CANCEL, reason=reason, wait=wait)
+
+
+@click.command(short_help="Change the order of one checkout before its payment.")
+@data_dir
+@_checkout
+@click.argument("change", metavar="FILE", type=click.File("rb"))
+@_reason
+@wait_option(WAIT)
+def change(*, data_dir: Path, checkout: str, change: BinaryIO, reason: str | None, wait: float) -> int:
+    """Change the order of one checkout before its payment, by the JSON Merge Patch (RFC 7396) in FILE (- is
+    standard input), as `PATCH /v1/checkouts/{id}` takes it: amount, order lines, customer, transactionInfo,
+    callbacks.
+    """
+    return _ask(
+        data_dir, checkout, CommandKind.CHANGE, reason=reason, wait=wait, change=_patch(change.read())
+    )
 
 
 @click.command(short_help="Reopen a checkout that failed, expired or was cancelled.")
@@ -169,7 +187,24 @@ def _stated(amount: str | None, *, everything: bool) -> str | None:
     return amount
 
 
-COMMANDS: Final = (cancel, reopen, capture, refund, release, retry, resolve)
+def _patch(raw: bytes) -> dict[str, Any]:
+    from decimal import InvalidOperation  # noqa: PLC0415 - each command imports what it needs
+
+    from orchestrator.intents import changes  # noqa: PLC0415
+    from orchestrator.intents.reading import BODY_LIMIT, DECODER  # noqa: PLC0415
+
+    try:
+        patch = DECODER.decode(raw) if len(raw) <= BODY_LIMIT else None
+    except (ValueError, RecursionError, InvalidOperation):
+        patch = None
+    if not isinstance(patch, dict):
+        raise click.UsageError(f"FILE must hold one JSON object of at most {BODY_LIMIT} bytes")
+    if problems := changes.problems_of(patch):
+        raise click.UsageError("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
+    return patch
+
+
+COMMANDS: Final = (change, cancel, reopen, capture, refund, release, retry, resolve)
 
 
 def _ask(
@@ -195,6 +230,9 @@ def _ask(
         command_request = _command_request(view, kind, amount, wanted)
         if (found := command_rules.rejection(view, command_request)) is not None:
             raise click.UsageError(found.sentence)
+        if kind is CommandKind.CHANGE:
+            order = await inbox.stored_order(db, Encryptor(settings.secret_keys), row.id)
+            command_request = replace(command_request, change=_sealed(order, wanted["change"]))
         if kind is CommandKind.CANCEL and view.cancelling is not None:
             say(f"Checkout {row.id} is being cancelled already, by command {view.cancelling}.")
             return 0
@@ -234,6 +272,16 @@ def _command_request(
         expires_in=wanted.get("expires_in"),
         decision=wanted.get("decision") and Decision(wanted["decision"]),
     )
+
+
+def _sealed(order: StoredOrder, change: dict[str, Any]) -> str:
+    from orchestrator.intents import IntentRejected  # noqa: PLC0415 - each command imports what it needs
+
+    try:
+        return order.sealed(change)
+    except IntentRejected as error:
+        said = "; ".join(f"{problem.field}: {problem.message}" for problem in error.problems)
+        raise click.UsageError(said) from None
 
 
 def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, settings: Settings) -> str:

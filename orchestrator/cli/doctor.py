@@ -449,13 +449,22 @@ async def _broker(settings: Settings, report: _Report) -> None:
     from orchestrator.messaging.publisher import reason_of  # noqa: PLC0415
 
     try:
-        hints = await in_thread(HintPublisher(settings).prove, BROKER_TIMEOUT)
+        publisher = HintPublisher(settings)
+        hints = await in_thread(publisher.prove, BROKER_TIMEOUT)
+        intents = await in_thread(publisher.intents, BROKER_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
         report.ill(
             "broker", f"takes no hints ({reason_of(error)}): look at it, or correct ORCHESTRATOR_BROKER_URL"
         )
     else:
         report.well("broker", f"takes hints; {hints} wait")
+        if intents and not settings.intents_prefetch:
+            report.ill(
+                "intents",
+                f"{intents} messages wait in the queue intents, and ORCHESTRATOR_INTENTS_PREFETCH is 0: workers consume none",
+            )
+        else:
+            report.well("intents", f"{intents} messages wait in the queue intents")
 
 
 async def _circuit_open(settings: Settings, report: _Report) -> None:

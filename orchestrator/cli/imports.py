@@ -8,6 +8,8 @@ is there with the same content is reported as existing, so an import that was in
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 import sys
 import time
 from collections import Counter
@@ -19,13 +21,16 @@ from uuid import uuid4
 import click
 import msgspec
 
+from orchestrator import gc_tuning
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import ACTOR, merchant_id
 from orchestrator.cli.output import say, say_json, standard_output
+from orchestrator.shutdown import cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from orchestrator.errors import OrchestratorError
     from orchestrator.intents import Problem
     from orchestrator.intents.rows import Row
     from orchestrator.settings import Settings
@@ -34,12 +39,15 @@ if TYPE_CHECKING:
 
 AT_ONCE: Final = 1000
 """Rows that are written together."""
+READ_AT_ONCE: Final = 20
+"""Rows that are read before a list that is being written goes on."""
 TRIES: Final = 5
 """Attempts to write a list while Postgres does not answer."""
 PAUSE: Final = 1.0
 """Seconds between two of them."""
 _PROGRESS_EVERY: Final = {True: 0.5, False: 5.0}
 """Seconds between two lines of progress, on a terminal (True) and elsewhere."""
+_ENCODER: Final = msgspec.json.Encoder()
 _CREATED, _EXISTING, _REJECTED = "created", "existing", "rejected"
 
 
@@ -76,7 +84,7 @@ def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | Non
         from orchestrator.intents import rows  # noqa: PLC0415 - each command imports what it needs
         from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
 
-        number = await merchant_id(db, merchant)
+        number = await merchant_id(db, merchant, enabled=True)
         with ExitStack() as stack:
             file = stack.enter_context(click.open_file(source, "rb"))
             output = standard_output()
@@ -84,7 +92,8 @@ def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | Non
                 output = stack.enter_context(click.open_file(results, "w", "utf-8"))
             try:
                 return await _Import(settings, db, number, output).run(
-                    rows.delimited(file) if csv else rows.ndjson(file)
+                    rows.delimited(file) if csv else rows.ndjson(file),
+                    ahead=stat.S_ISREG(os.fstat(file.fileno()).st_mode),
                 )
             except rows.HeaderRejected as error:
                 raise click.UsageError(str(error)) from None
@@ -111,18 +120,36 @@ class _Import:
         self._started = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
 
-    async def run(self, rows: Iterator[Row]) -> int:
-        """Import every row; return the exit status."""
+    async def run(self, rows: Iterator[Row], *, ahead: bool) -> int:
+        """Import every row; return the exit status.
+
+        `ahead`: read the next list while one is written. Only for a file whose reading never waits: a row
+        that has come is not to be kept for those that have not.
+        """
+        writing: asyncio.Task[None] | None = None
+        gc_tuning.settle()
         try:
-            while chunk := self._read(rows):
-                await self._store(chunk)
+            while chunk := await self._read(rows):
+                if writing is not None:
+                    await writing
+                writing = asyncio.create_task(self._store(chunk))
+                if not ahead:
+                    await writing
+            if writing is not None:
+                await writing
+        except Exception:
+            if writing is not None:
+                await writing  # its rows are stored and reported, whatever is wrong with those after them
+            raise
         finally:
+            if writing is not None:
+                await cancelled([writing])
             self._output.flush()
             self._progress(last=True)
         await self._intents.close()
         return 1 if self._counts[_REJECTED] else 0
 
-    def _read(self, rows: Iterator[Row]) -> list[tuple[Row, Intake | Sequence[Problem]]]:
+    async def _read(self, rows: Iterator[Row]) -> list[tuple[Row, Intake | Sequence[Problem]]]:
         """Return the next rows, each with its intake or its problems."""
         from orchestrator import intents  # noqa: PLC0415
         from orchestrator.store.inbox import Intake  # noqa: PLC0415
@@ -144,26 +171,25 @@ class _Import:
                 chunk.append((row, intake or row.problems))
             if len(chunk) >= AT_ONCE:
                 break
+            if not len(chunk) % READ_AT_ONCE:
+                await asyncio.sleep(0)  # the list that is being written goes on
         return chunk
 
     async def _store(self, chunk: Sequence[tuple[Row, Intake | Sequence[Problem]]]) -> None:
         from orchestrator.store.inbox import Intake  # noqa: PLC0415
 
         results = iter(await self._accept([item for _, item in chunk if isinstance(item, Intake)]))
-        for row, item in chunk:
-            self._write(row, next(results) if isinstance(item, Intake) else item)
+        self._write((row, next(results) if isinstance(item, Intake) else item) for row, item in chunk)
         self._output.flush()
         self._progress()
 
-    async def _accept(self, intakes: Sequence[Intake]) -> list[Accepted | BaseException]:
+    async def _accept(self, intakes: Sequence[Intake]) -> list[Accepted | OrchestratorError]:
         """Store a list; where Postgres does not answer it is sent again, and what is stored is then found."""
         from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
 
         away: DatabaseAway | None = None
         for attempt in range(1, TRIES + 1):
-            results = await asyncio.gather(
-                *(self._intents.accept(intake) for intake in intakes), return_exceptions=True
-            )
+            results = await self._intents.accept_all(intakes)
             away = next((result for result in results if isinstance(result, DatabaseAway)), None)
             if away is None:
                 return results
@@ -172,37 +198,24 @@ class _Import:
         assert away is not None  # noqa: S101 - the last attempt has set it
         raise away
 
-    def _write(self, row: Row, result: Accepted | BaseException | Sequence[Problem]) -> None:
-        """Write the result of a row; raises an error that is not about the row."""
-        from orchestrator.errors import OrchestratorError  # noqa: PLC0415
-        from orchestrator.intents import Problem, submissions  # noqa: PLC0415
-        from orchestrator.intents.rows import column_of  # noqa: PLC0415
+    def _write(self, results: Iterable[tuple[Row, Accepted | OrchestratorError | Sequence[Problem]]]) -> None:
+        """Write the result of each row."""
         from orchestrator.store.inbox import Accepted  # noqa: PLC0415
-        from orchestrator.store.inbox.errors import IntakeError  # noqa: PLC0415
 
-        line: dict[str, object] = {"line": row.line}
-        if isinstance(result, Accepted):
-            line |= {
-                "status": _CREATED if result.fresh else _EXISTING,
-                "orderId": result.order_ref,
-                "id": result.id,
-                "state": result.state,
-            }
-        else:
-            if isinstance(result, OrchestratorError):
-                field = "order.orderId" if isinstance(result, IntakeError) else "body"
-                result = (Problem(field, str(result)),)
-            elif isinstance(result, BaseException):
-                raise result
-            errors = [
-                {"field": problem.field, "message": problem.message}
-                | ({"column": column} if (column := column_of(problem.field)) else {})
-                for problem in result
-            ]
-            number = submissions.order_number(row.raw) if row.raw else None
-            line |= {"status": _REJECTED, "orderId": number, "errors": errors}
-        self._counts[str(line["status"])] += 1
-        say_json(msgspec.json.encode(line).decode(), self._output)
+        for row, result in results:
+            if isinstance(result, Accepted):
+                status = _CREATED if result.fresh else _EXISTING
+                line = {
+                    "line": row.line,
+                    "status": status,
+                    "orderId": result.order_ref,
+                    "id": result.id,
+                    "state": result.state,
+                }
+            else:
+                status, line = _REJECTED, {"line": row.line, **rejection(row.raw, result)}
+            self._counts[status] += 1
+            say_json(_ENCODER.encode(line).decode(), self._output)
 
     def _progress(self, *, last: bool = False) -> None:
         now = time.monotonic()
@@ -216,3 +229,22 @@ class _Import:
             f"{counts[_REJECTED]} refused; {rate:.0f}/s",
             err=True,
         )
+
+
+def rejection(raw: bytes | None, result: OrchestratorError | Sequence[Problem]) -> dict[str, object]:
+    """Return the result of an intent that is refused, with its reasons."""
+    from orchestrator.errors import OrchestratorError  # noqa: PLC0415
+    from orchestrator.intents import Problem, submissions  # noqa: PLC0415
+    from orchestrator.intents.rows import column_of  # noqa: PLC0415
+    from orchestrator.store.inbox.errors import IntakeError  # noqa: PLC0415
+
+    if isinstance(result, OrchestratorError):
+        field = "order.orderId" if isinstance(result, IntakeError) else "body"
+        result = (Problem(field, str(result)),)
+    errors = [
+        {"field": problem.field, "message": problem.message}
+        | ({"column": column} if (column := column_of(problem.field)) else {})
+        for problem in result
+    ]
+    number = submissions.order_number(raw) if raw else None
+    return {"status": _REJECTED, "orderId": number, "errors": errors}

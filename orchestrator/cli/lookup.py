@@ -69,11 +69,19 @@ async def merchant_names(db: Database) -> dict[int, str]:
     return {row.id: row.name for row in await db.read(text("SELECT id, name FROM merchants"))}
 
 
-async def merchant_id(db: Database, name: str) -> int:
-    """Return the number of a merchant, or say that there is none of this name."""
-    for number, known in (await merchant_names(db)).items():
-        if known == name:
-            return number
+async def merchant_id(db: Database, name: str, *, enabled: bool = False) -> int:
+    """Return the number of a merchant, or say that there is none of this name, or that it is disabled where
+    it has to be `enabled`.
+    """
+    from sqlalchemy import text  # noqa: PLC0415
+
+    asked = text("SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name")
+    for row in await db.read(asked, {"name": name}):
+        if enabled and row.disabled:
+            raise click.UsageError(
+                f"merchant {name!r} is disabled and takes no orders: `orchestrator merchants enable {name}` lets it in again"
+            )
+        return int(row.id)
     raise click.UsageError(f"there is no merchant {name!r}: `orchestrator merchants list` shows them all")
 
 

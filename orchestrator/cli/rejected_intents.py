@@ -14,9 +14,11 @@ from orchestrator.cli.output import printer, say, say_json
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from uuid import UUID
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+    from orchestrator.store.inbox.rejected import Code
 
 
 @click.group("rejected-intents", short_help="Refused intents of the queue.")
@@ -31,14 +33,20 @@ def rejected_intents() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
 def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, limit: int) -> int:
     """List refused intents, the youngest first, with their reasons."""
+    if order is not None and merchant is None:
+        raise click.UsageError("--order needs --merchant: an order number is that of a merchant")
 
     async def show(_: Settings, db: Database) -> int:
         from orchestrator.store.inbox import rejected  # noqa: PLC0415 - each command imports what it needs
 
         names = await merchant_names(db)
-        wanted = None if merchant is None else await merchant_id(db, merchant)
+        if merchant is None:
+            found = await rejected.latest(db, limit=limit)
+        else:
+            wanted = await merchant_id(db, merchant)
+            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit)
         shown = table("id", "at", "merchant", "order", "code", "reason")
-        for row in await rejected.latest(db, merchant_id=wanted, order_ref=order, limit=limit):
+        for row in found:
             more = f" (and {len(row.problems) - 1} more)" if len(row.problems) > 1 else ""
             shown.add_row(
                 str(row.id),
@@ -91,3 +99,47 @@ def show_rejected(*, data_dir: Path, intent: str, with_body: bool) -> int:
         return 0
 
     return on_database(data_dir, show)
+
+
+@rejected_intents.command("resubmit", short_help="Submit refused intents once more.")
+@data_dir
+@click.argument("chosen", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--code",
+    type=click.Choice(["token_expired", "merchant_refused", "order_taken", "not_storable", "internal"]),
+    help="All that were refused with this code, instead of IDs.",
+)
+@click.option(
+    "--merchant",
+    metavar="NAME",
+    help="Whose orders they are: needed where no token proves it. With --code: only this merchant's.",
+)
+def resubmit(*, data_dir: Path, chosen: tuple[str, ...], code: Code | None, merchant: str | None) -> int:
+    """Submit refused intents once more, as they were sent, after what they were refused for is removed.
+
+    Each intent has a result, as an import has them. An order that is there is reported as existing, so this
+    may be repeated. The refusals stay in the list. Exit status 1 if an intent is refused.
+    """
+    if bool(chosen) == (code is not None):
+        raise click.UsageError("name the IDs of refused intents, or --code")
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.cli.resubmissions import Resubmission  # noqa: PLC0415 - as above
+
+        named = None if merchant is None else await merchant_id(db, merchant)
+        resubmission = Resubmission(settings, db, merchant=named)
+        try:
+            if code is not None:
+                return await resubmission.all_with(code)
+            return await resubmission.these([_known(intent) for intent in chosen])
+        finally:
+            await resubmission.close()
+
+    return on_database(data_dir, work)
+
+
+def _known(intent: str) -> UUID:
+    found = uuid_of(intent)
+    if found is None:
+        raise click.UsageError(f"{intent!r} is not an ID: see `orchestrator rejected-intents list`")
+    return found

@@ -1,9 +1,9 @@
 """Where a delivery may go: which URLs are accepted, and which addresses a connection may be opened to.
 
-A URL is checked by its text when it is stored, and again before each use; spellings that programs read
-differently are refused. A name is resolved once for each connection, every address that it has is checked,
-and the connection goes to one of those very addresses. An address is public only if it is known to be:
-special ranges and those that contain another address are refused. The networks of
+A URL is checked by its text when it is stored, and again before a process first sends to it; spellings that
+programs read differently are refused. A name is resolved once for each connection, every address that it has
+is checked, and the connection goes to one of those very addresses. An address is public only if it is known
+to be: special ranges and those that contain another address are refused. The networks of
 `ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS` are always allowed.
 """
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -50,6 +51,9 @@ CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 """The same where no notifications arrive."""
 GATHER: Final = 0.004
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
+GATHER_RESULTS: Final = 0.005
+"""Seconds for which a result waits for others, to be written with them: only the next event of its checkout
+waits for it."""
 AWAY: Final = 1.0
 """Seconds after a round that failed."""
 LEASE_MARGIN: Final = 15.0
@@ -80,11 +84,14 @@ class Deliverer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tests: set[asyncio.Task[None]] = set()
         self._round = 0
+        self._hungry = False
+        """Whether more may be due than could begin in the last round."""
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
             self._write,
             keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
             limit=settings.batch_limit,
+            gather=GATHER_RESULTS,
             name="deliveries",
         )
         self.notified = False
@@ -121,6 +128,7 @@ class Deliverer:
         Return whether nothing was cut off.
         """
         end = asyncio.create_task(ending.wait())
+        end.add_done_callback(lambda _: self._woken.set())
         try:
             while not ending.is_set():
                 began = time.monotonic()
@@ -134,11 +142,9 @@ class Deliverer:
                 if busy:
                     await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
                 else:
-                    woken = asyncio.create_task(self._woken.wait())
-                    await asyncio.wait(
-                        (woken, end), timeout=self._idle_for(), return_when=asyncio.FIRST_COMPLETED
-                    )
-                    woken.cancel()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._idle_for()):
+                            await self._woken.wait()
         finally:
             end.cancel()
         return await self._finish()
@@ -189,6 +195,7 @@ class Deliverer:
         wanted, probes = await self._wanted(everywhere=everywhere)
         if wanted:
             taken += await self._take(wanted, probes)
+        self._hungry = any(lane.hot for lane in self._lanes.values())
         return bool(taken)
 
     async def _take_tests(self, now: float) -> int:
@@ -320,7 +327,8 @@ class Deliverer:
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its lease ends, and the event is sent again.
             _log.error("delivery_failed", exc_info=error)
-        self._woken.set()
+        if self._hungry:
+            self._woken.set()
 
     # ── One delivery ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -41,6 +41,8 @@ KEPT: Final = 1024
 """Bytes of an answer that are kept."""
 READ: Final = 16_384
 """Bytes of an answer that are read, so that its connection can be used again; a longer answer closes it."""
+TARGETS: Final = 1000
+"""URLs that are kept as they were read."""
 KEEPALIVE: Final = 4.0
 """Seconds that an idle connection is kept: less than common servers keep it, so that few are closed while
 they are taken."""
@@ -145,6 +147,7 @@ class Sender:
             total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=total_timeout
         )
         self._tls = tls
+        self._targets: dict[str, URL] = {}
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def close(self) -> None:
@@ -157,7 +160,7 @@ class Sender:
         """Send one event; return the outcome, and raise nothing but a cancellation."""
         began = time.monotonic()
         try:
-            target = URL(checked_url(url, self._policy), encoded=True)
+            target = self._target(url)
             async with asyncio.timeout(self._total):
                 try:
                     return await self._exchange(target, headers, body, began)
@@ -169,6 +172,15 @@ class Sender:
             return Answer(Outcome.WRONG_URL, time.monotonic() - began)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             return Answer(_fault(error), time.monotonic() - began)
+
+    def _target(self, url: str) -> URL:
+        """Return a URL that was checked; its text is checked once, its addresses with each connection."""
+        target = self._targets.get(url)
+        if target is None:
+            if len(self._targets) >= TARGETS:
+                self._targets.clear()
+            target = self._targets[url] = URL(checked_url(url, self._policy), encoded=True)
+        return target
 
     def _session(self, scheme: str) -> aiohttp.ClientSession:
         session = self._sessions.get(scheme)

@@ -208,6 +208,14 @@ class Client:
         _, raw = await self._sent("POST", path, body=msgspec.json.encode(body or {}), key=key or str(uuid4()))
         return _read(f"POST {path}", raw, answers.CommandAccepted)
 
+    async def change(
+        self, checkout: UUID | str, patch: Mapping[str, object], *, key: str | None = None
+    ) -> answers.CommandAccepted:
+        """Change the order of a checkout by a merge patch, under a key of its own or this key."""
+        path = f"/v1/checkouts/{checkout}"
+        _, raw = await self._sent("PATCH", path, body=msgspec.json.encode(patch), key=key or str(uuid4()))
+        return _read(f"PATCH {path}", raw, answers.CommandAccepted)
+
     async def finished(
         self,
         checkout: UUID | str,

@@ -96,6 +96,8 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     renewal: Renewal = msgspec.field(default_factory=Renewal)
     # It was woken while we held it: the release has set the due time to now.
     woken: bool = False
+    # The session at the gateway has the order as it was before a change.
+    outdated: bool = False
 
     def now(self) -> datetime:
         """Return Postgres's time, as far as our own clock has run since the claim."""

@@ -25,14 +25,21 @@ class ResultCode(StrEnum):
     DONE_DECIDED = "done_decided"
     DONE_OPERATION_DECIDED = "done_operation_decided"
     """`state` is that of the operation now."""
+    DONE_CHANGED = "done_changed"
+    """Our books have the changed order; an open session is changed next, before it is offered again."""
     REFUSED_NOT_AUTHENTIC = "refused_not_authentic"
     REFUSED_REPEATED = "refused_repeated"
     REFUSED_VERSION_CHANGED = "refused_version_changed"
     """It was asked for version `asked`; the checkout has `version`."""
     REFUSED_NOT_CANCELLABLE = "refused_not_cancellable"
+    REFUSED_NOT_CHANGEABLE = "refused_not_changeable"
+    """The checkout is over: `state`, or its deadline has passed."""
+    REFUSED_NOT_AN_INTENT = "refused_not_an_intent"
+    """With the changes before it, it makes no valid order: `field`, and the `problem` with it."""
     REFUSED_CANCELLING = "refused_cancelling"
     REFUSED_NOT_CLOSED = "refused_not_closed"
     REFUSED_NOT_AN_ORDER = "refused_not_an_order"
+    REFUSED_ERASED = "refused_erased"
     REFUSED_ORDER_TAKEN = "refused_order_taken"
     REFUSED_ORDER_NUMBER_USED_UP = "refused_order_number_used_up"
     REFUSED_PAYMENT_SHOWN = "refused_payment_shown"
@@ -65,7 +72,7 @@ class ResultCode(StrEnum):
 
 DONE: Final = frozenset({
     ResultCode.DONE_RETRIED, ResultCode.DONE_LOOKED_UP, ResultCode.DONE_REOPENED, ResultCode.DONE_KEPT, ResultCode.DONE_DECIDED,
-    ResultCode.DONE_OPERATION_DECIDED,
+    ResultCode.DONE_OPERATION_DECIDED, ResultCode.DONE_CHANGED,
 })  # fmt: skip
 REFUSED: Final = frozenset(ResultCode) - DONE - {ResultCode.ACCEPTED, ResultCode.OTHER}
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain import decisions, money, sentences
 from orchestrator.domain.command_result import ResultCode, result
+from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import (
     MOVES_MONEY,
     Binding,
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
 class CommandRequest:
     """A requested command.
 
-    `amount` in minor units (None: all that is left), `expires_in` in seconds.
+    `amount` in minor units (None: all that is left), `expires_in` in seconds. `change` is the merge patch of
+    a changed order, encrypted and in base64.
     """
 
     kind: CommandKind
@@ -44,6 +46,7 @@ class CommandRequest:
     transaction_id: str | None = None
     expires_in: float | None = None
     decision: Decision | None = None
+    change: str | None = None
     version: int | None = None
 
     @property
@@ -58,6 +61,8 @@ class CommandRequest:
                 return {"expiresIn": self.expires_in}
             case CommandKind.RESOLVE:
                 return {"decision": self.decision}
+            case CommandKind.CHANGE:
+                return {"change": self.change}
             case _:
                 return {}
 
@@ -115,6 +120,8 @@ class CheckoutView:
     rival: UUID | None = None
     met: tuple[UUID, bytes] | None = None
     captures_itself: bool = False
+    # Its data key was destroyed, and with it what would be offered.
+    erased: bool = False
 
     @property
     def paying(self) -> tuple[PaymentRecord, ...]:
@@ -188,27 +195,10 @@ def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) ->
         case CommandKind.CANCEL if view.state in ENDED:
             said = f"is {view.state} already: there is nothing left to cancel"
             return Rejection("already-ended", f"checkout {view.id} {said}", ended, facts=state)
-        case CommandKind.REOPEN if view.state not in CLOSED:
-            paid = view.state is State.COMPLETED
-            why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
-            said = f"checkout {view.id} is {_word(view.state)}: {why}; only what failed, expired or was cancelled is reopened"
-            refused = result(ResultCode.REFUSED_NOT_CLOSED, state=view.state.value)
-            return Rejection("not-closed", said, refused, facts=state)
-        case CommandKind.REOPEN if view.from_payment:
-            said = (
-                f"no shop has handed order {view.order_ref} over, so checkout {view.id} has nothing to offer: hand the order over "
-                "as a new checkout"
-            )
-            return Rejection(
-                "not-an-order", said, result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=view.order_ref)
-            )
-        case CommandKind.REOPEN if view.rival is not None:
-            said = (
-                f"order {view.order_ref} has another live checkout, {view.rival}: let the shopper pay that one, or cancel it "
-                f"before reopening {view.id}"
-            )
-            refused = result(ResultCode.REFUSED_ORDER_TAKEN, orderId=view.order_ref, checkout=str(view.rival))
-            return Rejection("order-taken", said, refused, facts={"checkoutId": str(view.rival)})
+        case CommandKind.CHANGE:
+            return _about_order(view)
+        case CommandKind.REOPEN:
+            return _about_reopening(view)
         case CommandKind.RESOLVE if view.attention is None:
             said = f"nothing about checkout {view.id} waits for a decision: its attention is empty"
             return Rejection("nothing-to-resolve", said, result(ResultCode.REFUSED_NOTHING_TO_DECIDE))
@@ -225,6 +215,76 @@ def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) ->
             return Rejection("not-decidable", sentences.of(undecidable), undecidable, "decision")
         case _:
             return None
+
+
+def _about_reopening(view: CheckoutView) -> Rejection | None:
+    if view.state not in CLOSED:
+        paid = view.state is State.COMPLETED
+        why = "its money is there" if paid else "it has not ended, so the shopper may go on with it"
+        said = f"checkout {view.id} is {_word(view.state)}: {why}; only what failed, expired or was cancelled is reopened"
+        refused = result(ResultCode.REFUSED_NOT_CLOSED, state=view.state.value)
+        return Rejection("not-closed", said, refused, facts={"state": view.state})
+    if view.erased:
+        said = f"the personal data of checkout {view.id} was erased, and its order with it: hand the order over as a new checkout"
+        return Rejection("erased", said, result(ResultCode.REFUSED_ERASED))
+    if view.from_payment:
+        said = (
+            f"no shop has handed order {view.order_ref} over, so checkout {view.id} has nothing to offer: hand the order over "
+            "as a new checkout"
+        )
+        return Rejection(
+            "not-an-order", said, result(ResultCode.REFUSED_NOT_AN_ORDER, orderId=view.order_ref)
+        )
+    if view.rival is None:
+        return None
+    said = (
+        f"order {view.order_ref} has another live checkout, {view.rival}: let the shopper pay that one, or cancel it "
+        f"before reopening {view.id}"
+    )
+    refused = result(ResultCode.REFUSED_ORDER_TAKEN, orderId=view.order_ref, checkout=str(view.rival))
+    return Rejection("order-taken", said, refused, facts={"checkoutId": str(view.rival)})
+
+
+def _about_order(view: CheckoutView) -> Rejection | None:
+    """An order is changed before its payment: afterwards the money that is there is moved instead."""
+    state = {"state": view.state}
+    ended = result(ResultCode.REFUSED_NOT_CHANGEABLE, state=view.state.value)
+    open_payment = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding="open")
+    if view.state is State.COMPLETED:
+        said = (
+            f"checkout {view.id} is paid: capture less, or refund the difference, and hand over what was added as an order of "
+            "its own"
+        )
+        return Rejection("already-ended", said, ended, facts=state)
+    if view.state in ENDED:
+        said = f"checkout {view.id} is {view.state}: reopen it before changing it, or hand the order over as a new checkout"
+        return Rejection("already-ended", said, ended, facts=state)
+    if view.cancelling is not None:
+        said = f"checkout {view.id} is being cancelled: hand the changed order over as a new checkout once it is cancelled"
+        return Rejection("being-cancelled", said, result(ResultCode.REFUSED_CANCELLING), facts=state)
+    seen = next(
+        (payment for payment in view.payments_seen if payment.meaning != PaymentMeaning.NOTHING), None
+    )
+    if seen is None and view.state is State.CALLBACK_RECEIVED:
+        said = (
+            f"a callback about a payment of checkout {view.id} is being verified at the gateway: read the checkout again, and "
+            "change it if it is awaiting_payment then"
+        )
+        return Rejection("payment-under-way", said, open_payment, facts=state)
+    if seen is None:
+        return None
+    if seen.meaning == PaymentMeaning.OPEN:
+        said = (
+            f"transaction {seen.transaction_id} may still pay checkout {view.id}: read the checkout again, and change it once the "
+            "transaction has ended without money"
+        )
+        return Rejection("payment-under-way", said, open_payment, facts=state)
+    said = (
+        f"transaction {seen.transaction_id} is a payment of checkout {view.id}: once it is completed, capture less or refund the "
+        "difference, and hand over what was added as an order of its own"
+    )
+    paid = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding="paid")
+    return Rejection("payment-seen", said, paid, facts=state)
 
 
 def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | None:

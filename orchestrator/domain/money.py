@@ -10,7 +10,7 @@ the case.
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import MAX_PREC, Context, Decimal, Inexact, InvalidOperation, Overflow
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -70,6 +70,16 @@ GATEWAY_DECIMALS: Final = 2
 _MOST_BITS: Final = 1024
 
 
+_EXACT: Final = Context(
+    prec=MOST_DIGITS,
+    Emax=MOST_DIGITS - 1,
+    Emin=1 - MOST_DIGITS,
+    traps=[Inexact, InvalidOperation, Overflow],
+)
+"""Refuses what is larger, has more digits, or has a fraction."""
+_WIDE: Final = Context(prec=MAX_PREC, traps=[InvalidOperation])
+
+
 class MoneyError(OrchestratorError, ValueError):
     """An amount or a currency that cannot be represented exactly; `value` and `currency` keep
     what was given.
@@ -115,6 +125,14 @@ def to_minor(value: Decimal | float | str, currency: str) -> int:
     more than 18 digits.
     """
     decimals = exponent(currency)
+    if type(value) is Decimal:
+        # Most amounts; whatever is not exact and small is judged below.
+        try:
+            minor = int(_EXACT.to_integral_exact(_EXACT.scaleb(value, decimals)))
+        except (ArithmeticError, ValueError):
+            pass
+        else:
+            return minor
     amount = _finite(value)
     if amount is None:
         reason = f"{_shown(value)} is not an amount: expected a decimal number such as 139.00"
@@ -142,8 +160,7 @@ def to_decimal(minor: int, currency: str) -> Decimal:
     """Return minor units as the decimal amount with all of its currency's decimals: 13950 DKK is
     Decimal('139.50').
     """
-    digits = tuple(map(int, str(abs(minor))))
-    return Decimal((int(minor < 0), digits, -exponent(currency)))
+    return Decimal(minor).scaleb(-exponent(currency), _WIDE)
 
 
 def decimal_or_none(minor: int, currency: str) -> Decimal | None:

@@ -81,6 +81,8 @@ class CommandKind(StrEnum):
     RETRY = "retry"
     RECONCILE = "reconcile"
     RESOLVE = "resolve"
+    CHANGE = "change"
+    """The order, before its payment."""
 
 
 class Decision(StrEnum):
@@ -105,10 +107,10 @@ class Callback:
     id: UUID
     kind: str
     grade: str
-    content_type: str
     # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
     network: str
-    # Sealed; None where it is too large to be worth reading for its status.
+    # Sealed; the body is None where it is too large to be worth reading for its status.
+    sender: bytes | None
     body: bytes | None
     digest: bytes
 

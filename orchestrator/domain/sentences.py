@@ -341,6 +341,15 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ),
     ResultCode.DONE_DECIDED: lambda _: "it is not asked again",
     ResultCode.DONE_OPERATION_DECIDED: lambda facts: f"it is {facts['state']}, as you found it",
+    ResultCode.DONE_CHANGED: lambda _: "the order is changed",
+    ResultCode.REFUSED_NOT_CHANGEABLE: lambda facts: (
+        f"a checkout that is {facts['state']} cannot be changed"
+        if "state" in facts
+        else "its deadline has passed, and it cannot be changed any more"
+    ),
+    ResultCode.REFUSED_NOT_AN_INTENT: lambda facts: (
+        f"with the changes before it, {facts['field']} {facts['problem']}"
+    ),
     ResultCode.REFUSED_NOT_AUTHENTIC: lambda _: (
         "its row was not written by the API or the command line of this installation, or was changed since"
     ),
@@ -353,6 +362,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
     ),
     ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
     ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
+    ResultCode.REFUSED_ERASED: lambda _: "its personal data was erased, and the order with it",
     ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
         f"order {facts['orderId']} has no intent: there is nothing to open a session with"
     ),

@@ -26,7 +26,8 @@ class State(StrEnum):
     AUTHENTICATED = "authenticated"
     """Holds a gateway token of its own; next a session is opened. A lost session comes back here."""
     SESSION_CREATED = "session_created"
-    """The gateway has the order under a session; next the payment methods are listed."""
+    """The gateway has the order under a session; next the payment methods are listed. A changed basket comes
+    back here: the session is changed first."""
     METHODS_FETCHED = "methods_fetched"
     """Everything the browser needs is stored; next it is offered to the merchant, and the deadline starts."""
     AWAITING_PAYMENT = "awaiting_payment"
@@ -59,6 +60,7 @@ class Trigger(StrEnum):
     PAYMENT_OPEN = "payment_open"
     NOTHING_FOUND = "nothing_found"
     SESSION_LOST = "session_lost"
+    ORDER_CHANGED = "order_changed"
     DEADLINE_PASSED = "deadline_passed"
     CANCELLED = "cancelled"
     REFUSED = "refused"
@@ -98,6 +100,8 @@ TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
     (_S.SESSION_CREATED, _T.SESSION_LOST): _S.AUTHENTICATED,
     (_S.METHODS_FETCHED, _T.SESSION_LOST): _S.AUTHENTICATED,
     (_S.AWAITING_PAYMENT, _T.SESSION_LOST): _S.AUTHENTICATED,
+    (_S.METHODS_FETCHED, _T.ORDER_CHANGED): _S.SESSION_CREATED,
+    (_S.AWAITING_PAYMENT, _T.ORDER_CHANGED): _S.SESSION_CREATED,
     (_S.AWAITING_PAYMENT, _T.DEADLINE_PASSED): _S.EXPIRED,
     (_S.RECEIVED, _T.CANCELLED): _S.CANCELLED,
     (_S.AUTHENTICATED, _T.CANCELLED): _S.CANCELLED,
@@ -132,6 +136,8 @@ _REPEATS: Final[dict[Trigger, frozenset[State]]] = {
     _T.NOTHING_FOUND: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
     _T.PAYMENT_FOUND: frozenset({_S.COMPLETED}),
     _T.SESSION_LOST: frozenset({_S.RECEIVED, _S.AUTHENTICATED}),
+    # What is opened, or listed, next is of the changed order anyway.
+    _T.ORDER_CHANGED: frozenset({_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED}),
     _T.DEADLINE_PASSED: frozenset({_S.EXPIRED}),
     _T.CANCELLED: frozenset({_S.CANCELLED}),
     _T.REFUSED: frozenset({_S.FAILED}),

@@ -123,6 +123,11 @@ def _summary(record: Record) -> str:
 
 def _because(record: Record) -> list[str]:
     said = advice.attention(record)
+    if record.erased_at is not None:
+        said.append(
+            f"Its personal data was erased at {moment(record.erased_at)}: the order, the content of callbacks and reasons of commands "
+            "can no longer be read; money and trail are as before."
+        )
     if record.state is State.COMPLETED:
         said += _money(record)
     elif record.from_payment and record.state in CLOSED:
@@ -153,7 +158,8 @@ def _because(record: Record) -> list[str]:
 
 
 def _opening(record: Record) -> list[str]:
-    said = ["Nothing has been offered to the shopper yet."]
+    offered = record.offered_at is not None
+    said = ["The shopper cannot pay it now." if offered else "Nothing has been offered to the shopper yet."]
     if record.cancel_requested_at is not None:
         said.append(f"At {moment(record.cancel_requested_at)} a cancel was requested.")
     if _circuit_open(record):

@@ -141,7 +141,7 @@ def ways(record: Record) -> list[str]:
         names += ["release"] if left > 0 and record.captured == 0 else []
         names += ["refund"] if left_to(OperationKind.REFUND, record) > 0 else []
     elif record.state in CLOSED:
-        names += [] if record.from_payment else ["reopen"]
+        names += [] if record.from_payment or record.erased_at is not None else ["reopen"]
     elif record.state is not State.COMPLETED and record.cancel_requested_at is None:
         names.append("cancel")
     names.append("reconcile")

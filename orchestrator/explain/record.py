@@ -30,7 +30,7 @@ _GATHER = read_model.statement(
         (SELECT sequence, entry FROM audit_entries WHERE checkout_id = c.id ORDER BY sequence DESC LIMIT :most)
         UNION
         (SELECT sequence, entry FROM audit_entries WHERE checkout_id = c.id
-            AND action IN ('checkout:received', 'checkout:moved', 'checkout:reopened')
+            AND action IN ('checkout:received', 'checkout:moved', 'checkout:reopened', 'order:changed')
           ORDER BY sequence DESC LIMIT :moves)) a) AS entries""",
     """CASE WHEN c.slot_reserved THEN (
         SELECT CAST(json_build_object('before', count(*),

@@ -31,7 +31,9 @@ _LONGEST: Final = 60
 _UNTOLD: Final = frozenset({"intent", "orderId", "by", "currency"})
 """Evidence that adds nothing for a person."""
 
-_AMOUNTS: Final = frozenset({"amount", "reserved", "captured", "refunded", "chargedBack", "totalBefore"})
+_AMOUNTS: Final = frozenset(
+    {"amount", "amountBefore", "reserved", "captured", "refunded", "chargedBack", "totalBefore"}
+)
 
 
 def price(minor: int, currency: str) -> str:

@@ -128,6 +128,13 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
             return f"{asked}, and its own answer showed a payment that is not decided yet{_listed(showed)}."
         case Trigger.NOTHING_FOUND:
             return f"{asked}, and its own answer showed no attempt to pay this order."
+        case Trigger.ORDER_CHANGED:
+            return _ordered(record, entry)
+        case Trigger.SESSION_LOST if evidence.get("reason"):
+            return (
+                f"At {at} the gateway did not change the session to the changed order{_why(evidence)}; another session is opened "
+                "for it."
+            )
         case Trigger.SESSION_LOST:
             return f"At {at} the gateway no longer knew the session{_named(evidence.get('session'))}, under a fresh token."
         case Trigger.DEADLINE_PASSED:
@@ -201,6 +208,16 @@ def _matched(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} {who(entry.actor)} handed the order over, after its payment: the payment is the order's."
 
 
+def _ordered(record: Record, entry: Entry) -> str:
+    about = entry.evidence
+    prices = [record.price(int(about.get(name) or 0), record.currency) for name in ("amountBefore", "amount")]
+    return f"At {moment(entry.at)} {who(entry.actor)} changed the order, from {prices[0]} to {prices[1]}."
+
+
+def _carried(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} the session at the gateway was changed to the order as it is."
+
+
 def _failed(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} {_call(entry.evidence)} failed{_why(entry.evidence)}."
 
@@ -240,6 +257,10 @@ def _settled(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} the watch ended, with nothing left that could change by itself."
 
 
+def _erased(_: Record, entry: Entry) -> str:
+    return f"At {moment(entry.at)} {who(entry.actor)} erased the personal data."
+
+
 def _asked(_: Record, entry: Entry) -> str:
     finding = sentences.SHOWS.get(str(entry.evidence.get("finding")))
     # `shown` is the sentence itself, in entries of versions before migration 0013.
@@ -261,6 +282,8 @@ def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str
 # Cancelled or submitted operations are described by the operation itself, for as long as they are so.
 _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "intent:matched": _matched,
+    "order:changed": _ordered,
+    "session:changed": _carried,
     "gateway:failed": _failed,
     "gateway:asked": _asked,
     "cancel:requested": _cancel,
@@ -271,6 +294,7 @@ _SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
     "attention:raised": _raised,
     "attention:cleared": _cleared,
     "watch:ended": _settled,
+    "checkout:erased": _erased,
     "money:succeeded": _operation("was done at the gateway"),
     "money:rejected": _operation("was refused by the gateway", why=True),
     "money:unknown": _operation("may have left for the gateway, and what came of it was not known", why=True),

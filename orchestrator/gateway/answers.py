@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping  # noqa: TC003
 from dataclasses import dataclass, field
+from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final, Generic, TypeVar
 
@@ -180,6 +181,26 @@ def read_session(raw: bytes) -> Outcome[Session]:
     return Done(Session(value))
 
 
+def read_change(raw: bytes, amount: str) -> Outcome[None]:
+    """Read the answer to a change of a session, which is not documented: nothing (HTTP 204), or JSON, such as
+    an echo of the session.
+
+    An echo of another amount than the `amount` that was sent shows that nothing was changed.
+    """
+    if not raw:
+        return Done(None)
+    answer = _decode(raw)
+    if isinstance(answer, Unknown):
+        return answer
+    match answer:
+        case {"order": {"amount": {"value": int() | float() as value}}} if Decimal(str(value)) != Decimal(
+            amount
+        ):
+            return Unknown("The gateway's answer shows another amount than the change.", unreadable=True)
+        case _:
+            return Done(None)
+
+
 def read_methods(raw: bytes) -> Outcome[Methods]:
     """Read the list of methods.
 
@@ -245,9 +266,10 @@ def read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
 READERS: Final[Mapping[str, Callable[[bytes, Any], Outcome[Any]]]] = {
     "token": lambda raw, _: read_token(raw),
     "session": lambda raw, _: read_session(raw),
+    "changed": read_change,
     "methods": lambda raw, _: read_methods(raw),
     "payments": read_payments,
     "movement": read_movement,
 }
-NEVER_LARGE: Final = frozenset({"token", "session"})
+NEVER_LARGE: Final = frozenset({"token", "session", "changed"})
 """What holds a token or an id, and nothing that could be as large as a list is."""

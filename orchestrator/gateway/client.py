@@ -33,6 +33,7 @@ from orchestrator.gateway.reader_process import ReaderProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from decimal import Decimal
     from types import TracebackType
 
     from aiohttp import Payload
@@ -176,6 +177,35 @@ class Gateway:
             _SESSION,
             method="POST",
             url=lambda known: known.session,
+            token=token,
+            body=BytesPayload(content, content_type="application/json"),
+            user_agent=user_agent,
+        )
+
+    async def change_session(
+        self,
+        account: Account,
+        token: str,
+        session_id: str,
+        body: Mapping[str, object],
+        *,
+        amount: Decimal,
+        user_agent: str | None,
+    ) -> Outcome[None]:
+        """Change what a session holds, such as amount and lines (PUT; D4, C1); it may be repeated.
+
+        `amount` is that of the body.
+        """
+        try:
+            content = _ENCODER.encode(body)
+        except UnicodeEncodeError:
+            return Refused(0, "The session's content holds a character that cannot be sent.")
+        return await self._call(
+            "change_session",
+            account,
+            Reader("changed", str(amount)),
+            method="PUT",
+            url=lambda known: URL(f"{known.sessions}{quote(session_id, safe='')}"),
             token=token,
             body=BytesPayload(content, content_type="application/json"),
             user_agent=user_agent,

@@ -140,6 +140,8 @@ class Wire:
                     allow_redirects=False,
                 )
                 try:
+                    if response.status == HTTPStatus.NO_CONTENT and request.method == "PUT":
+                        return b""  # done, and deliberately nothing to say
                     if response.status in range(200, 300):
                         return await self._body(response.content, large)
                     return _refusal(request, response)

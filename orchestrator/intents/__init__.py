@@ -9,6 +9,7 @@ or 139.00) has the same fingerprint.
 Values of a customer are never repeated in a sentence, because sentences end up in answers, tables and logs.
 """
 
+from orchestrator.intents.changes import changed
 from orchestrator.intents.fields import Problem
 from orchestrator.intents.reading import (
     BODY_LIMIT,
@@ -28,6 +29,7 @@ __all__ = [
     "Intent",
     "IntentRejected",
     "Problem",
+    "changed",
     "may_be_order",
     "parse",
     "session_body",

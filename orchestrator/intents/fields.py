@@ -163,7 +163,10 @@ class Fields:
         `lines`: people type line breaks and tabs into it, and each run of them becomes one blank.
         """
         value = given.get(name)
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            if len(value) <= most and value.isprintable() and (stripped := value.strip()):
+                return stripped  # most texts
+        else:
             if value is not None:
                 self.wrong(at + name, f"must be a text, not {kind_of(value)}")
             elif required:
@@ -200,8 +203,8 @@ class Fields:
         """Read the address of a page; with `app` it may have the scheme of an app instead of http(s)."""
         url = self.text(given, at, name, most=LONGEST_URL)
         if url is not None:
-            problem = None if app and _opens_app(url) else _url_problem(url, app=app)
-            if problem is not None:
+            problem = _url_problem(url, app=app)
+            if problem is not None and not (app and _opens_app(url)):
                 self.wrong(at + name, problem)
         return url
 
@@ -229,7 +232,7 @@ def repeated_name(raw: bytes, *, members: int = -1) -> str | None:
     logged or shown elsewhere need not be the value used here. Numbers stay text, so that their size costs
     nothing.
     """
-    if len(_NAME_END.findall(raw)) == members:
+    if _name_ends(raw) == members:
         return None
     try:
         json.loads(raw, object_pairs_hook=_distinct, parse_int=str, parse_float=str)
@@ -238,6 +241,13 @@ def repeated_name(raw: bytes, *, members: int = -1) -> str | None:
     except RecursionError:
         return None  # nested deeper than any field that is known, so it is refused for that
     return None
+
+
+def _name_ends(raw: bytes) -> int:
+    """Count the colons after a quotation mark, with or without blanks between."""
+    if b" :" in raw or b"\t:" in raw or b"\r:" in raw or b"\n:" in raw:
+        return len(_NAME_END.findall(raw))
+    return raw.count(b'":')
 
 
 def _distinct(members: list[tuple[str, object]]) -> None:

@@ -3,17 +3,18 @@ row.
 
 A row becomes the JSON of an intent, which is then read like any other. A row that cannot be read has a
 problem with its line number, and the next row follows; only a wrong header ends a CSV file. Rows are read one
-at a time, and a line of NDJSON that is longer than an intent may be is skipped without being kept.
+at a time, and a line or a row of CSV that is longer than an intent may be is skipped without being kept.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -61,7 +62,9 @@ _FIELDS: Final = {
 
 
 class HeaderRejected(OrchestratorError):  # noqa: N818 - named for the fact
-    """The first line of a CSV file does not name known columns, each once."""
+    """A file begins with the mark of another encoding than UTF-8, or with a first line of CSV that does not
+    name known columns, each once.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,12 @@ def column_of(path: str) -> str | None:
 
 
 def ndjson(file: IO[bytes]) -> Iterator[Row]:
-    """Read an intent from each line that is not empty."""
+    """Read an intent from each line that is not empty; raises `HeaderRejected`."""
     number = 0
     while line := file.readline(BODY_LIMIT + 2):
         number += 1
+        if number == 1:
+            line = _unmarked(line)
         if len(line) > BODY_LIMIT + 1 and not line.endswith(b"\n"):
             while (rest := file.readline(BODY_LIMIT)) and not rest.endswith(b"\n"):
                 pass
@@ -98,7 +103,8 @@ def delimited(file: IO[bytes]) -> Iterator[Row]:
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(BODY_LIMIT)
-    reader = csv.reader(text, strict=True)
+    lines = _Lines(text)
+    reader = csv.reader(lines, strict=True)
     try:
         columns = next(reader, None)
     except csv.Error as error:
@@ -106,7 +112,7 @@ def delimited(file: IO[bytes]) -> Iterator[Row]:
     _check(columns)
     assert columns is not None  # noqa: S101 - just checked
     while True:
-        first_line = reader.line_num + 1
+        first_line = lines.begin_row()
         try:
             cells = next(reader)
         except StopIteration:
@@ -117,6 +123,46 @@ def delimited(file: IO[bytes]) -> Iterator[Row]:
             continue
         if cells:
             yield _row(first_line, columns, cells)
+
+
+class _Lines:
+    """The lines of a CSV file for its reader; raises `csv.Error` for a row that is too long, and goes on with
+    the line after.
+    """
+
+    def __init__(self, text: IO[str]) -> None:
+        self._text = text
+        self._number = 0
+        self._room = BODY_LIMIT
+
+    def __iter__(self) -> Self:
+        """Return this."""
+        return self
+
+    def __next__(self) -> str:
+        """Return the next line of the row."""
+        line = self._text.readline(self._room + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._room -= len(line)
+        if self._room < 0:
+            while not line.endswith(("\n", "\r")) and (line := self._text.readline(BODY_LIMIT)):
+                pass
+            raise csv.Error(f"it is longer than the {BODY_LIMIT} characters that an intent may have")
+        return line
+
+    def begin_row(self) -> int:
+        """Return the number of the next line, which begins a row."""
+        self._room = BODY_LIMIT
+        return self._number + 1
+
+
+def _unmarked(line: bytes) -> bytes:
+    """Return the first line of a file without a byte order mark."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise HeaderRejected("the file is UTF-16 or UTF-32: save it as UTF-8")
+    return line.removeprefix(codecs.BOM_UTF8)
 
 
 def _check(columns: list[str] | None) -> None:

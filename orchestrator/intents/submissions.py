@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TASK: Final = "orchestrator.submit"
 MESSAGE_BYTES: Final = 4 * 1024 * 1024
 MOST_INTENTS: Final = 500
+TOKEN_REMOVED: Final = b"[token]"
 _PARTS: Final = 3
 # Matches a run of characters to its end: the time is proportional to the length of the message.
 _MAY_BE_TOKEN: Final = re.compile(rb"ey[A-Za-z0-9_.-]*")
@@ -98,6 +99,29 @@ def _submission(arguments: list[msgspec.Raw], named: dict[str, msgspec.Raw]) -> 
     return Submission(tuple(bytes(row) for row in rows), token)
 
 
+def intents_in(kept: bytes) -> tuple[bytes, ...]:
+    """Return the intents of what is kept of a refused message: an intent, a list of intents, or the whole
+    body. Raises `SubmissionRejected` where it cannot be submitted as it is.
+    """
+    try:
+        found = _intents_in(kept)
+    except (ValueError, RecursionError):
+        raise SubmissionRejected("body", "is not kept whole, or is no JSON: send it again") from None
+    if any(TOKEN_REMOVED in raw for raw in found):
+        reason = "had a text in it that may be a token, and that was not kept: send it again"
+        raise SubmissionRejected("body", reason)
+    return found
+
+
+def _intents_in(kept: bytes) -> tuple[bytes, ...]:
+    if not kept.lstrip().startswith(b"["):
+        return (kept,)
+    parts = _BODY.decode(kept)
+    if parts and bytes(parts[0]).lstrip().startswith(b"["):
+        return _submission(*_arguments(kept)).intents
+    return tuple(bytes(part) for part in parts)
+
+
 def message_id(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> str | None:
     """Return the id that the sender gave a message: the task's id or an AMQP property; None if there is none
     that is safe to show.
@@ -119,4 +143,4 @@ def order_number(raw: bytes) -> str | None:
 
 def without_tokens(raw: bytes) -> bytes:
     """Return a message in which `[token]` stands for every text that may be a token."""
-    return _MAY_BE_TOKEN.sub(lambda found: b"[token]" if b"." in found[0][3:-1] else found[0], raw)
+    return _MAY_BE_TOKEN.sub(lambda found: TOKEN_REMOVED if b"." in found[0][3:-1] else found[0], raw)

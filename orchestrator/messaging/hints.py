@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from orchestrator.messaging.app import PROCESS, configure
+from orchestrator.messaging.app import INTENTS, PROCESS, configure
 from orchestrator.messaging.publisher import BackOff, Message, Publisher
 
 if TYPE_CHECKING:
@@ -108,6 +108,17 @@ class HintPublisher:
         publisher = Publisher(self._app)
         try:
             return publisher.depth(name)
+        finally:
+            publisher.close()
+
+    def intents(self) -> int:
+        """Return how many messages of merchants wait in the queue `intents`, without those that workers hold.
+
+        For any thread; raises as `depth`.
+        """
+        publisher = Publisher(self._app)
+        try:
+            return publisher.waiting(INTENTS.name)
         finally:
             publisher.close()
 

@@ -11,6 +11,7 @@ import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from amqp.exceptions import ChannelError
 from celery.utils import threads
 
 from orchestrator import log
@@ -31,6 +32,8 @@ FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 3.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the broker may take to answer, or to take what is sent."""
+NOT_FOUND: Final = "404"
+"""AMQP's code for a queue that does not exist."""
 PROBE_EXPIRY: Final = 60
 """Seconds that Redis keeps what was written to see whether it can be."""
 
@@ -83,6 +86,22 @@ class Publisher:
                     queue=queue, durable=True, exclusive=False, auto_delete=False
                 ).message_count
             )
+        except BaseException:
+            self.drop()
+            raise
+
+    def waiting(self, queue: str) -> int:
+        """Return how many messages wait in a queue, which is not declared: 0 where it does not exist."""
+        try:
+            channel = self._connected().channel
+            # On Redis a list is no queue with arguments, and kombu looks for it without the keys' prefix.
+            passive = getattr(channel, "client", None) is None
+            return int(channel.queue_declare(queue=queue, passive=passive).message_count)
+        except ChannelError as error:
+            self.drop()
+            if str(error.reply_code) == NOT_FOUND:
+                return 0
+            raise
         except BaseException:
             self.drop()
             raise

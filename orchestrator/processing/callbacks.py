@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
 from orchestrator.gateway.callbacks import CallbackFacts, Grade, read_body
-from orchestrator.store.inbox import decrypt_body
+from orchestrator.store.inbox import decrypt_body, decrypt_sender
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -53,14 +53,25 @@ def opened(step: Step) -> list[tuple[Callback, CallbackFacts]]:
 def _read(step: Step, callback: Callback) -> CallbackFacts:
     if callback.body is not None:
         try:
-            raw = decrypt_body(step.context.encryptor, step.held.id, step.held.data_key, callback.body)
-            return read_body(callback.content_type, raw)
+            keys = step.context.encryptor, step.held.id, step.held.data_key
+            sender = decrypt_sender(*keys, callback.sender)
+            return read_body(sender.content_type, decrypt_body(*keys, callback.body))
         except EncryptionError as error:
             _log.warning("callback_unreadable", callback=str(callback.id), reason=str(error))
     return CallbackFacts(flags=("unreadable",))
 
 
-def summaries(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, object]]:
+def _digest(step: Step, callback: Callback) -> dict[str, object]:
+    """Return the digest of a callback under the data key: it proves what came while that key exists. A plain
+    hash would allow a guess to be confirmed for ever.
+    """
+    try:
+        return {"digest": step.data_key().mac(callback.digest).hex()}
+    except EncryptionError:
+        return {}
+
+
+def summaries(step: Step, callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str, object]]:
     """Return what the trail may keep of each callback: ids, kind, proof, status; nothing about the
     shopper.
     """
@@ -70,7 +81,7 @@ def summaries(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str,
             "kind": callback.kind,
             "grade": callback.grade,
             "network": callback.network,
-            "digest": callback.digest.hex(),
+            **_digest(step, callback),
             "status": (facts.status or "")[:40],
             "transaction": (facts.transaction_id or "")[:40],
             **({"flags": list(facts.flags)} if facts.flags else {}),
@@ -80,7 +91,7 @@ def summaries(callbacks: list[tuple[Callback, CallbackFacts]]) -> list[dict[str,
 
 
 def with_callbacks(step: Step, evidence: dict[str, object]) -> dict[str, object]:
-    return {**evidence, "callbacks": summaries(opened(step))} if step.held.callbacks else evidence
+    return {**evidence, "callbacks": summaries(step, opened(step))} if step.held.callbacks else evidence
 
 
 def ids(step: Step) -> tuple[UUID, ...]:

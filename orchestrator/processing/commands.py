@@ -64,6 +64,9 @@ def _blocked(held: ClaimedCheckout, command: Command) -> bool:
     if command.kind is CommandKind.RESOLVE and command.arguments.get("decision") == Decision.RETURN:
         unclear = held.attention is not None and held.attention.code is AttentionCode.OPERATION_UNCLEAR
         return held.operation is not None and not unclear
+    if command.kind is CommandKind.CHANGE:
+        # The payment that the callback is about is looked up first.
+        return held.state is State.CALLBACK_RECEIVED
     if command.kind not in MOVES_MONEY:
         return False
     targets = {command.transaction_id} if command.transaction_id else held.accepted
@@ -78,7 +81,7 @@ async def execute(step: Step, command: Command) -> None:
         return
     found = command_rules.rejection(_view(held), _request(command))
     if found is not None:
-        await _refuse(step, command, found.result)
+        await refuse(step, command, found.result)
         return
     match command.kind:
         case CommandKind.CANCEL:
@@ -89,9 +92,9 @@ async def execute(step: Step, command: Command) -> None:
             await _retry(step, command)
         case CommandKind.RESOLVE:
             await _resolve(step, command)
-        case CommandKind.REOPEN | CommandKind.RECONCILE:
-            # Both are answered by the next lookup, which is taken under this lease.
-            step.answering = command
+        case CommandKind.REOPEN | CommandKind.RECONCILE | CommandKind.CHANGE:
+            # They are answered by what is looked up next, under this lease.
+            step.answering, step.shown = command, ""
         case _:
             assert_never(command.kind)
 
@@ -105,6 +108,7 @@ def _request(command: Command) -> CommandRequest:
         transaction_id=asked.get("transactionId"),
         expires_in=asked.get("expiresIn"),
         decision=None if decision is None else Decision(decision),
+        change=asked.get("change"),
         version=command.expected_version,
     )
 
@@ -130,11 +134,14 @@ def _view(held: ClaimedCheckout, *, from_payment: bool = False, rival: UUID | No
         from_payment=from_payment,
         rival=rival,
         captures_itself=held.captures_itself,
+        erased=held.data_key is None,
     )
 
 
-def _about(command: Command) -> dict[str, object]:
-    return {"command": str(command.id), "kind": command.kind, "reason": command.reason, **command.arguments}
+def facts_of(command: Command) -> dict[str, object]:
+    """Return what the trail has of a command: not the content of a change, which may be personal data."""
+    told = {name: value for name, value in command.arguments.items() if name != "change"}
+    return {"command": str(command.id), "kind": command.kind, "reason": command.reason, **told}
 
 
 async def _refuse_foreign(step: Step, command: Command) -> None:
@@ -168,16 +175,28 @@ async def _refuse_foreign(step: Step, command: Command) -> None:
     )
 
 
-async def _refuse(step: Step, command: Command, refused: CommandResult) -> None:
+async def refuse(step: Step, command: Command, refused: CommandResult) -> None:
+    """Write the reason why nothing is done; the lease is kept."""
     await step.write(
         None,
         Action.COMMAND_REFUSED,
         actor=command.actor,
-        evidence={**_about(command), "code": refused.code, "refusal": sentences.of(refused)},
+        evidence={**facts_of(command), "code": refused.code, "refusal": sentences.of(refused)},
         attempts=step.held.attempts,
         done=((command.id, refused),),
         events=_refused_events(command, refused),
     )
+
+
+def changes(held: ClaimedCheckout) -> list[Command]:
+    """Return the changes of the order that are not executed yet."""
+    return [command for command in held.commands if command.kind is CommandKind.CHANGE]
+
+
+async def refuse_changes(step: Step, finding: reconciliation.LookupOutcome) -> None:
+    """Refuse the changes that waited for a lookup, because it shows a payment or may."""
+    for command in changes(step.held):
+        await refuse(step, command, result(ResultCode.REFUSED_PAYMENT_SHOWN, finding=finding.value))
 
 
 def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ...]:
@@ -190,7 +209,7 @@ def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ..
 async def _withdraw(step: Step, command: Command) -> None:
     held = step.held
     if held.cancel_requested_at is not None:
-        await _refuse(step, command, result(ResultCode.REFUSED_CANCELLING))
+        await refuse(step, command, result(ResultCode.REFUSED_CANCELLING))
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any
     # other after its grace and a lookup that shows nothing paid, pending or open.
@@ -198,7 +217,7 @@ async def _withdraw(step: Step, command: Command) -> None:
         None,
         Action.CANCEL_REQUESTED,
         actor=command.actor,
-        evidence=_about(command),
+        evidence=facts_of(command),
         cancel_requested=True,
         lookups=0,
         attempts=held.attempts,
@@ -266,7 +285,7 @@ async def _retry(step: Step, command: Command) -> None:
         None,
         Action.COMMAND_TAKEN,
         actor=command.actor,
-        evidence=_about(command),
+        evidence=facts_of(command),
         attempts=0,
         lookups=0,
         attention=step.cleared_attention(poisoned=True),
@@ -305,7 +324,7 @@ async def _resolve(step: Step, command: Command) -> None:
         None,
         Action.ATTENTION_CLEARED,
         actor=command.actor,
-        evidence={**_about(command), "attention": attention.code, "transactions": about},
+        evidence={**facts_of(command), "attention": attention.code, "transactions": about},
         attempts=0,
         attention=None,
         # What is kept completes the order under this very lease, as soon as a lookup shows the same once
@@ -329,7 +348,7 @@ async def _settle(step: Step, command: Command) -> None:
         and operation.last_error.code in UNCLEAR_OPERATION
     ]
     if decision is Decision.RETURN or not unclear:
-        await _refuse(step, command, result(ResultCode.REFUSED_KEEP_OR_DISMISS))
+        await refuse(step, command, result(ResultCode.REFUSED_KEEP_OR_DISMISS))
         return
     done = decision is Decision.KEEP
     state = OperationState.SUCCEEDED if done else OperationState.REJECTED
@@ -355,7 +374,7 @@ async def _settle(step: Step, command: Command) -> None:
         Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED,
         actor=command.actor,
         evidence={
-            **_about(command),
+            **facts_of(command),
             "by": "person",
             "operations": [str(operation.id) for operation in unclear],
         },
@@ -371,12 +390,12 @@ async def _settle(step: Step, command: Command) -> None:
 async def _return(step: Step, command: Command, code: AttentionCode) -> None:
     held = step.held
     if code not in RETURNABLE:
-        await _refuse(step, command, result(ResultCode.REFUSED_NOT_RETURNABLE, attention=code.value))
+        await refuse(step, command, result(ResultCode.REFUSED_NOT_RETURNABLE, attention=code.value))
         return
     concerned = [payment for payment in reconciliation.concerned(held) if payment.left > 0]
     unclear = [payment.transaction_id for payment in concerned if payment.meaning not in MONEY]
     if unclear:
-        await _refuse(step, command, result(ResultCode.REFUSED_PAYMENT_UNCLEAR, transaction=unclear[0]))
+        await refuse(step, command, result(ResultCode.REFUSED_PAYMENT_UNCLEAR, transaction=unclear[0]))
         return
     targets = [
         payment
@@ -385,7 +404,7 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
         and (code in LATE or payment.binding == Binding.BOUND)
     ]
     if not targets:
-        await _refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_RETURN))
+        await refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_RETURN))
         return
     back = tuple(
         operations.give_back(payment, actor=command.actor, reason=code.value, command_id=command.id)
@@ -396,7 +415,7 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
         None,
         Action.MONEY_REQUESTED,
         actor=command.actor,
-        evidence={**_about(command), "attention": code, "operations": ids},
+        evidence={**facts_of(command), "attention": code, "operations": ids},
         attempts=0,
         operations=back,
         done=((command.id, result(ResultCode.ACCEPTED, operations=ids)),),
@@ -424,7 +443,7 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         refused = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding=verdict.finding.value)
     step.answering = None
     if refused is not None:
-        await _refuse(step, command, refused)
+        await refuse(step, command, refused)
         return
     asked = command.arguments.get("expiresIn")
     expires_in = float(asked) if asked is not None else held.expires_in
@@ -432,7 +451,7 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         Trigger.REOPENED,
         Action.CHECKOUT_REOPENED,
         actor=command.actor,
-        evidence={**_about(command), **verdict.evidence, "sessionCount": held.session_count},
+        evidence={**facts_of(command), **verdict.evidence, "sessionCount": held.session_count},
         payments=verdict.payments,
         deadline_in=expires_in or float(step.settings.checkout_expires_in),
         expires_in=expires_in,

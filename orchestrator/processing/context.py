@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
-    from orchestrator.gateway.client import Gateway
+    from orchestrator.gateway.client import Account, Gateway
     from orchestrator.settings import Settings
     from orchestrator.store.checkouts import Transitions
     from orchestrator.store.database import Database
@@ -22,22 +22,23 @@ CREDENTIALS_PAUSE: Final = 60.0
 
 
 class CredentialsCircuit:
-    """Merchants, by id, whose credentials were refused, and until when (monotonic) no call is
-    made for them.
+    """Merchants, by id, whose credentials were refused: which account, and until when (monotonic) no call is
+    made with it. Other credentials are tried at once.
     """
 
     def __init__(self) -> None:
-        self._until: dict[int, float] = {}
+        self._refused: dict[int, tuple[Account, float]] = {}
 
-    def open(self, merchant_id: int) -> None:
-        self._until[merchant_id] = time.monotonic() + CREDENTIALS_PAUSE
+    def open(self, merchant_id: int, account: Account) -> None:
+        self._refused[merchant_id] = account, time.monotonic() + CREDENTIALS_PAUSE
 
     def close(self, merchant_id: int) -> None:
-        self._until.pop(merchant_id, None)
+        self._refused.pop(merchant_id, None)
 
-    def left(self, merchant_id: int) -> float:
+    def left(self, merchant_id: int, account: Account) -> float:
         """Return the seconds until calls are made again; 0 or less where they are made."""
-        return self._until.get(merchant_id, 0.0) - time.monotonic()
+        refused, until = self._refused.get(merchant_id, (None, 0.0))
+        return until - time.monotonic() if refused == account else 0.0
 
 
 @dataclass(slots=True, kw_only=True)

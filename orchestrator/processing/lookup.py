@@ -11,7 +11,7 @@ from orchestrator.domain.events import Event, EventType
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
 from orchestrator.domain.states import Trigger
-from orchestrator.processing import callbacks, complete
+from orchestrator.processing import callbacks, commands, complete
 from orchestrator.processing.open_session import renew
 from orchestrator.processing.step import RENEW_BEFORE
 from orchestrator.store.checkouts import KEEP
@@ -42,7 +42,7 @@ async def read_callbacks(step: Step) -> None:
     if any(callbacks.counts(callback, facts) for callback, facts in opened):
         await step.write(
             Trigger.CALLBACK_ARRIVED,
-            evidence={"callbacks": callbacks.summaries(opened)},
+            evidence={"callbacks": callbacks.summaries(step, opened)},
             lookups=0,
             attempts=step.held.attempts,
         )
@@ -50,7 +50,7 @@ async def read_callbacks(step: Step) -> None:
         await step.write(
             None,
             Action.CALLBACK_READ,
-            evidence={"callbacks": callbacks.summaries(opened)},
+            evidence={"callbacks": callbacks.summaries(step, opened)},
             read=callbacks.ids(step),
             lookups=0,
             attempts=step.held.attempts,
@@ -85,6 +85,8 @@ async def settle_callback(step: Step) -> None:
     verdict = await complete.lookup(step)
     if verdict is None:
         return
+    if verdict.finding not in {LookupOutcome.DECLINED, LookupOutcome.NOTHING}:
+        await commands.refuse_changes(step, verdict.finding)
     if verdict.finding is LookupOutcome.PAID:
         await complete.complete(step, verdict)
     elif verdict.finding not in _COUNTERPART:
@@ -100,9 +102,10 @@ async def settle_callback(step: Step) -> None:
             last_error=None,
             lookups=step.held.lookups + 1,
             require_capture=complete.capture_required(step),
-            # A grace that is over meanwhile ends it now, under the same lease.
+            # A grace that is over meanwhile ends it now, under the same lease; so does a change that has
+            # waited for this lookup.
             due_in=KEEP
-            if _over(step) and verdict.finding is not LookupOutcome.OPEN
+            if (_over(step) and verdict.finding is not LookupOutcome.OPEN) or commands.changes(step.held)
             else step.next_due_in(step.held.lookups),
             events=complete.declined(step, verdict),
         )

@@ -84,13 +84,9 @@ async def open_session(step: Step) -> None:
     if token is None:
         await renew(step)
         return
-    document = step.document()
-    pages = intents.shop_pages(document)
-    urls = callback_urls.callback_urls(
-        step.context.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+    outcome = await step.context.gateway.open_session(
+        step.account, token, body_of(step), user_agent=step.user_agent()
     )
-    body = intents.session_body(document, checkout_id=held.id, urls=urls)
-    outcome = await step.context.gateway.open_session(step.account, token, body, user_agent=step.user_agent())
     match outcome:
         case Done(session):
             await step.write(
@@ -107,6 +103,16 @@ async def open_session(step: Step) -> None:
             await _refused(step, outcome, "session")
         case _:
             await step.fail(retry(outcome), "session")
+
+
+def body_of(step: Step) -> dict[str, object]:
+    """Return what the session holds of the order, as the gateway takes it."""
+    held, document = step.held, step.document()
+    pages = intents.shop_pages(document)
+    urls = callback_urls.callback_urls(
+        step.context.encryptor, step.settings.public_url, held.id, pages, merchant_id=held.merchant_id
+    )
+    return intents.session_body(document, checkout_id=held.id, urls=urls)
 
 
 async def list_methods(step: Step) -> None:

@@ -13,10 +13,19 @@ from orchestrator.audit import Action
 from orchestrator.domain import last_error, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.last_error import ErrorCode
+from orchestrator.domain.records import CommandKind
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.gateway.client import gateway_of
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
-from orchestrator.processing import commands, lookup, lookup_budget, money_operations, monitor, open_session
+from orchestrator.processing import (
+    change_order,
+    commands,
+    lookup,
+    lookup_budget,
+    money_operations,
+    monitor,
+    open_session,
+)
 from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.store.batch import Unwritten
@@ -207,7 +216,7 @@ class CheckoutProcessor:
             if not step.released:
                 await step.postpone(place, slot_reserved=True)
             return
-        pause = self.context.circuit.left(merchant.id)
+        pause = self.context.circuit.left(merchant.id, merchant.account)
         loop, flow = asyncio.get_running_loop(), FlowKey(held.merchant_id, queue)
         while not step.released:
             await self._slots.take(flow)
@@ -253,6 +262,9 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
     if operation is not None:
         await money_operations.operate(step, operation)
         return
+    if step.answering is not None and step.answering.kind is CommandKind.CHANGE:
+        await change_order.change(step)
+        return
     if step.answering is not None and held.state in UNOFFERED:
         await lookup.lookup_early(step)
         return
@@ -272,6 +284,8 @@ async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each 
             await open_session.authenticate(step)
         case State.AUTHENTICATED:
             await open_session.open_session(step)
+        case State.SESSION_CREATED if held.outdated:
+            await change_order.change_session(step)
         case State.SESSION_CREATED:
             await open_session.list_methods(step)
         case State.METHODS_FETCHED:

@@ -141,6 +141,8 @@ class Step:
                 }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
         self.held = await self.context.transitions.advance(move)
+        if move.order is not None:
+            self._intent = None
         self.released = move.releases
         self.proven.update(operation.id for operation in move.operations)
         self._moved |= trigger is not None
@@ -163,7 +165,7 @@ class Step:
         """
         held, settings = self.held, self.settings
         if failure.blocks:
-            self.context.circuit.open(held.merchant_id)
+            self.context.circuit.open(held.merchant_id, self.account)
         attempts = held.attempts + 1
         left = (held.deadline - held.now()).total_seconds()
         evidence: dict[str, object] = {"call": call, **sentences.coded(failure.error), "attempt": attempts}
@@ -301,12 +303,18 @@ class Step:
             self._intent = self.data_key().decrypt(self.held.intent or b"", purpose="intent")
         return self._intent
 
+    async def read_intent(self) -> bytes:
+        """Return the stored intent, which a claim reads only where a session is to be opened."""
+        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
+        return self.document()
+
     async def has_intent(self) -> bool:
         """Return whether the checkout has an intent: it may come from a payment for an unknown order number
-        instead.
+        instead. An erased checkout counts as one that has.
         """
-        self.held = msgspec.structs.replace(self.held, intent=await intent_of(self.context.db, self.held))
-        return bool(msgspec.json.decode(self.document()))
+        if self.held.data_key is None:
+            return True
+        return bool(msgspec.json.decode(await self.read_intent()))
 
     def user_agent(self) -> str | None:
         agent = msgspec.json.decode(self.document()).get("userAgent")

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as SourceError
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.settings.access import AccessSettings
 from orchestrator.settings.broker_url import AMQP, Endpoint
 from orchestrator.settings.broker_url import read as read_broker_url
 from orchestrator.settings.pod_environment import is_service_link
@@ -53,7 +54,7 @@ class SettingsError(OrchestratorError):
     """A setting is missing or wrong; the sentence names the environment variable and what it takes."""
 
 
-class Settings(BaseSettings):
+class Settings(AccessSettings):
     """The settings of one process. Durations are seconds unless the name says otherwise."""
 
     model_config = SettingsConfigDict(
@@ -222,6 +223,9 @@ class Settings(BaseSettings):
     """Days for which an event stays in the feed of its merchant."""
     rejected_intent_retention_days: float = Field(default=30.0, ge=1, le=3660)
     """Days for which a refused intent of the queue `intents` is kept."""
+    personal_data_retention_days: float | None = Field(default=None, ge=1, le=36_600)
+    """Days from the end of a checkout after which its personal data is erased, once it is settled; callbacks
+    that belong to no checkout are deleted then. Not set: nothing is erased by itself."""
 
     # Webhooks.
     webhook_allowed_networks: tuple[Annotated[str, AfterValidator(network)], ...] = ()
@@ -446,7 +450,7 @@ def _array(name: str) -> str:
 
 _GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
 SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "api": frozenset({"database_url", "broker_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
+    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
     "deliverer": frozenset({"database_url", "secret_keys"}),

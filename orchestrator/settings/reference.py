@@ -5,12 +5,15 @@ from __future__ import annotations
 from pydantic import SecretStr
 
 from orchestrator.settings import PREFIX, Settings
+from orchestrator.settings.access import AccessSettings
 
 
 def reference() -> str:
     """Return the table of all settings; docs/settings.md is exactly this (a test compares)."""
     rows = []
-    for name, field in Settings.model_fields.items():
+    # Settings of access stand in a module of their own, and would come first.
+    fields = sorted(Settings.model_fields.items(), key=lambda item: item[0] in AccessSettings.model_fields)
+    for name, field in fields:
         default = field.get_default()
         shown = (
             "" if default in (None, "", ()) or isinstance(default, SecretStr) else f"`{_as_typed(default)}`"

@@ -95,7 +95,8 @@ class Batch(Generic[T, R]):
 
     `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each,
     in order, or `AGAIN`. It must be safe to repeat: after a lost connection the same list is written again,
-    and items that had landed must be reported as landed.
+    and items that had landed must be reported as landed. `gather`: seconds for which also a single item waits
+    for more.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Batch(Generic[T, R]):
         limit: int = 500,
         backlog: int = 20_000,
         timeout: float = 30.0,
+        gather: float = 0.0,
         name: str = "batch",
     ) -> None:
         self._write = write
@@ -113,6 +115,7 @@ class Batch(Generic[T, R]):
         self._limit = limit
         self._room = asyncio.Semaphore(backlog)
         self._timeout = timeout
+        self._gather = gather
         self._name = name
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wakeup = asyncio.Event()
@@ -140,26 +143,62 @@ class Batch(Generic[T, R]):
         Raises `Unwritten` if Postgres rejects this item, `DatabaseAway` if its result is not known within the
         timeout: Postgres is out of reach, a write hangs, or another transaction holds the row.
         """
-        loop = asyncio.get_running_loop()
         async with self._room:
-            waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), loop.create_future())
-            if not self._writing and not self._queue:
-                self._waits_since = time.monotonic()
-            self._queue.append(waiting)
-            if self._runner is None:
-                self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
-            self._wakeup.set()
-            timer = loop.call_later(self._timeout, self._give_up, waiting)
+            waiting = self._queued(item)
+            self._start()
+            timer = asyncio.get_running_loop().call_later(self._timeout, self._give_up, (waiting,))
             try:
                 return await waiting.done
             finally:
                 timer.cancel()
 
-    def _give_up(self, waiting: _Waiting[T, R]) -> None:
-        why = "another transaction holds the row" if waiting.skipped else "Postgres is out of reach"
-        _fail(
-            waiting, DatabaseAway(f"not known to be written after {self._timeout:g} s: {why}"), waiting.error
-        )
+    async def put_all(self, items: Sequence[T]) -> list[R | OrchestratorError]:
+        """Write items as `put` does, and return the result or the error of each, in order.
+
+        A list has one timer and no tasks, so that an item costs far less than by `put`; in the backlog it
+        counts as one.
+        """
+        if not items:
+            return []
+        async with self._room:
+            everything = [self._queued(item) for item in items]
+            self._start()
+            timer = asyncio.get_running_loop().call_later(self._timeout, self._give_up, everything)
+            results: list[R | OrchestratorError] = []
+            try:
+                for waiting in everything:
+                    # Results are given batch by batch: most of these waits end at once.
+                    try:
+                        results.append(await waiting.done)
+                    except OrchestratorError as error:
+                        results.append(error)
+            except asyncio.CancelledError:
+                for waiting in everything:
+                    if not waiting.done.cancel() and not waiting.done.cancelled():
+                        waiting.done.exception()  # or asyncio logs that it was not read
+                raise
+            else:
+                return results
+            finally:
+                timer.cancel()
+
+    def _queued(self, item: T) -> _Waiting[T, R]:
+        waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), asyncio.get_running_loop().create_future())
+        if not self._writing and not self._queue:
+            self._waits_since = time.monotonic()
+        self._queue.append(waiting)
+        return waiting
+
+    def _start(self) -> None:
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
+        self._wakeup.set()
+
+    def _give_up(self, everything: Sequence[_Waiting[T, R]]) -> None:
+        for waiting in everything:
+            why = "another transaction holds the row" if waiting.skipped else "Postgres is out of reach"
+            failure = DatabaseAway(f"not known to be written after {self._timeout:g} s: {why}")
+            _fail(waiting, failure, waiting.error)
 
     async def close(self, *, within: float = _CLOSING) -> None:
         """Write what is queued, for so many seconds at most, then stop; what is left fails with
@@ -184,8 +223,9 @@ class Batch(Generic[T, R]):
             self._writing = True
             try:
                 while self._queue:
-                    # One round of the loop: all tasks that are ready at this moment get into this batch.
-                    await asyncio.sleep(0)
+                    # At least one round of the loop: all tasks that are ready at this moment get into this
+                    # batch.
+                    await asyncio.sleep(self._gather)
                     begun = time.monotonic()
                     self._under_way = self._take()
                     progress = await self._settle(self._under_way)

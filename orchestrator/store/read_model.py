@@ -91,12 +91,13 @@ class CheckoutSummary:
 class CheckoutRecord(CheckoutSummary):
     """One checkout at one moment (`now`), with all that belongs to it.
 
-    `leased_until` is set while a worker holds it.
+    `leased_until` is set while a worker holds it, `erased_at` once its personal data was erased.
     """
 
     merchant: str
     now: datetime
     leased_until: datetime | None = None
+    erased_at: datetime | None = None
     payments: tuple[PaymentRecord, ...] = ()
     operations: tuple[Operation, ...] = ()
     commands: tuple[Command, ...] = ()
@@ -126,6 +127,7 @@ def statement(*more: str, joined: str = "") -> TextClause:
         "m.name AS merchant",
         "clock() AS now",
         "CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until",
+        "(SELECT e.erased_at FROM intents e WHERE e.checkout_id = c.id) AS erased_at",
         f"{columns.payments_of('c.id')} AS payments",
         f"{columns.operations_of('c.id')} AS operations",
         f"{columns.commands_of('c.id', _LAST)} AS commands",
@@ -144,6 +146,7 @@ def values(row: Row[Any]) -> dict[str, Any]:
         "merchant": row.merchant,
         "now": row.now,
         "leased_until": row.leased_until,
+        "erased_at": row.erased_at,
         "payments": columns.payments(row.payments),
         "operations": columns.operations(row.operations),
         "commands": columns.commands(row.commands),

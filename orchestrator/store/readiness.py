@@ -136,6 +136,12 @@ class Process:
             found.append(f"claims nothing, because its claims fail: {why}")
         if why := told.get("brokerTrouble"):
             found.append(f"has no broker ({why}), and sweeps by itself")
+        stalled = told.get("intentsStalledSeconds", 0)
+        if stalled > STALLED_AFTER:
+            why = _because(told.get("intentsStalledBy"))
+            found.append(
+                f"has stored no message of the queue intents for {stalled:.0f} s{why}, and some wait in it"
+            )
         if why := told.get("intentsTrouble"):
             found.append(f"consumes nothing of the queue intents: {why}")
         return [f"{self.kind} {self.name} {fault}" for fault in found]

@@ -41,6 +41,7 @@ from orchestrator.worker.heartbeat import (
     written,
 )
 from orchestrator.worker.intents import IntentConsumer
+from orchestrator.worker.retention import Retention
 from orchestrator.worker.sequencer import Sequencer
 from orchestrator.worker.submissions import Submissions
 from orchestrator.worker.watchdog import CHECK_INTERVAL, Watchdog
@@ -246,6 +247,7 @@ class Bridge:
         self._submissions = Submissions(
             settings, inlet, self._encryptor, self.hint_publisher, on_events=self._sequencer.wake
         )
+        self._retention = Retention(self._db, self._encryptor, days=settings.personal_data_retention_days)
         async with self._db, inlet, Gateway(settings, shared) as gateway:
             self._processor = CheckoutProcessor(
                 StepContext(
@@ -269,6 +271,7 @@ class Bridge:
                     self._listen(),
                     self._sequencer.run(),
                     self._submissions.forget(),
+                    self._retention.run(),
                 )
             ]
             await self._end.wait()
@@ -350,6 +353,7 @@ class Bridge:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
         intents_trouble = self._intents.trouble if self._intents is not None else None
         consumed = self._submissions.counts
+        stalled, stalled_by = self._submissions.stalled
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
@@ -363,6 +367,8 @@ class Bridge:
             "intentMessages": consumed.messages,
             "intentsAccepted": consumed.accepted,
             "intentsRejected": consumed.rejected,
+            "intentsStalledSeconds": round(stalled, 1),
+            **({"intentsStalledBy": stalled_by} if stalled_by else {}),
             **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
             **({"intentsTrouble": intents_trouble} if intents_trouble else {}),

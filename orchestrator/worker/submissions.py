@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from orchestrator.auth import Caller
     from orchestrator.crypto import Encryptor
+    from orchestrator.intents.submissions import Submission
     from orchestrator.messaging.hints import HintPublisher
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
@@ -87,6 +89,17 @@ class Submissions:
         self._merchants = Merchants(db, encryptor, settings)
         self._intents = Intents(db, encryptor, grace=settings.hint_grace, batch_limit=settings.batch_limit)
         self.counts = Counts()
+        self._under_way = 0
+        self._since = 0.0
+
+    @property
+    def stalled(self) -> tuple[float, str]:
+        """Seconds since a message was last stored while some are under way (0 if none is), and the SQLSTATE
+        of the last failure to write.
+        """
+        if not self._under_way:
+            return 0.0, ""
+        return time.monotonic() - self._since, self._intents.writes.error
 
     async def close(self) -> None:
         """Write what is queued."""
@@ -97,6 +110,17 @@ class Submissions:
         """Store everything of a message, however long Postgres is away; it may be cancelled at any moment and
         called again with the same message.
         """
+        if not self._under_way:
+            self._since = time.monotonic()
+        self._under_way += 1
+        try:
+            await self._store_at_last(message)
+            self._since = time.monotonic()
+        finally:
+            self._under_way -= 1
+        self.counts.messages += 1
+
+    async def _store_at_last(self, message: Message) -> None:
         pause, errors = FIRST_PAUSE, 0
         while True:
             try:
@@ -115,7 +139,6 @@ class Submissions:
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
                 break
-        self.counts.messages += 1
 
     async def forget(self) -> None:
         """Delete rejected intents whose retention has ended, every few minutes, until it is cancelled."""
@@ -147,9 +170,7 @@ class Submissions:
         except AccessDenied as error:
             if error.status == UNAVAILABLE:
                 raise
-            problem = Problem("token", error.sentence)
-            body = _json_list(submission.intents)
-            await self._reject([rejections.of_message("access_denied", problem, body)])
+            await self._refuse_access(submission, rejections, error)
             return
         merchant = await self._merchants.named(caller.merchant)
         if merchant is None or merchant.disabled:
@@ -161,6 +182,19 @@ class Submissions:
             return
         rejections.merchant_id = merchant.id
         await self._store_intents(submission.intents, caller, merchant, rejections)
+
+    async def _refuse_access(
+        self, submission: Submission, rejections: _Rejections, error: AccessDenied
+    ) -> None:
+        """Store a message whose token is refused; one that has only expired still says whose it is."""
+        code: Code = "access_denied"
+        caller = await self._authenticator.expired(submission.token)
+        if caller is not None and SCOPE in caller.scopes:
+            code = "token_expired"
+            merchant = await self._merchants.named(caller.merchant)
+            rejections.merchant_id = merchant.id if merchant else None
+        problem = Problem("token", error.sentence)
+        await self._reject([rejections.of_message(code, problem, _json_list(submission.intents))])
 
     async def _store_intents(
         self, raws: Sequence[bytes], caller: Caller, merchant: Merchant, rejections: _Rejections
@@ -182,9 +216,7 @@ class Submissions:
                 )
                 valid.append((number, intake))
             await asyncio.sleep(0)  # a long list must not delay checkouts that are in flight
-        results = await asyncio.gather(
-            *(self._intents.accept(intake) for _, intake in valid), return_exceptions=True
-        )
+        results = await self._intents.accept_all([intake for _, intake in valid])
         fresh = [result.id for result in results if isinstance(result, Accepted) and result.fresh]
         if fresh:
             self._hint_publisher.publish(fresh, merchant_id=merchant.id)
@@ -196,7 +228,7 @@ class Submissions:
             elif isinstance(result, Unwritten):
                 problem = Problem("body", "the database refuses it, also when it is sent again")
                 rejected_intents.append(rejections.of_intent(number, raws[number], "not_storable", problem))
-            elif isinstance(result, BaseException):
+            elif not isinstance(result, Accepted):
                 # The message is tried again; intents of it that are stored are then found, and not doubled.
                 raise result
         await self._reject(rejected_intents)

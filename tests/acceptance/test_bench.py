@@ -32,6 +32,7 @@ def measured(tmp_path_factory):
         "lognormal:5,20",
         "--think",
         "0.2",
+        "--webhook",
         "--json",
         "--report",
         place / "report.html",
@@ -73,6 +74,12 @@ def test_every_figure_is_there(measured):
     assert found["flush_ms"] > 0
     assert found["conditions"]["durable"] is True
     assert sum(found["gateway"]["callbacks"]["notification"].values()) >= found["orders"]
+
+
+def test_every_event_is_delivered_to_the_webhook(measured):
+    found = json.loads(measured[0].stdout)
+    assert found["webhook"]["written"] >= 2 * found["orders"]
+    assert found["webhook"]["received"] == found["webhook"]["written"]
 
 
 def test_the_report_is_a_page_with_plots(measured):

@@ -17,7 +17,7 @@ import psutil
 import psycopg
 import pytest
 
-from orchestrator import auth
+from orchestrator import auth, intents
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.states import State, Trigger
@@ -25,6 +25,7 @@ from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.support.command import orchestrator
 from tests.support.factories import core, payment
 from tests.support.pooler import direct
+from tests.support.scene import intent
 
 JWT = {"JWT_SECRETS": f'["{JWT_SECRET}"]'}
 NO_SERVER = "postgresql://u:p@127.0.0.1:1/x"
@@ -366,7 +367,10 @@ def test_a_cancel_takes_the_same_path_and_is_asked_for_once(books):
 
     assert (first.returncode, second.returncode) == (0, 0)
     assert "is being cancelled already" in second.stdout
-    assert rows(books["DATABASE_URL"], "SELECT kind, reason FROM commands") == [("cancel", "a test")]
+    [(kind, reason)] = rows(books["DATABASE_URL"], "SELECT kind, reason FROM commands")
+    assert (kind, reason.partition(":")[0], "a test" in reason) == ("cancel", "sealed", False)
+    shown = orchestrator("checkouts", "show", "open-1", "--json", **books)
+    assert [command["reason"] for command in json.loads(shown.stdout)["commands"]] == ["a test"]
 
 
 def test_reopening_takes_a_new_deadline(books, database_url):
@@ -654,3 +658,77 @@ def test_without_wait_a_command_is_only_stored(books, database_url):
     assert ended.returncode == 0
     assert counted(ended.stdout) == {"asked": 2}
     assert rows(database_url, "SELECT count(*) FROM commands WHERE kind = 'reconcile'") == [(2,)]
+
+
+# ── A changed order ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def ordered(database_url):
+    """A database with a live checkout of order A-7, and the settings that reach it."""
+    parsed = intents.parse(intent("A-7"))
+
+    async def write():
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
+            await new_core.accept(order_ref="A-7", document=parsed.document, fingerprint=parsed.fingerprint)
+
+    asyncio.run(write())
+    return {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
+
+
+LAMP = {"itemId": "1", "description": "A lamp", "quantity": 1, "unitPrice": 99, "taxAmount": 0}
+CHEAPER = {"order": {"amount": {"value": 99}, "orderLines": [LAMP]}}
+
+
+@pytest.mark.parametrize("how", ["a file", "standard input"])
+def test_an_order_is_changed_by_a_file_or_by_standard_input(ordered, tmp_path, how):
+    file, given = "-", json.dumps(CHEAPER)
+    if how == "a file":
+        file, given = str(tmp_path / "change.json"), ""
+        (tmp_path / "change.json").write_text(json.dumps(CHEAPER))
+    asked = ("checkouts", "change", "A-7", file, "--reason", "a lamp less", "--wait", "0")
+    ended = orchestrator(*asked, given=given, **ordered)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    [(command, kind, reason, arguments)] = rows(
+        ordered["DATABASE_URL"], "SELECT id, kind, reason, arguments FROM commands"
+    )
+    assert "Asked for: change of checkout" in ended.stdout
+    assert str(command) in ended.stdout
+    assert (kind, reason, set(arguments)) == ("change", "a lamp less", {"change"})
+    assert "lamp" not in json.dumps(arguments)
+    with worker(
+        ordered["DATABASE_URL"],
+        "UPDATE commands SET handled_at = clock(), result = 'done_changed' WHERE id = %(id)s",
+    ):
+        shown = orchestrator("commands", "show", str(command), "--wait", "20", **ordered)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "Done: the order is changed" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("", "FILE must hold one JSON object"),
+        ("[]", "FILE must hold one JSON object"),
+        ('{"order": 1e', "FILE must hold one JSON object"),
+        ('{"order": {"orderId": "B-1"}}', "order.orderId: cannot be changed"),
+        ('{"order": {"amount": {"value": 1}}}', "order.orderLines: the lines sum to"),
+    ],
+)
+def test_a_change_that_makes_no_order_is_one_sentence_and_stores_nothing(ordered, given, words):
+    ended = orchestrator("checkouts", "change", "A-7", "-", given=given, **ordered)
+
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert rows(ordered["DATABASE_URL"], "SELECT 1 FROM commands") == []
+
+
+def test_a_checkout_that_has_ended_is_not_changed_by_the_command_line(ordered):
+    with psycopg.connect(direct(ordered["DATABASE_URL"]), autocommit=True) as db:
+        db.execute("UPDATE checkouts SET state = 'expired'")
+    ended = orchestrator("checkouts", "change", "A-7", "-", given=json.dumps(CHEAPER), **ordered)
+
+    assert ended.returncode == 2
+    assert "reopen it before changing it" in ended.stderr

@@ -15,14 +15,17 @@ from celery import Celery
 
 from tests.support.jobs import accepted_orders, shortest_message
 from tests.support.scene import intent
+from tests.support.world import token, world
 
 if TYPE_CHECKING:
+    from orchestrator.devkit.local.servers import Embedded
     from tests.support.jobs import Producer
     from tests.support.world import World
 
 pytestmark = pytest.mark.timeout(400)
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
 
 
 def orders_in(place: Path, *numbers: str) -> Path:
@@ -123,6 +126,37 @@ def test_the_shortest_message_is_one_of_celerys_protocol():
     assert headers.items() <= whole.headers.items()
     arguments, named, _ = json.loads(body)
     assert (tuple(arguments), named) == (whole.body[0], whole.body[1])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/jobs.md"])
+def test_the_documented_example_of_a_batch_submits_orders(
+    page: str, servers: Embedded, database_url: str, tmp_path: Path
+):
+    (example,) = [
+        line
+        for line in (ROOT / page).read_text().splitlines()
+        if line.startswith("    curl") and "checkouts/batch" in line
+    ]
+    with world(servers, database_url, tmp_path) as installation:
+        installation.start("api")
+        command = example.replace("http://127.0.0.1:8000", installation.api_url)
+        answers = [
+            json.loads(
+                subprocess.run(
+                    ["bash", "-c", command],
+                    cwd=ROOT,
+                    env={**os.environ, "TOKEN": token("default")},
+                    capture_output=True,
+                    timeout=60,
+                    check=True,
+                ).stdout
+            )["results"]
+            for _ in range(2)
+        ]
+    assert [row["status"] for rows in answers for row in rows] == [202, 200]
+    (first,), (second,) = answers
+    assert first["checkout"]["orderId"] == "A-1001"
+    assert first["checkout"]["id"] == second["checkout"]["id"]
 
 
 @pytest.mark.parametrize("name", ["submit.js", "submit.php", "submit.py"])

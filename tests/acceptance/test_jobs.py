@@ -4,15 +4,20 @@ Redis and on RabbitMQ.
 
 from __future__ import annotations
 
+import json
+import time
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
+import jwt
 import psycopg
 import pytest
 
+from tests.conftest import JWT_SECRET
 from tests.support.jobs import FAR, Producer, accepted_orders, make_overdue
 from tests.support.pooler import direct
 from tests.support.scene import intent
-from tests.support.world import World, world
+from tests.support.world import World, token, world
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,6 +118,67 @@ def test_while_postgres_takes_no_write_a_message_is_not_acknowledged(shop: tuple
         make_overdue(producer.broker_url)
     installation.start("worker-1")
     assert len(accepted_orders(installation, 29)) == 29
+
+
+def test_the_doctor_says_how_many_messages_wait(shop: tuple[World, Producer]):
+    installation, producer = shop
+    installation.kill("worker-1")
+    producer.send([[intent(f"J-{number}")] for number in range(3)])
+    installation.until(lambda: producer.waiting() == 3, "three wait")
+    said = installation.command("doctor").stdout
+    assert "3 messages wait in the queue intents" in said
+    installation.settings["intents_prefetch"] = 0
+    said = installation.command("doctor").stdout
+    assert (
+        "problem  intents     3 messages wait in the queue intents, and ORCHESTRATOR_INTENTS_PREFETCH is 0"
+        in said
+    )
+
+
+def results(said: str) -> list[tuple[object, object]]:
+    return [(row["status"], row["orderId"]) for row in map(json.loads, said.splitlines())]
+
+
+@pytest.mark.parametrize("shop", ["redis"], indirect=True)
+def test_messages_that_were_refused_are_submitted_again_by_one_command(shop: tuple[World, Producer]):
+    installation, producer = shop
+    producer.send(
+        [[intent(f"J-{message}-{place}") for place in range(3)] for message in range(2)], token=expired()
+    )
+    producer.send([[intent("J-9"), intent("J-10", amount="-1.00")]], token="nonsense")
+    rows = refused(installation, 3)
+    assert sorted(str(row["code"]) for row in rows) == ["access_denied", "token_expired", "token_expired"]
+    again = installation.command("rejected-intents", "resubmit", "--code", "token_expired")
+    assert again.returncode == 0, again.stderr
+    orders = [f"J-{message}-{place}" for message in range(2) for place in range(3)]
+    assert sorted(results(again.stdout)) == [("created", order) for order in orders]
+    assert accepted_orders(installation, 6) == orders
+    repeated = installation.command(
+        "rejected-intents", "resubmit", "--code", "token_expired", "--merchant", "default"
+    )
+    assert sorted(results(repeated.stdout)) == [("existing", order) for order in orders]
+    (denied,) = [str(row["id"]) for row in rows if row["code"] == "access_denied"]
+    unproven = installation.command("rejected-intents", "resubmit", denied)
+    assert unproven.returncode == 1
+    assert "name it with --merchant" in unproven.stdout
+    named = installation.command("rejected-intents", "resubmit", denied, "--merchant", "default")
+    assert named.returncode == 1
+    assert sorted(results(named.stdout)) == [("created", "J-9"), ("rejected", "J-10")]
+    actors = installation.sql(
+        "SELECT DISTINCT entry::json->>'actor' AS actor FROM audit_entries WHERE sequence = 1"
+    )
+    assert [row["actor"].partition(":")[0] for row in actors] == ["operator"]
+    for wrong in ((), (denied, "--code", "internal"), ("nonsense",), (str(uuid4()),)):
+        assert installation.command("rejected-intents", "resubmit", *wrong).returncode == 2
+    assert installation.command("rejected-intents", "list", "--order", "J-9").returncode == 2
+    assert denied in installation.command("rejected-intents", "list").stdout
+
+
+def expired() -> str:
+    """Return a token of the merchant that was valid until a minute ago."""
+    claims = jwt.decode(token("default"), options={"verify_signature": False})
+    past = {"iat": int(time.time()) - 3600, "exp": int(time.time()) - 60}
+    return jwt.encode({**claims, **past}, JWT_SECRET, algorithm="HS256")
 
 
 def test_a_worker_without_a_key_of_tokens_consumes_no_intent(

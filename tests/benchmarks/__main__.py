@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from orchestrator.devkit.local.servers import EmbeddedError
 from orchestrator.store import schema
-from tests.benchmarks import claims, growth, isolation, lifecycle, report, rounds
+from tests.benchmarks import claims, deliveries, growth, isolation, lifecycle, report, rounds
 from tests.benchmarks.conditions import conditions, versions
 from tests.benchmarks.ground import BenchmarkFailed, Ground
 from tests.benchmarks.peers import LATENCIES, PEERS, PRODUCT, SOON
@@ -67,6 +67,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="leave out what `orchestrator bench` measures of the product alone",
     )
+    parser.add_argument("--no-deliveries", action="store_true", help="leave out events to webhook endpoints")
     parser.add_argument(
         "--full",
         action="store_true",
@@ -123,6 +124,7 @@ def measure(given: argparse.Namespace, document: dict[str, Any], display: Displa
     def say(told: str) -> None:
         console.print(f"  {told}")
 
+    length = deliveries.QUICK if given.quick else deliveries.Length()
     with console.status("starting") as status, Ground.start() as ground:
         under = document["conditions"] = conditions(ground)
         say(
@@ -143,9 +145,16 @@ def measure(given: argparse.Namespace, document: dict[str, Any], display: Displa
             document["figures"].append(figure.document())
         if given.full:
             document["growth"] = grown(ground, given, display, status.update)
+        if not given.no_deliveries:
+            document["deliveries"] = {
+                "conditions": under,
+                **deliveries.measure(ground, length, status.update, parts=deliveries.ON_GROUND),
+            }
     if not given.no_lifecycle:
         document["quiet_merchant"] = isolation.quiet_merchant(seconds=5.0 if given.quick else 100.0, show=say)
         document["lifecycle"] = lifecycle.measure(lifecycle.QUICK if given.quick else lifecycle.Length(), say)
+    if not given.no_deliveries:
+        document["deliveries"] |= deliveries.measure(None, length, say, parts=("orders", "highest"))
 
 
 def grown(
@@ -238,7 +247,8 @@ def main(given: Sequence[str]) -> int:
         display.console.print(f"[bold red]Failed:[/] {escape(document['failed'])}")
         display.console.print("  what was measured before is in build/benchmarks.json")
         return 1
-    whole = asked.only == list(PEERS) and not asked.latency and not asked.no_lifecycle and not asked.quick
+    parts = not asked.no_lifecycle and not asked.no_deliveries
+    whole = asked.only == list(PEERS) and not asked.latency and parts and not asked.quick
     places = [build, *([ROOT / "docs"] if whole and asked.rounds >= WHOLE_ROUNDS else [])]
     display.console.print(report.table(claims.claims(document)))
     for place in places:

@@ -51,12 +51,12 @@ def measure(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
     """Return the documents of all runs."""
     show(f"whole lifecycle at {length.steady_rate}/s")
     rate, seconds = str(length.steady_rate), str(length.steady_seconds)
-    steady = _bench(*WHOLE, "--rate", rate, "--seconds", seconds, behind=True)
+    steady = bench(*WHOLE, "--rate", rate, "--seconds", seconds, behind=True)
     show("one order at a time")
-    sequential = _bench("--sequential", str(length.sequential), "--gateway-latency", "0")
+    sequential = bench("--sequential", str(length.sequential), "--gateway-latency", "0")
     show("memory with more than 1,000 orders in flight")
     # A gateway of one second and enough connections: what is claimed is in flight.
-    in_flight = _bench(
+    in_flight = bench(
         "--stage",
         "ready",
         "--orders",
@@ -78,15 +78,15 @@ def _highest(length: Length, show: Callable[[str], None]) -> list[dict[str, Any]
     show("whole lifecycle: the highest rate held")
     ramp = ("--ramp",) if length.ramp else ()
     seconds = ("--seconds", str(length.highest_seconds))
-    runs = [_bench(*WHOLE, *ramp, "--rate", str(length.steady_rate), *seconds, behind=True)]
+    runs = [bench(*WHOLE, *ramp, "--rate", str(length.steady_rate), *seconds, behind=True)]
     while not runs[-1]["held"] and len(runs) <= STEPS_DOWN:
         rate = runs[-1]["rate"] * STEP_DOWN
         show(f"not held for {length.highest_seconds} s; once more at {rate:.0f}/s")
-        runs.append(_bench(*WHOLE, "--rate", f"{rate:.2f}", *seconds, behind=True))
+        runs.append(bench(*WHOLE, "--rate", f"{rate:.2f}", *seconds, behind=True))
     return runs
 
 
-def _bench(
+def bench(
     *arguments: str, environment: Mapping[str, str] | None = None, behind: bool = False
 ) -> dict[str, Any]:
     """Run the command and return its document; with `behind` it may end with orders that it had

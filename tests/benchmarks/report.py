@@ -1,18 +1,20 @@
 """A run as people read it: tables for the terminal and docs/benchmarks.md, and the pictures beside it.
 
-Everything here is made from the document of a run alone, so that the page can be made again from
+All but the end of the page is made from the document of a run alone, so that the page can be made again from
 `build/benchmarks.json`.
 """
 
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
 from orchestrator.devkit.bench.charts import LIMIT, OURS, THEIRS, Bar, bars
 from orchestrator.devkit.bench.figures import number
+from tests.benchmarks import delivery_report
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, rates
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 PRODUCT: Final = "product"
 BARE: Final = "e"
+APART: Final = Path(__file__).with_name("apart.md")
+"""The end of the page, written by hand: what has a measurement or a soak test of its own."""
 _KINDS: Final = ("own", "postgres", "redis")
 
 
@@ -49,7 +53,10 @@ def measured(row: Claim) -> str:
 
 def page(document: Mapping[str, Any]) -> str:
     """Return docs/benchmarks.md."""
-    return "\n\n".join((*_head(document), *_shown(document), *_designs(document), *_product(document))) + "\n"
+    events = document.get("deliveries")
+    parts = (*_head(document), *_shown(document), *_designs(document), *_product(document))
+    told = (delivery_report.section(events),) if events else ()
+    return "\n\n".join((*parts, *told, APART.read_text(encoding="utf-8")))
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:

@@ -46,6 +46,59 @@ def test_a_worker_killed_in_the_middle_of_a_step_loses_no_order(installation: Wo
     world.agree()
 
 
+@pytest.mark.parametrize(
+    ("call", "state"),
+    [
+        ("payments", "awaiting_payment"),
+        ("session", "session_created"),
+        ("payment-methods", "session_created"),
+    ],
+)
+def test_a_worker_killed_while_it_changes_an_order_changes_it_once(
+    installation: World, call: str, state: str
+):
+    """Before our books are changed, before the session is, and before it is offered again."""
+    world = installation
+    world.start("worker-1")
+    checkout = world.order()
+    world.until_state(checkout, "awaiting_payment")
+    page = world.begin_payment(checkout)
+    world.plan(checkout, delayMs={call: 700})
+    line = {"itemId": "1", "description": "A lamp", "quantity": 1, "unitPrice": 99, "taxAmount": 0}
+    change = {"order": {"amount": {"value": 99}, "orderLines": [line]}}
+    command = world.api().change(checkout, change).command.id
+    world.until(
+        lambda: world.sql(
+            "SELECT 1 FROM checkouts c JOIN commands k ON k.checkout_id = c.id"
+            " WHERE c.state = %s AND c.lease IS NOT NULL AND c.lookups = 0",
+            state,
+        ),
+        "the call is under way",
+    )
+    world.kill("worker-1")
+    world.plan(checkout)
+    world.start("worker-1")
+    world.until(
+        lambda: world.sql("SELECT 1 FROM commands WHERE id = %s AND result = 'done_changed'", command),
+        "the change is done",
+    )
+    world.until_state(checkout, "awaiting_payment")
+    (row,) = world.sql("SELECT amount, attention FROM checkouts")
+    assert (row["amount"], row["attention"]) == (9900, None)
+    changed = "SELECT count(*) AS times FROM audit_entries WHERE action = 'order:changed'"
+    assert world.sql(changed) == [{"times": 1}]
+    # The page that was opened before still takes the old amount: a person decides, and nothing is taken for
+    # the order.
+    world.submit(page)
+    world.until(lambda: world.sql("SELECT 1 FROM checkouts WHERE attention = 'payment_mismatch'"), "it shows")
+    world.ask(checkout, "resolve", decision="return")
+    world.until(lambda: ("released", 13900) in world.movements(checkout), "the money went back")
+    world.pay(checkout)
+    world.until_state(checkout, "completed")
+    assert world.sql("SELECT reserved FROM checkouts") == [{"reserved": 9900}]
+    world.agree()
+
+
 def test_a_worker_killed_while_it_asks_for_the_payment_completes_the_order_once(installation: World):
     world = installation
     world.start("worker-1")

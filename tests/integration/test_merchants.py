@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from orchestrator.crypto import Encryptor
 from orchestrator.store.database import Database, DatabaseAway, is_away
+from orchestrator.store.merchant_accounts import POLICIES_PURPOSE, policies_text
 from orchestrator.store.merchant_fields import (
     GatewayNotAllowed,
     MerchantRejected,
@@ -19,7 +20,7 @@ from orchestrator.store.merchant_fields import (
     PolicyRejected,
     UnknownMerchant,
 )
-from orchestrator.store.merchants import POLICIES_PURPOSE, Merchants, policies_text
+from orchestrator.store.merchants import Merchants
 from tests.conftest import OLDER_KEY, SECRET_KEY, make_settings
 from tests.support.factories import lost_connection
 

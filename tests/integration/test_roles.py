@@ -18,6 +18,7 @@ ALLOWED = {
     "archives": "SELECT",
     "audit_entries": "INSERT SELECT",
     "audit_seals": "INSERT SELECT",
+    "merchant_changes": "INSERT SELECT",
     "checkouts": "INSERT SELECT UPDATE",
     "clock_skew": "SELECT",
     "commands": "INSERT SELECT UPDATE",

@@ -58,7 +58,7 @@ async def test_callbacks_payments_and_the_clock_have_closed_vocabularies(core, s
         ("INSERT INTO clock_skew (id) VALUES (false)", errors.CheckViolation),
         ("INSERT INTO clock_skew DEFAULT VALUES", errors.UniqueViolation),
         (
-            "INSERT INTO callbacks (id, kind, grade, content_type, headers, body, digest) VALUES (gen_random_uuid(), 'gossip', '', '', '{}', '', '')",
+            "INSERT INTO callbacks (id, kind, grade, body, digest) VALUES (gen_random_uuid(), 'gossip', '', '', '')",
             errors.CheckViolation,
         ),
         (

@@ -10,14 +10,17 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+import jwt
 import pytest
 from sqlalchemy import text
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
+from orchestrator.intents import submissions as submissions_format
 from orchestrator.store import events as feeds
 from orchestrator.store.database import Database
 from orchestrator.store.inbox import rejected
+from orchestrator.store.readiness import Process
 from orchestrator.worker import submissions
 from orchestrator.worker.submissions import Message, Submissions
 from tests.support.api_scene import RecordingPublisher, serving
@@ -51,6 +54,13 @@ class Scene:
     def token(self, merchant: str = "default", *scopes: str) -> str:
         wanted = scopes or ("checkouts:write",)
         return auth.issue(self.settings, merchant=merchant, scopes=wanted, lifetime=60, subject="shop")
+
+    def expired(self, merchant: str = "default", **claims: object) -> str:
+        """Return a token that was valid an hour ago."""
+        key = self.settings.jwt_secrets[0].get_secret_value()
+        known = jwt.decode(self.token(merchant), options={"verify_signature": False})
+        past = {"iat": known["iat"] - 3660, "exp": known["exp"] - 3600}
+        return jwt.encode({**known, **past, **claims}, key, algorithm=auth.ALGORITHM)
 
     async def accept(self, message: Message) -> None:
         async with asyncio.timeout(60):
@@ -236,6 +246,35 @@ async def test_a_bad_token_is_refused_and_kept_without_the_token(scene: Scene):
     assert await scene.db.read(text("SELECT 1 FROM events")) == []
 
 
+async def test_a_token_that_has_only_expired_still_says_whose_the_message_is(scene: Scene):
+    many = [intent(f"Q-{number}") for number in range(500)]
+    await scene.accept(message(many, scene.expired(), identity="late"))
+    (row,) = await scene.refused()
+    assert (row.code, row.merchant_id, row.message_id) == ("token_expired", 1, "late")
+    assert scene.woken == 1
+    found = await rejected.by_id(scene.db, scene.encryptor, row.id)
+    assert found is not None
+    assert found[1] is not None
+    assert len(found[1]) > rejected.KEPT_BYTES
+    assert submissions_format.intents_in(found[1]) == tuple(many)
+    async with serving(scene.settings) as api:
+        (shown,) = (await api.get("/v1/rejected-intents")).json()["rejectedIntents"]
+        assert (shown["code"], shown["messageId"]) == ("token_expired", "late")
+
+
+async def test_an_expired_token_that_proves_nothing_else_proves_no_merchant(scene: Scene):
+    signed_by_others = scene.expired()[:-3] + "AAA"
+    tokens = (
+        scene.expired(iss="other"),
+        scene.expired(aud="other"),
+        scene.expired(scope="ops"),
+        signed_by_others,
+    )
+    for token in tokens:
+        await scene.accept(message([intent("Q-1")], token))
+    assert [(row.code, row.merchant_id) for row in await scene.refused()] == [("access_denied", None)] * 4
+
+
 async def test_a_merchant_that_does_not_exist_is_refused(scene: Scene):
     await scene.accept(message([intent("Q-1")], scene.token("stranger")))
     assert [(row.code, row.merchant_id) for row in await scene.refused()] == [("merchant_refused", None)]
@@ -259,6 +298,21 @@ async def test_while_postgres_cannot_commit_a_message_is_tried_until_it_is_store
         assert await scene.orders() == ["Q-1"]
         assert len(await scene.refused()) == 1
         assert len(await db.read(text("SELECT 1 FROM events"))) == 1
+
+
+async def test_messages_that_cannot_be_stored_show_in_the_heartbeat(scene: Scene):
+    assert scene.submissions.stalled == (0.0, "")
+    async with scene.db.transaction() as tx:
+        await tx.execute(text("LOCK TABLE intents IN ACCESS EXCLUSIVE MODE"))
+        waiting = asyncio.create_task(scene.accept(message([intent("Q-1")], scene.token())))
+        async with asyncio.timeout(30):
+            while scene.submissions.stalled[0] < 0.2:  # noqa: ASYNC110 - time has to pass
+                await asyncio.sleep(0.02)
+    await waiting
+    assert scene.submissions.stalled == (0.0, "")
+    told = {"intentsStalledSeconds": 60.0, "intentsStalledBy": "53100"}
+    (trouble,) = Process("w", "worker", 1.0, told).troubles
+    assert "no message of the queue intents for 60 s (the disk of the database is full)" in trouble
 
 
 async def test_an_unexpected_error_is_not_tried_for_ever(scene: Scene, monkeypatch: pytest.MonkeyPatch):

@@ -95,6 +95,7 @@ def test_check_constraints_and_triggers_are_those_of_the_code(url):
         "audit_seals_append_only",
         "archives_append_only",
         "archived_heads_append_only",
+        "merchant_changes_append_only",
     }
 
 

@@ -22,11 +22,13 @@ from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.store import events, schema
 from orchestrator.store.inbox import command_requests
+from tests.conftest import make_settings
 from tests.migrations.before_0011 import SETTINGS, SLOW, ends, finish, gateway, load
 from tests.support.scene import scene
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("url", ["embedded"], indirect=True)]
 
+KEYS = make_settings().secret_keys
 DATA = Path(__file__).parent / "data"
 EVENTS = {
     "checkout.declined": "checkout.attempt_declined",
@@ -76,7 +78,7 @@ def loaded(url: str) -> Any:
     """Fill a database with the rows of the version before, and bring it to the present schema."""
     schema.migrate(url, to="0010")
     saved = load(url, DATA)
-    schema.migrate(url)
+    schema.migrate(url, keys=KEYS)
     return saved
 
 
@@ -165,7 +167,7 @@ async def test_every_sentence_of_the_version_before_becomes_a_code_that_says_the
                     "SELECT id, last_error FROM money_operations WHERE last_error IS NOT NULL"
                 )
             }
-        schema.migrate(url)
+        schema.migrate(url, keys=KEYS)
         with psycopg.connect(url, row_factory=namedtuple_row) as db:
             after = {
                 table: {row.id: row for row in db.execute(f"SELECT * FROM {table}")}
@@ -226,7 +228,7 @@ async def test_unknown_words_are_kept_as_they_are(url):
                 "UPDATE checkouts SET attention = 'late_payment: in other words', last_error = 'odd' WHERE state = 'failed'"
             )
             db.execute("UPDATE commands SET result = 'done: and dusted' WHERE result IS NOT NULL")
-        schema.migrate(url)
+        schema.migrate(url, keys=KEYS)
         with psycopg.connect(url, row_factory=namedtuple_row) as db:
             return [
                 *db.execute(
@@ -258,8 +260,10 @@ async def test_the_way_back_gives_every_row_its_earlier_words_again(url):
     schema.migrate(url, to="0010")
     load(url, DATA)
     before = rows()
-    schema.migrate(url)
-    command.downgrade(schema._config(url), "0010")
+    schema.migrate(url, keys=KEYS)
+    older = schema._config(url)
+    older.attributes["secret_keys"] = KEYS
+    command.downgrade(older, "0010")
     for table, was, found in zip((*CHANGED, "look_budgets"), before, rows(), strict=True):
         assert found == was, table
-    schema.migrate(url)
+    schema.migrate(url, keys=KEYS)

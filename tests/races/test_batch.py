@@ -106,6 +106,43 @@ async def test_an_idle_writer_waits_for_no_company(slots):
     assert time.monotonic() - begun < 10.0
 
 
+async def test_a_list_is_one_batch_and_each_of_its_items_has_its_own_result(slots):
+    writer = await slots()
+    items = [(f"n{number}", 1) for number in range(100)]
+    items[41] = ("refused", -1)
+    results = await writer.batch.put_all(items)
+    assert writer.lists[0] == [name for name, _ in items]
+    assert isinstance(results[41], Unwritten)
+    assert [name for name in results if isinstance(name, str)] == [
+        name for name, _ in items if name != "refused"
+    ]
+    assert await writer.stored() == {name for name, _ in items} - {"refused"}
+    assert await writer.batch.put_all([]) == []
+
+
+async def test_of_a_list_that_is_written_in_part_the_rest_is_not_known(slots):
+    writer = await slots(limit=10, timeout=0.5)
+    waiting = asyncio.create_task(writer.batch.put_all([(f"n{number}", 1) for number in range(20)]))
+    await until(lambda: len(writer.lists) == 1)
+    writer.gate.clear()
+    results = await waiting
+    assert results[:10] == [f"n{number}" for number in range(10)]
+    assert all(isinstance(result, DatabaseAway) for result in results[10:])
+
+
+async def test_a_list_that_is_cancelled_leaves_the_writer_to_others(slots):
+    writer = await slots(limit=10)
+    writer.gate.clear()
+    given_up = asyncio.create_task(writer.batch.put_all([(f"n{number}", 1) for number in range(30)]))
+    await until(lambda: writer.lists)
+    given_up.cancel()
+    other = asyncio.create_task(writer.put("other"))
+    await asyncio.sleep(0)
+    writer.gate.set()
+    assert await fates(given_up, other) == [asyncio.CancelledError, "other"]
+    assert [len(names) for names in writer.lists] == [10, 1]
+
+
 async def test_a_batch_has_one_item_for_a_key_and_the_others_follow_in_order(slots):
     writer = await slots(limit=3)
     waiting = [writer.put(name, value) for value in (1, 2, 3) for name in "abcd"]
@@ -373,3 +410,11 @@ def test_an_error_that_refuses_a_row_is_distinguished_from_an_error_of_the_conne
     refusals = [kind("x", {}, cause) for kind in (IntegrityError, DataError, ProgrammingError)]
     assert not any(map(is_away, [*refusals, ValueError(), KeyError()]))
     assert all(map(is_away, [lost_connection(), OSError(), TimeoutError(), ConnectionResetError()]))
+
+
+async def test_a_batch_that_is_to_gather_writes_what_comes_while_a_single_item_waits(slots):
+    gathering = await slots(gather=0.2)
+    first = asyncio.create_task(gathering.put("a"))
+    await asyncio.sleep(0)
+    assert await asyncio.gather(first, gathering.put("b"), gathering.put("c")) == ["a", "b", "c"]
+    assert gathering.lists == [["a", "b", "c"]]

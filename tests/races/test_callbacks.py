@@ -18,6 +18,7 @@ from orchestrator.domain.states import State
 from orchestrator.store import inbox
 from orchestrator.store.batch import Unwritten
 from orchestrator.store.database import DatabaseAway
+from orchestrator.store.free_text import Reasons
 from orchestrator.store.inbox import decrypt_body, encrypt_body
 from orchestrator.store.tables import metadata
 from tests.support.factories import Breaking, arrival, row_held
@@ -127,10 +128,12 @@ async def test_the_callback_of_an_erased_customer_is_stored_and_what_came_before
     await core.do("UPDATE intents SET data_key = NULL, erased_at = clock()")
     assert (await core.callbacks.store(arrival(checkout, body=b"after"))).wakes
     before, after = await core.all("SELECT body FROM callbacks ORDER BY id")
-    assert decrypt_body(core.encryptor, checkout, None, after) == b"after"
+    assert decrypt_body(core.encryptor, checkout, None, after) == b"", "nothing of it is kept"
     with pytest.raises(EncryptionError, match="was erased"):
         decrypt_body(core.encryptor, checkout, None, before)
     assert decrypt_body(core.encryptor, checkout, wrapped, before) == b"before"
+    with pytest.raises(EncryptionError, match="was erased"):
+        decrypt_body(core.encryptor, checkout, None, b"")
 
 
 def test_a_sealed_callback_of_one_checkout_does_not_open_for_another(encryptor):
@@ -252,7 +255,8 @@ async def test_a_command_is_stored_with_who_asked_and_wakes_its_checkout(core):
     )
     (held,) = await core.claim(checkout)
     (command,) = held.commands
-    assert (command.id, command.kind, command.actor, command.reason, command.expected_version) == (
+    reason = (await Reasons.of(core.db, core.encryptor, checkout)).shown(command.reason)
+    assert (command.id, command.kind, command.actor, reason, command.expected_version) == (
         requested.id,
         "cancel",
         "client:shop",
@@ -267,15 +271,12 @@ async def test_a_command_is_stored_with_who_asked_and_wakes_its_checkout(core):
     assert held.commands == ()
 
 
+@pytest.mark.parametrize("reason", [None, "no stock"])
 @pytest.mark.parametrize("merchant_id", [1, 2])
-async def test_a_command_for_no_checkout_of_this_merchant_is_nothing(core, merchant_id):
+async def test_a_command_for_no_checkout_of_this_merchant_is_nothing(core, merchant_id, reason):
     checkout = await core.checkout() if merchant_id == 2 else uuid4()
-    assert (
-        await inbox.request(
-            core.db, core.encryptor, checkout, merchant_id=merchant_id, kind="cancel", actor="x", grace=60.0
-        )
-        is None
-    )
+    asked = {"merchant_id": merchant_id, "kind": "cancel", "actor": "x", "reason": reason, "grace": 60.0}
+    assert await inbox.request(core.db, core.encryptor, checkout, **asked) is None
     assert await core.all("SELECT count(*) FROM commands") == [0]
 
 

@@ -9,8 +9,10 @@ from uuid import uuid4
 
 import pytest
 
+from orchestrator.crypto import EncryptionError
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
+from orchestrator.store.free_text import Reasons
 from orchestrator.store.inbox import KeyReused, Requested
 from tests.support.factories import core as another
 from tests.support.factories import row_held
@@ -127,7 +129,8 @@ async def test_one_request_for_many_is_a_command_for_each_and_a_wake_up(core):
     )
     assert {(row[0], row[1]) for row in rows} == set(commands.items())
     assert {row[2:4] for row in rows} == {("reconcile", "operator:x")}
-    assert {row[4] for row in rows} == {"an outage"}
+    shown = {(await Reasons.of(core.db, core.encryptor, row[0])).shown(row[4]) for row in rows}
+    assert (shown, {"outage" in row[4] for row in rows}) == ({"an outage"}, {False})
     assert all((row[5], row[6], row[7]) == (1, {}, None) for row in rows)
     assert await core.all("SELECT DISTINCT wake FROM checkouts") == [1]
     (held,) = await core.claim(checkouts[0])
@@ -175,3 +178,15 @@ async def test_how_a_checkout_stands_is_read_for_its_merchant_or_for_an_operator
     assert [(operation.kind, operation.transaction_id, operation.amount) for operation in view.under_way] == [
         ("capture", None, 100)
     ]
+
+
+async def test_the_order_of_a_checkout_is_read_with_the_key_of_its_personal_data(core):
+    checkout = await core.checkout()
+    order = await inbox.stored_order(core.db, core.encryptor, checkout)
+    assert order.document == b'{"order": "of a lamp"}'
+    sealed = order.key.encrypt(b"a change", purpose="change")
+    again = await inbox.stored_order(core.db, core.encryptor, checkout)
+    assert again.key.decrypt(sealed, purpose="change") == b"a change"
+    await core.do("UPDATE intents SET data_key = NULL")
+    with pytest.raises(EncryptionError, match="was erased"):
+        await inbox.stored_order(core.db, core.encryptor, checkout)

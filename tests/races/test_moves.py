@@ -22,6 +22,7 @@ from orchestrator.domain.states import State, Trigger, UnknownTransition
 from orchestrator.store import inbox
 from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import LeaseLost
+from orchestrator.store.checkouts.change import ChangedOrder
 from orchestrator.store.checkouts.transition import UnauditedMove
 from tests.support.factories import COMPLETED, Breaking, arrival, move, payment
 from tests.support.factories import core as another
@@ -515,3 +516,75 @@ async def test_events_have_contiguous_sequences_whatever_move_they_came_with(cor
     assert held.event_sequence == len(sequences) == 5
     assert (await core.row(held.id)).event_sequence == 5
     assert "checkout.completed" not in await core.all("SELECT kind FROM events")
+
+
+# ── A changed order ───────────────────────────────────────────────────────────────────────────────────────
+
+CHANGED = ChangedOrder(amount=9950, body=b"sealed anew", fingerprint=b"another fingerprint")
+
+
+async def _order(core):
+    return await core.all(
+        "SELECT c.amount, i.body, i.fingerprint, s.session_id, s.outdated"
+        " FROM checkouts c JOIN intents i ON i.checkout_id = c.id LEFT JOIN sessions s ON s.checkout_id = c.id"
+    )
+
+
+async def test_a_changed_order_is_written_with_its_move_and_marks_the_session(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    session = held.session_id
+    after = await core.advance(held, Trigger.ORDER_CHANGED, order=CHANGED, outdated=True)
+    assert await _order(core) == [(9950, b"sealed anew", b"another fingerprint", session, True)]
+    assert (after.state, after.amount, after.intent, after.outdated) == (
+        State.SESSION_CREATED,
+        9950,
+        b"sealed anew",
+        True,
+    )
+    await core.release(after, due_in=0.0)
+    (read,) = await core.claim(held.id)
+    assert (read.amount, read.intent, read.outdated) == (9950, b"sealed anew", True)
+    after = await core.advance(read, outdated=False)
+    assert (after.outdated, after.amount) == (False, 9950)
+    assert await _order(core) == [(9950, b"sealed anew", b"another fingerprint", session, False)]
+
+
+async def test_an_order_without_a_session_is_changed_alone(core):
+    held = await core.held()
+    after = await core.advance(held, order=CHANGED)
+    assert await _order(core) == [(9950, b"sealed anew", b"another fingerprint", None, None)]
+    assert (after.state, after.amount, after.outdated) == (State.RECEIVED, 9950, False)
+
+
+async def test_a_renewed_token_leaves_the_mark_and_another_session_takes_it_away(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    held = await core.advance(held, Trigger.ORDER_CHANGED, order=CHANGED, outdated=True)
+    held = await core.advance(held, token=b"renewed", token_lifetime=60.0)
+    assert held.outdated
+    assert await core.all("SELECT token, outdated FROM sessions") == [(b"renewed", True)]
+    held = await core.advance(held, Trigger.SESSION_LOST, session_id=None)
+    assert not held.outdated
+    assert await core.all("SELECT session_id, outdated FROM sessions") == [(None, False)]
+    held = await core.advance(held, Trigger.SESSION_OPENED, session_id="session-2")
+    assert not held.outdated
+    assert await core.all("SELECT session_id, outdated FROM sessions") == [("session-2", False)]
+
+
+async def test_a_changed_order_among_other_moves_changes_no_other(core):
+    held = [await core.held(State.AWAITING_PAYMENT) for _ in range(3)]
+    await asyncio.gather(
+        core.advance(held[0], Trigger.ORDER_CHANGED, order=CHANGED, outdated=True),
+        core.advance(held[1], token=b"renewed", token_lifetime=60.0),
+        core.advance(held[2], Trigger.SESSION_LOST, session_id=None),
+    )
+    assert await core.all(
+        "SELECT c.amount, s.outdated FROM checkouts c JOIN sessions s ON s.checkout_id = c.id ORDER BY c.id"
+    ) == [(9950, True), (held[1].amount, False), (held[2].amount, False)]
+
+
+async def test_a_changed_order_of_a_holder_that_lost_its_lease_changes_nothing(core):
+    held = await core.held(State.AWAITING_PAYMENT)
+    before = await _order(core)
+    with pytest.raises(LeaseLost):
+        await core.advance(replace(held, lease=uuid4()), Trigger.ORDER_CHANGED, order=CHANGED, outdated=True)
+    assert await _order(core) == before

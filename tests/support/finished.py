@@ -32,8 +32,8 @@ FILL = (
     """,
     "INSERT INTO events SELECT id, s, 1, 'checkout.ready', '{}', 'c', now(), (n - 1) * 2 + s FROM finished, generate_series(1, 2) s",
     """
-    INSERT INTO callbacks (id, checkout_id, kind, grade, content_type, headers, body, digest, handled_at)
-    SELECT gen_random_uuid(), id, 'notification', 'signed', '', '{}', repeat('b', 300)::bytea, 'd', now() FROM finished
+    INSERT INTO callbacks (id, checkout_id, kind, grade, body, digest, handled_at)
+    SELECT gen_random_uuid(), id, 'notification', 'signed', repeat('b', 300)::bytea, 'd', now() FROM finished
     """,
     """
     INSERT INTO commands (id, merchant_id, checkout_id, kind, actor, handled_at)

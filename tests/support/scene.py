@@ -212,6 +212,12 @@ class Scene:
         self, checkout: UUID, *, card: str = GOOD_CARD, action: str = "pay", method: str = "CARD"
     ) -> str:
         """Pay as a shopper at the gateway's page; return the gateway's payment id."""
+        page = await self.open_page(checkout, method=method)
+        await self.submit(page, card=card, action=action)
+        return page.rsplit("/", 1)[-1]
+
+    async def open_page(self, checkout: UUID, *, method: str = "CARD") -> str:
+        """Begin a payment as a shopper, and return the URL of the gateway's page."""
         session = (await self.sql("SELECT * FROM sessions WHERE checkout_id = :id", id=checkout))[0]
         key = (await self.sql("SELECT data_key FROM intents WHERE checkout_id = :id", id=checkout))[
             0
@@ -224,12 +230,15 @@ class Scene:
             headers={"Authorization": f"Bearer {token}"},
         )
         assert answer.is_success, answer.text
+        return str(answer.json()["url"])
+
+    async def submit(self, page: str, *, card: str = GOOD_CARD, action: str = "pay") -> None:
+        """Do something on a gateway's page that is open: pay by default."""
         form = {"action": action}
         if action == "pay":
             form |= {"card_number": card, "expiry": "12/39", "cvc": "123"}
-        page = await self.http.post(answer.json()["url"], data=form)
-        assert page.status_code < 500
-        return str(answer.json()["paymentId"])
+        answer = await self.http.post(page, data=form)
+        assert answer.status_code < 500
 
     async def call_back(
         self, checkout: UUID, *, kind: str = "success", body: bytes = b"status=succeeded"

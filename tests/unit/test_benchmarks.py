@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.devkit.bench.charts import Bar, bars
 from orchestrator.devkit.bench.figures import number
-from tests.benchmarks import report
+from tests.benchmarks import delivery_report, report
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, ratio
 
 
@@ -223,7 +223,7 @@ def test_the_page_tells_conditions_rows_rates_and_settings():
 
 def test_tables_of_the_page_have_as_many_cells_in_each_line():
     width = None
-    for line in report.page(whole()).splitlines():
+    for line in report.page({**whole(), "deliveries": delivered()}).splitlines():
         cells = line.count("|") if line.startswith("|") else None
         if cells is not None and width is not None:
             assert cells == width, line
@@ -234,6 +234,86 @@ def test_a_page_of_a_part_says_what_is_missing():
     page = report.page(document(figure("a", 50)))
     assert NOT_MEASURED in page
     assert "The product alone" not in page
+
+
+def delivered(**more: Any) -> dict[str, Any]:
+    """Return a run of events to endpoints as its document says it."""
+    kinds = ("deliverer", "postgres", "endpoints", "writer and sequencer")
+    used = {
+        "cpu_ms": dict.fromkeys(kinds, 0.25),
+        "cpu_percent": {**dict.fromkeys(kinds, 10.0), "others": 3.0},
+    }
+    times = {"events": 4000, "p50_ms": 18.0, "p95_ms": 36.5, "p99_ms": 44.0, "max_ms": 60.0}
+    outage = {
+        "bears": {"rate": 300.0, "at_once": 0, "seconds": 0.0},
+        "events": 43_200,
+        "seconds": 160.0,
+        "per_second": 280.0,
+        "requests": 50_000,
+        "refused": 120,
+        "refused_percent": 0.24,
+        "other_alone": times,
+        "other_beside": times,
+        "ratio": 1.1,
+    }
+    bench = {
+        "rate": 150.0,
+        "product_cpu_ms_per_order": 5.0,
+        "cpu_ms_per_order": {"api": 2.0, "worker": 2.0, "scheduler": 1.0, "postgres": 2.0, "gateway": 0.2},
+    }
+    dearer = {**bench, "product_cpu_ms_per_order": 7.0, "rate": 120.0}
+    return {
+        "conditions": document()["conditions"],
+        "stream": [{"rate": 200.0, "endpoints": 1, **times, **used}],
+        "backlog": [
+            {
+                "deliverers": 1,
+                "endpoints": 4,
+                "checkouts": 1250,
+                "deliveries": 20_000,
+                "per_second": 1400.0,
+                **used,
+            }
+        ],
+        "poison": {"rate": 200.0, "without": [times], "with": [times], "refused": 90, "ratio": 1.3},
+        "outage": [
+            outage,
+            {**outage, "bears": {"rate": 0.0, "at_once": 8, "seconds": 0.02}, "refused_percent": 1.0},
+        ],
+        "clients": {
+            "deliveries": 4000,
+            "at_once": 16,
+            "cpu_ms": {"sender": 0.2, "aiohttp": 0.15, "httpx": 0.8, "httpx_aiohttp": 0.4},
+        },
+        "orders": {"rate": 150.0, "without": [bench], "with": [dearer]},
+        "highest": {"without": [bench], "with": [dearer]},
+        **more,
+    }
+
+
+def test_each_line_about_events_is_judged_against_what_is_wanted():
+    reached = [good for *_, good in delivery_report.lines(delivered())]
+    assert reached == [True, True, False, True, True, False, True, True, False, False]
+    assert delivery_report.order_ratios(delivered()) == (1.0, 1.4, 0.8)
+
+
+def test_the_page_of_a_run_ends_with_its_events_and_a_later_run_takes_their_place():
+    page = report.page({**whole(), "deliveries": delivered()})
+    assert page.count(delivery_report.TITLE) == 1
+    assert "| 1 | 20,000 | 1,400 |" in page
+    assert "httpx 0.8, which is 4 times as much as the sender's" in page
+    later = delivery_report.placed(page, delivered(clients=delivered()["clients"] | {"at_once": 32}))
+    assert (later.count(delivery_report.TITLE), "32 at a time" in later, "16 at a time" in later) == (
+        1,
+        True,
+        False,
+    )
+    assert later.startswith(report.page(whole()).rstrip("\n"))
+    assert delivery_report.placed(report.page(whole()), delivered()) == page
+
+
+def test_parts_about_events_that_were_not_measured_are_left_out():
+    assert delivery_report.section({"rounds": 3}) == delivery_report.TITLE
 
 
 def test_bars_are_as_long_as_what_they_stand_for_and_names_are_escaped():

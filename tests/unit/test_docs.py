@@ -57,12 +57,16 @@ def test_the_architecture_page_names_modules_and_functions_that_exist():
         "docs/security.md",
         "docs/archive.md",
         "docs/postgres.md",
+        "docs/privacy.md",
         "docs/health.md",
         "docs/events.md",
         "docs/jobs.md",
+        "docs/merchants.md",
         "docs/money.md",
         "docs/runbook.md",
         "docs/webhooks.md",
+        "docs/access.md",
+        "docs/idempotency.md",
     ],
 )
 def test_no_document_names_a_path_that_is_not_there(name: str):

@@ -229,7 +229,7 @@ def test_every_operation_is_explained_wherever_it_stands(state, kind, cause):
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize(
-    "kind", ["cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
+    "kind", ["change", "cancel", "reopen", "capture", "refund", "release", "retry", "reconcile", "resolve"]
 )
 def test_a_command_that_waits_comes_next(state, kind):
     asked = Command(id=ID, kind=kind, actor="operator:command-line", requested_at=NOW)
@@ -527,3 +527,51 @@ def test_a_payment_in_an_unknown_currency_is_never_shown_to_hold_nothing(currenc
     assert "reserved “139.00” QQQ" in said
     assert "holds 0" not in said
     assert ("13900 minor units of QQQ" in said) == bool(currency)
+
+
+# ── A changed order ───────────────────────────────────────────────────────────────────────────────────────
+
+CHANGED = {"amountBefore": 13900, "amount": 9950, "currency": "DKK", "kind": "change"}
+
+
+def _entry(action: str, before: State, to: State, **more: object) -> Entry:
+    values: dict = {"at": NOW, "actor": "client:default/shop-1", **more}
+    return Entry(action=action, before=before, to=to, **values)
+
+
+def test_a_changed_order_says_from_which_price_to_which():
+    moved = _entry(
+        "order:changed",
+        State.AWAITING_PAYMENT,
+        State.SESSION_CREATED,
+        trigger="order_changed",
+        evidence=CHANGED,
+    )
+    carried = _entry("session:changed", State.SESSION_CREATED, State.SESSION_CREATED)
+    for entries in ((moved,), (moved, carried)):
+        made = check(record(State.SESSION_CREATED, entries=(*ENTRIES, *entries), offered_at=NOW))
+        assert any("changed the order, from 139.00 DKK to 99.50 DKK" in said for said in made.evidence)
+        assert "The shopper cannot pay it now." in made.because
+    assert any("was changed to the order as it is" in said for said in made.evidence)
+
+
+def test_an_order_that_was_changed_before_its_session_says_so():
+    changed = _entry("order:changed", State.RECEIVED, State.RECEIVED, evidence=CHANGED)
+    made = check(record(State.RECEIVED, entries=(*ENTRIES, changed)))
+    assert any("changed the order, from 139.00 DKK to 99.50 DKK" in said for said in made.evidence)
+
+
+def test_a_session_that_was_not_changed_says_why_and_that_another_is_opened():
+    evidence = {"session": "s-1", "status": 422, "reason": "HTTP 422"}
+    lost = _entry(
+        "checkout:moved",
+        State.SESSION_CREATED,
+        State.AUTHENTICATED,
+        trigger="session_lost",
+        evidence=evidence,
+    )
+    made = check(record(State.AUTHENTICATED, entries=(*ENTRIES, lost), offered_at=NOW))
+    assert any(
+        "did not change the session to the changed order" in said and "another session is opened" in said
+        for said in made.evidence
+    )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
+import tracemalloc
+from typing import Any
 
 import pytest
 
@@ -108,3 +111,50 @@ def test_each_line_of_ndjson_is_an_intent_and_a_line_that_is_too_long_does_not_s
     assert [row.line for row in found] == [1, 3, 4, 5]
     assert [bool(row.problems) for row in found] == [False, True, False, False]
     assert intents.parse(found[3].raw).order_ref == "A-2"
+
+
+def test_a_byte_order_mark_at_the_start_of_ndjson_is_left_out():
+    first, second = rows.ndjson(io.BytesIO(codecs.BOM_UTF8 + intent("A-1") + b"\n" + intent("A-2")))
+    assert first.raw == intent("A-1")
+    assert second.line == 2
+    with pytest.raises(rows.HeaderRejected, match="save it as UTF-8"):
+        list(rows.ndjson(io.BytesIO("{}\n".encode("utf-16"))))
+
+
+class Counted(io.RawIOBase):
+    """A file of CSV with one endless line in it; counts the bytes that are read at once."""
+
+    def __init__(self, *parts: tuple[bytes, int]) -> None:
+        super().__init__()
+        self._parts = [part for part, times in parts for _ in range(times)]
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        part = self._parts.pop(0) if self._parts else b""
+        room[: len(part)] = part
+        return len(part)
+
+
+@pytest.mark.parametrize(
+    ("middle", "times", "end"),
+    [(b"a" * 8000, 4000, b"\n"), (b"," * 8000, 4000, b"\n"), (b'"a\n",' * 1000, 60, b'"\n')],
+)
+def test_a_row_of_csv_without_an_end_is_skipped_without_being_kept(middle: bytes, times: int, end: bytes):
+    row = f"A-1,1.00,DKK,a@b.example,{PAGES}\n".encode()
+    file = Counted((f"{HEAD}\n".encode() + row, 1), (middle, times), (end + row, 1))
+    found = rows.delimited(io.BufferedReader(file))
+    tracemalloc.start()
+    try:
+        first, second = next(found), next(found)
+        for last in found:  # noqa: B007 - the last of them
+            pass
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 12_000_000, "32 MB were read"
+    assert (first.line, first.problems) == (2, ())
+    assert second.line == 3
+    assert "longer than" in second.problems[0].message
+    assert last.problems == ()

@@ -41,6 +41,7 @@ payment_declined    = = = = = W ! = = =
 payment_open        = = = = = W ! = = =
 nothing_found       = = = = = W ! = = =
 session_lost        = = A A A ! ! ! ! !
+order_changed       = = = S S ! ! ! ! !
 deadline_passed     ! ! ! ! E ! ! ! = !
 cancelled           X X X X X ! ! ! ! =
 refused             F F F F ! ! ! = ! !

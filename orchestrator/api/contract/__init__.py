@@ -1,5 +1,5 @@
 """The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it
-takes, `webhooks` both of webhooks.
+takes, `webhooks` both of webhooks, `merchants` both of merchants, `shopper` what a shopper's browser gets.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.contract import answers, bodies, examples, webhooks
+from orchestrator.api.contract import answers, bodies, examples, merchants, shopper, webhooks
 from orchestrator.audit import Action
+from orchestrator.audit.merchant_changes import MerchantAction
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.events import EventType
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.shopper_state import ShopperState
 from orchestrator.domain.states import State, Trigger
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ Schema = dict[str, Any]
 _REF: Final = "#/components/schemas/{name}"
 _ENUMS: Final[tuple[type[Enum], ...]] = (
     State, PaymentStatus, Trigger, Action, AttentionCode, ErrorCode, ResultCode, CommandState,
-    EventType,
+    EventType, MerchantAction, ShopperState,
 )  # fmt: skip
 
 
@@ -39,7 +41,7 @@ def schemas() -> dict[str, Schema]:
     """Return the schema of each shape by its name, bodies first."""
     shapes = [
         shape
-        for module in (bodies, answers, webhooks)
+        for module in (bodies, answers, webhooks, merchants, shopper)
         for name, shape in vars(module).items()
         if isinstance(shape, type)
         and issubclass(shape, msgspec.Struct)
@@ -51,11 +53,26 @@ def schemas() -> dict[str, Schema]:
     for enum in _ENUMS:  # in the order of events, not alphabetical
         made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
+    for name, shape in vars(bodies).items():
+        if isinstance(shape, type) and issubclass(shape, msgspec.Struct) and name in made:
+            _allow_null(made[name])
     for shape in (bodies.Capture, bodies.Refund):
         made[shape.__name__]["properties"]["amount"]["anyOf"].append({"type": "string", "enum": [bodies.ALL]})
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made
+
+
+def _allow_null(schema: Schema) -> None:
+    """Say that null counts as absent in the optional fields of a body."""
+    fields = schema.get("properties", {})
+    for name in fields.keys() - frozenset(schema.get("required", ())):
+        said = fields[name]
+        if "anyOf" in said:
+            said["anyOf"].append({"type": "null"})
+            continue
+        beside = {key: said.pop(key) for key in ("description", "default", "examples") if key in said}
+        fields[name] = {**beside, "anyOf": [said, {"type": "null"}]}
 
 
 def _as_sent(value: Any) -> Any:

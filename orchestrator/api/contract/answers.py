@@ -114,6 +114,7 @@ class Problem(Struct, kw_only=True, rename="camel"):
         str | UnsetType,
         about("The cursor to go on with where older events are not kept any more", "12", maxLength=19),
     ] = UNSET
+    limit: Annotated[Text | UnsetType, about("The limit that was reached", "merchant")] = UNSET
 
 
 class BatchResult(Shape, kw_only=True):
@@ -323,6 +324,7 @@ class Checkout(_Checkout, kw_only=True):
     operations: Annotated[list[Operation], about(maxItems=MOST_ITEMS)]
     commands: Annotated[list[Command], about("The last twenty", maxItems=COMMANDS_SHOWN)]
     archived_at: Annotated[Time | None, about("When its history was archived, if it was")]
+    erased_at: Annotated[Time | None, about("When its personal data was erased, if it was")]
     correlation_id: Annotated[Text, about("Of the request that brought it")]
     links: Links
 

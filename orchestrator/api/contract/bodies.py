@@ -6,7 +6,7 @@ both.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -237,6 +237,39 @@ class Resolve(_Asked, kw_only=True):
     decision: Annotated[Decision, about("keep the money, return it, or dismiss it: no action needed")]
 
 
+class ChangedAmount(Shape, kw_only=True):
+    """An amount of money in the currency of the order."""
+
+    value: Annotated[Money, about(None, 99.0)] | UnsetType = UNSET
+    currency: Annotated[Currency, about("That of the order")] | UnsetType = UNSET
+
+
+class ChangedOrder(Shape, kw_only=True):
+    """What changes of the order: objects are merged, lists are replaced, null removes."""
+
+    amount: ChangedAmount | UnsetType = UNSET
+    order_lines: (
+        Annotated[
+            list[OrderLine],
+            about("All of them: they sum up to the amount, as in an intent", minItems=1, maxItems=MOST_LINES),
+        ]
+        | UnsetType
+    ) = UNSET
+    customer: Annotated[dict[str, Any], about("Merged into the customer")] | UnsetType = UNSET
+    transaction_info: (
+        Annotated[dict[str, Any] | None, about("Merged into the entries; null removes all")] | UnsetType
+    ) = UNSET
+
+
+class Change(_Asked, kw_only=True):
+    """Change the order before its payment: a JSON Merge Patch (RFC 7396) of what was handed over, with
+    `reason` and `version` beside it.
+    """
+
+    order: Annotated[ChangedOrder, about("Not its number, nor its currency")] | UnsetType = UNSET
+    callbacks: Annotated[dict[str, Any], about("Merged into the callbacks")] | UnsetType = UNSET
+
+
 NEEDED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND, CommandKind.RESOLVE})
 """Commands whose body must say something."""
 COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
@@ -249,4 +282,4 @@ COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
     CommandKind.RECONCILE: Reconcile,
     CommandKind.RESOLVE: Resolve,
 }
-"""The body of each command."""
+"""The body of each command that has an address of its own."""

@@ -131,6 +131,10 @@ _EVENT: Final = {
 
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "Intent": INTENT,
+    "Change": {
+        "order": {"amount": {"value": 100.00}, "orderLines": INTENT["order"]["orderLines"][:1]},
+        "reason": "collected in the shop",
+    },
     "Cancel": {"reason": "out of stock"},
     "Reopen": {"expiresIn": 1800},
     "Capture": {"amount": {"value": 39.00, "currency": "DKK"}},
@@ -144,6 +148,16 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "deadline": "2026-01-05T10:30:00Z",
         "clientToken": "AZqgAAAAcACAAAAAAAAACoVxR3pQ2mKfYw0sJtN1bTs",
         "links": _LINKS,
+    },
+    "CheckoutStatus": {
+        "id": _TAKEN["id"],
+        "state": "completed",
+        "paymentStatus": "authorized",
+        "final": True,
+        "deadline": "2026-01-05T10:30:00Z",
+        "paymentMethods": [],
+        "declined": None,
+        "nextUrl": f"https://shop.example/thanks?orderId=A-1001&checkoutId={_TAKEN['id']}",
     },
     "CommandAccepted": {
         **_TAKEN,
@@ -176,6 +190,7 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
         "operations": [],
         "commands": [],
         "archivedAt": None,
+        "erasedAt": None,
         "correlationId": "checkout-77",
         "links": _LINKS,
     },

@@ -38,7 +38,7 @@ class AddWebhook(Shape, kw_only=True):
     """Add a webhook."""
 
     url: Url
-    description: Description | UnsetType = UNSET
+    description: Description | UnsetType | None = UNSET
     types: Annotated[Types, about(default=[ALL_TYPES])] | UnsetType = UNSET
     content: Annotated[Content, about("`full` adds sentences", default="thin")] | UnsetType = UNSET
 
@@ -47,7 +47,7 @@ class ChangeWebhook(Shape, kw_only=True):
     """Change a webhook; what is absent stays as it is."""
 
     url: Url | UnsetType = UNSET
-    description: Description | UnsetType = UNSET
+    description: Description | UnsetType | None = UNSET
     types: Types | UnsetType = UNSET
     content: Content | UnsetType = UNSET
     paused: Annotated[bool, about("Events wait while it is paused; false resumes it")] | UnsetType = UNSET

@@ -89,31 +89,39 @@ _ENTRIES = text("""
 """)
 
 
-def _gone(table: str, condition: str = "true") -> str:
+def _gone(table: str, condition: str = "true", *, without: str = "") -> str:
     return f"""
         WITH gone AS (DELETE FROM {table} WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND {condition} RETURNING *)
-        SELECT checkout_id, CAST(to_json(gone) AS text) AS body FROM gone"""  # noqa: S608 - made of our own constants
+        SELECT checkout_id, {_page("gone", without)} AS body FROM gone"""  # noqa: S608 - made of our own constants
 
 
-def _kept(table: str, condition: str = "true") -> str:
+def _kept(table: str, condition: str = "true", *, without: str = "") -> str:
     return f"""
-        SELECT checkout_id, CAST(to_json(r) AS text) AS body FROM {table} r
+        SELECT checkout_id, {_page("r", without)} AS body FROM {table} r
          WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND {condition}"""  # noqa: S608 - made of our own constants
 
 
-# What a page says of the books is a copy. A command with a key stays: the same request again must meet it.
+def _page(row: str, without: str) -> str:
+    """Return the SQL of a row as JSON; `without`: the path of what does not go into a file."""
+    return f"CAST(to_jsonb({row}) #- '{without}' AS text)" if without else f"CAST(to_json({row}) AS text)"
+
+
+# A file is never changed, so what is not under the data key and may be about a customer does not go into it
+# (docs/privacy.md). What a page says of the books is a copy. A command with a key stays: the same request
+# again must meet it.
 _ROWS: Final = {
     "checkout": text("""
         SELECT id AS checkout_id, CAST(to_json(c) AS text) AS body FROM checkouts c WHERE id = ANY(CAST(:ids AS uuid[]))"""),
     "payments": text(_kept("payments") + " ORDER BY first_seen_at, transaction_id"),
     "operations": text(_kept("money_operations") + " ORDER BY requested_at, id"),
     "commands": text(
-        f"{_gone('commands', 'idempotency_key IS NULL')} UNION ALL {_kept('commands', 'idempotency_key IS NOT NULL')}"
+        f"{_gone('commands', 'idempotency_key IS NULL')} UNION ALL "
+        + _kept("commands", "idempotency_key IS NOT NULL", without="{fingerprint}")
     ),
-    "sessions": text(_gone("sessions")),
-    "callbacks": text(_gone("callbacks") + " ORDER BY received_at, id"),
+    "sessions": text(_gone("sessions", without="{methods}")),
+    "callbacks": text(_gone("callbacks", without="{digest}") + " ORDER BY received_at, id"),
     # Copied: they are deleted by the retention of the feed; deleted here, the merchant would never get them.
-    "events": text(_kept("events") + " ORDER BY sequence"),
+    "events": text(_kept("events", without="{payload,facts,reason}") + " ORDER BY sequence"),
 }
 
 

@@ -34,6 +34,13 @@ _OFFERED: Final = text("""
     SELECT extract(epoch FROM offered_at)::float8 AS offered_at, state FROM checkouts
      WHERE merchant_id = :merchant AND order_ref = :order_ref
 """)
+_EVENTS: Final = text("""
+    SELECT e.checkout_id || '-' || e.sequence AS id FROM events e JOIN checkouts c ON c.id = e.checkout_id
+     WHERE c.merchant_id = :merchant AND starts_with(c.order_ref, :prefix)
+""")
+_UNDELIVERED: Final = text("""
+    SELECT EXISTS (SELECT FROM events WHERE position IS NULL) OR EXISTS (SELECT FROM delivery_streams) AS found
+""")
 _SERVER: Final = text("""
     SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
            current_setting('synchronous_commit') AS synchronous_commit
@@ -82,6 +89,14 @@ class DatabaseProbe:
         """Return when an order was offered to its shopper, in seconds since 1970; None: not yet."""
         rows = await self._db.read(_OFFERED, {"merchant": self._merchant_id, "order_ref": order_ref})
         return rows[0].offered_at if rows else None
+
+    async def events(self, prefix: str) -> set[str]:
+        """Return the ids of all events of a run's orders."""
+        return {row.id for row in await self._db.read(_EVENTS, self._of(prefix))}
+
+    async def undelivered(self) -> bool:
+        """Say whether any event waits for its delivery."""
+        return bool((await self._db.read(_UNDELIVERED))[0].found)
 
     async def server(self) -> Server:
         row = (await self._db.read(_SERVER))[0]

@@ -120,6 +120,9 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
                 f"{sum(gateway['calls'].values())} calls, {faults} of them broken; latency {conditions['gateway_latency']}",
             )
         )
+    if document["webhook"]:
+        delivered = document["webhook"]
+        rows.append(("Webhook", f"{delivered['received']} of {delivered['written']} events delivered"))
     others = document["others_cpu_percent"]
     if others >= _NOTICED:
         rows.append(

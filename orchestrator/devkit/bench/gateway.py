@@ -9,6 +9,7 @@ simulates the gateway faithfully.
     POST /checkout/v1/api/authenticate, …/session
     GET …/session/{id}/payment-methods; GET /merchant/API/payments?shop_orderid=
     GET /healthz, /bench/state (a few numbers), /bench/books (everything); POST /bench/reset
+    POST /bench/webhook: the endpoint of a merchant, for `--webhook`
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ RENEW_TOKEN: Final = 600.0
 FAULTS: Final = ("500", "503", "closed")
 """Kinds of faults, in turn; `closed` is a connection that ends without an answer."""
 
+WEBHOOK: Final = b"/bench/webhook"
 _API: Final = b"/checkout/v1/api/"
 _METHODS: Final = b"/payment-methods"
 _PAYMENTS: Final = b"/merchant/API/payments?"
 _REASONS: Final = {
-    200: b"OK", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 500: b"Internal Server Error",
+    200: b"OK", 204: b"No Content", 400: b"Bad Request", 401: b"Unauthorized", 404: b"Not Found", 500: b"Internal Server Error",
     503: b"Service Unavailable",
 }  # fmt: skip
 
@@ -166,6 +168,8 @@ class Gateway:
                 return "payment-methods", lambda: self._list_methods(authorization, session_id)
         elif url.startswith(_PAYMENTS) and method == b"GET":
             return "payments", lambda: self._find_payments(authorization, url[len(_PAYMENTS) :])
+        elif url == WEBHOOK and method == b"POST":
+            return "", lambda: self._take_event(asked.webhook_id)
         return "", lambda: self._control(method, url)
 
     def _authenticate(self, authorization: bytes) -> tuple[int, bytes]:
@@ -216,6 +220,10 @@ class Gateway:
         order = self.books.orders.get(unquote_to_bytes(wanted).decode("utf-8", "replace"))
         return 200, documents.payments(() if order is None else order.paid)
 
+    def _take_event(self, webhook_id: bytes) -> tuple[int, bytes]:
+        self.books.events.add(webhook_id)
+        return 204, b""
+
     def _control(self, method: bytes, url: bytes) -> tuple[int, bytes]:
         match method, url:
             case b"GET", b"/healthz":
@@ -258,14 +266,17 @@ class _Connection(asyncio.Protocol):
             self.close()
 
     def on_message_begin(self) -> None:
-        self.method = self.url = self.authorization = self.body = b""
+        self.method = self.url = self.authorization = self.webhook_id = self.body = b""
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"authorization":
-            self.authorization = value
+        match name.lower():
+            case b"authorization":
+                self.authorization = value
+            case b"webhook-id":
+                self.webhook_id = value
 
     def on_body(self, body: bytes) -> None:
         self.body += body

@@ -68,6 +68,8 @@ class GatewayLedger:
         self.calls: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self.faults: Counter[str] = Counter()
         self.told = {"success": Told(), "notification": Told()}
+        self.events: set[bytes] = set()
+        """Ids of the events that were delivered here."""
         self.waited = 0.0
         """Seconds from a call to its answer, all calls together: the gateway's own time."""
         self.thinking = 0
@@ -104,6 +106,7 @@ class GatewayLedger:
                 for order in self.orders.values()
                 for paid in order.paid
             ],
+            "events": [event_id.decode("ascii", "replace") for event_id in self.events],
             "doubled": {
                 "sessions": [order.order_ref for order in self.orders.values() if order.sessions > 1],
                 "payments": [order.order_ref for order in self.orders.values() if len(order.paid) > 1],

@@ -7,7 +7,7 @@ moment at which it was to be sent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator.devkit.bench import figures, load
@@ -153,6 +153,7 @@ def document(
             "faults": run.gateway["faults"],
             "callbacks": {kind: told["answers"] for kind, told in callbacks.items()},
         },
+        "webhook": None if run.events is None else asdict(run.events),
         "ramp": [{"rate": round(each.rate, 2), "held": each.held, "why": each.why} for each in tries] or None,
         "conditions": conditions.document(),
         **(extra or {}),

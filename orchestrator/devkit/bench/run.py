@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 DEFAULTS: Final[dict[str, object]] = {"first_check_after": 30.0}
 """Settings of the run where none are set: a lost callback is made up for within the timeout of a run."""
+WITH_WEBHOOK: Final[dict[str, object]] = {**DEFAULTS, "webhook_allowed_networks": ("127.0.0.0/8",)}
+"""The same where events are delivered to an endpoint on this machine."""
 
 TRY_SECONDS: Final = 10.0
 TRY_TIMEOUT: Final = 30.0
@@ -59,6 +61,7 @@ class Plan:
     think: float = 1.0
     evenly: bool = False
     workers: int = 1
+    webhook: bool = False
     seed: int = 1
     report: Path | None = None
 
@@ -88,7 +91,7 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
     documents: list[dict[str, Any]] = []
 
     async def visit(up: Up) -> int:
-        async with prepared(up, run=f"{int(time.time()):x}") as bench_run:
+        async with prepared(up, run=f"{int(time.time()):x}", webhook=plan.webhook) as bench_run:
             bench = _Bench(plan, bench_run, terminal, await _conditions(plan, bench_run, up))
             status, document = await bench.whole()
             documents.append(document)
@@ -98,7 +101,12 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
         port=0, ephemeral=True, durable=True, workers=plan.workers, seed=plan.seed, gateway=plan.gateway()
     )
     status = supervise.run(
-        options, terminal, defaults=DEFAULTS, greet=lambda _: None, visit=visit, stay=False
+        options,
+        terminal,
+        defaults=WITH_WEBHOOK if plan.webhook else DEFAULTS,
+        greet=lambda _: None,
+        visit=visit,
+        stay=False,
     )
     return status, documents[0] if documents else None
 
@@ -172,6 +180,8 @@ class _Bench:
             terminal.facts(("Report", str(self._plan.report)))
         terminal.say()
         wrong = [*run.ledger.sentences(), *self._twice]
+        if run.events is not None and run.events.received != run.events.written:
+            wrong.append(f"{run.events.received} of {run.events.written} events were delivered")
         if document["held"] is False:
             why = result.tried(run, think=self._conditions.think_s).why
             terminal.trouble(f"{run.job.rate:.1f} orders a second are more than it holds: {why}")

@@ -21,11 +21,14 @@ import msgspec
 
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
+from orchestrator.delivery import signature
 from orchestrator.devkit.bench import http_pool, ledger, load
 from orchestrator.devkit.bench.database_probe import DatabaseProbe, Left
+from orchestrator.devkit.bench.gateway import WEBHOOK
 from orchestrator.devkit.bench.usage import Usage
 from orchestrator.devkit.client import Client
 from orchestrator.devkit.errors import BenchFailed
+from orchestrator.store import webhooks
 from orchestrator.store.database import Database, is_away
 from orchestrator.store.merchant_fields import MAX_LOOKUPS_PER_MINUTE
 from orchestrator.store.merchants import Merchants
@@ -71,6 +74,14 @@ class Progress:
         return max(self.told.taken - self.left.open, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Events:
+    """How many events the orders of a run have, and how many of them the webhook's endpoint got."""
+
+    written: int
+    received: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """Everything that was measured in one run."""
@@ -89,6 +100,8 @@ class Run:
     """Peak and last memory of each worker, in megabytes."""
     others: float
     """Share of the machine's CPU that processes took which are not ours."""
+    events: Events | None = None
+    """None where there is no webhook."""
 
     @property
     def taken(self) -> int:
@@ -114,9 +127,9 @@ class Run:
 class BenchRun:
     """The product, up and known to itself, ready to be loaded; made by `prepared`."""
 
-    def __init__(self, up: Up, db: Database, *, merchant: str, merchant_id: int) -> None:
+    def __init__(self, up: Up, db: Database, *, merchant: str, merchant_id: int, webhook: bool) -> None:
         self.truth = DatabaseProbe(db, merchant_id)
-        self._up, self._merchant = up, merchant
+        self._up, self._merchant, self._webhook = up, merchant, webhook
         self.token = auth.issue(
             up.settings,
             merchant=merchant,
@@ -286,6 +299,11 @@ class BenchRun:
             if not (await self._control("GET", "/bench/state"))["telling"]:
                 break
             await asyncio.sleep(_SLEEP)
+        deadline = time.monotonic() + _TELLING_TIMEOUT
+        while self._webhook and time.monotonic() < deadline:
+            if not await self.truth.undelivered():
+                break
+            await asyncio.sleep(_SLEEP)
 
     async def _read(self, job: load.Job, sent: load.Sent, *, whole: bool) -> Run:
         rows = await self.truth.rows(job.prefix)
@@ -308,6 +326,7 @@ class BenchRun:
             for number, status in enumerate(sent.statuses)
             if load.accepted(status)
         ]
+        written = await self.truth.events(job.prefix) if self._webhook else set()
         return Run(
             whole=whole,
             job=job,
@@ -319,6 +338,7 @@ class BenchRun:
             samples=list(self._usage.samples),
             workers=self._usage.memory("worker"),
             others=self._usage.others(),
+            events=Events(len(written), len(written & set(told["events"]))) if self._webhook else None,
         )
 
     def _processes(self) -> dict[str, int]:
@@ -339,13 +359,16 @@ class BenchRun:
 
 
 @asynccontextmanager
-async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
+async def prepared(up: Up, *, run: str, webhook: bool = False) -> AsyncIterator[BenchRun]:
     """Give the bench a merchant of its own at the light gateway, whose lookups are not limited, and wait
     until the API serves it.
+
+    `webhook`: its events are delivered, too; the light gateway takes them.
     """
     name = f"{NAMED}{run}"
     async with Database(up.settings.need("database_url"), pool_size=3, name="orchestrator-bench") as db:
-        merchants = Merchants(db, Encryptor(up.settings.secret_keys), up.settings)
+        encryptor = Encryptor(up.settings.secret_keys)
+        merchants = Merchants(db, encryptor, up.settings)
         secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)
         await merchants.add(
             name,
@@ -359,7 +382,18 @@ async def prepared(up: Up, *, run: str) -> AsyncIterator[BenchRun]:
         found = await merchants.named(name)
         if found is None:
             raise BenchFailed(f"merchant {name} could not be added")
-        bench_run = BenchRun(up, db, merchant=name, merchant_id=found.id)
+        if webhook:
+            await webhooks.add(
+                db,
+                encryptor,
+                merchant_id=found.id,
+                url=f"{up.sandbox_url}{WEBHOOK.decode()}",
+                description="",
+                kinds=None,
+                content="thin",
+                secret=signature.new_secret(),
+            )
+        bench_run = BenchRun(up, db, merchant=name, merchant_id=found.id, webhook=webhook)
         async with Client(up.url, bench_run.token) as client:
             await client.until_known(_START_TIMEOUT)
         yield bench_run

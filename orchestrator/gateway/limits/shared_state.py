@@ -3,8 +3,8 @@ shared budget.
 
 No gateway call waits for Redis. The entries of other workers are read twice a second in the background, this
 worker's are written in the background, and permits are waited for a moment only. While Redis is away or slow,
-each process uses its own state. Times are Redis's own, so the workers' clocks need not agree. The only client
-of Redis beside Celery's.
+each process uses its own state. Times are Redis's own, so the workers' clocks need not agree. `connect` makes
+the only clients of Redis beside Celery's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkouts in Postgres: create, claim, move, postpone, release, wake. The only writer of state.
+"""Checkouts in Postgres: create, claim, move, postpone, release, wake, erase. The only writer of state.
 
 A lease is a random token with an end. Only its holder moves a checkout, and every write of the holder names
 the lease and the version that it read; `Transitions.advance` writes state, version, due time, audit entry,
@@ -32,6 +32,15 @@ from orchestrator.store.checkouts.creation import (
     create_from_payment,
 )
 from orchestrator.store.checkouts.due_times import due, sweep, wake
+from orchestrator.store.checkouts.erasure import (
+    ERASED_AT_ONCE,
+    Fate,
+    Hindrance,
+    Stretch,
+    ended_before,
+    erase,
+    of_order,
+)
 from orchestrator.store.checkouts.leases import renew
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
@@ -47,11 +56,14 @@ from orchestrator.store.checkouts.transition import Transitions
 
 __all__ = [
     "CALLBACKS_PER_CLAIM",
+    "ERASED_AT_ONCE",
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
     "Event",
     "Fact",
+    "Fate",
+    "Hindrance",
     "LeaseLost",
     "Matched",
     "Move",
@@ -59,6 +71,7 @@ __all__ = [
     "NoMoney",
     "Ordered",
     "PaymentMatch",
+    "Stretch",
     "Transitions",
     "UnmatchedPayment",
     "Unsettled",
@@ -69,9 +82,12 @@ __all__ = [
     "create",
     "create_from_payment",
     "due",
+    "ended_before",
+    "erase",
     "intent_of",
     "match",
     "merchants_of",
+    "of_order",
     "operation_holds",
     "order_is_shared",
     "paying_others",

@@ -45,6 +45,14 @@ class Fact:
     evidence: Mapping[str, object]
 
 
+class ChangedOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """A changed order: `amount` in minor units, the whole intent (`body`, encrypted) and its fingerprint."""
+
+    amount: int
+    body: bytes
+    fingerprint: bytes
+
+
 class Move(msgspec.Struct, frozen=True, kw_only=True):
     """One write by the holder: a fact that moves the checkout (`trigger`), or one that leaves its state
     (None).
@@ -88,10 +96,18 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     token_lifetime: float = 0.0
     session_id: str | Kept | None = KEEP
     methods: Sequence[Mapping[str, object]] | Kept | None = KEEP
+    order: ChangedOrder | None = None
+    # Whether the session has the order as it was before a change; one with another id has it as it is.
+    outdated: bool | Kept = KEEP
     payments: tuple[PaymentRecord, ...] = ()
     read: tuple[UUID, ...] = ()
     done: tuple[tuple[UUID, CommandResult], ...] = ()
     events: tuple[Event, ...] = ()
+
+    @property
+    def changes_order(self) -> bool:
+        """Whether the order, or whether the session has it, is written."""
+        return self.order is not None or not isinstance(self.outdated, Keep)
 
     @property
     def releases(self) -> bool:
@@ -127,6 +143,8 @@ class Changes(TypedDict, total=False):
     token_lifetime: float
     session_id: str | Kept | None
     methods: Sequence[Mapping[str, object]] | Kept | None
+    order: ChangedOrder | None
+    outdated: bool | Kept
     payments: tuple[PaymentRecord, ...]
     read: tuple[UUID, ...]
     done: tuple[tuple[UUID, CommandResult], ...]
@@ -261,4 +279,15 @@ def row(
         "keeps_session": move.token is KEEP and move.session_id is KEEP and move.methods is KEEP,
         "token": None if isinstance(move.token, Keep) else move.token.hex(),
         "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
+        **(_ordered(move) if move.changes_order else {}),
+    }
+
+
+def _ordered(move: Move) -> dict[str, object]:
+    order = move.order
+    return {
+        "amount": None if order is None else order.amount,
+        "intent": None if order is None else order.body.hex(),
+        "fingerprint": None if order is None else order.fingerprint.hex(),
+        "outdated": None if isinstance(move.outdated, Keep) else move.outdated,
     }

@@ -94,7 +94,7 @@ _KNOWN: Final = without(PAYMENT, "payment_id", "order_ref", "raw_amounts", "firs
 _BESIDE = text(f"""
     SELECT i.checkout_id AS id, i.data_key,
            CASE WHEN i.checkout_id = ANY(CAST(:opening AS uuid[])) THEN i.body END AS intent,
-           s.token, s.token_expires_at, s.session_id, s.methods,
+           s.token, s.token_expires_at, s.session_id, s.methods, coalesce(s.outdated, false) AS outdated,
            {payments_of("i.checkout_id", _KNOWN)} AS known,
            EXISTS (SELECT 1 FROM money_operations o WHERE o.checkout_id = i.checkout_id) AS operating
       FROM intents i LEFT JOIN sessions s USING (checkout_id)
@@ -130,7 +130,7 @@ _RIVAL = text("""
 # `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
 _CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
-        SELECT id, checkout_id, kind, grade, network, content_type, digest,
+        SELECT id, checkout_id, kind, grade, network, sender, digest,
                CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
          WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
 """)
@@ -242,6 +242,7 @@ def _held(
         token_expires_at=beside.token_expires_at,
         session_id=beside.session_id,
         methods=beside.methods,
+        outdated=beside.outdated,
         intent=beside.intent,
         data_key=beside.data_key,
         known=payments(beside.known),

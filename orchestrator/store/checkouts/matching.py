@@ -59,7 +59,7 @@ _READ = text(f"""
 # The lease goes with the version: a holder that is late finds neither.
 _MATCH = text("""
     WITH ordered AS (
-        UPDATE intents SET fingerprint = :fingerprint, body = :body, data_key = :data_key WHERE checkout_id = :id
+        UPDATE intents SET fingerprint = :fingerprint, body = :body, data_key = :data_key, erased_at = NULL WHERE checkout_id = :id
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Row
+    from sqlalchemy import Row, TextClause
 
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
@@ -70,14 +70,18 @@ _SEEN_ANEW: Final = without(
 _OPERATED: Final = (
     "checkout_id", "reconciliation_identifier", *without(OPERATION, "requested_at", "submitted_at", "settled_at", "mac"),
 )  # fmt: skip
-_ADVANCE = text(f"""
+
+
+def _advancing(*, columns: str = "", written: str = "", more: str = "") -> TextClause:
+    """Return the statement that moves checkouts; with what a changed order writes beside it."""
+    return text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
             {typed(checkouts, _GUARD)}, {typed(checkouts, _WRITTEN)}, {typed(sessions, _SESSION)},
             release boolean, due_in float8, extends float8, deadline_in float8, offered boolean, cancel_requested boolean, ended boolean,
             reopened boolean, late boolean, captured int8, refunded int8, decided jsonb, entries int, mac text,
-            correlation_id text, keeps_session boolean, token text, token_lifetime float8)
+            correlation_id text, keeps_session boolean, token text, token_lifetime float8{columns})
     ),
     handled AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:read AS json)) AS r(id uuid, checkout_id uuid)),
     results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text, result_details jsonb)),
@@ -104,7 +108,7 @@ _ADVANCE = text(f"""
                cancel_requested_at = CASE WHEN i.reopened THEN NULL WHEN i.cancel_requested THEN t.now ELSE c.cancel_requested_at END,
                ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
                late = c.late OR i.late, captured = greatest(c.captured, i.captured), refunded = greatest(c.refunded, i.refunded),
-               audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head), updated_at = t.now
+               audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head), updated_at = t.now{written}
           FROM i, t
          WHERE c.id = i.id AND c.id = ANY(ARRAY(SELECT id FROM locked WHERE mine))
         RETURNING c.id, c.deadline, c.wake <> i.wake AS woken
@@ -123,8 +127,9 @@ _ADVANCE = text(f"""
         ON CONFLICT (checkout_id) DO UPDATE
            SET token = coalesce(excluded.token, sessions.token),
                token_expires_at = coalesce(excluded.token_expires_at, sessions.token_expires_at),
-               session_id = excluded.session_id, methods = excluded.methods
-    ),
+               session_id = excluded.session_id, methods = excluded.methods,
+               outdated = sessions.outdated AND sessions.session_id IS NOT DISTINCT FROM excluded.session_id
+    ),{more}
     announced AS (
         INSERT INTO events (checkout_id, sequence, merchant_id, kind, payload, correlation_id, created_at)
         SELECT e.checkout_id, e.sequence, i.merchant_id, e.kind, e.payload, i.correlation_id, t.now
@@ -171,6 +176,26 @@ _ADVANCE = text(f"""
     SELECT i.id, l.mine, l.already, m.deadline, m.woken
       FROM i LEFT JOIN locked l USING (id) LEFT JOIN moved m USING (id)
 """)  # noqa: S608 - made of our own names
+
+
+_ADVANCE = _advancing()
+# Only for batches with a changed order. `marked` leaves out the sessions that `opened` writes: Postgres makes
+# one of two changes of a row in one statement.
+_ADVANCE_ORDERS = _advancing(
+    columns=", amount int8, intent text, fingerprint text, outdated boolean",
+    written=", amount = coalesce(i.amount, c.amount)",
+    more="""
+    ordered AS (
+        UPDATE intents n SET body = decode(i.intent, 'hex'), fingerprint = decode(i.fingerprint, 'hex')
+          FROM i JOIN moved USING (id)
+         WHERE n.checkout_id = i.id AND i.intent IS NOT NULL AND n.checkout_id = ANY(ARRAY(SELECT id FROM i))
+    ),
+    marked AS (
+        UPDATE sessions s SET outdated = i.outdated
+          FROM i JOIN moved USING (id)
+         WHERE s.checkout_id = i.id AND i.outdated IS NOT NULL AND i.keeps_session AND s.checkout_id = ANY(ARRAY(SELECT id FROM i))
+    ),""",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,8 +303,9 @@ class Transitions:
         return _Prepared(move, to, entries, columns, announced, after, tick())
 
     async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
+        changing = any(prepared.move.changes_order for prepared in batch)
         rows = await self._db.write(
-            _ADVANCE,
+            _ADVANCE_ORDERS if changing else _ADVANCE,
             {
                 "moves": json_text([prepared.row for prepared in batch]),
                 "entries": json_text(
@@ -351,6 +377,9 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
         require_capture=held.require_capture or move.require_capture,
         slot_reserved=move.slot_reserved,
+        amount=held.amount if move.order is None else move.order.amount,
+        intent=held.intent if move.order is None else move.order.body,
+        outdated=_outdated(prepared),
         known=_known(held.known, move),
         operations=_operated(held, move.operations),
         audit_sequence=held.audit_sequence + len(prepared.entries),
@@ -370,6 +399,13 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
         if move.extends is None
         else max(held.lease_ends, prepared.began + move.extends),
     )
+
+
+def _outdated(prepared: _Prepared) -> bool:
+    move, held = prepared.move, prepared.move.held
+    if not isinstance(move.outdated, Keep):
+        return move.outdated
+    return held.outdated and bool(prepared.kept["session_id"] == held.session_id)
 
 
 def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord, ...]:

@@ -12,13 +12,16 @@ from orchestrator.store.inbox.callbacks import (
     CallbackKind,
     Callbacks,
     Caps,
+    Sender,
     Stored,
     decrypt_body,
+    decrypt_sender,
     encrypt_body,
+    encrypt_sender,
 )
-from orchestrator.store.inbox.command_requests import checkout_view
+from orchestrator.store.inbox.command_requests import StoredOrder, checkout_view, stored_order
 from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all
-from orchestrator.store.inbox.errors import KeyReused, OrderTaken
+from orchestrator.store.inbox.errors import KeyReused, OrderTaken, ReasonNotKept
 from orchestrator.store.inbox.intents import Accepted, Intake, Intents
 from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks
 
@@ -33,14 +36,20 @@ __all__ = [
     "KeyReused",
     "MerchantCallback",
     "OrderTaken",
+    "ReasonNotKept",
     "Requested",
+    "Sender",
     "Stored",
     "StoredCallback",
+    "StoredOrder",
     "UnmatchedCallbacks",
     "checkout_view",
     "decrypt_body",
+    "decrypt_sender",
     "encrypt_body",
+    "encrypt_sender",
     "fingerprint_of",
     "request",
     "request_all",
+    "stored_order",
 ]

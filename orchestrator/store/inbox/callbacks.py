@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
+import msgspec
 from sqlalchemy import text
 
-from orchestrator.crypto import EncryptionError
+from orchestrator.crypto import EncryptionError, Erased
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.batch import AGAIN, Again, Batch, Writes
@@ -84,7 +85,7 @@ _MINE = text("""
     WITH locked AS MATERIALIZED (
         SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     )
-    SELECT c.id, i.data_key, l.id IS NOT NULL AS mine
+    SELECT c.id, i.data_key, i.erased_at IS NOT NULL AS erased, l.id IS NOT NULL AS mine
       FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id LEFT JOIN locked l ON l.id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[]))
 """)
@@ -95,8 +96,8 @@ _MINE = text("""
 _STORE = text("""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:arrivals AS json)) AS a(
-            id uuid, checkout_id uuid, kind text, grade text, network text, content_type text, headers jsonb, source text,
-            body text, digest bytea, times int, unproven boolean)
+            id uuid, checkout_id uuid, kind text, grade text, network text, sender text, body text, digest bytea, times int,
+            unproven boolean)
     ),
     room AS MATERIALIZED (
         SELECT c.checkout_id,
@@ -116,20 +117,18 @@ _STORE = text("""
                 SELECT id FROM callbacks WHERE checkout_id = a.checkout_id AND kind = a.kind AND digest = a.digest LIMIT 1) b ON true
     ),
     stored AS (
-        INSERT INTO callbacks AS b (id, checkout_id, kind, grade, network, content_type, headers, source, body, digest, times)
-        SELECT n.id, n.checkout_id, n.kind, n.grade, n.network, n.content_type, n.headers, n.source, decode(n.body, 'hex'),
-               n.digest, n.times
+        INSERT INTO callbacks AS b (id, checkout_id, kind, grade, network, sender, body, digest, times)
+        SELECT n.id, n.checkout_id, n.kind, n.grade, n.network, decode(n.sender, 'hex'), decode(n.body, 'hex'), n.digest, n.times
           FROM numbered n JOIN room r USING (checkout_id)
          WHERE n.again OR (r.kept + n.place <= :most
                            AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven))
          ORDER BY n.checkout_id, n.kind, n.digest
         ON CONFLICT (checkout_id, kind, digest) DO UPDATE
            SET times = b.times + excluded.times, repeated_at = clock(),
-               (grade, network, headers, source, handled_at) = (
+               (grade, network, sender, handled_at) = (
                    SELECT CASE WHEN p.new > p.old THEN excluded.grade ELSE b.grade END,
                           CASE WHEN p.new > p.old THEN excluded.network ELSE b.network END,
-                          CASE WHEN p.new > p.old THEN excluded.headers ELSE b.headers END,
-                          CASE WHEN p.new > p.old THEN excluded.source ELSE b.source END,
+                          CASE WHEN p.new > p.old THEN excluded.sender ELSE b.sender END,
                           CASE WHEN p.worthless OR NOT (p.was_worthless OR b.digest = ANY(CAST(:empty AS bytea[])))
                                THEN b.handled_at END
                      FROM (SELECT coalesce(array_position(CAST(:better AS text[]), excluded.grade), 0) * 2
@@ -215,17 +214,21 @@ class Callbacks:
         await self._batch.close()
 
     async def _write(self, batch: list[Arrival]) -> list[Stored | Again]:
-        same = {arrival.id: (arrival.checkout_id, arrival.kind, arrival.digest) for arrival in batch}
-        times = Counter(same.values())
-        # Of equal callbacks the first among those that prove most is stored.
-        first: dict[tuple[UUID, CallbackKind, bytes], Arrival] = {}
-        for arrival in sorted(batch, key=_proof, reverse=True):
-            first.setdefault(same[arrival.id], arrival)
         async with self._db.transaction() as tx:
             ids = sorted({arrival.checkout_id for arrival in batch})
             known = {row.id: row for row in await run(tx, _MINE, {"ids": ids})}
             held = {checkout for checkout, row in known.items() if not row.mine}
             keys = {checkout: row.data_key for checkout, row in known.items()}
+            erased = {checkout for checkout, row in known.items() if row.erased}
+            batch = [
+                _without_content(arrival) if arrival.checkout_id in erased else arrival for arrival in batch
+            ]
+            same = {arrival.id: (arrival.checkout_id, arrival.kind, arrival.digest) for arrival in batch}
+            times = Counter(same.values())
+            # Of equal callbacks the first among those that prove most is stored.
+            first: dict[tuple[UUID, CallbackKind, bytes], Arrival] = {}
+            for arrival in sorted(batch, key=_proof, reverse=True):
+                first.setdefault(same[arrival.id], arrival)
             rows = [
                 self._row(arrival, keys.get(arrival.checkout_id), times[what])
                 for what, arrival in first.items()
@@ -248,9 +251,7 @@ class Callbacks:
             "kind": arrival.kind,
             "grade": arrival.grade,
             "network": arrival.network,
-            "content_type": arrival.content_type,
-            "headers": dict(arrival.headers),
-            "source": arrival.source,
+            "sender": hexadecimal(encrypt_sender(self._encryptor, arrival.checkout_id, wrapped, arrival)),
             "body": encrypt_body(self._encryptor, arrival.checkout_id, wrapped, arrival.body).hex(),
             "digest": "\\x" + arrival.digest.hex(),
             "times": times,
@@ -258,24 +259,91 @@ class Callbacks:
         }
 
 
+def _without_content(arrival: Arrival) -> Arrival:
+    """Return the callback of an erased customer as it is kept: that it came, and what it proved."""
+    return replace(arrival, content_type="", headers={}, source=None, body=b"")
+
+
 def _proof(arrival: Arrival) -> tuple[int, bool]:
     rank = _BETTER.index(arrival.grade) + 1 if arrival.grade in _BETTER else 0
     return rank, arrival.network != "outside"
 
 
+class SenderFacts(Protocol):
+    """What a callback brought beside its body."""
+
+    @property
+    def content_type(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def source(self) -> str | None: ...
+
+
+class Sender(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What is kept of a sender: content type, white-listed headers, and its address."""
+
+    content_type: str = ""
+    headers: dict[str, str] = {}
+    source: str | None = None
+
+
+_NO_SENDER: Final = Sender()
+_SENDERS: Final = msgspec.json.Decoder(Sender)
+
+
+def hexadecimal(value: bytes | None) -> str | None:
+    """Return bytes as a JSON row has them."""
+    return None if value is None else value.hex()
+
+
+def encrypt_sender(
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, facts: SenderFacts
+) -> bytes | None:
+    """Encrypt what is kept of a sender, as `encrypt_body` does; None where there is nothing to keep."""
+    sender = Sender(facts.content_type, dict(facts.headers), facts.source)
+    if sender == _NO_SENDER:
+        return None
+    return _encrypt(encryptor, checkout, wrapped, msgspec.json.encode(sender), what="callback-sender")
+
+
+def decrypt_sender(
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes | None
+) -> Sender:
+    """Open what `encrypt_sender` made; raises what `decrypt_body` raises."""
+    if not sealed:
+        return _NO_SENDER
+    return _SENDERS.decode(_decrypt(encryptor, checkout, wrapped, sealed, what="callback-sender"))
+
+
 def encrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
-    """Seal a raw callback under its checkout's data key, or under the installation's where that
-    key is gone.
+    """Encrypt a raw callback under its checkout's data key, or under the installation's where no key of this
+    installation unwraps that, or where it belongs to no checkout (its own id, and no key, are given then).
     """
-    try:
-        return b"\0" + encryptor.data_key(checkout, wrapped).encrypt(body, purpose="callback")
-    except EncryptionError:
-        # Erased, unknown, or sealed under a key that is gone: it is taken all the same.
-        return b"\1" + encryptor.encrypt(body, purpose=f"callback/{checkout}")
+    return _encrypt(encryptor, checkout, wrapped, body, what="callback")
 
 
 def decrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
-    """Open what `encrypt_body` made; `encryptor.EncryptionError` if the customer was erased since."""
+    """Open what `encrypt_body` made; `Erased` if the customer was erased since, `EncryptionError` if no known
+    key opens it.
+    """
+    if not sealed:
+        raise Erased(checkout)
+    return _decrypt(encryptor, checkout, wrapped, sealed, what="callback")
+
+
+def _encrypt(
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, plain: bytes, *, what: str
+) -> bytes:
+    try:
+        return b"\0" + encryptor.data_key(checkout, wrapped).encrypt(plain, purpose=what)
+    except EncryptionError:
+        return b"\1" + encryptor.encrypt(plain, purpose=f"{what}/{checkout}")
+
+
+def _decrypt(
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes, *, what: str
+) -> bytes:
     if sealed[:1] == b"\1":
-        return encryptor.decrypt(sealed[1:], purpose=f"callback/{checkout}")
-    return encryptor.data_key(checkout, wrapped).decrypt(sealed[1:], purpose="callback")
+        return encryptor.decrypt(sealed[1:], purpose=f"{what}/{checkout}")
+    return encryptor.data_key(checkout, wrapped).decrypt(sealed[1:], purpose=what)

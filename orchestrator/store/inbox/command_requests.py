@@ -4,19 +4,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from base64 import b64encode
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
 
-from orchestrator import audit
+from orchestrator import audit, intents
 from orchestrator.domain.command_rules import CheckoutView, Pending
 from orchestrator.domain.states import State
+from orchestrator.intents import changes
 from orchestrator.store.columns import coded, payments, payments_of
 from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
+    from orchestrator.crypto import DataKey, Encryptor
     from orchestrator.store.database import Database
 
 _FROM_PAYMENT: Final = " OR ".join(
@@ -28,6 +33,7 @@ _FROM_PAYMENT: Final = " OR ".join(
 _STANDING = text(f"""
     SELECT c.id, c.merchant_id, c.order_ref, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details,
            m.id AS met, m.fingerprint AS met_print,
+           EXISTS (SELECT FROM intents e WHERE e.checkout_id = c.id AND e.data_key IS NULL) AS erased,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = c.id AND a.sequence = 1
                       AND ({_FROM_PAYMENT})) AS from_payment,
@@ -48,6 +54,34 @@ _STANDING = text(f"""
       FROM checkouts c LEFT JOIN commands m ON m.merchant_id = c.merchant_id AND m.idempotency_key = :key
      WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
 """)  # noqa: S608 - made of our own constant
+
+
+_ORDER = text("SELECT body, data_key FROM intents WHERE checkout_id = :id")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredOrder:
+    """What was handed over for a checkout, or changed since (canonical JSON), and the key of its personal
+    data.
+    """
+
+    document: bytes = field(repr=False)
+    key: DataKey
+
+    def sealed(self, change: Mapping[str, Any]) -> str:
+        """Return a change as a command carries it; `IntentRejected` if it makes no valid order."""
+        content = changes.encoded(change)
+        intents.changed(self.document, content)
+        return b64encode(self.key.encrypt(content, purpose="change")).decode()
+
+
+async def stored_order(db: Database, encryptor: Encryptor, checkout_id: UUID) -> StoredOrder:
+    """Return the order of a checkout that exists; `EncryptionError` if the customer was erased or no key of
+    this installation decrypts it.
+    """
+    (row,) = await db.read(_ORDER, {"id": checkout_id})
+    key = encryptor.data_key(checkout_id, row.data_key)
+    return StoredOrder(key.decrypt(row.body, purpose="intent"), key)
 
 
 async def checkout_view(

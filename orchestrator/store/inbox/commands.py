@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.crypto import Erased
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.records import Command
-from orchestrator.store import checkouts
+from orchestrator.store import checkouts, free_text
 from orchestrator.store.checkouts.row_macs import sign_command
 from orchestrator.store.columns import json_text
-from orchestrator.store.inbox.errors import KeyReused
+from orchestrator.store.inbox.errors import KeyReused, ReasonNotKept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,7 +51,11 @@ _STORE = text("""
     RETURNING id, checkout_id, fingerprint
 """)
 
-_MERCHANTS = text("SELECT id, merchant_id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id")
+_MERCHANTS = text("""
+    SELECT c.id, c.merchant_id, i.data_key FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id
+     WHERE c.id = ANY(CAST(:ids AS uuid[])) ORDER BY c.id
+""")
+_KEY = text("SELECT data_key FROM intents WHERE checkout_id = :id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +104,18 @@ async def request(  # noqa: PLR0913 - the columns of a command
 
     With a key that was used before, the same content returns the first command, and other content raises
     `KeyReused`; nothing is stored in either case. `fingerprint` is what counts as the content; without it all
-    arguments are.
+    arguments are. A reason is stored under the checkout's data key; `ReasonNotKept` where that was destroyed.
     """
     wanted, told = uuid7(), dict(arguments or {})
     if fingerprint is None:
         fingerprint = fingerprint_of(
             checkout_id, kind, told, reason=reason, expected_version=expected_version
         )
+    if reason is not None:
+        keys = await db.read(_KEY, {"id": checkout_id})
+        if not keys:
+            return None
+        reason = _sealed(encryptor, checkout_id, keys[0].data_key, reason)
     command = {
         "id": wanted,
         "merchant_id": merchant_id,
@@ -148,13 +158,14 @@ async def request_all(
     command.
 
     Checkouts that do not exist are left out. Publish hints afterwards, or let the checkouts become due after
-    `grace` seconds.
+    `grace` seconds. `ReasonNotKept` as `request`.
     """
     told = dict(arguments or {})
     commands: list[dict[str, object]] = []
     for row in await db.read(_MERCHANTS, {"ids": sorted(set(ids))}):
         checkout, merchant, wanted = row.id, row.merchant_id, uuid7()
-        mac = _mac(encryptor, checkout, merchant, Command(wanted, kind, actor, reason, None, told))
+        why = None if reason is None else _sealed(encryptor, checkout, row.data_key, reason)
+        mac = _mac(encryptor, checkout, merchant, Command(wanted, kind, actor, why, None, told))
         commands.append(
             {
                 "id": wanted,
@@ -162,7 +173,7 @@ async def request_all(
                 "checkout_id": checkout,
                 "kind": kind,
                 "actor": actor,
-                "reason": reason,
+                "reason": why,
                 "arguments": told,
                 "mac": mac,
             }
@@ -171,6 +182,13 @@ async def request_all(
         stored = (await tx.execute(_STORE, {"asked": json_text(commands)})).all()
         await checkouts.wake(tx, [row.checkout_id for row in stored], grace=grace)
     return {row.checkout_id: row.id for row in stored}
+
+
+def _sealed(encryptor: Encryptor, checkout_id: UUID, wrapped: bytes | None, reason: str) -> str:
+    try:
+        return free_text.seal(encryptor.data_key(checkout_id, wrapped), reason)
+    except Erased:
+        raise ReasonNotKept(checkout_id) from None
 
 
 def _mac(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> str:

@@ -20,7 +20,7 @@ class OrderTaken(IntakeError):  # noqa: N818 - named for the fact
     def __init__(self, order_ref: str, checkout: UUID) -> None:
         super().__init__(
             f"order {order_ref} already has checkout {checkout} with other content: send the same content again, "
-            "cancel that checkout first, or use another order number"
+            "change or cancel that checkout first, or use another order number"
         )
         self.order_ref, self.checkout = order_ref, checkout
 
@@ -51,3 +51,13 @@ class KeyReused(IntakeError):  # noqa: N818 - named for the fact
             f"the Idempotency-Key {key!r} was used before with other content: use a new key for a new request"
         )
         self.key = key
+
+
+class ReasonNotKept(IntakeError):  # noqa: N818 - named for the fact
+    """A command with a reason, on a checkout whose personal data was erased (HTTP 409)."""
+
+    def __init__(self, checkout: UUID) -> None:
+        super().__init__(
+            f"the personal data of checkout {checkout} was erased, and a reason would be such data: leave it out"
+        )
+        self.checkout = checkout

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.errors import OrchestratorError
     from orchestrator.intents import Intent
 
 
@@ -141,7 +142,7 @@ class Intents:
         self._db, self._encryptor, self._grace = db, encryptor, grace
         self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
             self._write,
-            keys=lambda asked: (asked.id,),
+            keys=lambda _: (),  # each has an id of its own
             limit=batch_limit,
             timeout=timeout,
             name="intents",
@@ -157,6 +158,10 @@ class Intents:
         if isinstance(fate, IntakeError):
             raise fate
         return fate
+
+    async def accept_all(self, asked: Sequence[Intake]) -> list[Accepted | OrchestratorError]:
+        """Store a list of intents; return for each its checkout, or the error that `accept` would raise."""
+        return [*await self._batch.put_all(asked)]
 
     @property
     def writes(self) -> Writes:

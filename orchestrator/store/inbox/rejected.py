@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Code = Literal[
     "malformed",
     "access_denied",
+    "token_expired",
     "merchant_refused",
     "invalid_intent",
     "order_taken",
@@ -44,6 +45,8 @@ Code = Literal[
 PURPOSE: Final = "rejected-intent"
 KEPT_BYTES: Final = 262_144
 """Bytes of what was sent that are kept."""
+WHOLE: Final = frozenset({"token_expired", "merchant_refused", "internal"})
+"""Codes of messages that are kept whole, because they can be submitted once the cause is removed."""
 DELETED_AT_ONCE: Final = 1000
 
 _STORE = text("""
@@ -80,11 +83,11 @@ _OF_ORDER = text(f"""
      WHERE r.merchant_id = :merchant_id AND r.order_ref = :order_ref AND {_BEFORE}
      ORDER BY r.id DESC LIMIT :most
 """)  # noqa: S608 - made of our own constants
-_ALL = text(f"""
+_ALL = text(f"SELECT {_COLUMNS} FROM rejected_intents r ORDER BY r.id DESC LIMIT :most")  # noqa: S608 - as above
+_OF_CODE = text(f"""
     SELECT {_COLUMNS} FROM rejected_intents r
-     WHERE (CAST(:merchant_id AS int) IS NULL OR r.merchant_id = :merchant_id)
-       AND (CAST(:order_ref AS text) IS NULL OR r.order_ref = :order_ref)
-     ORDER BY r.id DESC LIMIT :most
+     WHERE r.code = :code AND (CAST(:merchant_id AS int) IS NULL OR r.merchant_id = :merchant_id) AND r.id > :after
+     ORDER BY r.id LIMIT :most
 """)  # noqa: S608 - made of our own constants
 _BY_ID = text(f"SELECT {_COLUMNS}, r.body, r.data_key FROM rejected_intents r WHERE r.id = :id")  # noqa: S608 - as above
 _FORGET = text("""
@@ -92,6 +95,22 @@ _FORGET = text("""
         SELECT id FROM rejected_intents WHERE created_at < clock() - make_interval(secs => :seconds)
          ORDER BY created_at LIMIT :most FOR UPDATE SKIP LOCKED))
     RETURNING id
+""")
+_READABLE = text("""
+    SELECT count(*) AS number FROM rejected_intents
+     WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND data_key IS NOT NULL
+""")
+# As an erasure of a checkout does with those of its order (`checkouts.erasure`).
+_ERASE = text("""
+    WITH refused AS (
+        UPDATE rejected_intents SET data_key = NULL, body = '', errors = '[]'
+         WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND data_key IS NOT NULL
+        RETURNING id
+    ),
+    untold AS (
+        UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
+    )
+    SELECT id FROM refused
 """)
 
 
@@ -113,6 +132,11 @@ class Rejection:
     body: bytes = field(repr=False)
     correlation_id: str
     id: UUID = field(default_factory=uuid7)
+
+    @property
+    def kept(self) -> bytes:
+        """What is stored of what was sent."""
+        return self.body if self.code in WHOLE else self.body[:KEPT_BYTES]
 
     @property
     def reason(self) -> str:
@@ -157,7 +181,7 @@ def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
         "order_ref": rejection.order_ref,
         "code": rejection.code,
         "errors": [{"field": problem.field, "message": problem.message} for problem in rejection.problems],
-        "body": key.encrypt(rejection.body[:KEPT_BYTES], purpose=PURPOSE).hex(),
+        "body": key.encrypt(rejection.kept, purpose=PURPOSE).hex(),
         "data_key": wrapped.hex(),
         "payload": events.intent_rejected(
             intent=rejection.id, order_ref=rejection.order_ref, code=rejection.code, reason=rejection.reason
@@ -178,12 +202,19 @@ async def page(
     return [_read(row) for row in await db.read(_OF_ORDER, parameters | {"order_ref": order_ref})]
 
 
-async def latest(
-    db: Database, *, merchant_id: int | None, order_ref: str | None, limit: int
+async def latest(db: Database, *, limit: int) -> list[RejectedIntent]:
+    """Return the rejected intents of all merchants and of none, the youngest first."""
+    return [_read(row) for row in await db.read(_ALL, {"most": limit})]
+
+
+async def with_code(
+    db: Database, code: Code, *, merchant_id: int | None, after: UUID, limit: int
 ) -> list[RejectedIntent]:
-    """Return the rejected intents of a merchant, or of all merchants and of none, the youngest first."""
-    parameters = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
-    return [_read(row) for row in await db.read(_ALL, parameters)]
+    """Return intents that were rejected with this code, of a merchant or of all, the oldest first, from an id
+    on. It may read the whole table.
+    """
+    parameters = {"code": code, "merchant_id": merchant_id, "after": after, "most": limit}
+    return [_read(row) for row in await db.read(_OF_CODE, parameters)]
 
 
 async def by_id(
@@ -200,6 +231,17 @@ async def by_id(
     except EncryptionError:
         body = None
     return _read(rows[0]), body
+
+
+async def readable(db: Database, merchant_id: int, order_ref: str) -> int:
+    """Return how many rejected intents of an order have their content."""
+    (row,) = await db.read(_READABLE, {"merchant_id": merchant_id, "order_ref": order_ref})
+    return int(row.number)
+
+
+async def erase(db: Database, merchant_id: int, order_ref: str) -> int:
+    """Erase the content of the rejected intents of an order, which cannot be undone; return how many."""
+    return len(await db.write(_ERASE, {"merchant_id": merchant_id, "order_ref": order_ref}))
 
 
 async def forget(db: Database, *, older_than: float) -> int:

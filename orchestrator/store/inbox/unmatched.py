@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from sqlalchemy import text
@@ -20,7 +20,7 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.batch import Again, Batch, Writes
 from orchestrator.store.columns import json_text
-from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body
+from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body, encrypt_sender, hexadecimal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 _KEEP = text("""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS a(
-            id uuid, merchant_id int, grade text, network text, content_type text, headers jsonb, source text, body text,
-            digest bytea, times int, unproven boolean)
+            id uuid, merchant_id int, grade text, network text, sender text, body text, digest bytea, times int, unproven boolean)
     ),
     room AS MATERIALIZED (
         SELECT m.merchant_id,
@@ -52,10 +51,9 @@ _KEEP = text("""
                row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
           FROM a LEFT JOIN LATERAL (SELECT id FROM callbacks WHERE id = a.id LIMIT 1) b ON true
     )
-    INSERT INTO callbacks AS b (id, merchant_id, kind, grade, network, content_type, headers, source, body, digest, times,
-                                handled_at)
-    SELECT n.id, n.merchant_id, 'notification', n.grade, n.network, n.content_type, n.headers, n.source,
-           decode(n.body, 'hex'), n.digest, n.times, clock()
+    INSERT INTO callbacks AS b (id, merchant_id, kind, grade, network, sender, body, digest, times, handled_at)
+    SELECT n.id, n.merchant_id, 'notification', n.grade, n.network, decode(n.sender, 'hex'), decode(n.body, 'hex'), n.digest,
+           n.times, clock()
       FROM numbered n JOIN room r USING (merchant_id)
      WHERE n.again OR (r.kept + n.place <= :most
                        AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven))
@@ -64,6 +62,13 @@ _KEEP = text("""
     RETURNING id
 """)
 _NOW = text("SELECT clock() AS now")
+DELETED_AT_ONCE: Final = 1000
+_FORGET = text("""
+    DELETE FROM callbacks WHERE id = ANY(ARRAY(
+        SELECT id FROM callbacks WHERE checkout_id IS NULL AND received_at < clock() - make_interval(secs => :seconds)
+         LIMIT :most FOR UPDATE SKIP LOCKED))
+    RETURNING id
+""")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,13 +200,18 @@ class UnmatchedCallbacks:
                 "merchant_id": callback.payment.merchant_id,
                 "grade": callback.grade,
                 "network": callback.network,
-                "content_type": callback.content_type,
-                "headers": dict(callback.headers),
-                "source": callback.source,
                 # There is no checkout with a data key to encrypt it under, so its own id is used.
+                "sender": hexadecimal(encrypt_sender(self._encryptor, kept_as, None, callback)),
                 "body": encrypt_body(self._encryptor, kept_as, None, callback.body).hex(),
                 "digest": "\\x" + hashlib.sha256(b"notification\0" + callback.body).hexdigest(),
                 "unproven": self._unproven(callback),
             }
         kept = [{**row, "times": times[kept_as]} for kept_as, row in rows.items()]
         return {"payments": json_text(kept), **self._callbacks.bounds}
+
+
+async def forget(db: Database, *, older_than: float) -> int:
+    """Delete some callbacks that belong to no checkout and came more than so many seconds ago; return how
+    many.
+    """
+    return len(await db.write(_FORGET, {"seconds": older_than, "most": DELETED_AT_ONCE}))

@@ -1,5 +1,9 @@
-"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`."""
+"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`, those beside
+`merchants` in `merchants`, kept answers in `idempotency`.
+"""
 
+from orchestrator.store.tables import idempotency as idempotency
+from orchestrator.store.tables import merchants as merchants
 from orchestrator.store.tables import webhooks as webhooks
 from orchestrator.store.tables.core import (
     IS_LISTED,

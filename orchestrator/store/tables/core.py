@@ -212,6 +212,8 @@ sessions = Table(
     _time("token_expires_at"),
     Column("session_id", Text),
     Column("methods", JSONB),
+    # It has the order as it was before a change.
+    Column("outdated", Boolean, nullable=False, server_default=text("false")),
 )  # fmt: skip
 
 payments = Table(
@@ -322,7 +324,7 @@ commands = Table(
     Column("result", Text),
     Column("result_details", JSONB),
     CheckConstraint(
-        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve')",
+        "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve', 'change')",
         name="kind",
     ),
     Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
@@ -345,10 +347,9 @@ callbacks = Table(
     Column("grade", Text, nullable=False),
     # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
     Column("network", Text, nullable=False, server_default=text("'unchecked'")),
-    Column("content_type", Text, nullable=False),
-    Column("headers", JSONB, nullable=False),
-    Column("source", Text),
-    # The raw body as it came, encrypted under the checkout's data key.
+    # Content type, white-listed headers and address of the sender, and the raw body as it came: encrypted
+    # under the checkout's data key.
+    Column("sender", LargeBinary),
     Column("body", LargeBinary, nullable=False),
     # SHA-256 of kind and raw body: what counts as the same callback.
     Column("digest", LargeBinary, nullable=False),
@@ -452,6 +453,8 @@ idempotency_keys = Table(
     Column("fingerprint", LargeBinary, nullable=False),
     Column("checkout_id", Uuid, nullable=False),
     _time("created_at", now=True),
+    # The keys of a checkout that is erased, or was not created.
+    Index("ix_idempotency_keys_checkout_id", "checkout_id"),
 )  # fmt: skip
 
 # Refused intents of the queue `intents`; without a merchant where the token proves none.

@@ -42,7 +42,7 @@ async def test_a_browser_callback_is_stored_wakes_and_redirects_the_shopper(api:
     answer = await call(api, getattr(api.urls(checkout), kind))
     assert (answer.status_code, answer.headers["location"]) == (303, target.format(checkout))
     assert answer.headers["referrer-policy"] == "no-referrer"
-    row = (await api.sql("SELECT checkout_id, kind, grade, content_type, body FROM callbacks"))[0]
+    row = (await api.sql("SELECT checkout_id, kind, grade, body FROM callbacks"))[0]
     assert (str(row.checkout_id), row.kind, row.grade) == (checkout, kind, "unchecked")
     key = (await api.sql("SELECT data_key FROM intents"))[0].data_key
     assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), key, bytes(row.body)) == BODY
@@ -76,8 +76,8 @@ async def test_a_shoppers_browser_is_sent_on_and_nothing_of_what_it_brings_is_ke
         content=BODY if method == "POST" else None,
     )
     assert (answer.status_code, answer.headers["location"]) == (303, TARGETS[kind].format(checkout))
-    row = (await api.sql("SELECT checkout_id, kind, headers, source, body FROM callbacks"))[0]
-    assert (str(row.checkout_id), row.kind, row.headers, row.source) == (checkout, "redirect", {}, None)
+    row = (await api.sql("SELECT checkout_id, kind, sender, body FROM callbacks"))[0]
+    assert (str(row.checkout_id), row.kind, row.sender) == (checkout, "redirect", None)
     key = (await api.sql("SELECT data_key FROM intents"))[0].data_key
     assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), key, bytes(row.body)) == b""
     assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
@@ -238,8 +238,12 @@ async def test_a_callback_of_any_form_is_stored_as_it_came(api: Api, content_typ
     }
     answer = await api.client.post(path_of(api.urls(checkout).notification), content=body, headers=headers)
     assert answer.status_code == 200
-    row = (await api.sql("SELECT b.body, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"))[0]
+    (row,) = await api.sql(
+        "SELECT b.body, b.sender, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"
+    )
     assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.body)) == body
+    sender = inbox.decrypt_sender(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.sender))
+    assert sender.content_type == content_type
 
 
 async def test_fifty_of_the_same_at_once_are_one_row(api: Api):
@@ -258,11 +262,12 @@ async def test_any_bytes_are_stored_as_they_came(api: Api):
     assert answer.status_code == 200
     row = (
         await api.sql(
-            "SELECT b.body, b.headers, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"
+            "SELECT b.body, b.sender, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"
         )
     )[0]
     assert inbox.decrypt_body(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.body)) == raw
-    assert row.headers == {"user-agent": "gate?way?x"}
+    sender = inbox.decrypt_sender(api.services.encryptor, UUID(checkout), row.data_key, bytes(row.sender))
+    assert sender.headers == {"user-agent": "gate?way?x"}
 
 
 async def test_a_callback_for_a_checkout_that_is_not_there_yet_is_kept(api: Api):

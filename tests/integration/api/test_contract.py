@@ -5,6 +5,7 @@ says.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from itertools import product
 from uuid import UUID
@@ -12,20 +13,27 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from orchestrator import auth, intents
 from orchestrator.api import connections, contract
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.values import made
+from orchestrator.api.limits import Limit
+from orchestrator.auth import OPERATOR
 from orchestrator.domain.payment_status import IN_SQL, PaymentStatus, payment_status
 from orchestrator.domain.states import State
 from orchestrator.intents import fields
+from orchestrator.store import idempotent_answers
 from tests.conftest import make_settings
 from tests.integration.api.contract import wrong_in
+from tests.integration.api.test_access import secured, unscoped
+from tests.integration.api.test_basket import basket, patch
 from tests.integration.api.test_callbacks import BODY, FORM, call
 from tests.integration.api.test_commands import EVERY, KINDS, ask, in_state, operation, paid, payment
 from tests.integration.api.test_evidence import SECRET, UNPROVEN, signed
 from tests.integration.api.test_intake import problem
 from tests.integration.api.test_merchant_callbacks import posted, send
+from tests.integration.api.test_merchants import SHOP
 from tests.support.api_scene import Api, intent, path_of, serving, without_database
 
 pytestmark = pytest.mark.anyio
@@ -45,7 +53,9 @@ RICH = (
 
 async def test_every_documented_answer_is_given_and_is_as_documented(database_url):
     """`serving` compares each answer with the document; here each of them is asked for."""
-    settings = make_settings(database_url=database_url, gateway_secrets=(SECRET,))
+    settings = make_settings(
+        database_url=database_url, gateway_secrets=(SECRET,), failed_authentications_per_minute=0
+    )
     async with serving(settings) as api:
         await api.services.merchants.everyone()
         await _intake(api)
@@ -53,7 +63,10 @@ async def test_every_documented_answer_is_given_and_is_as_documented(database_ur
         await _commands(api)
         await _events(api)
         await _webhooks(api)
+        await _merchants(api)
         await _callbacks(api)
+        await _shopper(api)
+        await _refused(api)
         await api.client.get("/healthz")
         assert (await api.client.get("/readyz")).status_code == 200
         seen, document = api.contract.seen, api.client._transport.app.openapi()
@@ -107,6 +120,48 @@ async def _reads(api: Api) -> None:
     problem(await api.get("/v1/rejected-intents", limit=0), 422, "invalid-request")
 
 
+async def _shopper(api: Api) -> None:
+    checkout = await in_state(api, "cancelled")
+    own = f"/v1/checkouts/{checkout}"
+    assert (await api.get(f"{own}/status")).status_code == 200
+    stream = await api.get(f"{own}/stream")
+    assert stream.status_code == 200
+    last = {"Last-Event-ID": re.findall("^id: (.*)$", stream.text, re.MULTILINE)[0]}
+    assert (await api.client.get(f"{own}/stream", headers=api.bearer() | last)).status_code == 204
+    unknown = "/v1/checkouts/019aa000-0000-7000-8000-000000000001"
+    for end in ("status", "stream"):
+        problem(await api.get(f"{own}/{end}", token="t"), 422, "invalid-request")
+        problem(await api.get(f"{unknown}/{end}"), 404, "unknown-checkout")
+    api.services.status_streams.most = 0
+    problem(await api.get(f"{own}/stream"), 503, "too-many-streams")
+
+
+async def _refused(api: Api) -> None:
+    """Ask each call that needs a token without one, with one that has no scope, and beyond the limit."""
+    token = {"Authorization": f"Bearer {unscoped(api)}"}
+    limit = api.services.limits.merchant
+    for method, path in secured(api.client._transport.app.openapi()):
+        address = re.sub(r"{\w+}", "019aa000-0000-7000-8000-000000000001", path)
+        problem(await api.client.request(method, address), 401, "invalid-token")
+        problem(await api.client.request(method, address, headers=token), 403, "insufficient-scope")
+        api.services.limits.merchant = Limit("merchant", 0.001, 0)
+        own = auth.OPERATOR_SCOPES
+        full = (
+            api.bearer(auth.OPERATOR, tuple(own))
+            if path.startswith("/v1/merchants")
+            else api.bearer(scopes=tuple(auth.SCOPES - own))
+        )
+        problem(await api.client.request(method, address, headers=full), 429, "too-many-requests")
+        api.services.limits.merchant = limit
+        if method == "POST" and path.startswith(("/v1/webhooks", "/v1/deliveries")):
+            content = hashlib.sha256(b"\0".join((b"POST", address.encode(), b""))).digest()
+            await idempotent_answers.claim(
+                api.services.db, api.services.encryptor, merchant_id=1, key=address, fingerprint=content
+            )
+            answer = await api.client.post(address, headers=full | {"Idempotency-Key": address})
+            problem(answer, 409, "request-in-progress")
+
+
 async def _commands(api: Api) -> None:
     for kind in KINDS:
         money = kind in {"capture", "refund", "release"}
@@ -139,6 +194,15 @@ async def _commands(api: Api) -> None:
         await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_nothing_left'")
         finished = await ask(api, path, kind, body, key=f"k-{kind}", prefer="wait=1")
         assert finished.status_code == 200
+
+    path = await in_state(api, "awaiting_payment")
+    assert (await patch(api, path, basket(), key="k-change")).status_code == 202
+    problem(await patch(api, path, basket(), scopes=("checkouts:read",)), 403, "insufficient-scope")
+    problem(await patch(api, "019aa000-0000-7000-8000-000000000001", basket()), 404, "unknown-checkout")
+    problem(await patch(api, path, basket() | {"version": 99}), 409, "version-changed")
+    problem(await patch(api, path, {"order": {"amount": None}}), 422, "invalid-intent")
+    await api.sql("UPDATE commands SET handled_at = clock(), result = 'refused_not_changeable'")
+    assert (await patch(api, path, basket(), key="k-change", prefer="wait=1")).status_code == 200
 
     problem(await api.get("/v1/commands/019aa000-0000-7000-8000-000000000001"), 404, "unknown-command")
 
@@ -217,6 +281,44 @@ async def _delivery(api: Api, webhook: str) -> None:
     )
     assert (await api.client.post(path, headers=headers)).status_code == 202
     await api.sql("DELETE FROM events WHERE checkout_id = :id", id=checkout)
+
+
+async def _merchants(api: Api) -> None:
+    headers = api.bearer(OPERATOR, ("merchants:write",))
+
+    async def ask(method: str, path: str = "", body: object = None, *, allowed: bool = True):
+        given = {} if body is None else {"json": body}
+        used = headers if allowed else api.bearer()
+        return await api.client.request(method, f"/v1/merchants{path}", headers=used, **given)
+
+    one = "/shop2"
+    assert (await ask("POST", "", SHOP)).status_code == 201
+    problem(await ask("POST", "", SHOP), 409, "merchant-exists")
+    problem(await ask("POST", "", {}), 422, "invalid-merchant")
+    problem(await ask("POST", "", SHOP, allowed=False), 403, "insufficient-scope")
+    assert (await ask("GET")).status_code == 200
+    for method, path, body in (
+        ("GET", "", None),
+        ("PATCH", "", {"policies": {"late": "keep"}}),
+        ("POST", "/rotate-secret", {"overlap": 60}),
+        ("POST", "/disable", None),
+        ("POST", "/enable", None),
+        ("POST", "/check", None),
+        ("GET", "/changes", None),
+    ):
+        answer = await ask(method, one + path, body)
+        assert answer.status_code == 200, answer.text
+        problem(await ask(method, f"/nobody{path}", body), 404, "unknown-merchant")
+        problem(await ask(method, one + path, body, allowed=False), 403, "insufficient-scope")
+        wrong = {"x": 1} if body is not None else None
+        kind = "invalid-request" if wrong is None else "invalid-merchant"
+        query = "" if wrong else "?verbose=1"
+        problem(await ask(method, f"{one}{path}{query}", wrong), 422, kind)
+    problem(await ask("GET", "?verbose=1"), 422, "invalid-request")
+    problem(await ask("GET", "", allowed=False), 403, "insufficient-scope")
+    await api.sql("UPDATE merchants SET username = 'another' WHERE name = 'shop2'")
+    problem(await ask("POST", f"{one}/check"), 409, "merchant-unusable")
+    await api.sql("DELETE FROM retired_callback_secrets")
 
 
 async def _unused(api: Api) -> str:
@@ -394,7 +496,10 @@ async def test_an_entry_that_is_not_in_the_words_of_the_trail_is_shown_as_it_sta
 async def test_the_page_begins_with_checkouts_and_ends_with_callbacks_and_health(api: Api):
     for address in ("/openapi.json", "/docs/assets/openapi-3.0.json"):
         document = (await api.client.get(address)).json()
-        tags = ["checkouts", "commands", "payments", "events", "webhooks", "callbacks", "health"]
+        tags = [
+            *("checkouts", "commands", "payments", "events"),
+            *("webhooks", "merchants", "callbacks", "health"),
+        ]
         assert [tag["name"] for tag in document["tags"]] == tags
         assert all(tag["description"] for tag in document["tags"])
         met = [operation["tags"][0] for path in document["paths"].values() for operation in path.values()]
@@ -539,3 +644,30 @@ async def test_unpaid_checkouts_are_listed_without_reading_paid_checkouts(api: A
     assert (
         await api.client.get("/v1/checkouts?paymentStatus=unpaid", headers=api.bearer(scopes=EVERY))
     ).json() == {"checkouts": [found.json()["checkouts"][0]], "nextCursor": None}
+
+
+def _optional(schemas: dict, shape: str, value: dict, at: tuple = ()):
+    """Yield the path of each optional field of a shape, and of the shapes inside it that a value has."""
+    for name, said in schemas[shape]["properties"].items():
+        if name not in schemas[shape].get("required", ()):
+            yield (*at, name)
+        inner = [choice.get("$ref") for choice in (said, *said.get("anyOf", ()))]
+        for ref in filter(None, inner):
+            if isinstance(value.get(name), dict):
+                yield from _optional(schemas, ref.rpartition("/")[2], value[name], (*at, name))
+
+
+def test_null_counts_as_absent_in_an_intent_as_the_document_says():
+    schemas, base = contract.schemas(), intent("A-1")
+    paths = list(_optional(schemas, "Intent", base))
+    assert ("order", "customer", "email") in paths
+    for path in paths:
+        body = intent("A-1")
+        place = body
+        for name in path[:-1]:
+            place = place[name]
+        place[path[-1]] = None
+        if any(value is not None for value in body["order"]["customer"].values()):
+            assert intents.parse(msgspec.json.encode(body)).order_ref == "A-1", path
+            document = {"components": {"schemas": schemas}}
+            assert wrong_in(document, {"$ref": "#/components/schemas/Intent"}, body) == [], path

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from orchestrator import callback_urls
 from orchestrator.api.callbacks import UNPROVEN_LIMIT
+from orchestrator.store import inbox
 from tests.conftest import make_settings
 from tests.integration.api.test_callbacks import BODY, FORM, call
 from tests.integration.api.test_intake import problem
@@ -172,7 +173,7 @@ async def test_a_shoppers_own_browser_is_never_asked_for_a_proof(database_url, m
             method, path_of(api.urls(await api.taken()).redirect), headers=FORM | UNPROVEN["wrong"]
         )
         assert answer.status_code == 303
-        rows = await api.sql("SELECT grade, network, source FROM callbacks")
+        rows = await api.sql("SELECT grade, network, sender FROM callbacks")
         assert [tuple(row) for row in rows] == [("unchecked", "unchecked", None)]
         assert not callback_intake(api).unproven
 
@@ -285,8 +286,9 @@ async def test_a_forged_callback_sent_before_does_not_suppress_the_real_callback
         assert api.hint_publisher.published == [], "it was looked up already"
         assert (await call(api, url, BODY, **signed())).status_code == 200
         assert api.hint_publisher.published == [("callbacks", UUID(checkout))]
-        rows = await api.sql("SELECT grade, times, handled_at, headers ? 'altapay-signature' FROM callbacks")
-        assert [tuple(row) for row in rows] == [("signed", 3, None, True)]
+        rows = await api.sql("SELECT grade, times, handled_at FROM callbacks")
+        assert [tuple(row) for row in rows] == [("signed", 3, None)]
+        assert "altapay-signature" in (await stored_sender(api))[0].headers
 
 
 async def test_an_empty_callback_without_proof_wakes_once_and_with_proof_each_time(database_url):
@@ -315,9 +317,17 @@ async def from_(
         return await client.post(path_of(url), content=body, headers=FORM | headers)
 
 
-async def stored_source(api: Api) -> tuple[str, str]:
-    (row,) = await api.sql("SELECT source, network FROM callbacks")
-    return tuple(row)
+async def stored_sender(api: Api) -> tuple[inbox.Sender, str]:
+    (row,) = await api.sql(
+        "SELECT b.sender, b.network, b.checkout_id, i.data_key FROM callbacks b JOIN intents i USING (checkout_id)"
+    )
+    keys = api.services.encryptor, row.checkout_id, row.data_key
+    return inbox.decrypt_sender(*keys, bytes(row.sender)), row.network
+
+
+async def stored_source(api: Api) -> tuple[str | None, str]:
+    sender, network = await stored_sender(api)
+    return sender.source, network
 
 
 @pytest.mark.parametrize(

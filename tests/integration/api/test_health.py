@@ -405,7 +405,7 @@ async def test_every_text_list_and_number_of_the_document_is_bounded(api: Api):
         ("/v1/checkouts/019aa000-0000-7000-8000-00000000000a", "GET, HEAD, OPTIONS"),
         ("/v1/checkouts/019aa000-0000-7000-8000-00000000000a/capture", "OPTIONS, POST"),
         ("/v1/checkouts/019aa000-0000-7000-8000-00000000000a/audit", "GET, HEAD, OPTIONS"),
-        ("/callbacks/success/a/b", "OPTIONS, POST"),
+        ("/callbacks/success/a/b", "GET, HEAD, OPTIONS, POST"),
         ("/callbacks/notification/a/b", "OPTIONS, POST"),
         ("/callbacks/redirect/a/b", "GET, HEAD, OPTIONS, POST"),
         ("/callbacks/merchant/a/b", "OPTIONS, POST"),

@@ -52,6 +52,21 @@ def test_a_request_under_way_is_finished_before_it_ends(server: Server, database
     assert server.process.wait(timeout=20) == 0
 
 
+def test_streams_end_with_the_process_and_do_not_delay_it(server: Server):
+    taken = server.client.post("/v1/checkouts", json=intent(), headers=bearer()).json()
+    headers = {"Authorization": f"Bearer {taken['clientToken']}"}
+    with server.client.stream("GET", f"/v1/checkouts/{taken['id']}/stream", headers=headers) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "retry: 2000"
+        assert next(line for line in lines if line.startswith("data: "))
+        server.process.send_signal(signal.SIGTERM)
+        assert [line for line in lines if line] == ["event: end", 'data: {"reason":"shutdown"}']
+    assert server.process.wait(timeout=20) == 0
+    assert server.logged("requests_cut_off") == []
+    (told,) = [line for line in server.logged("request_answered") if line["route"].endswith("/stream")]
+    assert (told["status"], told["method"]) == (200, "GET")
+
+
 def test_what_is_left_of_a_refused_body_is_not_read_as_a_request(server: Server):
     answer = server.client.post(
         "/v1/checkouts",

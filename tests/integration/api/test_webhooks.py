@@ -143,7 +143,7 @@ async def second_merchant(api) -> None:
 
 
 def _password(api) -> bytes:
-    from orchestrator.store.merchants import password_purpose
+    from orchestrator.store.merchant_accounts import password_purpose
 
     purpose = password_purpose("second", "http://127.0.0.1:9", None, "u")
     return api.services.encryptor.encrypt(b"p", purpose=purpose)

@@ -152,8 +152,13 @@ async def test_the_books_can_be_read_and_cleared_over_http():
         }
         _, state = await ask("GET", "/bench/state")
         assert (state["paid"], state["thinking"], state["telling"]) == (1, 0, 0)
+        delivery = http_pool.request(
+            "POST", account.url, "/bench/webhook", headers={"webhook-id": f"{CHECKOUT}-1"}
+        )
+        assert [(await lines.exchange(delivery)).status for _ in range(2)] == [204, 204]
+        assert (await ask("GET", "/bench/books"))[1]["events"] == [f"{CHECKOUT}-1"]
         assert await ask("POST", "/bench/reset") == (200, {})
         _, books = await ask("GET", "/bench/books")
-        assert (books["payments"], books["calls"]["session"]) == ([], 0)
+        assert (books["payments"], books["calls"]["session"], books["events"]) == ([], 0, [])
         assert (await ask("GET", "/bench/else"))[0] == 404
         lines.close()

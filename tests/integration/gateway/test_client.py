@@ -15,6 +15,7 @@ import pytest
 import structlog
 
 from orchestrator.gateway import client, http
+from orchestrator.gateway.answers import read_change
 from orchestrator.gateway.client import Gateway, Session, Token
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Unknown
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
@@ -502,6 +503,62 @@ def test_content_that_cannot_be_written_is_refused_before_it_is_sent():
 
     outcome, asked = asyncio.run(scene())
     assert (type(outcome), asked) == (Refused, [])
+
+
+def test_a_change_of_a_session_is_put_where_the_session_is(run):
+    async def scene():
+        async with gateway_that(answering(200, b"{}")) as (gateway, server, merchant):
+            content = {"order": {"amount": {"value": Decimal("99.50"), "currency": "DKK"}}}
+            amount = Decimal("99.50")
+            changed = await gateway.change_session(
+                merchant, "tok", "a/b c", content, amount=amount, user_agent="Phone/1"
+            )
+            unsent = await gateway.change_session(
+                merchant, "tok", "s-1", {"a": "\ud800"}, amount=amount, user_agent=None
+            )
+        return changed, unsent, server
+
+    changed, unsent, server = run(scene())
+    assert (changed, type(unsent)) == (Done(None), Refused)
+    (exchange,) = server.asked
+    assert exchange.request_line == "PUT /checkout/v1/api/session/a%2Fb%20c HTTP/1.1"
+    assert exchange.body == b'{"order":{"amount":{"value":99.50,"currency":"DKK"}}}'
+    assert (exchange.headers["authorization"], exchange.headers["user-agent"]) == ("Bearer tok", "Phone/1")
+    assert exchange.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(("status", "changed"), [(200, False), (204, True)])
+def test_a_change_that_is_answered_without_a_body_is_done_where_the_status_says_so(run, status, changed):
+    async def scene():
+        async with gateway_that(answering(status, b"")) as (gateway, _, merchant):
+            return await gateway.change_session(
+                merchant, "tok", "s-1", {}, amount=Decimal(1), user_agent=None
+            )
+
+    outcome = run(scene())
+    assert (outcome == Done(None)) == changed
+    assert changed or isinstance(outcome, Unknown)
+
+
+@pytest.mark.parametrize(
+    ("answer", "changed"),
+    [
+        (b"", True),
+        (b" \n", False),
+        (b"{}", True),
+        (b'{"sessionId": "s-1"}', True),
+        (b'{"order": {"amount": {"value": 99.5, "currency": "DKK"}}}', True),
+        (b'{"order": {"amount": {"value": "99.50"}}}', True),
+        (b'{"order": {"amount": {"value": 139.00}}}', False),
+        (b'{"order": {"amount": {"value": 99}}}', False),
+        (b"<html>", False),
+        (b"[]", False),
+    ],
+)
+def test_an_answer_to_a_change_is_believed_unless_it_shows_another_amount(answer: bytes, changed: bool):
+    outcome = read_change(answer, "99.50")
+    assert isinstance(outcome, Done) == changed
+    assert changed or (isinstance(outcome, Unknown) and outcome.unreadable)
 
 
 def test_two_hundred_calls_at_once_share_the_pool(run):

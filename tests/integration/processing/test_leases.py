@@ -162,7 +162,7 @@ async def test_an_order_whose_data_cannot_be_decrypted_keeps_a_due_time_and_rais
     await world.process(broken, well)
     row = await world.row(broken)
     assert row.attention == "step_broke"
-    assert of_attention(row).startswith("EncryptionError")
+    assert of_attention(row).startswith("Erased")
     assert (row.attempts, row.lease) == (1, None)
     assert await world.state(well) == "awaiting_payment"
 

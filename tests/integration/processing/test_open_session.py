@@ -135,6 +135,23 @@ async def test_wrong_credentials_fail_no_order_and_open_the_circuit(database_url
         assert (row.state, row.attention) == ("awaiting_payment", None)
 
 
+async def test_changed_credentials_are_tried_at_once_by_the_same_process(world: Scene):
+    url = world.settings.gateway_url
+    assert url is not None
+    account = {"gateway_url": url, "merchant_api_url": None, "username": "shop", "callback_secrets": ()}
+    await world.merchants.add("second", password="wrong", **account)
+    second = await world.merchants.named("second")
+    refused, waits = await world.accept(merchant=second.id), await world.accept(merchant=second.id)
+    await world.process(refused)
+    await world.process(waits)
+    assert [(await world.row(one)).attempts for one in (refused, waits)] == [1, 0]
+    await world.merchants.set_password("second", "sandbox password")
+    await world.process(refused, waits)
+    for checkout in (refused, waits):
+        row = await world.row(checkout)
+        assert (row.state, row.attention) == ("awaiting_payment", None)
+
+
 async def test_a_gateway_that_forbids_us_is_about_the_merchant_and_not_about_the_order(world: Scene):
     checkout = await world.accept()
     await world.control("PUT", "faults", {"authenticate": {"count": 1, "status": 403}})

@@ -1,0 +1,390 @@
+"""Merchants, for the operator: added, changed, disabled, their callback secrets rotated, their credentials
+checked.
+
+Only a token of the operator gets past the first line of each call. A secret comes in and is shown in no
+answer, but for a callback secret that was made here, in the answer to the call that made it. Every change is
+recorded with its actor (`audit.merchant_changes`) and known to every process within ten seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from fastapi import Query, Request
+from msgspec import UNSET
+from starlette.responses import Response  # noqa: TC002 - FastAPI reads annotations at run time
+
+from orchestrator import log
+from orchestrator.api import dependencies, request_body
+from orchestrator.api.contract import merchants as shapes
+from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.problems import Refusal, answer
+from orchestrator.audit import merchant_changes
+from orchestrator.gateway import credentials
+from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
+from orchestrator.processing import lookup_budget
+from orchestrator.store import merchant_records
+from orchestrator.store.database import is_away
+from orchestrator.store.merchant_fields import NAME, GatewayNotAllowed, MerchantRejected, PolicyRejected
+from orchestrator.store.merchant_writes import LONGEST_OVERLAP, OVERLAP, MerchantUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from orchestrator.api.dependencies import Services
+    from orchestrator.auth import Caller
+    from orchestrator.store.merchant_records import MerchantRecord
+
+_log = log.get(__name__)
+
+PATH: Final = "/v1/merchants"
+WRITE: Final = "merchants:write"
+READ: Final = ("merchants:read", WRITE)
+"""One of them is enough."""
+BODY_BYTES: Final = 32 * 1024
+_LAST: Final = 2**31 - 1
+_FIELDS: Final = {
+    "gateway URL": "gatewayUrl",
+    "Merchant API URL": "merchantApiUrl",
+    "callback secrets": "callbackSecrets",
+    "callback secret": "secret",
+}
+"""The fields of the contract, by the words of the sentences."""
+
+
+async def add(request: Request) -> Response:
+    """Add a merchant with a gateway account of its own. Its secrets are stored encrypted and never shown."""
+    services, caller = await _admitted(request, WRITE)
+    body = await _Body.of(request, shapes.AddMerchant)
+    name, username, password = body.required("name"), body.required("username"), body.required("password")
+    url, secrets, policies = body.required("gatewayUrl"), body.secrets(), body.policies()
+    merchant_api = body.optional("merchantApiUrl")
+    body.judge()
+    with _refusing():
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            added = await services.merchants.add(
+                name,
+                gateway_url=url,
+                merchant_api_url=merchant_api or None,
+                username=username,
+                password=password,
+                callback_secrets=secrets,
+                policies=policies,
+                actor=caller.actor,
+            )
+    if not added:
+        raise Refusal(
+            409, f"there is a merchant {name!r} already: choose another name", kind="merchant-exists"
+        )
+    _log.info("merchant_added", merchant=name, actor=caller.actor)
+    return answer(_told(await _find(services, name)), 201, {"Location": f"{PATH}/{name}"})
+
+
+async def show_all(
+    request: Request,
+    cursor: Annotated[str | None, Query(max_length=63, description="`nextCursor` of the page before")] = None,
+    limit: Annotated[int, Query(ge=1, le=shapes.MERCHANT_PAGE)] = 50,
+) -> Response:
+    """All merchants by name, page by page."""
+    services, _ = await _admitted(request, *READ)
+    async with asyncio.timeout(DATABASE_TIMEOUT):
+        found = await merchant_records.page(
+            services.db, services.encryptor, services.settings, after=_printable(cursor), limit=limit + 1
+        )
+    more = found[limit - 1].name if len(found) > limit else None
+    return answer(
+        shapes.MerchantPage(merchants=[_told(record) for record in found[:limit]], next_cursor=more)
+    )
+
+
+async def show(request: Request, merchant: str) -> Response:
+    """One merchant, without its secrets."""
+    services, _ = await _admitted(request, *READ)
+    return answer(_told(await _find(services, merchant)))
+
+
+async def change(request: Request, merchant: str) -> Response:
+    """Change gateway, user name, password or policies; workers use what is new within ten seconds.
+
+    A stored password is for the URL and the user name that it was given with: another one of these needs the
+    password again.
+    """
+    services, caller = await _admitted(request, WRITE)
+    body = await _Body.of(request, shapes.ChangeMerchant)
+    given = body.given
+    policies = body.policies()
+    update = MerchantUpdate(
+        gateway_url=body.required("gatewayUrl") if "gatewayUrl" in given else UNSET,
+        merchant_api_url=body.optional("merchantApiUrl") if "merchantApiUrl" in given else UNSET,
+        username=body.required("username") if "username" in given else UNSET,
+        password=body.required("password") if "password" in given else UNSET,
+        policies=policies or UNSET,
+    )
+    body.judge()
+    with _refusing():
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            if not await services.merchants.change(merchant, update, actor=caller.actor):
+                raise _unknown(merchant)
+            if (lookups := policies.get("lookups_per_minute")) is not None:
+                await lookup_budget.respace(services.db, merchant, lookups_per_minute=int(lookups))
+    _log.info("merchant_changed", merchant=merchant, actor=caller.actor, fields=sorted(given))
+    return answer(_told(await _find(services, merchant)))
+
+
+async def rotate_secret(request: Request, merchant: str) -> Response:
+    """Give a merchant a new callback secret: the gateway's, or one that is made here and shown in this answer
+    alone.
+
+    Those before it are valid for a day more, or for as long as `overlap` says.
+    """
+    services, caller = await _admitted(request, WRITE)
+    body = await _Body.of(request, shapes.RotateCallbackSecret)
+    secret, overlap = body.optional("secret") if "secret" in body.given else None, body.overlap()
+    body.judge()
+    with _refusing():
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            rotated = await services.merchants.rotate_secret(
+                merchant, secret, overlap=overlap, actor=caller.actor
+            )
+    if rotated is None:
+        raise _unknown(merchant)
+    # This process accepts it from this answer on; the others read it within seconds.
+    await _read_again(services)
+    _log.info("callback_secret_rotated", merchant=merchant, actor=caller.actor)
+    headers = {"Cache-Control": "no-store"}
+    told = shapes.CallbackSecret(secret=rotated.made, retired_until=rotated.retired_until)
+    return answer(told, headers=headers)
+
+
+def switching(switch: shapes.Switch) -> Callable[[Request, str], Awaitable[Response]]:
+    """Return the endpoint that disables or enables a merchant."""
+
+    async def switched(request: Request, merchant: str) -> Response:
+        services, caller = await _admitted(request, WRITE)
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            disabled = switch == "disable"
+            if not await services.merchants.disable(merchant, disabled=disabled, actor=caller.actor):
+                raise _unknown(merchant)
+        _log.info("merchant_switched", merchant=merchant, actor=caller.actor, disabled=disabled)
+        return answer(_told(await _find(services, merchant)))
+
+    switched.__name__ = switched.__qualname__ = f"{switch}_merchant"
+    switched.__doc__ = {
+        "disable": "Refuse the merchant's calls and new orders; orders under way are processed to their end, callbacks "
+        "are taken, and events wait.",
+        "enable": "Let a disabled merchant in again; events that waited are sent.",
+    }[switch]
+    return switched
+
+
+async def check(request: Request, merchant: str) -> Response:
+    """Ask the gateway whether it accepts the merchant's credentials, by its call for a token; it begins no
+    payment.
+    """
+    services, _ = await _admitted(request, *READ)
+    record = await _find(services, merchant)
+    if record.account is None:
+        raise Refusal(
+            409, f"merchant {record.name!r} is unusable: {record.problem}", kind="merchant-unusable"
+        )
+    if not record.account.password:
+        raise Refusal(
+            409,
+            f"the credentials of merchant {record.name!r} are in the settings of the workers, and the API has none of them: "
+            f"run `orchestrator merchants check {record.name}` with those settings",
+            kind="credentials-elsewhere",
+        )
+    found = await credentials.check(services.settings, record.account)
+    return answer(
+        shapes.CheckedCredentials(result=found.result, reason=found.reason, milliseconds=found.milliseconds)
+    )
+
+
+async def show_changes(
+    request: Request,
+    merchant: str,
+    before: Annotated[int, Query(ge=1, le=_LAST, description="`nextBefore` of the page before")] = _LAST,
+    limit: Annotated[int, Query(ge=1, le=shapes.CHANGE_PAGE)] = 50,
+) -> Response:
+    """What was changed of a merchant, by whom, the youngest first."""
+    services, _ = await _admitted(request, *READ)
+    record = await _find(services, merchant)
+    async with asyncio.timeout(DATABASE_TIMEOUT):
+        found = await merchant_changes.changes(services.db, record.id, before=before, limit=limit + 1)
+    more = found[limit - 1].sequence if len(found) > limit else None
+    told = [
+        shapes.ChangeOfMerchant(
+            sequence=entry.sequence,
+            at=merchant_changes.time_of(entry),
+            actor=entry.actor,
+            action=entry.action,
+            details=entry.details,
+        )
+        for entry in found[:limit]
+    ]
+    return answer(shapes.MerchantChangePage(changes=told, next_before=more))
+
+
+async def _admitted(request: Request, *scopes: str) -> tuple[Services, Caller]:
+    return dependencies.of(request), await dependencies.admit_operator(request, *scopes)
+
+
+async def _find(services: Services, name: str) -> MerchantRecord:
+    found = None
+    if NAME.fullmatch(name):
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            found = await merchant_records.by_name(services.db, services.encryptor, services.settings, name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+async def _read_again(services: Services) -> None:
+    """Read the merchants again, if Postgres answers: a secret that was made must reach its caller."""
+    try:
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            await services.merchants.everyone()
+    except Exception as error:
+        if not is_away(error):
+            raise
+
+
+def _unknown(name: str) -> Refusal:
+    return Refusal(404, f"there is no merchant {shown(name)!r}", kind="unknown-merchant")
+
+
+def _printable(cursor: str | None) -> str | None:
+    return None if cursor is None else cursor.replace("\0", "")
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turn what is wrong with a merchant's fields into a problem that names the field."""
+    try:
+        yield
+    except MerchantRejected as error:
+        raise _wrong(_field(error.field), str(error).removeprefix(error.field).strip()) from None
+    except GatewayNotAllowed as error:
+        raise _wrong("gatewayUrl", str(error)) from None
+    except PolicyRejected as error:
+        raise _wrong("policies", str(error)) from None
+
+
+def _field(named: str) -> str:
+    word, _, number = named.rpartition(" ")
+    if number.isdecimal():
+        return f"callbackSecrets[{int(number) - 1}]" if word == "callback secret" else word
+    return _FIELDS.get(named, named)
+
+
+def _wrong(field: str, message: str) -> Refusal:
+    fields = Fields()
+    fields.wrong(field, message)
+    return Refusal(422, f"{field}: {message}", kind="invalid-merchant", errors=fields.problems)
+
+
+def _told(record: MerchantRecord) -> shapes.Merchant:
+    return shapes.Merchant(
+        name=record.name,
+        status=record.status,
+        problem=record.problem,
+        gateway_url=record.gateway_url,
+        merchant_api_url=record.merchant_api_url,
+        username=record.username,
+        own_password=record.own_password,
+        callback_secrets=record.callback_secrets,
+        retired_until=list(record.retired_until),
+        policies=shapes.Policies(**record.policies) if record.policies else None,
+        webhooks=record.webhooks,
+        changes=record.changes,
+        created_at=record.created_at,
+        disabled_at=record.disabled_at,
+    )
+
+
+class _Body(Fields):
+    """The body of a request, of which every problem of its form is said at once; none repeats a value."""
+
+    __slots__ = ("given",)
+
+    def __init__(self, raw: bytes, shape: type[msgspec.Struct]) -> None:
+        super().__init__()
+        self.given = self._object(raw)
+        known = frozenset(shape.__struct_encode_fields__)
+        for name in sorted(self.given.keys() - known):
+            self.wrong(shown(name), f"is not a known field: {hint(name, known)}")
+
+    @classmethod
+    async def of(cls, request: Request, shape: type[msgspec.Struct]) -> _Body:
+        """Read the body of a request."""
+        optional = shape is shapes.RotateCallbackSecret
+        return cls(await request_body.read_json(request, limit=BODY_BYTES, optional=optional), shape)
+
+    def judge(self) -> None:
+        """Refuse the request if anything is wrong with it."""
+        if self.problems:
+            first = self.problems[0]
+            raise Refusal(
+                422, f"{first.field}: {first.message}", kind="invalid-merchant", errors=self.problems
+            )
+
+    def required(self, name: str) -> str:
+        """Read a text as it is; what it may hold is judged with the merchant."""
+        value = self.given.get(name)
+        if isinstance(value, str):
+            return value
+        if value is None:
+            self.missing(self.given, "", name, "a text")
+        else:
+            self.wrong(name, f"must be a text, not {kind_of(value)}")
+        return ""
+
+    def optional(self, name: str) -> str | None:
+        """Read a text that may be null or absent."""
+        return None if self.given.get(name) is None else self.required(name)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Read the callback secrets."""
+        given = self.given.get("callbackSecrets", [])
+        if isinstance(given, list) and all(isinstance(secret, str) for secret in given):
+            return tuple(given)
+        self.wrong("callbackSecrets", "must be a list of texts, newest first")
+        return ()
+
+    def policies(self) -> dict[str, Any]:
+        """Read policies; their names and values are judged with the merchant."""
+        given = self.given.get("policies", {})
+        if isinstance(given, dict):
+            return given
+        self.wrong("policies", f"must be an object, not {kind_of(given)}")
+        return {}
+
+    def overlap(self) -> int:
+        """Read for how many seconds the secrets before are valid."""
+        match self.given.get("overlap", OVERLAP):
+            case bool():
+                pass
+            case int(seconds) if 0 <= seconds <= LONGEST_OVERLAP:
+                return seconds
+            case _:
+                pass
+        self.wrong("overlap", f"must be a whole number of seconds from 0 to {LONGEST_OVERLAP} (30 days)")
+        return 0
+
+    def _object(self, raw: bytes) -> dict[str, Any]:
+        if not raw:
+            return {}
+        try:
+            body = msgspec.json.decode(raw)
+        except (ValueError, RecursionError):
+            raise Refusal(422, "the body is not JSON", kind="invalid-merchant") from None
+        if (name := repeated_name(raw)) is not None:
+            self.problems.append(repeated(name))
+        if isinstance(body, dict):
+            return body
+        self.wrong("body", "must be a JSON object")
+        self.judge()
+        return {}

@@ -1,0 +1,119 @@
+"""How a checkout is, for the browser of its shopper: once, or as a stream.
+
+The client token opens these two addresses of one checkout, reads only, and ends some time after its checkout
+has ended. It is taken from the Authorization header alone, never from the URL, which logs and referrers
+contain. A token of the API with the scope `checkouts:read` opens them, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
+from starlette.responses import Response
+
+from orchestrator import callback_urls
+from orchestrator.api import checkouts, dependencies, problems
+from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.long_poll import TooManyWaiting
+from orchestrator.api.middleware import HEAD
+from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.request_log import caller_of
+from orchestrator.api.shopper_status import digest, status_of
+from orchestrator.api.status_streams import StreamResponse
+from orchestrator.auth import AccessDenied, bearer_of
+from orchestrator.store import shopper_view
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from orchestrator.store.shopper_view import ShopperView
+
+SCOPE: Final = "checkouts:read"
+_CLIENT_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+async def show(request: Request, checkout_id: str) -> Response:
+    """A checkout as its shopper may see it; with the client token, or with the scope `checkouts:read`."""
+    view = await _admitted(request, checkout_id)
+    return answer(status_of(view, dependencies.of(request).encryptor))
+
+
+async def stream(request: Request, checkout_id: str) -> Response:
+    """The same as server-sent events: as it is, and at each change until it has ended.
+
+    Events `status` have the document as data and its digest as id; `end` says why the stream ends. A browser
+    that names the final document in `Last-Event-ID` is answered 204, which ends its tries.
+    """
+    services = dependencies.of(request)
+    view = await _admitted(request, checkout_id)
+    status = status_of(view, services.encryptor)
+    known = request.headers.get("last-event-id")
+    if status.final and known == digest(status):
+        return Response(status_code=204)
+    alone = bool(request.scope.get(HEAD))
+    try:
+        services.status_streams.check(view.id, view.merchant_id)
+    except TooManyWaiting as error:
+        whose = "of this checkout or merchant " if error.own else ""
+        raise Refusal(
+            429 if error.own else 503,
+            f"{error.number} streams {whose}are open already: ask /status, or open the stream in some seconds",
+            kind="too-many-streams",
+            headers={"Retry-After": problems.RETRY_AFTER},
+        ) from None
+    return StreamResponse(services.status_streams, view, status, known=known, alone=alone)
+
+
+async def _admitted(request: Request, checkout_id: str) -> ShopperView:
+    """Return the checkout that the request may read; a problem otherwise."""
+    services = dependencies.of(request)
+    token = bearer_of(request.headers.get("authorization", ""))
+    client = token is not None and _CLIENT_TOKEN.fullmatch(token) is not None
+    if client:
+        checkout, merchant_id = _checkout_of(request, token or "", checkout_id), None
+        dependencies.refuse_unknown_parameters(request)
+    else:
+        _, merchant = await dependencies.admit(request, SCOPE)
+        checkout, merchant_id = checkouts.id_of(checkout_id), merchant.id
+    async with asyncio.timeout(DATABASE_TIMEOUT):
+        view = (await shopper_view.views(services.db, (checkout,))).get(checkout)
+    if view is None or merchant_id not in {None, view.merchant_id}:
+        raise checkouts.unknown(checkout_id)
+    if client:
+        _alive(view, services.settings.client_token_after_end)
+    return view
+
+
+def _checkout_of(request: Request, token: str, checkout_id: str) -> UUID:
+    """Return the checkout of a client token, which must be the one that is asked for."""
+    services = dependencies.of(request)
+    checkout = callback_urls.client_of(services.encryptor, token)
+    if checkout is None:
+        source = caller_of(request.scope, depth=services.settings.trusted_proxies)
+        services.limits.refuse_failing(source)
+        services.limits.count_failure(source)
+        raise AccessDenied(
+            HTTPStatus.UNAUTHORIZED, "the client token is none of this installation: take the checkout's own"
+        )
+    services.limits.take(request.scope, services.limits.client, checkout.hex)
+    if checkouts.id_of(checkout_id) != checkout:
+        raise AccessDenied(
+            HTTPStatus.FORBIDDEN, "the client token is for another checkout: take the checkout's own"
+        )
+    return checkout
+
+
+def _alive(view: ShopperView, after_end: float) -> None:
+    """Refuse a client token whose checkout ended too long ago, or whose merchant is disabled."""
+    if view.disabled:
+        raise Refusal(403, "the merchant of this checkout is disabled", kind="merchant-disabled")
+    if view.ended_at is not None and view.now > view.ended_at + timedelta(seconds=after_end):
+        raise AccessDenied(
+            HTTPStatus.UNAUTHORIZED,
+            f"the client token has ended: its checkout ended more than {after_end:g} s ago",
+        )

@@ -1,0 +1,201 @@
+"""Erase the personal data of checkouts: those that are named, those of an order, or all that ended before a
+time.
+
+What is still needed is refused with the reason and what to do about it, and the rest is erased. Exit status 1
+means that something was refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import ACTOR, find_checkout, merchant_id
+from orchestrator.cli.output import say
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+    from uuid import UUID
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.settings import Settings
+    from orchestrator.store.checkouts import Fate
+    from orchestrator.store.database import Database
+
+_SHOWN: Final = 50
+"""Checkouts that are told of one by one."""
+
+
+class _Moment(click.ParamType[datetime]):
+    """A day or a moment: 2026-01-31, 2026-01-31T12:00:00Z; UTC where it names no zone."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            found = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+@click.command(short_help="Erase the personal data of checkouts, for good.")
+@data_dir
+@click.argument("checkouts", nargs=-1, metavar="[CHECKOUT]...")
+@click.option("--order", metavar="NUMBER", help="All checkouts of this order number; with --merchant.")
+@click.option(
+    "--merchant", metavar="NAME", help="Whose order; or, with --ended-before, only this merchant's."
+)
+@click.option(
+    "--ended-before",
+    type=_Moment(),
+    metavar="TIME",
+    help="All that ended before: 2026-01-31, or with a time.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be erased, and what would not.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+def erase(
+    *,
+    data_dir: Path,
+    checkouts: Sequence[str],
+    order: str | None,
+    merchant: str | None,
+    ended_before: datetime | None,
+    dry_run: bool,
+    yes: bool,
+) -> int:
+    """Erase the personal data of CHECKOUTS (ids or order numbers), of an order, or of a period, for good.
+
+    Intents, contents of callbacks, tokens, answers of webhooks and reasons of commands go; state, money and
+    the audit trail stay.
+    """
+    if [bool(checkouts), order is not None, ended_before is not None].count(True) != 1:
+        raise click.UsageError("name checkouts, or an order with --order, or a period with --ended-before")
+    if (order is not None and merchant is None) or (checkouts and merchant is not None):
+        raise click.UsageError("--merchant goes with --order, which needs it, and with --ended-before")
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
+
+        number = None if merchant is None else await merchant_id(db, merchant)
+        chosen = _Chosen(db, Encryptor(settings.secret_keys), checkouts, order, number, ended_before)
+        found = await chosen.erase(dry_run=True)
+        if dry_run:
+            say(f"The personal data of {found} would be erased{found.but}.")
+            return int(found.refused > 0)
+        if not (found.erased or found.intents):
+            say(f"There is nothing to erase{found.but}.")
+            return int(found.refused > 0)
+        if not yes:
+            click.confirm(
+                f"Erase the personal data of {found} for good? It cannot be undone", abort=True, err=True
+            )
+        done = await chosen.erase(dry_run=False)
+        say(f"The personal data of {done} was erased{done.but}.")
+        return int(done.refused > 0)
+
+    return on_database(data_dir, work)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Checkouts and refused intents that are erased, and checkouts that are not because they are needed."""
+
+    erased: int = 0
+    intents: int = 0
+    refused: int = 0
+
+    def __str__(self) -> str:
+        """Write what is erased."""
+        more = f" and {self.intents} refused intent{'' if self.intents == 1 else 's'}" if self.intents else ""
+        return f"{self.erased} checkout{'' if self.erased == 1 else 's'}{more}"
+
+    @property
+    def but(self) -> str:
+        """Write what is not, if anything."""
+        was = "was" if self.refused == 1 else "were"
+        return f"; {self.refused} {was} refused" if self.refused else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What is meant: named checkouts, an order of a merchant, or all that ended before a time."""
+
+    db: Database
+    encryptor: Encryptor
+    named: Sequence[str]
+    order: str | None
+    merchant: int | None
+    before: datetime | None
+
+    async def erase(self, *, dry_run: bool) -> _Tally:
+        """Erase it; or find out and tell what is refused, and what was erased before."""
+        from orchestrator.store import checkouts  # noqa: PLC0415
+        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+
+        tally = _Tally()
+        if self.order is not None and self.merchant is not None:
+            # Before the checkouts, which take those of their order along.
+            work = rejected.readable if dry_run else rejected.erase
+            tally.intents = await work(self.db, self.merchant, self.order)
+        met = told = 0
+        async for ids in self._lists():
+            for fate in await checkouts.erase(
+                self.db, self.encryptor, ids, actor=ACTOR, cause="asked", dry_run=dry_run
+            ):
+                met += 1
+                tally.erased += fate.erased
+                tally.refused += fate.hindrance is not None
+                if dry_run and not fate.erased and told < _SHOWN:
+                    told += 1
+                    _tell(fate)
+        if self.order is not None and not (met or tally.intents):
+            raise click.UsageError(f"this merchant has nothing of order {self.order!r}")
+        return tally
+
+    async def _lists(self) -> AsyncIterator[Sequence[UUID]]:
+        """Yield ids in lists of what is erased at once."""
+        from orchestrator.store import checkouts  # noqa: PLC0415
+
+        if self.before is None:
+            if self.order is not None and self.merchant is not None:
+                ids = await checkouts.of_order(self.db, self.merchant, self.order)
+            else:
+                ids = [(await find_checkout(self.db, name)).id for name in dict.fromkeys(self.named)]
+            for some in _cut(ids):
+                yield some
+            return
+        after: UUID | None = None
+        while True:
+            stretch = await checkouts.ended_before(
+                self.db, before=self.before, merchant_id=self.merchant, after=after
+            )
+            for some in _cut(stretch.ids):
+                yield some
+            if stretch.until is None:
+                return
+            after = stretch.until
+
+
+def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
+    from orchestrator.store import checkouts  # noqa: PLC0415
+
+    most = checkouts.ERASED_AT_ONCE
+    return [ids[first : first + most] for first in range(0, len(ids), most)]
+
+
+def _tell(fate: Fate) -> None:
+    if fate.hindrance is not None:
+        say(
+            f"Checkout {fate.id} (order {fate.order_ref}) is not erased: {fate.hindrance}: {fate.hindrance.way}.",
+            err=True,
+        )
+    else:
+        say(f"Checkout {fate.id} (order {fate.order_ref}) was erased at {fate.before:%Y-%m-%d %H:%M} UTC.")

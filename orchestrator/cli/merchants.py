@@ -1,0 +1,496 @@
+"""Merchants, their gateway accounts, callback secrets and policies.
+
+Secrets come from a prompt, a file, an environment variable or standard input, never from the command line,
+where others can read them; none is printed but a callback secret that was made here, once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.lookup import Span, table
+from orchestrator.cli.merchant_lines import LABEL, facts, json_of, lines_about, moment
+from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.secret_input import asked, lines_of, secret_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
+
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+    from orchestrator.store.merchant_records import MerchantRecord
+    from orchestrator.store.merchant_writes import Rotated
+    from orchestrator.store.merchants import Merchants
+
+_LONGEST_OVERLAP: Final = 30 * 86_400
+_MOST_LISTED: Final = 100_000
+_EXIT: Final = {"accepted": 0, "refused": 1, "unavailable": 1}
+_NAME = click.argument("name")
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_password_from = click.option(
+    "--password-from",
+    metavar="SOURCE",
+    help="Where the password is read from: a file, env:NAME, or - for standard input (without it: asked for).",
+)
+
+
+@click.group(short_help="Merchants with gateway accounts of their own.")
+def merchants() -> None:
+    """Merchants with gateway accounts of their own; `default` is the account in the settings."""
+
+
+@merchants.command("list")
+@data_dir
+@_as_json
+def list_merchants(*, data_dir: Path, as_json: bool) -> int:
+    """List all merchants."""
+
+    async def show(settings: Settings, db: Database) -> int:
+        from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.store import merchant_records  # noqa: PLC0415
+
+        encryptor = Encryptor(settings.secret_keys)
+        found = await merchant_records.page(db, encryptor, settings, limit=_MOST_LISTED)
+        if as_json:
+            say_json(json_of([facts(record) for record in found]))
+            return 0
+        shown = table("id", "name", "state", "gateway", "user name", "secrets", "policies")
+        colours = {"enabled": "green", "disabled": "red", "unusable": "red"}
+        for record in sorted(found, key=lambda record: record.id):
+            account = record.account
+            shown.add_row(
+                str(record.id),
+                record.name,
+                Text(record.status, colours[record.status]),
+                (account.url if account else record.gateway_url) or "not set",
+                (account.username if account else record.username) or "not set",
+                str(record.callback_secrets + len(record.retired_until)),
+                " ".join(f"{name}={value}" for name, value in record.policies.items()),
+            )
+        printer().print(shown)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+@merchants.command()
+@data_dir
+@_NAME
+@_as_json
+def show(*, data_dir: Path, name: str, as_json: bool) -> int:
+    """Show a merchant, without its secrets."""
+
+    async def tell(settings: Settings, db: Database) -> int:
+        record = await _find(settings, db, name)
+        if as_json:
+            say_json(json_of(facts(record)))
+            return 0
+        for label, said in lines_about(record):
+            say(f"{label:<{LABEL}}{said}")
+        return 0
+
+    return on_database(data_dir, tell)
+
+
+@merchants.command()
+@data_dir
+@_NAME
+@click.option("--gateway-url", required=True, help="Base of both gateway APIs.")
+@click.option("--merchant-api-url", help="Base of the Merchant API, where it lives elsewhere.")
+@click.option("--username", required=True, help="The gateway's API user.")
+@_password_from
+@click.option(
+    "--secret-from",
+    metavar="SOURCE",
+    help="Where the callback secrets are read from, one a line, newest first; as --password-from.",
+)
+@_as_json
+def add(
+    *,
+    data_dir: Path,
+    name: str,
+    gateway_url: str,
+    merchant_api_url: str | None,
+    username: str,
+    password_from: str | None,
+    secret_from: str | None,
+    as_json: bool,
+) -> int:
+    """Add a merchant.
+
+    The password, then the callback secret, are asked for, or read as two lines from standard input.
+    """
+    from orchestrator.settings.secret_source import STANDARD_INPUT  # noqa: PLC0415
+    from orchestrator.store.merchant_fields import NAME  # noqa: PLC0415
+
+    if not NAME.fullmatch(name):
+        raise click.UsageError(
+            f"the name {name!r} must be 1 to 63 small letters, digits, dots, hyphens or underscores"
+        )
+    # A wrong URL is reported before the password is entered.
+    gateway = _url("--gateway-url", gateway_url)
+    merchant_api = None if merchant_api_url is None else _url("--merchant-api-url", merchant_api_url)
+    password = secret_of("Password of the API user", "--password-from", password_from)
+    if secret_from is not None:
+        secrets = lines_of("--secret-from", secret_from)
+    elif password_from == STANDARD_INPUT:
+        secrets = ()
+    else:
+        secrets = tuple(filter(None, [asked("Callback secret (empty: none)", empty=True)]))
+
+    async def write(settings: Settings, db: Database) -> int:
+        added = await _merchants(settings, db).add(
+            name,
+            gateway_url=gateway,
+            merchant_api_url=merchant_api,
+            username=username,
+            password=password,
+            callback_secrets=secrets,
+        )
+        if not added:
+            raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
+        if as_json:
+            say_json(json_of(facts(await _find(settings, db, name))))
+        else:
+            say(f"Merchant {name} was added.")
+        return 0
+
+    return on_database(data_dir, write)
+
+
+@merchants.command("set", short_help="Change the gateway account, or what is done without asking.")
+@data_dir
+@_NAME
+@click.argument("policies", nargs=-1, metavar="[POLICY=VALUE]...")
+@click.option("--gateway-url", help="Base of both gateway APIs; needs the password again.")
+@click.option(
+    "--merchant-api-url",
+    help="Base of the Merchant API; empty: below the gateway URL. Needs the password again.",
+)
+@click.option("--username", help="The gateway's API user; needs the password again.")
+@_password_from
+def set_fields(
+    *,
+    data_dir: Path,
+    name: str,
+    policies: tuple[str, ...],
+    gateway_url: str | None,
+    merchant_api_url: str | None,
+    username: str | None,
+    password_from: str | None,
+) -> int:
+    """Change the gateway account, or policies: late, surplus and unknown_order (ask, keep, return), capture
+    (manual, automatic), surcharge (ask, keep), lookups_per_minute.
+
+    The stored password is for the URLs and the user name that it was given with: it is asked for where one
+    of these changes.
+    """
+    from msgspec import UNSET  # noqa: PLC0415
+
+    from orchestrator.processing import lookup_budget  # noqa: PLC0415
+    from orchestrator.store.merchant_writes import MerchantUpdate  # noqa: PLC0415
+
+    changes = _policies(policies)
+    moved = any(value is not None for value in (gateway_url, merchant_api_url, username))
+    if not changes and not moved and password_from is None:
+        raise click.UsageError("name what is to be changed: a policy as in late=keep, or an option")
+    merchant_api = UNSET if merchant_api_url is None else merchant_api_url or None
+    update = MerchantUpdate(
+        gateway_url=UNSET if gateway_url is None else _url("--gateway-url", gateway_url),
+        merchant_api_url=_url("--merchant-api-url", merchant_api)
+        if isinstance(merchant_api, str)
+        else merchant_api,
+        username=UNSET if username is None else username,
+        password=secret_of("Password of the API user", "--password-from", password_from)
+        if moved or password_from is not None
+        else UNSET,
+        policies=changes or UNSET,
+    )
+
+    async def respace(db: Database) -> None:
+        if (lookups := changes.get("lookups_per_minute")) is not None:
+            await lookup_budget.respace(db, name, lookups_per_minute=int(lookups))
+
+    what = "policies" if changes and not moved and password_from is None else "fields"
+    return _change(
+        data_dir,
+        name,
+        lambda known: known.change(name, update),
+        f"The {what} of merchant {{}} were changed",
+        then=respace,
+    )
+
+
+@merchants.command(short_help="Change the password at the gateway.")
+@data_dir
+@_NAME
+@click.option("--password-stdin", is_flag=True, help="Read it as one line from standard input.")
+@_password_from
+def password(*, data_dir: Path, name: str, password_stdin: bool, password_from: str | None) -> int:
+    """Change the password of a merchant's API user at the gateway; it is typed, or read from a file, the
+    environment or standard input.
+    """
+    source = "-" if password_stdin else password_from
+    given = secret_of("Password of the API user", "--password-from", source)
+    return _change(
+        data_dir,
+        name,
+        lambda known: known.set_password(name, given),
+        "The password of merchant {} was changed",
+    )
+
+
+@merchants.command(short_help="Rotate the callback secret, with an overlap.")
+@data_dir
+@_NAME
+@click.option(
+    "--secret-from",
+    metavar="SOURCE",
+    help="Where the new secret is read from: a file, env:NAME, or - for standard input (without it: asked for).",
+)
+@click.option("--make", is_flag=True, help="Make a new secret, and print it once.")
+@click.option(
+    "--overlap",
+    type=Span(longest=_LONGEST_OVERLAP),
+    default="24h",
+    show_default=True,
+    help="How long the secrets before it are valid; at most 30d.",
+)
+@click.option("--at-once", is_flag=True, help="End the secret before it at once: it is known to others.")
+def rotate(
+    *, data_dir: Path, name: str, secret_from: str | None, make: bool, overlap: float, at_once: bool
+) -> int:
+    """Give a merchant a new callback secret.
+
+    Callbacks under the secrets before it are accepted until the overlap ends, so that nothing is refused
+    while the gateway changes over.
+    """
+    if make and secret_from is not None:
+        raise click.UsageError("name either --make or --secret-from")
+    given = None if make else secret_of("New callback secret", "--secret-from", secret_from)
+
+    async def write(settings: Settings, db: Database) -> int:
+        rotated: Rotated | None = await _merchants(settings, db).rotate_secret(
+            name, given, overlap=0.0 if at_once else overlap
+        )
+        if rotated is None:
+            raise _unknown(name)
+        if rotated.made is not None:
+            say(rotated.made)
+        ends = rotated.retired_until
+        rest = "those before it have ended" if ends is None else f"those before it end at {moment(ends)} UTC"
+        say(f"Merchant {name} has a new callback secret; {rest}; within ten seconds everywhere.", err=make)
+        return 0
+
+    return on_database(data_dir, write)
+
+
+@merchants.command(short_help="Set all callback secrets.")
+@data_dir
+@_NAME
+@click.option(
+    "--secrets-stdin", is_flag=True, help="Read them from standard input, one a line, newest first."
+)
+@click.option("--none", is_flag=True, help="Have none: callbacks are not checked.")
+def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> int:
+    """Set all callback secrets, newest first, without an overlap; each of them works, and all others end at
+    once. `rotate` is the way to change one.
+    """
+    given: list[str] = []
+    while not none:
+        what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
+        secret = asked(what, empty=bool(given), prompt=not secrets_stdin)
+        if not secret:
+            break
+        given.append(secret)
+    return _change(
+        data_dir,
+        name,
+        lambda known: known.set_secrets(name, tuple(given)),
+        f"Merchant {{}} has {len(given)} callback secret{'' if len(given) == 1 else 's'}",
+    )
+
+
+@merchants.command(short_help="Ask the gateway whether it accepts the credentials.")
+@data_dir
+@_NAME
+@_as_json
+def check(*, data_dir: Path, name: str, as_json: bool) -> int:
+    """Ask the gateway whether it accepts a merchant's credentials, by its call for a token; exit 1 if not.
+
+    No payment is begun.
+    """
+
+    async def ask(settings: Settings, db: Database) -> int:
+        from dataclasses import asdict  # noqa: PLC0415
+
+        from orchestrator.gateway import credentials  # noqa: PLC0415
+
+        record = await _find(settings, db, name)
+        if record.account is None:
+            raise click.UsageError(f"merchant {name} is unusable: {record.problem}")
+        found = await credentials.check(settings, record.account)
+        if as_json:
+            say_json(json_of(asdict(found)))
+            return _EXIT[found.result]
+        place = record.account.url or "no gateway"
+        if found.result == "accepted":
+            say(f"The credentials of merchant {name} are accepted by {place} in {found.milliseconds} ms.")
+        elif found.result == "refused":
+            say(
+                f"The credentials of merchant {name} are refused by {place} ({found.reason}): check the user name and the password."
+            )
+        else:
+            say(
+                f"The gateway of merchant {name} is unavailable at {place} ({found.reason}): check the URL, and the way to it."
+            )
+        return _EXIT[found.result]
+
+    return on_database(data_dir, ask)
+
+
+@merchants.command(short_help="List who changed what of a merchant.")
+@data_dir
+@_NAME
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@_as_json
+def history(*, data_dir: Path, name: str, limit: int, as_json: bool) -> int:
+    """List who changed what of a merchant, the youngest first; `audit verify` proves it."""
+
+    async def tell(settings: Settings, db: Database) -> int:
+        from msgspec import to_builtins  # noqa: PLC0415
+
+        from orchestrator.audit import merchant_changes  # noqa: PLC0415
+
+        record = await _find(settings, db, name)
+        found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit)
+        if as_json:
+            say_json(json_of([to_builtins(entry) for entry in found]))
+            return 0
+        shown = table("at", "#", "action", "actor", "details")
+        for entry in found:
+            at = merchant_changes.time_of(entry)
+            details = json_of(entry.details)
+            shown.add_row(moment(at), str(entry.sequence), str(entry.action), entry.actor, details)
+        printer().print(shown)
+        return 0
+
+    return on_database(data_dir, tell)
+
+
+@merchants.command(short_help="Print the address for default notifications.")
+@data_dir
+@_NAME
+def url(*, data_dir: Path, name: str) -> int:
+    """Print the address to which a merchant's terminals may send what names no checkout.
+
+    Anyone who has this address can call it.
+    """
+
+    async def tell(settings: Settings, db: Database) -> int:
+        from orchestrator import callback_urls  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+
+        if await _merchants(settings, db).named(name) is None:
+            raise _unknown(name)
+        say(callback_urls.merchant_url(Encryptor(settings.secret_keys), settings.public_url, name))
+        return 0
+
+    return on_database(data_dir, tell)
+
+
+@merchants.command(short_help="Refuse a merchant's requests from now on.")
+@data_dir
+@_NAME
+def disable(*, data_dir: Path, name: str) -> int:
+    """Refuse a merchant's requests and orders.
+
+    What is under way is processed to its end, callbacks are taken, and events wait.
+    """
+    return _switch(data_dir, name, disabled=True)
+
+
+@merchants.command()
+@data_dir
+@_NAME
+def enable(*, data_dir: Path, name: str) -> int:
+    """Let a disabled merchant in again."""
+    return _switch(data_dir, name, disabled=False)
+
+
+def _switch(place: Path, name: str, *, disabled: bool) -> int:
+    said = f"Merchant {{}} is {'disabled' if disabled else 'enabled'}"
+    return _change(place, name, lambda known: known.disable(name, disabled=disabled), said)
+
+
+def _change(
+    place: Path,
+    name: str,
+    change: Callable[[Merchants], Awaitable[bool]],
+    said: str,
+    *,
+    then: Callable[[Database], Awaitable[None]] | None = None,
+) -> int:
+    """Change one merchant, run what follows from it, and print the result."""
+
+    async def write(settings: Settings, db: Database) -> int:
+        if not await change(_merchants(settings, db)):
+            raise _unknown(name)
+        if then is not None:
+            await then(db)
+        say(f"{said.format(name)}; within ten seconds everywhere.")
+        return 0
+
+    return on_database(place, write)
+
+
+def _policies(given: Sequence[str]) -> dict[str, str]:
+    from orchestrator.store.merchant_fields import policy  # noqa: PLC0415
+
+    changes = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"{pair!r} must be a policy and its value, as in late=keep")
+        changes[key.strip().replace("-", "_")] = value.strip()
+    for key, value in changes.items():
+        policy(key, value)  # what is wrong is said before anything is opened
+    return changes
+
+
+def _url(option: str, value: str) -> str:
+    from orchestrator.settings.values import http_url  # noqa: PLC0415
+
+    try:
+        return http_url(value)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {error}") from None
+
+
+def _unknown(name: str) -> Exception:
+    from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
+
+    return UnknownMerchant(name)
+
+
+def _merchants(settings: Settings, db: Database) -> Merchants:
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
+
+    return Merchants(db, Encryptor(settings.secret_keys), settings)
+
+
+async def _find(settings: Settings, db: Database, name: str) -> MerchantRecord:
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator.store import merchant_records  # noqa: PLC0415
+
+    found = await merchant_records.by_name(db, Encryptor(settings.secret_keys), settings, name)
+    if found is None:
+        raise _unknown(name)
+    return found

@@ -1,0 +1,373 @@
+"""Changes of merchants: added, changed, disabled, callback secrets set or rotated.
+
+Each change is one transaction with its entry in the record of changes (`audit.merchant_changes`), under the
+lock on the merchant's row. What is wrong is found before anything is written; no sentence repeats a secret.
+"""
+
+from __future__ import annotations
+
+import secrets as random_secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import UNSET, UnsetType
+from sqlalchemy import text
+
+from orchestrator.audit.merchant_changes import MerchantAction, record
+from orchestrator.store import merchant_accounts as accounts
+from orchestrator.store.columns import json_text
+from orchestrator.store.database import run
+from orchestrator.store.merchant_accounts import POLICIES_PURPOSE, RetiredSecret, policies_text
+from orchestrator.store.merchant_fields import (
+    MOST_SECRETS,
+    NAME,
+    GatewayNotAllowed,
+    MerchantRejected,
+    checked_gateway_url,
+    checked_password,
+    checked_secrets,
+    checked_username,
+    policy,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+
+OPERATOR: Final = "operator:command-line"
+"""Who changes merchants from the command line."""
+LONGEST_OVERLAP: Final = 30 * 86_400
+OVERLAP: Final = 86_400
+"""Seconds for which the callback secrets before a new one are valid, where nothing else is said."""
+_SECRET_BYTES: Final = 32
+
+_ADD = text("""
+    INSERT INTO merchants (name, gateway_url, merchant_api_url, username, password, callback_secrets, policies, policies_mac)
+    VALUES (:name, :gateway_url, :merchant_api_url, :username, :password, :callback_secrets, CAST(:policies AS jsonb), :mac)
+    ON CONFLICT (name) DO NOTHING RETURNING id
+""")
+_LOCK = text("""
+    SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
+           m.policies_mac, m.disabled_at, r.secrets AS retired, clock() AS now
+      FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
+     WHERE m.name = :name FOR NO KEY UPDATE OF m
+""")
+_SET = text("""
+    UPDATE merchants
+       SET gateway_url = :gateway_url, merchant_api_url = :merchant_api_url, username = :username, password = :password,
+           policies = CAST(:policies AS jsonb), policies_mac = :mac,
+           disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, clock()) END
+     WHERE id = :id
+""")
+_SET_SECRETS = text("UPDATE merchants SET callback_secrets = :secrets WHERE id = :id")
+_RETIRE = text("""
+    INSERT INTO retired_callback_secrets (merchant_id, secrets) VALUES (:id, :secrets)
+    ON CONFLICT (merchant_id) DO UPDATE SET secrets = excluded.secrets
+""")
+_FORGET = text("DELETE FROM retired_callback_secrets WHERE merchant_id = :id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MerchantUpdate:
+    """What is to change of a merchant; what is unset stays as it is."""
+
+    gateway_url: str | UnsetType = UNSET
+    merchant_api_url: str | UnsetType | None = UNSET
+    username: str | UnsetType = UNSET
+    password: str | UnsetType = field(default=UNSET, repr=False)
+    policies: Mapping[str, object] | UnsetType = UNSET
+    disabled: bool | UnsetType = UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """A callback secret that is valid from now on; `made` where it is our own, and then shown once. The
+    secrets before it are valid until `retired_until`; None: they ended at once, or there were none.
+    """
+
+    made: str | None = field(repr=False)
+    retired_until: datetime | None
+
+
+class MerchantWrites:
+    """The changes of merchants; `actor` of each is who asked for it."""
+
+    def __init__(self, db: Database, encryptor: Encryptor, settings: Settings) -> None:
+        self._db, self._encryptor, self._settings = db, encryptor, settings
+
+    def _changed(self) -> None:
+        """Take note that what was read before is outdated."""
+
+    async def add(
+        self,
+        name: str,
+        *,
+        gateway_url: str,
+        merchant_api_url: str | None,
+        username: str,
+        password: str,
+        callback_secrets: tuple[str, ...],
+        policies: Mapping[str, object] | None = None,
+        actor: str = OPERATOR,
+    ) -> bool:
+        """Add a merchant with a gateway account of its own; False if the name is taken.
+
+        `MerchantRejected` or `PolicyRejected` if a value is wrong, `GatewayNotAllowed` if the installation
+        names its gateways and not this one.
+        """
+        if not NAME.fullmatch(name):
+            raise MerchantRejected(
+                "name", "must be 1 to 63 small letters, digits, dots, hyphens or underscores"
+            )
+        # Without a gateway of its own a merchant has that of the settings, with its user name.
+        if gateway_url:
+            gateway_url = self._allowed("gateway URL", gateway_url)
+        if merchant_api_url is not None:
+            merchant_api_url = self._allowed("Merchant API URL", merchant_api_url)
+        username = checked_username(username) if gateway_url or username else ""
+        password = checked_password(password)
+        secrets = checked_secrets(callback_secrets)
+        chosen = {key: policy(key, value) for key, value in (policies or {}).items()}
+        purpose = accounts.password_purpose(name, gateway_url, merchant_api_url, username)
+        row = {
+            "name": name,
+            "gateway_url": gateway_url,
+            "merchant_api_url": merchant_api_url,
+            "username": username,
+            "password": self._encryptor.encrypt(password.encode(), purpose=purpose),
+            "callback_secrets": accounts.encrypted_secrets(self._encryptor, name, secrets),
+            "policies": json_text(chosen),
+            "mac": self._encryptor.sign(POLICIES_PURPOSE, policies_text(name, chosen)) if chosen else None,
+        }
+        details: dict[str, object] = {
+            "gatewayUrl": gateway_url,
+            "merchantApiUrl": merchant_api_url,
+            "username": username,
+            "callbackSecrets": len(secrets),
+            "policies": chosen,
+        }
+        async with self._db.transaction() as tx:
+            added = await run(tx, _ADD, row)
+            for merchant in added:
+                await self._record(tx, merchant.id, name, MerchantAction.ADDED, actor, details)
+        self._changed()
+        return bool(added)
+
+    async def change(self, name: str, update: MerchantUpdate, *, actor: str = OPERATOR) -> bool:
+        """Change some fields of a merchant in one transaction; False if there is none of this name.
+
+        Another URL or user name needs the password again: the stored one is for the previous ones.
+        `MerchantRejected`, `PolicyRejected` or `GatewayNotAllowed` if a value is wrong, and then nothing is
+        changed.
+        """
+        given = self._checked(update)
+        async with self._db.transaction() as tx:
+            found = await run(tx, _LOCK, {"name": name})
+            for row in found:
+                await self._write(tx, row, given, actor)
+        self._changed()
+        return bool(found)
+
+    async def disable(self, name: str, *, disabled: bool, actor: str = OPERATOR) -> bool:
+        """Disable (or enable again) a merchant; False if there is none of this name."""
+        return await self.change(name, MerchantUpdate(disabled=disabled), actor=actor)
+
+    async def set_password(self, name: str, password: str, *, actor: str = OPERATOR) -> bool:
+        """Give a merchant's API user another password, for the URLs and user name of its row.
+
+        False if there is none of this name, `MerchantRejected` if the password is wrong. The caller must have
+        seen the URLs: the password is sent there from now on.
+        """
+        return await self.change(name, MerchantUpdate(password=password), actor=actor)
+
+    async def set_policies(self, name: str, changes: Mapping[str, object], *, actor: str = OPERATOR) -> bool:
+        """Change some policies; `PolicyRejected` for what is none, and then nothing is changed.
+
+        False if there is no such merchant.
+        """
+        return await self.change(name, MerchantUpdate(policies=changes), actor=actor)
+
+    async def set_secrets(self, name: str, secrets: tuple[str, ...], *, actor: str = OPERATOR) -> bool:
+        """Set all of a merchant's callback secrets, newest first; none: callbacks are not checked. Retired
+        secrets end at once.
+
+        False if there is no such merchant, `MerchantRejected` if a secret is too short or holds a control
+        character.
+        """
+        secrets = checked_secrets(secrets)
+        async with self._db.transaction() as tx:
+            found = await run(tx, _LOCK, {"name": name})
+            for row in found:
+                encrypted = accounts.encrypted_secrets(self._encryptor, name, secrets)
+                await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
+                await run(tx, _FORGET, {"id": row.id})
+                details = {"callbackSecrets": len(secrets)}
+                await self._record(tx, row.id, name, MerchantAction.SECRETS_SET, actor, details)
+        self._changed()
+        return bool(found)
+
+    async def rotate_secret(
+        self, name: str, secret: str | None, *, overlap: float = OVERLAP, actor: str = OPERATOR
+    ) -> Rotated | None:
+        """Give a merchant a new callback secret: `secret`, or one that is made here. Those before it are
+        valid for `overlap` seconds more, and those that were retired before until their own end.
+
+        None if there is no such merchant; `MerchantRejected` if the secret is in use already or wrong, or if
+        too many would be valid at once.
+        """
+        made = None if secret is not None else random_secrets.token_urlsafe(_SECRET_BYTES)
+        (new,) = checked_secrets((secret if secret is not None else str(made),))
+        async with self._db.transaction() as tx:
+            for row in await run(tx, _LOCK, {"name": name}):
+                current = accounts.current_secrets(self._encryptor, row, self._settings)
+                earlier = accounts.retired_secrets(self._encryptor, row)
+                if new in current or any(new == known.secret for known in earlier):
+                    raise MerchantRejected("callback secret", "is in use already: take another one")
+                until = row.now.timestamp() + overlap
+                retired = [RetiredSecret(known, until) for known in current] if overlap > 0 else []
+                retired += earlier
+                if len(retired) >= MOST_SECRETS:
+                    problem = f"would be {len(retired) + 1} at once, and the most is {MOST_SECRETS}: wait until one ends, or take a shorter overlap"
+                    raise MerchantRejected("callback secrets", problem)
+                ends = accounts.moment(until) if current and overlap > 0 else None
+                await self._retire(tx, row, new, retired)
+                details = {
+                    "retired": len(retired),
+                    "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
+                    "made": made is not None,
+                }
+                await self._record(tx, row.id, name, MerchantAction.SECRET_ROTATED, actor, details)
+                break
+            else:
+                return None
+        self._changed()
+        return Rotated(made, ends)
+
+    async def _retire(
+        self, tx: AsyncConnection, row: Row[Any], new: str, retired: list[RetiredSecret]
+    ) -> None:
+        encrypted = accounts.encrypted_secrets(self._encryptor, row.name, (new,))
+        await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
+        if retired:
+            sealed = accounts.encrypted_retired(self._encryptor, row.name, retired)
+            await run(tx, _RETIRE, {"id": row.id, "secrets": sealed})
+        else:
+            await run(tx, _FORGET, {"id": row.id})
+
+    def _checked(self, update: MerchantUpdate) -> dict[str, Any]:
+        """Return what is to be changed, by the names of the columns; raises what is wrong with it."""
+        given: dict[str, Any] = {}
+        if update.gateway_url is not UNSET:
+            given["gateway_url"] = self._allowed("gateway URL", update.gateway_url)
+        if update.merchant_api_url is not UNSET:
+            url = update.merchant_api_url
+            given["merchant_api_url"] = None if url is None else self._allowed("Merchant API URL", url)
+        if update.username is not UNSET:
+            given["username"] = checked_username(update.username)
+        if update.password is not UNSET:
+            given["password"] = checked_password(update.password)
+        if update.policies is not UNSET:
+            given["policies"] = {key: policy(key, value) for key, value in update.policies.items()}
+        if update.disabled is not UNSET:
+            given["disabled"] = update.disabled
+        return given
+
+    async def _write(self, tx: AsyncConnection, row: Row[Any], given: dict[str, Any], actor: str) -> None:
+        url = given.get("gateway_url", row.gateway_url)
+        merchant_api = given.get("merchant_api_url", row.merchant_api_url)
+        username = given.get("username", row.username)
+        moved = (url, merchant_api, username) != (row.gateway_url, row.merchant_api_url, row.username)
+        if moved and "password" not in given:
+            problem = "must be given again with another gateway URL, Merchant API URL or user name: the stored one is for the previous ones"
+            raise MerchantRejected("password", problem)
+        sealed = row.password
+        if "password" in given:
+            purpose = accounts.password_purpose(row.name, url, merchant_api, username)
+            sealed = self._encryptor.encrypt(given["password"].encode(), purpose=purpose)
+        # What did not count before must not be signed along with what is changed now.
+        before = accounts.genuine(self._encryptor, row)
+        after = before | given.get("policies", {})
+        details = _difference(row, given, before)
+        if not details:
+            return
+        mac = row.policies_mac
+        if "policies" in given:
+            mac = self._encryptor.sign(POLICIES_PURPOSE, policies_text(row.name, after))
+        await run(
+            tx,
+            _SET,
+            {
+                "id": row.id,
+                "gateway_url": url,
+                "merchant_api_url": merchant_api,
+                "username": username,
+                "password": sealed,
+                "policies": json_text(after if "policies" in given else row.policies),
+                "mac": mac,
+                "disabled": given.get("disabled", row.disabled_at is not None),
+            },
+        )
+        action = MerchantAction.CHANGED
+        if details.keys() == {"disabled"}:
+            action = MerchantAction.DISABLED if given["disabled"] else MerchantAction.ENABLED
+        await self._record(tx, row.id, row.name, action, actor, details)
+
+    async def _record(  # noqa: PLR0917 - the words of an entry
+        self,
+        tx: AsyncConnection,
+        merchant_id: int,
+        name: str,
+        action: MerchantAction,
+        actor: str,
+        details: Mapping[str, object],
+    ) -> None:
+        await record(
+            tx,
+            self._encryptor,
+            merchant_id=merchant_id,
+            merchant=name,
+            action=action,
+            actor=actor,
+            details=details,
+        )
+
+    def _allowed(self, field_name: str, url: str) -> str:
+        checked = checked_gateway_url(field_name, url, self._settings)
+        if not self._settings.gateway_allowed(checked):
+            raise GatewayNotAllowed(checked)
+        return checked
+
+
+_SHOWN: Final = {
+    "gateway_url": "gatewayUrl",
+    "merchant_api_url": "merchantApiUrl",
+    "username": "username",
+}
+
+
+def _difference(row: Row[Any], given: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, object]:
+    """Return what an update changes of a row, as it is recorded: from and to, and of a password only that."""
+    found: dict[str, object] = {
+        shown: {"from": getattr(row, name), "to": given[name]}
+        for name, shown in _SHOWN.items()
+        if name in given and given[name] != getattr(row, name)
+    }
+    if "password" in given:
+        found["password"] = "changed"  # noqa: S105 - a word of the record
+    changed = {
+        name: {"from": policies.get(name), "to": value}
+        for name, value in given.get("policies", {}).items()
+        if policies.get(name) != value
+    }
+    if changed:
+        found["policies"] = changed
+    if "disabled" in given and given["disabled"] != (row.disabled_at is not None):
+        found["disabled"] = given["disabled"]
+    return found
