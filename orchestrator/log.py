@@ -19,6 +19,7 @@ import re
 import sys
 import threading
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from logging.handlers import WatchedFileHandler
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -271,8 +272,8 @@ def write_plain(name: str, records: Sequence[dict[str, Any]]) -> None:
     """Write records of a logger that hold no free text and nothing to hide, at once and past the steps of
     ordinary lines.
 
-    Each has `event` and `timestamp`; the caller answers for every value. On a console they go the ordinary
-    way.
+    Each has `event`, and `timestamp` where that is not now; the caller answers for every value. On a console
+    they go the ordinary way.
     """
     if _console:
         for record in records:
@@ -280,8 +281,9 @@ def write_plain(name: str, records: Sequence[dict[str, Any]]) -> None:
         return
     if not logging.getLogger(name).isEnabledFor(logging.INFO):
         return
-    about = {"level": "info", "logger": name}
-    text = b"\n".join(_ENCODER.encode(record | about) for record in records).decode()
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    about = {"timestamp": now, "level": "info", "logger": name}
+    text = b"\n".join(_ENCODER.encode(about | record) for record in records).decode()
     for handler in logging.getLogger().handlers:
         handler.handle(logging.makeLogRecord({"name": PLAIN, "levelno": logging.INFO, "msg": text}))
 

@@ -366,6 +366,12 @@ async def served(db: Database) -> list[Webhook]:
     return [_read(row) for row in await db.read(_SERVED)]
 
 
+async def exist(db: Database) -> bool:
+    """Say whether there is any endpoint, paused ones too."""
+    (row,) = await db.read(_ANY)
+    return bool(row.found)
+
+
 async def failed(db: Database, webhook: UUID) -> None:
     """Note the first failure since the last delivery."""
     await db.write(_FAILED, {"id": webhook})
@@ -407,9 +413,8 @@ async def release_probe(db: Database, webhook: UUID) -> None:
 
 async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
     """Return what is wrong with deliveries, a sentence each; endpoints are named by their ids."""
-    (row,) = await db.read(_ANY)
     found = []
-    if row.found and not any(process.kind == "deliverer" and process.alive for process in processes):
+    if await exist(db) and not any(process.kind == "deliverer" and process.alive for process in processes):
         found.append("no deliverer is alive: events for webhooks are stored, and wait")
     for row in await db.read(_TROUBLES):
         name = f"webhook {row.id}"

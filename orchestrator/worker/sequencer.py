@@ -2,9 +2,9 @@
 no longer kept.
 
 It is woken after each commit of this process that wrote events, so a position follows within some
-milliseconds. About once a second it also checks for events of other processes: those of the API, and those of
-a worker that was killed after its commit. Each worker has a sequencer, and an advisory lock allows one at a
-time to give positions. No move waits for it.
+milliseconds, or within a tenth of a second where no endpoint exists. About once a second it also checks for
+events of other processes: those of the API, and those of a worker that was killed after its commit. Each
+worker has a sequencer, and an advisory lock allows one at a time to give positions. No move waits for it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
-from orchestrator.store import events
+from orchestrator.store import events, webhooks
 
 if TYPE_CHECKING:
     from orchestrator.store.database import Database
@@ -26,6 +26,10 @@ INTERVAL: Final = 1.0
 """Seconds after which it checks for events without a position that it was not woken for."""
 GATHER: Final = 0.02
 """Seconds between two lists, in which the next list gathers while many events come."""
+GATHER_FOR_READERS: Final = 0.1
+"""The same where no endpoint exists and only readers of the feed wait: longer lists cost less."""
+LOOK_FOR_ENDPOINTS_EVERY: Final = 5.0
+"""Seconds between two checks whether an endpoint exists."""
 FORGET_EVERY: Final = 600.0
 """Seconds between two checks for events that are no longer kept."""
 CLOSING: Final = 2.0
@@ -42,6 +46,7 @@ class Sequencer:
         self._woken = asyncio.Event()
         # Not all workers of an installation at once.
         self._forget_at = time.monotonic() + random.uniform(0.1, 1.0) * FORGET_EVERY  # noqa: S311 - jitter
+        self._gather, self._look_at = GATHER, 0.0
 
     def wake(self) -> None:
         """Note that events were committed; returns at once."""
@@ -57,13 +62,20 @@ class Sequencer:
                 pass
             try:
                 await self.number()
-                if time.monotonic() >= self._forget_at:
-                    await self.forget()
-                    self._forget_at = time.monotonic() + FORGET_EVERY
+                await self._now_and_then()
             except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                 _log.warning("events_not_numbered", **log.cause(error))
                 await asyncio.sleep(INTERVAL)
-            await asyncio.sleep(GATHER)
+            await asyncio.sleep(self._gather)
+
+    async def _now_and_then(self) -> None:
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._gather = GATHER if await webhooks.exist(self._db) else GATHER_FOR_READERS
+            self._look_at = now + LOOK_FOR_ENDPOINTS_EVERY
+        if now >= self._forget_at:
+            await self.forget()
+            self._forget_at = time.monotonic() + FORGET_EVERY
 
     async def number(self) -> None:
         """Give every event that is committed by now its position, or leave that to the process that does so

@@ -17,8 +17,9 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.domain import events as told
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import State
-from orchestrator.store import events
+from orchestrator.store import events, webhooks
 from orchestrator.store.database import Database
+from orchestrator.worker import sequencer as worker_sequencer
 from orchestrator.worker.sequencer import Sequencer
 from tests.support.factories import Breaking
 from tests.support.factories import core as another
@@ -222,6 +223,22 @@ async def test_events_that_a_killed_worker_left_without_a_position_get_positions
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert (await events.feed(core.db, 1)).last == 1
+
+
+async def test_a_sequencer_gathers_longer_lists_while_no_endpoint_exists(core, monkeypatch):
+    monkeypatch.setattr(worker_sequencer, "LOOK_FOR_ENDPOINTS_EVERY", 0.0)
+    sequencer = Sequencer(core.db, retention=86_400.0)
+    await sequencer._now_and_then()
+    assert sequencer._gather == worker_sequencer.GATHER_FOR_READERS
+    made = await webhooks.add(
+        core.db, core.encryptor, merchant_id=1, url="https://shop.example/hooks", description="", kinds=None,
+        content="thin", secret=b"s" * 32,
+    )  # fmt: skip
+    await sequencer._now_and_then()
+    assert sequencer._gather == worker_sequencer.GATHER
+    await webhooks.delete(core.db, made.id, merchant_id=1)
+    await sequencer._now_and_then()
+    assert sequencer._gather == worker_sequencer.GATHER_FOR_READERS
 
 
 async def test_a_sequencer_goes_on_after_an_error(core, monkeypatch):

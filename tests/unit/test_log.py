@@ -371,3 +371,13 @@ def test_whatever_a_process_writes_is_json_where_the_log_is():
         "critical"
     ] * 2
     assert all("ZeroDivisionError" in line["exception"] for line in lines if line["event"] == "thread_broke")
+
+
+@pytest.mark.parametrize("written", ["json"], indirect=True)
+def test_plain_records_are_lines_with_level_logger_and_their_own_time_or_now(written):
+    then = "2026-01-02T03:04:05.678901Z"
+    log.write_plain("orchestrator.test", [{"event": "first", "timestamp": then}, {"event": "second", "n": 1}])
+    first, second = (json.loads(line) for line in written().splitlines())
+    assert first == {"event": "first", "timestamp": then, "level": "info", "logger": "orchestrator.test"}
+    assert (second["event"], second["n"], second["level"]) == ("second", 1, "info")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", second["timestamp"])
