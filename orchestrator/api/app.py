@@ -153,7 +153,7 @@ def _routes() -> list[BaseRoute]:
     app.router.routes[:0] = [
         Route("/v1/checkouts", checkouts.accept, methods=["POST"]),
         Route("/v1/checkouts/batch", checkouts.accept_batch, methods=["POST"]),
-        Route("/v1/checkouts/batch", problems.only_post, methods=["GET"]),
+        Route("/v1/checkouts/batch", problems.only_post, methods=["GET", "PATCH"]),
         Route(
             "/callbacks/merchant/{merchant}/{signed}", callbacks.accept_for_merchant, methods=["POST", "GET"]
         ),

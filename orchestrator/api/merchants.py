@@ -142,7 +142,7 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
     """
     services, caller = await _admitted(request, WRITE)
     body = await _Body.of(request, shapes.RotateCallbackSecret)
-    secret, overlap = body.optional("secret") if "secret" in body.given else None, body.overlap()
+    secret, overlap = body.required("secret") if "secret" in body.given else None, body.overlap()
     body.judge()
     with _refusing():
         async with asyncio.timeout(DATABASE_TIMEOUT):

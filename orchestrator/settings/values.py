@@ -130,6 +130,7 @@ def safe_url(value: str) -> str:
 
 
 LEAST_CALLBACK_SECRET: Final = 6
+LONGEST_CALLBACK_SECRET: Final = 255
 """Characters. The gateway's own webhook secrets have 16 at least; the shared secret of a terminal may be
 shorter (D6, C5)."""
 
@@ -140,6 +141,9 @@ def callback_secret(value: str) -> str:
     """
     if len(value) < LEAST_CALLBACK_SECRET:
         message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
+        raise ValueError(message)
+    if len(value) > LONGEST_CALLBACK_SECRET:
+        message = f"must have at most {LONGEST_CALLBACK_SECRET} characters, and has {len(value)}"
         raise ValueError(message)
     if not value.isprintable() or value != value.strip():
         message = "must not hold control characters, nor spaces at its ends: copy it without the line break"

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from uuid import UUID
 
 from celery import signals
@@ -102,6 +103,8 @@ def run_worker(settings: Settings) -> int:
     _bridge = Bridge(settings, fault=failed)
     _bridge.start()
     try:
+        # Until Celery has a handler of its own; work may be in hand by now.
+        signal.signal(signal.SIGTERM, _end_while_starting)
         worker = app.Worker(
             hostname=f"orchestrator-{os.getpid()}@{socket.gethostname()}",
             pool_cls="threads",
@@ -121,6 +124,10 @@ def run_worker(settings: Settings) -> int:
     # Celery gives SIGINT a status of its own; a warm shutdown that was asked for is no failure, by whichever
     # signal.
     return 0 if asked == ["Warm"] else int(worker.exitcode or 0)
+
+
+def _end_while_starting(*_: object) -> NoReturn:
+    raise SystemExit(0)
 
 
 def _own_logging(**_: object) -> None:

@@ -18,6 +18,8 @@ def test_a_running_worker_takes_a_new_merchant_and_its_changed_credentials(serve
         installation.start_all()
         added = ("add", "second", "--gateway-url", installation.sandbox_url, "--username", "shop")
         merchants(installation, *added, given="wrong\n\n")
+        # An unknown name is looked up once a second at most.
+        time.sleep(2)
         refused = installation.order(merchant="second")
         installation.until(
             lambda: installation.sql("SELECT attention FROM checkouts WHERE id = %s", refused)[0][

@@ -43,6 +43,8 @@ OUTSIDE = {
     "ORCHESTRATOR_GATEWAY_PASSWORD": "a password",
     "ORCHESTRATOR_PUBLIC_URL": "http://127.0.0.1:8000",
     "ORCHESTRATOR_WEBHOOK_ALLOWED_NETWORKS": '["10.20.0.0/16"]',
+    "ORCHESTRATOR_BROWSER_ORIGINS": '["https://shop.example"]',
+    "ORCHESTRATOR_HSTS_MAX_AGE": "31536000",
 }
 """What a person gives to compose, beside the servers' passwords."""
 

@@ -56,7 +56,7 @@ def page(document: Mapping[str, Any]) -> str:
     events = document.get("deliveries")
     parts = (*_head(document), *_shown(document), *_designs(document), *_product(document))
     told = (delivery_report.section(events),) if events else ()
-    return "\n\n".join((*parts, *told, APART.read_text(encoding="utf-8")))
+    return "\n\n".join((*parts, APART.read_text(encoding="utf-8").rstrip("\n"), *told)) + "\n"
 
 
 def _head(document: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ def oid(url):
     return asked(url, "SELECT oid FROM pg_database WHERE datname = current_database()")
 
 
-def test_a_database_is_used_again_under_a_new_name_with_the_content_of_a_new_database(databases):
+def used_again(databases) -> bool:
     with databases.database() as first:
         used, fresh = oid(first), asked(first, CONTENT)
         asked(
@@ -34,11 +34,18 @@ def test_a_database_is_used_again_under_a_new_name_with_the_content_of_a_new_dat
         left = psycopg.connect(first)
     with databases.database() as second:
         assert second != first
-        assert (oid(second), asked(second, CONTENT)) == (used, fresh)
+        assert asked(second, CONTENT) == fresh
         assert asked(second, "INSERT INTO merchants (name) VALUES ('second') RETURNING id") == (2,)
+        same = oid(second) == used
     with pytest.raises(psycopg.OperationalError):
         left.execute("SELECT 1")
     left.close()
+    return same
+
+
+def test_a_database_is_used_again_under_a_new_name_with_the_content_of_a_new_database(databases):
+    # Autovacuum gathers statistics at any moment, and a database that has them is not used again.
+    assert any(used_again(databases) for _ in range(3))
 
 
 @pytest.mark.parametrize(

@@ -245,9 +245,9 @@ class Shop(Scene):
         assert answer.is_success, answer.text
         return str(answer.json()["url"])
 
-    async def submit(self, page: str, *, card: str = GOOD_CARD) -> Any:
-        """Pay by card at the gateway's page; return what the shopper's browser gets."""
-        form = {"action": "pay", "card_number": card, "expiry": "12/39", "cvc": "123"}
+    async def submit(self, page: str, *, card: str = GOOD_CARD, action: str = "pay") -> Any:
+        """Press a button of the gateway's page; return what the shopper's browser gets."""
+        form = {"action": action, "card_number": card, "expiry": "12/39", "cvc": "123"}
         return await self.http.post(page, data=form)
 
     async def told(self, checkout: UUID, **expected: int) -> list[dict[str, Any]]:

@@ -312,7 +312,7 @@ FACTS = {
     "operation": "o", "sends": 3, "attention": {"code": "late_payment"},
 }  # fmt: skip
 RESULT_FACTS = {
-    **FACTS, "operations": ["o"], "finding": "paid", "asked": 1, "version": 2, "orderId": "A-1001", "transactions": ["7", "8"],
+    **FACTS, "operations": ["o"], "finding": "paid", "asked": 1, "version": 2, "field": "order.amount", "problem": "is missing", "orderId": "A-1001", "transactions": ["7", "8"],
     "ordered": "DKK", "payments": [{"transaction": "7", "amount": 100, "currency": "DKK"}], "attention": "charged_back",
 }  # fmt: skip
 

@@ -102,6 +102,7 @@ WRONG = {
     ("GATEWAY_USERNAME", "sh\rop"): "must not hold line breaks",
     ("GATEWAY_PASSWORD", "hu\nsh"): "must not hold line breaks",
     ("GATEWAY_SECRETS", '["x"]'): "must have at least 6 characters",
+    ("GATEWAY_SECRETS", f'["{"x" * 256}"]'): "must have at most 255 characters, and has 256",
     ("GATEWAY_SECRETS", '["a se\\ncret"]'): "must not hold control characters",
     ("API_CONNECTIONS", "1"): "greater than or equal to 16",
     ("LOG_LEVEL", "INFO"): "must be 'debug', 'info', 'warning' or 'error'",

@@ -132,12 +132,14 @@ class Configuration(Shape, kw_only=True):
     payment_type: Literal["PAYMENT"]
     auto_capture: Annotated[bool, about("The gateway captures by itself")] | UnsetType = UNSET
     payment_display_type: (
-        Annotated[str, about(None, "REDIRECT", pattern="^[A-Z_]+$", maxLength=50)] | UnsetType
+        Annotated[str, about("Empty: as if absent", "REDIRECT", pattern="^[A-Z_]*$", maxLength=50)]
+        | UnsetType
     ) = UNSET
     country: Country | UnsetType = UNSET
-    language: Annotated[str, about("ISO 639-1", "da", pattern="^[A-Za-z]{2}$", maxLength=2)] | UnsetType = (
-        UNSET
-    )
+    language: (
+        Annotated[str, about("ISO 639-1; empty: as if absent", "da", pattern="^([A-Za-z]{2})?$", maxLength=2)]
+        | UnsetType
+    ) = UNSET
     body_format: Annotated[BodyFormat, about("The same as callbacks.bodyFormat")] | UnsetType = UNSET
 
 

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from orchestrator.api.contract.values import MOST_ITEMS, Shape, Text, Time, about
 from orchestrator.audit.merchant_changes import MerchantAction
 from orchestrator.gateway.credentials import Result
-from orchestrator.settings.values import LEAST_CALLBACK_SECRET
+from orchestrator.settings.values import LEAST_CALLBACK_SECRET, LONGEST_CALLBACK_SECRET
 from orchestrator.store.merchant_fields import (
     LONGEST_CREDENTIAL,
     MAX_LOOKUPS_PER_MINUTE,
@@ -27,7 +27,6 @@ from orchestrator.store.merchant_writes import LONGEST_OVERLAP, OVERLAP
 MERCHANT_PAGE: Final = 100
 CHANGE_PAGE: Final = 200
 LONGEST_URL: Final = 2048
-LONGEST_SECRET: Final = 255
 
 Name = Annotated[str, about("Stands in its tokens", "shop2", pattern=f"^{NAME.pattern}$", maxLength=63)]
 Url = Annotated[
@@ -35,7 +34,7 @@ Url = Annotated[
 ]
 Username = Annotated[str, about("The gateway's API user", minLength=1, maxLength=LONGEST_CREDENTIAL)]
 Password = Annotated[str, about("Its password; never shown", minLength=1, maxLength=LONGEST_CREDENTIAL)]
-Secret = Annotated[str, about(minLength=LEAST_CALLBACK_SECRET, maxLength=LONGEST_SECRET)]
+Secret = Annotated[str, about(minLength=LEAST_CALLBACK_SECRET, maxLength=LONGEST_CALLBACK_SECRET)]
 Count = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 Lookups = Annotated[int, about(minimum=1, maximum=MAX_LOOKUPS_PER_MINUTE)]
 

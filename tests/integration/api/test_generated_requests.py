@@ -1,5 +1,5 @@
 """Requests that Schemathesis makes from the OpenAPI document, valid and invalid: with every check that it
-has the API does what its document says, with a full token and with a client token.
+has the API does what its document says, with a full token, the operator's and a client token.
 """
 
 from __future__ import annotations
@@ -85,14 +85,31 @@ parameters = { "query.wait" = 0 }
 
 
 def full_token() -> str:
-    return auth.issue(
-        make_settings(), merchant="default", scopes=auth.SCOPES, lifetime=3600, subject="generated"
-    )
+    scopes = auth.SCOPES - auth.OPERATOR_SCOPES
+    return auth.issue(make_settings(), merchant="default", scopes=scopes, lifetime=3600, subject="generated")
+
+
+def operator_token() -> str:
+    scopes, merchant = auth.OPERATOR_SCOPES, auth.OPERATOR
+    return auth.issue(make_settings(), merchant=merchant, scopes=scopes, lifetime=3600, subject="generated")
 
 
 def test_generated_requests_with_a_full_token_find_nothing_wrong(server, database_url, tmp_path):
     taken = checkout_of(server, database_url)
     run(server, tmp_path, full_token(), checkout=taken["id"], examples=2, seconds=110)
+
+
+def test_generated_requests_of_the_operator_find_nothing_wrong(server, database_url, tmp_path):
+    taken = checkout_of(server, database_url)
+    run(
+        server,
+        tmp_path,
+        operator_token(),
+        checkout=taken["id"],
+        examples=5,
+        seconds=110,
+        only="^/v1/merchants",
+    )
 
 
 def test_generated_requests_with_a_client_token_find_nothing_wrong(server, database_url, tmp_path):
@@ -110,10 +127,10 @@ def test_generated_requests_with_a_client_token_find_nothing_wrong(server, datab
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("kind", ["full", "client"])
+@pytest.mark.parametrize("kind", ["full", "operator", "client"])
 def test_many_generated_requests_find_nothing_wrong(server, database_url, tmp_path, kind):
     taken = checkout_of(server, database_url)
-    token = full_token() if kind == "full" else taken["clientToken"]
+    token = {"full": full_token, "operator": operator_token, "client": lambda: taken["clientToken"]}[kind]()
     run(server, tmp_path, token, checkout=taken["id"], examples=50, seconds=1100)
 
 
