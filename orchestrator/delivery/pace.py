@@ -4,8 +4,10 @@ answers.
 The allowance grows with each delivery that succeeds, and shrinks to three fifths when the endpoint is
 overloaded (429, 502, 503, 504, no connection, no answer). The allowance at the overload is stored: it is
 approached fast, and passed slowly, so that few deliveries are refused. Below one it means a distance in time:
-at an allowance of a half, a delivery begins when twice the time of an answer has passed. Pure values; the
-caller gives the time in seconds of any clock that does not go back.
+at an allowance of a half, a delivery begins when twice the time of an answer has passed. That time is the one
+that answers took while the allowance was one or more: a rate that an endpoint takes has nothing to do with
+how fast it answers one delivery at a time. Pure values; the caller gives the time in seconds of any clock
+that does not go back.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ FIRST: Final = 4.0
 LEAST: Final = 1 / 1024
 DECREASE: Final = 0.6
 NEAR: Final = 0.75
-PAST: Final = 1.05
-"""Between these parts of where it was refused last, the allowance grows slowly."""
+FAR: Final = 4.0
+"""Between these parts of where it was refused last, the allowance grows slowly: an endpoint may bear more for
+a moment than it bears for long."""
 SLOWLY: Final = 0.002
+CAREFULLY: Final = 0.03
+"""Parts of the usual growth: near to where it was refused last, and beyond it."""
 SHORTEST: Final = 0.001
 """Seconds that an answer counts as at least."""
 LONGEST_DISTANCE: Final = 60.0
@@ -57,8 +62,10 @@ class Pace:
         """Note an answer that took the event."""
         self._end(began, now)
         grown = min(1 / self.allowance, self.allowance * 0.1)
-        if self._ceiling is not None and NEAR * self._ceiling <= self.allowance <= PAST * self._ceiling:
-            grown *= SLOWLY
+        if self._ceiling is not None:
+            passed = self.allowance / self._ceiling
+            if NEAR <= passed < FAR:
+                grown *= min(max((passed - 1) ** 3, SLOWLY), CAREFULLY)
         self.allowance = min(self.allowance + grown, float(self.limit))
 
     def refused(self, began: float, now: float) -> None:
@@ -84,8 +91,10 @@ class Pace:
 
         Failures before that say nothing about the load that it takes now.
         """
+        self._ceiling = None
         self.allowance, self.begins_at = min(1.0, float(self.limit)), float("-inf")
 
     def _end(self, began: float, now: float) -> None:
         self.in_flight -= 1
-        self._seconds += _SMOOTHING * (max(now - began, SHORTEST) - self._seconds)
+        if self.allowance >= 1:
+            self._seconds += _SMOOTHING * (max(now - began, SHORTEST) - self._seconds)

@@ -72,9 +72,14 @@ class Bucket:
         return True
 
 
-def drain(pace: Pace, receiver: Bucket, *, number: int) -> float:
+def drain(
+    pace: Pace, receiver: Bucket, *, number: int, wait: float = 0.2, unsteady: float | None = None
+) -> float:
     """Send so many, each as soon as the pace lets it, in steps of half a millisecond; return how long it
     took.
+
+    `wait`: seconds in which nothing begins after an overload. `unsteady`: how much the logarithm of an
+    answer's time varies; otherwise it varies by a tenth.
     """
     now, under_way = 0.0, []
     while receiver.taken < number:
@@ -84,10 +89,11 @@ def drain(pace: Pace, receiver: Bucket, *, number: int) -> float:
             if well:
                 pace.succeeded(began, now)
             else:
-                pace.overloaded(began, now, wait=0.2)
+                pace.overloaded(began, now, wait=wait)
         for _ in range(max(pace.free(now), 0)):
             began = pace.begin(now)
-            under_way.append((now + receiver.seconds * random.uniform(0.9, 1.1), began, receiver.takes(now)))
+            slower = random.lognormvariate(0, unsteady) if unsteady else random.uniform(0.9, 1.1)
+            under_way.append((now + receiver.seconds * slower, began, receiver.takes(now)))
         now += 0.0005
     return now
 
@@ -106,6 +112,18 @@ def test_a_receiver_that_comes_back_gets_what_it_can_process_and_refuses_less_th
     assert receiver.refused / (receiver.taken + receiver.refused) < 0.01
     bearable = min(rate, 64 / seconds)
     assert receiver.taken / took > 0.5 * bearable, "and it is not starved either"
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seconds", [0.002, 0.004, 0.008])
+def test_a_rate_is_kept_though_answers_take_unsteady_times_and_a_reserve_hides_the_overload(seconds, seed):
+    random.seed(seed)
+    receiver = Bucket(150, seconds, burst=30)
+    pace = Pace(64)
+    pace.restart()
+    took = drain(pace, receiver, number=4000, wait=0.0, unsteady=0.6)
+    assert receiver.refused / (receiver.taken + receiver.refused) < 0.01
+    assert receiver.taken / took > 0.5 * receiver.rate
 
 
 def test_an_allowance_grows_to_the_limit_and_shrinks_once_for_one_overload():
