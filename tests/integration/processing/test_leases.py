@@ -183,7 +183,8 @@ async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_tim
 ):
     async with scene(database_url, gateway_url, timeout=0.2) as world:
         checkout = await world.accept()
-        await world.plan(checkout, delayMs={"session": 2000})
+        # Long enough for Postgres to be away before the answer comes, however busy the machine is.
+        await world.plan(checkout, delayMs={"session": 6000})
         carrying = asyncio.create_task(world.process(checkout))
         await world.until_state(checkout, "authenticated")
         name = database_url.partition("?")[0].rpartition("/")[2]
