@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -50,6 +50,27 @@ async def test_a_merchant_reads_its_own_page_by_page_and_by_order(core):
     assert [(row.id, row.problems) for row in page] == [(kept[1].id, kept[1].problems)]
     every = await rejected.latest(core.db, limit=5)
     assert {row.id for row in every} == {each.id for each in kept}
+
+
+async def test_those_of_one_code_are_read_from_the_oldest_on(core):
+    kept = [
+        rejection("m-1", code="token_expired"),
+        rejection("m-2"),
+        rejection("m-3", code="token_expired", merchant_id=None),
+        rejection("m-4", code="token_expired"),
+    ]
+    await rejected.store(core.db, core.encryptor, kept)
+    expired = sorted(each.id for each in kept if each.code == "token_expired")
+
+    async def found(merchant_id: int | None, after: UUID, limit: int) -> list[UUID]:
+        rows = await rejected.with_code(
+            core.db, "token_expired", merchant_id=merchant_id, after=after, limit=limit
+        )
+        return [row.id for row in rows]
+
+    assert await found(None, UUID(int=0), 2) == expired[:2]
+    assert await found(None, expired[1], 5) == expired[2:]
+    assert await found(1, UUID(int=0), 5) == sorted((kept[0].id, kept[3].id))
 
 
 async def test_what_was_sent_is_shown_only_where_a_key_decrypts_it(core):
