@@ -36,20 +36,23 @@ SEALED = "sealed:"
 SENDERS = """
     SELECT b.id, b.checkout_id, i.data_key, b.content_type, b.headers, b.source
       FROM callbacks b LEFT JOIN intents i ON i.checkout_id = b.checkout_id
-     WHERE b.id > %s AND (b.content_type <> '' OR b.headers <> '{}' OR b.source IS NOT NULL) ORDER BY b.id LIMIT %s
+     WHERE b.id > %s AND (b.content_type <> '' OR b.headers <> '{}' OR b.source IS NOT NULL)
+     ORDER BY b.id LIMIT %s
 """
 SENDERS_BACK = """
-    SELECT b.id, b.checkout_id, i.data_key, b.sender FROM callbacks b LEFT JOIN intents i ON i.checkout_id = b.checkout_id
+    SELECT b.id, b.checkout_id, i.data_key, b.sender
+      FROM callbacks b LEFT JOIN intents i ON i.checkout_id = b.checkout_id
      WHERE b.id > %s AND b.sender IS NOT NULL ORDER BY b.id LIMIT %s
 """
 COMMANDS = """
-    SELECT k.id, k.checkout_id, i.data_key, k.reason, k.merchant_id, k.kind, k.actor, k.expected_version, k.arguments, k.mac
+    SELECT k.id, k.checkout_id, i.data_key, k.reason, k.merchant_id, k.kind, k.actor, k.expected_version,
+           k.arguments, k.mac
       FROM commands k LEFT JOIN intents i ON i.checkout_id = k.checkout_id
      WHERE k.id > %s AND k.reason IS NOT NULL ORDER BY k.id LIMIT %s
 """
 OPERATIONS = """
-    SELECT o.id, o.checkout_id, i.data_key, o.reason, o.merchant_id, o.transaction_id, o.kind, o.amount, o.currency, o.cause, o.actor,
-           o.command_id, o.state, o.total_before, o.attempts, o.mac
+    SELECT o.id, o.checkout_id, i.data_key, o.reason, o.merchant_id, o.transaction_id, o.kind, o.amount,
+           o.currency, o.cause, o.actor, o.command_id, o.state, o.total_before, o.attempts, o.mac
       FROM money_operations o LEFT JOIN intents i ON i.checkout_id = o.checkout_id
      WHERE o.id > %s AND o.reason IS NOT NULL AND o.cause = 'asked' ORDER BY o.id LIMIT %s
 """
@@ -105,8 +108,8 @@ class Keys:
             keys = context.config.attributes.get("secret_keys")
             if not keys:
                 message = (
-                    "there are callbacks or reasons of commands to be encrypted, and ORCHESTRATOR_SECRET_KEYS is not set: give this "
-                    "migration the keys that the installation runs with"
+                    "there are callbacks or reasons of commands to be encrypted, and ORCHESTRATOR_SECRET_KEYS "
+                    "is not set: give this migration the keys that the installation runs with"
                 )
                 raise CommandError(message)
             self._encryptor = Encryptor(keys)

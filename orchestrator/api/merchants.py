@@ -12,19 +12,19 @@ import asyncio
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import msgspec
 from fastapi import Query, Request
 from msgspec import UNSET
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads annotations at run time
 
 from orchestrator import log
-from orchestrator.api import dependencies, request_body
+from orchestrator.api import dependencies
+from orchestrator.api.body_fields import BodyFields
 from orchestrator.api.contract import merchants as shapes
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.audit import merchant_changes
 from orchestrator.gateway import credentials
-from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
+from orchestrator.intents.fields import Fields, kind_of, shown
 from orchestrator.processing import lookup_budget
 from orchestrator.store import merchant_records
 from orchestrator.store.database import is_away
@@ -44,7 +44,6 @@ PATH: Final = "/v1/merchants"
 WRITE: Final = "merchants:write"
 READ: Final = ("merchants:read", WRITE)
 """One of them is enough."""
-BODY_BYTES: Final = 32 * 1024
 _LAST: Final = 2**31 - 1
 _FIELDS: Final = {
     "gateway URL": "gatewayUrl",
@@ -141,8 +140,11 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
     Those before it are valid for a day more, or for as long as `overlap` says.
     """
     services, caller = await _admitted(request, WRITE)
-    body = await _Body.of(request, shapes.RotateCallbackSecret)
-    secret, overlap = body.required("secret") if "secret" in body.given else None, body.overlap()
+    body = await _Body.of(request, shapes.RotateCallbackSecret, optional=True)
+    secret, overlap = (
+        body.required("secret") if "secret" in body.given else None,
+        body.overlap(OVERLAP, most=LONGEST_OVERLAP),
+    )
     body.judge()
     with _refusing():
         async with asyncio.timeout(DATABASE_TIMEOUT):
@@ -248,6 +250,7 @@ async def _read_again(services: Services) -> None:
         async with asyncio.timeout(DATABASE_TIMEOUT):
             await services.merchants.everyone()
     except Exception as error:
+        # The secret is stored: where Postgres went away since, this process reads it with the next refresh.
         if not is_away(error):
             raise
 
@@ -305,31 +308,12 @@ def _told(record: MerchantRecord) -> shapes.Merchant:
     )
 
 
-class _Body(Fields):
-    """The body of a request, of which every problem of its form is said at once; none repeats a value."""
+class _Body(BodyFields):
+    """The body of a request; none of its problems repeats a value."""
 
-    __slots__ = ("given",)
-
-    def __init__(self, raw: bytes, shape: type[msgspec.Struct]) -> None:
-        super().__init__()
-        self.given = self._object(raw)
-        known = frozenset(shape.__struct_encode_fields__)
-        for name in sorted(self.given.keys() - known):
-            self.wrong(shown(name), f"is not a known field: {hint(name, known)}")
-
-    @classmethod
-    async def of(cls, request: Request, shape: type[msgspec.Struct]) -> _Body:
-        """Read the body of a request."""
-        optional = shape is shapes.RotateCallbackSecret
-        return cls(await request_body.read_json(request, limit=BODY_BYTES, optional=optional), shape)
-
-    def judge(self) -> None:
-        """Refuse the request if anything is wrong with it."""
-        if self.problems:
-            first = self.problems[0]
-            raise Refusal(
-                422, f"{first.field}: {first.message}", kind="invalid-merchant", errors=self.problems
-            )
+    __slots__ = ()
+    limit = 32 * 1024
+    kind = "invalid-merchant"
 
     def required(self, name: str) -> str:
         """Read a text as it is; what it may hold is judged with the merchant."""
@@ -360,31 +344,4 @@ class _Body(Fields):
         if isinstance(given, dict):
             return given
         self.wrong("policies", f"must be an object, not {kind_of(given)}")
-        return {}
-
-    def overlap(self) -> int:
-        """Read for how many seconds the secrets before are valid."""
-        match self.given.get("overlap", OVERLAP):
-            case bool():
-                pass
-            case int(seconds) if 0 <= seconds <= LONGEST_OVERLAP:
-                return seconds
-            case _:
-                pass
-        self.wrong("overlap", f"must be a whole number of seconds from 0 to {LONGEST_OVERLAP} (30 days)")
-        return 0
-
-    def _object(self, raw: bytes) -> dict[str, Any]:
-        if not raw:
-            return {}
-        try:
-            body = msgspec.json.decode(raw)
-        except (ValueError, RecursionError):
-            raise Refusal(422, "the body is not JSON", kind="invalid-merchant") from None
-        if (name := repeated_name(raw)) is not None:
-            self.problems.append(repeated(name))
-        if isinstance(body, dict):
-            return body
-        self.wrong("body", "must be a JSON object")
-        self.judge()
         return {}

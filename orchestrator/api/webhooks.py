@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from uuid import UUID
 
-import msgspec
 from fastapi import Query, Request
 from starlette.responses import Response
 
 from orchestrator import log
-from orchestrator.api import dependencies, request_body
+from orchestrator.api import dependencies
+from orchestrator.api.body_fields import BodyFields
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.idempotency import once
@@ -27,7 +27,7 @@ from orchestrator.delivery.addresses import LONGEST_URL, AddressPolicy, WebhookU
 from orchestrator.delivery.sender import Outcome
 from orchestrator.domain import events
 from orchestrator.domain.events import Content, EventType
-from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
+from orchestrator.intents.fields import hint, kind_of
 from orchestrator.store import deliveries, replays
 from orchestrator.store import webhooks as stored
 from orchestrator.store.deliveries import TooManyTests
@@ -46,7 +46,6 @@ PATH: Final = "/v1/webhooks"
 WRITE: Final = "webhooks:write"
 READ: Final = ("webhooks:read", WRITE)
 """One of them is enough."""
-BODY_BYTES: Final = 16 * 1024
 _KINDS: Final = frozenset(map(str, EventType))
 _EVENT_ID: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([1-9][0-9]{0,9})")
 _LAST_SEQUENCE: Final = 2**31 - 1
@@ -138,8 +137,8 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
     The previous secret signs too for a day, or for as long as `overlap` says.
     """
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, shapes.RotateSecret)
-    overlap = body.overlap()
+    body = await _Body.of(request, shapes.RotateSecret, optional=True)
+    overlap = body.overlap(shapes.OVERLAP, most=shapes.LONGEST_OVERLAP)
     body.judge()
     secret = signature.new_secret()
     async with asyncio.timeout(DATABASE_TIMEOUT):
@@ -354,31 +353,12 @@ def _delivery(row: AttemptRow) -> shapes.Delivery:
     )
 
 
-class _Body(Fields):
-    """The body of a request, of which every problem is said at once."""
+class _Body(BodyFields):
+    """The body of a request."""
 
-    __slots__ = ("given",)
-
-    def __init__(self, raw: bytes, shape: type[msgspec.Struct]) -> None:
-        super().__init__()
-        self.given = self._object(raw)
-        known = frozenset(shape.__struct_encode_fields__)
-        for name in sorted(self.given.keys() - known):
-            self.wrong(shown(name), f"is not a known field: {hint(name, known)}")
-
-    @classmethod
-    async def of(cls, request: Request, shape: type[msgspec.Struct]) -> _Body:
-        """Read the body of a request."""
-        optional = shape is shapes.RotateSecret
-        return cls(await request_body.read_json(request, limit=BODY_BYTES, optional=optional), shape)
-
-    def judge(self) -> None:
-        """Refuse the request if anything is wrong with it."""
-        if self.problems:
-            first = self.problems[0]
-            raise Refusal(
-                422, f"{first.field}: {first.message}", kind="invalid-webhook", errors=self.problems
-            )
+    __slots__ = ()
+    limit = 16 * 1024
+    kind = "invalid-webhook"
 
     def target(self, services: Services, *, required: bool) -> str | None:
         """Read the URL, which deliveries must be allowed to go to."""
@@ -418,20 +398,6 @@ class _Body(Fields):
             case other:
                 self.wrong("paused", f"must be true or false, not {kind_of(other)}")
                 return None
-
-    def overlap(self) -> int:
-        """Read for how many seconds the secret before signs too."""
-        match self.given.get("overlap", shapes.OVERLAP):
-            case bool():
-                pass
-            case int(seconds) if 0 <= seconds <= shapes.LONGEST_OVERLAP:
-                return seconds
-            case _:
-                pass
-        self.wrong(
-            "overlap", f"must be a whole number of seconds from 0 to {shapes.LONGEST_OVERLAP} (7 days)"
-        )
-        return 0
 
     def replay(self) -> tuple[str, Any]:
         """Read what is to be sent again."""
@@ -476,21 +442,6 @@ class _Body(Fields):
                 self.wrong(f"types[{number}]", f"is not a type of event: {near}")
                 return None
         return sorted(set(given))
-
-    def _object(self, raw: bytes) -> dict[str, Any]:
-        if not raw:
-            return {}
-        try:
-            body = msgspec.json.decode(raw)
-        except (ValueError, RecursionError):
-            raise Refusal(422, "the body is not JSON", kind="invalid-webhook") from None
-        if (name := repeated_name(raw)) is not None:
-            self.problems.append(repeated(name))
-        if isinstance(body, dict):
-            return body
-        self.wrong("body", "must be a JSON object")
-        self.judge()
-        return {}
 
 
 _END: Final = datetime(9999, 1, 1, tzinfo=UTC)

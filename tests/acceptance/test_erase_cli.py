@@ -160,7 +160,7 @@ def test_what_was_refused_of_an_order_that_became_no_checkout_is_erased_too(book
         (("gone-1", "--merchant", "default"), "--merchant goes with --order"),
         (("--ended-before", "yesterday"), "'yesterday' is not a time such as 2026-01-31"),
         (("--order", "none", "--merchant", "default", "--yes"), "this merchant has nothing of order 'none'"),
-        (("--order", "gone-1", "--merchant", "nobody"), "there is no merchant 'nobody'"),
+        (("--order", "gone-1", "--merchant", "absent"), "there is no merchant 'absent'"),
         (("none",), "there is no checkout with the id or order number 'none'"),
     ],
 )  # fmt: skip

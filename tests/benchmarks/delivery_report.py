@@ -215,7 +215,7 @@ def _outage(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         (
             "An endpoint answers with 503 for 24 hours (Postgres's clock is moved on hour by hour) in which the events of a day at 50/s are "
-            f"written, scaled by 1:{DAY / runs[0]['events']:.0f}. Then it bears what the table says and refuses what is beyond; nobody resumes anything. Before, "
+            f"written, scaled by 1:{DAY / runs[0]['events']:.0f}. Then it bears what the table says and refuses what is beyond; it is not resumed by hand. Before, "
             "after and meanwhile 50 events a second come for it and 50 for another merchant's endpoint."
         ),
         table(head, rows),

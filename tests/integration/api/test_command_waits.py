@@ -138,7 +138,7 @@ def test_a_preference_is_read_as_the_standard_says_and_ignored_where_it_is_not_k
     assert command_waits.wait_of(["handling=lenient", prefer]) == seconds
 
 
-async def test_without_the_preference_nobody_waits(api: Api):
+async def test_without_the_preference_no_client_waits(api: Api):
     answer = await ask(api, await paid(api), prefer="respond-async")
     assert (answer.status_code, "Preference-Applied" in answer.headers) == (202, False)
     assert set(answer.json()) == {"id", "orderId", "state", "version", "command", "links"}
@@ -158,7 +158,7 @@ async def test_many_that_wait_cost_one_query_at_a_time_and_no_connection(setting
         assert {answer.status_code for answer in answers} == {200}
 
 
-async def test_where_no_slot_is_free_the_command_is_stored_and_nobody_waits(settings: Settings):
+async def test_where_no_slot_is_free_the_command_is_stored_and_no_client_waits(settings: Settings):
     async with serving(settings.model_copy(update={"api_connections": 20})) as api:
         assert api.services.command_waits.most == 5
         first, second = await paid(api), await paid(api, transaction="2")

@@ -308,7 +308,7 @@ async def _merchants(api: Api) -> None:
     ):
         answer = await ask(method, one + path, body)
         assert answer.status_code == 200, answer.text
-        problem(await ask(method, f"/nobody{path}", body), 404, "unknown-merchant")
+        problem(await ask(method, f"/absent{path}", body), 404, "unknown-merchant")
         problem(await ask(method, one + path, body, allowed=False), 403, "insufficient-scope")
         wrong = {"x": 1} if body is not None else None
         kind = "invalid-request" if wrong is None else "invalid-merchant"

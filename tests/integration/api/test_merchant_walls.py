@@ -1,5 +1,5 @@
 """Nothing of one merchant is shown to another: every call of the OpenAPI document is made with every kind of
-id of another merchant, and answered as it is for an id that nobody has.
+id of another merchant, and answered as it is for an id that does not exist.
 
 The walk is made from the document. A call that it cannot make (a new kind of id, query parameter or body)
 fails `test_every_documented_call_can_be_walked` by itself.
@@ -272,7 +272,7 @@ def bare(answer: httpx.Response, *, without: dict[str, str]) -> tuple[int, dict[
     return answer.status_code, headers, text
 
 
-async def test_what_is_anothers_is_answered_like_what_nobody_has(walk: Walk):
+async def test_what_is_anothers_is_answered_like_what_does_not_exist(walk: Walk):
     document = walk.api.client._transport.app.openapi()
     walked = 0
     for method, path, operation in calls(document):
@@ -284,7 +284,7 @@ async def test_what_is_anothers_is_answered_like_what_nobody_has(walk: Walk):
         )
         for kind in kinds:
             asked = []
-            for ids in (walk.other.ids, _nobodys(walk.other.ids)):
+            for ids in (walk.other.ids, _unused(walk.other.ids)):
                 values = {name: ids[name] for name in names if name in ids}
                 given = {"kind": kind, "signed": walk.other.signed.get(kind, walk.other.signed["success"])}
                 address = path.format(**values, **given)
@@ -306,8 +306,8 @@ async def test_what_is_anothers_is_answered_like_what_nobody_has(walk: Walk):
     assert tuple(row) == (1, "", 0, 0)
 
 
-def _nobodys(ids: dict[str, str]) -> dict[str, str]:
-    """Return ids that nobody has, of the same lengths."""
+def _unused(ids: dict[str, str]) -> dict[str, str]:
+    """Return ids that do not exist, of the same lengths."""
     fresh = {value: str(uuid7()) for name, value in ids.items() if name != "merchant"}
     return {name: fresh[value] if name != "merchant" else f"x{value[1:]}" for name, value in ids.items()}
 

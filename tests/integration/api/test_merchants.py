@@ -151,7 +151,7 @@ async def test_a_token_of_a_merchant_gets_nothing_whatever_its_scopes_and_whatev
     forged = {"Authorization": f"Bearer {_signed_elsewhere(settings, merchant='shop2')}"}
     said = set()
     for headers in (api.bearer(), forged):
-        for name in ("shop2", "default", "nobody", "x" * 200):
+        for name in ("shop2", "default", "absent", "x" * 200):
             for method, path in (("GET", ""), ("PATCH", ""), ("POST", "/disable"), ("GET", "/changes")):
                 answer = await api.client.request(method, f"/v1/merchants/{name}{path}", headers=headers)
                 document = problem(answer, 403, "insufficient-scope")
