@@ -9,7 +9,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator.messaging.app import INTENTS, PROCESS, configure
-from orchestrator.messaging.publisher import BackOff, Message, Publisher
+from orchestrator.messaging.publisher import DEPTH_TIMEOUT, BackOff, Message, Publisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -105,7 +105,7 @@ class HintPublisher:
 
         For any thread.
         """
-        publisher = Publisher(self._app)
+        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
         try:
             return publisher.depth(name)
         finally:

@@ -32,6 +32,11 @@ FIRST_PAUSE: Final = 0.2
 LONGEST_PAUSE: Final = 3.0
 ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the broker may take to answer, or to take what is sent."""
+DEPTH_TIMEOUT: Final = 3.0
+"""The same for the question how many messages wait: a caller can do without its answer. A client waits for it
+twice, because it tries again after a time-out."""
+_BOUNDS: Final = {"socket_timeout", "read_timeout", "write_timeout"}
+"""The options of kombu's transports for Redis and RabbitMQ that bound an answer."""
 NOT_FOUND: Final = "404"
 """AMQP's code for a queue that does not exist."""
 PROBE_EXPIRY: Final = 60
@@ -53,8 +58,8 @@ class Silent(OrchestratorError):  # noqa: N818 - named for the fact
 class Publisher:
     """Publishes tasks. Kombu's and the transport's errors pass through; the next publish connects anew."""
 
-    def __init__(self, app: Celery) -> None:
-        self._app = app
+    def __init__(self, app: Celery, *, timeout: float = ANSWER_TIMEOUT) -> None:
+        self._app, self._timeout = app, timeout
         self._connection: Connection | None = None
         self._producer: Any = None
         self._blocked = False
@@ -135,9 +140,11 @@ class Publisher:
 
     def _connected(self) -> Any:
         if self._producer is None:
-            self._connection = self._app.connection_for_write()
+            named = self._app.conf.broker_transport_options
+            bounds = dict.fromkeys(_BOUNDS & named.keys(), self._timeout)
+            self._connection = self._app.connection_for_write(transport_options=bounds)
             self._connection.connect()
-            _threads.bound_open_broker_sockets(self._connection, ANSWER_TIMEOUT)
+            _threads.bound_open_broker_sockets(self._connection, self._timeout)
             self._blocked = False
             link: Any = self._connection.connection
             if hasattr(link, "on_blocked"):

@@ -141,7 +141,7 @@ class Bridge:
         hints. One sweep at a time.
         """
         self._received_at = time.monotonic()
-        if not self._sweeping.acquire(blocking=False):
+        if self._stopping or not self._sweeping.acquire(blocking=False):
             return
         try:
             if self._depth() > BACKLOG_LIMIT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -12,9 +13,11 @@ import redis
 
 from orchestrator.gateway.limits import shared_state
 from orchestrator.messaging.hints import HintPublisher
+from orchestrator.messaging.publisher import ANSWER_TIMEOUT
 from tests.conftest import make_settings
 from tests.integration.gateway.tls import certified
 from tests.support.brokers import Server, answers, free_port, rabbitmq_server, redis_server, until
+from tests.support.world import frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,6 +203,21 @@ async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: P
 
             until(wakes, "hints go to the new primary", seconds=60)
         hint_publisher.close()
+
+
+def test_how_many_messages_wait_is_asked_for_seconds_only_where_the_broker_is_silent(tmp_path: Path):
+    """A worker asks before each sweep, and may be told to end meanwhile."""
+    with redis_server(tmp_path / "redis") as server:
+        assert server.process is not None
+        hint_publisher = HintPublisher(make_settings(broker_url=f"redis://127.0.0.1:{server.port}/0"))
+        assert hint_publisher.depth("checkouts") == 0
+        with frozen(server.process.pid):
+            began = time.monotonic()
+            with pytest.raises(redis.TimeoutError):
+                hint_publisher.depth("checkouts")
+        # Both tries of the client, and the end of its connection.
+        assert time.monotonic() - began < 2 * ANSWER_TIMEOUT
+        assert hint_publisher.depth("checkouts") == 0
 
 
 async def reaches(
