@@ -437,7 +437,7 @@ def test_what_cannot_be_asked_for_is_one_sentence_and_stores_nothing(books, argu
 )  # fmt: skip
 def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database_url, statements, ends):
     status, words = ends
-    unanswered = words.endswith(("yet", "still"))
+    unanswered = words.endswith(("yet", "executed"))
     with worker(database_url, *statements):
         ended = orchestrator(
             "checkouts", "capture", "paid-1", "--amount", "10", "--wait", "1" if unanswered else "30", **books

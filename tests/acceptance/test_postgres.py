@@ -226,6 +226,7 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
         installation.agree()
 
 
+@pytest.mark.slow
 def test_orders_and_moves_go_on_seconds_after_all_connections_were_silent(
     servers: Embedded, database_url: str, tmp_path: Path
 ):
@@ -254,6 +255,7 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_were_silent(
         installation.agree()
 
 
+@pytest.mark.slow
 def test_every_process_ends_though_postgres_is_silent(servers: Embedded, database_url: str, tmp_path: Path):
     with (
         Proxy(address(database_url)) as proxy,
@@ -339,6 +341,7 @@ def test_behind_pgbouncer_orders_reach_every_outcome_though_workers_are_killed(p
     assert "behind a pooler" in doctor.stdout, doctor.stdout + doctor.stderr
 
 
+@pytest.mark.slow
 @needs_pgbouncer
 def test_behind_pgbouncer_orders_go_on_by_themselves_after_postgres_was_restarted(
     servers: Embedded, tmp_path: Path

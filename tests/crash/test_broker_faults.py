@@ -221,6 +221,7 @@ def rabbitmq() -> Iterator[RabbitMQServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_connections_that_are_cut_and_a_broker_that_is_restarted_end_neither_worker_nor_scheduler(
     rabbitmq: RabbitMQServer, servers: Embedded, database_url: str, tmp_path: Path
 ):

@@ -127,6 +127,7 @@ async def test_redis_over_tls_is_verified_by_every_client_in_the_same_way(
     assert await reached(settings) == (well, well)
 
 
+@pytest.mark.slow
 async def test_amqps_is_verified():
     with rabbitmq_server() as server:
         amqps = f"amqps://guest:guest@127.0.0.1:{server.tls_port}//"
@@ -144,6 +145,7 @@ async def test_amqps_is_verified():
 # ── Sentinel ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 async def test_redis_behind_sentinel_is_found_again_after_a_failover(tmp_path: Path):
     config = tmp_path / "sentinel.conf"
     config.write_text("")

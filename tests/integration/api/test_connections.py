@@ -152,6 +152,7 @@ def _answer(caller: socket.socket) -> bytes:
     return read
 
 
+@pytest.mark.slow
 def test_a_silent_connection_and_a_slow_head_are_closed_within_thirty_seconds(server: Server):
     with server.connect() as silent, server.connect() as slow, server.connect() as again:
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost")
