@@ -20,6 +20,7 @@ from orchestrator.domain.binding import bind, is_anothers, known_record, meaning
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import Binding, Decision, OperationKind, OperationState, PaymentRecord, Role
 from orchestrator.domain.schedule import valid_until
+from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -204,11 +205,8 @@ def judge(
         for payment in checkout.known
         if payment.is_decided(AttentionCode.SURPLUS_PAYMENT) or decisions.kept(payment)
     }
-    surplus = tuple(
-        payment.seen
-        for payment in judged
-        if payment.seen.role == Role.SURPLUS and payment.seen.left > 0 and payment.id not in settled
-    )
+    beside = tuple(payment for payment in seen if payment.role == Role.SURPLUS and payment.left > 0)
+    surplus = tuple(payment for payment in beside if payment.transaction_id not in settled)
     attention = _irregularity(checkout, seen)
     if paying:
         finding = LookupOutcome.PAID
@@ -225,6 +223,9 @@ def judge(
             )
     elif asked is not None:
         finding, attention = LookupOutcome.UNSURE, attention or asked.attention
+    elif beside and checkout.state is not State.COMPLETED:
+        # What was accepted is not in the answer. The order, which could still end, is not without money.
+        finding, attention = LookupOutcome.UNSURE, attention or _surplus(beside)
     elif parts[_Part.OPEN]:
         finding = LookupOutcome.OPEN
     elif parts[_Part.AGREEMENT]:

@@ -290,6 +290,24 @@ def test_a_payment_that_was_kept_although_its_status_is_not_clear_pays_the_order
         held = booked(held, reconciled)
 
 
+@pytest.mark.parametrize(
+    ("status", "amounts", "code"),
+    [
+        ("preauth", (13900, 0, 0), AttentionCode.SURPLUS_PAYMENT),
+        ("captured", (13900, 13900, 0), AttentionCode.SURPLUS_PAYMENT),
+        ("captured", (13900, 13900, 5000), AttentionCode.SURPLUS_PAYMENT),
+        ("preauth", (5000, 0, 0), AttentionCode.PAYMENT_MISMATCH),
+    ],
+)
+def test_other_money_is_no_absence_though_the_gateway_shows_no_more_what_was_kept(status, amounts, code):
+    found = Found((transaction("2", "created", (13900, 0, 0)),))
+    held = decided(booked(checkout(), judge(checkout(), found)), "keep")
+    held = booked(held, judge(held, found))
+    reconciled = judge(held, Found((transaction("1", status, amounts),)))
+    assert reconciled.finding is LookupOutcome.UNSURE
+    assert reconciled.attention.code == code
+
+
 # ── Whatever the gateway shows and whatever was decided ───────────────────────────────────────────────────
 
 MINOR = st.sampled_from([0, 1, 100, 5000, 13900, 14100, 20000])
