@@ -70,6 +70,9 @@ class _Transport(TCPTransport):
     def _connect(self, *_: object) -> None:
         self.sock = self.wire
 
+    def _set_socket_options(self, *_: object) -> None:
+        """Leave options as they are: py-amqp's are for a socket on which nothing was sent."""
+
 
 class _Connection(amqp.Connection):
     def __init__(self, wire: Wire, **given: Any) -> None:

@@ -31,9 +31,8 @@ from orchestrator.delivery.addresses import (
 )
 from orchestrator.delivery.broker_links import RabbitMqLink, RedisLink
 from orchestrator.delivery.sender import Answer, Outcome
-from orchestrator.delivery.task_target import Broker, broker_of
+from orchestrator.delivery.task_target import Broker, broker_of, own_key_prefix
 from orchestrator.delivery.wire import dial, public_tls, tls_of
-from orchestrator.messaging.app import KEY_PREFIX
 from orchestrator.messaging.task_message import message
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ class TaskSender:
         broker = _own_broker(own.endpoint)
         if broker.kind == "amqp":
             return RabbitMqLink(broker, queue, limit=own.limit)
-        return RedisLink(broker, queue, prefix=KEY_PREFIX, limit=own.limit)
+        return RedisLink(broker, queue, prefix=own_key_prefix(queue), limit=own.limit)
 
     # ── One list after the other ───────────────────────────────────────────────────────────────────────────
 

@@ -42,6 +42,13 @@ _PORTS: Final = {"amqp": 5672, "amqps": 5671, "redis": 6379, "rediss": 6379}
 _DATABASE: Final = re.compile(r"[0-9]{0,4}")
 
 
+def own_key_prefix(queue: str) -> str:
+    """Return the prefix of a merchant's keys on our own Redis, by a queue of it: kombu keeps what is
+    unacknowledged under keys of its own, which merchants must not share.
+    """
+    return "".join(f"{part}:" for part in queue.split(":")[:2])
+
+
 class NameRejected(ValueError):  # noqa: N818 - named for the fact
     """A name of a task or a queue that cannot be used; the sentence follows its field."""
 

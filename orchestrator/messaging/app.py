@@ -23,8 +23,6 @@ INTENTS: Final = Queue(
 )
 """The queue that merchants publish to. On RabbitMQ it is replicated, and a message is not dropped after 20
 failed deliveries, which is RabbitMQ 4's default. Every client must declare it with the same arguments."""
-KEY_PREFIX: Final = "orchestrator:"
-"""Of every key on Redis that kombu makes."""
 PROCESS: Final = "orchestrator.process"
 SWEEP: Final = "orchestrator.sweep"
 SEAL: Final = "orchestrator.seal"
@@ -76,7 +74,7 @@ def configure(settings: Settings) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "max_connections": settings.worker_threads + 20,
-            "global_keyprefix": KEY_PREFIX,
+            "global_keyprefix": "orchestrator:",
         }
         if broker.tls is not None:
             tls = broker.tls.for_redis()

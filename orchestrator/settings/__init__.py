@@ -456,7 +456,7 @@ SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
-    "deliverer": frozenset({"database_url", "secret_keys"}),
+    "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),
     "sandbox": _GATEWAY,
     "migrate": frozenset({"migration_url", "secret_keys"}),
 }  # fmt: skip

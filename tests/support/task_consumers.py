@@ -1,4 +1,4 @@
-"""A merchant's broker: RabbitMQ or Redis with a queue of events, and what is in it as a client that is not ours reads it."""
+"""A merchant's broker: RabbitMQ or Redis with a queue of events, read by a client that is not ours."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import amqp
 import redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.support.brokers import RabbitMQServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +22,8 @@ class Sent:
     headers: dict[str, Any]
     event: dict[str, Any]
     properties: dict[str, Any]
+    raw: bytes
+    """The body on RabbitMQ; the whole item on Redis."""
 
     @property
     def id(self) -> str:
@@ -30,14 +31,16 @@ class Sent:
 
 
 @contextmanager
-def channel(server: RabbitMQServer) -> Iterator[Any]:
-    with server.connection() as connection:
+def channel(url: str) -> Iterator[Any]:
+    host = url.partition("@")[2].partition("/")[0]
+    with amqp.Connection(host, "guest", "guest", connect_timeout=5) as connection:
+        connection.connect()
         yield connection.channel()
 
 
-def declare(server: RabbitMQServer, queue: str, **arguments: Any) -> None:
+def declare(url: str, queue: str, **arguments: Any) -> None:
     """Make a durable queue, or a quorum queue with `x-queue-type`."""
-    with channel(server) as opened:
+    with channel(url) as opened:
         opened.queue_declare(
             queue,
             durable=True,
@@ -46,14 +49,14 @@ def declare(server: RabbitMQServer, queue: str, **arguments: Any) -> None:
         )
 
 
-def read_rabbitmq(server: RabbitMQServer, queue: str) -> list[Sent]:
+def read_rabbitmq(url: str, queue: str) -> list[Sent]:
     """Take every message of a queue."""
     found = []
-    with channel(server) as opened:
+    with channel(url) as opened:
         while (message := opened.basic_get(queue, no_ack=True)) is not None:
             ((event,), named, _) = json.loads(message.body)
             assert named == {}
-            found.append(Sent(message.headers, event, message.properties))
+            found.append(Sent(message.headers, event, message.properties, message.body))
     return found
 
 
@@ -65,5 +68,5 @@ def read_redis(url: str, key: str) -> list[Sent]:
             message = json.loads(item)
             ((event,), named, _) = json.loads(base64.b64decode(message["body"]))
             assert named == {}
-            found.append(Sent(message["headers"], event, message["properties"]))
+            found.append(Sent(message["headers"], event, message["properties"], item))
     return found

@@ -1,5 +1,5 @@
-"""Events reach queues as Celery tasks: with the ids, the order and the retries of webhooks, and confirmed where
-the broker can confirm.
+"""Events reach queues as Celery tasks: with the ids, the order and the retries of webhooks, and confirmed
+where the broker can confirm.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def outcomes(shop, endpoint) -> list[tuple[str, int, str | None]]:
 async def test_events_come_as_celery_messages_in_the_order_of_their_checkout_on_both_brokers(
     shop, rabbitmq, servers
 ):
-    declare(rabbitmq, QUEUE, queue_type="quorum")
+    declare(rabbitmq.url, QUEUE, queue_type="quorum")
     cache = f"{servers.redis_url.rpartition('/')[0]}/9"
     amqp = await shop.task(rabbitmq.url, queue=QUEUE)
     lists = await shop.task(cache, queue="shop-list", content="full")
@@ -67,7 +67,7 @@ async def test_events_come_as_celery_messages_in_the_order_of_their_checkout_on_
         await shop.drained()
         test = await deliveries.test(shop.core.db, amqp.id)
         await shop.drained()
-    for sent in (read_rabbitmq(rabbitmq, QUEUE), read_redis(cache, "shop-list")):
+    for sent in (read_rabbitmq(rabbitmq.url, QUEUE), read_redis(cache, "shop-list")):
         events = [each.event for each in sent if each.event["type"] != "webhook.test"]
         for checkout in made:
             assert [event["sequence"] for event in events if event["subject"] == str(checkout)] == [
@@ -78,7 +78,8 @@ async def test_events_come_as_celery_messages_in_the_order_of_their_checkout_on_
             ]
         assert len(events) == 48
         whole = Celery().amqp.as_task_v2(sent[0].id, TASK, args=(sent[0].event,), argsrepr="", kwargsrepr="")
-        assert sent[0].headers.keys() == whole.headers.keys()
+        # RabbitMQ adds a header of its own to messages of quorum queues.
+        assert sent[0].headers.keys() - {"x-delivery-count"} == whole.headers.keys()
         assert (sent[0].headers["task"], sent[0].headers["id"]) == (TASK, sent[0].event["id"])
         assert sent[0].headers["argsrepr"] == ""
         assert {each.properties["delivery_mode"] for each in sent} == {2}
@@ -101,16 +102,16 @@ async def test_a_message_that_leads_to_no_queue_has_failed_and_comes_once_the_qu
         await shop.receiver.until(lambda: deliverer.in_flight == 0)
         ((outcome, sequence, result),) = await outcomes(shop, endpoint)
         assert (outcome, sequence, result) == ("unroutable", 1, None)
-        declare(rabbitmq, "later")
+        declare(rabbitmq.url, "later")
         assert await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
         deliverer.wake("*")
         await shop.drained()
-    assert [sent.id for sent in read_rabbitmq(rabbitmq, "later")] == [f"{checkout}-1", f"{checkout}-2"]
+    assert [sent.id for sent in read_rabbitmq(rabbitmq.url, "later")] == [f"{checkout}-1", f"{checkout}-2"]
 
 
 async def test_a_queue_that_is_full_refuses_and_a_task_that_moves_goes_on_from_there(shop, rabbitmq):
-    declare(rabbitmq, "short", max_length=1, overflow="reject-publish")
-    declare(rabbitmq, "long")
+    declare(rabbitmq.url, "short", max_length=1, overflow="reject-publish")
+    declare(rabbitmq.url, "long")
     endpoint = await shop.task(rabbitmq.url, queue="short")
     made = await shop.checkouts(3)
     async with shop.delivering(tasks=tasks()) as deliverer:
@@ -121,7 +122,7 @@ async def test_a_queue_that_is_full_refuses_and_a_task_that_moves_goes_on_from_t
         deliverer.wake("*")
         await shop.drained()
     assert "throttled" in {outcome for outcome, *_ in await outcomes(shop, endpoint)}
-    first, rest = read_rabbitmq(rabbitmq, "short"), read_rabbitmq(rabbitmq, "long")
+    first, rest = read_rabbitmq(rabbitmq.url, "short"), read_rabbitmq(rabbitmq.url, "long")
     assert {sent.event["subject"] for sent in (*first, *rest)} == {str(checkout) for checkout in made}
     assert len(first) + len(rest) == 3
 
@@ -131,16 +132,16 @@ async def test_on_our_own_broker_a_queue_holds_so_many_and_no_more(shop, rabbitm
     url = rabbitmq.url if kind == "rabbitmq" else servers.redis_url
     queue = "events:default"
     if kind == "rabbitmq":
-        declare(rabbitmq, queue)
+        declare(rabbitmq.url, queue)
     else:
         with redis.Redis.from_url(url) as client:
-            client.delete(f"orchestrator:{queue}")
+            client.delete(f"{queue}:{queue}")
     endpoint = await shop.task("", queue=queue)
     await shop.checkouts(5)
     async with shop.delivering(tasks=tasks(url, limit=3)) as deliverer:
         await shop.receiver.until(lambda: deliverer.delivered == 3 and deliverer.failed >= 2)
         read = (
-            read_rabbitmq(rabbitmq, queue) if kind == "rabbitmq" else read_redis(url, f"orchestrator:{queue}")
+            read_rabbitmq(rabbitmq.url, queue) if kind == "rabbitmq" else read_redis(url, f"{queue}:{queue}")
         )
         assert len(read) == 3
         await shop.later(7)
@@ -158,10 +159,11 @@ async def test_a_broker_that_refuses_is_a_failed_attempt_and_says_why(shop, rabb
     port = servers.redis_url.partition("@")[2] or servers.redis_url.partition("//")[2]
     cases = {
         rabbitmq.url.replace("guest:guest", "guest:wrong"): Outcome.ACCESS_REFUSED,
-        rabbitmq.url.replace("5672//", "5672/nowhere")[:-1] + "nowhere": Outcome.ACCESS_REFUSED,
+        f"{rabbitmq.url[:-1]}nowhere": Outcome.ACCESS_REFUSED,
         f"redis://user:wrong@{port}": Outcome.ACCESS_REFUSED,
         f"redis://127.0.0.1:{rabbitmq.port}/0": Outcome.CONNECTION_LOST,
-        f"amqp://{port.rpartition('/')[0]}//": Outcome.CONNECTION_LOST,
+        # Redis waits for the end of a line.
+        f"amqp://{port.rpartition('/')[0]}//": Outcome.TIMED_OUT,
         f"amqp://127.0.0.1:{free_port()}//": Outcome.NOT_CONNECTED,
         f"amqps://127.0.0.1:{rabbitmq.tls_port}//": Outcome.NOT_SECURE,
         "amqps://shop.example:22//": Outcome.WRONG_URL,
@@ -172,13 +174,13 @@ async def test_a_broker_that_refuses_is_a_failed_attempt_and_says_why(shop, rabb
         assert answer.outcome is outcome, (url, answer)
     await sender.close()
     trusting = tasks(tls=_trusting(rabbitmq))
-    declare(rabbitmq, QUEUE, queue_type="quorum")
+    declare(rabbitmq.url, QUEUE, queue_type="quorum")
     url = f"amqps://guest:guest@127.0.0.1:{rabbitmq.tls_port}//"
     endpoint = await shop.task(url, queue=QUEUE)
     answer = await trusting.send(endpoint, url.encode(), "a-1", b'{"a": 1}')
     await trusting.close()
     assert answer.delivered, answer
-    assert [sent.event for sent in read_rabbitmq(rabbitmq, QUEUE)] == [{"a": 1}]
+    assert [sent.event for sent in read_rabbitmq(rabbitmq.url, QUEUE)] == [{"a": 1}]
 
 
 def _trusting(rabbitmq: RabbitMQServer):
@@ -188,7 +190,7 @@ def _trusting(rabbitmq: RabbitMQServer):
 
 
 async def test_a_connection_that_was_closed_while_it_was_idle_costs_no_attempt(shop, rabbitmq):
-    declare(rabbitmq, "idle")
+    declare(rabbitmq.url, "idle")
     endpoint = await shop.task(rabbitmq.url, queue="idle")
     sender = tasks()
     secret = rabbitmq.url.encode()
@@ -196,7 +198,7 @@ async def test_a_connection_that_was_closed_while_it_was_idle_costs_no_attempt(s
     await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "test")
     assert (await sender.send(endpoint, secret, "a-2", b"{}")).delivered
     await sender.close()
-    assert [sent.id for sent in read_rabbitmq(rabbitmq, "idle")] == ["a-1", "a-2"]
+    assert [sent.id for sent in read_rabbitmq(rabbitmq.url, "idle")] == ["a-1", "a-2"]
 
 
 # ── Addresses ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -275,7 +277,7 @@ async def test_what_a_broker_sends_costs_no_more_than_its_bounds(shop, scheme, t
      "amqp://shop.example/", "redis://shop.example/0", "amqps://shop.example;shop.example/", f"amqps://{'a' * 201}@shop.example/", f"amqps://shop.example/{'a' * 2048}"],
 )  # fmt: skip
 def test_a_brokers_url_that_is_not_accepted(url):
-    with pytest.raises(WebhookUrlRejected, match="^must"):
+    with pytest.raises(WebhookUrlRejected, match=r"^must"):
         broker_of(url, AddressPolicy())
 
 
