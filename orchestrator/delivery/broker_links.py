@@ -173,14 +173,15 @@ class RabbitMqLink:
         """Return how many messages may be published now."""
         if self._limit is None:
             return wanted
-        # On a channel of its own: RabbitMQ closes it where there is no such queue, which a message will find.
+        # On a channel of its own: RabbitMQ closes it where there is no such queue, and py-amqp reopens it.
         channel = self._connection.channel()
         try:
-            waiting = channel.queue_declare(self._queue, passive=True).message_count
+            waiting = int(channel.queue_declare(self._queue, passive=True).message_count)
         except exceptions.NotFound:
-            return wanted
-        channel.close()
-        return max(min(wanted, self._limit - int(waiting)), 0)
+            waiting = 0  # the message will be returned, and says so
+        finally:
+            channel.close()
+        return max(min(wanted, self._limit - waiting), 0)
 
     def _send(self, place: int, message: TaskMessage) -> None:
         made = amqp.Message(

@@ -82,7 +82,9 @@ class Wire:
         """Return whether nothing has come that was not read; a closed connection is not idle."""
         if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
             return False
-        return not select.select([self._sock], [], [], 0)[0]
+        readable = select.poll()
+        readable.register(self._sock, select.POLLIN)
+        return not readable.poll(0)
 
     def end(self) -> None:
         """Close it, whatever state it is in."""

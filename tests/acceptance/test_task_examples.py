@@ -16,7 +16,6 @@ import redis
 
 from orchestrator import auth
 from tests.conftest import make_settings
-from tests.support.forked import Popen
 from tests.support.task_consumers import Sent, declare, read_rabbitmq, read_redis
 
 if TYPE_CHECKING:
@@ -62,7 +61,9 @@ def consuming(installation: World, broker: str) -> Iterator[Path]:
         "1",
     ]
     with log.open("wb") as out:
-        process = Popen(command, env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            command, env=environment, cwd=place, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+        )
     try:
         yield log
     finally:
