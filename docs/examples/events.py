@@ -52,7 +52,7 @@ def keep(db: sqlite3.Connection, event: dict) -> bool:
         "SELECT event FROM kept WHERE subject = ? AND sequence = ?", (subject, done + 1)
     ).fetchone():
         done += 1
-        print("handled", json.loads(found[0])["id"], flush=True)  # ship, book, write to the customer
+        print(f"handled {json.loads(found[0])['id']}", flush=True)  # ship, book, write to the customer
     db.execute("INSERT OR REPLACE INTO handled VALUES (?, ?)", (subject, done))
     return done < int(event["sequence"])
 
