@@ -64,7 +64,7 @@ def test_rabbitmq_4_3_refuses_none_of_our_declarations(servers: Embedded, databa
                 check=False,
             )
             assert submitted.returncode == 0, submitted.stderr
-            assert installation.command("doctor").stdout.count("messages wait") >= 1
+            assert "broker" in installation.command("doctor").stdout
             for name in ("worker-1", "scheduler", "deliverer"):
                 assert installation.stop(name, seconds=30) == 0
         assert {"checkouts", "callbacks", "maintenance", "intents", QUEUE} <= named(recorded.declared)
