@@ -76,6 +76,7 @@ async def show(request: Request) -> Response:
     if payment.paid is not None:
         return _state(payment, note="This order has been paid. You can close this page.")
     latest = payment.latest
+    sandbox_of(request).messages.note(payment.order_id, "gateway", "browser", "page", payment.kind)
     if latest is not None and latest.outcome == Outcome.OPEN:
         return _open_page(payment)
     return _form_page(payment, signed_in="signed-in" in request.query_params)
@@ -103,6 +104,7 @@ async def submit(request: Request) -> Response:
         return _state(payment, note="This order has already been paid.", status=HTTPStatus.CONFLICT)
     if is_open:
         return _state(payment, note="This payment is still open at the bank.", status=HTTPStatus.CONFLICT)
+    sandbox.messages.note(payment.order_id, "browser", "gateway", "submit", action)
     if payment.kind == MethodKind.CARD and action == "pay":
         return await _pay_by_card(sandbox, payment, form)
     if action == "sign_in" and payment.kind == MethodKind.BANK:
@@ -223,6 +225,10 @@ async def _conclude(
     sandbox: Sandbox, payment: Payment, transaction: Transaction, verdict: AuthorizationResult
 ) -> Response:
     """Book the result, send the callbacks, and give the shopper the merchant's answer."""
+    sandbox.messages.note(
+        payment.order_id, "gateway", "bank", "process", plain(payment.amount_minor, payment.currency)
+    )
+    sandbox.messages.note(payment.order_id, "bank", "gateway", "result", verdict.message or verdict.outcome)
     if verdict.outcome is Outcome.CHALLENGED:
         await sandbox.store.flushed()
         return RedirectResponse(f"/sandbox/pay/{payment.payment_id}/3ds", HTTPStatus.SEE_OTHER)
@@ -236,6 +242,7 @@ async def _conclude(
 
 
 def _relayed(sandbox: Sandbox, payment: Payment, transaction: Transaction, answer: Answer) -> Response:
+    sandbox.messages.note(payment.order_id, "gateway", "browser", "result-page", str(transaction.outcome))
     if answer.location is not None:
         return RedirectResponse(answer.location, HTTPStatus.SEE_OTHER)
     if answer.page is not None:

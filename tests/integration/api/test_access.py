@@ -133,7 +133,7 @@ async def test_every_answer_has_the_headers_of_security(database_url, settings):
 async def test_a_client_token_opens_no_other_checkout_and_is_not_taken_from_a_url(api):
     first, second = (await api.post(intent())).json(), (await api.post(intent())).json()
     headers = {"Authorization": f"Bearer {first['clientToken']}"}
-    for end in ("status", "stream"):
+    for end in ("status", "stream", "session"):
         other = await api.client.get(f"/v1/checkouts/{second['id']}/{end}", headers=headers)
         assert "another checkout" in problem(other, 403, "insufficient-scope")["detail"]
         path = f"/v1/checkouts/{first['id']}/{end}"
@@ -168,7 +168,7 @@ async def test_a_client_token_ends_an_hour_after_its_checkout(api, end):
 async def test_another_merchants_token_sees_no_status(api):
     await api.sql("INSERT INTO merchants (name) VALUES ('other')")
     checkout = await api.taken()
-    for end in ("status", "stream"):
+    for end in ("status", "stream", "session"):
         problem(await api.get(f"/v1/checkouts/{checkout}/{end}", merchant="other"), 404, "unknown-checkout")
 
 
@@ -177,11 +177,11 @@ async def test_another_merchants_token_sees_no_status(api):
 SHOP = {"Origin": "https://shop.example"}
 
 
-async def test_pages_of_named_origins_may_read_the_status_and_the_stream_alone(database_url):
+async def test_pages_of_named_origins_may_read_status_stream_and_session_alone(database_url):
     settings = make_settings(database_url=database_url, browser_origins=("https://shop.example",))
     async with serving(settings) as api:
         checkout = await api.taken()
-        for end in ("status", "stream"):
+        for end in ("status", "stream", "session"):
             path = f"/v1/checkouts/{checkout}/{end}"
             asked = {
                 "Access-Control-Request-Method": "GET",
