@@ -68,7 +68,7 @@ def scripts() -> Mapping[str, Script]:
 
 def newest() -> Script:
     """Return the newest version."""
-    return next(reversed(scripts().values()))
+    return list(scripts().values())[-1]
 
 
 def origin_of(url: str) -> str:
@@ -77,21 +77,29 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def policy(script: Script, *, api: str, gateways: Iterable[str]) -> str:
+def policy(
+    script: Script,
+    *,
+    api: str,
+    gateways: Iterable[str],
+    also: Iterable[str] = (),
+    called: Iterable[str] = (),
+) -> str:
     """Return the Content-Security-Policy of a shop's page that has this script and no other.
 
-    `api` and `gateways` are URLs. The page's own styles and forms are its own origin's; a page with further
-    scripts adds their hashes to `script-src`.
+    `api` and `gateways` are URLs. The page's own styles and forms are its own origin's. `also`: the integrity
+    hashes of further scripts; `called`: URLs that those call.
     """
-    called = list(dict.fromkeys(map(origin_of, gateways)))
+    paid = list(dict.fromkeys(map(origin_of, gateways)))
+    hashes = " ".join(f"'{integrity}'" for integrity in (script.integrity, *also))
     return "; ".join(
         (
             "default-src 'none'",
-            f"script-src '{script.integrity}'",
-            " ".join(("connect-src", *dict.fromkeys((origin_of(api), *called)))),
-            " ".join(("img-src 'self'", *called)),
+            f"script-src {hashes}",
+            " ".join(("connect-src", *dict.fromkeys((origin_of(api), *paid, *map(origin_of, called))))),
+            " ".join(("img-src 'self'", *paid)),
             "style-src 'self'",
-            " ".join(("form-action 'self'", *called)),
+            " ".join(("form-action 'self'", *paid)),
             "base-uri 'none'",
             "frame-ancestors 'none'",
             "require-trusted-types-for 'script'",

@@ -1,4 +1,4 @@
-"""`orchestrator helper`: what a shop's page needs to load `checkout.js`, and the evidence about that script."""
+"""`orchestrator helper`: what a shop's page needs to load `checkout.js`, and evidence about that script."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Courier:
     """Sends callbacks; `start` and `stop` belong to the life of the server."""
 
     def __init__(
-        self, config: SandboxConfig, books: Books, store: Store, faults: Faults, messages: Messages
+        self, config: SandboxConfig, books: Books, store: Store, faults: Faults, *, messages: Messages
     ) -> None:
         self._config = config
         self._books = books
@@ -124,7 +124,7 @@ class Courier:
         if self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind):
             self._note(payment, transaction, kind, status).note = LOST.note
             self._messages.note(
-                payment.order_id, "gateway", "orchestrator", "callback:lost", f"{kind} {status}: lost"
+                payment.order_id, ("gateway", "orchestrator"), "callback:lost", f"{kind} {status}: lost"
             )
             await self._store.flushed()
             return LOST
@@ -184,7 +184,7 @@ class Courier:
         )
         delivery = self._note(payment, transaction, kind, status)
         order_id = payment.order_id
-        self._messages.note(order_id, "gateway", "orchestrator", f"callback:{kind}", f"{kind} {status}")
+        self._messages.note(order_id, ("gateway", "orchestrator"), f"callback:{kind}", f"{kind} {status}")
         try:
             async with self._session.post(
                 url,
@@ -200,7 +200,7 @@ class Courier:
             answer = Answer(note=f"unreachable: {type(error).__name__}")
         delivery.answer_status, delivery.note = answer.status, answer.note
         said = answer.note or f"{answer.status}{' to the page of the shop' if answer.location else ''}"
-        self._messages.note(order_id, "orchestrator", "gateway", f"callback:{kind}:answer", said)
+        self._messages.note(order_id, ("orchestrator", "gateway"), f"callback:{kind}:answer", said)
         self._books.touch(payment)
         await self._store.flushed()
         return answer

@@ -66,7 +66,7 @@ class Sandbox:
         )
         self.faults = Faults(self.store, seed=config.seed)
         self.messages = Messages()
-        self.courier = Courier(config, self.books, self.store, self.faults, self.messages)
+        self.courier = Courier(config, self.books, self.store, self.faults, messages=self.messages)
         self.store.flush()  # a new signing key, stored before a token is given out
 
     def knows(self, request: Request) -> bool:
@@ -125,22 +125,30 @@ class Sandbox:
     ) -> Response:
         """Serve a call, or do what scripts ordered for it instead or afterwards."""
         fault = self.faults.next(endpoint, order_id)
-        # A page of another origin names its own: the shopper's browser calls, and not the merchant's server.
-        caller: Party = "browser" if "origin" in request.headers else "orchestrator"
+        caller = _caller(request, endpoint)
         path = request.url.path.rpartition("/API/" if "/API/" in request.url.path else "/api/")[2]
-        self.messages.note(order_id, caller, "gateway", endpoint, f"{request.method} {_without_ids(path)}")
+        self.messages.note(order_id, (caller, "gateway"), endpoint, f"{request.method} {_without_ids(path)}")
         if delay := self.faults.delay(endpoint, order_id):
             await asyncio.sleep(delay)
         if fault is None:
             response = serve()
             await self.store.flushed()
-            self.messages.note(order_id, "gateway", caller, f"{endpoint}:answer", str(response.status_code))
+            self.messages.note(order_id, ("gateway", caller), f"{endpoint}:answer", str(response.status_code))
             return response
         if fault.after:
             serve()  # it took place, but the caller gets no answer
         await self.store.flushed()
-        self.messages.note(order_id, "gateway", caller, f"{endpoint}:fault", f"fails: {fault.status}")
+        self.messages.note(order_id, ("gateway", caller), f"{endpoint}:fault", f"fails: {fault.status}")
         return await misbehave(request, fault, media_type=media_type, hang_seconds=self.config.hang_seconds)
+
+
+def _caller(request: Request, endpoint: Endpoint) -> Party:
+    """Return who calls: a page names its origin, and a payment is started by the shop, in a page or on its
+    server.
+    """
+    if "origin" in request.headers:
+        return "browser"
+    return "shop" if endpoint == "payment" else "orchestrator"
 
 
 def _without_ids(path: str) -> str:

@@ -1,7 +1,8 @@
-"""What was said about each order: calls to the gateway, its pages, the bank, and its callbacks, in memory alone.
+"""What was said about each order: calls to the gateway, its pages, the bank, its callbacks; in memory alone.
 
-For people who watch a purchase (the demo shop's diagrams): names, statuses and amounts, and never a token, a card
-number, an address or anything of the customer. The newest orders are kept, a limited number of messages of each.
+For people who watch a purchase (the demo shop's diagrams): names, statuses and amounts, and never a token, a
+card number, an address or anything of the customer. The newest orders are kept, a limited number of messages
+of each.
 """
 
 from __future__ import annotations
@@ -44,14 +45,13 @@ class Messages:
     def note(
         self,
         order_id: str | None,
-        sender: Party,
-        receiver: Party,
+        way: tuple[Party, Party],
         name: str,
         detail: str = "",
         *,
         at: float | None = None,
     ) -> None:
-        """Record a message about an order; one without an order is of no use here."""
+        """Record a message about an order, by its sender and receiver; nothing without an order."""
         if not order_id:
             return
         known = self._orders.get(order_id)
@@ -59,7 +59,7 @@ class Messages:
             known = self._orders[order_id] = deque(maxlen=MOST_OF_ORDER)
             while len(self._orders) > MOST_ORDERS:
                 self._orders.popitem(last=False)
-        known.append(Message(time.time() if at is None else at, sender, receiver, name, detail))
+        known.append(Message(time.time() if at is None else at, *way, name, detail))
 
     def issued(self, token: str) -> None:
         """Remember when a token was issued: the call names no order, and the session that uses it does."""
@@ -71,8 +71,8 @@ class Messages:
         """Record the authentication of an order's token, at its first use."""
         at = self._tokens.pop(_digest(token), None)
         if at is not None:
-            self.note(order_id, "orchestrator", "gateway", "authenticate", "POST /authenticate", at=at)
-            self.note(order_id, "gateway", "orchestrator", "token", "200, a token for this shopper", at=at)
+            self.note(order_id, ("orchestrator", "gateway"), "authenticate", "POST /authenticate", at=at)
+            self.note(order_id, ("gateway", "orchestrator"), "token", "200, a token for this shopper", at=at)
 
 
 def _digest(token: str) -> bytes:
