@@ -70,7 +70,8 @@ receives what happened as events. An order is never captured twice, and a lost c
 </ul>
 <h2>Hand over an order</h2>
 <pre tabindex="0" aria-label="Commands that hand over an order">TOKEN=$(orchestrator token issue --merchant default --scope "checkouts:write checkouts:read")
-curl -s {url}/v1/checkouts -H "Authorization: Bearer $TOKEN" -H "Content-Type: application/json" -d @docs/intent.json</pre>"""
+curl -s {url}/v1/checkouts -H "Authorization: Bearer $TOKEN" \\
+  -H "Content-Type: application/json" -d @docs/intent.json</pre>"""
 _ENTRY: Final = """<li{kind}><h2><a href="{href}">{name}</a></h2><p>{about}</p></li>"""
 _NOT_FOUND: Final = """<h1>There is nothing at this address</h1>
 <p>The address may be misspelt, or belong to another installation.</p>
@@ -84,7 +85,7 @@ async def show(request: Request) -> Response:
     settings = dependencies.of(request).settings
     entries: list[tuple[str, str, str]] = []
     if settings.demo_shop_url is not None:
-        entries.append((SHOP, "Demo shop", "Buy something as a shopper, and see each message of it"))
+        entries.append((SHOP, "Demo shop", "Buy something as a shopper, and follow each message"))
     if any(getattr(route, "path", "").startswith(_CONSOLE) for route in request.app.routes):
         entries.append((_CONSOLE, "Console", "Money at risk, orders, and decisions, for operations"))
     entries.append(("/docs", "API documentation", "Every call with its fields, scopes and answers"))

@@ -145,7 +145,7 @@ def _greet(up: Up) -> None:
 
     rows = []
     if up.shop_url is not None:
-        rows.append(("Demo shop", f"{up.url}/shop   buy something in a browser, and see what is said"))
+        rows.append(("Demo shop", f"{up.url}/shop   buy something in a browser, and follow each message"))
     rows += [("Front door", f"{up.url}/"), ("API", f"{up.url}/docs")]
     if up.sandbox_url is not None:
         rows.append(
