@@ -24,7 +24,7 @@ from starlette.requests import Request  # noqa: TC002 - without conditions, to c
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-MOST_ORDERS, LARGEST_EVENT, MAX_AGE = 1000, 1_000_000, 300  # orders, bytes, seconds
+MOST_ORDERS, LARGEST_BODY, MAX_AGE = 1000, 1_000_000, 300  # orders, bytes, seconds
 CART = re.compile(r"[A-Za-z0-9_-]{22}")
 LINES = [
     {"itemId": "mug", "description": "Enamel mug", "quantity": 1, "unitPrice": 71.20, "taxAmount": 17.80},
@@ -50,7 +50,14 @@ class Order:
     checkout: str = ""
     client_token: str = ""
     status: str = "unpaid"
-    events: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sequence: int = 0
+    events: set[str] = field(default_factory=set)
+
+
+def fits(request: Request) -> bool:
+    """Say whether a body is of a known size that is not too large."""
+    size = request.headers.get("content-length", "")
+    return size.isascii() and size.isdigit() and int(size) <= LARGEST_BODY
 
 
 class Shop:
@@ -77,11 +84,9 @@ class Shop:
         return self.page("cart.html", cart=secrets.token_urlsafe(16), lines=LINES, amount=AMOUNT)
 
     async def place_order(self, request: Request) -> Response:
-        key = str((await request.form()).get("cart"))
-        if not CART.fullmatch(key) or request.headers.get("sec-fetch-site", "none") not in {
-            "same-origin",
-            "none",
-        }:
+        own = request.headers.get("sec-fetch-site", "none") in {"same-origin", "none"}
+        key = str((await request.form()).get("cart")) if own and fits(request) else ""
+        if not CART.fullmatch(key):
             return self.page("missing.html", status=400)
         # A second click is the same order, and the same intent again is the same checkout.
         order = self.orders.get(key) or Order(key, "S-" + hashlib.sha256(key.encode()).hexdigest()[:12])
@@ -104,7 +109,7 @@ class Shop:
     async def pay_without_script(self, request: Request) -> Response:
         """The same without JavaScript: our server starts the payment, and the browser is sent on."""
         order = self.order_of(request)
-        if order is None:
+        if order is None or not fits(request):
             return self.page("missing.html", status=404)
         checkout = await self.call("GET", f"/v1/checkouts/{order.checkout}")
         wanted, session = (await request.form()).get("method"), checkout["session"]
@@ -174,22 +179,21 @@ class Shop:
 
     async def receive(self, request: Request) -> Response:
         """Take an event (Standard Webhooks): check the signature, keep it once, answer fast."""
-        if int(request.headers.get("content-length", LARGEST_EVENT + 1)) > LARGEST_EVENT:
+        if not fits(request):
             return JSONResponse({"error": "too large, or of unknown size"}, 413)
         body = await request.body()
         number, at = request.headers.get("webhook-id", ""), request.headers.get("webhook-timestamp", "")
-        expected = base64.b64encode(
-            hmac.digest(self.secret, f"{number}.{at}.".encode() + body, "sha256")
-        ).decode()
-        given = request.headers.get("webhook-signature", "").split()
-        signed = any(hmac.compare_digest(each, f"v1,{expected}") for each in given)
+        digest = hmac.digest(self.secret, f"{number}.{at}.".encode() + body, "sha256")
+        given = request.headers.get("webhook-signature", "").encode().split()
+        signed = any(hmac.compare_digest(each, b"v1," + base64.b64encode(digest)) for each in given)
         if not (self.secret and signed and at.isdigit() and abs(time.time() - int(at)) < MAX_AGE):
             return JSONResponse({"error": "the signature is not ours"}, 401)
         event = json.loads(body)
         order = self.by_number.get(str(event["data"].get("orderId")))
         if order is not None and number not in order.events:  # each may come more than once
-            order.events[number] = event
-            order.status = event["data"]["paymentStatus"]
+            order.events.add(number)
+            if int(event["sequence"]) > order.sequence:  # an old event may be sent again
+                order.sequence, order.status = int(event["sequence"]), event["data"]["paymentStatus"]
         return Response(status_code=204)
 
     def order_of(self, request: Request) -> Order | None:

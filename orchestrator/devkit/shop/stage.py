@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.devkit.shop import diagrams
-from orchestrator.devkit.shop.example import Order, Shop
+from orchestrator.devkit.shop.example import Order, Shop, fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +123,8 @@ class DemoShop(Shop):
         await asyncio.gather(self.http.aclose(), self._outside.aclose())
 
     async def place_order(self, request: Request) -> Response:
+        if not fits(request):
+            return self.page("missing.html", status=413)
         form = await request.form()
         key = str(form.get("cart"))
         self._chosen[key] = str(form.get("trouble"))
