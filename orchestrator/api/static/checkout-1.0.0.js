@@ -325,7 +325,7 @@
       if (status.declined && !this.final) {
         if (this.alerted !== `declined ${this.declinedAt}`) {
           const reason = short(status.declined.reason);
-          const text = reason ? `${this.texts.declined.replace("{reason}", () => reason)} ${this.texts.again}` : this.texts.declinedPlain;
+          const text = reason ? `${this.texts.declined.replace("{reason}", () => reason).replace(/[^.!?]$/, "$&.")} ${this.texts.again}` : this.texts.declinedPlain;
           this.rest();
           this.alertAbout(`declined ${this.declinedAt}`, text, this.root.ownerDocument.hasFocus());
         }

@@ -75,7 +75,10 @@ DURING: Final = Diagram(
         Step("event", "orchestrator", "shop", "event with result"),
     ),
 )
-LABELS: Final = {step.name: step.label for diagram in (BEFORE, DURING) for step in diagram.steps}
+LABELS: Final = {
+    **{step.name: step.label for diagram in (BEFORE, DURING) for step in diagram.steps},
+    "notice": "event",
+}
 PARTIES: Final = BEFORE.parties | DURING.parties
 
 _SEEN: Final = {

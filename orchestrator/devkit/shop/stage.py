@@ -39,6 +39,7 @@ _FROM_BROWSER: Final = {
     "methods": (("orchestrator", "browser"), "{count} payment methods"),
     "redirect": (("browser", "gateway"), "goes to the payment page"),
 }
+_BEFORE_A_RESULT: Final = frozenset({"checkout.created", "checkout.ready"})
 _MOST: Final = 100
 _LARGEST: Final = 1000
 _READY_WITHIN: Final = 60.0
@@ -167,7 +168,8 @@ class DemoShop(Shop):
             number = str(event["data"].get("orderId"))
             if number in self.by_number:
                 said = f"{event['type']}, paymentStatus {event['data'].get('paymentStatus')}"
-                self._note(number, ("orchestrator", "shop"), "event", said)
+                name = "notice" if event["type"] in _BEFORE_A_RESULT else "event"
+                self._note(number, ("orchestrator", "shop"), name, said)
         return answer
 
     async def show_messages(self, request: Request) -> Response:

@@ -8,6 +8,7 @@
   const began = Date.now();
   const FOLLOWED_MS = 1800000;
   let shown = list.children.length;
+  list.scrollTop = list.scrollHeight;
 
   const row = (message) => {
     const item = document.createElement("li");
