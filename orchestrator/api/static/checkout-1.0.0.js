@@ -263,16 +263,16 @@
       }
     }
 
-    // The stream first; where it cannot be had three times in a row, /status every few seconds, and the stream again later.
+    // The stream first; where it cannot be had twice in a row, /status every few seconds, and the stream again later.
     async run() {
       let failures = 0;
       while (!this.open.signal.aborted && !this.final) {
         try {
-          if (failures % 6 < 3) await this.stream();
+          if (failures % 6 < 2) await this.stream();
           else this.show(await this.get("status"));
           this.alertAbout("unreachable", null);
-          if (failures) failures += failures % 6 < 3 ? -failures : 1;
-          if (!this.final) await pause(failures ? 2000 + 2000 * Math.random() : 200);
+          if (failures) failures += failures % 6 < 2 ? -failures : 1;
+          if (!this.final) await pause((1 + Math.random()) * (failures ? 2000 : 1000));
         } catch (error) {
           if (this.open.signal.aborted) return;
           if (GONE.has(error.status)) {

@@ -442,7 +442,6 @@ async def test_allow_names_what_an_address_takes(api: Api, path, allowed):
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/v1",
         "/v1/checkouts/",
         "/v1/%00",
