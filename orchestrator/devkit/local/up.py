@@ -231,9 +231,9 @@ class Up:
                 supplied["gateway_networks"] = ("127.0.0.1", "::1")
         if self.shop_url is not None:
             # Its pages read from the API, and the deliverer sends to it on this machine.
-            own = {"demo_shop_url": self.shop_url, "browser_origins": (self.shop_url,)}
-            own["webhook_allowed_networks"] = (HOST,)
-            supplied |= {name: value for name, value in own.items() if name not in given.model_fields_set}
+            supplied["demo_shop_url"] = self.shop_url
+            supplied["browser_origins"] = (*given.browser_origins, self.shop_url)
+            supplied["webhook_allowed_networks"] = (*given.webhook_allowed_networks, HOST)
         if "public_url" not in given.model_fields_set:
             supplied["public_url"] = self.url
         if "access_log" not in given.model_fields_set:
