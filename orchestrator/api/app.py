@@ -6,7 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from enum import Enum
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.routing import Route
@@ -42,7 +42,7 @@ from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastapi.telemetry import TelemetryConfig
     from starlette.routing import BaseRoute
@@ -60,6 +60,22 @@ _UNWATCHED: Final[TelemetryConfig] = {
     "operation_spans": False,
     "auto_configure": False,
 }
+
+
+class Pages(Protocol):
+    """Pages for persons beside the API, of a package above it."""
+
+    def routes(self) -> list[BaseRoute]:
+        """Return where they are."""
+
+    def start(self) -> None:
+        """Begin; on the event loop that serves."""
+
+    def stop(self) -> None:
+        """End what would wait: the process ends."""
+
+    async def close(self) -> None:
+        """End everything, before the services are closed."""
 
 
 class _App(FastAPI):
@@ -104,17 +120,26 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
 _HOT: Final = Envelope(_answer)
 
 
-def create_app(services: Services) -> FastAPI:
-    """Build the app; when its lifespan ends it writes what has gathered and closes the services."""
+def create_app(services: Services, *, pages: Callable[[Services], Pages] | None = None) -> FastAPI:
+    """Build the app, with pages beside the API; when its lifespan ends it writes what has gathered and closes
+    the services.
+    """
+    shown = None if pages is None else pages(services)
+    if shown is not None:
+        services.ending.append(shown.stop)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
         services.limits.start()
+        if shown is not None:
+            shown.start()
         try:
             yield
         finally:
             await cancelled([watch])
+            if shown is not None:
+                await shown.close()
             await services.close()
             if app.state.access_log is not None:
                 app.state.access_log.flush()
@@ -140,6 +165,8 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     docs.install(app)
     app.router.routes.extend(_routes())
+    if shown is not None:
+        app.router.routes.extend(shown.routes())
     return app
 
 

@@ -180,15 +180,16 @@ def _greet(up: Up) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 def api(*, host: str, port: int) -> int:
-    """Serve the HTTP API."""
+    """Serve the HTTP API and the console."""
     from orchestrator.api import server  # noqa: PLC0415
+    from orchestrator.console import Console  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     _check_listening(host, port)
     _check_clock(settings)
     log.own_output()
-    return server.run(settings, host, port)
+    return server.run(settings, host, port, pages=Console)
 
 
 @click.command(short_help="Carry checkouts (a Celery worker).")
