@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -12,7 +14,6 @@ from orchestrator.cli.output import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.crypto import Encryptor
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
@@ -49,21 +50,36 @@ def link(*, data_dir: Path, name: str, role: str) -> int:
         raise click.UsageError("--as must be 1 to 100 printable characters")
 
     async def made(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-
-        say(await link_of(settings, db, Encryptor(settings.secret_keys), name=name, scopes=ROLES[role]))
+        say(await link_of(settings, db, name=name, role=role))
         return 0
 
     return on_database(data_dir, made)
 
 
-async def link_of(
-    settings: Settings, db: Database, encryptor: Encryptor, *, name: str, scopes: tuple[str, ...]
-) -> str:
+async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> str:
     """Return the address of a new link."""
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.store.console import sessions  # noqa: PLC0415
 
     code = await sessions.begin(
-        db, encryptor, actor=name, scopes=scopes, seconds=sessions.LONGEST_LINK, link=True
+        db,
+        Encryptor(settings.secret_keys),
+        actor=name,
+        scopes=ROLES[role],
+        seconds=sessions.LONGEST_LINK,
+        link=True,
     )
     return f"{settings.public_url}/console/link/{code}"
+
+
+def link_for(settings: Settings) -> str:
+    """Return a link for the person who has just started an installation; also where a loop runs already."""
+    from orchestrator.store.database import Database  # noqa: PLC0415
+
+    async def made() -> str:
+        url = settings.need("database_url")
+        async with Database(url, pool_size=1, name="orchestrator-console-link") as db:
+            return await link_of(settings, db, name="operator", role="admin")
+
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(asyncio.run, made()).result()

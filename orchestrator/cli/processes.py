@@ -140,9 +140,13 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 def _greet(up: Up) -> None:
     from rich.text import Text  # noqa: PLC0415
 
+    from orchestrator.cli.console import link_for  # noqa: PLC0415
     from orchestrator.cli.public_address import faults  # noqa: PLC0415
 
-    rows = [("API", f"{up.url}/docs")]
+    rows = [
+        ("API", f"{up.url}/docs"),
+        ("Console", f"{link_for(up.settings)}   (opens one session, within an hour)"),
+    ]
     if up.sandbox_url is not None:
         rows.append(
             ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.ledger_url(up.sandbox_url)}")

@@ -132,7 +132,7 @@ class Settings(AccessSettings):
 
     approval_limits: dict[
         Annotated[str, Field(pattern=r"^([A-Z]{3}|\*)$")], Annotated[Decimal, Field(ge=0)]
-    ] = Field(default_factory=dict)
+    ] = Field(default={})
     """Amounts above which a second person approves in the console what moves money, by currency:
     {"DKK": 10000, "*": 1000}; `*` is every other currency; empty: no second person."""
 

@@ -33,8 +33,9 @@ MOST_LISTED: Final = 100
 
 _ADD = text("""
     INSERT INTO console_sessions (id, kind, actor, scopes, mac, expires_at)
-    VALUES (:id, :kind, :actor, :scopes, :mac, clock() + make_interval(secs => :seconds)) RETURNING expires_at
+    VALUES (:id, :kind, :actor, :scopes, :mac, :expires_at)
 """)
+_UNTIL = text("SELECT date_trunc('seconds', clock() + make_interval(secs => :seconds)) AS expires_at")
 _FORGET = text("""
     DELETE FROM console_sessions WHERE id = ANY(ARRAY(
         SELECT id FROM console_sessions WHERE expires_at < clock() ORDER BY expires_at LIMIT 1000))
@@ -88,13 +89,15 @@ async def begin(
     """
     value, kind = secrets.token_urlsafe(32), "link" if link else "session"
     key, told = digest(value), " ".join(sorted(scopes))
+    most = LONGEST_LINK if link else LONGEST_SESSION
+    (until,) = await db.read(_UNTIL, {"seconds": max(min(seconds, most), 1.0)})
     row = {
         "id": key,
         "kind": kind,
         "actor": actor,
         "scopes": told,
-        "mac": encryptor.sign(PURPOSE, _signed(key, kind, actor, told)),
-        "seconds": min(seconds, LONGEST_LINK if link else LONGEST_SESSION),
+        "mac": encryptor.sign(PURPOSE, _signed(key, kind, actor, told, until.expires_at.timestamp())),
+        "expires_at": until.expires_at,
     }
     async with db.transaction() as tx:
         await run(tx, _FORGET, {})
@@ -129,7 +132,9 @@ async def listed(db: Database, encryptor: Encryptor) -> list[Session]:
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Session | None:
     key = bytes(row.id)
-    if not encryptor.signed(PURPOSE, _signed(key, row.kind, row.actor, row.scopes), bytes(row.mac)):
+    if not encryptor.signed(
+        PURPOSE, _signed(key, row.kind, row.actor, row.scopes, row.expires_at.timestamp()), bytes(row.mac)
+    ):
         return None
     return Session(
         key=key,
@@ -140,5 +145,5 @@ def _read(row: Row[Any], encryptor: Encryptor) -> Session | None:
     )
 
 
-def _signed(key: bytes, kind: str, actor: str, scopes: str) -> bytes:
-    return msgspec.json.encode((key.hex(), kind, actor, scopes))
+def _signed(*told: object) -> bytes:
+    return msgspec.json.encode([value.hex() if isinstance(value, bytes) else value for value in told])
