@@ -7,12 +7,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from orchestrator import log
+from orchestrator.api import correlation
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.problems import Refusal
 from orchestrator.console import (
@@ -216,7 +217,7 @@ class Console:
                 said="The session has ended. Nothing was done: sign in again.",
                 status_code=401,
             )
-        except Exception as error:  # noqa: BLE001 - every error of ours has its page; others go on
+        except Exception as error:  # noqa: BLE001 - every error has its page
             return _page_of(visit, error)
         return visit
 
@@ -303,7 +304,7 @@ def _own(there: str) -> str:
 
 
 def _page_of(visit: Visit | None, error: Exception) -> Response:
-    """Return the page of an error of ours; raise others."""
+    """Return the page of an error: what was wrong, or, of one that was not expected, that something broke."""
     if isinstance(error, Refused):
         return pages.refusal(visit, error)
     if isinstance(error, Refusal):
@@ -317,9 +318,6 @@ def _page_of(visit: Visit | None, error: Exception) -> Response:
         return pages.bare(
             "refused.html", status=503, title="The database does not answer", said=said, status_code=503
         )
-    raise error
-
-
-def with_query(path: str, **values: object) -> str:
-    """Return an address with query parameters."""
-    return f"{path}?{urlencode(values)}"
+    _log.error("console_failed", exc_info=error)
+    said = f"Something broke here. Name the correlation id {correlation.current()} when you ask about it."
+    return pages.bare("refused.html", status=500, title="Something broke", said=said, status_code=500)

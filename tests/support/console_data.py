@@ -32,8 +32,8 @@ _PAY = """
 """
 _END = """
     UPDATE checkouts SET state = :state, reserved = :reserved, captured = :captured, refunded = :refunded, ended_at = clock(),
-           version = version + 1, attention = :attention, attention_details = CAST(:details AS jsonb),
-           attention_since = CASE WHEN :attention IS NULL THEN NULL ELSE clock() - make_interval(mins => :age) END
+           version = version + 1, attention = CAST(:attention AS text), attention_details = CAST(:details AS jsonb),
+           attention_since = CASE WHEN CAST(:attention AS text) IS NULL THEN NULL ELSE clock() - make_interval(mins => :age) END
      WHERE id = :id
 """
 
@@ -134,7 +134,7 @@ class ConsoleData:
             """INSERT INTO webhook_endpoints (id, merchant_id, url, description, secret, failing_since, paused_at, pause_reason,
                       open_until, opened)
                VALUES (:id, 1, :url, :about, 's', CASE WHEN :failing THEN clock() - interval '3 hours' END,
-                       CASE WHEN CAST(:paused AS text) IS NOT NULL THEN clock() END, :paused,
+                       CASE WHEN CAST(:paused AS text) IS NOT NULL THEN clock() END, CAST(:paused AS text),
                        CASE WHEN :failing THEN clock() + interval '2 minutes' END, CASE WHEN :failing THEN 3 ELSE 0 END)""",
             id=new,
             url=f"https://shop.example/events/{new.hex[-6:]}?{'x' * 40}",

@@ -199,7 +199,7 @@ async def test_an_action_on_an_order_that_moved_is_refused_and_noted(place):
     page = await person.get(link)
     for amount, said in (
         ("0", "more than 0"),
-        ("abc", "must be"),
+        ("abc", "is not an amount"),
         ("", "name an amount"),
         ("50.01", "more than the 50.00"),
     ):
