@@ -17,6 +17,7 @@ from orchestrator.domain.attention import WAYS_OUT, AttentionCode
 from orchestrator.domain.money import MoneyError
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
+from orchestrator.explain import timeline
 from orchestrator.explain.advice import MEANING
 from orchestrator.store import inbox, read_model
 from orchestrator.store.console import actions, approvals, lists
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = 50
 MOST_EXPORTED: Final = 10_000
+MOST_FACTS: Final = 20
 MOST_SHOWN: Final = 100
 """Rows of one kind on the page of an order."""
 FILTERS: Final = ("state", "status", "attention", "merchant", "since", "until", "currency", "least", "most")
@@ -123,11 +125,13 @@ async def show(visit: Visit) -> Response:
         "order.html",
         live=f"order:{checkout}",
         done=DONE.get(done or ""),
+        meaning=None if record.attention is None else MEANING[record.attention.code],
+        said_more=record.attention is not None and bool(record.attention.payments or record.attention.facts),
         record=record,
         explanation=told,
         bar=bar(record),
         choices=choices.of(view),
-        timeline=[_entry(row, reasons) for row in entries],
+        timeline=[_entry(row, reasons, record.currency) for row in entries],
         archived=archived,
         callbacks=await lists.callbacks(services.db, checkout, limit=MOST_SHOWN),
         events=await lists.events(services.db, checkout, limit=MOST_SHOWN),
@@ -244,24 +248,24 @@ def bar(record: Record) -> list[dict[str, Any]]:
     return drawn
 
 
-def _entry(row: Any, reasons: Reasons) -> dict[str, Any]:
+def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
     entry: dict[str, Any] = read_model.entry(row)
     evidence = entry.get("evidence")
     if isinstance(evidence, dict):
         evidence = reasons.in_evidence(evidence)
-    return {**entry, "evidence": _facts(evidence), "sequence": row.sequence}
+    return {**entry, "evidence": _facts(evidence, currency), "sequence": row.sequence}
 
 
-def _facts(evidence: Any) -> list[tuple[str, str]]:
-    """Return evidence as names and short texts."""
+def _facts(evidence: Any, currency: str) -> list[tuple[str, str]]:
+    """Return evidence as names and short texts, amounts as prices."""
     if not isinstance(evidence, dict):
         return []
     shown = []
-    for name, value in list(evidence.items())[:12]:
-        if value in (None, "", [], {}):
-            continue
-        text = str(value)
-        shown.append((name, text if len(text) <= 200 else f"{text[:200]}…"))  # noqa: PLR2004 - one line of a page
+    for name, value in list(evidence.items())[:MOST_FACTS]:
+        price = timeline.told(name, value, currency)
+        text = timeline.shown_of(value) if price == str(value) and name != "reason" else price
+        if text and name not in timeline.UNTOLD:
+            shown.append((name, text))
     return shown
 
 

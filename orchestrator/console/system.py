@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse
 from orchestrator.api.health import TIMEOUT
 from orchestrator.console import orders, pages, reading
 from orchestrator.console.access import ADMIN, Refused, need
-from orchestrator.domain.attention import LATE, PROBLEMS, AttentionCode
+from orchestrator.domain.attention import AttentionCode
 from orchestrator.store import merchant_records
 from orchestrator.store.console import actions as trail
 from orchestrator.store.console import lists
@@ -27,19 +27,23 @@ MERCHANTS: Final = 50
 SEALS: Final = 20
 CHART_WIDTH, CHART_HEIGHT = 600, 80
 _QUESTIONS: Final = {
-    "Amount or currency differs from the order": PROBLEMS,
-    "Surplus: paid more than once": {AttentionCode.SURPLUS_PAYMENT},
-    "Came too late or for an unknown order": LATE,
-    "Charged back, credited, or in excess": {
-        AttentionCode.CHARGED_BACK,
-        AttentionCode.CHARGEBACK_UNCLEAR,
-        AttentionCode.OVER_CAPTURE,
-        AttentionCode.OVER_REFUND,
-        AttentionCode.CREDITED,
-        AttentionCode.PAYMENT_GONE,
-        AttentionCode.PAYMENT_RELEASED,
-    },
+    AttentionCode.PAYMENT_MISMATCH: "Paid with another amount or currency than ordered",
+    AttentionCode.SURPLUS_PAYMENT: "Paid more than once (surplus)",
+    AttentionCode.LATE_PAYMENT: "Paid after the order had ended",
+    AttentionCode.UNKNOWN_ORDER: "Paid for an order that no shop has handed over",
+    AttentionCode.UNCLEAR_PAYMENT: "Payment without a clear meaning",
+    AttentionCode.UNBOUND_PAYMENT: "Payment that may belong to another order",
+    AttentionCode.CHARGED_BACK: "Charged back",
+    AttentionCode.CHARGEBACK_UNCLEAR: "Chargeback or dispute that cannot be counted",
+    AttentionCode.OVER_CAPTURE: "Captured more than was reserved",
+    AttentionCode.OVER_REFUND: "Refunded more than was captured",
+    AttentionCode.CREDITED: "Credited, not refunded",
+    AttentionCode.PAYMENT_GONE: "Payment that the gateway shows no more",
+    AttentionCode.PAYMENT_RELEASED: "Released at the gateway: not paid any more",
+    AttentionCode.RESERVATION_LAPSES: "Reservation that lapses soon",
+    AttentionCode.OPERATION_REJECTED: "Capture, refund or release that was refused",
 }
+"""What is at stake with each question that is about money."""
 
 
 async def overview(visit: Visit) -> Response:
@@ -77,7 +81,7 @@ def risks(read: Overview) -> list[dict[str, Any]]:
         if row["state"] in {"submitted", "unknown"}
     ]
     for row in found["attention"] or ():
-        what = next((name for name, codes in _QUESTIONS.items() if row["code"] in codes), None)
+        what = _QUESTIONS.get(row["code"])
         if what is not None:
             rows.append({**row, "what": what, "link": f"/console/orders?attention={row['code']}"})
     untold = found["untold"] or ()

@@ -66,7 +66,7 @@ _OVERVIEW: Final = text(f"""
       (SELECT json_agg(json_build_object('code', attention, 'currency', currency, 'number', number, 'amount', amount, 'oldest', oldest)) FROM (
            SELECT attention, p.currency, count(*) AS number, sum(p.amount) AS amount, min(attention_since) AS oldest
              FROM asked CROSS JOIN LATERAL (
-                  SELECT coalesce(x ->> 'currency', asked.currency) AS currency, CAST(x ->> 'amount' AS int8) AS amount
+                  SELECT coalesce(x ->> 'currency', asked.currency) AS currency, CASE WHEN x = '{{}}' THEN asked.amount ELSE CAST(x ->> 'amount' AS int8) END AS amount
                     FROM jsonb_array_elements(CASE WHEN jsonb_typeof(attention_details -> 'payments') = 'array'
                          AND jsonb_array_length(attention_details -> 'payments') > 0
                          THEN attention_details -> 'payments' ELSE '[{{}}]' END) x) p
@@ -87,7 +87,7 @@ _OVERVIEW: Final = text(f"""
              FROM (SELECT grade, received_at, handled_at FROM callbacks ORDER BY id DESC LIMIT 500) b
             GROUP BY grade ORDER BY number DESC) g) AS callbacks,
       (SELECT json_agg(json_build_object('at', at, 'number', number, 'seconds', seconds, 'half', half, 'most', most) ORDER BY at) FROM (
-           SELECT b.at, count(*) AS number, extract(epoch FROM max(s.created_at) - min(s.created_at)) AS seconds,
+           SELECT b.at, count(s.created_at) AS number, extract(epoch FROM max(s.created_at) - min(s.created_at)) AS seconds,
                   percentile_cont(0.5) WITHIN GROUP (ORDER BY s.took) AS half, percentile_cont(0.99) WITHIN GROUP (ORDER BY s.took) AS most
              FROM (SELECT n, CAST(:ids AS uuid[]) AS ids, (SELECT now FROM t) - make_interval(secs => ({BUCKETS} - n) * {BUCKET}) AS at
                      FROM generate_series(0, {BUCKETS - 1}) n) b
