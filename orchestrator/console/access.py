@@ -37,6 +37,9 @@ MAY: Final = {
 }
 PURPOSE: Final = "console-form"
 LONGEST_TOKEN: Final = 4096
+SEEN_FOR: Final = 60.0
+"""Seconds for which another process may still show pages to a session that was ended."""
+MOST_SEEN: Final = 1000
 
 
 class Refused(OrchestratorError):  # noqa: N818 - named for the fact
@@ -60,15 +63,37 @@ def _secure(services: Services) -> bool:
     return services.settings.public_url.startswith("https://")
 
 
-async def session_of(request: Request, services: Services) -> Session:
-    """Return the session of a request; `SignedOut` where there is none."""
-    value = request.cookies.get(cookie_name(services), "")
-    if not 16 <= len(value) <= 100:  # noqa: PLR2004 - ours have 43 characters
-        raise SignedOut
-    found = await sessions.find(services.db, services.encryptor, value)
-    if found is None:
-        raise SignedOut
-    return found
+class Sessions:
+    """The sessions of one process, kept for a minute for what only shows, so that many open pages that draw
+    themselves anew cost no query each. What changes something asks the database each time.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._seen: dict[bytes, tuple[Session, float]] = {}
+
+    async def of(self, request: Request) -> Session:
+        """Return the session of a request; `SignedOut` where there is none."""
+        services = self._services
+        value = request.cookies.get(cookie_name(services), "")
+        if not 16 <= len(value) <= 100:  # noqa: PLR2004 - ours have 43 characters
+            raise SignedOut
+        key, now = sessions.digest(value), time.monotonic()
+        known = self._seen.get(key)
+        if request.method == "GET" and known is not None and now < known[1]:
+            return known[0]
+        found = await sessions.find(services.db, services.encryptor, value)
+        if found is None:
+            self._seen.pop(key, None)
+            raise SignedOut
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[key] = found, now + min(SEEN_FOR, found.expires_at.timestamp() - time.time())
+        return found
+
+    def forget(self) -> None:
+        """Ask the database for every session again."""
+        self._seen.clear()
 
 
 def need(session: Session, scope: str) -> None:

@@ -5,6 +5,7 @@ whatever is wrong.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 PREFIX: Final = "/console"
+HEALTH_KEPT: Final = 10.0
 TOPICS: Final = ("overview", "decisions", "approvals")
 
 
@@ -106,6 +108,9 @@ class Console:
     def __init__(self, services: Services) -> None:
         self._services = services
         self.live = Live(services.db)
+        self.sessions = access.Sessions(services)
+        self._health: tuple[str | None, list[str]] = (None, [])
+        self._health_at = float("-inf")
         self.run_worker = RunWorker(services)
 
     def start(self) -> None:
@@ -120,6 +125,15 @@ class Console:
         """End streams, and what this process carries out; another process goes on with it."""
         await self.live.close()
         await self.run_worker.close()
+
+    async def health(self, request: Request) -> tuple[str | None, list[str]]:
+        """Return what `/readyz` says, at most ten seconds old: why nothing is served, and what else is
+        wrong.
+        """
+        if time.monotonic() - self._health_at >= HEALTH_KEPT:
+            self._health_at = time.monotonic()
+            self._health = await request.app.state.health.check()
+        return self._health
 
     def routes(self) -> list[BaseRoute]:
         """Return where everything is."""
@@ -202,7 +216,7 @@ class Console:
         visit: Visit | None = None
         try:
             async with asyncio.timeout(DATABASE_TIMEOUT):
-                session = await access.session_of(request, services)
+                session = await self.sessions.of(request)
             visit = Visit(request=request, services=services, console=self, session=session, form=form)
             services.limits.take(request.scope, services.limits.merchant, f"console:{session.actor}")
             access.need(session, scope)
@@ -290,6 +304,7 @@ class Console:
 
     async def _logout(self, visit: Visit) -> Response:
         await sessions.end(self._services.db, visit.session.key)
+        self.sessions.forget()
         await visit.note("session:ended", "accepted")
         response = RedirectResponse(f"{PREFIX}/login", 303)
         access.drop_cookie(response, self._services)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import RedirectResponse
 
-from orchestrator.api.health import TIMEOUT
 from orchestrator.console import orders, pages, reading
 from orchestrator.console.access import ADMIN, Refused, need
 from orchestrator.domain.attention import AttentionCode
@@ -50,7 +49,7 @@ async def overview(visit: Visit) -> Response:
     """Show money at risk first, then what waits and what runs."""
     reading.query(visit.request, ())
     read = await visit.console.live.overview()
-    health = await visit.request.app.state.health.check()
+    health = await visit.console.health(visit.request)
     found = read.found
     processes = [
         Process(row["name"], row["kind"], row["age"], row["progress"]) for row in found["processes"] or ()
@@ -152,7 +151,7 @@ async def show(visit: Visit) -> Response:
     """Show processes, what is wrong with the installation, and seals of the trail."""
     reading.query(visit.request, ())
     read = await visit.console.live.overview()
-    broken, degraded = await visit.request.app.state.health.check()
+    broken, degraded = await visit.console.health(visit.request)
     return pages.render(
         visit,
         "system.html",
@@ -164,7 +163,6 @@ async def show(visit: Visit) -> Response:
         broken=broken,
         troubles=degraded,
         seals=await lists.seals(visit.services.db, limit=SEALS),
-        timeout=TIMEOUT,
         streams=len(visit.console.live),
     )
 
@@ -211,6 +209,7 @@ async def end_session(visit: Visit) -> Response:
     if wanted.actor != visit.session.actor:
         need(visit.session, ADMIN)
     await store_sessions.end(services.db, key)
+    visit.console.sessions.forget()
     await visit.note("session:ended", "accepted", subject=wanted.actor)
     return RedirectResponse("/console/sessions", 303)
 

@@ -328,11 +328,41 @@ async def test_a_link_opens_one_session_and_a_forged_row_opens_none(place):
     assert (await person.http.post(f"/console/link/{code}", headers=EMPTY)).status_code == 403
     page = await person.get("/console/sessions")
     await place.api.sql("UPDATE console_sessions SET scopes = scopes || ' console:admin'")
+    assert (await person.post("/console/sessions", page)).status_code == 401
+    place.console.sessions.forget()
     assert (await person.http.get("/console")).status_code == 303
     await place.api.sql("UPDATE console_sessions SET scopes = replace(scopes, ' console:admin', '')")
     await person.get("/console")
     assert (await person.post("/console/logout", page)).status_code == 303
     assert (await person.http.get("/console")).status_code == 303
+
+
+async def test_fifty_viewers_of_the_overview_cost_what_one_costs(place, monkeypatch):
+    await place.data.everything()
+    person = await Person(place, "a").signed_in()
+    await person.get("/console")
+    asked = []
+    database = type(place.api.services.db)
+    read = database.read
+
+    async def counted(self, *given):
+        asked.append(given)
+        return await read(self, *given)
+
+    monkeypatch.setattr(database, "read", counted)
+    await asyncio.gather(*(person.get("/console") for _ in range(50)))
+    assert len(asked) <= 2
+    streams = [place.console.live.follow("overview") for _ in range(50)]
+    await asyncio.sleep(2.5)
+    assert place.console.live.queries <= 6
+    for stream in streams:
+        stream.changed.clear()
+    await place.data.order("LATE-1")
+    await asyncio.wait_for(asyncio.gather(*(stream.changed.wait() for stream in streams)), 5)
+    received = re.search(
+        r'state=received">Received</a></td><td class="n">(\d+)', await person.get("/console")
+    )
+    assert received[1] == "2"
 
 
 async def test_search_finds_by_order_id_and_transaction_and_pages_are_bounded(place):
