@@ -1,4 +1,4 @@
-"""The console over a million checkouts: each page within 100 ms, a bulk preview of 100,000 orders within 2 s."""
+"""The console over a million checkouts: each page within 100 ms, a preview of 100,000 orders within 2 s."""
 
 from __future__ import annotations
 
