@@ -87,8 +87,10 @@ async def view_of(visit: Visit, checkout: UUID) -> CheckoutView:
     return view
 
 
-async def store(visit: Visit, asked: Asked, *, reason: str, key: str, actor: str) -> UUID:
-    """Store a command and hint at its checkout."""
+async def store(visit: Visit, asked: Asked, *, reason: str | None, key: str, actor: str) -> UUID:
+    """Store a command and hint at its checkout; without the reason where the customer was erased, since no
+    free text is kept of such an order.
+    """
     services, view = visit.services, asked.view
     try:
         stored = await inbox.request(
@@ -108,8 +110,8 @@ async def store(visit: Visit, asked: Asked, *, reason: str, key: str, actor: str
         raise Refused(
             409, "Sent before", "This form was sent before with other values. Nothing was done."
         ) from None
-    except ReasonNotKept as error:
-        raise Refused(409, "Erased", f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+    except ReasonNotKept:
+        return await store(visit, asked, reason=None, key=key, actor=actor)
     if stored is None:
         raise Refused(404, "Not found", "There is no checkout of this id.")
     services.hint_publisher.publish([view.id], merchant_id=view.merchant_id)

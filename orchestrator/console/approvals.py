@@ -61,7 +61,6 @@ async def decide(visit: Visit) -> Response:
     """Approve, which stores the command; or reject."""
     services, approval = visit.services, await _approval(visit)
     asked = await _asked(visit, approval)
-    reason = approval.reason or ""
     decision = visit.form.values.get("decision")
     if decision == "reject":
         if not await approvals.decide(services.db, approval.id, "rejected", actor=visit.actor):
@@ -85,7 +84,7 @@ async def decide(visit: Visit) -> Response:
     # Both persons stand in the trail: the command carries both names.
     actor = f"{approval.requested_by} approved by {visit.actor}"
     command = await actions.store(
-        visit, asked, reason=reason, key=f"console-approval:{approval.id}", actor=actor
+        visit, asked, reason=approval.reason, key=f"console-approval:{approval.id}", actor=actor
     )
     await approvals.executed(services.db, approval.id, command)
     await _note(visit, approval, asked, "accepted", decided="approved")

@@ -91,7 +91,7 @@ class RunWorker:
                 if results:
                     await runs.note(db, run.id, results)
 
-    async def _carry_out_item(self, run: Run, item: Item) -> Result:
+    async def _carry_out_item(self, run: Run, item: Item, *, with_reason: bool = True) -> Result:
         services = self._services
         dismiss = run.kind == "dismiss"
         request = CommandRequest(
@@ -118,13 +118,15 @@ class RunWorker:
                 merchant_id=item.merchant_id,
                 kind=request.kind,
                 actor=run.actor,
-                reason=run.reason,
+                reason=run.reason if with_reason else None,
                 expected_version=item.version,
                 arguments=request.arguments,
                 idempotency_key=key,
                 grace=services.settings.hint_grace,
             )
-        except (KeyReused, ReasonNotKept) as error:
+        except ReasonNotKept:
+            return await self._carry_out_item(run, item, with_reason=False)
+        except KeyReused as error:
             return runs.Result(checkout=item.checkout, outcome="refused", sentence=str(error))
         if stored is None:
             return runs.Result(
