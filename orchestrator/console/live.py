@@ -7,17 +7,19 @@ one query a second together. The overview is read by the poller and kept, so any
 from __future__ import annotations
 
 import asyncio
+import time
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import text
 from starlette.responses import Response
 
 from orchestrator import log
 from orchestrator.store.console import overview
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from starlette.types import Receive, Scope, Send
 
     from orchestrator.store.console.overview import Overview
@@ -25,28 +27,13 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-INTERVAL: Final = 0.9
+INTERVAL: Final = 1.0
 HEARTBEAT: Final = 15.0
 LIFETIME: Final = 600.0
 MOST: Final = 200
 """Streams of one process."""
-KEPT: Final = 1.0
+KEPT: Final = 1.5
 """Seconds for which an overview is shown again without a query."""
-
-# Of a checkout the version changes with each write of a worker, `wake` with each arrival.
-_TOPICS: Final = text("""
-    SELECT 'order:' || id AS topic, version || '/' || wake || '/' || (lease IS NOT NULL)::text || '/' || (
-           SELECT count(*) FROM (SELECT 1 FROM commands k WHERE k.checkout_id = c.id AND handled_at IS NULL LIMIT 20) k) AS mark
-      FROM checkouts c WHERE id = ANY(CAST(:checkouts AS uuid[]))
-    UNION ALL
-    SELECT 'run:' || id, state || '/' || accepted || '/' || refused FROM console_runs WHERE id = ANY(CAST(:runs AS uuid[]))
-    UNION ALL
-    SELECT 'decisions', md5(coalesce(string_agg(id || ' ' || version, ',' ORDER BY id), '')) FROM (
-        SELECT id, version FROM checkouts WHERE :decisions AND attention IS NOT NULL ORDER BY id LIMIT 500) d
-    UNION ALL
-    SELECT 'approvals', md5(coalesce(string_agg(CAST(id AS text), ',' ORDER BY id), '')) FROM (
-        SELECT id FROM console_approvals WHERE :approvals AND state = 'waiting' ORDER BY id LIMIT 100) a
-""")
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +52,7 @@ class Live:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._streams: dict[Stream, None] = {}
-        self._marks: dict[str, str] = {}
+        self._marks: Mapping[str, str] = {}
         self._poller: asyncio.Task[None] | None = None
         self._held = overview.Held()
         self._overview: Overview | None = None
@@ -96,12 +83,16 @@ class Live:
     async def overview(self) -> Overview:
         """Return the overview, at most a second old; one reader for all that ask."""
         async with self._reading:
-            loop = asyncio.get_running_loop()
-            if self._overview is None or loop.time() - self._read_at >= KEPT:
-                self.queries += 1
-                self._overview = await overview.read(self._db, self._held)
-                self._read_at = loop.time()
+            if self._overview is None or time.monotonic() - self._read_at >= KEPT:
+                await self._read(overview.NOTHING_FOLLOWED)
+            assert self._overview is not None  # noqa: S101 - it was read by the line above
             return self._overview
+
+    async def _read(self, followed: Mapping[str, object]) -> Overview:
+        self.queries += 1
+        self._overview = read = await overview.read(self._db, self._held, followed)
+        self._read_at = time.monotonic()
+        return read
 
     def stop(self) -> None:
         """End all streams: the process ends."""
@@ -131,20 +122,20 @@ class Live:
                 stream.new = False
             self._marks = marks
 
-    async def _ask(self, topics: set[str]) -> dict[str, str]:
-        marks: dict[str, str] = {}
-        if "overview" in topics:
-            marks["overview"] = str(_content(await self.overview()))
-        asked = {
+    async def _ask(self, topics: set[str]) -> Mapping[str, str]:
+        """Return the marks of topics, by one statement."""
+        followed = {
             "checkouts": sorted(topic[6:] for topic in topics if topic.startswith("order:")),
             "runs": sorted(topic[4:] for topic in topics if topic.startswith("run:")),
             "decisions": "decisions" in topics,
             "approvals": "approvals" in topics,
         }
-        if any(asked.values()):
+        if "overview" not in topics:
             self.queries += 1
-            marks |= {row.topic: row.mark for row in await self._db.read(_TOPICS, asked)}
-        return marks
+            return await overview.marks(self._db, followed)
+        async with self._reading:
+            read = await self._read(followed)
+        return {**read.marks, "overview": str(_content(read))}
 
 
 def _content(read: Overview) -> tuple[Any, ...]:

@@ -34,6 +34,28 @@ AGES: Final = (("under 1 day", 86_400.0), ("1 to 6 days", 6 * 86_400.0), ("over 
 BUCKETS: Final = 12
 BUCKET: Final = 300
 
+# Of a checkout the version changes with each write of a worker, `wake` with each arrival.
+_MARKS: Final = """
+    SELECT 'order:' || id AS topic, version || '/' || wake || '/' || (lease IS NOT NULL)::text || '/' || (
+           SELECT count(*) FROM (SELECT 1 FROM commands k WHERE k.checkout_id = c.id AND handled_at IS NULL LIMIT 20) k) AS mark
+      FROM checkouts c WHERE id = ANY(CAST(:checkouts AS uuid[]))
+    UNION ALL
+    SELECT 'run:' || id, state || '/' || accepted || '/' || refused FROM console_runs WHERE id = ANY(CAST(:runs AS uuid[]))
+    UNION ALL
+    SELECT 'decisions', md5(coalesce(string_agg(id || ' ' || version, ',' ORDER BY id), '')) FROM (
+        SELECT id, version FROM checkouts WHERE :decisions AND attention IS NOT NULL ORDER BY id LIMIT 500) d
+    UNION ALL
+    SELECT 'approvals', md5(coalesce(string_agg(CAST(id AS text), ',' ORDER BY id), '')) FROM (
+        SELECT id FROM console_approvals WHERE :approvals AND state = 'waiting' ORDER BY id LIMIT 100) a
+"""
+_FOLLOWED: Final = text(_MARKS)
+NOTHING_FOLLOWED: Final[Mapping[str, object]] = {
+    "checkouts": [],
+    "runs": [],
+    "decisions": False,
+    "approvals": False,
+}
+
 _OVERVIEW: Final = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     opened AS MATERIALIZED (
@@ -112,6 +134,7 @@ _OVERVIEW: Final = text(f"""
          FROM (SELECT id, state, currency, reserved, captured, refunded, ended_at, created_at FROM checkouts
                 WHERE id > :after ORDER BY id LIMIT {SLICE}) h
         WHERE state = 'completed' AND reserved > captured AND captured = 0) AS held,
+      (SELECT json_agg(json_build_object('topic', topic, 'mark', mark)) FROM ({_MARKS}) k) AS marks,
       (SELECT json_build_object('last', max(CAST(id AS text)), 'number', count(*))
          FROM (SELECT id FROM checkouts WHERE id > :after ORDER BY id LIMIT {SLICE}) h) AS reached
 """)  # noqa: S608 - made of our own numbers and words
@@ -167,6 +190,7 @@ class Overview:
 
     now: datetime
     found: Mapping[str, Any]
+    marks: Mapping[str, str]
     held: Mapping[tuple[str, str], tuple[int, int]]
     held_at: datetime | None
     held_share: float
@@ -174,18 +198,25 @@ class Overview:
     """Seconds."""
 
 
-async def read(db: Database, held: Held, *, skew: timedelta = timedelta()) -> Overview:
-    """Read the overview, and the next slice of what is held."""
+async def marks(db: Database, followed: Mapping[str, object]) -> dict[str, str]:
+    """Return what changes when a followed page would show something else, by topic."""
+    return {row.topic: row.mark for row in await db.read(_FOLLOWED, followed)}
+
+
+async def read(db: Database, held: Held, followed: Mapping[str, object] = NOTHING_FOLLOWED) -> Overview:
+    """Read the overview, the next slice of what is held, and the marks of pages that are followed."""
     started = time.perf_counter()
-    now = datetime.now(UTC) + skew
+    now = datetime.now(UTC)
     bounds = [id_at(now - timedelta(seconds=(BUCKETS - n) * BUCKET)) for n in range(BUCKETS + 1)]
-    (row,) = await db.read(_OVERVIEW, {"after": held.begin(now), "ids": bounds})
+    (row,) = await db.read(_OVERVIEW, {**followed, "after": held.begin(now), "ids": bounds})
     found = row._asdict()
     reached = found.pop("reached")
+    told = {each["topic"]: each["mark"] for each in found.pop("marks") or ()}
     held.add(found.pop("held") or (), reached["last"], reached["number"], row.now)
     return Overview(
         now=row.now,
         found=found,
+        marks=told,
         held=dict(held.total),
         held_at=held.at,
         held_share=held.share(now),
