@@ -220,7 +220,7 @@ def filter_of(fields: Fields, names: dict[int, str]) -> Filter:
     )
 
 
-def words() -> dict[str, object]:
+def words() -> dict[str, Any]:
     """Return what a filter can be made of."""
     return {"states": list(State), "statuses": list(PaymentStatus), "codes": list(AttentionCode)}
 

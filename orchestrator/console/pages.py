@@ -145,7 +145,11 @@ def bare(template: str, *, status: int = 200, **told: Any) -> Response:
 
 def refusal(visit: Visit | None, refused: access.Refused) -> Response:
     """Return the page that says why nothing was done."""
-    told = {"title": refused.title, "said": neutralised(refused.sentence), "status_code": refused.status}
+    told: dict[str, Any] = {
+        "title": refused.title,
+        "said": neutralised(refused.sentence),
+        "status_code": refused.status,
+    }
     if visit is None:
         return bare("refused.html", status=refused.status, **told)
     return render(visit, "refused.html", status=refused.status, **told)

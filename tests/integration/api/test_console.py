@@ -125,7 +125,7 @@ async def test_every_page_shows_data_of_every_kind_as_text_and_costs_few_stateme
     assert "&lt;script&gt;" in await person.get("/console/deliveries")
     risks = (await person.get("/console")).partition("Needs a decision")[0]
     for said in (
-        "Surplus: paid more than once",
+        "Paid more than once (surplus)",
         "Outcome of a capture",
         "Paid, and the shop is not told",
         "Reserved and not captured",
