@@ -26,7 +26,7 @@ def upgrade() -> None:
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         moment("created_at", now=True),
         moment("expires_at", nullable=False),
-        sa.CheckConstraint("kind IN ('link', 'session')", name="ck_console_sessions_kind"),
+        sa.CheckConstraint("kind IN ('link', 'session')", name=op.f("ck_console_sessions_kind")),
         sa.PrimaryKeyConstraint("id", name="pk_console_sessions"),
     )
     op.create_index("ix_console_sessions_expires_at", "console_sessions", ["expires_at"])
@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column("facts", postgresql.JSONB(), server_default=sa.text("'{}'"), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.CheckConstraint(
-            "outcome IN ('accepted', 'refused', 'waiting')", name="ck_console_actions_outcome"
+            "outcome IN ('accepted', 'refused', 'waiting')", name=op.f("ck_console_actions_outcome")
         ),
         sa.PrimaryKeyConstraint("id", name="pk_console_actions"),
     )
@@ -78,7 +78,8 @@ def upgrade() -> None:
         sa.Column("command_id", sa.Uuid(), nullable=True),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('waiting', 'approved', 'rejected', 'outdated')", name="ck_console_approvals_state"
+            "state IN ('waiting', 'approved', 'rejected', 'outdated')",
+            name=op.f("ck_console_approvals_state"),
         ),
         sa.PrimaryKeyConstraint("id", name="pk_console_approvals"),
     )
@@ -105,7 +106,7 @@ def upgrade() -> None:
         moment("created_at", now=True),
         moment("ended_at"),
         sa.Column("mac", sa.LargeBinary(), nullable=False),
-        sa.CheckConstraint("state IN ('running', 'stopped', 'done')", name="ck_console_runs_state"),
+        sa.CheckConstraint("state IN ('running', 'stopped', 'done')", name=op.f("ck_console_runs_state")),
         sa.PrimaryKeyConstraint("id", name="pk_console_runs"),
     )
     op.create_index(
@@ -120,7 +121,7 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=True),
         sa.Column("command_id", sa.Uuid(), nullable=True),
         sa.Column("sentence", sa.Text(), nullable=True),
-        sa.CheckConstraint("outcome IN ('accepted', 'refused')", name="ck_console_run_items_outcome"),
+        sa.CheckConstraint("outcome IN ('accepted', 'refused')", name=op.f("ck_console_run_items_outcome")),
         sa.PrimaryKeyConstraint("run_id", "checkout_id", name="pk_console_run_items"),
     )
     op.create_index(
