@@ -33,6 +33,10 @@ LAST: Final = UUID("ffffffff-ffff-ffff-ffff-ffffffffffff")
 FIRST: Final = UUID(int=0)
 
 _SHOWN: Final = columns.with_details(CheckoutSummary.__dataclass_fields__)
+_NARROW: Final = (
+    "id, merchant_id, version, state, currency, amount, reserved, captured, refunded, charged_back, attention"
+)
+"""What a filter reads, and what a bulk action needs."""
 _C: Final = columns.listed(_SHOWN, "c")
 
 
@@ -146,8 +150,9 @@ def _which(chosen: Filter) -> str:
 
 def _statement(chosen: Filter, *, narrow: bool = False) -> TextClause:
     shown = "c.id, c.merchant_id, c.version, c.currency, c.amount" if narrow else _C
+    read = _NARROW if narrow else "*"
     return text(f"""
-        WITH w AS MATERIALIZED (SELECT * FROM checkouts WHERE {_window(chosen)} ORDER BY id DESC LIMIT :window),
+        WITH w AS MATERIALIZED (SELECT {read} FROM checkouts WHERE {_window(chosen)} ORDER BY id DESC LIMIT :window),
         r AS (SELECT count(*) AS rows, min(CAST(id AS text)) AS edge FROM w)
         SELECT CAST(r.edge AS uuid) AS edge, r.rows, {shown}
           FROM r LEFT JOIN (SELECT * FROM w AS c WHERE {_which(chosen)} ORDER BY c.id DESC LIMIT :most) c ON true
