@@ -23,6 +23,7 @@ from orchestrator.api import (
     health,
     merchant_docs,
     merchants,
+    metrics,
     problems,
     rejected_intents,
     shopper,
@@ -115,6 +116,7 @@ def create_app(services: Services) -> FastAPI:
             yield
         finally:
             await cancelled([watch])
+            await app.state.metrics.close()
             await services.close()
             if app.state.access_log is not None:
                 app.state.access_log.flush()
@@ -132,6 +134,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.always = always(services.settings)
     app.state.health = health.Health(services)
+    app.state.metrics = metrics.Metrics(services.settings, app.state.health)
     app.state.callback_intake = CallbackIntake(services)
     depth = services.settings.trusted_proxies
     app.state.security_log = SecurityLog(depth=depth)
@@ -218,6 +221,7 @@ def _routes() -> list[BaseRoute]:
         503: json_answer("Not ready", answers.Health),
     }
     app.get("/readyz", tags=["health"], summary="Can it do its work", responses=ready)(health.ready)
+    app.add_route(metrics.PATH, metrics.show, include_in_schema=False)
     app.add_route("/docs", docs.page, include_in_schema=False)
     app.add_route("/docs/assets/{name}", docs.asset, include_in_schema=False)
     return app.routes

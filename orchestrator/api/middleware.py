@@ -11,10 +11,11 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import log
+from orchestrator import counters, log
 from orchestrator.api import browser_access, correlation, limits
 from orchestrator.api.problems import Refusal, away, problem
 from orchestrator.api.request_body import Disconnected
+from orchestrator.api.request_log import route_of
 from orchestrator.store.database import DatabaseAway, is_away, state_of
 from orchestrator.store.sqlstates import OTHER_SCHEMA
 
@@ -114,6 +115,9 @@ def _complete(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
 
 def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
     state = scope["app"].state
+    route = route_of(scope) or "none"
+    counters.http_requests.add(scope["method"], route, str(status))
+    counters.http_request_seconds.observe(seconds, route)
     if status >= HTTPStatus.BAD_REQUEST:
         state.security_log.note(scope, status)
     if state.access_log is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator import log
+from orchestrator import counters, log
 from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import retries, signature, trial_event
 from orchestrator.delivery.lane import Lane
@@ -391,6 +391,8 @@ class Deliverer:
         return await self._sender.send(lane.webhook.url, headers, body)
 
     def _result(self, due: Due, answer: Answer) -> Written:
+        counters.deliveries.add(answer.outcome)
+        counters.delivery_seconds.observe(answer.seconds)
         if answer.delivered:
             self.delivered += 1
             return _written(due, "done", attempt=self._attempt(due, answer, result="delivered"))

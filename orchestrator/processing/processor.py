@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
-from orchestrator import log
+from orchestrator import counters, log
 from orchestrator.audit import Action
 from orchestrator.domain import last_error, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
@@ -169,6 +169,7 @@ class CheckoutProcessor:
         try:
             await self._steps(step, place, queue)
         except LeaseLost:
+            counters.lease_losses.add()
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
             _log.warning("move_not_known", state=step.held.state)

@@ -6,9 +6,10 @@ import re
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from orchestrator.settings.hosts import is_loopback
+from orchestrator.settings.monitoring import MonitoringSettings
 
 ANY_ORIGIN: Final = "*"
 _ORIGIN: Final = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?")
@@ -28,7 +29,7 @@ def origin(value: str) -> str:
     return value.lower()
 
 
-class AccessSettings(BaseSettings):
+class AccessSettings(MonitoringSettings):
     """What `Settings` says of access over HTTP."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)

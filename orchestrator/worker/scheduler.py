@@ -16,7 +16,7 @@ from orchestrator import log
 from orchestrator.messaging.app import SEAL, SEAL_EVERY, SWEEP, configure
 from orchestrator.messaging.publisher import BackOff, Message, Publisher
 from orchestrator.shutdown import end_within
-from orchestrator.worker.heartbeat import Pulse
+from orchestrator.worker.pulse import Pulse
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings

@@ -123,6 +123,9 @@ checkouts = Table(
     # A hint has been published for the present due time: one claim may come before `due_at`.
     Column("hinted", Boolean, nullable=False, server_default=text("false")),
     _time("due_at"),
+    # Since when it has been due, as the first sweep that found it saw; sweeps move `due_at`. It counts where
+    # it is not before `updated_at`.
+    _time("due_since"),
     _time("deadline", nullable=False),
     _time("offered_at"),
     # Cancelling was asked for: the token is no longer handed out, and the grace runs.
@@ -486,6 +489,14 @@ workers = Table(
     _time("started_at", now=True),
     _time("seen_at", now=True),
     Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
+)
+
+# What processes that have ended counted; what live ones count is in their rows above (`heartbeats`).
+counter_totals = Table(
+    "counter_totals",
+    metadata,
+    Column("series", Text, primary_key=True),
+    Column("value", Double, nullable=False),
 )
 
 clock_skew = Table(
