@@ -78,10 +78,11 @@ async def show(request: Request) -> Response:
 class MetricsPort:
     """A listener of its own for scrapes, beside the API in the same process."""
 
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+    def __init__(self, metrics: Metrics, address: str) -> None:
         self._metrics = metrics
+        host, _, port = address.rpartition(":")
         config = uvicorn.Config(
-            self._answer, host=host, port=port, ws="none", lifespan="off", access_log=False, log_config=None,
+            self._answer, host=host.strip("[]"), port=int(port), ws="none", lifespan="off", access_log=False, log_config=None,
             server_header=False, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = _Quiet(config)

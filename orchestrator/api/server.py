@@ -148,11 +148,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         asyncio.create_task(connections.watch(), name="connections"),
         asyncio.create_task(_beat(services), name="heartbeat"),
     ]
-    scrapes = (
-        MetricsPort(app.state.metrics, settings.metrics_host, settings.metrics_port)
-        if settings.metrics_port
-        else None
-    )
+    scrapes = MetricsPort(app.state.metrics, settings.metrics_listen) if settings.metrics_listen else None
     if scrapes is not None:
         scrapes.start()
     try:

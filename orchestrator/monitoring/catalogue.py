@@ -64,8 +64,8 @@ def reference() -> str:
     lines = [
         "# Metrics",
         "",
-        "`GET /metrics` of the API, in the text format of Prometheus, with the token of `ORCHESTRATOR_METRICS_TOKEN`; or on a port of its own",
-        "without one (`ORCHESTRATOR_METRICS_PORT`). One API process answers for the whole installation, so Prometheus may scrape any or all of",
+        "`GET /metrics` of the API, in the text format of Prometheus, with the token of `ORCHESTRATOR_METRICS_TOKEN`; or on an address of its own",
+        "without one (`ORCHESTRATOR_METRICS_LISTEN`). One API process answers for the whole installation, so Prometheus may scrape any or all of",
         "them: take `max` of gauges and counters over instances, never `sum`. The figures are those of all merchants, for the operator alone.",
         "",
         "Gauges are read from Postgres, at most once in a second. A group of figures whose statement takes more than 10 ms is read in the",

@@ -61,11 +61,12 @@ _RISK = text(f"""
         UNION ALL
         SELECT 'attention', currency, amount, {_age("attention_since")} FROM checkouts, t WHERE attention IS NOT NULL
         UNION ALL
-        SELECT 'surplus', p.currency, {_LEFT}, {_age("p.first_seen_at")} FROM payments p, t
-         WHERE p.role = 'surplus' AND p.decided IS NULL AND p.meaning IN ('reserved', 'captured', 'refunded', 'unknown') AND {_LEFT} > 0
+        -- What was decided, by a person or a policy, leaves no attention.
+        SELECT 'surplus', p.currency, {_LEFT}, {_age("p.first_seen_at")} FROM payments p CROSS JOIN t LEFT JOIN checkouts c ON c.id = p.checkout_id
+         WHERE p.role = 'surplus' AND (c.id IS NULL OR c.attention IS NOT NULL) AND p.meaning IN ('reserved', 'captured', 'refunded', 'unknown') AND {_LEFT} > 0
         UNION ALL
-        SELECT 'unknown', p.currency, {_LEFT}, {_age("p.first_seen_at")} FROM payments p, t
-         WHERE p.role = 'unknown' AND p.decided IS NULL AND p.meaning IN ('reserved', 'captured', 'refunded', 'unknown') AND {_LEFT} > 0
+        SELECT 'unknown', p.currency, {_LEFT}, {_age("p.first_seen_at")} FROM payments p CROSS JOIN t LEFT JOIN checkouts c ON c.id = p.checkout_id
+         WHERE p.role = 'unknown' AND (c.id IS NULL OR c.attention IS NOT NULL) AND p.meaning IN ('reserved', 'captured', 'refunded', 'unknown') AND {_LEFT} > 0
         UNION ALL
         SELECT 'callback', c.currency, c.amount, b.age FROM (
             SELECT b.checkout_id, max({_age("b.received_at")}) AS age FROM callbacks b, t

@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator.settings.values import HttpUrl, host_name
+from orchestrator.settings.values import HOST, HttpUrl
 
+_LAST_PORT = 65_535
 _SHORTEST = 16
 """Characters of a token that cannot be guessed."""
 
@@ -21,6 +22,20 @@ def long_enough(value: SecretStr) -> SecretStr:
     return value
 
 
+def listening(value: str) -> str:
+    """Return an address to listen on; `ValueError` with the end of a sentence about one that is none."""
+    host, _, port = value.rpartition(":")
+    if (
+        not HOST.fullmatch(host)
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) <= _LAST_PORT
+    ):
+        message = "must be a host or an address and a port, such as 127.0.0.1:9100"
+        raise ValueError(message)
+    return value
+
+
 class MonitoringSettings(BaseSettings):
     """What `Settings` says of metrics and traces."""
 
@@ -29,11 +44,9 @@ class MonitoringSettings(BaseSettings):
     metrics_token: Annotated[SecretStr, AfterValidator(long_enough)] = SecretStr("")
     """The token that Prometheus shows at `/metrics` of the API (`Authorization: Bearer`); unset: there is no
     such address. It opens the figures of all merchants."""
-    metrics_port: int | None = Field(default=None, ge=1, le=65535)
-    """A port of its own on which the API serves `/metrics` without a token; unset: none. Open it to the
-    operator's network only."""
-    metrics_host: Annotated[str, AfterValidator(host_name)] = "127.0.0.1"
-    """The address of METRICS_PORT."""
+    metrics_listen: Annotated[str, AfterValidator(listening)] | None = None
+    """An address of its own on which the API serves `/metrics` without a token, such as 127.0.0.1:9100;
+    unset: none. Only the operator's network may reach it."""
     traces_url: HttpUrl | None = None
     """Where spans are sent by OTLP over HTTP, such as http://collector:4318/v1/traces; unset: no traces.
     Needs the extra `traces`."""

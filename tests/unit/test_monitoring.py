@@ -1,4 +1,4 @@
-"""Alert rules, their tests, the dashboard and the pages are made of one table, and Prometheus accepts them."""
+"""Alert rules, their tests, the dashboard and the pages are made of one table that Prometheus accepts."""
 
 from __future__ import annotations
 
@@ -67,5 +67,7 @@ def test_every_alert_links_to_a_chapter_and_uses_metrics_that_exist() -> None:
 def test_the_dashboard_shows_every_metric() -> None:
     panels = json.loads((DOCS / "monitoring/dashboard.json").read_text())["panels"]
     shown = {panel["title"].replace(" ", "_") for panel in panels}
-    everything = {gauge.name.removeprefix(catalogue.PREFIX) for gauge in catalogue.GAUGES} | {*counters.known()}
+    everything = {gauge.name.removeprefix(catalogue.PREFIX) for gauge in catalogue.GAUGES} | {
+        *counters.known()
+    }
     assert everything - shown == {"attention_oldest_seconds", "database_up", "merchant_waiting"}

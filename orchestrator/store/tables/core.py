@@ -481,24 +481,6 @@ rejected_intents = Table(
     Index("ix_rejected_intents_created_at", "created_at"),
 )  # fmt: skip
 
-workers = Table(
-    "workers",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("kind", Text, nullable=False),
-    _time("started_at", now=True),
-    _time("seen_at", now=True),
-    Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
-)
-
-# What processes that have ended counted; what live ones count is in their rows above (`heartbeats`).
-counter_totals = Table(
-    "counter_totals",
-    metadata,
-    Column("series", Text, primary_key=True),
-    Column("value", Double, nullable=False),
-)
-
 clock_skew = Table(
     "clock_skew",
     metadata,
