@@ -11,7 +11,7 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import counters, log
+from orchestrator import counters, log, traces
 from orchestrator.api import browser_access, correlation, limits
 from orchestrator.api.problems import Refusal, away, problem
 from orchestrator.api.request_body import Disconnected
@@ -37,6 +37,7 @@ _ALWAYS: Final = (
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """Of whatever names no policy itself: it is no page, and no page may frame it."""
+_INTAKE: Final = frozenset({"/v1/checkouts", "/v1/checkouts/batch"})
 _CALLBACKS: Final = "/callbacks/"
 """Their answers may stand in a frame: a shop may frame the gateway's payment page, which leads here."""
 
@@ -118,6 +119,16 @@ def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
     route = route_of(scope) or "none"
     counters.http_requests.add(scope["method"], route, str(status))
     counters.http_request_seconds.observe(seconds, route)
+    if traces.on:
+        header = next((value for name, value in scope["headers"] if name == correlation.TRACEPARENT), None)
+        traces.request(
+            f"{scope['method']} {route}",
+            correlation.current(),
+            header.decode("latin-1") if header else None,
+            seconds=seconds,
+            status=status,
+            intake=scope["method"] == "POST" and route in _INTAKE,
+        )
     if status >= HTTPStatus.BAD_REQUEST:
         state.security_log.note(scope, status)
     if state.access_log is not None:

@@ -76,7 +76,7 @@ def sentence(
     match outcome:
         case Unauthorized():
             return f"the credentials of merchant {merchant} are refused by {url} ({why}): check the user name and the password"
-        case Refused() if outcome.status in FINAL_STATUSES:
+        case Refused() if outcome.status in FINAL_STATUSES | {403}:
             return (
                 f"the login of merchant {merchant} is refused by {url} ({why}), and the gateway itself works: check the user name, "
                 "the password, and whether the account may use the Checkout API"
@@ -98,7 +98,7 @@ def sentence(
 
 
 class Failing:
-    """What a live worker says of a gateway whose circuit is open: since when, the last reason, the seconds left."""
+    """What a live worker says of a gateway whose circuit is open: since when, why, and for how long."""
 
     def __init__(self, told: Mapping[str, object], age: float) -> None:
         since, left = told.get("since"), told.get("seconds")

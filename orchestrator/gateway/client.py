@@ -20,7 +20,7 @@ import msgspec
 from aiohttp import BytesPayload, hdrs
 from yarl import URL
 
-from orchestrator import counters
+from orchestrator import counters, traces
 from orchestrator import log as logs
 from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
@@ -396,6 +396,7 @@ class Gateway:
         user_agent: str | None = None,
     ) -> Outcome[T]:
         """Make one call, read its answer, write one log line."""
+        span = traces.begin(f"gateway {name}") if traces.on else None
         started = time.perf_counter()
         outcome: Outcome[T]
         gateway = "none"
@@ -441,18 +442,23 @@ class Gateway:
                 large.give_back()
                 if probes:
                     limits_of_gateway.end()
-        seconds = time.perf_counter() - started
-        counters.gateway_calls.add(_LABELS.of(gateway), name, WORDS[type(outcome)])
-        counters.gateway_call_seconds.observe(seconds, name)
-        took = round(seconds * 1000, 1)
-        if isinstance(outcome, Done):
-            log.debug("gateway_called", call=name, merchant=account.merchant, outcome="Done", ms=took)
-        else:
-            kind, why = type(outcome).__name__, outcome.reason
-            log.info(
-                "gateway_called", call=name, merchant=account.merchant, outcome=kind, ms=took, reason=why
-            )
+        _note(name, account.merchant, gateway, outcome, time.perf_counter() - started)
+        if span is not None:
+            word = WORDS[type(outcome)]
+            span.end(kind="client", error=word in {"unknown", "not_sent"}, outcome=word, gateway=gateway)
         return outcome
+
+
+def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seconds: float) -> None:  # noqa: PLR0917 - all of a call
+    """Count a call, and write its line in the log."""
+    counters.gateway_calls.add(_LABELS.of(gateway), name, WORDS[type(outcome)])
+    counters.gateway_call_seconds.observe(seconds, name)
+    took = round(seconds * 1000, 1)
+    if isinstance(outcome, Done):
+        log.debug("gateway_called", call=name, merchant=merchant, outcome="Done", ms=took)
+    else:
+        kind, why = type(outcome).__name__, outcome.reason
+        log.info("gateway_called", call=name, merchant=merchant, outcome=kind, ms=took, reason=why)
 
 
 def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refused:

@@ -187,7 +187,7 @@ class Dispatcher:
                 async with asyncio.timeout(seconds):
                     await renew(self._db, held, lease_seconds=seconds)
             except Exception as error:  # noqa: BLE001 - the next round tries again; an ended lease is detected
-                _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
+                _log.warning("leases_not_renewed", leases=len(held), **log.cause(error))
 
     async def _is_closed_within(self, seconds: float) -> bool:
         await asyncio.wait((self._closed,), timeout=seconds)

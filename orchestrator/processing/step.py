@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, Unpack, assert_never
 
 import msgspec
 
-from orchestrator import counters, log
+from orchestrator import counters, log, traces
 from orchestrator.audit import Action
 from orchestrator.domain import events, last_error, schedule, sentences
 from orchestrator.domain.attention import ABOUT_FAILURES, Attention, AttentionCode
@@ -414,5 +414,8 @@ def _measure(held: ClaimedCheckout, move: Move) -> None:
     for callback in held.callbacks:
         if callback.id in move.read:
             counters.callback_lag_seconds.observe(max((now - callback.received_at).total_seconds(), 0.0))
+            if traces.on and (place := traces.current.get()) is not None:
+                facts = {"kind": callback.kind, "grade": callback.grade}
+                traces.past("callback", place, callback.received_at, now, **facts)
     if move.offered and held.offered_at is None and held.created_at is not None:
         counters.offer_seconds.observe(max((now - held.created_at).total_seconds(), 0.0))

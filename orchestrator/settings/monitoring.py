@@ -51,4 +51,4 @@ class MonitoringSettings(BaseSettings):
     """Where spans are sent by OTLP over HTTP, such as http://collector:4318/v1/traces; unset: no traces.
     Needs the extra `traces`."""
     traces_sample: float = Field(default=0.1, ge=0, le=1)
-    """The part of the orders whose traces are kept, where the shop's own `traceparent` does not say it."""
+    """The part of the traces that is kept; the trace id decides, so that all processes keep the same."""

@@ -167,7 +167,7 @@ class Bridge:
             self._depths_at, self._depths = time.monotonic(), self.hint_publisher.depths()
             return self._depths["checkouts"]
         except Exception as error:  # noqa: BLE001 - each transport has errors of its own; due checkouts are then claimed here
-            _log.warning("backlog_not_known", error=type(error).__name__)
+            _log.warning("backlog_not_known", **log.cause(error))
             return BACKLOG_LIMIT + 1
 
     def _run(self, work: Coroutine[Any, Any, T], *, timeout: float) -> T | None:
