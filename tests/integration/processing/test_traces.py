@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -11,13 +13,21 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from orchestrator import traces
+from orchestrator.delivery import signature
+from orchestrator.delivery.addresses import AddressPolicy
+from orchestrator.delivery.deliverer import Deliverer
+from orchestrator.delivery.sender import Sender
 from orchestrator.domain.events.documents import traceparent
 from orchestrator.errors import OrchestratorError
+from orchestrator.store import events, webhooks
 from tests.conftest import make_settings
 from tests.support.api_scene import intent, serving
+from tests.support.receivers import receiving
+from tests.support.trace_picture import draw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.scene import Scene
 
@@ -53,12 +63,12 @@ async def test_the_shops_trace_has_the_request_as_its_span(
 
 
 async def test_steps_and_calls_of_an_order_are_in_its_trace_and_late_ones_link_to_it(
-    scene: Scene, spans: InMemorySpanExporter
+    world: Scene, spans: InMemorySpanExporter
 ) -> None:
-    checkout = await scene.accept()
-    await scene.process(checkout)
+    checkout = await world.accept()
+    await world.process(checkout)
     made = spans.get_finished_spans()
-    correlation = (await scene.row(checkout)).correlation_id
+    correlation = (await world.row(checkout)).correlation_id
     assert {span.context.trace_id for span in made} == {int(traceparent(correlation, "")[3:35], 16)}
     names = Counter(span.name for span in made)
     assert names["process"] == names["wait for a worker"] == 1
@@ -73,13 +83,72 @@ async def test_steps_and_calls_of_an_order_are_in_its_trace_and_late_ones_link_t
     assert call.attributes == {"outcome": "done", "gateway": call.attributes["gateway"]}
     # A day later the work is a trace of its own, with a link to the first span of the order.
     spans.clear()
-    await scene.later(days=1)
-    await scene.process(checkout)
+    await world.later(days=1)
+    await world.process(checkout)
     late = [span for span in spans.get_finished_spans() if span.name == "process"]
     assert late
     (link,) = late[0].links
     assert late[0].context.trace_id != link.context.trace_id
     assert link.context.trace_id == int(traceparent(correlation, "")[3:35], 16)
+
+
+async def test_a_whole_order_is_one_picture_with_its_callback_a_day_later(
+    world: Scene, spans: InMemorySpanExporter, database_url: str, tmp_path: Path
+) -> None:
+    async with serving(make_settings(database_url=database_url)) as api, receiving() as receiver:
+        secret = signature.new_secret()
+        await webhooks.add(
+            world.db, world.encryptor, merchant_id=1, url=receiver.url(), description="", kinds=None,
+            content="thin", secret=secret,
+        )  # fmt: skip
+        receiver.secrets.append(signature.written(secret))
+        body = intent(expiresIn=7 * 86_400)
+        accepted = await api.post(body, traceparent=PARENT)
+        checkout = UUID(accepted.json()["id"])
+        world.orders[checkout] = body["order"]["orderId"]
+        await world.process(checkout)
+        await _deliver(world)
+        await world.pay(checkout)
+        await world.later(days=1)
+        await world.call_back(checkout)
+        await world.process(checkout)
+        assert await world.state(checkout) == "completed"
+        await _deliver(world)
+    made = [span for span in spans.get_finished_spans() if span.name.partition(" ")[0] != "GET"]
+    first = [span for span in made if span.context.trace_id == int(TRACE, 16)]
+    names = {span.name for span in first}
+    assert {"POST /v1/checkouts", "wait for a worker", "process", "gateway open_session", "deliver"} <= names
+    late = [span for span in made if span.links]
+    assert {"process", "deliver"} <= {span.name for span in late}
+    assert all(span.links[0].context.trace_id == int(TRACE, 16) for span in late)
+    assert "callback" in {span.name for span in made if span.context.trace_id != int(TRACE, 16)}
+    sent = [delivery.headers for delivery in receiver.received]
+    assert {headers["x-correlation-id"] for headers in sent} == {TRACE}
+    own = {f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}-01" for span in made}
+    assert {headers["traceparent"] for headers in sent} <= own
+    said = " ".join(str(value) for span in made for value in (span.attributes or {}).values())
+    assert not any(
+        word in said for word in ("139", "shopper", "http://127.0.0.1:8000", body["order"]["orderId"])
+    )
+    picture = draw(made)
+    (tmp_path / "trace.svg").write_text(picture)
+    assert picture.count("<rect") > 10
+    assert "1.0 days later" in picture
+
+
+async def _deliver(world: Scene) -> None:
+    while await events.place(world.db):
+        pass
+    settings = make_settings(webhook_total_timeout=3.0, shutdown_timeout=6.0)
+    sender = Sender(AddressPolicy([ip_network("127.0.0.0/8")]), connect_timeout=2.0, total_timeout=3.0)
+    deliverer, ending = Deliverer(settings, world.db, world.encryptor, sender), asyncio.Event()
+    running = asyncio.create_task(deliverer.run(ending))
+    async with asyncio.timeout(20):
+        while (await world.sql("SELECT count(*) AS number FROM delivery_streams"))[0].number:  # noqa: ASYNC110 - rows
+            await asyncio.sleep(0.02)
+    ending.set()
+    await running
+    await sender.close()
 
 
 def test_a_sample_is_the_same_in_every_process_and_off_keeps_nothing(spans: InMemorySpanExporter) -> None:
