@@ -46,9 +46,12 @@ class Counter:
     def add(self, *values: str, by: float = 1.0) -> None:
         """Count something; `values` are those of the labels, in their order."""
         known = self.values
-        if values not in known and len(known) >= MOST:
-            values = (OTHER,) * len(self.labels)
-        known[values] = known.get(values, 0.0) + by
+        try:
+            known[values] += by
+        except KeyError:
+            if len(known) >= MOST:
+                values = (OTHER,) * len(self.labels)
+            known[values] = known.get(values, 0.0) + by
 
 
 class Histogram:
