@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -41,6 +41,7 @@ from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.api.shopper_docs import shown_status, streamed_status
 from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
+from orchestrator.store.heartbeats import Heart
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
     from orchestrator.api.dependencies import Services
 
+LAST_HEARTBEAT: Final = 2.0
+"""Seconds for what the process has counted, at its end."""
 VERSION: Final = "1"
 """Of the contract, as in the paths."""
 # Spans and metrics would contain the URLs of callbacks, which are signed.
@@ -111,11 +114,16 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
+        heart = Heart(services.inlet, "api")
+        beating = asyncio.create_task(heart.run(), name="heartbeat")
         services.limits.start()
         try:
             yield
         finally:
-            await cancelled([watch])
+            await cancelled([watch, beating])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(LAST_HEARTBEAT, services.settings.shutdown_timeout / 5)):
+                    await heart.end()
             await app.state.metrics.close()
             await services.close()
             if app.state.access_log is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
@@ -21,7 +21,6 @@ from orchestrator.messaging.hints import HintPublisher
 from orchestrator.shutdown import FAILED, cancelled, end_within
 from orchestrator.store import inbox
 from orchestrator.store.database import Database
-from orchestrator.store.heartbeats import BETWEEN, HEARTBEAT, Heart
 from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
@@ -40,14 +39,15 @@ KEEP_ALIVE: Final = 130
 """Seconds that a connection without a request is kept: longer than proxies keep theirs (nginx 60 s, Caddy 120
 s), so that it is the proxy that ends it. The other way round, a request could meet the end of its connection,
 and a proxy answers 502 to it."""
-LAST_HEARTBEAT: Final = 2.0
-"""Seconds for what the process has counted, at its end."""
 POOL_TIMEOUT: Final = 3.0
 READ_TIMEOUT: Final = 3_000
 """Milliseconds that one statement of a reading endpoint may take in Postgres."""
 INLET: Final = 4
 """Connections beside the pool: three for the writers of intents, of callbacks and of unmatched callbacks, and
 one for merchants and health."""
+
+SCRAPED: Final = 2
+"""Connections for the figures of `/metrics`, opened by the first scrape."""
 
 
 def run(settings: Settings, host: str, port: int) -> int:
@@ -111,7 +111,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
     """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
     connections = Connections(
         settings.api_connections,
-        files=settings.database_pool + INLET,
+        files=settings.database_pool + INLET + SCRAPED,
         always=always_and_no_page(settings),
     )
     services = build(settings, hint_publisher)
@@ -144,10 +144,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
         signal.signal(number, asked_to_end)
     _log.info("api_serving", host=host, port=port)
     gc_tuning.settle()
-    beside = [
-        asyncio.create_task(connections.watch(), name="connections"),
-        asyncio.create_task(_beat(services), name="heartbeat"),
-    ]
+    watch = asyncio.create_task(connections.watch(), name="connections")
     scrapes = MetricsPort(app.state.metrics, settings.metrics_listen) if settings.metrics_listen else None
     if scrapes is not None:
         scrapes.start()
@@ -156,34 +153,12 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
     finally:
         if scrapes is not None:
             await scrapes.stop()
-        await cancelled(beside)
+        await cancelled([watch])
         connections.tell()
     if server.cut_off:
         _log.error("requests_cut_off", requests=server.cut_off)
     _log.info("api_ended")
     return server.cut_off
-
-
-async def _beat(services: Services) -> None:
-    """Say that this process serves, and what it has counted."""
-    # A connection of its own: the services' are closed while the last heartbeat is written.
-    settings = services.settings
-    async with Database(
-        settings.need("database_url"),
-        pool_size=1,
-        name="orchestrator-api-heartbeat",
-        timeout=settings.database_timeout,
-        prepared=settings.database_prepared_statements,
-    ) as db:
-        heart = Heart(db, "api")
-        try:
-            while True:
-                well = await heart.beat({})
-                await asyncio.sleep(HEARTBEAT if well else BETWEEN)
-        finally:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(LAST_HEARTBEAT, settings.shutdown_timeout / 5)):
-                    await heart.end()
 
 
 class _Server(uvicorn.Server):

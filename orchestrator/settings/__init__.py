@@ -256,7 +256,8 @@ class Settings(AccessSettings):
     hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1
     otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
-    """Connections to Postgres from one process; an API process has four more, for requests that write."""
+    """Connections to Postgres from one process; an API process has four more, for requests that write, and
+    two while it is scraped."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
     """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of
     open files is lower."""

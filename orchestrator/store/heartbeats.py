@@ -91,6 +91,12 @@ class Heart:
         self._row, self._written = row, counted
         return True
 
+    async def run(self) -> None:
+        """Write the row in its interval, for a process that has nothing to say but its counts."""
+        while True:
+            well = await self.beat({})
+            await asyncio.sleep(HEARTBEAT if well else BETWEEN)
+
     async def end(self, progress: Mapping[str, object] | None = None) -> None:
         """Write the last counts, where they can be written, and delete the row; its counts stay."""
         if self._row is not None and not await self.beat(progress or {}):
