@@ -63,8 +63,8 @@ class Place:
     link: tuple[int, int] | None = None
 
     def now(self) -> Place:
-        """Return the same place by our own clock, for work that began later than the place was made for."""
-        return replace(self, offset=0)
+        """Return the same place for work that begins now, some time after the moment that it was made for."""
+        return replace(self, offset=max(self.offset, 0))
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from orchestrator import counters
 from orchestrator.domain import money
 from orchestrator.domain.payment_status import IN_SQL
 from orchestrator.monitoring.catalogue import AGES, MERCHANTS, QUEUES
+from orchestrator.processing import lookup_budget
 from orchestrator.store import readiness
 
 if TYPE_CHECKING:
@@ -105,9 +106,6 @@ _WAITING = text(f"""
     SELECT 'queue', 'operations', count(*), max({_age("requested_at")}), NULL FROM money_operations, t
      WHERE state IN ('requested', 'submitted', 'unknown')
     UNION ALL
-    SELECT 'queue', 'lookups', count(*), max({_age("o.updated_at")}), NULL FROM merchants m, t, LATERAL (
-        SELECT updated_at FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at IS NOT NULL AND c.slot_reserved) o
-    UNION ALL
     SELECT 'queue', 'events', count(*), max({_age("created_at")}), NULL FROM events, t WHERE position IS NULL
     UNION ALL
     SELECT 'queue', 'deliveries', count(*), max({_age("least(d.due_at, d.failing_since)")}), NULL FROM webhook_endpoints e, t, LATERAL (
@@ -197,6 +195,9 @@ async def read_waiting(db: Database, grace: float) -> Values:
         found["oldest_due_seconds"][row.name,] = max(row.age or 0.0, 0.0)
         if row.hinted is not None:
             found["oldest_hint_seconds"][row.name,] = row.hinted
+    queues = await lookup_budget.queues(db)
+    found["waiting"]["lookups",] = float(sum(queue.waiting for queue in queues))
+    found["oldest_due_seconds"]["lookups",] = max((queue.age for queue in queues), default=0.0)
     return found
 
 

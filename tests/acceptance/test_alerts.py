@@ -156,6 +156,11 @@ def test_each_alert_fires_for_its_cause_on_real_processes(installation: World, t
         )
         one.sql("UPDATE events SET position = NULL, created_at = clock() - interval '5 minutes'")
         one.sql(
+            "INSERT INTO lookup_budgets (merchant_id, taken_until, charged_at, made_until) "
+            "VALUES (1, clock() + interval '1 hour', clock(), clock()) "
+            "ON CONFLICT (merchant_id) DO UPDATE SET taken_until = excluded.taken_until"
+        )
+        one.sql(
             "UPDATE checkouts SET slot_reserved = true, updated_at = clock() - interval '10 minutes' WHERE id = %s",
             waits,
         )
@@ -177,6 +182,7 @@ def test_each_alert_fires_for_its_cause_on_real_processes(installation: World, t
             "DELETE FROM commands WHERE actor = 'test'",
             "DELETE FROM money_operations WHERE actor = 'test'",
             "DELETE FROM webhook_endpoints",
+            "UPDATE lookup_budgets SET taken_until = clock(), made_until = clock()",
             "UPDATE checkouts SET slot_reserved = false, attention = NULL, attention_since = NULL",
         ):
             one.sql(statement)
