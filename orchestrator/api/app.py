@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from enum import Enum
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from fastapi import FastAPI, Request
@@ -20,12 +21,14 @@ from orchestrator.api import (
     commands,
     docs,
     events,
+    front_door,
     health,
     merchant_docs,
     merchants,
     problems,
     rejected_intents,
     shopper,
+    static_files,
     webhook_docs,
     webhooks,
 )
@@ -37,7 +40,7 @@ from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
 from orchestrator.api.middleware import Envelope, always
 from orchestrator.api.request_log import AccessLog, SecurityLog
-from orchestrator.api.shopper_docs import shown_status, streamed_status
+from orchestrator.api.shopper_docs import shown_session, shown_status, streamed_status
 from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
 
@@ -138,6 +141,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.access_log = AccessLog(depth=depth) if services.settings.access_log else None
     app.add_middleware(Envelope)
     problems.install(app)
+    app.add_exception_handler(HTTPStatus.NOT_FOUND, front_door.missing)
     docs.install(app)
     app.router.routes.extend(_routes())
     return app
@@ -188,6 +192,7 @@ def _routes() -> list[BaseRoute]:
     for end, call, told in (
         ("status", shopper.show, shown_status()),
         ("stream", shopper.stream, streamed_status()),
+        ("session", shopper.show_session, shown_session()),
     ):
         app.get(f"{own}/{end}", tags=["checkouts"], **told)(call)
     app.get("/v1/payments", tags=["payments"], summary="List payments", **described(answers.PaymentPage))(
@@ -218,6 +223,9 @@ def _routes() -> list[BaseRoute]:
         503: json_answer("Not ready", answers.Health),
     }
     app.get("/readyz", tags=["health"], summary="Can it do its work", responses=ready)(health.ready)
+    app.add_route("/", front_door.show, include_in_schema=False)
+    app.add_route(front_door.SHOP, front_door.lead_to_shop, include_in_schema=False)
+    app.add_route(static_files.PREFIX + "{name}", static_files.serve, include_in_schema=False)
     app.add_route("/docs", docs.page, include_in_schema=False)
     app.add_route("/docs/assets/{name}", docs.asset, include_in_schema=False)
     return app.routes

@@ -1,4 +1,4 @@
-"""What pages of other origins may read (CORS): the status and the stream of a checkout, and nothing else.
+"""What pages of other origins may read (CORS): status, stream and session of a checkout, nothing else.
 
 No cookie is involved: a page reads with the client token that its shop gave it, so an origin is let in or not
 by the setting alone.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 PREFIX: Final = "/v1/checkouts/"
-ENDS: Final = ("/status", "/stream")
+ENDS: Final = ("/status", "/stream", "/session")
 
 _VARY: Final = (b"vary", b"Origin")
 _EXPOSED: Final = (

@@ -94,6 +94,11 @@ def away() -> Refusal:
     )
 
 
+def nothing_here() -> Refusal:
+    """Return what is answered at an address that does not exist."""
+    return Refusal(404, "there is nothing at this address: /docs lists what there is")
+
+
 def rejected(error: IntentRejected) -> Refusal:
     """Return the refusal of an intent with everything that is wrong with it."""
     number = len(error.problems)
@@ -154,7 +159,7 @@ def _field(where: tuple[str | int, ...]) -> str:
 async def _http(request: Request, error: Any) -> Response:
     match error.status_code:
         case HTTPStatus.NOT_FOUND:
-            return problem(Refusal(404, "there is nothing at this address: /docs lists what there is"))
+            return problem(nothing_here())
         case HTTPStatus.METHOD_NOT_ALLOWED:
             allowed = _methods(request)
             headers = {"Allow": ", ".join(allowed)}

@@ -1,8 +1,8 @@
-"""How a checkout is, for the browser of its shopper: once, or as a stream.
+"""How a checkout is, for the browser of its shopper: once, or as a stream; and the session that it pays with.
 
-The client token opens these two addresses of one checkout, reads only, and ends some time after its checkout
-has ended. It is taken from the Authorization header alone, never from the URL, which logs and referrers
-contain. A token of the API with the scope `checkouts:read` opens them, too.
+The client token opens these three addresses of one checkout, reads only, and ends some time after its
+checkout has ended. It is taken from the Authorization header alone, never from the URL, which logs and
+referrers contain. A token of the API with the scope `checkouts:read` opens them, too.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING, Final
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
 from starlette.responses import Response
 
-from orchestrator import callback_urls
+from orchestrator import callback_urls, log
 from orchestrator.api import checkouts, dependencies, problems
+from orchestrator.api.contract.answers import Session
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.long_poll import TooManyWaiting
 from orchestrator.api.middleware import HEAD
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.api.request_log import caller_of
-from orchestrator.api.shopper_status import digest, status_of
+from orchestrator.api.shopper_status import PAYABLE, digest, status_of
 from orchestrator.api.status_streams import StreamResponse
 from orchestrator.auth import AccessDenied, bearer_of
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain.shopper_state import shopper_state
 from orchestrator.store import shopper_view
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.store.shopper_view import ShopperView
 
 SCOPE: Final = "checkouts:read"
+_log = log.get(__name__)
 _CLIENT_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -67,6 +71,30 @@ async def stream(request: Request, checkout_id: str) -> Response:
             headers={"Retry-After": problems.RETRY_AFTER},
         ) from None
     return StreamResponse(services.status_streams, view, status, known=known, alone=alone)
+
+
+async def show_session(request: Request, checkout_id: str) -> Response:
+    """The gateway's session and its token, with which the shopper's browser starts a payment.
+
+    409 while the checkout cannot be paid: it is not offered yet, it is being cancelled, it has ended, or its
+    token at the gateway has expired and a worker opens the next session.
+    """
+    services = dependencies.of(request)
+    view = await _admitted(request, checkout_id)
+    state = shopper_state(view.state, cancelling=view.cancelling)
+    found = None
+    if state in PAYABLE and view.methods is not None:
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            found = await shopper_view.session(services.db, view.id)
+    if found is None:
+        raise Refusal(409, f"the checkout cannot be paid now: it is {state.value}", kind="not-payable")
+    try:
+        key = services.encryptor.data_key(view.id, found.data_key)
+        token = key.decrypt(found.token, purpose="token").decode()
+    except EncryptionError as error:
+        _log.warning("session_not_decryptable", checkout=str(view.id), error=str(error))
+        raise Refusal(409, "the session of the checkout cannot be read", kind="not-payable") from None
+    return answer(Session(id=found.session_id, token=token, expires_at=found.expires_at))
 
 
 async def _admitted(request: Request, checkout_id: str) -> ShopperView:

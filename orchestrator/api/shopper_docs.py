@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the status and the stream of a checkout."""
+"""What the OpenAPI document says of the addresses of a shopper's browser."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from starlette.responses import Response
 
+from orchestrator.api.contract.answers import Session
 from orchestrator.api.contract.shopper import CheckoutStatus
 from orchestrator.api.docs import LONGEST_HEADER, described, described_problems, parameter, secured
 from orchestrator.api.shopper import SCOPE
@@ -26,6 +27,17 @@ def shown_status() -> dict[str, Any]:
         unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout")
     )
     return {**told, "summary": "Show a checkout to its shopper's browser"}
+
+
+def shown_session() -> dict[str, Any]:
+    """Return FastAPI's description of the route that gives the session to the shopper's browser."""
+    told = described(Session)
+    told["openapi_extra"]["security"] = [{"clientToken": []}, *secured(SCOPE)]
+    told["responses"] |= described_problems(
+        unknown_checkout=(HTTPStatus.NOT_FOUND, "The merchant has no such checkout"),
+        not_payable=(HTTPStatus.CONFLICT, "The checkout is not offered, or has ended"),
+    )
+    return {**told, "summary": "Show the session with which the shopper's browser pays"}
 
 
 def streamed_status() -> dict[str, Any]:

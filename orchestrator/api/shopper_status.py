@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
-_PAYABLE: Final = frozenset({ShopperState.READY, ShopperState.PROCESSING})
+PAYABLE: Final = frozenset({ShopperState.READY, ShopperState.PROCESSING})
+"""The states in which a shopper may pay."""
 
 
 def status_of(view: ShopperView, encryptor: Encryptor) -> CheckoutStatus:
@@ -34,7 +35,7 @@ def status_of(view: ShopperView, encryptor: Encryptor) -> CheckoutStatus:
         payment_status=payment_status(view.state, view),
         final=view.state in ENDED,
         deadline=view.deadline,
-        payment_methods=(view.methods or []) if state in _PAYABLE else [],
+        payment_methods=(view.methods or []) if state in PAYABLE else [],
         declined=declined,
         next_url=_next_url(view, encryptor) if view.state in ENDED else None,
     )

@@ -28,6 +28,8 @@ _COMMANDS: Final = {
     "scheduler": "processes:scheduler",
     "deliverer": "processes:deliverer",
     "sandbox": "processes:sandbox",
+    "shop": "demo_shop:shop",
+    "helper": "browser_script:script",
     "migrate": "processes:migrate",
     "doctor": "doctor:doctor",
     "token": "records:token",

@@ -73,7 +73,8 @@ def _up_options(command: F) -> F:
 def _options(given: dict[str, Any]) -> Options:
     from orchestrator.devkit.local.up import Options  # noqa: PLC0415 - each command imports what it needs
 
-    return Options(**{name: given[name] for name in ("port", "data_dir", "ephemeral", "workers", "seed")})
+    names = ("port", "data_dir", "ephemeral", "workers", "seed", "shop")
+    return Options(**{name: given[name] for name in names if name in given})
 
 
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
@@ -128,7 +129,7 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
     from orchestrator.devkit import demo as shop  # noqa: PLC0415
 
     return shop.run(
-        _options(given),
+        _options({**given, "shop": not leave}),
         open_terminal(least="error"),
         orders=orders,
         scenarios=scenarios,
@@ -142,7 +143,10 @@ def _greet(up: Up) -> None:
 
     from orchestrator.cli.public_address import faults  # noqa: PLC0415
 
-    rows = [("API", f"{up.url}/docs")]
+    rows = []
+    if up.shop_url is not None:
+        rows.append(("Demo shop", f"{up.url}/shop   buy something in a browser, and follow each message"))
+    rows += [("Front door", f"{up.url}/"), ("API", f"{up.url}/docs")]
     if up.sandbox_url is not None:
         rows.append(
             ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.ledger_url(up.sandbox_url)}")
@@ -185,7 +189,7 @@ def api(*, host: str, port: int) -> int:
     from orchestrator.settings import load  # noqa: PLC0415
 
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
-    _check_listening(host, port)
+    check_listening(host, port)
     _check_clock(settings)
     log.own_output()
     return server.run(settings, host, port)
@@ -270,7 +274,7 @@ def sandbox(
     if not settings.gateway_password and (keys := keys_of(data_dir)) is not None:
         settings = load(keys.missing_from(settings, sandbox=True))
     settings = _needing(settings, "gateway_username", "gateway_password")
-    _check_listening(host, port)
+    check_listening(host, port)
     callback_secrets = [secret.get_secret_value() for secret in settings.gateway_secrets]
     control_token = settings.sandbox_token.get_secret_value()
     if not control_token:
@@ -323,7 +327,7 @@ def migrate(*, to: str, grant_to: str | None) -> None:
         )
 
 
-def _check_listening(host: str, port: int) -> None:
+def check_listening(host: str, port: int) -> None:
     """Say in a sentence that a host name is wrong or a port is taken, before anything is started."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

@@ -455,6 +455,7 @@ SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "scheduler": frozenset({"database_url", "broker_url"}),
     "deliverer": frozenset({"database_url", "secret_keys"}),
     "sandbox": _GATEWAY,
+    "shop": frozenset({"jwt_secrets"}),
     "migrate": frozenset({"migration_url", "secret_keys"}),
 }  # fmt: skip
 """The settings with a secret that each process needs, and the only such settings it should be given."""

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.settings.hosts import is_loopback
+from orchestrator.settings.values import HttpUrl
 
 ANY_ORIGIN: Final = "*"
 _ORIGIN: Final = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?")
@@ -34,8 +35,10 @@ class AccessSettings(BaseSettings):
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
     browser_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = ()
-    """Origins whose pages may read the status and the stream of a checkout with its clientToken (CORS), such
+    """Origins whose pages may read status, stream and session of a checkout with its clientToken (CORS), such
     as "https://shop.example"; "*": any; empty: none."""
+    demo_shop_url: HttpUrl | None = None
+    """Where a demo shop is, which the root page and /shop lead to; `up` sets it beside the sandbox."""
     client_token_after_end: float = Field(default=3600.0, ge=0, le=30 * 86_400)
     """How long after the end of its checkout a clientToken still shows how it ended."""
     status_streams: int = Field(default=250, ge=0, le=50_000)

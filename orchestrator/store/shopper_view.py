@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
+    from sqlalchemy import Row
+
     from orchestrator.store.database import Database
 
 # The intent has the pages of the shop, which are shown once the checkout has ended. Of declined attempts
@@ -37,6 +39,11 @@ _VIEWS: Final = text("""
             WHERE e.checkout_id = c.id AND e.kind = 'checkout.attempt_declined' AND e.created_at >= c.offered_at
             ORDER BY e.sequence DESC LIMIT 1) d ON true
      WHERE c.id = ANY(CAST(:ids AS uuid[]))
+""")
+_SESSION: Final = text("""
+    SELECT s.session_id, s.token, s.token_expires_at AS expires_at, i.data_key
+      FROM sessions s JOIN intents i ON i.checkout_id = s.checkout_id
+     WHERE s.checkout_id = :id AND s.session_id IS NOT NULL AND s.token IS NOT NULL AND s.token_expires_at > clock()
 """)
 _VERSIONS: Final = text("SELECT id, version FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[]))")
 
@@ -73,6 +80,14 @@ async def views(db: Database, ids: Collection[UUID]) -> dict[UUID, ShopperView]:
     """Return checkouts by their ids; unknown ids are left out."""
     rows = await db.read(_VIEWS, {"ids": sorted(ids)})
     return {row.id: ShopperView(**{**row._asdict(), "state": State(row.state)}) for row in rows}
+
+
+async def session(db: Database, checkout_id: UUID) -> Row[Any] | None:
+    """Return the session of a checkout while its token is valid: `session_id`, `token` (encrypted under
+    `data_key`) and `expires_at`.
+    """
+    rows = await db.read(_SESSION, {"id": checkout_id})
+    return rows[0] if rows else None
 
 
 async def versions(db: Database, ids: Collection[UUID]) -> dict[UUID, int]:

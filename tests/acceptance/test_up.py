@@ -229,7 +229,7 @@ def test_each_process_has_its_own_secrets_and_what_they_write_is_for_no_other_ac
     with running("up", "--port", "0", data_dir=place, **BRISK) as up:
         with Shop(up, up.until_up()["public_url"]) as shop:
             shop.until(shop.create(), "awaiting_payment")
-        for process in ("api", "worker", "scheduler", "sandbox"):
+        for process in ("api", "worker", "scheduler", "sandbox", "shop"):
             environment = up.child(process).environ()
             given = {
                 name.removeprefix("ORCHESTRATOR_").lower()

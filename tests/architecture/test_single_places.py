@@ -189,9 +189,17 @@ RULES = {
         "Celery stands in messaging and worker", celery, ("messaging", "worker"), "from kombu import Queue\n"
     ),
     "http": Rule(
-        "HTTP clients stand in gateway and delivery, in issuer_keys, in the client of our own API, and in the sandbox and the demo",
+        "HTTP clients stand in gateway and delivery, in issuer_keys, in the client of our own API, in the sandbox, the demo and the demo shop",
         http_clients,
-        ("gateway", "delivery", "issuer_keys", "devkit/client", "devkit/sandbox", "devkit/demo"),
+        (
+            "gateway",
+            "delivery",
+            "issuer_keys",
+            "devkit/client",
+            "devkit/sandbox",
+            "devkit/demo",
+            "devkit/shop",
+        ),
         "from urllib.request import urlopen\n",
     ),
     "environment": Rule(

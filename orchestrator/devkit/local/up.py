@@ -13,14 +13,13 @@ import asyncio
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.errors import UpFailed
@@ -28,9 +27,9 @@ from orchestrator.devkit.local import runtime_file
 from orchestrator.devkit.local.child import Child, ending
 from orchestrator.devkit.local.keys import NAME as KEYS
 from orchestrator.devkit.local.keys import generated
+from orchestrator.devkit.local.probes import HOST, is_well, last_words, probe
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.files import free_port, withhold
-from orchestrator.devkit.local.terminal import said
 from orchestrator.settings import SECRETS, environment, load
 from orchestrator.shutdown import FAILED, end_within
 from orchestrator.store import schema
@@ -43,10 +42,8 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.settings import Settings
 
-HOST: Final = "127.0.0.1"
 START_TIMEOUT: Final = 60.0
 _POLL: Final = 0.1
-_TIMEOUT: Final = 5.0
 _SERVERS_SHARE: Final = 0.4
 """Of SHUTDOWN_TIMEOUT, for the stand-in of the gateway and the servers after those that call them; at most as
 many seconds as:"""
@@ -73,6 +70,8 @@ class Options:
     gateway: tuple[str, ...] = ()
     """A command of ours that stands in for the gateway, whatever GATEWAY_URL says. Empty: the sandbox, where
     none is set."""
+    shop: bool = True
+    """Whether the demo shop is started, beside the sandbox."""
 
     @property
     def lasting(self) -> bool:
@@ -101,6 +100,8 @@ class Up:
     data_dir: Path
     sandbox_url: str | None
     """Where the stand-in for the gateway listens, if there is one."""
+    shop_url: str | None
+    """Where the demo shop listens, if there is one."""
     url: str
     servers: Embedded
 
@@ -119,7 +120,7 @@ class Up:
         given = load()
         terminal = self.terminal
         if self.options.port:
-            _probe(self.options.port)
+            probe(self.options.port)
         self.data_dir = self._place(held)
         self.servers = Embedded.start(
             self.data_dir,
@@ -134,6 +135,9 @@ class Up:
         stands_in = given.gateway_url is None or self.options.gateway
         sandbox_port = free_port(self.data_dir / "sandbox.port") if stands_in else None
         self.sandbox_url = None if sandbox_port is None else f"http://{HOST}:{sandbox_port}"
+        has_shop = self.options.shop and given.gateway_url is None and not self.options.gateway
+        shop_port = free_port(self.data_dir / "shop.port") if has_shop else None
+        self.shop_url = None if shop_port is None else f"http://{HOST}:{shop_port}"
         self.settings = self._settings(given)
         held.callback(runtime_file.withdraw, self.data_dir)
         runtime_file.announce(self.data_dir, self.settings)
@@ -155,6 +159,8 @@ class Up:
                 str(self.options.seed),
             )
             commands[name] = [name, "--host", HOST, "--port", str(sandbox_port), *rest]
+        if shop_port is not None:
+            commands["shop"] = ["shop", "--host", HOST, "--port", str(shop_port), "--api", self.url]
         self.children = [
             Child(
                 name,
@@ -223,6 +229,11 @@ class Up:
             if "gateway_networks" not in given.model_fields_set:
                 # The sandbox calls from this machine, and there is no other gateway here.
                 supplied["gateway_networks"] = ("127.0.0.1", "::1")
+        if self.shop_url is not None:
+            # Its pages read from the API, and the deliverer sends to it on this machine.
+            supplied["demo_shop_url"] = self.shop_url
+            supplied["browser_origins"] = (*given.browser_origins, self.shop_url)
+            supplied["webhook_allowed_networks"] = (*given.webhook_allowed_networks, HOST)
         if "public_url" not in given.model_fields_set:
             supplied["public_url"] = self.url
         if "access_log" not in given.model_fields_set:
@@ -258,13 +269,15 @@ class Up:
         wanted = [f"{self.url}/readyz"]
         if self.sandbox_url is not None:
             wanted.append(f"{self.sandbox_url}/healthz")
+        if self.shop_url is not None:
+            wanted.append(f"{self.shop_url}/healthz")
         deadline = time.monotonic() + START_TIMEOUT
         while wanted:
             if time.monotonic() > deadline:
                 raise UpFailed(
                     f"{wanted[0]} has not answered within {START_TIMEOUT:g} s: see {self.data_dir / 'log'}"
                 )
-            if await _is_well(wanted[0]):
+            if await is_well(wanted[0]):
                 wanted.pop(0)
             else:
                 await asyncio.sleep(_POLL)
@@ -288,7 +301,7 @@ class Up:
 
     def _note_fall(self, child: Child, status: int) -> None:
         if status == _WRONG_SETTING and not self._ready:
-            raise UpFailed(f"{child.name} did not start: {_last_words(child)}")
+            raise UpFailed(f"{child.name} did not start: {last_words(child)}")
         self.terminal.trouble(
             f"{child.name} ended {ending(status)}; starting it again in {child.pause:g} s (its log: {child.log})"
         )
@@ -360,43 +373,6 @@ class Up:
             child.tell(signal.SIGKILL)
         for child in self.children:
             child.end()
-
-
-def _probe(port: int) -> None:
-    """Say now, and not in a child's log, that the port is taken."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise UpFailed(
-                f"port {port} of {HOST} cannot be used ({error.strerror}): choose another with --port"
-            ) from error
-
-
-async def _is_well(url: str) -> bool:
-    """Query the health of a process; only the first line of its answer matters."""
-    parts = urlsplit(url)
-    asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
-    try:
-        async with asyncio.timeout(_TIMEOUT):
-            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-            try:
-                writer.write(asked.encode())
-                words = (await reader.readline()).split()
-            finally:
-                writer.close()
-    except (OSError, TimeoutError, ValueError):
-        return False
-    return words[1:2] == [b"200"]
-
-
-def _last_words(child: Child) -> str:
-    with suppress(OSError):
-        lines = [line for line in child.log.read_text(errors="replace").splitlines() if line.strip()]
-        if lines:
-            return said(lines[-1])
-    return f"see {child.log}"
 
 
 def run(

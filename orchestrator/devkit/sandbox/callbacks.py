@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.sandbox.books import Books, Payment, Transaction
     from orchestrator.devkit.sandbox.config import SandboxConfig
     from orchestrator.devkit.sandbox.faults import Faults
+    from orchestrator.devkit.sandbox.messages import Messages
     from orchestrator.devkit.sandbox.store import Store
 
 _PAGE_LIMIT = 2_000_000  # the merchant's page may have 2 MB (D7)
@@ -55,11 +56,14 @@ NOT_ALLOWED = Answer(note="not sent: the sandbox calls only loopback and the hos
 class Courier:
     """Sends callbacks; `start` and `stop` belong to the life of the server."""
 
-    def __init__(self, config: SandboxConfig, books: Books, store: Store, faults: Faults) -> None:
+    def __init__(
+        self, config: SandboxConfig, books: Books, store: Store, faults: Faults, *, messages: Messages
+    ) -> None:
         self._config = config
         self._books = books
         self._store = store
         self._faults = faults
+        self._messages = messages
         self._session: aiohttp.ClientSession | None = None
         self._under_way: set[asyncio.Task[object]] = set()
 
@@ -119,6 +123,9 @@ class Courier:
         plan = self._faults.plan(payment.order_id).callbacks
         if self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind):
             self._note(payment, transaction, kind, status).note = LOST.note
+            self._messages.note(
+                payment.order_id, ("gateway", "orchestrator"), "callback:lost", f"{kind} {status}: lost"
+            )
             await self._store.flushed()
             return LOST
         attempts = self._config.callback_retry.attempts if kind == "notification" else 1
@@ -176,6 +183,8 @@ class Courier:
             self._config.notification_timeout if kind == "notification" else self._config.browser_timeout
         )
         delivery = self._note(payment, transaction, kind, status)
+        order_id = payment.order_id
+        self._messages.note(order_id, ("gateway", "orchestrator"), f"callback:{kind}", f"{kind} {status}")
         try:
             async with self._session.post(
                 url,
@@ -190,6 +199,8 @@ class Courier:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             answer = Answer(note=f"unreachable: {type(error).__name__}")
         delivery.answer_status, delivery.note = answer.status, answer.note
+        said = answer.note or f"{answer.status}{' to the page of the shop' if answer.location else ''}"
+        self._messages.note(order_id, ("orchestrator", "gateway"), f"callback:{kind}:answer", said)
         self._books.touch(payment)
         await self._store.flushed()
         return answer

@@ -48,7 +48,9 @@ async def authenticate(request: Request) -> Response:
     def serve() -> Response:
         if not sandbox.knows(request):
             raise Refused(HTTPStatus.UNAUTHORIZED, "the credentials are not those of an API user")
-        return _json({"token": sandbox.tokens.issue()})
+        token = sandbox.tokens.issue()
+        sandbox.messages.issued(token)
+        return _json({"token": token})
 
     return await sandbox.attend(request, "authenticate", None, _refusing(serve))
 
@@ -64,6 +66,8 @@ async def open_session(request: Request) -> Response:
         if problem:
             raise bad_request(problem)
         facts = _facts(content)
+        used = request.headers["authorization"].partition(" ")[2].strip()
+        sandbox.messages.used(facts["order_id"], used)
         session = sandbox.books.open_session(msgspec.json.encode(content), **facts)
         return _json(_described(session, content))
 

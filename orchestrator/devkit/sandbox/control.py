@@ -1,8 +1,9 @@
 """The script and control API (JSON): plans, faults, ledger, resolutions.
 
 Who may call it: the holder of the sandbox's own token, and no web page. The token comes in the header
-X-Sandbox-Token (in a GET also as `?token=`, for a person's browser). A request that names another host than
-this machine (DNS rebinding), or that comes from a page of another origin, is refused with the token as well.
+X-Sandbox-Token (in a GET also as `?token=`, for a person's browser, which keeps it in a cookie). A request
+that names another host than this machine (DNS rebinding), or that comes from a page of another origin, is
+refused with the token as well.
 
 The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with
 the orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
@@ -20,6 +21,7 @@ import msgspec
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from orchestrator.devkit.sandbox import html
 from orchestrator.devkit.sandbox.config import is_loopback
 from orchestrator.devkit.sandbox.core import Refused, bad_request, body_of, sandbox_of
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 TOKEN_HEADER: Final = "X-Sandbox-Token"  # noqa: S105 - its name
+_COOKIE: Final = "sandbox-token"
 _DEFAULT_PAGE = 1000
 _LARGEST_PAGE = 10_000
+_ROWS_OF_A_PAGE = 100
 
 HELP = """\
 Control API of the sandbox (JSON; nothing here exists at the real gateway)
@@ -76,7 +80,8 @@ PUT    /sandbox/faults             for all calls (GET shows, DELETE resets)
        {"share": 0.007, "shareStatus": 503, "authenticate": {"count": 3, "status": 503}, "all": {"count": 1},
         "callbacks": "lost", "latencyMs": {"all": 20, "session": 200}, "tokenLifetime": 60}
 
-GET    /sandbox/ledger?orderId=&after=&limit=     every shopper's money; follow "next" with after=
+GET    /sandbox/ledger?orderId=&after=&limit=     every shopper's money; follow "next" with after= (a browser gets a page)
+GET    /sandbox/messages/{orderId}               calls, pages, bank and callbacks of one order, in memory
 POST   /sandbox/payments/unmatched                    a payment for an order number that no session has to know; notifies
        {"orderId": "X-1", "amountMinor": 13900, "currency": "DKK", "notification": "http://...", "checkout": "...",
         "outcome": "succeeded" | "declined" | "error" | "open", "autoCapture": false}    the last four may be left out
@@ -135,16 +140,31 @@ def permit(request: Request) -> None:
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise Refused(HTTPStatus.FORBIDDEN, "the control API is not for pages of another origin")
-    if not config.control_token:
-        return
-    given = request.headers.get(TOKEN_HEADER) or (
-        request.query_params.get("token", "") if request.method in {"GET", "HEAD"} else ""
-    )
-    if not hmac.compare_digest(given.encode(), config.control_token.encode()):
+    if not is_open(request):
         raise Refused(
             HTTPStatus.UNAUTHORIZED,
             f"the control API needs the header {TOKEN_HEADER}: its value is ORCHESTRATOR_SANDBOX_TOKEN, or was printed at the start",
         )
+
+
+def is_open(request: Request) -> bool:
+    """Say whether a request has the token: in the header; in a GET also as `?token=`, or in the cookie that a
+    page has set.
+    """
+    expected = sandbox_of(request).config.control_token
+    if not expected:
+        return True
+    given = [request.headers.get(TOKEN_HEADER, "")]
+    if request.method in {"GET", "HEAD"}:
+        given += [request.query_params.get("token", ""), request.cookies.get(_COOKIE, "")]
+    return any(hmac.compare_digest(each.encode(), expected.encode()) for each in given)
+
+
+def _for_a_person(request: Request, page: Response) -> Response:
+    """Return a page; a browser that came with the token in the address needs it there once."""
+    if token := request.query_params.get("token"):
+        page.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+    return page
 
 
 def _is_address(host: str) -> bool:
@@ -206,6 +226,8 @@ async def faults(request: Request) -> Response:
         case _:
             pass
     await sandbox.store.flushed()
+    if html.wants_page(request):
+        return _for_a_person(request, html.faults_page(sandbox.faults))
     return _json(sandbox.faults.everywhere)
 
 
@@ -216,13 +238,15 @@ async def ledger(request: Request) -> Response:
     books = sandbox_of(request).books
     query = request.query_params
     following: int | None = None
+    limit = min(_number(query.get("limit", str(_DEFAULT_PAGE))), _LARGEST_PAGE)
+    if html.wants_page(request):
+        limit = min(limit, _ROWS_OF_A_PAGE)
     counted: list[Order] | None
     if order_id := query.get("orderId"):
         found = books.orders.get(order_id)
         orders = counted = [found] if found else []
     else:
         after = _number(query.get("after", "0"))
-        limit = min(_number(query.get("limit", str(_DEFAULT_PAGE))), _LARGEST_PAGE)
         orders = books.orders_after(after, max(limit, 1))
         if orders and books.orders_after(orders[-1].number, 1):
             following = orders[-1].number
@@ -234,7 +258,16 @@ async def ledger(request: Request) -> Response:
         if counted is None
         else totals_of([payments[each] for order in counted for each in order.payments])
     )
-    return _json({"orders": listed, "next": following, "totals": totals})
+    document = {"orders": listed, "next": following, "totals": totals}
+    if html.wants_page(request):
+        shown = html.ledger_page(document, only=order_id, limit=limit)
+        return _for_a_person(request, shown)
+    return _json(document)
+
+
+async def messages(request: Request) -> Response:
+    """Return what was said about an order, by time; kept in memory for the newest orders."""
+    return _json({"messages": sandbox_of(request).messages.of(request.path_params["order_id"])})
 
 
 async def resolve(request: Request) -> Response:
@@ -372,6 +405,7 @@ ROUTES = [
             ("DELETE", "/sandbox/orders/{order_id:path}", drop_plan),
             ("GET PUT DELETE", "/sandbox/faults", faults),
             ("GET", "/sandbox/ledger", ledger),
+            ("GET", "/sandbox/messages/{order_id:path}", messages),
             ("POST", "/sandbox/payments/unmatched", unexpected_payment),
             ("POST", f"{_PAYMENT}/resolve", resolve),
             ("POST", f"{_PAYMENT}/send", send),

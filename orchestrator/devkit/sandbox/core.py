@@ -11,6 +11,7 @@ import asyncio
 import base64
 import binascii
 import hmac
+import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from urllib.parse import parse_qsl
 from orchestrator.devkit.sandbox.books import Books
 from orchestrator.devkit.sandbox.callbacks import Courier
 from orchestrator.devkit.sandbox.faults import Faults, misbehave
+from orchestrator.devkit.sandbox.messages import Messages
 from orchestrator.devkit.sandbox.rules import DECLINED, SUCCESS, Outcome
 from orchestrator.devkit.sandbox.store import Store
 from orchestrator.devkit.sandbox.tokens import Tokens
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.config import SandboxConfig
     from orchestrator.devkit.sandbox.faults import Endpoint, Resolution
+    from orchestrator.devkit.sandbox.messages import Party
 
 BODY_LIMIT = 1_000_000
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not an error of ours
@@ -61,7 +65,8 @@ class Sandbox:
             self.store, seconds=config.token_seconds, reuse_seconds=config.token_reuse_seconds
         )
         self.faults = Faults(self.store, seed=config.seed)
-        self.courier = Courier(config, self.books, self.store, self.faults)
+        self.messages = Messages()
+        self.courier = Courier(config, self.books, self.store, self.faults, messages=self.messages)
         self.store.flush()  # a new signing key, stored before a token is given out
 
     def knows(self, request: Request) -> bool:
@@ -120,16 +125,34 @@ class Sandbox:
     ) -> Response:
         """Serve a call, or do what scripts ordered for it instead or afterwards."""
         fault = self.faults.next(endpoint, order_id)
+        caller = _caller(request, endpoint)
+        path = request.url.path.rpartition("/API/" if "/API/" in request.url.path else "/api/")[2]
+        self.messages.note(order_id, (caller, "gateway"), endpoint, f"{request.method} {_without_ids(path)}")
         if delay := self.faults.delay(endpoint, order_id):
             await asyncio.sleep(delay)
         if fault is None:
             response = serve()
             await self.store.flushed()
+            self.messages.note(order_id, ("gateway", caller), f"{endpoint}:answer", str(response.status_code))
             return response
         if fault.after:
             serve()  # it took place, but the caller gets no answer
         await self.store.flushed()
+        self.messages.note(order_id, ("gateway", caller), f"{endpoint}:fault", f"fails: {fault.status}")
         return await misbehave(request, fault, media_type=media_type, hang_seconds=self.config.hang_seconds)
+
+
+def _caller(request: Request, endpoint: Endpoint) -> Party:
+    """Return who calls: a page names its origin, and a payment is started by the shop, in a page or on its
+    server.
+    """
+    if "origin" in request.headers:
+        return "browser"
+    return "shop" if endpoint == "payment" else "orchestrator"
+
+
+def _without_ids(path: str) -> str:
+    return _ID.sub("{id}", path)
 
 
 def sandbox_of(request: Request) -> Sandbox:

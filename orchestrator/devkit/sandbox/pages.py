@@ -19,10 +19,11 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from orchestrator.devkit.sandbox import html
+from orchestrator.devkit.sandbox.control import is_open
 from orchestrator.devkit.sandbox.core import form_of, sandbox_of
 from orchestrator.devkit.sandbox.documents import plain
 from orchestrator.devkit.sandbox.methods import MethodKind
@@ -46,13 +47,6 @@ if TYPE_CHECKING:
     from orchestrator.devkit.sandbox.callbacks import Answer
     from orchestrator.devkit.sandbox.core import Sandbox
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.PackageLoader("orchestrator.devkit.sandbox"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 _SCRIPT = re.compile(rb"<script\b.*?(?:</script\s*>|\Z)", re.IGNORECASE | re.DOTALL)
 _EXPIRY = re.compile(r"(0[1-9]|1[0-2])\s*/\s*(?:20)?(\d\d)")
 _CVC = re.compile(r"\d{3,4}")
@@ -76,6 +70,7 @@ async def show(request: Request) -> Response:
     if payment.paid is not None:
         return _state(payment, note="This order has been paid. You can close this page.")
     latest = payment.latest
+    sandbox_of(request).messages.note(payment.order_id, ("gateway", "browser"), "page", payment.kind)
     if latest is not None and latest.outcome == Outcome.OPEN:
         return _open_page(payment)
     return _form_page(payment, signed_in="signed-in" in request.query_params)
@@ -103,6 +98,7 @@ async def submit(request: Request) -> Response:
         return _state(payment, note="This order has already been paid.", status=HTTPStatus.CONFLICT)
     if is_open:
         return _state(payment, note="This payment is still open at the bank.", status=HTTPStatus.CONFLICT)
+    sandbox.messages.note(payment.order_id, ("browser", "gateway"), "submit", action)
     if payment.kind == MethodKind.CARD and action == "pay":
         return await _pay_by_card(sandbox, payment, form)
     if action == "sign_in" and payment.kind == MethodKind.BANK:
@@ -148,8 +144,7 @@ async def index(request: Request) -> Response:
     """Describe the sandbox, with links to its pages."""
     books = sandbox_of(request).books
     counts = {"orders": len(books.orders), "sessions": len(books.sessions), "payments": len(books.payments)}
-    text = _TEMPLATES.get_template("index.html").render(counts=counts, cards=TEST_CARDS)
-    return HTMLResponse(text)
+    return html.page("index.html", counts=counts, cards=TEST_CARDS, open=is_open(request))
 
 
 async def logo(request: Request) -> Response:
@@ -223,6 +218,10 @@ async def _conclude(
     sandbox: Sandbox, payment: Payment, transaction: Transaction, verdict: AuthorizationResult
 ) -> Response:
     """Book the result, send the callbacks, and give the shopper the merchant's answer."""
+    sandbox.messages.note(
+        payment.order_id, ("gateway", "bank"), "process", plain(payment.amount_minor, payment.currency)
+    )
+    sandbox.messages.note(payment.order_id, ("bank", "gateway"), "result", verdict.message or verdict.outcome)
     if verdict.outcome is Outcome.CHALLENGED:
         await sandbox.store.flushed()
         return RedirectResponse(f"/sandbox/pay/{payment.payment_id}/3ds", HTTPStatus.SEE_OTHER)
@@ -236,6 +235,7 @@ async def _conclude(
 
 
 def _relayed(sandbox: Sandbox, payment: Payment, transaction: Transaction, answer: Answer) -> Response:
+    sandbox.messages.note(payment.order_id, ("gateway", "browser"), "result-page", str(transaction.outcome))
     if answer.location is not None:
         return RedirectResponse(answer.location, HTTPStatus.SEE_OTHER)
     if answer.page is not None:
@@ -286,10 +286,9 @@ def _state(payment: Payment, *, note: str, status: int = HTTPStatus.OK) -> Respo
 
 
 def _unknown() -> Response:
-    return HTMLResponse(_TEMPLATES.get_template("unknown.html").render(), HTTPStatus.NOT_FOUND)
+    return html.page("unknown.html", HTTPStatus.NOT_FOUND)
 
 
 def _page(template: str, payment: Payment, *, status: int = HTTPStatus.OK, **context: Any) -> Response:
     amount = plain(payment.amount_minor, payment.currency)
-    text = _TEMPLATES.get_template(template).render(payment=payment, amount=amount, **context)
-    return HTMLResponse(text, status, {"cache-control": "no-store"})
+    return html.page(template, status, payment=payment, amount=amount, **context)

@@ -11,6 +11,7 @@ import jwt
 import pytest
 
 from orchestrator import auth, callback_urls
+from orchestrator.api import static_files
 from tests.conftest import make_settings
 from tests.integration.api.test_intake import problem
 from tests.support.api_scene import Api, intent, serving
@@ -133,7 +134,7 @@ async def test_every_answer_has_the_headers_of_security(database_url, settings):
 async def test_a_client_token_opens_no_other_checkout_and_is_not_taken_from_a_url(api):
     first, second = (await api.post(intent())).json(), (await api.post(intent())).json()
     headers = {"Authorization": f"Bearer {first['clientToken']}"}
-    for end in ("status", "stream"):
+    for end in ("status", "stream", "session"):
         other = await api.client.get(f"/v1/checkouts/{second['id']}/{end}", headers=headers)
         assert "another checkout" in problem(other, 403, "insufficient-scope")["detail"]
         path = f"/v1/checkouts/{first['id']}/{end}"
@@ -168,7 +169,7 @@ async def test_a_client_token_ends_an_hour_after_its_checkout(api, end):
 async def test_another_merchants_token_sees_no_status(api):
     await api.sql("INSERT INTO merchants (name) VALUES ('other')")
     checkout = await api.taken()
-    for end in ("status", "stream"):
+    for end in ("status", "stream", "session"):
         problem(await api.get(f"/v1/checkouts/{checkout}/{end}", merchant="other"), 404, "unknown-checkout")
 
 
@@ -177,11 +178,11 @@ async def test_another_merchants_token_sees_no_status(api):
 SHOP = {"Origin": "https://shop.example"}
 
 
-async def test_pages_of_named_origins_may_read_the_status_and_the_stream_alone(database_url):
+async def test_pages_of_named_origins_may_read_status_stream_and_session_alone(database_url):
     settings = make_settings(database_url=database_url, browser_origins=("https://shop.example",))
     async with serving(settings) as api:
         checkout = await api.taken()
-        for end in ("status", "stream"):
+        for end in ("status", "stream", "session"):
             path = f"/v1/checkouts/{checkout}/{end}"
             asked = {
                 "Access-Control-Request-Method": "GET",
@@ -253,3 +254,54 @@ async def test_the_address_of_a_shopper_and_its_token_reach_no_log(database_url,
     assert not any("203.0.113.77" in line for line in shoppers)
     assert any("203.0.113.77" in line for line in lines)
     assert taken["clientToken"] not in output.out + output.err
+
+
+# ── Pages ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+A_PERSON = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+async def test_pages_are_for_persons_and_an_api_client_is_answered_problems(api):
+    for path in ("/", "/misspelt", "/v1/misspelt"):
+        problem(await api.client.get(path), 404, None)
+        problem(await api.client.post(path, headers=A_PERSON), 404 if path != "/" else 405, None)
+    problem(await api.client.get("/v1/misspelt", headers=A_PERSON), 404, None)
+    door = await api.client.get("/", headers=A_PERSON)
+    assert door.status_code == 200
+    missing = await api.client.get("/<script>", headers=A_PERSON)
+    assert missing.status_code == 404
+    for page in (door, missing):
+        assert page.headers["content-type"].startswith("text/html")
+        assert "'unsafe-inline'" not in page.headers["content-security-policy"]
+        assert "<script" not in page.text
+    assert 'href="/shop"' not in door.text
+    problem(await api.client.get("/shop", headers=A_PERSON), 404, None)
+
+
+async def test_the_root_page_leads_to_the_demo_shop_where_there_is_one(database_url):
+    settings = make_settings(
+        database_url=database_url,
+        demo_shop_url="http://127.0.0.1:8002",
+        gateway_url="http://127.0.0.1:8001",
+    )
+    async with serving(settings) as api:
+        door = (await api.client.get("/", headers=A_PERSON)).text
+        assert door.index('href="/shop"') < door.index('href="/docs"')
+        assert 'href="http://127.0.0.1:8001/"' in door
+        led = await api.client.get("/shop")
+        assert (led.status_code, led.headers["location"]) == (303, "http://127.0.0.1:8002/shop")
+
+
+async def test_the_script_has_an_address_for_ever_that_every_page_may_load(api):
+    script = static_files.newest()
+    kept = await api.client.get(f"/static/{script.name}")
+    assert kept.content == script.body
+    assert kept.headers["content-encoding"] == "gzip"
+    assert kept.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert kept.headers["access-control-allow-origin"] == "*"
+    newest = await api.client.get("/static/checkout.js", headers={"Accept-Encoding": "identity"})
+    assert newest.content == script.body
+    assert "immutable" not in newest.headers["cache-control"]
+    assert "content-encoding" not in newest.headers
+    for name in ("checkout-0.0.1.js", "integrity.json", "..%2fapp.py"):
+        problem(await api.client.get(f"/static/{name}"), 404, None)

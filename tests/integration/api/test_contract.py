@@ -129,7 +129,11 @@ async def _shopper(api: Api) -> None:
     last = {"Last-Event-ID": re.findall("^id: (.*)$", stream.text, re.MULTILINE)[0]}
     assert (await api.client.get(f"{own}/stream", headers=api.bearer() | last)).status_code == 204
     unknown = "/v1/checkouts/019aa000-0000-7000-8000-000000000001"
-    for end in ("status", "stream"):
+    offered = (await api.post(intent())).json()
+    await api.offer(offered["id"])
+    assert (await api.get(f"/v1/checkouts/{offered['id']}/session")).status_code == 200
+    problem(await api.get(f"{own}/session"), 409, "not-payable")
+    for end in ("status", "stream", "session"):
         problem(await api.get(f"{own}/{end}", token="t"), 422, "invalid-request")
         problem(await api.get(f"{unknown}/{end}"), 404, "unknown-checkout")
     api.services.status_streams.most = 0

@@ -175,6 +175,25 @@ async def test_the_status_tells_what_the_shopper_may_know_and_nothing_else(api):
         assert personal not in everything, personal
 
 
+async def test_the_session_is_given_to_the_browser_while_the_shopper_may_pay_and_never_else(api):
+    taken = (await api.post(intent())).json()
+    headers = {"Authorization": f"Bearer {taken['clientToken']}"}
+    path = f"/v1/checkouts/{taken['id']}/session"
+    problem(await api.client.get(path, headers=headers), 409, "not-payable")
+    await api.offer(taken["id"])
+    found = await api.client.get(path, headers=headers)
+    assert found.status_code == 200
+    assert found.headers["cache-control"] == "no-store"
+    assert (found.json()["id"], found.json()["token"]) == ("session-1", "t-0")
+    assert found.json().keys() == {"id", "token", "expiresAt"}
+    await api.sql("UPDATE sessions SET token_expires_at = clock()")
+    problem(await api.client.get(path, headers=headers), 409, "not-payable")
+    await api.sql("UPDATE sessions SET token_expires_at = clock() + interval '1 minute'")
+    for state in ("completed", "cancelled", "expired", "failed"):
+        await move(api, taken, state)
+        problem(await api.client.get(path, headers=headers), 409, "not-payable")
+
+
 async def test_a_cancellation_under_way_takes_the_methods_away(api):
     taken = (await api.post(intent())).json()
     await api.offer(taken["id"])
