@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from fastapi import Request
 
 SHOP: Final = "/shop"
-_CONSOLE: Final = "/console"
 _MACHINES: Final = ("/v1/", "/callbacks/")
 """Below these there are no pages, whoever asks."""
 _STYLE: Final = """
@@ -86,8 +85,6 @@ async def show(request: Request) -> Response:
     entries: list[tuple[str, str, str]] = []
     if settings.demo_shop_url is not None:
         entries.append((SHOP, "Demo shop", "Buy something as a shopper, and follow each message"))
-    if any(getattr(route, "path", "").startswith(_CONSOLE) for route in request.app.routes):
-        entries.append((_CONSOLE, "Console", "Money at risk, orders, and decisions, for operations"))
     entries.append(("/docs", "API documentation", "Every call with its fields, scopes and answers"))
     if settings.demo_shop_url is not None and settings.gateway_url is not None:
         about = "The simulated payment gateway: its ledger and its faults"

@@ -32,11 +32,12 @@ def method(name: str, kind: str = "CARD") -> dict[str, Any]:
 class Answers:
     """What API and gateway answer, and what they were asked."""
 
-    def __init__(self, page: Page, *, lang: str = "en", **status: Any) -> None:
+    def __init__(self, page: Page, *, lang: str = "en", mounted: bool = True, **status: Any) -> None:
         self.status: dict[str, Any] = CHECKOUT | status
         self.code, self.stream, self.session = 200, 200, 200
         self.asked: list[str] = []
         self.complaints = Complaints()
+        self._data = f'data-checkout="c-1" data-client-token="t" data-api="{API}"' if mounted else ""
         self.complaints.watch(page)
         # The last route that matches answers.
         page.route(f"{API}/**", self._api)
@@ -47,7 +48,7 @@ class Answers:
         address = f"{API}{static_files.PREFIX}{SCRIPT.name}"
         body = (
             f'<!doctype html><html lang="{lang}"><meta charset="utf-8"><title>Checkout</title><main><h1>Checkout</h1>'
-            f'<div data-checkout="c-1" data-client-token="t" data-api="{API}"></div></main>'
+            f"<div {self._data}></div></main>"
             f'<script src="{address}" integrity="{SCRIPT.integrity}" crossorigin="anonymous" defer></script>'
         )
         policy = static_files.policy(SCRIPT, api=API, gateways=[GATEWAY])
@@ -126,6 +127,33 @@ def test_a_payment_page_that_was_opened_is_opened_again_and_no_second_payment_ma
     assert answers.asked.count("initiate") == 3
 
 
+def test_the_wallet_of_a_shop_pays_in_the_page_and_the_payment_page_is_the_way_when_it_fails(page: Page):
+    answers = Answers(page, mounted=False, paymentMethods=[method("Wallet", "SHOP_WALLET"), method("Card")])
+    page.goto(SHOP)
+    page.evaluate(
+        """(given) => {
+            window.paid = [];
+            const pay = async ({payment}) => {
+                window.paid.push(payment.paymentId);
+                if (window.paid.length > 1) throw new Error("no money in this wallet");
+            };
+            const wallets = {SHOP_WALLET: {probe: async () => true, pay}};
+            OrchestratorCheckout.mount(document.querySelector("main div"), {...given, wallets});
+        }""",
+        {"id": "c-1", "clientToken": "t", "api": API, "texts": {"pay": "Pay now"}},
+    )
+    page.get_by_role("radio", name="Wallet").check()
+    for times in (1, 2):
+        page.get_by_role("button", name="Pay now").click()
+        page.wait_for_function(f"window.paid?.length === {times} || document.title !== 'Checkout'")
+        if times == 1:
+            expect(page.get_by_role("button", name="Pay now")).to_be_enabled()
+            assert page.evaluate("window.paid") == ["p-1"]
+            assert page.url == SHOP
+    expect(page.get_by_role("heading")).to_have_text("The payment page")
+    assert answers.asked.count("initiate") == 1
+
+
 def test_a_start_that_fails_is_said_and_the_shopper_may_try_again(page: Page):
     answers = Answers(page, paymentMethods=[method("Card")])
     answers.session = 409
@@ -145,6 +173,8 @@ def test_without_a_stream_the_status_is_asked_for_and_the_end_is_shown(page: Pag
     page.goto(SHOP)
     expect(page.get_by_role("radio", name="Card")).to_be_visible(timeout=30_000)
     assert answers.asked.index("status") == 2
+    # The connection is there: nothing about it was said.
+    expect(page.locator(".checkout-alert")).to_have_text("")
     answers.status = answers.status | {
         "state": "completed",
         "final": True,

@@ -9,7 +9,7 @@
  * wallets: {TYPE: {probe: async (method) => boolean, pay: async ({method, payment}) => void}}.
  * Events on the element: checkout:methods, checkout:status, checkout:initiate, checkout:redirect (may be
  * prevented), checkout:error. It writes text alone, never markup, and stores nothing but the chosen method and
- * the address of the payment page that was opened, in sessionStorage.
+ * the payment that was started (its id and the address of its page), in sessionStorage.
  */
 (() => {
   "use strict";
@@ -34,7 +34,7 @@
       "processing": "Your payment is being confirmed …",
       "closing": "This order is being cancelled …",
       "completed": "Your payment is confirmed. Thank you.",
-      "failed": "This order cannot be paid. Nothing was charged.",
+      "failed": "This order cannot be paid.",
       "cancelled": "This order was cancelled.",
       "expired": "The time to pay for this order is over."
     },
@@ -56,7 +56,7 @@
       "processing": "Din betaling bekræftes …",
       "closing": "Denne ordre annulleres …",
       "completed": "Din betaling er bekræftet. Tak.",
-      "failed": "Denne ordre kan ikke betales. Der er ikke trukket penge.",
+      "failed": "Denne ordre kan ikke betales.",
       "cancelled": "Denne ordre er annulleret.",
       "expired": "Tiden til at betale denne ordre er udløbet."
     },
@@ -78,7 +78,7 @@
       "processing": "Din betalning bekräftas …",
       "closing": "Ordern avbryts …",
       "completed": "Din betalning är bekräftad. Tack.",
-      "failed": "Den här ordern kan inte betalas. Inget har debiterats.",
+      "failed": "Den här ordern kan inte betalas.",
       "cancelled": "Ordern har avbrutits.",
       "expired": "Tiden för att betala ordern har gått ut."
     },
@@ -100,7 +100,7 @@
       "processing": "Betalingen din bekreftes …",
       "closing": "Ordren avbestilles …",
       "completed": "Betalingen din er bekreftet. Takk.",
-      "failed": "Denne ordren kan ikke betales. Ingenting er trukket.",
+      "failed": "Denne ordren kan ikke betales.",
       "cancelled": "Ordren er avbestilt.",
       "expired": "Tiden for å betale ordren er ute."
     },
@@ -122,7 +122,7 @@
       "processing": "Ihre Zahlung wird bestätigt …",
       "closing": "Diese Bestellung wird storniert …",
       "completed": "Ihre Zahlung ist bestätigt. Vielen Dank.",
-      "failed": "Diese Bestellung kann nicht bezahlt werden. Es wurde nichts abgebucht.",
+      "failed": "Diese Bestellung kann nicht bezahlt werden.",
       "cancelled": "Diese Bestellung wurde storniert.",
       "expired": "Die Zeit zum Bezahlen dieser Bestellung ist abgelaufen."
     }
@@ -282,8 +282,10 @@
             this.tell("error", { kind: "gone", status: error.status });
             return;
           }
+          const polled = failures % 6 >= 2;
           failures += 1;
-          if (failures > 1) this.alertAbout("unreachable", this.texts.unreachable, false);
+          // A stream that is refused is no lost connection: /status is read next.
+          if (failures > 1 && (polled || !error.status)) this.alertAbout("unreachable", this.texts.unreachable, false);
           this.tell("error", { kind: "unreachable", status: error.status ?? null });
           await backoff(Math.min(failures, 5));
         }
@@ -463,7 +465,7 @@
       const session = await this.get("session");
       const same = [session.id, method.id, this.declinedAt].join(" ");
       const kept = stored(this.key);
-      if (kept.same === same && Date.now() - kept.at < REUSE_MS && webUrl(kept.url)) return { url: kept.url };
+      if (kept.same === same && Date.now() - kept.at < REUSE_MS && webUrl(kept.url)) return { paymentId: kept.paymentId, url: kept.url };
       const address = webUrl(method.onInitiatePayment?.value);
       if (!address) throw new Problem(0);
       const aborted = AbortSignal.timeout(ANSWER_MS);
@@ -475,7 +477,7 @@
       if (!answer.ok) throw new Problem(answer.status);
       const payment = await answer.json();
       this.tell("initiate", { methodId: method.id, paymentId: payment.paymentId });
-      stored(this.key, { method: String(method.id), same, url: payment.url, at: Date.now() });
+      stored(this.key, { method: String(method.id), same, paymentId: payment.paymentId, url: payment.url, at: Date.now() });
       return payment;
     }
   }

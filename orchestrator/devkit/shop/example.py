@@ -91,12 +91,12 @@ class Shop:
         # A second click is the same order, and the same intent again is the same checkout.
         order = self.orders.get(key) or Order(key, "S-" + hashlib.sha256(key.encode()).hexdigest()[:12])
         self.orders[key] = self.by_number[order.number] = order
+        while len(self.orders) > MOST_ORDERS:
+            self.by_number.pop(self.orders.pop(next(iter(self.orders))).number, None)
         if not order.checkout:
             await self.register_webhook()
             created = await self.create_checkout(order)
             order.checkout, order.client_token = created["id"], created["clientToken"]
-        while len(self.orders) > MOST_ORDERS:
-            self.by_number.pop(self.orders.pop(next(iter(self.orders))).number, None)
         return RedirectResponse(f"/shop/orders/{key}", 303)
 
     async def show_order(self, request: Request) -> Response:

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from orchestrator.devkit.shop import diagrams
-from orchestrator.devkit.shop.example import Order, Shop, fits
+from orchestrator.devkit.shop.example import AMOUNT, LINES, Order, Shop, fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +68,7 @@ TROUBLES: Final = {
     "lost": Trouble(
         "Callbacks are lost",
         "No callback of the gateway arrives",
-        "The orchestrator asks the gateway itself: when you come back to the shop, or two minutes after the offer.",
+        "The orchestrator looks the payment up at the gateway: when you come back to the shop, or two minutes after the offer.",
         {"callbacks": {"success": False, "failure": False, "notification": False}},
     ),
     "doubled": Trouble(
@@ -148,9 +148,8 @@ class DemoShop(Shop):
             )
             answer.raise_for_status()
         self._trouble[order.number] = name if name in TROUBLES else "none"
-        self._note(
-            order.number, ("shop", "orchestrator"), "intent", f"{order.number}, 139.00 DKK, 2 order lines"
-        )
+        asked = f"{order.number}, {AMOUNT['value']:.2f} {AMOUNT['currency']}, {len(LINES)} order lines"
+        self._note(order.number, ("shop", "orchestrator"), "intent", asked)
         created = await super().create_checkout(order)
         self._note(
             order.number, ("orchestrator", "shop"), "intent:answer", "id and clientToken of the checkout"
