@@ -10,7 +10,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route, sync_playwright
 
 from tests.support.world import World, world
 
@@ -40,27 +40,34 @@ def installation(
         yield page
 
 
-@pytest.fixture
-def page() -> Iterator[Page]:
-    """A fresh browser; the shop's own pages are answered here, and whatever else is not on this machine is
-    refused.
-    """
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine: `make test` installs it where it may")
     sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *sandbox])
-        tab = browser.new_page()
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=[*QUIET, *sandbox])
+        yield started
+        started.close()
 
-        def answer(route: Route) -> None:
-            host = route.request.url.split("/")[2]
-            if host == "shop.example":
-                route.fulfill(content_type="text/html", body="<h1>The shop's own page</h1>")
-            elif host.startswith("127.0.0.1"):
-                route.continue_()
-            else:
-                route.abort()
 
-        tab.route("**/*", answer)
-        yield tab
-        browser.close()
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a fresh profile; the shop's own pages are answered here, and whatever else is not on this
+    machine is refused.
+    """
+    profile = browser.new_context()
+    tab = profile.new_page()
+
+    def answer(route: Route) -> None:
+        host = route.request.url.split("/")[2]
+        if host == "shop.example":
+            route.fulfill(content_type="text/html", body="<h1>The shop's own page</h1>")
+        elif host.startswith("127.0.0.1"):
+            route.continue_()
+        else:
+            route.abort()
+
+    tab.route("**/*", answer)
+    yield tab
+    profile.close()
