@@ -219,6 +219,7 @@ def test_a_person_buys_with_the_keyboard_alone(
     [
         ("Callbacks are lost", {"callback": "lost", "payments": "seen"}),
         ("Callbacks are doubled", {"callback": "seen"}),
+        pytest.param("Callbacks are late", {"callback": "seen"}, marks=pytest.mark.slow),
         ("The gateway is down", {"session": "lost"}),
         ("A second tab pays too", {"payments": "seen"}),
     ],

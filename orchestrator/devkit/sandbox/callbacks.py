@@ -124,7 +124,7 @@ class Courier:
         if self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind):
             self._note(payment, transaction, kind, status).note = LOST.note
             self._messages.note(
-                payment.order_id, ("gateway", "orchestrator"), "callback:lost", f"{kind} {status}: lost"
+                payment.order_id, ("gateway", "orchestrator"), "callback:lost", f"{kind}, {status}"
             )
             await self._store.flushed()
             return LOST
@@ -184,7 +184,7 @@ class Courier:
         )
         delivery = self._note(payment, transaction, kind, status)
         order_id = payment.order_id
-        self._messages.note(order_id, ("gateway", "orchestrator"), f"callback:{kind}", f"{kind} {status}")
+        self._messages.note(order_id, ("gateway", "orchestrator"), f"callback:{kind}", status)
         try:
             async with self._session.post(
                 url,

@@ -138,7 +138,7 @@ class Sandbox:
         if fault.after:
             serve()  # it took place, but the caller gets no answer
         await self.store.flushed()
-        self.messages.note(order_id, ("gateway", caller), f"{endpoint}:fault", f"fails: {fault.status}")
+        self.messages.note(order_id, ("gateway", caller), f"{endpoint}:fault", str(fault.status))
         return await misbehave(request, fault, media_type=media_type, hang_seconds=self.config.hang_seconds)
 
 

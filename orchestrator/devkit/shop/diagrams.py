@@ -99,7 +99,7 @@ def steps_of(name: str, detail: str) -> tuple[tuple[str, ...], bool]:
     """Return the steps that a message stands for, and whether it was lost or failed."""
     if name in _LOST:
         return _LOST[name], True
-    if name == "callback:notification" and detail.endswith(" new"):
+    if name == "callback:notification" and detail == "new":
         return (), False  # the gateway says that a payment was opened: no result yet
     return _SEEN.get(name, ()), False
 

@@ -236,7 +236,7 @@ class DemoShop(Shop):
         shown = self._shown[order.number] = [_shown(message) for message in both]
         return shown
 
-    def _drawn(self, order: Order | None) -> Markup:
+    def _drawn(self, order: Order | None, *, alone: bool = False) -> Markup:
         messages = self._shown.get(order.number, []) if order is not None else []
         seen = {step for each in messages for step in each["steps"] if not each["lost"]}
         lost = {step for each in messages for step in each["steps"] if each["lost"]}
@@ -244,6 +244,7 @@ class DemoShop(Shop):
         return self._rendered(
             "stage.html",
             order=order,
+            alone=alone,
             messages=messages,
             trouble_name=name,
             trouble=asdict(TROUBLES[name]),

@@ -1,0 +1,42 @@
+"""The diagrams of the demo shop: which message lights up which of their steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.devkit.shop import diagrams
+
+STEPS = {step.name for diagram in (diagrams.BEFORE, diagrams.DURING) for step in diagram.steps}
+CALLS = ("authenticate", "session", "payment-methods", "payment", "payments")
+
+
+def test_each_step_of_the_diagrams_is_lit_by_a_message():
+    names = {*STEPS, *(f"{call}:answer" for call in CALLS)}
+    names |= {
+        f"callback:{kind}{end}" for kind in ("success", "failure", "notification") for end in ("", ":answer")
+    }
+    lit = {step for name in names for step in diagrams.steps_of(name, "200")[0]}
+    assert lit == STEPS
+
+
+@pytest.mark.parametrize(
+    ("name", "detail", "said", "label"),
+    [
+        # A notification of a payment that was opened is no result.
+        ("callback:notification", "new", ((), False), "callback notification"),
+        ("callback:notification", "succeeded", (("callback",), False), "callback notification"),
+        ("callback:lost", "success, succeeded", (("callback",), True), "callback is lost"),
+        ("session:fault", "503", (("session",), True), "fails: init session"),
+        ("second-tab", "the second tab pays", ((), False), "second tab"),
+    ],
+)  # fmt: skip
+def test_what_is_lost_is_marked_as_lost_and_has_a_name(name, detail, said, label):
+    assert diagrams.steps_of(name, detail) == said
+    assert diagrams.label_of(name) == label
+
+
+def test_a_drawing_has_its_marks_and_says_in_words_what_it_shows():
+    drawn = diagrams.draw(diagrams.DURING, {"page"}, {"callback"})
+    assert drawn.count('class="step seen"') == drawn.count('class="step lost"') == 1
+    assert 'class="step seen" data-step="page"' in drawn
+    assert "Gateway to Browser: secure payment page; Browser to Gateway: submit credentials" in drawn
