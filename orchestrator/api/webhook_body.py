@@ -102,6 +102,17 @@ class WebhookBody(BodyFields):
                     self.wrong(name, str(error))
         return Target(changes, secret)
 
+    def judge_target(self, merchant: Merchant, after: Webhook) -> None:
+        """Refuse the request if the endpoint would have a queue that is not the merchant's: what `target` has
+        read with it may have been changed since.
+        """
+        if after.queue is not None:
+            try:
+                checked_queue(after.queue, merchant=merchant.name, own=not after.url)
+            except NameRejected as error:
+                self.wrong("queue", str(error))
+        self.judge()
+
     def _broker(self, services: Services) -> tuple[str, bytes]:
         """Read the URL of a broker; return it without and with its login, empty for our own broker."""
         if self.given.get("broker") is None:

@@ -105,6 +105,7 @@ async def change(request: Request, webhook_id: str) -> Response:
                 merchant_id=merchant.id,
                 changes=changes,
                 secret=target.secret,
+                check=lambda after: body.judge_target(merchant, after),
             )
         if paused is True:
             await stored.pause(services.db, webhook.id, "asked")

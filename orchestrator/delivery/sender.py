@@ -49,7 +49,7 @@ they are taken."""
 
 
 class Outcome(StrEnum):
-    """What came of an attempt; stored, and shown to merchants. The last but one of them are of tasks."""
+    """What came of an attempt; stored, and shown to merchants. Those that name a broker are of tasks."""
 
     DELIVERED = "delivered"
     REFUSED = "refused"
@@ -67,7 +67,7 @@ class Outcome(StrEnum):
     CONNECTION_LOST = "connection_lost"
     NOT_HTTP = "not_http"
     UNROUTABLE = "unroutable"
-    """RabbitMQ has no such queue."""
+    """The broker, a RabbitMQ, has no such queue."""
     ACCESS_REFUSED = "access_refused"
     """A broker refuses the login, the virtual host, or a right."""
     BROKER_ERROR = "broker_error"

@@ -20,7 +20,7 @@ from orchestrator.store.database import run
 from orchestrator.store.notifications import DELIVERIES, NOTIFY
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -310,9 +310,13 @@ async def change(
     merchant_id: int,
     changes: Mapping[str, Any],
     secret: bytes | None = None,
+    check: Callable[[Webhook], None] | None = None,
 ) -> Webhook | None:
     """Change url, task, queue, description, kinds or content of an endpoint; None if the merchant has none of
     this id. `secret`: another one, which comes with another broker.
+
+    `check` is called with the endpoint as it would be, under its lock, and raises where that must not be: two
+    changes at once may each be right, and wrong together.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
@@ -320,6 +324,8 @@ async def change(
             return None
         before = _read(rows[0])
         after = replace(before, **changes)
+        if check is not None:
+            check(after)
         moved = after.target != before.target or secret is not None
         if moved:
             # The same secrets, bound to the new target.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.local.servers import Embedded
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def refused(declared: list[Declared]) -> set[str]:

@@ -134,6 +134,21 @@ async def test_events_may_come_as_a_celery_task_and_the_login_of_a_broker_is_not
         (await stored_task(api, made)).secrets(api.services.encryptor)
 
 
+async def test_two_changes_at_once_do_not_lead_to_a_queue_that_is_not_the_merchants(api, calls, monkeypatch):
+    made = await add_task(calls, broker="amqps://u:p@broker.shop.example/", queue="events:default")
+    change = webhooks.change
+
+    async def after_another(db, encryptor, webhook, *, merchant_id, **given):
+        await change(db, encryptor, webhook, merchant_id=merchant_id, changes={"queue": "checkouts"})
+        return await change(db, encryptor, webhook, merchant_id=merchant_id, **given)
+
+    monkeypatch.setattr(webhooks, "change", after_another)
+    told = problem(await calls("PATCH", f"/{made['id']}", {"broker": None}), 422, "invalid-webhook")
+    assert [error["field"] for error in told["errors"]] == ["queue"]
+    after = await stored_task(api, made)
+    assert (after.url, after.queue) == ("amqps://broker.shop.example:5671/", "checkouts")
+
+
 async def add_task(calls: Calls, **changes: object) -> dict:
     body = {"kind": "celery", "task": "shop.events", "queue": "shop-events", **changes}
     answer = await calls("POST", body=body)
