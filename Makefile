@@ -20,7 +20,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --extra bu
 # The modules whose every branch is tested, or `make test` fails.
 EXACT := orchestrator/domain/states*,orchestrator/domain/states/*,orchestrator/store/checkouts*,orchestrator/store/checkouts/*,orchestrator/store/inbox*,orchestrator/store/inbox/*,orchestrator/processing*,orchestrator/processing/*
 
-.PHONY: help venv demo test lint soak bench pins chromium pgbouncer clean
+.PHONY: help venv demo test lint soak bench pins chromium pgbouncer brokers clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -62,11 +62,16 @@ lint: $(STAMP) ## ruff, mypy --strict, import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
-soak: $(STAMP) pgbouncer ## the slow tests, then the acceptance tests through PgBouncer in transaction mode
+soak: $(STAMP) pgbouncer brokers ## the slow tests, then the acceptance tests through PgBouncer, and on Redis, Valkey and RabbitMQ
 	@command -v pgbouncer >/dev/null || test -x /usr/sbin/pgbouncer || { \
 		echo "make soak runs the acceptance tests through PgBouncer, and it is missing: install it (on Debian: apt-get install pgbouncer)." >&2; exit 1; }
+	@command -v redis-server >/dev/null && test -x /usr/lib/rabbitmq/bin/rabbitmq-server || { \
+		echo "make soak runs the acceptance tests on Redis and RabbitMQ, and one is missing: install them (on Debian: apt-get install redis-server rabbitmq-server)." >&2; exit 1; }
 	@$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --timeout 3600 $(ARGS)
 	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --through pgbouncer --timeout 600 tests/acceptance $(ARGS)
+# At most an hour for each broker.
+	@for broker in redis valkey rabbitmq; do \
+		timeout 3600 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --broker $$broker --timeout 600 tests/acceptance $(ARGS); done
 
 bench: $(BENCH_STAMP) ## the product beside other designs and against the limit of this machine: make bench ARGS="--quick"
 	@$(BENCH)/bin/python -m tests.benchmarks $(ARGS)
@@ -97,6 +102,16 @@ pgbouncer:
 				|| echo "PgBouncer could not be installed: its tests will be skipped."; \
 		else \
 			echo "PgBouncer is not installed: its tests will be skipped."; \
+		fi; }
+
+brokers:
+	@{ command -v redis-server && test -x /usr/lib/rabbitmq/bin/rabbitmq-server; } >/dev/null || { \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Redis and RabbitMQ for the tests of brokers ..."; \
+			{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y --no-install-recommends redis-server rabbitmq-server; } >/dev/null 2>&1 \
+				|| echo "Redis and RabbitMQ could not be installed."; \
+		else \
+			echo "Redis or RabbitMQ is not installed."; \
 		fi; }
 
 clean: ## remove .venv, caches and the demo's data

@@ -24,7 +24,7 @@ from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.postgres import SOCKET_PATH_LIMIT
 from orchestrator.settings import Settings
 from orchestrator.store.schema import migrate
-from tests.support import mishaps, pooler, tracing
+from tests.support import broker_option, mishaps, pooler, tracing
 from tests.support.databases import Databases
 from tests.support.factories import Core, core, empty
 
@@ -54,12 +54,14 @@ structlog.configure = _configure_without_cache
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     pooler.add_option(parser)
+    broker_option.add_option(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "mishap(row): reproduces one row of tests/support/mishaps.py")
     config.pluginmanager.register(mishaps, "mishaps")
     config.pluginmanager.register(pooler, "pooler")
+    config.pluginmanager.register(broker_option, "broker_option")
     config.pluginmanager.register(tracing, "tracing")
 
 
@@ -118,16 +120,17 @@ def servers(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
     with (
         Embedded.start(Path(tmp_path_factory.mktemp(name)), durable=False) as running,
         pooler.between(pytestconfig, running),
+        broker_option.between(pytestconfig, running, tmp_path_factory.mktemp("broker")) as served,
     ):
-        yield running
+        yield served
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _pooler(request: pytest.FixtureRequest) -> None:
-    """Have the pooler run from the beginning where a pooler is asked for: commands with a data directory need
-    no fixture to reach it.
+    """Have a pooler and a broker run from the beginning where they are asked for: commands with a data
+    directory need no fixture to reach them.
     """
-    if request.config.getoption("through") is not None:
+    if request.config.getoption("through") is not None or request.config.getoption("broker") is not None:
         request.getfixturevalue("servers")
 
 
@@ -172,7 +175,7 @@ def settings(database_url: str, servers: Embedded) -> Settings:
     """Settings of an installation with short times: graces of a moment, and a gateway that does not
     answer.
     """
-    return make_settings(database_url=database_url, broker_url=servers.redis_url)
+    return make_settings(database_url=database_url, **broker_option.settings_beside(servers))
 
 
 @pytest.fixture

@@ -258,7 +258,7 @@ def _route_webhooks(app: FastAPI) -> None:
         "rotate-secret": (
             webhooks.rotate_secret,
             "Replace the secret",
-            of(shapes.NewWebhook, "Replaced", write, body=shapes.RotateSecret, required=False),
+            webhook_docs.rotated_webhook(write),
         ),
         "test": (webhooks.send_test, "Send a test event", webhook_docs.tested_webhook(write)),
         "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),

@@ -49,7 +49,7 @@ def added_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
     """Return FastAPI's description of the route that adds a webhook."""
     told = of_webhook(
         webhooks.NewWebhook,
-        "Added; the secret is shown this once",
+        "Added; the secret of a webhook is shown this once",
         scopes,
         status=201,
         body=webhooks.AddWebhook,
@@ -76,6 +76,24 @@ def tested_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
     told = of_webhook(webhooks.TestSent, "It will be sent once", scopes, status=202)
     told["responses"] |= described_problems(
         too_many_tests=(HTTPStatus.TOO_MANY_REQUESTS, "As many test events wait to be sent as may")
+    )
+    return told
+
+
+def rotated_webhook(scopes: tuple[str, ...]) -> dict[str, Any]:
+    """Return FastAPI's description of the route that makes a new secret."""
+    told = of_webhook(
+        webhooks.NewWebhook,
+        "Replaced",
+        scopes,
+        body=webhooks.RotateSecret,
+        required=False,
+    )
+    told["responses"] |= described_problems(
+        no_secret=(
+            HTTPStatus.CONFLICT,
+            "A Celery task has no secret, or a request with this Idempotency-Key is being processed",
+        )
     )
     return told
 

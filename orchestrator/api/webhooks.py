@@ -7,9 +7,7 @@ exist. Nothing is sent from here: deliverers do that.
 from __future__ import annotations
 
 import asyncio
-import re
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import UUID
 
 from fastapi import Query, Request
@@ -17,17 +15,14 @@ from starlette.responses import Response
 
 from orchestrator import log
 from orchestrator.api import dependencies
-from orchestrator.api.body_fields import BodyFields
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.idempotency import once
 from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.webhook_body import WebhookBody
 from orchestrator.delivery import signature
-from orchestrator.delivery.addresses import LONGEST_URL, AddressPolicy, WebhookUrlRejected, checked_url
 from orchestrator.delivery.sender import Outcome
 from orchestrator.domain import events
-from orchestrator.domain.events import Content, EventType
-from orchestrator.intents.fields import hint, kind_of
 from orchestrator.store import deliveries, replays
 from orchestrator.store import webhooks as stored
 from orchestrator.store.deliveries import TooManyTests
@@ -46,25 +41,26 @@ PATH: Final = "/v1/webhooks"
 WRITE: Final = "webhooks:write"
 READ: Final = ("webhooks:read", WRITE)
 """One of them is enough."""
-_KINDS: Final = frozenset(map(str, EventType))
-_EVENT_ID: Final = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-([1-9][0-9]{0,9})")
-_LAST_SEQUENCE: Final = 2**31 - 1
 
 
 @once(WRITE)
 async def add(request: Request) -> Response:
-    """A webhook gets the events that come from now on. Its secret is in this answer and nowhere else."""
+    """A webhook gets the events that come from now on. Its secret is in this answer and nowhere else.
+
+    With the kind `celery` events are published as a Celery task, to a queue of your own broker or of the
+    orchestrator's; there is no secret, because who publishes is shown by access to the broker.
+    """
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, shapes.AddWebhook)
-    url = body.target(services, required=True)
+    body = await WebhookBody.of(request, shapes.AddWebhook)
+    target = body.target(services, merchant)
     given = body.settings()
     body.judge()
-    secret = signature.new_secret()
-    new: dict[str, Any] = {"description": "", "kinds": None, "content": "thin", **given}
+    secret = signature.new_secret() if target.secret is None else target.secret
+    new: dict[str, Any] = {"description": "", "kinds": None, "content": "thin", **given, **target.fields}
     async with asyncio.timeout(DATABASE_TIMEOUT):
         try:
             made = await stored.add(
-                services.db, services.encryptor, merchant_id=merchant.id, url=str(url), secret=secret, **new
+                services.db, services.encryptor, merchant_id=merchant.id, secret=secret, **new
             )
         except TooManyWebhooks as error:
             raise Refusal(409, str(error), kind="too-many-webhooks") from None
@@ -95,15 +91,21 @@ async def show(request: Request, webhook_id: str) -> Response:
 async def change(request: Request, webhook_id: str) -> Response:
     """Change a webhook, pause it or resume it; what waits is sent as it is then."""
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, shapes.ChangeWebhook)
+    body = await WebhookBody.of(request, shapes.ChangeWebhook)
     webhook = await _find(services, merchant, webhook_id)
-    url, given, paused = body.target(services, required=False), body.settings(), body.paused()
+    target, given, paused = body.target(services, merchant, webhook), body.settings(), body.paused()
     body.judge()
-    changes = {**given, **({} if url is None else {"url": url})}
+    changes = {**given, **target.fields}
     async with asyncio.timeout(DATABASE_TIMEOUT):
         if changes:
             await stored.change(
-                services.db, services.encryptor, webhook.id, merchant_id=merchant.id, changes=changes
+                services.db,
+                services.encryptor,
+                webhook.id,
+                merchant_id=merchant.id,
+                changes=changes,
+                secret=target.secret,
+                check=lambda after: body.judge_target(merchant, after),
             )
         if paused is True:
             await stored.pause(services.db, webhook.id, "asked")
@@ -137,15 +139,18 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
     The previous secret signs too for a day, or for as long as `overlap` says.
     """
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, shapes.RotateSecret, optional=True)
+    body = await WebhookBody.of(request, shapes.RotateSecret, optional=True)
     overlap = body.overlap(shapes.OVERLAP, most=shapes.LONGEST_OVERLAP)
     body.judge()
+    webhook = await _find(services, merchant, webhook_id)
+    if webhook.kind == "celery":
+        raise Refusal(409, "a Celery task has no secret: change its broker instead", kind="no-secret")
     secret = signature.new_secret()
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await stored.rotate(
             services.db,
             services.encryptor,
-            _id_of(webhook_id),
+            webhook.id,
             merchant_id=merchant.id,
             secret=secret,
             overlap=overlap,
@@ -190,7 +195,7 @@ async def replay(request: Request, webhook_id: str) -> Response:
     that was given up.
     """
     services, caller, merchant = await _admitted(request, WRITE)
-    body = await _Body.of(request, shapes.Replay)
+    body = await WebhookBody.of(request, shapes.Replay)
     webhook = await _find(services, merchant, webhook_id)
     wanted = body.replay()
     body.judge()
@@ -313,7 +318,11 @@ def _unknown(given: str, what: Literal["webhook", "delivery"] = "webhook") -> Re
 def _facts(webhook: Webhook) -> dict[str, Any]:
     return {
         "id": webhook.id,
-        "url": webhook.url,
+        "kind": webhook.kind,
+        "url": webhook.url if webhook.kind == "webhook" else None,
+        "task": webhook.task,
+        "queue": webhook.queue,
+        "broker": (webhook.url or None) if webhook.kind == "celery" else None,
         "description": webhook.description,
         "types": [shapes.ALL_TYPES] if webhook.kinds is None else list(webhook.kinds),
         "content": webhook.content,
@@ -331,7 +340,8 @@ def _facts(webhook: Webhook) -> dict[str, Any]:
 
 
 def _with_secret(webhook: Webhook, secret: bytes) -> shapes.NewWebhook:
-    return shapes.NewWebhook(**_facts(webhook), secret=signature.written(secret))
+    shown = signature.written(secret) if webhook.kind == "webhook" else None
+    return shapes.NewWebhook(**_facts(webhook), secret=shown)
 
 
 def _delivery(row: AttemptRow) -> shapes.Delivery:
@@ -351,97 +361,3 @@ def _delivery(row: AttemptRow) -> shapes.Delivery:
         answer=None if body is None else body.decode(errors="replace"),
         result=row.result,
     )
-
-
-class _Body(BodyFields):
-    """The body of a request."""
-
-    __slots__ = ()
-    limit = 16 * 1024
-    kind = "invalid-webhook"
-
-    def target(self, services: Services, *, required: bool) -> str | None:
-        """Read the URL, which deliveries must be allowed to go to."""
-        if not required and "url" not in self.given:
-            return None
-        url = self.text(self.given, "", "url", most=LONGEST_URL)
-        if url is not None:
-            try:
-                return checked_url(url, AddressPolicy(services.settings.webhook_ranges))
-            except WebhookUrlRejected as error:
-                self.wrong("url", str(error))
-        return None
-
-    def settings(self) -> dict[str, Any]:
-        """Read what a webhook is besides its URL; what is absent is left out."""
-        found: dict[str, Any] = {}
-        if "description" in self.given:
-            found["description"] = (
-                self.text(self.given, "", "description", most=shapes.LONGEST_DESCRIPTION, required=False)
-                or ""
-            )
-        if "types" in self.given:
-            found["kinds"] = self._kinds(self.given["types"])
-        if "content" in self.given:
-            found["content"] = self.given["content"]
-            if found["content"] not in get_args(Content):
-                self.wrong("content", "must be thin or full")
-        return found
-
-    def paused(self) -> bool | None:
-        """Read whether it is to be paused or resumed."""
-        match self.given.get("paused"):
-            case None if "paused" not in self.given:
-                return None
-            case bool(paused):
-                return paused
-            case other:
-                self.wrong("paused", f"must be true or false, not {kind_of(other)}")
-                return None
-
-    def replay(self) -> tuple[str, Any]:
-        """Read what is to be sent again."""
-        given = self.given
-        ways = [name for name in ("eventId", "since", "failed") if name in given]
-        if len(ways) != 1 or ("before" in given and ways != ["since"]):
-            self.wrong("body", "must have one of eventId, since (with before, or until now) and failed")
-        elif ways == ["eventId"]:
-            found = _EVENT_ID.fullmatch(given["eventId"]) if isinstance(given["eventId"], str) else None
-            if found is not None and int(found[2]) <= _LAST_SEQUENCE:
-                return "event", (UUID(found[1]), int(found[2]))
-            self.wrong("eventId", "must be the id of an event, such as the webhook-id of a delivery")
-        elif ways == ["since"]:
-            return "period", (self._time("since"), self._time("before") if "before" in given else _END)
-        elif given["failed"] is not True:
-            self.wrong("failed", "must be true")
-        return "failed", ()
-
-    def _time(self, name: str) -> datetime:
-        try:
-            found = datetime.fromisoformat(self.given[name])
-        except (ValueError, TypeError):
-            found = None
-        if found is not None and found.tzinfo is not None:
-            return found
-        self.wrong(name, "must be a time with its offset, such as 2026-01-05T10:00:00+00:00")
-        return _END
-
-    def _kinds(self, given: object) -> list[str] | None:
-        """Read types of events; None stands for all, as it is stored."""
-        if given == [shapes.ALL_TYPES]:
-            return None
-        if not isinstance(given, list) or not given or len(given) > len(EventType):
-            self.wrong("types", f'must be a list of types of events, or ["*"] for all, not {kind_of(given)}')
-            return None
-        if shapes.ALL_TYPES in given:
-            self.wrong("types", 'must be ["*"] alone for all, or a list of types of events')
-            return None
-        for number, kind in enumerate(given):
-            if not isinstance(kind, str) or kind not in _KINDS:
-                near = hint(kind, _KINDS) if isinstance(kind, str) else "GET /v1/event-types lists them"
-                self.wrong(f"types[{number}]", f"is not a type of event: {near}")
-                return None
-        return sorted(set(given))
-
-
-_END: Final = datetime(9999, 1, 1, tzinfo=UTC)

@@ -1,4 +1,6 @@
-"""Webhooks for operators, straight from the database; the API has the same for merchants."""
+"""Webhooks, and events as Celery tasks, for operators, straight from the database; the API has the same for
+merchants.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import Span, merchant_id, table, uuid_of
 from orchestrator.cli.output import printer, say
+from orchestrator.cli.secret_input import secret_of
 from orchestrator.domain.events import EventType
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ def list_webhooks(*, data_dir: Path, merchant: str) -> int:
         from orchestrator.store import webhooks as stored  # noqa: PLC0415 - each command imports what it needs
 
         shown = table(
-            "id", "status", "url", "types", "content", "waiting", "since", "delivered", "failing since"
+            "id", "status", "target", "types", "content", "waiting", "since", "delivered", "failing since"
         )
         for endpoint in await stored.page(
             db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
@@ -63,7 +66,7 @@ def list_webhooks(*, data_dir: Path, merchant: str) -> int:
             shown.add_row(
                 str(endpoint.id),
                 status,
-                endpoint.url.partition("?")[0],
+                _target(endpoint),
                 "all" if endpoint.kinds is None else " ".join(endpoint.kinds),
                 endpoint.content,
                 str(endpoint.waiting),
@@ -112,6 +115,69 @@ def add(
         )
         say(f"added {made.id}")
         say(signature.written(secret))
+        return 0
+
+    return on_database(data_dir, work)
+
+
+@webhooks.command("add-task", short_help="Have events published as a Celery task.")
+@data_dir
+@_merchant
+@click.argument("task")
+@click.argument("queue")
+@click.option(
+    "--broker-from",
+    metavar="SOURCE",
+    help="The URL of the merchant's broker with its login: a file, env:NAME, or - for standard input (without it: our own broker).",
+)
+@_types
+@click.option("--full", is_flag=True, help="Send full documents, with sentences.")
+@click.option("--description", default="", help="What it is for.")
+def add_task(
+    *,
+    data_dir: Path,
+    merchant: str,
+    task: str,
+    queue: str,
+    broker_from: str | None,
+    kinds: Sequence[str],
+    full: bool,
+    description: str,
+) -> int:
+    """Have a merchant's events published as a Celery task, to a queue of its broker or of ours."""
+    url = "" if broker_from is None else secret_of("The URL of the broker", "--broker-from", broker_from)
+
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected  # noqa: PLC0415
+        from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue  # noqa: PLC0415
+        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+
+        if not url and not settings.webhook_queue_limit:
+            raise click.UsageError("--broker-from is needed: ORCHESTRATOR_WEBHOOK_QUEUE_LIMIT is 0")
+        what = "task"
+        try:
+            shown = broker_of(url, AddressPolicy(settings.webhook_ranges)).shown if url else ""
+            checked_name(task)
+            what = "queue"
+            checked_queue(queue, merchant=merchant, own=not url)
+        except WebhookUrlRejected as error:
+            raise click.UsageError(f"the URL of the broker {error}") from None
+        except NameRejected as error:
+            raise click.UsageError(f"the name of the {what} {error}") from None
+        made = await stored.add(
+            db,
+            Encryptor(settings.secret_keys),
+            merchant_id=await merchant_id(db, merchant),
+            url=shown,
+            task=task,
+            queue=queue,
+            description=description[:200],
+            kinds=kinds or None,
+            content="full" if full else "thin",
+            secret=url.encode(),
+        )
+        say(f"added {made.id}")
         return 0
 
     return on_database(data_dir, work)
@@ -179,6 +245,8 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
         from orchestrator.store import webhooks as stored  # noqa: PLC0415
 
         endpoint = await _find(db, merchant, webhook)
+        if endpoint.kind == "celery":
+            raise click.UsageError(f"{endpoint.id} is a Celery task, which has no secret")
         secret = signature.new_secret()
         await stored.rotate(
             db,
@@ -357,6 +425,12 @@ async def _find(db: Database, merchant: str, webhook: str) -> Webhook:
             f"merchant {merchant} has no webhook {webhook!r}: see `orchestrator webhooks list`"
         )
     return found
+
+
+def _target(endpoint: Webhook) -> str:
+    if endpoint.kind == "celery":
+        return f"task {endpoint.task} in {endpoint.queue} at {endpoint.url or 'our own broker'}"
+    return endpoint.url.partition("?")[0]
 
 
 def _moment(at: datetime | None) -> str:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 LONGEST_URL: Final = 2048
 LONGEST_HOST: Final = 253
-_LAST_PORT: Final = 65_535
+LAST_PORT: Final = 65_535
 _WEB_PORTS: Final = frozenset({80, 443})
-_FIRST_FREE_PORT: Final = 1024
+FIRST_FREE_PORT: Final = 1024
 RESOLVING: Final = 64
 """Names that a process resolves at a time."""
 
@@ -152,20 +152,28 @@ def checked_url(url: str, policy: AddressPolicy) -> str:
     are then checked.
     """
     host, scheme = _parts(url)
+    check_host(host, policy, secure=scheme == "https", wanted="https://")
+    return url
+
+
+def check_host(host: str, policy: AddressPolicy, *, secure: bool, wanted: str) -> None:
+    """Raise `WebhookUrlRejected` unless deliveries may go to the host of a URL, by its text.
+
+    `secure`: the connection is encrypted. `wanted`: how such a URL begins.
+    """
     address = _literal(host)
     if address is not None:
         if not policy.permits(address):
             raise WebhookUrlRejected("must name a public host")
-        if scheme == "http" and not policy.named(address):
-            raise WebhookUrlRejected("must start with https://")
-        return url
+        if not secure and not policy.named(address):
+            raise WebhookUrlRejected(f"must start with {wanted}")
+        return
     if policy.allows_private:
-        return url
-    if scheme != "https":
-        raise WebhookUrlRejected("must start with https://")
+        return
+    if not secure:
+        raise WebhookUrlRejected(f"must start with {wanted}")
     if reach_of(host) != "public":
         raise WebhookUrlRejected("must name a public host")
-    return url
 
 
 def _parts(url: str) -> tuple[str, str]:
@@ -182,12 +190,12 @@ def _parts(url: str) -> tuple[str, str]:
     if read != host.strip("[]").lower():
         raise WebhookUrlRejected("must be a URL with a host name that every program reads in the same way")
     port = int(found["port"] or 0)
-    if port > _LAST_PORT or (0 < port < _FIRST_FREE_PORT and port not in _WEB_PORTS):
+    if port > LAST_PORT or (0 < port < FIRST_FREE_PORT and port not in _WEB_PORTS):
         raise WebhookUrlRejected(
-            f"must have no port, or 80, 443, or one from {_FIRST_FREE_PORT} to {_LAST_PORT}"
+            f"must have no port, or 80, 443, or one from {FIRST_FREE_PORT} to {LAST_PORT}"
         )
     if not host.startswith("["):
-        _check_name(host)
+        check_name(host, example=_EXAMPLE)
     return host, found["scheme"]
 
 
@@ -206,10 +214,11 @@ def _check_text(url: str) -> None:
         raise WebhookUrlRejected("must have no user name or password: the signature proves who sends")
 
 
-def _check_name(host: str) -> None:
+def check_name(host: str, *, example: str) -> None:
+    """Raise `WebhookUrlRejected` unless every program reads a host as the same name or IPv4 address."""
     labels = host.split(".")
     if len(host) > LONGEST_HOST or not all(_LABEL.fullmatch(label) for label in labels):
-        raise WebhookUrlRejected(_EXAMPLE)
+        raise WebhookUrlRejected(example)
     if _NUMBER.fullmatch(labels[-1]) and _literal(host) is None:
         raise WebhookUrlRejected("must write an IPv4 address as four decimal numbers, such as 203.0.113.7")
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from orchestrator.crypto import Encryptor
     from orchestrator.delivery.sender import Sender
+    from orchestrator.delivery.task_sender import TaskSender
     from orchestrator.delivery.trial_event import TrialEvent
     from orchestrator.domain.events import CloudEvent
     from orchestrator.settings import Settings
@@ -74,8 +75,17 @@ _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 class Deliverer:
     """The deliveries of one process."""
 
-    def __init__(self, settings: Settings, db: Database, encryptor: Encryptor, sender: Sender) -> None:
-        self._settings, self._db, self._encryptor, self._sender = settings, db, encryptor, sender
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        encryptor: Encryptor,
+        sender: Sender,
+        *,
+        tasks: TaskSender,
+    ) -> None:
+        self._settings, self._db, self._encryptor = settings, db, encryptor
+        self._sender, self._task_sender = sender, tasks
         self._lanes: dict[UUID, Lane] = {}
         self._by_text: dict[str, Lane] = {}
         self._woken = asyncio.Event()
@@ -282,8 +292,8 @@ class Deliverer:
                 pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
                 lane = lane or Lane(webhook, secrets, pace, open_at=now)
                 lane.secrets = secrets
-            if lane.webhook.url != webhook.url and lane.webhook.encrypted == webhook.encrypted:
-                self._refuse(webhook, "its secret was made for another URL")
+            if lane.webhook.target != webhook.target and lane.webhook.encrypted == webhook.encrypted:
+                self._refuse(webhook, "its secret was made for another target")
                 continue
             resumed = lane.webhook.paused_at is not None and webhook.paused_at is None
             if resumed or webhook.opened < lane.webhook.opened:
@@ -345,7 +355,7 @@ class Deliverer:
             await self._keep(tested)
             return
         answered: Answer | None = None
-        url = lane.webhook.url
+        target = lane.webhook.target
         try:
             if due.event is not None:
                 answered = await self._sent(due, lane)
@@ -358,7 +368,7 @@ class Deliverer:
             lane.hot = True
             self._woken.set()
         changed = False
-        if answered is not None and lane.webhook.url == url:
+        if answered is not None and lane.webhook.target == target:
             changed = await lane.note(self._db, answered, first=due.attempts == 0, probed=probed)
         elif probed:
             await lane.give_back_probe(self._db)
@@ -386,6 +396,8 @@ class Deliverer:
         except (KeyError, ValueError):
             _log.exception("event_unreadable", checkout=str(due.checkout_id), sequence=due.sequence)
             return Answer(Outcome.UNREADABLE, 0.0)
+        if lane.webhook.kind == "celery":
+            return await self._task_sender.send(lane.webhook, lane.secrets[0], document.id, body)
         signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
         headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
         return await self._sender.send(lane.webhook.url, headers, body)

@@ -38,6 +38,7 @@ class Lane:
 
     webhook: Webhook
     secrets: Sequence[bytes]
+    """As the endpoint's row has them: keys that sign, or the URL of a broker."""
     pace: Pace
     open_at: float
     """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing

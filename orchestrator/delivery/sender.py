@@ -49,7 +49,7 @@ they are taken."""
 
 
 class Outcome(StrEnum):
-    """What came of an attempt; stored, and shown to merchants."""
+    """What came of an attempt; stored, and shown to merchants. Those that name a broker are of tasks."""
 
     DELIVERED = "delivered"
     REFUSED = "refused"
@@ -66,6 +66,12 @@ class Outcome(StrEnum):
     WRONG_URL = "wrong_url"
     CONNECTION_LOST = "connection_lost"
     NOT_HTTP = "not_http"
+    UNROUTABLE = "unroutable"
+    """The broker, a RabbitMQ, has no such queue."""
+    ACCESS_REFUSED = "access_refused"
+    """A broker refuses the login, the virtual host, or a right."""
+    BROKER_ERROR = "broker_error"
+    """A broker answers with another error, or something that is no broker answers."""
     UNREADABLE = "unreadable"
     """The event was stored by another version, or the endpoint's secret does not open."""
 

@@ -241,6 +241,9 @@ class Settings(AccessSettings):
     """The same for one endpoint; the number that it can handle is measured by its answers."""
     webhook_attempt_retention_days: float = Field(default=30.0, ge=1, le=3660)
     """Days for which an attempt to deliver an event is kept, with the beginning of its answer."""
+    webhook_queue_limit: int = Field(default=10_000, ge=0, le=10_000_000)
+    """Messages that may wait in a queue of events on our own broker (BROKER_URL), of each endpoint; 0: events
+    go to brokers of merchants only."""
 
     # Processes.
     intents_prefetch: int = Field(default=20, ge=0, le=1000)
@@ -453,7 +456,7 @@ SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
-    "deliverer": frozenset({"database_url", "secret_keys"}),
+    "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),
     "sandbox": _GATEWAY,
     "shop": frozenset({"jwt_secrets"}),
     "migrate": frozenset({"migration_url", "secret_keys"}),

@@ -24,7 +24,7 @@ from orchestrator.store import merchant_accounts as accounts
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import run, state_of
 from orchestrator.store.deliveries import ANSWER
-from orchestrator.store.webhooks import secret_purpose
+from orchestrator.store.webhooks import secret_purpose, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -117,10 +117,11 @@ _SEALED: Final = (
             kind,
             "webhook_endpoints",
             column,
-            lambda row: secret_purpose(row.key, row.merchant_id, row.url),
-            beside="t.merchant_id, t.url",
+            lambda row: secret_purpose(row.key, row.merchant_id, target(row.url, row.task, row.queue)),
+            beside="t.merchant_id, t.url, t.task, t.queue",
         )
         for kind, column in (
+            # Of a Celery task the broker's URL.
             ("webhook secrets", "secret"),
             ("previous webhook secrets", "previous_secret"),
         )

@@ -1,9 +1,9 @@
-"""Merchants' webhook endpoints: configuration, status, and circuit.
+"""Merchants' endpoints of events, webhooks and Celery tasks: configuration, status, and circuit.
 
-A secret decrypts only together with its endpoint's id, merchant and URL, so that write access to the database
-sends nothing signed elsewhere. Whether an endpoint is served is decided here and by Postgres's clock; a
-circuit is open for all deliverers at once. A deletion does not disturb a deliverer: a deleted endpoint is
-gone for its merchant at once, and its rows are removed in lists.
+A secret decrypts only together with its endpoint's id, merchant and target, so that write access to the
+database sends nothing signed, and no login, elsewhere. Whether an endpoint is served is decided here and by
+Postgres's clock; a circuit is open for all deliverers at once. A deletion does not disturb a deliverer: a
+deleted endpoint is gone for its merchant at once, and its rows are removed in lists.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.store.database import run
 from orchestrator.store.notifications import DELIVERIES, NOTIFY
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -44,8 +44,9 @@ CHANGED: Final = "*"
 
 PauseReason = Literal["asked", "failing", "gone"]
 Status = Literal["active", "paused", "off"]
+Kind = Literal["webhook", "celery"]
 
-_COLUMNS: Final = """e.id, e.merchant_id, e.url, e.description, e.kinds, e.content, e.secret, e.previous_secret, e.previous_until,
+_COLUMNS: Final = """e.id, e.merchant_id, e.kind, e.url, e.task, e.queue, e.description, e.kinds, e.content, e.secret, e.previous_secret, e.previous_until,
     coalesce(e.previous_until > clock(), false) AS previous_holds, e.paused_at, e.pause_reason, e.failing_since, e.delivered_at,
     e.open_until, e.opened, e.created_at,
     coalesce(extract(epoch FROM clock() - e.failing_since), 0)::float8 AS failing_for,
@@ -58,8 +59,8 @@ _COUNT = text("""
 """)
 _MERCHANT = text("SELECT id FROM merchants WHERE id = :merchant_id FOR NO KEY UPDATE")
 _ADD = text(f"""
-    INSERT INTO webhook_endpoints AS e (id, merchant_id, url, description, kinds, content, secret)
-    VALUES (:id, :merchant_id, :url, :description, CAST(:kinds AS text[]), :content, :secret)
+    INSERT INTO webhook_endpoints AS e (id, merchant_id, kind, url, task, queue, description, kinds, content, secret)
+    VALUES (:id, :merchant_id, :kind, :url, :task, :queue, :description, CAST(:kinds AS text[]), :content, :secret)
     RETURNING {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since
 """)  # noqa: S608 - made of our own constants, as below
 _ONE = text(f"""
@@ -81,7 +82,7 @@ _SERVED = text(f"""
      WHERE e.deleted_at IS NULL
 """)  # noqa: S608 - made of our own constants
 _SET = text("""
-    UPDATE webhook_endpoints SET url = :url, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
+    UPDATE webhook_endpoints SET url = :url, task = :task, queue = :queue, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
            secret = :secret, previous_secret = :previous_secret,
            opened = CASE WHEN :moved THEN 0 ELSE opened END, open_until = CASE WHEN :moved THEN NULL ELSE open_until END,
            failing_since = CASE WHEN :moved THEN NULL ELSE failing_since END
@@ -146,7 +147,11 @@ class Webhook:
 
     id: UUID
     merchant_id: int
+    kind: Kind
     url: str = field(repr=False)
+    """Of a Celery task the broker's, without a login; empty: our own broker."""
+    task: str | None
+    queue: str | None
     description: str
     kinds: tuple[str, ...] | None
     content: Content
@@ -174,9 +179,16 @@ class Webhook:
             return "active"
         return "off" if self.pause_reason == "gone" else "paused"
 
+    @property
+    def target(self) -> str:
+        """Where its events go: what its secret is bound to."""
+        return target(self.url, self.task, self.queue)
+
     def secrets(self, encryptor: Encryptor) -> tuple[bytes, ...]:
-        """Return the secrets that sign, the newest first; `EncryptionError` if the row was changed."""
-        purpose = secret_purpose(self.id, self.merchant_id, self.url)
+        """Return the secrets that sign, the newest first; of a Celery task the broker's URL with its login,
+        empty for our own broker. `EncryptionError` if the row was changed.
+        """
+        purpose = secret_purpose(self.id, self.merchant_id, self.target)
         return tuple(
             encryptor.decrypt(encrypted, purpose=purpose)
             for encrypted in (self.encrypted, self.previous)
@@ -184,9 +196,14 @@ class Webhook:
         )
 
 
-def secret_purpose(webhook: UUID, merchant_id: int, url: str) -> str:
-    """Return what the secret of an endpoint is bound to."""
-    return f"webhook-secret/{webhook}/{merchant_id}/{url}"
+def target(url: str, task: str | None, queue: str | None) -> str:
+    """Return where the events of an endpoint go, as one text; names of tasks and queues have no slash."""
+    return url if task is None else f"celery/{task}/{queue}/{url}"
+
+
+def secret_purpose(webhook: UUID, merchant_id: int, where: str) -> str:
+    """Return what the secret of an endpoint is bound to; `where`: its target."""
+    return f"webhook-secret/{webhook}/{merchant_id}/{where}"
 
 
 class TooManyWebhooks(OrchestratorError):  # noqa: N818 - named for the fact
@@ -200,7 +217,10 @@ def _read(row: Row[Any]) -> Webhook:
     return Webhook(
         id=row.id,
         merchant_id=row.merchant_id,
+        kind=row.kind,
         url=row.url,
+        task=row.task,
+        queue=row.queue,
         description=row.description,
         kinds=None if row.kinds is None else tuple(row.kinds),
         content=row.content,
@@ -226,7 +246,7 @@ def _read(row: Row[Any]) -> Webhook:
 # ── What merchants ask for ────────────────────────────────────────────────────────────────────────────────
 
 
-async def add(
+async def add(  # noqa: PLR0913 - what an endpoint is made of
     db: Database,
     encryptor: Encryptor,
     *,
@@ -236,19 +256,29 @@ async def add(
     kinds: Collection[str] | None,
     content: Content,
     secret: bytes,
+    task: str | None = None,
+    queue: str | None = None,
 ) -> Webhook:
     """Add an endpoint, which is served from the next event on; `TooManyWebhooks` if the merchant has as many
     as it may.
+
+    With `task` and `queue` a Celery task: `secret` is the broker's URL with its login, `url` the same without
+    it; both are empty for our own broker.
     """
     new = uuid7()
     row = {
         "id": new,
         "merchant_id": merchant_id,
+        "kind": "webhook" if task is None else "celery",
         "url": url,
+        "task": task,
+        "queue": queue,
         "description": description,
         "kinds": None if kinds is None else sorted(kinds),
         "content": content,
-        "secret": encryptor.encrypt(secret, purpose=secret_purpose(new, merchant_id, url)),
+        "secret": encryptor.encrypt(
+            secret, purpose=secret_purpose(new, merchant_id, target(url, task, queue))
+        ),
     }
     async with db.transaction() as tx:
         await run(tx, _MERCHANT, row)
@@ -273,20 +303,35 @@ async def page(db: Database, *, merchant_id: int, after: UUID | None, limit: int
 
 
 async def change(
-    db: Database, encryptor: Encryptor, webhook: UUID, *, merchant_id: int, changes: Mapping[str, Any]
+    db: Database,
+    encryptor: Encryptor,
+    webhook: UUID,
+    *,
+    merchant_id: int,
+    changes: Mapping[str, Any],
+    secret: bytes | None = None,
+    check: Callable[[Webhook], None] | None = None,
 ) -> Webhook | None:
-    """Change url, description, kinds or content of an endpoint; None if the merchant has none of this id."""
+    """Change url, task, queue, description, kinds or content of an endpoint; None if the merchant has none of
+    this id. `secret`: another one, which comes with another broker.
+
+    `check` is called with the endpoint as it would be, under its lock, and raises where that must not be: two
+    changes at once may each be right, and wrong together.
+    """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
         if not rows:
             return None
         before = _read(rows[0])
         after = replace(before, **changes)
-        moved = after.url != before.url
+        if check is not None:
+            check(after)
+        moved = after.target != before.target or secret is not None
         if moved:
-            # The same secrets, bound to the new URL.
-            purpose = secret_purpose(webhook, merchant_id, after.url)
-            encrypted = [encryptor.encrypt(secret, purpose=purpose) for secret in before.secrets(encryptor)]
+            # The same secrets, bound to the new target.
+            purpose = secret_purpose(webhook, merchant_id, after.target)
+            held = before.secrets(encryptor) if secret is None else (secret,)
+            encrypted = [encryptor.encrypt(each, purpose=purpose) for each in held]
             after = replace(after, encrypted=encrypted[0], previous=encrypted[1] if encrypted[1:] else None)
         await run(
             tx,
@@ -294,6 +339,8 @@ async def change(
             {
                 "id": webhook,
                 "url": after.url,
+                "task": after.task,
+                "queue": after.queue,
                 "description": after.description,
                 "kinds": None if after.kinds is None else sorted(after.kinds),
                 "content": after.content,
@@ -303,7 +350,7 @@ async def change(
             },
         )
         if moved:
-            # Failures at the previous URL say nothing about the new one.
+            # Failures at the previous target say nothing about the new one.
             await deliveries.retry_now(tx, webhook, anew=True)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return await by_id(db, webhook, merchant_id=merchant_id)
@@ -317,7 +364,7 @@ async def rotate(
         rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
         if not rows:
             return None
-        purpose = secret_purpose(webhook, merchant_id, rows[0].url)
+        purpose = secret_purpose(webhook, merchant_id, _read(rows[0]).target)
         encrypted = encryptor.encrypt(secret, purpose=purpose)
         await run(
             tx, _ROTATE, {"id": webhook, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}

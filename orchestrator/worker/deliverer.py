@@ -1,8 +1,8 @@
 """The process that sends events to merchants' endpoints: one loop, ended by SIGTERM within its time, with a
 heartbeat.
 
-It needs Postgres and the secret keys, and no broker. Several are harmless: each stream has one holder at a
-time.
+It needs Postgres and the secret keys, and our broker only where endpoints have queues on it. Several are
+harmless: each stream has one holder at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from orchestrator.crypto import Encryptor
 from orchestrator.delivery.addresses import AddressPolicy
 from orchestrator.delivery.deliverer import Deliverer
 from orchestrator.delivery.sender import Sender
+from orchestrator.delivery.task_sender import OwnBroker, TaskSender
 from orchestrator.shutdown import FAILED, end_within
 from orchestrator.store.database import Database
 from orchestrator.store.notifications import DELIVERIES, Listener
@@ -62,6 +63,12 @@ async def _run(settings: Settings) -> bool:
     sender = Sender(
         policy, connect_timeout=settings.webhook_connect_timeout, total_timeout=settings.webhook_total_timeout
     )
+    tasks = TaskSender(
+        policy,
+        own=OwnBroker(settings.broker, settings.webhook_queue_limit) if settings.broker_url else None,
+        connect_timeout=settings.webhook_connect_timeout,
+        total_timeout=settings.webhook_total_timeout,
+    )
     async with Database(
         url,
         pool_size=settings.database_pool,
@@ -69,7 +76,7 @@ async def _run(settings: Settings) -> bool:
         timeout=settings.database_timeout,
         prepared=prepared,
     ) as db:
-        deliverer = Deliverer(settings, db, Encryptor(settings.secret_keys), sender)
+        deliverer = Deliverer(settings, db, Encryptor(settings.secret_keys), sender, tasks=tasks)
         listener = Listener(url, DELIVERIES, deliverer.wake, prepared=prepared)
         beside = [
             asyncio.create_task(work)
@@ -84,6 +91,7 @@ async def _run(settings: Settings) -> bool:
                 task.cancel()
             await asyncio.gather(*beside, return_exceptions=True)
             await sender.close()
+            await tasks.close()
 
 
 async def _watch(listener: Listener, deliverer: Deliverer) -> None:

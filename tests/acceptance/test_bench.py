@@ -53,6 +53,7 @@ def test_nothing_is_lost_or_doubled_though_calls_break(measured):
 
 
 @pytest.mark.direct("it is about what the Postgres that it starts costs")
+@pytest.mark.embedded_broker("it is about what the broker that it starts costs")
 def test_every_figure_is_there(measured):
     found = json.loads(measured[0].stdout)
     assert found["orders_per_s"] > 0

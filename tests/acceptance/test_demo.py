@@ -154,6 +154,7 @@ def test_people_are_shown_prices_and_no_minor_units(played, place):
 
 
 @pytest.mark.direct("an installation whose Postgres is elsewhere is not known to be stopped")
+@pytest.mark.embedded_broker("an installation whose broker is elsewhere is not known to be stopped")
 def test_doctor_says_of_a_stopped_installation_how_to_start_it(played, place):
     ended = orchestrator("doctor", "--data-dir", place)
 
@@ -241,6 +242,7 @@ def test_a_demo_that_is_interrupted_does_not_claim_success(tmp_path):
 
 
 @pytest.mark.direct("it is about the account of the servers that it starts")
+@pytest.mark.embedded_broker("it is about the account of the servers that it starts")
 @pytest.mark.skipif(
     os.geteuid() != 0,
     reason="only root can become another user; otherwise all tests run as an ordinary user",

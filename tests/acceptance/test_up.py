@@ -46,6 +46,7 @@ def test_a_child_that_was_only_starting_when_all_was_ended_left_no_work_behind(t
 
 
 @pytest.mark.direct("it is about the servers that end with their parent")
+@pytest.mark.embedded_broker("it is about the servers that end with their parent")
 def test_a_kill_of_up_alone_leaves_no_process_behind(tmp_path):
     with running("up", "--port", "0", data_dir=tmp_path / "data", **BRISK) as up:
         up.until_up()
@@ -220,6 +221,7 @@ def test_a_child_that_dies_is_started_again_and_ctrl_c_ends_everything_cleanly(t
 
 
 @pytest.mark.direct("it is about the files and the account of the Postgres that it starts")
+@pytest.mark.embedded_broker("it is about the files and the account of the broker that it starts")
 def test_each_process_has_its_own_secrets_and_what_they_write_is_for_no_other_account(tmp_path):
     place = tmp_path / "data"
     place.mkdir(mode=0o755)

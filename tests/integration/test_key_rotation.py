@@ -32,6 +32,7 @@ SHOP = {
     "password": "their hidden password", "callback_secrets": ("their hidden secret",), "policies": {"late": "keep"},
 }  # fmt: skip
 URL = "https://shop.example/webhooks"
+BROKER = b"amqps://user:hidden@broker.example/"
 SENDER = Sender("text/plain", {"user-agent": "A gateway"}, "192.0.2.1")
 
 
@@ -87,6 +88,18 @@ async def everything(db: Database, encryptor: Encryptor) -> dict:
     )
     newer = signature.new_secret()
     await webhooks.rotate(db, encryptor, webhook.id, merchant_id=1, secret=newer, overlap=3600)
+    task = await webhooks.add(
+        db,
+        encryptor,
+        merchant_id=1,
+        url="amqps://broker.example:5671/",
+        task="shop.events",
+        queue="shop-events",
+        description="",
+        kinds=None,
+        content="thin",
+        secret=BROKER,
+    )
     refused = uuid7()
     key, wrapped = encryptor.new_data_key(refused)
     await run(
@@ -121,7 +134,13 @@ async def everything(db: Database, encryptor: Encryptor) -> dict:
         checkout=orphan,
         answer=encryptor.encrypt(b"an answer", purpose=f"webhook-answer/{orphan}"),
     )
-    return {"checkouts": checkouts, "webhook": webhook.id, "secrets": [newer, secret], "refused": refused}
+    return {
+        "checkouts": checkouts,
+        "webhook": webhook.id,
+        "task": task.id,
+        "secrets": [newer, secret],
+        "refused": refused,
+    }
 
 
 async def run(db: Database, statement: str, **parameters: object):
@@ -146,6 +165,9 @@ async def opens(db: Database, encryptor: Encryptor, stored: dict) -> None:
     found = await webhooks.by_id(db, stored["webhook"], merchant_id=1)
     assert found is not None
     assert list(found.secrets(encryptor)) == stored["secrets"]
+    found = await webhooks.by_id(db, stored["task"], merchant_id=1)
+    assert found is not None
+    assert found.secrets(encryptor) == (BROKER,)
     (row,) = await run(db, "SELECT data_key, body FROM rejected_intents")
     key = encryptor.data_key(stored["refused"], row.data_key)
     assert key.decrypt(row.body, purpose="rejected-intent") == b"what was refused"

@@ -100,6 +100,33 @@ def test_check_constraints_and_triggers_are_those_of_the_code(url):
 
 
 @pytest.mark.parametrize("url", ["embedded"], indirect=True)
+def test_endpoints_of_the_second_kind_go_with_their_columns_and_webhooks_stay(url):
+    schema.migrate(url, to="0019")
+    with psycopg.connect(url, autocommit=True) as admin:
+        add = (
+            "INSERT INTO webhook_endpoints (id, merchant_id, url, secret{0}) "
+            "VALUES (gen_random_uuid(), (SELECT min(id) FROM merchants), 'u', ''{1}) RETURNING id"
+        )
+        admin.execute("INSERT INTO merchants (name) SELECT 'one' WHERE NOT EXISTS (SELECT FROM merchants)")
+        ((kept,),) = admin.execute(add.format("", "")).fetchall()
+        schema.migrate(url)
+        ((task,),) = admin.execute(add.format(", kind, task, queue", ", 'celery', 't', 'q'")).fetchall()
+        for wrong in (", 'celery', 't', NULL", ", 'webhook', 't', 'q'", ", 'sqs', NULL, NULL"):
+            with pytest.raises(errors.CheckViolation):
+                admin.execute(add.format(", kind, task, queue", wrong))
+        admin.execute(
+            "INSERT INTO delivery_streams (endpoint_id, checkout_id, next_sequence, last_sequence, due_at) "
+            "SELECT id, gen_random_uuid(), 1, 1, now() FROM unnest(CAST(%s AS uuid[])) AS e(id)",
+            [[kept, task]],
+        )
+        found = "SELECT id FROM webhook_endpoints"
+        assert admin.execute(f"{found} WHERE kind = 'webhook'").fetchall() == [(kept,)]
+        command.downgrade(schema._config(url), "0019")
+        assert admin.execute(found).fetchall() == [(kept,)]
+        assert admin.execute("SELECT endpoint_id FROM delivery_streams").fetchall() == [(kept,)]
+
+
+@pytest.mark.parametrize("url", ["embedded"], indirect=True)
 def test_two_migrations_started_at_once_both_succeed(url):
     code = "import sys; from orchestrator.store.schema import migrate; migrate(sys.argv[1])"
     running = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(2)]

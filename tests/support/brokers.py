@@ -207,11 +207,15 @@ class RabbitMQServer:
             extra_groups=None if self._user is None else [],
         )
 
-    def end(self) -> None:
+    def kill(self) -> None:
+        """Kill the broker as a crash would; it can be started again with what it has on disk."""
         if self.process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, 9)
             self.process.wait(10)
+
+    def end(self) -> None:
+        self.kill()
         # Erlang's port mapper is started by the broker and outlives it; ours is known by its port.
         for process in psutil.process_iter(["name"]):
             with suppress(psutil.Error):

@@ -19,9 +19,8 @@ import httpx
 import psutil
 
 from orchestrator.devkit.client import Unavailable
-from tests.support import forked
+from tests.support import broker_option, forked, pooler
 from tests.support.api import Api
-from tests.support.pooler import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,9 +47,9 @@ INTENT: dict[str, Any] = {
 
 def environment(*arguments: str | Path, **settings: str) -> dict[str, str]:
     """The environment of the test run without its settings, and these instead; and what leads this command
-    through a pooler.
+    through a pooler, or to another broker.
     """
-    settings |= settings_of(arguments, settings)
+    settings |= pooler.settings_of(arguments, settings) | broker_option.settings_of(arguments, settings)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")}
     return kept | {f"ORCHESTRATOR_{name}": value for name, value in settings.items()}
 

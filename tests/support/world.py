@@ -29,6 +29,7 @@ from psycopg.rows import dict_row
 from orchestrator import auth
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.support.api import Api
+from tests.support.broker_option import settings_beside
 from tests.support.cloud_events import check_all
 from tests.support.forked import Popen, run
 from tests.support.machine import free_port, until
@@ -84,7 +85,7 @@ class World:
         self.sandbox_url = f"http://127.0.0.1:{self.sandbox_port}"
         self.settings: dict[str, object] = {
             "database_url": database_url,
-            "broker_url": servers.redis_url,
+            **({} if "broker_url" in settings else settings_beside(servers)),
             "gateway_url": self.sandbox_url,
             "public_url": self.api_url,
             "gateway_username": "shop",

@@ -65,6 +65,7 @@ def test_the_architecture_page_names_modules_and_functions_that_exist():
         "docs/money.md",
         "docs/runbook.md",
         "docs/webhooks.md",
+        "docs/tasks.md",
         "docs/access.md",
         "docs/idempotency.md",
     ],

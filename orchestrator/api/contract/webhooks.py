@@ -9,9 +9,10 @@ from msgspec import UNSET, UnsetType
 from orchestrator.api.contract.values import Id, Shape, Text, Time, about
 from orchestrator.delivery.addresses import LONGEST_URL
 from orchestrator.delivery.sender import Outcome
+from orchestrator.delivery.task_target import LONGEST_NAME, NAME
 from orchestrator.domain.events import Content, EventType
 from orchestrator.store.deliveries import Purpose, Result
-from orchestrator.store.webhooks import COUNTED, PauseReason, Status
+from orchestrator.store.webhooks import COUNTED, Kind, PauseReason, Status
 
 WEBHOOK_PAGE: Final = 100
 DELIVERY_PAGE: Final = 200
@@ -31,22 +32,54 @@ Url = Annotated[
 ]
 Type = Annotated[str, about(enum=[ALL_TYPES, *(kind.value for kind in EventType)])]
 Types = Annotated[list[Type], about('`["*"]`: all', [ALL_TYPES], minItems=1, maxItems=len(EventType))]
+Task = Annotated[
+    str,
+    about("The name of your Celery task", "shop.events", pattern=f"^{NAME}$", maxLength=LONGEST_NAME),
+]
+Queue = Annotated[
+    str,
+    about(
+        "The queue that it goes to; on the orchestrator's own broker `events:` and your merchant's name, and what you like after another colon",
+        "shop-events",
+        pattern=f"^{NAME}$",
+        maxLength=LONGEST_NAME,
+    ),
+]
+Broker = Annotated[
+    str,
+    about(
+        "amqps:// (RabbitMQ) or rediss:// (Redis) and a public host, with the login",
+        "amqps://user:password@broker.shop.example:5671/shop",
+        maxLength=LONGEST_URL,
+    ),
+]
 Description = Annotated[str, about(maxLength=LONGEST_DESCRIPTION)]
 
 
 class AddWebhook(Shape, kw_only=True):
-    """Add a webhook."""
+    """Add a webhook, with its `url`; or a Celery task, with `task`, `queue` and `broker`."""
 
-    url: Url
+    kind: Annotated[Kind, about("How events come to you", default="webhook")] | UnsetType = UNSET
+    url: Annotated[Url, about("Required of the kind `webhook`")] | UnsetType = UNSET
+    task: Annotated[Task, about("Required of the kind `celery`")] | UnsetType = UNSET
+    queue: Annotated[Queue, about("Required of the kind `celery`")] | UnsetType = UNSET
+    broker: (
+        Annotated[Broker, about("Of the kind `celery`; absent or null: the orchestrator's own broker")]
+        | UnsetType
+        | None
+    ) = UNSET
     description: Description | UnsetType | None = UNSET
     types: Annotated[Types, about(default=[ALL_TYPES])] | UnsetType = UNSET
     content: Annotated[Content, about("`full` adds sentences", default="thin")] | UnsetType = UNSET
 
 
 class ChangeWebhook(Shape, kw_only=True):
-    """Change a webhook; what is absent stays as it is."""
+    """Change a webhook; what is absent stays as it is. Its kind cannot be changed."""
 
     url: Url | UnsetType = UNSET
+    task: Task | UnsetType = UNSET
+    queue: Queue | UnsetType = UNSET
+    broker: Broker | UnsetType | None = UNSET
     description: Description | UnsetType | None = UNSET
     types: Types | UnsetType = UNSET
     content: Content | UnsetType = UNSET
@@ -83,7 +116,13 @@ class Webhook(Shape, kw_only=True):
     """A webhook that events are sent to."""
 
     id: Id
-    url: Url
+    kind: Kind
+    url: Annotated[Url | None, about("Null of the kind `celery`")]
+    task: Annotated[Task | None, about("Null of the kind `webhook`, as the next two")]
+    queue: Queue | None
+    broker: Annotated[
+        str | None, about("Without its login; null: the orchestrator's own", maxLength=LONGEST_URL + 10)
+    ]
     description: Description
     types: Types
     content: Content
@@ -102,9 +141,11 @@ class Webhook(Shape, kw_only=True):
 
 
 class NewWebhook(Webhook, kw_only=True):
-    """A webhook with its secret, which is shown this once."""
+    """A webhook with its secret, which is shown this once; a Celery task has none."""
 
-    secret: Annotated[str, about("Standard Webhooks", pattern="^whsec_[A-Za-z0-9+/]{43}=$", maxLength=50)]
+    secret: (
+        Annotated[str, about("Standard Webhooks", pattern="^whsec_[A-Za-z0-9+/]{43}=$", maxLength=50)] | None
+    )
 
 
 class WebhookPage(Shape, kw_only=True):

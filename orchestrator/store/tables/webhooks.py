@@ -1,5 +1,7 @@
 """The tables of webhooks: merchants' endpoints, what is to be sent to each, and every attempt.
 
+An endpoint is a URL that is called, or a Celery task on a queue of a broker.
+
 A stream is one checkout's events for one endpoint: a row while something is unsent, and none otherwise. So
 only the next event of a checkout is ever due, and a checkout of which everything is delivered costs nothing.
 """
@@ -39,13 +41,17 @@ webhook_endpoints = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
+    Column("kind", Text, nullable=False, server_default=text("'webhook'")),
+    # Of a Celery task the broker's URL without a login; empty: our own broker.
     Column("url", Text, nullable=False),
+    Column("task", Text),
+    Column("queue", Text),
     Column("description", Text, nullable=False, server_default=text("''")),
     # The types that it wants; null: all.
     Column("kinds", ARRAY(Text)),
     Column("content", Text, nullable=False, server_default=text("'thin'")),
-    # Encrypted, and bound to id, merchant and URL: with another URL it does not open, and nothing is sent
-    # there.
+    # The key that signs; of a Celery task the broker's URL with its login. Encrypted, and bound to id,
+    # merchant and target: with another target it does not open, and nothing is sent there.
     Column("secret", LargeBinary, nullable=False),
     Column("previous_secret", LargeBinary),
     _time("previous_until"),
@@ -60,6 +66,10 @@ webhook_endpoints = Table(
     Column("opened", Integer, nullable=False, server_default=text("0")),
     _time("created_at", now=True),
     _time("deleted_at"),
+    CheckConstraint("kind IN ('webhook', 'celery')", name="kind"),
+    CheckConstraint(
+        "(kind = 'celery') = (task IS NOT NULL) AND (task IS NULL) = (queue IS NULL)", name="target"
+    ),
     CheckConstraint("content IN ('thin', 'full')", name="content"),
     CheckConstraint("pause_reason IN ('asked', 'failing', 'gone')", name="pause_reason"),
     CheckConstraint("(paused_at IS NULL) = (pause_reason IS NULL)", name="paused"),

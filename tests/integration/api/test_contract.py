@@ -227,9 +227,12 @@ async def _webhooks(api: Api) -> None:
     problem(await ask("POST", body={}), 422, "invalid-webhook")
     problem(await ask("POST", body={"url": url}, known=False), 403, "insufficient-scope")
     webhook = (await ask("POST", body={"url": url})).json()["id"]
+    task = (await ask("POST", body={"kind": "celery", "task": "t", "queue": "events:default"})).json()["id"]
+    problem(await ask("POST", f"/{task}/rotate-secret", {}), 409, "no-secret")
+    assert (await ask("PATCH", f"/{task}", {"task": "other"})).is_success
     await api.sql(
         "INSERT INTO webhook_endpoints (id, merchant_id, url, secret) SELECT gen_random_uuid(), 1, 'https://a.example', '' "
-        "FROM generate_series(2, 50)"
+        "FROM generate_series(3, 50)"
     )
     problem(await ask("POST", body={"url": url}), 409, "too-many-webhooks")
     assert (await ask("GET")).status_code == 200

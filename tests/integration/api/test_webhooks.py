@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import signature
 from orchestrator.store import deliveries, replays, webhooks
 from tests.conftest import make_settings
@@ -79,6 +80,109 @@ async def test_an_endpoint_is_added_shown_changed_and_deleted(api, calls):
         body = {} if method == "PATCH" else None
         problem(await calls(method, path + rest, body), 404, "unknown-webhook")
     assert (await calls("GET")).json() == {"webhooks": [], "nextCursor": None}
+
+
+async def test_events_may_come_as_a_celery_task_and_the_login_of_a_broker_is_not_shown(api, calls):
+    broker = "amqps://shop:hidden@broker.shop.example/v"
+    made = await add_task(calls, broker=broker, types=["checkout.completed"])
+    assert (made["kind"], made["task"], made["queue"]) == ("celery", "shop.events", "shop-events")
+    assert made["broker"] == "amqps://broker.shop.example:5671/v"
+    assert (made["url"], made["secret"], made["status"]) == (None, None, "active")
+    found = await stored_task(api, made)
+    assert found.secrets(api.services.encryptor) == (broker.encode(),)
+    path = f"/{made['id']}"
+    listed = (await calls("GET")).json()
+    assert "hidden" not in str(listed)
+    assert listed["webhooks"][0] == (await calls("GET", path)).json()
+    (row,) = await api.sql("SELECT * FROM webhook_endpoints")
+    assert "hidden" not in str(row)
+    assert b"hidden" not in bytes(row.secret)
+
+    changed = (await calls("PATCH", path, {"task": "shop.other", "description": "d"})).json()
+    assert (changed["task"], changed["queue"], changed["broker"]) == (
+        "shop.other",
+        "shop-events",
+        made["broker"],
+    )
+    assert (await stored_task(api, made)).secrets(api.services.encryptor) == (broker.encode(),)
+    told = problem(await calls("PATCH", path, {"broker": None}), 422, "invalid-webhook")
+    assert [error["field"] for error in told["errors"]] == ["queue"], (
+        "that queue is not the merchant's on ours"
+    )
+    changed = (await calls("PATCH", path, {"broker": None, "queue": "events:default:fast"})).json()
+    assert (changed["broker"], changed["queue"]) == (None, "events:default:fast")
+    assert (await stored_task(api, made)).secrets(api.services.encryptor) == (b"",)
+    changed = (await calls("PATCH", path, {"broker": "rediss://:p@redis.shop.example/2"})).json()
+    assert (changed["broker"], changed["queue"]) == (
+        "rediss://redis.shop.example:6379/2",
+        "events:default:fast",
+    )
+    problem(await calls("POST", f"{path}/rotate-secret", {}), 409, "no-secret")
+    problem(await calls("PATCH", path, {"url": URL}), 422, "invalid-webhook")
+    webhook = await add(calls)
+    assert (webhook["kind"], webhook["task"], webhook["queue"], webhook["broker"]) == (
+        "webhook",
+        None,
+        None,
+        None,
+    )
+    problem(await calls("PATCH", f"/{webhook['id']}", {"queue": "a"}), 422, "invalid-webhook")
+
+    # Another target in the row: the login does not open, and goes nowhere.
+    await api.sql("UPDATE webhook_endpoints SET url = 'rediss://other.example:6379/2' WHERE kind = 'celery'")
+    with pytest.raises(EncryptionError):
+        (await stored_task(api, made)).secrets(api.services.encryptor)
+
+
+async def test_two_changes_at_once_do_not_lead_to_a_queue_that_is_not_the_merchants(api, calls, monkeypatch):
+    made = await add_task(calls, broker="amqps://u:p@broker.shop.example/", queue="events:default")
+    change = webhooks.change
+
+    async def after_another(db, encryptor, webhook, *, merchant_id, **given):
+        await change(db, encryptor, webhook, merchant_id=merchant_id, changes={"queue": "checkouts"})
+        return await change(db, encryptor, webhook, merchant_id=merchant_id, **given)
+
+    monkeypatch.setattr(webhooks, "change", after_another)
+    told = problem(await calls("PATCH", f"/{made['id']}", {"broker": None}), 422, "invalid-webhook")
+    assert [error["field"] for error in told["errors"]] == ["queue"]
+    after = await stored_task(api, made)
+    assert (after.url, after.queue) == ("amqps://broker.shop.example:5671/", "checkouts")
+
+
+async def add_task(calls: Calls, **changes: object) -> dict:
+    body = {"kind": "celery", "task": "shop.events", "queue": "shop-events", **changes}
+    answer = await calls("POST", body=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def stored_task(api, made: dict):
+    found = await webhooks.by_id(api.services.db, UUID(made["id"]), merchant_id=1)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"task": None}, "task"), ({"queue": 1}, "queue"), ({"task": "a b"}, "task"), ({"queue": "a/b"}, "queue"), ({"url": URL}, "url"),
+        ({"broker": "amqp://broker.shop.example/"}, "broker"), ({"broker": "amqps://127.0.0.1/"}, "broker"), ({"broker": "amqps://rabbitmq/"}, "broker"),
+        ({"broker": "https://shop.example/"}, "broker"), ({"broker": 1}, "broker"), ({"broker": "amqps://h.example/?heartbeat=1"}, "broker"),
+        ({"broker": None}, "queue"), ({"broker": None, "queue": "checkouts"}, "queue"), ({"broker": None, "queue": "events:other"}, "queue"),
+        ({"kind": "sqs"}, "kind"), ({"kind": "webhook"}, "task"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_with_a_task_is_named(calls, body, field):
+    given = {
+        "kind": "celery",
+        "task": "t",
+        "queue": "q",
+        "broker": "amqps://u:p@broker.shop.example/",
+        **body,
+    }
+    told = problem(await calls("POST", body=given), 422, "invalid-webhook")
+    assert field in [error["field"] for error in told["errors"]]
+    assert (await calls("GET")).json()["webhooks"] == []
 
 
 async def test_all_types_and_thin_documents_are_what_is_sent_if_nothing_else_is_asked_for(api, calls):

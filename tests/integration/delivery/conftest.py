@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from orchestrator.delivery import signature
-from orchestrator.delivery.addresses import AddressPolicy
+from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected
 from orchestrator.delivery.deliverer import Deliverer
 from orchestrator.delivery.sender import Sender
+from orchestrator.delivery.task_sender import TaskSender
+from orchestrator.delivery.task_target import broker_of
 from orchestrator.domain import events as facts
 from orchestrator.store import events, webhooks
 from tests.conftest import make_settings
@@ -53,6 +55,28 @@ class Shop:
         self.secrets[endpoint.id] = secret
         return endpoint
 
+    async def task(self, broker: str, *, queue: str, **changes: Any) -> Webhook:
+        """Add an endpoint that is a Celery task; `broker`: empty for our own."""
+        given = {
+            "merchant_id": 1,
+            "url": broker and self._shown(broker),
+            "task": "shop.events",
+            "queue": queue,
+            "description": "",
+            "kinds": None,
+            "content": "thin",
+            "secret": broker.encode(),
+            **changes,
+        }
+        return await webhooks.add(self.core.db, self.core.encryptor, **given)
+
+    @staticmethod
+    def _shown(broker: str) -> str:
+        try:
+            return broker_of(broker, LOCAL).shown
+        except WebhookUrlRejected:
+            return broker  # a row that was written past the checks
+
     async def checkout(self, events_of_it: int = 1) -> UUID:
         """Write a checkout with so many events, and give them their positions."""
         held = await self.core.held()
@@ -85,12 +109,18 @@ class Shop:
 
     @asynccontextmanager
     async def delivering(
-        self, *, sender: Sender | None = None, told: bool = False, **changes: Any
+        self,
+        *,
+        sender: Sender | None = None,
+        tasks: TaskSender | None = None,
+        told: bool = False,
+        **changes: Any,
     ) -> AsyncIterator[Deliverer]:
         """Run a deliverer."""
         settings = make_settings(**{"webhook_total_timeout": 3.0, "shutdown_timeout": 6.0, **changes})
         own = sender or Sender(LOCAL, connect_timeout=2.0, total_timeout=settings.webhook_total_timeout)
-        deliverer = Deliverer(settings, self.core.db, self.core.encryptor, own)
+        brokers = tasks or TaskSender(LOCAL, own=None, connect_timeout=2.0, total_timeout=3.0)
+        deliverer = Deliverer(settings, self.core.db, self.core.encryptor, own, tasks=brokers)
         deliverer.notified = told
         ending = asyncio.Event()
         running = asyncio.create_task(deliverer.run(ending))
@@ -100,6 +130,7 @@ class Shop:
             ending.set()
             await running
             await own.close()
+            await brokers.close()
 
     async def drained(self, *, seconds: float = 60.0) -> None:
         async with asyncio.timeout(seconds):
