@@ -7,13 +7,13 @@ Nothing here raises, whatever the gateway wrote, and no reason quotes it.
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Callable, Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final, Generic, TypeVar
 
-import jwt
 import msgspec
 
 from orchestrator.domain.transaction import Found
@@ -154,8 +154,12 @@ def _lifetime(token: str) -> float | None:
     gateway's to check, and came from it over TLS.
     """
     try:
-        claims = jwt.decode(token, options={"verify_signature": False})
-    except (jwt.PyJWTError, ValueError, RecursionError):
+        # Its second segment only: decoding the whole token by a library costs ten times as much.
+        payload = token.split(".", 2)[1]
+        claims = msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, RecursionError, msgspec.DecodeError):
+        return None
+    if not isinstance(claims, dict):
         return None
     issued, expires = _seconds(claims.get("iat")), _seconds(claims.get("exp"))
     if issued is None or expires is None:

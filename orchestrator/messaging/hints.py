@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator.messaging.app import INTENTS, PROCESS, configure
@@ -61,7 +60,10 @@ class HintPublisher:
         self._publisher = Publisher(self._app)
         self._link = BackOff("publisher")
         self._size = settings.hint_size
-        self._waiting: queue.SimpleQueue[_Hint | None] = queue.SimpleQueue()
+        self._waiting: deque[_Hint | None] = deque()
+        self._arrived = threading.Event()
+        # Merchants whose hints do not wake the thread now, because it gathers them.
+        self._gathering: frozenset[int | None] = frozenset()
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
         self._room = 200_000
@@ -83,8 +85,9 @@ class HintPublisher:
     def close(self) -> None:
         """Publish what waits (within seconds), then stop."""
         if self._thread is not None:
-            self._waiting.put(None)
+            self._waiting.append(None)
             self._ending.set()
+            self._arrived.set()
             self._thread.join(timeout=5)
             self._thread = None
 
@@ -97,8 +100,11 @@ class HintPublisher:
         merchant_id: int | None = None,
     ) -> None:
         """Hint at checkouts of a merchant; returns at once. `alone` keeps others out of the message."""
-        if self._waiting.qsize() < self._room:
-            self._waiting.put(_Hint(queue, tuple(ids), alone, merchant_id))
+        if len(self._waiting) < self._room:
+            self._waiting.append(_Hint(queue, tuple(ids), alone, merchant_id))
+            # The thread changes what is read here before it takes what there is: no hint stays behind.
+            if merchant_id not in self._gathering and not self._arrived.is_set():
+                self._arrived.set()
 
     def depth(self, name: QueueName) -> int:
         """Return how many messages wait in a queue; raises kombu's errors when the broker is away.
@@ -138,9 +144,8 @@ class HintPublisher:
         delay = _Delay(float("-inf"))
         self._try(self._publisher.prove, "checkouts")
         while True:
-            try:
-                hints, delayed = self._gathered(delay)
-            except queue.Empty:
+            hints, delayed = self._gathered(delay)
+            if not hints:
                 self._try(self._publisher.prove, "checkouts")
                 continue
             begun = time.monotonic()
@@ -152,7 +157,7 @@ class HintPublisher:
             length = min((ended - begun) / SHARE, LONGEST_DELAY)
             # Where hints come one after the other, each after the one before is done, a delay gathers
             # nothing.
-            burst = not self._waiting.empty() or (delayed and len(hints) > 1)
+            burst = bool(self._waiting) or (delayed and len(hints) > 1)
             broken = ended + length if delayed and begun < delay.until else delay.kept_until
             delay = _Delay(
                 ended + length if burst else ended,
@@ -174,23 +179,32 @@ class HintPublisher:
             self._trying_since = None
 
     def _gathered(self, delay: _Delay) -> tuple[list[_Hint | None], bool]:
-        """Wait for a hint, and for the end of the rest; return whatever has come, and whether there was a
-        rest.
+        """Wait for a hint, and for the end of the delay; return whatever has come, and whether there was a
+        delay.
 
-        None at the end means that no more will come. Raises `queue.Empty` where none comes for long, at once
-        while the broker is away.
+        None at the end means that no more will come. Nothing where no hint comes for long, at once while the
+        broker is away. The thread is not woken by each hint of a burst: that would stop the event loop, which
+        holds Python's lock, as often.
         """
-        hints = [self._waiting.get(timeout=0.001 if self._link.away else PROBE_EVERY)]
-        until, delayed = delay.until, delay.until > time.monotonic()
-        while (last := hints[-1]) is not None and len(hints) < self._size * 20:
-            now = time.monotonic()
-            if last.merchant_id not in delay.burst and now >= delay.kept_until:
-                until = now
-            try:
-                hints.append(self._waiting.get(timeout=max(until - now, 0.0)))
-            except queue.Empty:
-                break
-        return hints, delayed
+        while not self._waiting and self._arrived.wait(0.001 if self._link.away else PROBE_EVERY):
+            self._arrived.clear()  # set for a hint that was taken already, or for one that is there now
+        left = delay.until - time.monotonic()
+        if self._waiting and left > 0:
+            if delay.kept_until >= delay.until:
+                self._ending.wait(left)
+            else:
+                self._gathering = delay.burst
+                self._arrived.clear()
+                if all(hint and hint.merchant_id in delay.burst for hint in self._waiting.copy()):
+                    self._arrived.wait(left)
+                self._gathering = frozenset()
+        self._arrived.clear()
+        hints: list[_Hint | None] = []
+        while self._waiting and len(hints) < self._size * 20:
+            hints.append(self._waiting.popleft())
+        if self._waiting:
+            self._arrived.set()
+        return hints, left > 0
 
     def _publish(self, hints: list[_Hint]) -> None:
         together: dict[str, dict[UUID, None]] = defaultdict(dict)

@@ -75,6 +75,10 @@ class Merchants(MerchantWrites):
         await self._refresh(missing=name not in self._by_name)
         return self._by_name.get(name)
 
+    def at_hand(self, name: str) -> Merchant | None:
+        """Return the merchant with this name where `named` would make no query either; None otherwise."""
+        return self._by_name.get(name) if self._fresh(missing=False) else None
+
     async def everyone(self) -> list[Merchant]:
         """Return all merchants, by id."""
         await self._refresh(missing=True)

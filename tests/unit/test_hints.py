@@ -150,3 +150,15 @@ def test_a_burst_gathers_until_another_merchants_hint_comes_or_it_ends(publisher
     publisher.let(BUSY)
     publisher.close()
     assert publisher.published[2:] == [[THIRD, BUSY]]
+
+
+def test_the_hints_of_a_burst_do_not_wake_the_thread_one_by_one(publisher):
+    publisher.burst()
+    publisher.publish([uuid4()], merchant_id=BUSY)
+    until(lambda: publisher._gathering == {BUSY}, "the burst gathers")
+    publisher.publish([uuid4()], merchant_id=BUSY)
+    assert not publisher._arrived.is_set()
+    publisher.publish([uuid4()], merchant_id=QUIET)
+    publisher.let()
+    publisher.wait(2)
+    assert publisher.published[1] == [BUSY, BUSY, BUSY, BUSY, QUIET]

@@ -93,6 +93,8 @@ def message(body: object, **headers: object) -> SimpleNamespace:
         ([[[str(uuid4())] * (MOST_IDS + 1)], {}, {}], "orchestrator.process", "wrong_arguments"),
         ([[["x"]], {}, {}], "orchestrator.process", "wrong_arguments"),
         ([[[7]], {}, {}], "orchestrator.process", "wrong_arguments"),
+        ([[[f"{{{uuid4()}}}"]], {}, {}], "orchestrator.process", "wrong_arguments"),
+        ([[[f"{uuid4()}\n"]], {}, {}], "orchestrator.process", "wrong_arguments"),
         ([[[]], {"ids": []}, {}], "orchestrator.process", "wrong_arguments"),
         ([[[]], {}, {"chain": ["x"]}], "orchestrator.process", "wrong_arguments"),
         ({"args": []}, "orchestrator.process", "no_arguments"),

@@ -121,7 +121,8 @@ class Webhook(Shape, kw_only=True):
     task: Annotated[Task | None, about("Null of the kind `webhook`, as the next two")]
     queue: Queue | None
     broker: Annotated[
-        str | None, about("Without its login; null: the orchestrator's own", maxLength=LONGEST_URL + 10)
+        Annotated[str, about(maxLength=LONGEST_URL + 10)] | None,
+        about("Without its login; null: the orchestrator's own"),
     ]
     description: Description
     types: Types

@@ -265,6 +265,9 @@ def test_a_gateways_retry_after_is_followed_within_bounds(status, headers, secon
         ("opaque", client.ASSUMED_LIFETIME, True),
         ("a.b.c", client.ASSUMED_LIFETIME, True),
         (f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.e30.x", client.ASSUMED_LIFETIME, True),
+        (f"e30.{base64.urlsafe_b64encode(b'[' * 5000).decode()}.x", client.ASSUMED_LIFETIME, True),
+        (f"e30.{base64.urlsafe_b64encode(b'[1000, 2800]').decode()}.x", client.ASSUMED_LIFETIME, True),
+        (f"e30.{base64.urlsafe_b64encode(bytes(range(128, 140))).decode()}.x", client.ASSUMED_LIFETIME, True),
     ],
 )
 def test_a_token_lives_as_long_as_it_says_or_as_long_as_is_safe(value, lifetime, assumed):
