@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.support.jobs import Producer
     from tests.support.world import World
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs/examples/events.py"
 QUEUE, PREFIX = "events:default", "events:default:"

@@ -71,6 +71,7 @@ async def settle(core, order):
     await core.release(held, None)
 
 
+@pytest.mark.slow
 async def test_intake_callbacks_and_moves_go_on_during_a_run_and_wait_for_no_lock(
     short_timeout_url, encryptor, tmp_path
 ):
