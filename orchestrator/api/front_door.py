@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SHOP: Final = "/shop"
 _MACHINES: Final = ("/v1/", "/callbacks/")
-"""Below these there are no pages, whoever asks."""
+"""Below these a browser gets problem documents too, as every client."""
 _STYLE: Final = """
 :root { color-scheme:light dark; --ink:#16202e; --soft:#526073; --line:#d5dbe4; --ground:#f3f5f9; --paper:#fff; --act:#1f4b99; --act-ink:#fff; }
 @media (prefers-color-scheme: dark) { :root { --ink:#e8edf5; --soft:#a5b0c2; --line:#3a4556; --ground:#121822; --paper:#1b2330;
