@@ -5,6 +5,7 @@ the installation.
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -234,7 +235,7 @@ def _cells(row: StoredEvent) -> tuple[str, ...]:
 def _told(value: Any) -> str:
     match value:
         case {"value": amount, "currency": currency}:
-            return f"{amount} {currency}"
+            return f"{Decimal(amount):,} {currency}"
         case [*several]:
             return ",".join(map(str, several))
         case _:

@@ -40,10 +40,7 @@ def price(minor: int, currency: str) -> str:
     """Write a stored amount for people; it never fails, since what is stored is shown whatever its currency
     is.
     """
-    try:
-        return f"{money.to_decimal(minor, currency):,} {currency}"
-    except money.MoneyError:
-        return money.spelled(minor, currency)
+    return money.spelled(minor, currency, grouped=True)
 
 
 def told(name: str, value: object, currency: str | None) -> str:

@@ -140,10 +140,12 @@ def test_what_is_shown_at_the_end_outlives_the_demo(played, place):
 def test_people_are_shown_prices_and_no_minor_units(played, place):
     with as_superuser(place) as db:
         stored = db.execute(
-            "SELECT id::text, amount FROM checkouts WHERE currency IN ('DKK', 'EUR') AND state = 'completed' LIMIT 1"
+            "SELECT id::text, amount FROM checkouts WHERE currency IN ('DKK', 'EUR') AND state = 'completed'"
+            " ORDER BY amount DESC LIMIT 1"
         ).fetchone()
     assert stored is not None
     checkout, minor = stored
+    assert minor > 1_000_00  # so that thousands are separated, too
 
     told = orchestrator("events", "list", "--checkout", checkout, "--data-dir", place).stdout
     story = orchestrator("checkouts", "show", checkout, "--data-dir", place).stdout
