@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -204,6 +205,15 @@ FOUND = {
         ),
         False,
         False,
+    ),
+    "a worker that sleeps before a refund until another has sent it": replace(
+        _paid(
+            Ask(kind="refund", amount=4000),
+            Stop(nth=6, sleeps=True),
+            *(Wait(seconds=61), Process(hinted=False)) * 4,
+            Wake(),
+        ),
+        begun="captured",
     ),
 }
 """Histories that once broke a law, in as few steps as it takes."""
