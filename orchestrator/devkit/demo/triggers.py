@@ -245,6 +245,7 @@ async def _shop(settings: Settings, db: Database, name: str) -> AsyncIterator[Sh
         Client(settings.public_url, token) as client,
     ):
         await _check(http, name, sandbox)
+        await client.until_known(TIMEOUT)
         yield Shop(http, client, sandbox, merchant, settings.public_url, encryptor)
 
 
