@@ -51,7 +51,7 @@ _transaction = click.option(
 )
 
 
-def _command(*options: Callable[[F], F], wait: float = WAIT) -> Callable[[F], F]:
+def _command(*options: Callable[[Any], Any], wait: float = WAIT) -> Callable[[F], F]:
     """Return what gives a command its options: those that all have, and these between them."""
     reason = click.option("--reason", help="Why; stands in the audit trail.")
     shared = (

@@ -79,7 +79,7 @@ def listen(  # noqa: PLR0913 - the options of the command
     """Send each event of a merchant to URL as it comes, signed as Standard Webhooks, and print the status and
     the time of each, until it is interrupted.
 
-    Events come one after the other. What is not accepted (2xx) is sent again up to five times, each time
+    Events come one after the other. What is not accepted (2xx) is sent up to five times in all, each time
     after a longer pause. While nothing listens at URL, events wait.
     """
     _checked(target)

@@ -34,7 +34,7 @@ NAMES: Final = (
 
 @click.command(short_help="Make a case in a running `up`: a surplus, a chargeback, a dead gateway …")
 @data_dir
-@click.argument("case", type=click.Choice(NAMES))
+@click.argument("case", metavar="CASE", type=click.Choice(NAMES))
 @click.option(
     "--merchant", metavar="NAME", default="default", show_default=True, help="The merchant whose order it is."
 )

@@ -242,7 +242,7 @@ class Listener:
 
 def pause(failures: int) -> float:
     """Return the seconds until the next attempt after so many failures before: ever more, with jitter."""
-    most = min(FIRST_PAUSE * 2 ** min(failures, 10), LONGEST_PAUSE)
+    most = min(FIRST_PAUSE * 2.0 ** min(failures, 10), LONGEST_PAUSE)
     return most * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, hides nothing
 
 

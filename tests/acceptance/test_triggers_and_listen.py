@@ -26,6 +26,7 @@ MADE = {
     "mismatch": "payment_mismatch",
 }
 """Cases and the decision that each asks for."""
+SECRET = "whsec_QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_each_case_comes_about_and_says_what_to_look_at(up):
         told = cases[case]
         found = shown(up, "checkouts", "show", told["checkoutId"])
         assert (found["orderId"], found["attention"]["code"]) == (told["orderId"], code)
-        assert told["happened"] and told["then"] and told["stands"] and told["youMay"]
+        assert all(told[name] for name in ("happened", "then", "stands", "youMay"))
         # What it says to look at is a command that works as it stands.
         words = told["lookAt"][0].split()
         assert words[0] == "orchestrator"
@@ -93,30 +94,30 @@ def test_a_gateway_that_is_down_holds_its_orders_until_it_is_up(up):
 
 
 @pytest.mark.anyio
-async def test_events_reach_a_developers_address_signed_and_in_order_and_wait_while_it_is_away(up):
+async def test_events_reach_a_developers_address_signed_and_in_order_and_wait_while_it_is_away(up, tmp_path):
     async with receiving() as receiver:
         port = receiver.port
-    secret = "whsec_" + "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
-    listening = running(
-        "listen", "--forward-to", f"http://127.0.0.1:{port}/events", "--json", "--secret-from", "env:LISTEN_SECRET",
-        "--limit", "5", data_dir=up.data_dir,
-    )  # fmt: skip
-    import os
-
-    os.environ["LISTEN_SECRET"] = secret
-    try:
-        with listening as listener:
-            await asyncio.to_thread(listener.until_said, "Sending  events of default after position")
-            told = await asyncio.to_thread(made, up, "late_payment")
-            await asyncio.to_thread(listener.until_said, "nothing listens there")
-            async with receiving(port) as receiver:
-                receiver.secrets = [secret]
-                refusals = iter([503, 500])
-                receiver.answer = lambda _: next(refusals, 204)
-                assert await asyncio.to_thread(listener.process.wait, 60) == 0
-            listener.read_to_the_end()
-    finally:
-        del os.environ["LISTEN_SECRET"]
+    kept = tmp_path / "secret"
+    kept.write_text(SECRET)
+    arguments = (
+        "--forward-to",
+        f"http://127.0.0.1:{port}/events",
+        "--secret-from",
+        kept,
+        "--json",
+        "--limit",
+        "5",
+    )
+    with running("listen", *arguments, data_dir=up.data_dir) as listener:
+        await asyncio.to_thread(listener.until_said, "Sending  events of default after position")
+        told = await asyncio.to_thread(made, up, "late_payment")
+        await asyncio.to_thread(listener.until_said, "nothing listens there")
+        async with receiving(port) as receiver:
+            receiver.secrets = [SECRET]
+            refusals = iter([503, 500])
+            receiver.answer = lambda _: next(refusals, 204)
+            assert await asyncio.to_thread(listener.process.wait, 60) == 0
+        listener.read_to_the_end()
     assert receiver.unverified == 0
     mine = [one for one in receiver.taken if one.event["subject"] == told["checkoutId"]]
     assert [one.event["sequence"] for one in mine] == [str(number + 1) for number in range(len(mine))]
