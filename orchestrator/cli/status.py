@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from rich.console import Group
+    from rich.console import Group, RenderableType
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
@@ -213,7 +213,7 @@ class _Reading:
     def _count(self, number: int) -> str:
         return f"{number:,}{'+' if number >= self.most else ''}"
 
-    def _money(self, title: str, nothing: str, rows: Sequence[Money], what: str) -> list[object]:
+    def _money(self, title: str, nothing: str, rows: Sequence[Money], what: str) -> list[RenderableType]:
         if not rows:
             return [title, f"  {nothing}", ""]
         shown = table(what, "number", "amount", "oldest")
@@ -223,7 +223,7 @@ class _Reading:
             shown.add_row(name, self._count(row.number), amount, age_of(row.age))
         return [title, shown, ""]
 
-    def _numbers(self, title: str, nothing: str, rows: Sequence[Waiting], what: str) -> list[object]:
+    def _numbers(self, title: str, nothing: str, rows: Sequence[Waiting], what: str) -> list[RenderableType]:
         if not rows:
             return [title, f"  {nothing}", ""]
         shown = table(what, "number", "oldest")

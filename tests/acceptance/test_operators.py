@@ -173,6 +173,8 @@ def test_payments_and_explanations_are_data_for_programs(books):
     told = json.loads(orchestrator("checkouts", "explain", "paid-1", "--json", **books).stdout)
     assert "needs a decision" in told["summary"]
     assert told["youMay"]
+    trail = json.loads(orchestrator("audit", "verify", "--json", **books).stdout)
+    assert (trail["holds"], trail["checkouts"], trail["problems"]) == (True, 2, [])
 
 
 def test_one_screen_says_how_the_installation_stands(books):
