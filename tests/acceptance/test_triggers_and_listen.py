@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from orchestrator.cli import trigger
+from orchestrator.devkit.demo import triggers
 from tests.support.cloud_events import check
 from tests.support.command import orchestrator, running
 from tests.support.receivers import receiving
@@ -131,6 +133,10 @@ async def test_events_reach_a_developers_address_signed_and_in_order_and_wait_wh
     attempts = [json.loads(line) for line in listener.said.splitlines() if line.startswith("{")]
     assert [one["status"] for one in attempts if one["status"]] == [503, 500, 204, 204, 204]
     assert f"Go on with --after {attempts[-1]['position']}." in listener.said
+
+
+def test_the_cases_of_the_help_are_those_that_exist():
+    assert tuple(triggers.CASES) == trigger.NAMES
 
 
 def test_what_is_wrong_is_one_sentence(up, tmp_path):
