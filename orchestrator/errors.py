@@ -43,6 +43,7 @@
     ├── devkit ClientError              our API did not do what our client requested
     │   ├── devkit NoAnswer, BadAnswer  no answer; an answer outside the contract
     │   └── devkit Refused              a problem: Denied, NotFound, Conflict, Invalid or Unavailable
+    ├── devkit NoSandbox                a gateway that takes no scripts: it may be a real one
     ├── devkit Unscripted               a shopper met something outside the script
     └── devkit BenchFailed              the bench could not measure
 

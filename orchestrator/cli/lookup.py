@@ -1,10 +1,11 @@
-"""What the commands about checkouts share: a checkout by id or order number, time spans, tables and
-amounts.
+"""What the commands about checkouts share: a checkout by id or order number, time spans and moments, tables
+and amounts.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -16,11 +17,13 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutRecord
 
-ACTOR: Final = "operator:command-line"
-
+ID_SLACK: Final = 600.0
+"""Seconds by which the clock of the process that made an id may differ from Postgres's."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
-_AMOUNTS: Final = frozenset({"amount", "held", "reserved", "captured", "refunded", "charged back"})
+_AMOUNTS: Final = frozenset(
+    {"amount", "number", "oldest", "held", "reserved", "captured", "refunded", "charged back"}
+)
 _WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation", "command"})
 """What is copied from a table must not be folded."""
 
@@ -43,6 +46,46 @@ class Span(click.ParamType[float]):
             most = "a year" if self._longest == _LONGEST_SPAN else f"{self._longest // _UNITS['d']} days"
             self.fail(f"{value!r} is not a time span such as 90m, 24h or 7d, of at most {most}", param, ctx)
         return float(seconds)
+
+
+class Moment(click.ParamType[datetime]):
+    """A day or a moment: 2026-01-31, 2026-01-31T12:00:00Z; UTC where it names no zone."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read a moment; a sentence with examples for anything else."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            found = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+class SpanOrMoment(click.ParamType["float | datetime"]):
+    """A time span before now, as `Span` reads it, or a moment, as `Moment` does."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | datetime:
+        """Read either."""
+        if isinstance(value, float | datetime):
+            return value
+        if re.fullmatch(r"\d+[a-z]?", str(value).strip()):
+            return Span().convert(value, param, ctx)
+        return Moment().convert(value, param, ctx)
+
+
+def first_id(now: datetime, before: float) -> UUID:
+    """Return the lowest UUIDv7 of the millisecond `before` seconds ago (below 0: of a time to come)."""
+    from orchestrator.audit import archive  # noqa: PLC0415 - each command imports what it needs
+
+    ago = min(max(before, -_LONGEST_SPAN), now.timestamp())
+    return archive.first_id(now - timedelta(seconds=ago))
 
 
 async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:

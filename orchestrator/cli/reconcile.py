@@ -11,20 +11,22 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, find_checkout, merchant_id, table
-from orchestrator.cli.output import printer, say
+from orchestrator.cli.confirmation import as_option
+from orchestrator.cli.lookup import ID_SLACK, Span, find_checkout, first_id, merchant_id, table
+from orchestrator.cli.output import json_option, printer, say, say_document
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-    from datetime import datetime
     from pathlib import Path
+    from uuid import UUID
+
+    from rich.table import Table
 
     from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import Attention
@@ -39,8 +41,6 @@ _PAUSE: Final = 0.25
 _BETWEEN: Final = 1.0
 """Seconds between two lists where the command does not wait for the answers."""
 _LINE_EVERY: Final = 5.0
-_SLACK: Final = 600.0
-"""Seconds by which the clock of the process that made an id may differ from Postgres's."""
 
 
 @click.command(short_help="Look checkouts up at the gateway: some, or all of a period.")
@@ -55,6 +55,8 @@ _SLACK: Final = 600.0
     "--timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
     help="Give up when nothing has been answered for so long.",
 )  # fmt: skip
+@as_option
+@json_option
 def reconcile(
     *,
     data_dir: Path,
@@ -63,6 +65,8 @@ def reconcile(
     merchant: str | None,
     wait: bool,
     timeout: float,
+    actor: str,
+    as_json: bool,
 ) -> int:
     """Have the gateway asked about CHECKOUTS (ids or order numbers), or about all of a period (--since)."""
     if bool(checkouts) == (since is not None):
@@ -73,15 +77,15 @@ def reconcile(
     async def ask(settings: Settings, db: Database) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
 
-        encryptor = Encryptor(settings.secret_keys)
+        asking = _Asking(db, Encryptor(settings.secret_keys), actor)
         if since is None:
             rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
-            return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, timeout=timeout)
-        period = await _period(db, since, merchant)
-        (counted,) = await db.read(_count(), period)
-        return await _reconcile(
-            db, encryptor, _pages(db, period), int(counted.number), wait=wait, timeout=timeout
-        )
+            lists, total = _lists(rows), len(rows)
+        else:
+            period = await _period(db, since, merchant)
+            (counted,) = await db.read(_count(), period)
+            lists, total = _pages(db, period), int(counted.number)
+        return await _reconcile(asking, lists, total, wait=wait, timeout=timeout, as_json=as_json)
 
     return on_database(data_dir, ask)
 
@@ -121,26 +125,39 @@ class _Tally:
         self.attention += after.attention is not None and after.attention.is_news(before.attention)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """What a request needs: where it is stored, under which keys, and who asks."""
+
+    db: Database
+    encryptor: Encryptor
+    actor: str
+
+
 async def _reconcile(
-    db: Database,
-    encryptor: Encryptor,
+    asking: _Asking,
     lists: AsyncIterator[Sequence[Any]],
     total: int,
     *,
     wait: bool,
     timeout: float,
+    as_json: bool,
 ) -> int:
-    tally = _Tally()
+    tally, db = _Tally(), asking.db
     with _progress(tally, total) as show:
         async for rows in lists:
             if tally.asked and not wait:
                 await asyncio.sleep(_BETWEEN)
-            await _ask(db, encryptor, rows, tally)
+            await _ask(asking, rows, tally)
             show()
             if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, timeout=timeout, show=show):
                 break
         answered = wait and await _settle(db, tally, most=0, timeout=timeout, show=show)
-    printer().print(_summary(tally, waited=wait))
+    numbers = _numbers(tally, waited=wait)
+    if as_json:
+        say_document({name: number for name, _, number in numbers})
+    else:
+        printer().print(_summary(numbers))
     if wait and not answered:
         say(
             f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
@@ -150,11 +167,13 @@ async def _reconcile(
     return int(wait and not answered)
 
 
-async def _ask(db: Database, encryptor: Encryptor, rows: Sequence[Any], tally: _Tally) -> None:
+async def _ask(asking: _Asking, rows: Sequence[Any], tally: _Tally) -> None:
     from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
 
     ids = [row.id for row in rows]
-    commands = await inbox.request_all(db, encryptor, ids, kind=CommandKind.RECONCILE, actor=ACTOR, grace=0.0)
+    commands = await inbox.request_all(
+        asking.db, asking.encryptor, ids, kind=CommandKind.RECONCILE, actor=asking.actor, grace=0.0
+    )
     tally.asked += len(commands)
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 
@@ -209,14 +228,9 @@ async def _period(db: Database, since: float, merchant: str | None) -> dict[str,
     (row,) = await db.read(moment, {"span": since})
     return {
         "since": row.since,
-        "after": _first_id(row.now, since + _SLACK),
+        "after": first_id(row.now, since + ID_SLACK),
         "merchant_id": None if merchant is None else await merchant_id(db, merchant),
     }
-
-
-def _first_id(now: datetime, before: float) -> UUID:
-    """Return the lowest UUIDv7 of the millisecond `before` seconds ago."""
-    return UUID(int=max(0, int((now.timestamp() - before) * 1000)) << 80)
 
 
 # ── Showing ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -245,21 +259,26 @@ def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
     yield line
 
 
-def _summary(tally: _Tally, *, waited: bool) -> Any:
-    shown = table("checkouts", "amount")
-    shown.show_header = False
-    numbers = [("asked", tally.asked)]
+def _numbers(tally: _Tally, *, waited: bool) -> list[tuple[str, str, int]]:
+    """Return what came of it: the name in JSON, the words of the table, and the number."""
+    numbers = [("asked", "asked", tally.asked)]
     if waited:
         numbers += [
-            ("looked at", tally.looked),
-            ("completed", tally.completed),
-            ("money changed", tally.money),
-            ("attention raised", tally.attention),
-            *([("refused", tally.refused)] if tally.refused else []),
-            ("still waiting", len(tally.waiting)),
+            ("lookedAt", "looked at", tally.looked),
+            ("completed", "completed", tally.completed),
+            ("moneyChanged", "money changed", tally.money),
+            ("attentionRaised", "attention raised", tally.attention),
+            *([("refused", "refused", tally.refused)] if tally.refused else []),
+            ("stillWaiting", "still waiting", len(tally.waiting)),
         ]
-    for name, number in numbers:
-        shown.add_row(name, f"{number:,}")
+    return numbers
+
+
+def _summary(numbers: Sequence[tuple[str, str, int]]) -> Table:
+    shown = table("checkouts", "amount")
+    shown.show_header = False
+    for _, words, number in numbers:
+        shown.add_row(words, f"{number:,}")
     return shown
 
 

@@ -19,11 +19,9 @@ import pytest
 
 from orchestrator import auth, intents
 from orchestrator.crypto import Encryptor
-from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
-from orchestrator.domain.states import State, Trigger
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.support.command import orchestrator
-from tests.support.factories import core, payment
+from tests.support.factories import core
 from tests.support.pooler import direct
 from tests.support.scene import intent
 
@@ -266,33 +264,6 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
 # ── Checkouts ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-SURPLUS = (PaymentAmount(transaction_id="8", amount=13900, currency="DKK"),)
-
-
-@pytest.fixture
-def books(database_url):
-    """A database with a paid, a surplus and an open checkout, and the settings that reach it."""
-    known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
-
-    async def write():
-        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
-            await new_core.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
-            held = await new_core.held(State.AWAITING_PAYMENT, order_ref="paid-1")
-            paid = {
-                "money": (13900, 5000, 0),
-                "attention": Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=SURPLUS),
-            }
-            seen = (
-                payment("7", order_ref="paid-1", captured=5000),
-                payment("8", order_ref="paid-1", role="surplus"),
-            )
-            held = await new_core.advance(held, Trigger.PAYMENT_FOUND, payments=seen, **paid)
-            await new_core.release(held)
-
-    asyncio.run(write())
-    return known
-
-
 @contextmanager
 def worker(database_url, *statements):
     """A stand-in for a worker that answers every command with these statements; `{id}` is the command,
@@ -336,16 +307,16 @@ ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted' WHERE id
 @pytest.mark.parametrize(
     ("arguments", "kind", "told"),
     [
-        (("capture", "--amount", "10.00"), "capture", {"amount": 1000, "transactionId": None}),
-        (("capture", "--all"), "capture", {"amount": None, "transactionId": None}),
+        (("capture", "--amount", "10.00", "--yes"), "capture", {"amount": 1000, "transactionId": None}),
+        (("capture", "--all", "--yes"), "capture", {"amount": None, "transactionId": None}),
         (
-            ("refund", "--amount", "50", "--reason", "broken"),
+            ("refund", "--amount", "50", "--reason", "broken", "--yes"),
             "refund",
             {"amount": 5000, "transactionId": None},
         ),
-        (("release", "--transaction", "8"), "release", {"transactionId": "8"}),
+        (("release", "--transaction", "8", "--yes"), "release", {"transactionId": "8"}),
         (("retry",), "retry", {}),
-        (("resolve", "return"), "resolve", {"decision": "return"}),
+        (("resolve", "return", "--yes"), "resolve", {"decision": "return"}),
     ],
 )
 def test_what_is_asked_for_is_stored_as_a_command_and_named(books, arguments, kind, told):
@@ -440,7 +411,15 @@ def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database
     unanswered = words.endswith(("yet", "executed"))
     with worker(database_url, *statements):
         ended = orchestrator(
-            "checkouts", "capture", "paid-1", "--amount", "10", "--wait", "1" if unanswered else "30", **books
+            "checkouts",
+            "capture",
+            "paid-1",
+            "--amount",
+            "10",
+            "--yes",
+            "--wait",
+            "1" if unanswered else "30",
+            **books,
         )
 
     assert ended.returncode == status
@@ -461,7 +440,7 @@ def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database
 )  # fmt: skip
 def test_a_command_is_followed_by_its_id(books, database_url, statements, ends):
     status, state, words = ends
-    orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--wait", "0", **books)
+    orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--yes", "--wait", "0", **books)
     [(command,)] = rows(database_url, "SELECT id FROM commands")
     with worker(database_url, *statements) if statements else nullcontext():
         told = orchestrator("commands", "show", str(command), "--wait", "30" if words else "1", **books)
@@ -485,7 +464,7 @@ def test_a_command_that_is_not_there_is_one_sentence(books):
 
 def test_show_and_explain_show_operations_and_ways_out(books, database_url):
     with worker(database_url, OPERATE.format("rejected"), ACCEPT):
-        orchestrator("checkouts", "capture", "paid-1", "--amount", "10", **books)
+        orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--yes", **books)
     shown = orchestrator("checkouts", "show", "paid-1", **books)
     explained = orchestrator("checkouts", "explain", "paid-1", **books)
 

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.states import State, Trigger
-from orchestrator.store import checkouts, events, inbox
+from orchestrator.store import checkouts, events, inbox, status
 from tests.conftest import copied
 from tests.support.factories import COMPLETED, arrival, core, intake, payment
 from tests.support.finished import fill
@@ -290,3 +290,13 @@ async def test_checkouts_with_attention_are_found_without_reading_the_others(ove
             async with overloaded.db.transaction() as tx:
                 await tx.execute(text(query))
     explained.check(at_least=len(queries))
+
+
+async def test_one_screen_about_the_installation_reads_no_finished_checkouts(overloaded):
+    with Explained() as explained:
+        found = await status.read(overloaded.db)
+    assert sum(waiting.number for waiting in found.open) == BUSY
+    # What is open may be read; 20,000 finished checkouts, with what belongs to them, may not.
+    assert len(explained.reads) >= 6
+    most = {statement: rows for statement, reads in explained.reads.items() for rows, _ in reads}
+    assert {statement: rows for statement, rows in most.items() if rows > 2 * BUSY} == {}

@@ -67,6 +67,7 @@ def test_the_architecture_page_names_modules_and_functions_that_exist():
         "docs/webhooks.md",
         "docs/tasks.md",
         "docs/access.md",
+        "docs/cli.md",
         "docs/idempotency.md",
     ],
 )
@@ -75,6 +76,27 @@ def test_no_document_names_a_path_that_is_not_there(name: str):
 
     for target in re.findall(r"\]\(([\w./-]+)\)", (ROOT / name).read_text()):
         assert (ROOT / name).parent.joinpath(target).exists(), target
+
+
+def test_every_command_that_the_page_about_the_command_line_names_exists():
+    import re
+
+    import click
+
+    from orchestrator.cli import cli
+
+    lines = re.findall(
+        r"^ {4}(?:\$ )?orchestrator (.+?)(?: #.*)?$", (ROOT / "docs/cli.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) > 10
+    for line in lines:
+        found, words = cli, line.split()
+        while isinstance(found, click.Group):
+            named = found.get_command(click.Context(found), words.pop(0))
+            assert named is not None, line
+            found = named
+        options = {option for parameter in found.params for option in (*parameter.opts, "--help")}
+        assert {word for word in words if word.startswith("--")} <= options, line
 
 
 def test_the_security_page_names_the_secrets_of_each_process():
