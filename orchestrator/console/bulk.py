@@ -7,9 +7,8 @@ moves money.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from starlette.responses import RedirectResponse
 
@@ -17,11 +16,9 @@ from orchestrator.console import choices, orders, pages, reading
 from orchestrator.console.access import Refused
 from orchestrator.domain.records import CommandKind
 from orchestrator.store.console import lists, runs
-from orchestrator.store.console.runs import KINDS, Item
+from orchestrator.store.console.runs import KINDS
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from starlette.responses import Response
 
     from orchestrator.console.app import Visit
@@ -78,29 +75,29 @@ async def begin(visit: Visit) -> Response:
     kind, reason = _kind(form), form.reason()
     if form.wrong:
         return await _preview(visit, form, reason=reason, wrong=dict(form.wrong))
-    items, _ = await _chosen(visit, form)
-    if _digest(items) != form.values.get("seen"):
+    wanted = await _filter(visit, form)
+    if wanted is None:
+        return await _preview(visit, form, reason=reason, wrong={})
+    chosen: dict[str, object] = {name: form.values[name] for name in orders.FILTERS if form.values.get(name)}
+    try:
+        run, number = await runs.begin(
+            visit.services.db,
+            visit.services.encryptor,
+            runs.NewRun(kind=kind, chosen=chosen, actor=visit.actor, reason=reason),
+            wanted=wanted,
+            most=MOST,
+            seen=form.values.get("seen", ""),
+        )
+    except runs.ChoiceChanged:
         await visit.note("bulk:begun", "refused", facts={"kind": kind, "refused": "choice-changed"})
         return await _preview(
             visit, form, reason=reason, wrong={"choice": "orders have come, gone or moved since the preview"}
         )
-    if not items:
-        raise Refused(409, "Nothing chosen", "No order matches the filter. Nothing was done.")
-    chosen: dict[str, object] = {name: form.values[name] for name in orders.FILTERS if form.values.get(name)}
-    run = await runs.add(
-        visit.services.db,
-        visit.services.encryptor,
-        kind=kind,
-        chosen=chosen,
-        items=items,
-        actor=visit.actor,
-        reason=reason,
-    )
     await visit.note(
         "bulk:begun",
         "accepted",
         subject=str(run),
-        facts={"kind": kind, "orders": len(items), "filter": chosen},
+        facts={"kind": kind, "orders": number, "filter": chosen},
     )
     visit.console.run_worker.wake()
     return RedirectResponse(f"/console/bulk/{run}", 303)
@@ -138,12 +135,14 @@ async def switch(visit: Visit) -> Response:
 
 async def _preview(visit: Visit, fields: Fields, *, reason: str, wrong: dict[str, str]) -> Response:
     kind, names = _kind(fields), await lists.merchants(visit.services.db)
-    items, rows = await _chosen(visit, fields)
+    wanted, found = await _filter(visit, fields), lists.Choice()
+    if wanted is not None:
+        found = await lists.chosen(visit.services.db.read, wanted, most=MOST)
     money: Counter[str] = Counter()
     merchants: Counter[int] = Counter()
-    for row in rows:
-        money[row.currency] += row.amount
-        merchants[row.merchant_id] += 1
+    for (merchant, currency), (number, amount) in found.amounts.items():
+        money[currency] += amount
+        merchants[merchant] += number
     return pages.render(
         visit,
         "bulk_preview.html",
@@ -151,46 +150,27 @@ async def _preview(visit: Visit, fields: Fields, *, reason: str, wrong: dict[str
         kind=kind,
         label=LABELS[kind],
         follows=FOLLOWS[kind],
-        number=len(items),
-        full=len(items) == MOST,
+        number=found.number,
+        full=found.number == MOST,
         most=MOST,
         money=sorted(money.items()),
         merchants=sorted(
-            ((pages.merchant_name(names, number), count) for number, count in merchants.items()),
+            ((pages.merchant_name(names, merchant), number) for merchant, number in merchants.items()),
             key=lambda pair: -pair[1],
         ),
-        seen=_digest(items),
+        seen=found.digest,
         given={name: fields.values.get(name, "") for name in orders.FILTERS},
         reason=reason,
         wrong=wrong | fields.wrong,
     )
 
 
-async def _chosen(visit: Visit, fields: Fields) -> tuple[list[Item], list[Any]]:
-    """Return the orders of a filter, in windows of a bounded number of rows."""
-    chosen = orders.filter_of(fields, await lists.merchants(visit.services.db))
-    if fields.wrong:
-        return [], []
-    if chosen == lists.Filter():
+async def _filter(visit: Visit, fields: Fields) -> lists.Filter | None:
+    """Return what is chosen by; None where that is wrong, which stands in `fields`."""
+    wanted = orders.filter_of(fields, await lists.merchants(visit.services.db))
+    if not fields.wrong and wanted == lists.Filter():
         fields.wrong["state"] = "choose by something: a bulk action over everything is refused"
-        return [], []
-    found: list[Any] = []
-    before: UUID | None = None
-    while len(found) < MOST:
-        rows, before = await lists.chosen(visit.services.db, chosen, before=before)
-        found += rows
-        if before is None:
-            break
-    del found[MOST:]
-    return [Item(row.id, row.merchant_id, row.version) for row in found], found
-
-
-def _digest(items: list[Item]) -> str:
-    """Return what is the same while the choice is the same, version by version."""
-    made = hashlib.sha256()
-    for item in items:
-        made.update(item.checkout.bytes + item.version.to_bytes(4, "big"))
-    return made.hexdigest()
+    return None if fields.wrong else wanted
 
 
 def _kind(fields: Fields) -> Kind:

@@ -313,7 +313,7 @@ async def test_no_statement_of_the_console_reads_more_than_ten_thousand_rows(ove
             found = await lists.checkouts(db, chosen, before=None, limit=50)
             if found.after is not None:
                 await lists.checkouts(db, chosen, before=found.after, limit=50)
-            await lists.chosen(db, chosen, before=None)
+            await lists.chosen(db.read, chosen, most=lists.WINDOW)
         assert await lists.named(db, "F-17")
         assert await lists.named(db, str(checkout))
         await lists.decisions(db, after=lists.FIRST, limit=50)

@@ -7,7 +7,8 @@ No statement depends on how rare a value is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from orchestrator.store.read_model import CheckoutSummary, summary
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from sqlalchemy import Row, TextClause
 
@@ -87,19 +88,49 @@ async def checkouts(db: Database, chosen: Filter, *, before: UUID | None, limit:
     return Found(found, edge if more else None, scanned=more)
 
 
-async def chosen(
-    db: Database, wanted: Filter, *, before: UUID | None
-) -> tuple[Sequence[Row[Any]], UUID | None]:
-    """Return id, merchant, version, currency and amount of what a window has of a filter, and the id from
-    which the next window goes on.
+@dataclass(slots=True)
+class Choice:
+    """What a filter chooses for a bulk action, counted in the database window by window.
+
+    `amounts` are orders and minor units by merchant and currency; `digest` is the same while the same
+    checkouts of the same versions are chosen.
     """
-    rows = await db.read(
-        _statement(wanted, narrow=True), {**_values(wanted, before), "window": 2 * WINDOW, "most": 2 * WINDOW}
-    )
-    if not rows:
-        return (), None
-    edge = rows[0].edge if rows[0].rows == 2 * WINDOW else None
-    return [row for row in rows if row.id is not None], edge
+
+    number: int = 0
+    amounts: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    digest: str = ""
+
+    def add(self, row: Row[Any]) -> None:
+        """Take the result of a window."""
+        self.number += row.number
+        for group in row.groups or ():
+            key = group["merchant"], group["currency"]
+            number, amount = self.amounts.get(key, (0, 0))
+            self.amounts[key] = number + group["number"], amount + group["amount"]
+        self.digest = hashlib.sha256(f"{self.digest}/{row.digest}".encode()).hexdigest()
+
+
+async def chosen(
+    read: Callable[[TextClause, Mapping[str, object]], Awaitable[Sequence[Row[Any]]]],
+    wanted: Filter,
+    *,
+    most: int,
+    run: UUID | None = None,
+) -> Choice:
+    """Count what a filter chooses, at most so many; store them as items of a run, where one is named.
+
+    `read` runs a statement: by itself, or within the transaction that stores a run.
+    """
+    found, before = Choice(), None
+    statement = _choice(wanted, stored=run is not None)
+    while found.number < most:
+        values = {**_values(wanted, before), "window": 2 * WINDOW, "most": most - found.number, "run": run}
+        (row,) = await read(statement, values)
+        found.add(row)
+        before = row.edge
+        if row.rows < 2 * WINDOW:
+            break
+    return found
 
 
 def _values(chosen: Filter, before: UUID | None) -> dict[str, object]:
@@ -148,15 +179,31 @@ def _which(chosen: Filter) -> str:
     return " AND ".join(which)
 
 
-def _statement(chosen: Filter, *, narrow: bool = False) -> TextClause:
-    shown = "c.id, c.merchant_id, c.version, c.currency, c.amount" if narrow else _C
-    read = _NARROW if narrow else "*"
+def _statement(chosen: Filter) -> TextClause:
     return text(f"""
-        WITH w AS MATERIALIZED (SELECT {read} FROM checkouts WHERE {_window(chosen)} ORDER BY id DESC LIMIT :window),
-        r AS (SELECT count(*) AS rows, min(CAST(id AS text)) AS edge FROM w)
-        SELECT CAST(r.edge AS uuid) AS edge, r.rows, {shown}
+        WITH w AS MATERIALIZED (SELECT * FROM checkouts WHERE {_window(chosen)} ORDER BY id DESC LIMIT :window),
+        r AS (SELECT (SELECT count(*) FROM w) AS rows, (SELECT id FROM w ORDER BY id LIMIT 1) AS edge)
+        SELECT r.edge, r.rows, {_C}
           FROM r LEFT JOIN (SELECT * FROM w AS c WHERE {_which(chosen)} ORDER BY c.id DESC LIMIT :most) c ON true
          ORDER BY c.id DESC
+    """)  # noqa: S608 - made of our own words
+
+
+def _choice(chosen: Filter, *, stored: bool) -> TextClause:
+    """Return the statement that counts a window's matches, and stores them as items of a run."""
+    items = """, i AS (
+        INSERT INTO console_run_items (run_id, checkout_id, merchant_id, version) SELECT :run, id, merchant_id, version FROM c
+    )"""
+    return text(f"""
+        WITH w AS MATERIALIZED (SELECT {_NARROW} FROM checkouts WHERE {_window(chosen)} ORDER BY id DESC LIMIT :window),
+        c AS MATERIALIZED (
+            SELECT id, merchant_id, version, currency, amount FROM w AS c WHERE {_which(chosen)} ORDER BY id DESC LIMIT :most
+        ){items if stored else ""}
+        SELECT (SELECT count(*) FROM w) AS rows, (SELECT id FROM w ORDER BY id LIMIT 1) AS edge,
+               (SELECT count(*) FROM c) AS number,
+               (SELECT md5(string_agg(uuid_send(id) || int4send(version), '' ORDER BY id)) FROM c) AS digest,
+               (SELECT json_agg(json_build_object('merchant', merchant_id, 'currency', currency, 'number', number, 'amount', amount))
+                  FROM (SELECT merchant_id, currency, count(*) AS number, sum(amount) AS amount FROM c GROUP BY 1, 2) g) AS groups
     """)  # noqa: S608 - made of our own words
 
 

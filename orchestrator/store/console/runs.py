@@ -8,6 +8,7 @@ was stored and not noted is stored once. No kind of a run moves money.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID, uuid4
 
@@ -16,7 +17,9 @@ from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.ids import uuid7
+from orchestrator.errors import OrchestratorError
 from orchestrator.store.columns import json_text
+from orchestrator.store.console import lists
 from orchestrator.store.database import run as execute
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.store.console.lists import Filter
     from orchestrator.store.database import Database
 
 Kind = Literal["retry", "reconcile", "cancel", "dismiss"]
@@ -44,6 +48,7 @@ _ADD_ITEMS = text("""
     SELECT :run, i.id, i.merchant_id, i.version
       FROM json_to_recordset(CAST(:items AS json)) AS i(id uuid, merchant_id int, version int)
 """)
+_COUNT = text("UPDATE console_runs SET number = :number WHERE id = :id")
 _CLAIM = text("""
     UPDATE console_runs SET lease = :lease, leased_until = clock() + make_interval(secs => :seconds)
      WHERE id = (SELECT id FROM console_runs WHERE state = 'running' AND (leased_until IS NULL OR leased_until <= clock())
@@ -113,6 +118,16 @@ class Run:
         return self.number - self.accepted - self.refused
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What a person asks for; `chosen` is the filter as it was given."""
+
+    kind: Kind
+    chosen: Mapping[str, object]
+    actor: str
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """A checkout of a run that has no outcome yet."""
@@ -132,29 +147,38 @@ class Result:
     sentence: str | None = None
 
 
-async def add(
+class ChoiceChanged(OrchestratorError):  # noqa: N818 - named for the fact
+    """What a filter chooses is not what the preview showed: nothing was stored."""
+
+
+async def begin(
     db: Database,
     encryptor: Encryptor,
+    asked: NewRun,
     *,
-    kind: Kind,
-    chosen: Mapping[str, object],
-    items: Sequence[Item],
-    actor: str,
-    reason: str,
-) -> UUID:
+    wanted: Filter,
+    most: int,
+    seen: str,
+) -> tuple[UUID, int]:
+    """Store a run of what a filter chooses now; return its id and how many checkouts it has.
+
+    Raises `ChoiceChanged` where the digest of the choice is not the one that was seen, or nothing is chosen.
+    """
+    new = uuid7()
+    async with db.transaction() as tx:
+        await execute(tx, _ADD, _row(encryptor, new, asked, number=0))
+        found = await lists.chosen(partial(execute, tx), wanted, most=most, run=new)
+        if found.digest != seen or not found.number:
+            raise ChoiceChanged
+        await execute(tx, _COUNT, {"id": new, "number": found.number})
+    return new, found.number
+
+
+async def add(db: Database, encryptor: Encryptor, asked: NewRun, items: Sequence[Item]) -> UUID:
     """Store a run with its checkouts; it is taken up at once."""
     new = uuid7()
-    row = {
-        "id": new,
-        "kind": kind,
-        "filter": json_text(chosen),
-        "actor": actor,
-        "reason": encryptor.encrypt(reason.encode(), purpose=f"{PURPOSE}/{new}"),
-        "number": len(items),
-        "mac": encryptor.sign(PURPOSE, _signed(new, kind, actor)),
-    }
     async with db.transaction() as tx:
-        await execute(tx, _ADD, row)
+        await execute(tx, _ADD, _row(encryptor, new, asked, number=len(items)))
         for first in range(0, len(items), INSERTED_AT_ONCE):
             part = [
                 {"id": item.checkout, "merchant_id": item.merchant_id, "version": item.version}
@@ -225,6 +249,18 @@ async def page(db: Database, encryptor: Encryptor, *, before: UUID, limit: int) 
 async def items(db: Database, run: UUID, *, after: UUID, limit: int) -> Sequence[Row[Any]]:
     """Return items of a run with their orders."""
     return await db.read(_ITEMS, {"id": run, "after": after, "most": limit})
+
+
+def _row(encryptor: Encryptor, new: UUID, asked: NewRun, *, number: int) -> dict[str, object]:
+    return {
+        "id": new,
+        "kind": asked.kind,
+        "filter": json_text(asked.chosen),
+        "actor": asked.actor,
+        "reason": encryptor.encrypt(asked.reason.encode(), purpose=f"{PURPOSE}/{new}"),
+        "number": number,
+        "mac": encryptor.sign(PURPOSE, _signed(new, asked.kind, asked.actor)),
+    }
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Run:

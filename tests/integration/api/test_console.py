@@ -305,11 +305,8 @@ async def test_a_bulk_action_that_is_killed_goes_on_and_does_each_order_once(pla
     forged = await runs.add(
         services.db,
         services.encryptor,
-        kind="retry",
-        chosen={},
-        items=[runs.Item(orders[1], 1, 1)],
-        actor="a",
-        reason="r",
+        runs.NewRun(kind="retry", chosen={}, actor="a", reason="r"),
+        [runs.Item(orders[1], 1, 1)],
     )
     await place.api.sql("UPDATE console_runs SET kind = 'cancel' WHERE id = :id", id=forged)
     worker.wake()
