@@ -1,4 +1,4 @@
-"""The operations console: sessions of persons, what they did, approvals, bulk actions.
+"""The operations console: persons, what they did, approvals, bulk actions; paused merchants; e-mail search.
 
 Revision: 0021
 Before: 0020
@@ -17,6 +17,29 @@ depends_on = None
 def upgrade() -> None:
     """Make the tables; what persons did is never changed."""
     op.execute("SET LOCAL lock_timeout = '5s'")
+    op.add_column("merchants", moment("paused_at"))
+    op.add_column("intents", sa.Column("email_tag", sa.LargeBinary(), nullable=True))
+    op.create_index(
+        "ix_intents_email_tag",
+        "intents",
+        ["email_tag", "checkout_id"],
+        postgresql_where=sa.text("email_tag IS NOT NULL"),
+    )
+    op.create_table(
+        "console_users",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("password", sa.Text(), nullable=True),
+        sa.Column("mac", sa.LargeBinary(), nullable=False),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        moment("created_at", now=True),
+        moment("signed_in_at"),
+        moment("disabled_at"),
+        sa.CheckConstraint(
+            "role IN ('viewer', 'operator', 'approver', 'admin')", name=op.f("ck_console_users_role")
+        ),
+        sa.PrimaryKeyConstraint("name", name="pk_console_users"),
+    )
     op.create_table(
         "console_sessions",
         sa.Column("id", sa.LargeBinary(), nullable=False),
@@ -145,5 +168,8 @@ def moment(name: str, *, now: bool = False, nullable: bool = True) -> sa.Column[
 def downgrade() -> None:
     """Drop them, with what persons did in the console."""
     op.execute("SET LOCAL lock_timeout = '5s'")
-    for table in ("run_items", "runs", "approvals", "actions", "sessions"):
+    for table in ("run_items", "runs", "approvals", "actions", "sessions", "users"):
         op.drop_table(f"console_{table}")
+    op.drop_index("ix_intents_email_tag", "intents")
+    op.drop_column("intents", "email_tag")
+    op.drop_column("merchants", "paused_at")

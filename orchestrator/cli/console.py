@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.output import say
+from orchestrator.domain.console_roles import ROLES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-
-ROLES: Final = {
-    "viewer": ("console:view",),
-    "operator": ("console:view", "console:operate"),
-    "approver": ("console:view", "console:approve"),
-    "admin": ("console:view", "console:operate", "console:approve", "console:admin"),
-}
 
 
 @click.group()

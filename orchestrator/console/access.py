@@ -1,24 +1,32 @@
-"""Who is at the console: sign-in by a token of the operator or by a link, sessions, and what a request must
-prove.
+"""Who is at the console: sign-in by password, by a token of the operator or by a link, sessions, and what a
+request must prove.
 
 The cookie is HttpOnly and SameSite=Strict. A request that changes something must come from a page of this
-origin (Origin, Sec-Fetch-Site) and carry the token of its session. A session has the scopes of the token that
-it was opened with, and ends with that token.
+origin (Origin, Sec-Fetch-Site) and carry the token of its session. A session has the scopes of the role,
+token or link that it was opened with; it ends with that token, and with any change of the person.
 """
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 import time
+from contextlib import asynccontextmanager
+from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from orchestrator import passwords
 from orchestrator.api.request_log import caller_of
 from orchestrator.auth import CONSOLE_SCOPES, OPERATOR, AccessDenied
+from orchestrator.domain.console_roles import ROLES
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.console import sessions
+from orchestrator.store.console import sessions, users
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -33,13 +41,16 @@ MAY: Final = {
     VIEW: "see the pages",
     OPERATE: "act on orders and deliveries",
     APPROVE: "approve what another person asked for above the limit",
-    ADMIN: "pause merchants and end sessions",
+    ADMIN: "pause and disable merchants, manage users and end sessions",
 }
 PURPOSE: Final = "console-form"
 LONGEST_TOKEN: Final = 4096
 SEEN_FOR: Final = 60.0
 """Seconds for which another process may still show pages to a session that was ended."""
 MOST_SEEN: Final = 1000
+MOST_HASHES: Final = 20
+"""Passwords that wait to be checked at one process; more are refused."""
+LONGEST_NAME: Final = 64
 
 
 class Refused(OrchestratorError):  # noqa: N818 - named for the fact
@@ -71,6 +82,8 @@ class Sessions:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._seen: dict[bytes, tuple[Session, float]] = {}
+        self._hashing = asyncio.Semaphore(1)
+        self._hashes = 0
 
     async def of(self, request: Request) -> Session:
         """Return the session of a request; `SignedOut` where there is none."""
@@ -94,6 +107,27 @@ class Sessions:
     def forget(self) -> None:
         """Ask the database for every session again."""
         self._seen.clear()
+
+    async def matches(self, password: str, stored: str) -> bool:
+        """Say whether a password is the stored one; off the event loop, one at a time."""
+        async with self._one_hash():
+            return await asyncio.to_thread(passwords.matches, password, stored)
+
+    async def hashed(self, password: str) -> str:
+        """Return what is stored of a password."""
+        async with self._one_hash():
+            return await asyncio.to_thread(passwords.hashed, password)
+
+    @asynccontextmanager
+    async def _one_hash(self) -> AsyncIterator[None]:
+        if self._hashes >= MOST_HASHES:
+            raise Refused(503, "Busy", "Too many persons sign in at this moment: try again.")
+        self._hashes += 1
+        try:
+            async with self._hashing:
+                yield
+        finally:
+            self._hashes -= 1
 
 
 def need(session: Session, scope: str) -> None:
@@ -163,6 +197,39 @@ async def sign_in(request: Request, services: Services, token: str) -> str:
         scopes=scopes | {VIEW},
         seconds=services.authenticator.ends(token) - time.time(),
     )
+
+
+async def sign_in_by_password(
+    request: Request, services: Services, kept: Sessions, *, name: str, password: str
+) -> str:
+    """Return the cookie's value for a name and a password; `Refused` otherwise, in the same words and after
+    the same time whether or not there is such a person.
+    """
+    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
+    services.limits.refuse_failing(source)
+    known = None
+    if len(name) <= LONGEST_NAME and 0 < len(password) <= passwords.LONGEST:
+        known = await users.by_name(services.db, services.encryptor, name)
+    usable = known is not None and known.usable and known.password is not None
+    stored = known.password if known is not None and usable else None
+    matched = await kept.matches(password[: passwords.LONGEST], stored or _no_password())
+    if known is None or not usable or not matched:
+        services.limits.count_failure(source)
+        raise Refused(401, "Not signed in", "The name or the password is wrong.")
+    await users.signed_in(services.db, known.name)
+    return await sessions.begin(
+        services.db,
+        services.encryptor,
+        actor=known.name,
+        scopes=frozenset(ROLES[known.role]) | {VIEW},
+        seconds=sessions.LONGEST_SESSION,
+    )
+
+
+@cache
+def _no_password() -> str:
+    """Return a stored password that no person has."""
+    return passwords.hashed(secrets.token_urlsafe(32))
 
 
 async def use_link(request: Request, services: Services, code: str) -> str:

@@ -23,13 +23,16 @@ from orchestrator.console import (
     approvals,
     bulk,
     deliveries,
+    events,
     orders,
     pages,
     reading,
     system,
+    users,
 )
 from orchestrator.console.access import ADMIN, APPROVE, OPERATE, VIEW, Refused, SignedOut
 from orchestrator.console.live import EventStream, Live
+from orchestrator.console.queues import Queues
 from orchestrator.console.run_worker import RunWorker
 from orchestrator.store.console import actions as trail
 from orchestrator.store.console import sessions
@@ -113,6 +116,7 @@ class Console:
         self.sessions = access.Sessions(services)
         self._health: tuple[str | None, list[str]] = (None, [])
         self._health_at = float("-inf")
+        self.queues = Queues(services.settings)
         self.run_worker = RunWorker(services)
 
     def start(self) -> None:
@@ -126,6 +130,7 @@ class Console:
     async def close(self) -> None:
         """End streams, and what this process carries out; another process goes on with it."""
         await self.live.close()
+        self.queues.close()
         await self.run_worker.close()
 
     async def health(self, request: Request) -> tuple[str | None, list[str]]:
@@ -145,6 +150,7 @@ class Console:
         return [
             Route(PREFIX, view(VIEW, system.overview), methods=get),
             Route(f"{PREFIX}/orders", view(VIEW, orders.search), methods=get),
+            Route(f"{PREFIX}/orders", act(VIEW, orders.search_email, ("email",)), methods=post),
             Route(f"{PREFIX}/orders.csv", view(VIEW, orders.csv), methods=get),
             Route(order, view(VIEW, orders.show), methods=get),
             Route(f"{order}/verify", act(VIEW, orders.verify, ()), methods=post),
@@ -164,6 +170,7 @@ class Console:
             Route(f"{PREFIX}/deliveries", view(VIEW, deliveries.show_all), methods=get),
             Route(endpoint, view(VIEW, deliveries.show), methods=get),
             Route(f"{endpoint}/do/{{what}}", act(OPERATE, deliveries.act, deliveries.FIELDS), methods=post),
+            Route(f"{PREFIX}/events", view(VIEW, events.show), methods=get),
             Route(f"{PREFIX}/rejected", view(VIEW, deliveries.rejected), methods=get),
             Route(f"{PREFIX}/merchants", view(VIEW, system.merchants), methods=get),
             Route(
@@ -171,6 +178,11 @@ class Console:
                 act(ADMIN, system.switch_merchant, ("what", "reason")),
                 methods=post,
             ),
+            Route(f"{PREFIX}/users", view(ADMIN, users.show_all), methods=get),
+            Route(f"{PREFIX}/users", act(ADMIN, users.add, users.NEW), methods=post),
+            Route(f"{PREFIX}/users/{{name}}", act(ADMIN, users.change, users.CHANGE), methods=post),
+            Route(f"{PREFIX}/password", view(VIEW, users.show_password), methods=get),
+            Route(f"{PREFIX}/password", act(VIEW, users.set_password, users.PASSWORD), methods=post),
             Route(f"{PREFIX}/system", view(VIEW, system.show), methods=get),
             Route(f"{PREFIX}/actions", view(VIEW, system.actions), methods=get),
             Route(f"{PREFIX}/sessions", view(VIEW, system.sessions), methods=get),
@@ -272,10 +284,15 @@ class Console:
             there = _own(reading.query(request, ("next",)).values.get("next", ""))
             return pages.bare("login.html", there=there, wrong=None)
         access.check_origin(request, self._services)
-        form = await reading.form(request, ("credential", "next"))
-        there = _own(form.values.get("next", ""))
+        form = await reading.form(request, ("name", "credential", "next"))
+        there, credential = _own(form.values.get("next", "")), form.values.get("credential", "")
         try:
-            value = await access.sign_in(request, self._services, form.values.get("credential", "").strip())
+            if (name := form.values.get("name")) is not None:
+                value = await access.sign_in_by_password(
+                    request, self._services, self.sessions, name=name.strip(), password=credential
+                )
+            else:
+                value = await access.sign_in(request, self._services, credential.strip())
         except Refused as refused:
             return pages.bare("login.html", status=refused.status, there=there, wrong=refused.sentence)
         return await self._opened(value, there)

@@ -63,7 +63,7 @@ async def search(visit: Visit) -> Response:
                 return RedirectResponse(f"/console/orders/{found.rows[0].id}", 303)
         else:
             found = await lists.checkouts(visit.services.db, chosen, before=before, limit=PAGE)
-    given = {key: fields.values.get(key, "") for key in ("name", *FILTERS)}
+    given = {key: fields.values.get(key, "") for key in ("name", *FILTERS)} | {"email": ""}
     return pages.render(
         visit,
         "orders.html",
@@ -75,6 +75,34 @@ async def search(visit: Visit) -> Response:
         kept={key: value for key, value in given.items() if value},
         wrong=fields.wrong,
         first=before is None,
+        window=lists.WINDOW,
+        **words(),
+    )
+
+
+async def search_email(visit: Visit) -> Response:
+    """Find orders by the customer's e-mail address, which is in no URL; the search is noted, without it."""
+    services = visit.services
+    email = visit.form.text("email", most=254)
+    if email is None or "@" not in email:
+        visit.form.wrong["email"] = "must be an e-mail address"
+    rows: Sequence[CheckoutSummary] = ()
+    if email is not None and not visit.form.wrong:
+        rows = await lists.of_email(services.db, services.encryptor, email, limit=MOST_SHOWN)
+        await visit.note("orders:searched-by-email", "accepted", facts={"found": len(rows)})
+        if len(rows) == 1:
+            return RedirectResponse(f"/console/orders/{rows[0].id}", 303)
+    return pages.render(
+        visit,
+        "orders.html",
+        status=422 if visit.form.wrong else 200,
+        rows=rows,
+        found=Found(rows, None, scanned=False),
+        names=await lists.merchants(services.db),
+        given=dict.fromkeys(("name", *FILTERS), "") | {"email": email or ""},
+        kept={},
+        wrong=visit.form.wrong,
+        first=True,
         window=lists.WINDOW,
         **words(),
     )
@@ -253,10 +281,10 @@ def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
     evidence = entry.get("evidence")
     if isinstance(evidence, dict):
         evidence = reasons.in_evidence(evidence)
-    return {**entry, "evidence": _facts(evidence, currency), "sequence": row.sequence}
+    return {**entry, "evidence": facts_of(evidence, currency), "sequence": row.sequence}
 
 
-def _facts(evidence: Any, currency: str) -> list[tuple[str, str]]:
+def facts_of(evidence: Any, currency: str) -> list[tuple[str, str]]:
     """Return evidence as names and short texts, amounts as prices."""
     if not isinstance(evidence, dict):
         return []

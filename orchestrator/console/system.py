@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MERCHANTS: Final = 50
 SEALS: Final = 20
+SWITCHES: Final = {"disable", "enable", "pause", "resume"}
 CHART_WIDTH, CHART_HEIGHT = 600, 80
 _QUESTIONS: Final = {
     AttentionCode.PAYMENT_MISMATCH: "Paid with another amount or currency than ordered",
@@ -59,6 +60,7 @@ async def overview(visit: Visit) -> Response:
         "overview.html",
         live="overview",
         read=read,
+        queues=await visit.console.queues.read(),
         found=found,
         risks=risks(read),
         attention=_by_code(found["attention"] or ()),
@@ -133,15 +135,19 @@ async def merchants(visit: Visit) -> Response:
 
 
 async def switch_merchant(visit: Visit) -> Response:
-    """Disable or enable a merchant."""
+    """Disable or enable a merchant, or pause or resume its gateway calls."""
     name, what = visit.request.path_params["name"], visit.form.values.get("what")
-    if what not in {"disable", "enable"}:
+    if what not in SWITCHES:
         raise Refused(404, "Not found", "There is no such action.")
     reason = visit.form.reason()
     if visit.form.wrong:
         raise Refused(422, "Not done", f"Reason: {visit.form.wrong['reason']}.")
     merchants = visit.services.merchants
-    if not await merchants.disable(name, disabled=what == "disable", actor=visit.actor):
+    if what in {"pause", "resume"}:
+        found = await merchants.pause(name, paused=what == "pause", actor=visit.actor)
+    else:
+        found = await merchants.disable(name, disabled=what == "disable", actor=visit.actor)
+    if not found:
         raise Refused(404, "Not found", "There is no such merchant.")
     await visit.note(f"merchant:{what}", "accepted", subject=name, facts={"reason": reason})
     return RedirectResponse(f"/console/merchants?done={what}", 303)

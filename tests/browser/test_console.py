@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,9 @@ async def _filled(url: str) -> tuple[dict[str, UUID], str, str]:
 def console(servers, database_url, tmp_path):
     with world(servers, database_url, tmp_path, approval_limits={"DKK": 100}) as made:
         made.start("api")
-        named, first, second = asyncio.run(_filled(database_url))
+        # Playwright has an event loop in this thread.
+        with ThreadPoolExecutor(1) as apart:
+            named, first, second = apart.submit(asyncio.run, _filled(database_url)).result()
         made.named, made.links = named, [f"{made.api_url}/console/link/{code}" for code in (first, second)]
         yield made
 

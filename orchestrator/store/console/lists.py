@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.payment_status import PaymentStatus, condition
 from orchestrator.domain.states import ENDED, State
-from orchestrator.store import columns
+from orchestrator.store import columns, email_search
 from orchestrator.store.read_model import CheckoutSummary, summary
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row, TextClause
 
+    from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import AttentionCode
     from orchestrator.store.database import Database
 
@@ -239,6 +240,22 @@ async def named(db: Database, name: str) -> list[CheckoutSummary]:
     return sorted(found.values(), key=lambda each: each.id, reverse=True)
 
 
+_BY_EMAIL: Final = text(f"""
+    SELECT {_C} FROM (SELECT checkout_id FROM intents WHERE email_tag = ANY(CAST(:tags AS bytea[]))
+                       ORDER BY checkout_id DESC LIMIT :most) i
+      JOIN checkouts c ON c.id = i.checkout_id ORDER BY c.id DESC
+""")  # noqa: S608 - as above
+
+
+async def of_email(
+    db: Database, encryptor: Encryptor, email: str, *, limit: int
+) -> Sequence[CheckoutSummary]:
+    """Return the youngest checkouts of a customer's e-mail address, of any merchant."""
+    tags = email_search.tags(encryptor, email)
+    rows = await db.read(_BY_EMAIL, {"tags": tags, "most": limit})
+    return [CheckoutSummary(**summary(row)) for row in rows]
+
+
 # ── Everything else ───────────────────────────────────────────────────────────────────────────────────────
 
 _MERCHANTS: Final = text("SELECT id, name FROM merchants ORDER BY id LIMIT 1000")
@@ -250,6 +267,18 @@ _ENDPOINTS: Final = text("""
                                         ORDER BY s.due_at LIMIT 1) s) AS next_due
       FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id
      WHERE e.deleted_at IS NULL AND e.id > :after AND (CAST(:id AS uuid) IS NULL OR e.id = :id) ORDER BY e.id LIMIT :most
+""")
+_FEED: Final = text("""
+    WITH w AS MATERIALIZED (
+        SELECT position, checkout_id, sequence, kind, payload, created_at FROM events
+         WHERE merchant_id = :merchant_id AND position IS NOT NULL AND position < coalesce(CAST(:before AS int8), 9223372036854775807)
+         ORDER BY position DESC LIMIT :window
+    ),
+    r AS (SELECT count(*) AS rows, min(position) AS edge FROM w)
+    SELECT r.rows, r.edge, e.*, c.order_ref
+      FROM r LEFT JOIN (SELECT * FROM w WHERE CAST(:kind AS text) IS NULL OR kind = :kind ORDER BY position DESC LIMIT :most) e ON true
+      LEFT JOIN checkouts c ON c.id = e.checkout_id
+     ORDER BY e.position DESC
 """)
 _REJECTED: Final = text("""
     SELECT r.id, r.order_ref, r.code, r.errors, r.created_at, r.message_id,
@@ -299,6 +328,22 @@ async def endpoints(
 ) -> Sequence[Row[Any]]:
     """Return endpoints of all merchants, in the order in which they were made; or one."""
     return await db.read(_ENDPOINTS, {"after": after, "id": endpoint, "most": limit})
+
+
+async def feed(
+    db: Database, merchant_id: int, *, kind: str | None, before: int | None, limit: int
+) -> tuple[Sequence[Row[Any]], int | None]:
+    """Return a page of a merchant's feed, the youngest first, and the position from which the next goes on.
+
+    With a kind a window of so many events is read, and the page may have fewer than `limit`.
+    """
+    window = limit + 1 if kind is None else WINDOW
+    asked = {"merchant_id": merchant_id, "before": before, "window": window, "kind": kind, "most": limit + 1}
+    rows = await db.read(_FEED, asked)
+    found = [row for row in rows if row.position is not None]
+    if len(found) > limit:
+        return found[:limit], found[limit - 1].position
+    return found, rows[0].edge if rows and rows[0].rows == window else None
 
 
 async def rejected(db: Database, *, before: UUID | None, limit: int) -> Sequence[Row[Any]]:

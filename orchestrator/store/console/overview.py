@@ -128,6 +128,8 @@ _OVERVIEW: Final = text(f"""
                                          'pause_reason', e.pause_reason)) FROM (
            SELECT * FROM webhook_endpoints WHERE deleted_at IS NULL AND (failing_since IS NOT NULL OR pause_reason IS NOT NULL)
             ORDER BY failing_since LIMIT 20) e JOIN merchants m ON m.id = e.merchant_id) AS endpoints,
+      (SELECT json_agg(json_build_object('merchant', name, 'since', paused_at)) FROM (
+           SELECT name, paused_at FROM merchants WHERE paused_at IS NOT NULL ORDER BY paused_at LIMIT 20) p) AS paused,
       (SELECT count(*) FROM (SELECT 1 FROM console_approvals WHERE state = 'waiting' AND expires_at > (SELECT now FROM t) LIMIT 100) a) AS approvals,
       (SELECT json_agg(json_build_object('id', id, 'state', state, 'currency', currency, 'held', reserved - captured,
                                          'age', extract(epoch FROM (SELECT now FROM t) - coalesce(ended_at, created_at))))

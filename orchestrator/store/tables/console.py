@@ -34,6 +34,21 @@ def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[obje
     )
 
 
+console_users = Table(
+    "console_users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    # Argon2id, as a PHC string; null until the person has chosen one.
+    Column("password", Text),
+    Column("mac", LargeBinary, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _time("created_at", now=True),
+    _time("signed_in_at"),
+    _time("disabled_at"),
+    CheckConstraint("role IN ('viewer', 'operator', 'approver', 'admin')", name="role"),
+)
+
 console_sessions = Table(
     "console_sessions",
     metadata,
