@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 VENDORED = ROOT / "orchestrator/console/static"
 SCOPES = ("console:view", "console:operate", "console:approve", "console:admin")
+COPIES = """
+    WITH c AS (
+        INSERT INTO checkouts (id, merchant_id, order_ref, state, deadline, ended_at, currency, amount, reserved, audit_sequence,
+                               audit_head, event_sequence, correlation_id)
+        SELECT gen_random_uuid(), 1, 'K-' || n, 'completed', clock(), clock(), 'SEK', 100, 100, 1, '', 0, 'c'
+          FROM generate_series(1, %(number)s) n
+        RETURNING id
+    )
+    INSERT INTO intents (checkout_id, fingerprint, body) SELECT c.id, fingerprint, body FROM c, intents WHERE checkout_id = %(id)s
+"""
 # Two cores may be busy beside the browser.
 expect.set_options(timeout=20_000)
 
@@ -89,13 +99,16 @@ def test_the_console_in_a_browser(console, page):
     # Refused requests are answered with their status, which the browser logs.
     assert [said for said in wrong if "status of 409" not in said] == []
     another_person_approves(console, page, approval)
+    a_person_chooses_a_password(console, page)
+    an_order_is_cancelled_by_keyboard_alone(console, page)
+    a_bulk_action_goes_on_after_its_process_was_killed(console, page)
 
 
 def every_page_is_accessible(console, page):
     named = console.named
     addresses = [
         "", "/decisions", "/orders", "/approvals", "/bulk", "/bulk/new?kind=retry&attention=any", "/deliveries", "/rejected", "/merchants",
-        "/system", "/actions", "/sessions", f"/orders/{named['surplus_payment']}", f"/orders/{named['captured']}",
+        "/system", "/actions", "/sessions", "/users", "/password", "/events", f"/orders/{named['surplus_payment']}", f"/orders/{named['captured']}",
         f"/orders/{named['operation_unclear']}", f"/deliveries/{named['endpoint']}",
         f"/orders/{named['surplus_payment']}/do/resolve?decision=return",
     ]  # fmt: skip
@@ -171,3 +184,86 @@ def another_person_approves(console, page, approval):
     assert rows == [("operator:first approved by operator:second",)]
     assert more == []
     other.close()
+
+
+def a_person_chooses_a_password(console, page):
+    page.goto(f"{console.api_url}/console/users")
+    page.get_by_label("Name", exact=True).fill("dora")
+    page.get_by_label("Role", exact=True).select_option("operator")
+    page.get_by_label("Reason", exact=True).fill("new in the team")
+    page.get_by_role("button", name="Add").click()
+    link = page.locator("pre").inner_text()
+    profile = page.context.browser.new_context()
+    dora = profile.new_page()
+    wrong = watched(dora)
+    dora.goto(link)
+    dora.get_by_role("button", name="Sign in").click()
+    dora.goto(f"{console.api_url}/console/password")
+    dora.get_by_label("New password", exact=True).fill("a sentence of some words")
+    dora.get_by_label("New password again").fill("a sentence of some words")
+    dora.get_by_role("button", name="Store").click()
+    expect(dora.get_by_role("status")).to_contain_text("Stored")
+    assert violations(dora) == []
+    dora.get_by_role("button", name="Sign out").click()
+    assert violations(dora) == []
+    dora.get_by_label("Name").fill("dora")
+    dora.get_by_label("Password").fill("a sentence of some words")
+    dora.keyboard.press("Enter")
+    expect(dora.get_by_role("heading", name="Overview")).to_be_visible()
+    expect(dora.get_by_role("link", name="Users")).to_have_count(0)
+    assert wrong == []
+    profile.close()
+
+
+def an_order_is_cancelled_by_keyboard_alone(console, page):
+    page.goto(f"{console.api_url}/console/decisions")
+    tab_to(page, "Order number, id or transaction")
+    page.keyboard.type("A-DEAD-END-1")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="A-DEAD-END-1")).to_be_visible()
+    tab_to(page, "Cancel the order")
+    page.keyboard.press("Enter")
+    tab_to(page, "Reason")
+    page.keyboard.type("asked by the shop")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("A worker carries it out")
+    tab_to(page, "Bulk")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Bulk actions")).to_be_visible()
+
+
+def tab_to(page, name: str) -> None:
+    """Press the tab key until the control of this name has the focus, and see that it is marked."""
+    told = """(() => { const at = document.activeElement; const label = at.labels && at.labels[0];
+        return [(label || at).textContent.trim(), getComputedStyle(at).outlineStyle] })()"""
+    for _ in range(250):
+        page.keyboard.press("Tab")
+        text, outline = page.evaluate(told)
+        if text == name:
+            assert outline != "none", name
+            return
+    raise AssertionError(name)
+
+
+def a_bulk_action_goes_on_after_its_process_was_killed(console, page):
+    number = 1500
+    with psycopg.connect(console.database_url, autocommit=True) as admin:
+        admin.execute(COPIES, {"number": number, "id": console.named["paid"]})
+        page.goto(f"{console.api_url}/console/bulk/new?kind=reconcile&currency=SEK")
+        expect(page.get_by_role("heading", name=f"Look up at the gateway: {number} orders")).to_be_visible()
+        page.get_by_label("Reason").fill("the gateway was down")
+        page.get_by_role("button", name="Look up at the gateway").click()
+        expect(page.get_by_role("progressbar")).to_be_visible()
+        done = "SELECT accepted + refused FROM console_runs"
+        console.until(lambda: admin.execute(done).fetchone()[0], "a part of the run is done")
+        console.kill("api")
+        part = admin.execute(done).fetchone()[0]
+        assert 0 < part < number
+        admin.execute("UPDATE console_runs SET leased_until = clock()")  # its process does not renew it
+        console.start("api")
+        page.reload()
+        expect(page.get_by_text(f"{number} accepted, 0 refused, 0 left")).to_be_visible(timeout=60_000)
+        asked = admin.execute(
+            "SELECT count(*), count(DISTINCT checkout_id) FROM commands WHERE kind = 'reconcile'"
+        )
+        assert asked.fetchone() == (number, number)

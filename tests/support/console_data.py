@@ -144,6 +144,16 @@ class ConsoleData:
         )
         return new
 
+    async def task(self) -> UUID:
+        """Return an endpoint that is a Celery task on our own broker."""
+        new = uuid7()
+        await self.sql(
+            """INSERT INTO webhook_endpoints (id, merchant_id, kind, url, task, queue, description, secret)
+               VALUES (:id, 1, 'celery', '', 'shop.events', 'shop', 'bookkeeping', '')""",
+            id=new,
+        )
+        return new
+
     async def attempt(
         self, endpoint: UUID, checkout: UUID, *, number: int, result: str | None = None
     ) -> None:
@@ -184,6 +194,7 @@ class ConsoleData:
         named["endpoint"] = failing
         await self.endpoint()
         await self.endpoint(paused="failing")
+        await self.task()
         for number in range(1, 4):
             await self.attempt(
                 failing, named["paid"], number=number, result="given_up" if number == 3 else None

@@ -259,15 +259,18 @@ async def of_email(
 # ── Everything else ───────────────────────────────────────────────────────────────────────────────────────
 
 _MERCHANTS: Final = text("SELECT id, name FROM merchants ORDER BY id LIMIT 1000")
-_ENDPOINTS: Final = text("""
-    SELECT e.id, e.merchant_id, m.name AS merchant, e.url, e.description, e.content, e.paused_at, e.pause_reason, e.failing_since,
+NAMED: Final = """CASE WHEN e.kind = 'celery'
+    THEN 'Celery task ' || e.task || ' in ' || e.queue || ' at ' || coalesce(nullif(e.url, ''), 'our own broker') ELSE e.url END AS url"""
+"""An endpoint for people; no URL of a broker has a login."""
+_ENDPOINTS: Final = text(f"""
+    SELECT e.id, e.merchant_id, m.name AS merchant, {NAMED}, e.description, e.content, e.paused_at, e.pause_reason, e.failing_since,
            e.delivered_at, e.open_until, e.open_until > clock() AS circuit_open, e.created_at, clock() AS now,
            (SELECT count(*) FROM (SELECT 1 FROM delivery_streams s WHERE s.endpoint_id = e.id LIMIT 100) s) AS waiting,
            (SELECT min(s.due_at) FROM (SELECT due_at FROM delivery_streams s WHERE s.endpoint_id = e.id
                                         ORDER BY s.due_at LIMIT 1) s) AS next_due
       FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id
      WHERE e.deleted_at IS NULL AND e.id > :after AND (CAST(:id AS uuid) IS NULL OR e.id = :id) ORDER BY e.id LIMIT :most
-""")
+""")  # noqa: S608 - made of our own words
 _FEED: Final = text("""
     WITH w AS MATERIALIZED (
         SELECT position, checkout_id, sequence, kind, payload, created_at FROM events
@@ -295,11 +298,11 @@ _CALLBACKS: Final = text("""
 _EVENTS: Final = text("""
     SELECT sequence, kind, created_at, position FROM events WHERE checkout_id = :id ORDER BY sequence DESC LIMIT :most
 """)
-_STREAMS: Final = text("""
-    SELECT s.endpoint_id, e.url, s.purpose, s.next_sequence, s.last_sequence, s.due_at, s.attempts, s.failing_since
+_STREAMS: Final = text(f"""
+    SELECT s.endpoint_id, {NAMED}, s.purpose, s.next_sequence, s.last_sequence, s.due_at, s.attempts, s.failing_since
       FROM webhook_endpoints e JOIN delivery_streams s ON s.endpoint_id = e.id AND s.checkout_id = :id
      WHERE e.merchant_id = :merchant_id AND e.deleted_at IS NULL ORDER BY e.id LIMIT :most
-""")
+""")  # noqa: S608 - as above
 _CHAIN: Final = text("""
     SELECT c.id, c.audit_sequence, c.audit_head, c.state FROM checkouts c WHERE c.id = :id
 """)

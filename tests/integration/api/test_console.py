@@ -22,7 +22,7 @@ pytestmark = pytest.mark.anyio
 
 PAGES = (
     "/console", "/console/orders", "/console/decisions", "/console/approvals", "/console/bulk", "/console/deliveries",
-    "/console/rejected", "/console/merchants", "/console/system", "/console/actions", "/console/sessions",
+    "/console/rejected", "/console/merchants", "/console/system", "/console/actions", "/console/sessions", "/console/users", "/console/password", "/console/events",
 )  # fmt: skip
 ALL = ("console:view", "console:operate", "console:approve", "console:admin")
 ORIGIN = {"Origin": "http://pay.example", "Sec-Fetch-Site": "same-origin"}
@@ -122,7 +122,9 @@ async def test_every_page_shows_data_of_every_kind_as_text_and_costs_few_stateme
         assert "frame-ancestors 'none'" in policy
         assert answer.headers["cache-control"] == "no-store"
         assert not re.search(r"\s(style|on\w+)=", answer.text), path
-    assert "&lt;script&gt;" in await person.get("/console/deliveries")
+    listed = await person.get("/console/deliveries")
+    assert "&lt;script&gt;" in listed
+    assert "Celery task shop.events in shop at our own broker" in listed
     risks = (await person.get("/console")).partition("Needs a decision")[0]
     for said in (
         "Paid more than once (surplus)",
