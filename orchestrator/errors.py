@@ -17,6 +17,7 @@
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, an invalid one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that disconnected
+    ├── oidc SignInFailed               the identity provider signs a person in at the console, or does not
     ├── console Refused, SignedOut      a page that says why nothing was done; a browser without a session
     ├── delivery WebhookUrlRejected     a URL that no event is sent to
     ├── delivery AddressForbidden       a name that leads to an address that is not public

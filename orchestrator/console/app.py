@@ -27,6 +27,7 @@ from orchestrator.console import (
     orders,
     pages,
     reading,
+    single_sign_on,
     system,
     users,
 )
@@ -117,6 +118,7 @@ class Console:
         self._health: tuple[str | None, list[str]] = (None, [])
         self._health_at = float("-inf")
         self.queues = Queues(services.settings)
+        self._provider = single_sign_on.provider(services)
         self.run_worker = RunWorker(services)
 
     def start(self) -> None:
@@ -131,6 +133,8 @@ class Console:
         """End streams, and what this process carries out; another process goes on with it."""
         await self.live.close()
         self.queues.close()
+        if self._provider is not None:
+            await self._provider.close()
         await self.run_worker.close()
 
     async def health(self, request: Request) -> tuple[str | None, list[str]]:
@@ -178,6 +182,11 @@ class Console:
                 act(ADMIN, system.switch_merchant, ("what", "reason")),
                 methods=post,
             ),
+            Route(
+                f"{PREFIX}/gateways",
+                act(ADMIN, system.switch_gateway, ("gateway", "what", "reason")),
+                methods=post,
+            ),
             Route(f"{PREFIX}/users", view(ADMIN, users.show_all), methods=get),
             Route(f"{PREFIX}/users", act(ADMIN, users.add, users.NEW), methods=post),
             Route(f"{PREFIX}/users/{{name}}", act(ADMIN, users.change, users.CHANGE), methods=post),
@@ -189,6 +198,8 @@ class Console:
             Route(f"{PREFIX}/sessions", act(VIEW, system.end_session, ("session",)), methods=post),
             Route(f"{PREFIX}/live", view(VIEW, self._stream), methods=get),
             Route(f"{PREFIX}/login", self._shown(self._login), methods=["GET", "POST"]),
+            Route(single_sign_on.PATH, self._shown(self._begin_sso), methods=get),
+            Route(f"{single_sign_on.PATH}/answer", self._shown(self._finish_sso), methods=get),
             Route(f"{PREFIX}/link/{{code}}", self._shown(self._link), methods=["GET", "POST"]),
             Route(f"{PREFIX}/logout", act(VIEW, self._logout, ()), methods=post),
             Route(f"{PREFIX}/assets/{{name}}", pages.asset, methods=get),
@@ -282,7 +293,7 @@ class Console:
         """Show the form, or open a session for a token."""
         if request.method == "GET":
             there = _own(reading.query(request, ("next",)).values.get("next", ""))
-            return pages.bare("login.html", there=there, wrong=None)
+            return pages.bare("login.html", there=there, wrong=None, sso=self._provider is not None)
         access.check_origin(request, self._services)
         form = await reading.form(request, ("name", "credential", "next"))
         there, credential = _own(form.values.get("next", "")), form.values.get("credential", "")
@@ -294,8 +305,33 @@ class Console:
             else:
                 value = await access.sign_in(request, self._services, credential.strip())
         except Refused as refused:
-            return pages.bare("login.html", status=refused.status, there=there, wrong=refused.sentence)
-        return await self._opened(value, there)
+            return pages.bare(
+                "login.html",
+                status=refused.status,
+                there=there,
+                wrong=refused.sentence,
+                sso=self._provider is not None,
+            )
+        return await self._opened(value, RedirectResponse(there, 303))
+
+    async def _begin_sso(self, request: Request) -> Response:
+        """Send the browser to the identity provider."""
+        if self._provider is None:
+            raise Refused(404, "Not found", "This installation has no identity provider.")
+        there = _own(reading.query(request, ("next",)).values.get("next", ""))
+        address, kept = await single_sign_on.begin(self._services, self._provider, there)
+        response = RedirectResponse(address, 303)
+        single_sign_on.remember(response, self._services, kept)
+        return response
+
+    async def _finish_sso(self, request: Request) -> Response:
+        """Open a session for the person whom the identity provider names."""
+        if self._provider is None:
+            raise Refused(404, "Not found", "This installation has no identity provider.")
+        value, there = await single_sign_on.finish(request, self._services, self._provider)
+        response = await self._opened(value, pages.bare("signed_in.html", there=_own(there)))
+        single_sign_on.remember(response, self._services, "")
+        return response
 
     async def _link(self, request: Request) -> Response:
         """Ask whether to use a link; programs that look at links in advance do not use it."""
@@ -304,9 +340,11 @@ class Console:
             return pages.bare("link.html", code=code)
         access.check_origin(request, self._services)
         await reading.form(request, ())
-        return await self._opened(await access.use_link(request, self._services, code), PREFIX)
+        value = await access.use_link(request, self._services, code)
+        return await self._opened(value, RedirectResponse(PREFIX, 303))
 
-    async def _opened(self, value: str, there: str) -> Response:
+    async def _opened(self, value: str, response: Response) -> Response:
+        """Note that a session was opened, and give the browser its cookie."""
         session = await sessions.find(self._services.db, self._services.encryptor, value)
         if session is not None:
             await trail.note(
@@ -317,7 +355,6 @@ class Console:
                 outcome="accepted",
                 facts={"scopes": sorted(session.scopes)},
             )
-        response = RedirectResponse(there, 303)
         access.set_cookie(response, self._services, value)
         return response
 

@@ -9,6 +9,7 @@ from starlette.responses import RedirectResponse
 from orchestrator.console import orders, pages, reading
 from orchestrator.console.access import ADMIN, Refused, need
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.gateway.client import gateway_of
 from orchestrator.store import merchant_records
 from orchestrator.store.console import actions as trail
 from orchestrator.store.console import lists
@@ -65,6 +66,7 @@ async def overview(visit: Visit) -> Response:
         risks=risks(read),
         attention=_by_code(found["attention"] or ()),
         chart=chart(found["rate"] or ()),
+        gateways=gateways(processes),
         processes=processes,
         alive=[process for process in processes if process.alive],
         broken=health[0],
@@ -103,6 +105,19 @@ def risks(read: Overview) -> list[dict[str, Any]]:
     return rows
 
 
+def gateways(processes: list[Process]) -> list[dict[str, Any]]:
+    """Return calls of the last minutes by gateway, over all workers that are alive; the worst first."""
+    found: dict[str, dict[str, Any]] = {}
+    for process in processes:
+        for row in process.progress.get("gateways") or () if process.alive else ():
+            new = {"name": row["gateway"], "calls": 0, "failed": 0, "seconds": 0.0, "open": 0.0}
+            sums = found.setdefault(row["gateway"], new)
+            for name in ("calls", "failed", "seconds"):
+                sums[name] += row[name]
+            sums["open"] = max(sums["open"], row["openFor"])
+    return sorted(found.values(), key=lambda row: (-row["open"], -row["failed"], row["name"]))
+
+
 def chart(rate: list[dict[str, Any]] | tuple[()]) -> list[dict[str, Any]]:
     """Return the bars of orders a minute, with what each says; at most `CHART_HEIGHT` high."""
     bars: list[dict[str, Any]] = []
@@ -125,9 +140,13 @@ async def merchants(visit: Visit) -> Response:
     rows = await merchant_records.page(
         services.db, services.encryptor, services.settings, after=fields.text("after"), limit=MERCHANTS + 1
     )
+    by_gateway: dict[str, list[bool]] = {}
+    for merchant in await services.merchants.everyone():
+        by_gateway.setdefault(gateway_of(merchant.account.url), []).append(merchant.paused)
     return pages.render(
         visit,
         "merchants.html",
+        gateways=sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS],
         rows=rows[:MERCHANTS],
         more=rows[MERCHANTS - 1].name if len(rows) > MERCHANTS else None,
         done=fields.text("done"),
@@ -150,6 +169,25 @@ async def switch_merchant(visit: Visit) -> Response:
     if not found:
         raise Refused(404, "Not found", "There is no such merchant.")
     await visit.note(f"merchant:{what}", "accepted", subject=name, facts={"reason": reason})
+    return RedirectResponse(f"/console/merchants?done={what}", 303)
+
+
+async def switch_gateway(visit: Visit) -> Response:
+    """Pause or resume all merchants of a gateway."""
+    form = visit.form
+    gateway, what, reason = form.text("gateway"), form.values.get("what"), form.reason()
+    if what not in {"pause", "resume"}:
+        raise Refused(404, "Not found", "There is no such action.")
+    if form.wrong:
+        raise Refused(422, "Not done", f"Reason: {form.wrong['reason']}.")
+    merchants = visit.services.merchants
+    of_it = [each for each in await merchants.everyone() if gateway_of(each.account.url) == gateway]
+    if gateway is None or not of_it:
+        raise Refused(404, "Not found", "No merchant has this gateway.")
+    for merchant in of_it:
+        await merchants.pause(merchant.name, paused=what == "pause", actor=visit.actor)
+    facts = {"reason": reason, "merchants": len(of_it)}
+    await visit.note(f"gateway:{what}", "accepted", subject=gateway, facts=facts)
     return RedirectResponse(f"/console/merchants?done={what}", 303)
 
 

@@ -460,7 +460,7 @@ def _array(name: str) -> str:
 
 _GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
 SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
+    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets", "console_oidc_client_secret"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
     "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),

@@ -136,7 +136,7 @@ def a_change_shows_by_itself(console, page):
             "UPDATE checkouts SET state = 'awaiting_payment', version = version + 1 WHERE id = %s",
             [named["open"]],
         )
-    expect(page.locator("h1 ~ p .state").first).to_have_text("awaiting payment", timeout=5_000)
+    expect(page.locator("h1 ~ p .state").first).to_have_text("awaiting payment")
 
 
 def an_action_on_a_moved_order_is_refused_and_the_next_one_is_stored(console, page):

@@ -125,6 +125,9 @@ async def test_every_page_shows_data_of_every_kind_as_text_and_costs_few_stateme
     listed = await person.get("/console/deliveries")
     assert "&lt;script&gt;" in listed
     assert "Celery task shop.events in shop at our own broker" in listed
+    shown = await person.get("/console")
+    for said in ("https://pay.example", "10.0 %", "50 ms", "open for 12 s"):
+        assert said in shown
     risks = (await person.get("/console")).partition("Needs a decision")[0]
     for said in (
         "Paid more than once (surplus)",

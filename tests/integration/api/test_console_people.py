@@ -121,9 +121,7 @@ async def test_orders_are_found_by_an_address_that_stands_nowhere_in_clear(place
     body["order"]["customer"] = {"email": "Ada.Lovelace@Shop.example"}
     for order in ("E-1", "E-2"):
         body["order"]["orderId"] = order
-        answer = await place.api.client.post(
-            "/v1/checkouts", json=body, headers=place.api.headers("checkouts:write")
-        )
+        answer = await place.api.post(body)
         assert answer.status_code == 202, answer.text
     await place.data.order("E-3")
     person = await Person(place, "a").signed_in()
@@ -220,9 +218,19 @@ async def test_a_merchant_is_paused_and_resumed_with_a_reason(place):  # noqa: F
     assert (await place.api.services.merchants.named("default")).paused
     assert (await person.post(path, page, what="resume", reason="it works again")).status_code == 303
     assert not (await place.api.services.merchants.named("default")).paused
+    for what, paused in (("pause", True), ("resume", False)):
+        form = await person.get("/console/merchants")
+        answer = await person.post("/console/gateways", form, what=what, reason="the gateway is repaired")
+        assert answer.status_code == 303, answer.text
+        assert (await place.api.services.merchants.named("default")).paused is paused
+    form = await person.get("/console/merchants")
+    unknown = await person.post(
+        "/console/gateways", form, what="pause", reason="a guess", gateway="https://x"
+    )
+    assert unknown.status_code == 404
     rows = await place.api.services.db.read(text("SELECT entry FROM merchant_changes ORDER BY sequence"))
     said = [json.loads(row.entry) for row in rows]
     assert [(each["action"], each["details"], each["actor"]) for each in said] == [
         ("merchant:paused", {"paused": True}, "operator:a"),
         ("merchant:resumed", {"paused": False}, "operator:a"),
-    ]
+    ] * 2
