@@ -89,6 +89,17 @@ def _sentence(value: Any) -> str:
     return f"{said[:1].upper()}{said[1:]}."
 
 
+def _fact(value: Any) -> str:
+    """Write a fact of an action: lists and mappings in words, not as Python writes them."""
+    match value:
+        case dict():
+            return ", ".join(f"{name} {_fact(each)}" for name, each in value.items())
+        case list() | tuple():
+            return ", ".join(_fact(each) for each in value)
+        case _:
+            return neutralised(str(value))
+
+
 TEMPLATES: Final = jinja2.Environment(
     loader=jinja2.PackageLoader("orchestrator.console"),
     autoescape=True,
@@ -104,6 +115,7 @@ TEMPLATES.filters |= {
     "word": _word,
     "capital": _capital,
     "sentence": _sentence,
+    "fact": _fact,
     "plain": lambda text: neutralised(str(text)),
     "lines": lambda text: neutralised_lines(str(text)),
     "query": lambda values: urlencode(
