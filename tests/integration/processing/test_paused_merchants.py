@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from orchestrator import explain
 from orchestrator.processing import processor
 from orchestrator.store import checkouts, readiness
 
@@ -33,6 +34,10 @@ async def test_a_paused_merchant_waits_and_others_do_not(world: Scene, monkeypat
     assert [found.id for found in swept] == [free]
     assert [found.id for found in await checkouts.due(world.db, most=100)] == []
     assert (await readiness.backlog(world.db)).overdue == 0
+    record = await explain.gather(world.db, world.settings, new)
+    said = explain.explain(record)
+    assert "Its merchant is paused since" in " ".join(said.because)
+    assert said.next.what.startswith("It waits until an operator resumes the merchant")
     await world.merchants.pause("default", paused=False)
     assert {found.id for found in await checkouts.due(world.db, most=100)} == {new, offered}
     await world.process(new)
