@@ -22,6 +22,7 @@
     ├── delivery WebhookUrlRejected     a URL that no event is sent to
     ├── delivery AddressForbidden       a name that leads to an address that is not public
     ├── delivery NameUnknown            a name without an address
+    ├── store ChoiceChanged            a bulk action would touch other orders than its preview showed
     ├── store TooManyWebhooks           a merchant has as many webhooks as it may
     ├── store TooManyTests             as many test events of a webhook wait as may
     ├── store PeriodTooLong            more events in a period than are sent again at a time

@@ -154,7 +154,7 @@ class Console:
         return [
             Route(PREFIX, view(VIEW, system.overview), methods=get),
             Route(f"{PREFIX}/orders", view(VIEW, orders.search), methods=get),
-            Route(f"{PREFIX}/orders", act(VIEW, orders.search_email, ("email",)), methods=post),
+            Route(f"{PREFIX}/orders/by-email", act(VIEW, orders.search_email, ("email",)), methods=post),
             Route(f"{PREFIX}/orders.csv", view(VIEW, orders.csv), methods=get),
             Route(order, view(VIEW, orders.show), methods=get),
             Route(f"{order}/verify", act(VIEW, orders.verify, ()), methods=post),

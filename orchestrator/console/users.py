@@ -80,7 +80,7 @@ async def change(visit: Visit) -> Response:
     if not changed:
         raise Refused(404, "Not found", "There is no such person, or the row was changed outside.")
     visit.console.sessions.forget()
-    facts = {"reason": reason, **({"role": role} if what == "role" else {})}
+    facts: dict[str, object] = {"reason": reason, **({"role": role} if what == "role" else {})}
     await visit.note(f"user:{what}", "accepted", subject=name, facts=facts)
     if what == "link":
         known = await users.by_name(services.db, services.encryptor, name)

@@ -126,13 +126,13 @@ async def test_orders_are_found_by_an_address_that_stands_nowhere_in_clear(place
     await place.data.order("E-3")
     person = await Person(place, "a").signed_in()
     page = await person.get("/console/orders")
-    found = await person.post("/console/orders", page, email=" ada.lovelace@shop.EXAMPLE ")
+    found = await person.post("/console/orders/by-email", page, email=" ada.lovelace@shop.EXAMPLE ")
     assert found.status_code == 200
     assert all(f">{order}</a>" in found.text for order in ("E-1", "E-2"))
     assert ">E-3</a>" not in found.text
-    nothing = await person.post("/console/orders", page, email="ada.lovelace@shop.example.org")
+    nothing = await person.post("/console/orders/by-email", page, email="ada.lovelace@shop.example.org")
     assert "No order matches" in nothing.text
-    assert (await person.post("/console/orders", page, email="ada")).status_code == 422
+    assert (await person.post("/console/orders/by-email", page, email="ada")).status_code == 422
     rows = await place.api.sql("SELECT email_tag FROM intents ORDER BY checkout_id")
     assert [row.email_tag is None for row in rows] == [False, False, True]
     assert rows[0].email_tag == rows[1].email_tag
