@@ -36,6 +36,8 @@ TIMEOUT: Final = 5.0
 """Seconds of one answer of the provider in all."""
 LARGEST: Final = 262_144
 """Bytes of an answer of the provider."""
+PAUSE: Final = 10.0
+"""Seconds for which a provider that could not be read is not asked again."""
 KEPT: Final = 3600.0
 """Seconds for which the provider's description is used again."""
 LEEWAY: Final = 60.0
@@ -82,6 +84,7 @@ class Provider:
         self._issuer, self._client_id, self._secret = issuer, client_id, client_secret
         self._redirect_uri = redirect_uri
         self._known: _Known | None = None
+        self._trouble, self._again = "", float("-inf")
         self._reading = asyncio.Lock()
 
     async def begin(self, there: str, *, seconds: float) -> tuple[str, Flow]:
@@ -135,21 +138,29 @@ class Provider:
 
     async def _describe(self) -> _Known:
         async with self._reading:
-            if self._known is None or time.monotonic() > self._known.until:
-                address = f"{self._issuer}/.well-known/openid-configuration"
-                found = _read(await _ask("GET", address), _Description)
-                if found.issuer.rstrip("/") != self._issuer:
-                    raise SignInFailed(
-                        "the identity provider describes another issuer than the settings name"
-                    )
-                for url in (found.authorization_endpoint, found.token_endpoint, found.jwks_uri):
-                    parts = urlsplit(url)
-                    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
-                        raise SignInFailed("the identity provider names an address that is not https")
-                if self._known is not None:
-                    await self._known.keys.close()
-                self._known = _Known(found, KeySet(found.jwks_uri), time.monotonic() + KEPT)
-            return self._known
+            if self._known is not None and time.monotonic() <= self._known.until:
+                return self._known
+            # However many persons sign in, a provider that does not answer is asked once in a while.
+            if time.monotonic() < self._again:
+                raise SignInFailed(self._trouble)
+            try:
+                return await self._described()
+            except SignInFailed as error:
+                self._trouble, self._again = str(error), time.monotonic() + PAUSE
+                raise
+
+    async def _described(self) -> _Known:
+        found = _read(await _ask("GET", f"{self._issuer}/.well-known/openid-configuration"), _Description)
+        if found.issuer.rstrip("/") != self._issuer:
+            raise SignInFailed("the identity provider describes another issuer than the settings name")
+        for url in (found.authorization_endpoint, found.token_endpoint, found.jwks_uri):
+            parts = urlsplit(url)
+            if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+                raise SignInFailed("the identity provider names an address that is not https")
+        if self._known is not None:
+            await self._known.keys.close()
+        self._known = _Known(found, KeySet(found.jwks_uri), time.monotonic() + KEPT)
+        return self._known
 
     async def _exchange(self, known: _Known, code: str, flow: Flow) -> str:
         form = {
