@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from html import unescape
@@ -204,6 +205,42 @@ async def test_a_broker_that_is_away_is_a_sentence_and_no_error(settings):
         assert found.trouble
     finally:
         read.close()
+
+
+async def test_the_page_of_an_order_hears_of_its_change_over_http(place):  # noqa: F811
+    checkout = await place.data.order("L-1")
+    person = await Person(place, "a").signed_in()
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    ended = asyncio.Event()
+    scope = {
+        "type": "http", "method": "GET", "path": "/console/live", "query_string": f"topic=order:{checkout}".encode(),
+        "headers": [(b"host", b"pay.example"), (b"cookie", f"console={person.http.cookies['console']}".encode())],
+        "scheme": "http", "server": ("pay.example", 80), "client": ("127.0.0.1", 1), "root_path": "", "http_version": "1.1",
+        "raw_path": b"/console/live", "asgi": {"version": "3.0"},
+    }  # fmt: skip
+    sent = iter([{"type": "http.request", "body": b"", "more_body": False}])
+
+    async def receive():
+        if (message := next(sent, None)) is not None:
+            return message
+        await ended.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        heard.put_nowait(message.get("body", b""))
+
+    async def told() -> None:
+        while b"event: changed" not in await heard.get():
+            pass
+
+    stream = asyncio.create_task(place.api.client._transport.app(scope, receive, send))
+    async with asyncio.timeout(20):
+        await told()  # what changed between the page and its stream
+        await place.api.sql("UPDATE checkouts SET version = version + 1 WHERE id = :id", id=checkout)
+        await told()
+    ended.set()
+    await asyncio.wait_for(stream, 5)
+    assert len(place.console.live) == 0
 
 
 async def test_a_merchant_is_paused_and_resumed_with_a_reason(place):  # noqa: F811
