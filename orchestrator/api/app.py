@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from enum import Enum
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.routing import Route
@@ -45,7 +45,7 @@ from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastapi.telemetry import TelemetryConfig
     from starlette.routing import BaseRoute
@@ -63,6 +63,25 @@ _UNWATCHED: Final[TelemetryConfig] = {
     "operation_spans": False,
     "auto_configure": False,
 }
+
+
+class Pages(Protocol):
+    """Pages for persons beside the API, of a package above it."""
+
+    entry: tuple[str, str, str]
+    """What the root page has of them: address, name, what is there."""
+
+    def routes(self) -> list[BaseRoute]:
+        """Return where they are."""
+
+    def start(self) -> None:
+        """Begin; on the event loop that serves."""
+
+    def stop(self) -> None:
+        """End what would wait: the process ends."""
+
+    async def close(self) -> None:
+        """End everything, before the services are closed."""
 
 
 class _App(FastAPI):
@@ -107,17 +126,26 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
 _HOT: Final = Envelope(_answer)
 
 
-def create_app(services: Services) -> FastAPI:
-    """Build the app; when its lifespan ends it writes what has gathered and closes the services."""
+def create_app(services: Services, *, pages: Callable[[Services], Pages] | None = None) -> FastAPI:
+    """Build the app, with pages beside the API; when its lifespan ends it writes what has gathered and closes
+    the services.
+    """
+    shown = None if pages is None else pages(services)
+    if shown is not None:
+        services.ending.append(shown.stop)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
         services.limits.start()
+        if shown is not None:
+            shown.start()
         try:
             yield
         finally:
             await cancelled([watch])
+            if shown is not None:
+                await shown.close()
             await services.close()
             if app.state.access_log is not None:
                 app.state.access_log.flush()
@@ -133,6 +161,7 @@ def create_app(services: Services) -> FastAPI:
         telemetry=_UNWATCHED,
     )
     app.state.services = services
+    app.state.entries = () if shown is None else (shown.entry,)
     app.state.always = always(services.settings)
     app.state.health = health.Health(services)
     app.state.callback_intake = CallbackIntake(services)
@@ -144,6 +173,8 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(HTTPStatus.NOT_FOUND, front_door.missing)
     docs.install(app)
     app.router.routes.extend(_routes())
+    if shown is not None:
+        app.router.routes.extend(shown.routes())
     return app
 
 

@@ -23,9 +23,10 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from socket import socket
 
+    from orchestrator.api.app import Pages
     from orchestrator.api.dependencies import PublishesHints
     from orchestrator.settings import Settings
 
@@ -46,9 +47,9 @@ INLET: Final = 4
 one for merchants and health."""
 
 
-def run(settings: Settings, host: str, port: int) -> int:
-    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its
-    hints.
+def run(settings: Settings, host: str, port: int, *, pages: Callable[[Services], Pages] | None = None) -> int:
+    """Serve the API, and pages beside it, until SIGTERM or SIGINT; then finish what is under way, write what
+    has gathered, publish its hints.
 
     Returns the exit status: 0 where every request that was read had its answer, another where some were cut
     off.
@@ -56,7 +57,7 @@ def run(settings: Settings, host: str, port: int) -> int:
     hint_publisher = HintPublisher(settings)
     hint_publisher.start()
     try:
-        cut_off = uvloop.run(serve(settings, hint_publisher, host, port))
+        cut_off = uvloop.run(serve(settings, hint_publisher, host, port, pages=pages))
     finally:
         hint_publisher.close()
     return FAILED if cut_off else 0
@@ -103,7 +104,14 @@ def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
     )
 
 
-async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, port: int) -> int:
+async def serve(
+    settings: Settings,
+    hint_publisher: PublishesHints,
+    host: str,
+    port: int,
+    *,
+    pages: Callable[[Services], Pages] | None = None,
+) -> int:
     """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
     connections = Connections(
         settings.api_connections,
@@ -112,7 +120,7 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
     )
     services = build(settings, hint_publisher)
     config = uvicorn.Config(
-        create_app(services),
+        create_app(services, pages=pages),
         host=host,
         port=port,
         # uvicorn calls what it is given as a class with its own arguments.

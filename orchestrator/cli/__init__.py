@@ -44,6 +44,7 @@ _COMMANDS: Final = {
     "rejected-intents": "rejected_intents:rejected_intents",
     "events": "events:events",
     "webhooks": "webhooks:webhooks",
+    "console": "console:console",
     "audit": "trail:audit",
     "archive": "archive:archive",
 }

@@ -30,6 +30,11 @@ def lines_about(record: MerchantRecord) -> list[tuple[str, str]]:
         ("name", record.name),
         ("state", record.status + (f": {record.problem}" if record.problem else "")),
         *(
+            []
+            if record.paused_at is None
+            else [("gateway calls", f"paused since {moment(record.paused_at)} UTC")]
+        ),
+        *(
             (label, own[number] or used[number] or "not set")
             for number, label in enumerate(("gateway URL", "Merchant API URL", "user name"))
         ),

@@ -141,12 +141,17 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 def _greet(up: Up) -> None:
     from rich.text import Text  # noqa: PLC0415
 
+    from orchestrator.cli.console import link_for  # noqa: PLC0415
     from orchestrator.cli.public_address import faults  # noqa: PLC0415
 
     rows = []
     if up.shop_url is not None:
         rows.append(("Demo shop", f"{up.url}/shop   buy something in a browser, and follow each message"))
-    rows += [("Front door", f"{up.url}/"), ("API", f"{up.url}/docs")]
+    rows += [
+        ("Console", f"{link_for(up.settings)}   (opens one session, within an hour)"),
+        ("Front door", f"{up.url}/"),
+        ("API", f"{up.url}/docs"),
+    ]
     if up.sandbox_url is not None:
         rows.append(
             ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.ledger_url(up.sandbox_url)}")
@@ -184,15 +189,16 @@ def _greet(up: Up) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 def api(*, host: str, port: int) -> int:
-    """Serve the HTTP API."""
+    """Serve the HTTP API and the console."""
     from orchestrator.api import server  # noqa: PLC0415
+    from orchestrator.console import Console  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     check_listening(host, port)
     _check_clock(settings)
     log.own_output()
-    return server.run(settings, host, port)
+    return server.run(settings, host, port, pages=Console)
 
 
 @click.command(short_help="Carry checkouts (a Celery worker).")

@@ -123,6 +123,10 @@ def _summary(record: Record) -> str:
 
 def _because(record: Record) -> list[str]:
     said = advice.attention(record)
+    if record.paused_at is not None:
+        said.append(
+            f"Its merchant is paused since {moment(record.paused_at)}: no gateway call is made for it, and nothing of it is lost."
+        )
     if record.erased_at is not None:
         said.append(
             f"Its personal data was erased at {moment(record.erased_at)}: the order, the content of callbacks and reasons of commands "
@@ -273,6 +277,9 @@ def _next(record: Record) -> Next:
         until = moment(record.leased_until)
         what = f"A worker is busy with it at this moment; should that worker stop, another takes over after {until}."
         return Next(what, record.leased_until)
+    if record.paused_at is not None and record.due_at is not None:
+        what = "It waits until an operator resumes the merchant; within a minute after that"
+        return Next(f"{what} {_what(record)}.{_after(record)}", None)
     if record.due_at is None:
         return Next(_settled(record), None)
     due = record.due_at <= record.now

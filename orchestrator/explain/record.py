@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # The last entries, and the last that moved it, which may lie further back behind failed calls.
 _GATHER = read_model.statement(
+    "(SELECT m.paused_at FROM merchants m WHERE m.id = c.merchant_id) AS paused_at",
     "(SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at",
     "(SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks",
     """(SELECT json_agg(a.entry ORDER BY a.sequence) FROM (
@@ -72,9 +73,11 @@ class Record(CheckoutRecord):
     """A checkout, and the data that explains it. Grace periods in seconds, `watch` in seconds after the end.
 
     `callbacks` is the number of callbacks that were not handled yet; `slot_reserved`: its lookup waits for
-    its slot within the merchant's budget, and `queue` has the lookups before it.
+    its slot within the merchant's budget, and `queue` has the lookups before it. `paused_at`: since when its
+    merchant's gateway is not called.
     """
 
+    paused_at: datetime | None = None
     token_expires_at: datetime | None = None
     callbacks: int = 0
     entries: tuple[Entry, ...] = ()
@@ -174,6 +177,7 @@ async def gather(
     row = rows[0]
     return Record(
         **read_model.values(row),
+        paused_at=row.paused_at,
         token_expires_at=row.token_expires_at,
         callbacks=row.callbacks,
         entries=tuple(msgspec.json.decode(entry, type=Entry) for entry in row.entries or ()),

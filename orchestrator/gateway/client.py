@@ -154,6 +154,10 @@ class Gateway:
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
 
+    def counts(self) -> list[dict[str, object]]:
+        """Return the calls of the last minutes by gateway, for the heartbeat."""
+        return self._limits.counts()
+
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""
         return await self._call(
@@ -424,7 +428,7 @@ class Gateway:
                 if not (
                     isinstance(body, GuardedBody) and body.refused
                 ):  # the lease guard's no is about our lease
-                    limits_of_gateway.note(account.merchant, outcome)
+                    limits_of_gateway.note(account.merchant, outcome, time.perf_counter() - started)
             finally:
                 large.give_back()
                 if probes:

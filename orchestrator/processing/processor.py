@@ -46,6 +46,9 @@ _log = log.get(__name__)
 
 NEWCOMER_TRIES: Final = 3
 """Tries to find a checkout's merchant, a second or more apart, before it raises attention."""
+PAUSED_FOR: Final = 15.0
+"""Seconds after which a checkout of a paused merchant is due again; it is not swept before the merchant is
+resumed."""
 ENOUGH: Final = 0.2
 """The part of a lease that must be left when a step begins. A live process renews it before; a call may
 outlast it unless it moves money."""
@@ -187,28 +190,11 @@ class CheckoutProcessor:
     async def _steps(self, step: Step, place: float, queue: QueueKind) -> None:
         held = step.held
         if held.claims > step.settings.poison_claims:
-            await step.write(
-                None,
-                Action.ATTENTION_RAISED,
-                evidence={"claims": held.claims},
-                due_in=QUARANTINE,
-                attempts=held.attempts,
-                attention=step.cleared_attention() or POISONED,
-            )
+            await _quarantine(step)
             return
-        try:
-            merchant = step.merchant = await self.context.merchants.get(held.merchant_id)
-        except UnknownMerchant:
-            if held.attempts >= NEWCOMER_TRIES:
-                raise
-            # The merchant was added after this process last read the merchants.
-            await step.write(
-                None,
-                None,
-                attempts=held.attempts + 1,
-                due_in=1.0 + schedule.back_off(step.settings, held.attempts),
-            )
+        if not await self._served(step):
             return
+        merchant = step.merchant
         if place > lookup_budget.AT_ONCE:
             if step.token_ends_within(place + RENEW_BEFORE):
                 # A token is no lookup: the shopper's session does not wait for the budget.
@@ -228,6 +214,27 @@ class CheckoutProcessor:
             else:
                 await _take(step)
 
+    async def _served(self, step: Step) -> bool:
+        """Give a step its merchant; False, and the checkout is postponed, where no call is made for it."""
+        held = step.held
+        try:
+            merchant = step.merchant = await self.context.merchants.get(held.merchant_id)
+        except UnknownMerchant:
+            if held.attempts >= NEWCOMER_TRIES:
+                raise
+            # The merchant was added after this process last read the merchants.
+            await step.write(
+                None,
+                None,
+                attempts=held.attempts + 1,
+                due_in=1.0 + schedule.back_off(step.settings, held.attempts),
+            )
+            return False
+        if merchant.paused:
+            # It is not swept from then on, until the merchant is resumed.
+            await step.postpone(PAUSED_FOR + schedule.back_off(step.settings, 0))
+        return not merchant.paused
+
     async def _set_aside(self, step: Step, error: Exception) -> None:
         """Set a due time after a step that failed unexpectedly, and raise attention."""
         held = step.held
@@ -246,6 +253,19 @@ class CheckoutProcessor:
         except (LeaseLost, DatabaseAway, Unwritten):
             # The due time at the end of the lease stays, whether or not this entry is written.
             _log.warning("due_time_left_to_the_lease", state=held.state)
+
+
+async def _quarantine(step: Step) -> None:
+    """Raise attention for a checkout that was claimed again and again without a result."""
+    held = step.held
+    await step.write(
+        None,
+        Action.ATTENTION_RAISED,
+        evidence={"claims": held.claims},
+        due_in=QUARANTINE,
+        attempts=held.attempts,
+        attention=step.cleared_attention() or POISONED,
+    )
 
 
 async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from decimal import Decimal  # noqa: TC003 - pydantic reads it
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
@@ -128,6 +129,12 @@ class Settings(AccessSettings):
     jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
     """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor
     accepted."""
+
+    approval_limits: dict[
+        Annotated[str, Field(pattern=r"^([A-Z]{3}|\*)$")], Annotated[Decimal, Field(ge=0)]
+    ] = Field(default={})
+    """Amounts above which a second person approves in the console what moves money, by currency:
+    {"DKK": 10000, "*": 1000}; `*` is every other currency; empty: no second person."""
 
     # Gateway calls. The total bounds a call however slow its answer is; a too large answer is an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
@@ -453,7 +460,7 @@ def _array(name: str) -> str:
 
 _GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
 SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
+    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets", "console_oidc_client_secret"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
     "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),

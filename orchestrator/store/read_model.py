@@ -142,7 +142,7 @@ def statement(*more: str, joined: str = "") -> TextClause:
 
 def values(row: Row[Any]) -> dict[str, Any]:
     """Return the fields of a record from a row of `statement`."""
-    return _summary(row) | {
+    return summary(row) | {
         "merchant": row.merchant,
         "now": row.now,
         "leased_until": row.leased_until,
@@ -154,7 +154,8 @@ def values(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _summary(row: Row[Any]) -> dict[str, Any]:
+def summary(row: Row[Any]) -> dict[str, Any]:
+    """Return the fields of a summary from a row that has its columns."""
     told = columns.coded(row, "attention", "last_error")
     return {name: getattr(row, name) for name in _ROW} | told | {"state": State(row.state)}
 
@@ -279,6 +280,12 @@ async def trail(
     return [row for row in rows if row.sequence is not None], _archived(rows[0].archived)
 
 
+def entry(row: Row[Any]) -> dict[str, Any]:
+    """Return the content of an entry of `trail`."""
+    told: dict[str, Any] = msgspec.json.decode(row.entry)
+    return told
+
+
 def _archived(told: str | None) -> tuple[Archived, ...]:
     return () if told is None else _READ_ARCHIVED.decode(told)
 
@@ -374,7 +381,7 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     else:
         both = union_all(*(part.subquery().select() for part in parts)).subquery("found")
         chosen = select(both).order_by(both.c.id.desc()).limit(limit)
-    return [CheckoutSummary(**_summary(row)) for row in await db.read(chosen)]
+    return [CheckoutSummary(**summary(row)) for row in await db.read(chosen)]
 
 
 def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:

@@ -68,7 +68,7 @@ _BACKLOG = text("""
     c AS (
         SELECT c.due_at, c.created_at, c.updated_at, c.slot_reserved, c.attention, t.now,
                (c.lease IS NULL OR c.leased_until <= t.now) AND (c.hinted OR c.due_at <= t.now) AS waits
-          FROM checkouts c, t WHERE c.due_at IS NOT NULL
+          FROM checkouts c, t WHERE c.due_at IS NOT NULL AND c.merchant_id NOT IN (SELECT id FROM merchants WHERE paused_at IS NOT NULL)
     )
     SELECT count(*) FILTER (WHERE waits) AS waiting,
            count(*) FILTER (WHERE due_at < now - make_interval(secs => :late)) AS overdue,

@@ -111,7 +111,9 @@ def migrate(
 # moved by tests alone.
 _PRIVILEGES: Final = {
     **dict.fromkeys(("alembic_version", "clock_skew", "archives", "archived_heads"), "SELECT"),
-    **dict.fromkeys(("audit_entries", "audit_seals", "merchant_changes"), "SELECT, INSERT"),
+    **dict.fromkeys(
+        ("audit_entries", "audit_seals", "console_actions", "merchant_changes"), "SELECT, INSERT"
+    ),
     **dict.fromkeys(
         ("merchants", "checkouts", "intents", "payments", "money_operations", "commands", "event_feeds"),
         "SELECT, INSERT, UPDATE",

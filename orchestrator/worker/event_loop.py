@@ -249,6 +249,7 @@ class Bridge:
         )
         self._retention = Retention(self._db, self._encryptor, days=settings.personal_data_retention_days)
         async with self._db, inlet, Gateway(settings, shared) as gateway:
+            self._gateway = gateway
             self._processor = CheckoutProcessor(
                 StepContext(
                     settings=settings,
@@ -364,6 +365,7 @@ class Bridge:
             "dispatchedSecondsAgo": round(self._dispatcher.idle_seconds, 1),
             "waiting": self._dispatcher.waiting,
             "messagesDropped": dropped.total,
+            "gateways": self._gateway.counts(),
             "intentMessages": consumed.messages,
             "intentsAccepted": consumed.accepted,
             "intentsRejected": consumed.rejected,

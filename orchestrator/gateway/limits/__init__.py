@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator import log as logs
 from orchestrator.gateway.limits import rate
 from orchestrator.gateway.limits.answer_cost import CostLimit
+from orchestrator.gateway.limits.call_counts import CallCounts
 from orchestrator.gateway.limits.circuit_breaker import CircuitBreaker
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 log = logs.get(__name__)
 
+MOST_COUNTED: Final = 20
+"""Gateways whose calls are shown."""
+_NOT_SERVED: Final = (NotSent, Unknown, Throttled)
 LARGE_AT_ONCE: Final = 2
 """Large answers of one gateway that are in memory at once: one is read while the next comes in."""
 LONGEST_THROTTLE: Final = 60.0
@@ -53,6 +57,17 @@ class LimitsRegistry:
             )
         return limits_of_gateway
 
+    def counts(self) -> list[dict[str, object]]:
+        """Return the calls of the last minutes by gateway, and for how many seconds its circuit is open."""
+        shown: list[dict[str, object]] = []
+        for name, limits in list(self._limits.items())[:MOST_COUNTED]:
+            calls, failed, seconds = limits.calls.read()
+            open_for = limits.open_for()
+            if calls or open_for:
+                counted = {"calls": calls, "failed": failed, "seconds": round(seconds, 3)}
+                shown.append({"gateway": name, **counted, "openFor": round(open_for, 1)})
+        return shown
+
 
 class GatewayLimits:
     """The limits of one gateway; `places` are the slots that all gateways share."""
@@ -69,6 +84,11 @@ class GatewayLimits:
         per_second = settings.gateway_calls_per_second
         self._rate = RateLimiter(gateway, per_second, shared_state) if per_second else None
         self._throttled: dict[str, float] = {}
+        self.calls = CallCounts()
+
+    def open_for(self) -> float:
+        """Return for how many seconds the circuit is open; 0: it is closed."""
+        return self._breaker.wait(time.monotonic())
 
     # Whether to call at all.
 
@@ -121,8 +141,10 @@ class GatewayLimits:
         """End a call that began so."""
         self._breaker.leave()
 
-    def note(self, merchant: str, outcome: Outcome[object]) -> None:
-        """Learn from what a call came to."""
+    def note(self, merchant: str, outcome: Outcome[object], seconds: float = 0.0) -> None:
+        """Learn from what a call came to, and how long it took."""
+        if not isinstance(outcome, Busy):
+            self.calls.add(seconds, failed=isinstance(outcome, _NOT_SERVED))
         match outcome:
             case Done() | Refused() | Unauthorized():
                 if self._breaker.served():

@@ -36,8 +36,8 @@ _WAKE = text("""
      WHERE c.id = locked.id
 """)
 # However many checkouts of one merchant are due, those of the others are swept too: each merchant that has
-# any gets an equal part of the sweep. The time as a sub-select is a bound of the index scans; as a join it
-# would be a filter on every due time of the future.
+# any gets an equal part of the sweep; a paused one gets none. The time as a sub-select is a bound of the
+# index scans; as a join it would be a filter on every due time of the future.
 _DUE_FIRST = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
@@ -45,6 +45,7 @@ _DUE_FIRST = """
         SELECT m.id, m.id = ANY(CAST(:overloaded AS int[])) AS overloaded FROM merchants m CROSS JOIN LATERAL (
             SELECT FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
              ORDER BY c.due_at LIMIT 1) first
+         WHERE m.paused_at IS NULL
     ),
     part AS MATERIALIZED (SELECT CAST(ceil(CAST(:most AS float8) / greatest(count(*), 1)) AS int) AS each FROM crowd)
 """

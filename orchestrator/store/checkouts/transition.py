@@ -182,11 +182,11 @@ _ADVANCE = _advancing()
 # Only for batches with a changed order. `marked` leaves out the sessions that `opened` writes: Postgres makes
 # one of two changes of a row in one statement.
 _ADVANCE_ORDERS = _advancing(
-    columns=", amount int8, intent text, fingerprint text, outdated boolean",
+    columns=", amount int8, intent text, fingerprint text, email_tag text, outdated boolean",
     written=", amount = coalesce(i.amount, c.amount)",
     more="""
     ordered AS (
-        UPDATE intents n SET body = decode(i.intent, 'hex'), fingerprint = decode(i.fingerprint, 'hex')
+        UPDATE intents n SET body = decode(i.intent, 'hex'), fingerprint = decode(i.fingerprint, 'hex'), email_tag = decode(i.email_tag, 'hex')
           FROM i JOIN moved USING (id)
          WHERE n.checkout_id = i.id AND i.intent IS NOT NULL AND n.checkout_id = ANY(ARRAY(SELECT id FROM i))
     ),

@@ -1,7 +1,8 @@
 """All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`, those beside
-`merchants` in `merchants`, kept answers in `idempotency`.
+`merchants` in `merchants`, kept answers in `idempotency`, those of the operations console in `console`.
 """
 
+from orchestrator.store.tables import console as console
 from orchestrator.store.tables import idempotency as idempotency
 from orchestrator.store.tables import merchants as merchants
 from orchestrator.store.tables import webhooks as webhooks

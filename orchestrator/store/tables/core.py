@@ -49,7 +49,6 @@ metadata = MetaData(
     }
 )
 
-
 PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")
 """The names of the partitions of the trail, which are not tables of their own."""
 
@@ -105,6 +104,7 @@ merchants = Table(
     Column("policies_mac", LargeBinary),
     _time("disabled_at"),
     _time("created_at", now=True),
+    _time("paused_at"),  # no gateway call is made for it, and nothing of it is swept
 )
 
 checkouts = Table(
@@ -203,6 +203,8 @@ intents = Table(
     # customer.
     Column("data_key", LargeBinary),
     _time("erased_at"),
+    Column("email_tag", LargeBinary),  # see `store.email_search`
+    Index("ix_intents_email_tag", "email_tag", "checkout_id", postgresql_where=text("email_tag IS NOT NULL")),
 )  # fmt: skip
 
 sessions = Table(
