@@ -43,6 +43,7 @@ _COMMANDS: Final = {
     "webhooks": "webhooks:webhooks",
     "audit": "trail:audit",
     "archive": "archive:archive",
+    "monitoring": "monitoring:monitoring",
 }
 """Command → module of this package and name in it, in the order of the help."""
 

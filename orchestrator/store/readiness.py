@@ -58,7 +58,7 @@ _PROBE = text("""
     ON CONFLICT (name) DO UPDATE SET seen_at = clock(), progress = excluded.progress
 """)
 _PROCESSES = text("""
-    SELECT name, kind, progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
+    SELECT name, kind, progress - 'counters' AS progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
      WHERE kind <> 'probe' ORDER BY name
 """)
 # Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. `updated_at`
