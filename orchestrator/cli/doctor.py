@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator import log
-from orchestrator.cli import gateways, stuck_money
+from orchestrator.cli import database_checks, gateways, stuck_money
 from orchestrator.cli.attached import DATA_DIR, data_dir, in_thread, on_database, whisper
 from orchestrator.cli.output import say
 from orchestrator.cli.report import Report
-from orchestrator.errors import OrchestratorError
-from orchestrator.settings.postgres_url import place
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +29,9 @@ if TYPE_CHECKING:
     from orchestrator.store import readiness
     from orchestrator.store.database import Database
 
-DRIFT: Final = 5.0
 BROKER_TIMEOUT: Final = 15.0
-DATABASE_TIMEOUT: Final = 5.0
-"""Seconds that Postgres gets for the first answer, and for the first write."""
 SECOND_CHECK_AFTER: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
-OLDEST_POSTGRES: Final = 15
 
 
 @click.command(short_help="Check the installation; exit 1 if something is not well.")
@@ -100,14 +94,14 @@ async def _examine(settings: Settings, report: Report, *, stopped: bool) -> None
     prepared = settings.database_prepared_statements
     found: Sequence[readiness.Process] = ()
     async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
-        if await _database(url, db, report):
+        if await database_checks.examine(url, db, report):
             try:
                 found = await readiness.processes(db)
                 await _rows(settings, db, report, stopped=stopped)
             except Exception as error:
                 if not is_away(error):
                     raise
-                report.ill("database", readiness.reason(error))
+                report.ill("database", await database_checks.fault(url, error))
         else:
             _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
@@ -158,87 +152,6 @@ async def _keys(settings: Settings, report: Report) -> None:
             report.well("token keys", f"{found} at {where}")
 
 
-async def _database(url: str, db: Database, report: Report) -> bool:
-    """Look at Postgres; say whether the other checks can ask it."""
-    from sqlalchemy import text  # noqa: PLC0415
-
-    from orchestrator.store import readiness, schema  # noqa: PLC0415
-
-    facts = text(
-        "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
-    )
-    try:
-        with schema.reachable(url):
-            async with asyncio.timeout(DATABASE_TIMEOUT):
-                before = time.time()
-                row = (await db.read(facts))[0]
-                after = time.time()
-    except OrchestratorError as error:
-        why = readiness.reason(error.__cause__ or error)
-        away = why.startswith(readiness.OUT_OF_REACH)
-        report.ill("database", str(error) if away else f"{why}: look at Postgres at {place(url)}")
-        return False
-    except TimeoutError:
-        report.ill(
-            "database",
-            f"Postgres at {place(url)} does not answer within {DATABASE_TIMEOUT:.0f} s: look at it, and at what is between",
-        )
-        return False
-    if row.major < OLDEST_POSTGRES:
-        report.ill(
-            "database", f"Postgres {row.major} answers, and {OLDEST_POSTGRES} or newer is needed: upgrade it"
-        )
-    else:
-        between = (
-            ", behind a pooler: its sessions are shared, and statements are not prepared" if db.pooled else ""
-        )
-        report.well("database", f"Postgres {row.major} answers in {(after - before) * 1000:.0f} ms{between}")
-    drift = row.now - (before + after) / 2
-    if abs(drift) > DRIFT:
-        report.ill("clock", f"Postgres's clock is {drift:+.0f} s from this host's: set both by NTP")
-    else:
-        report.well("clock", f"Postgres and this host agree within {max(abs(drift), 0.001):.3f} s")
-    found = await schema.current(db)
-    wrong = schema.difference(found)
-    if wrong is not None:
-        report.ill("schema", wrong)
-        return False
-    await _writes(db, report)
-    await _refusals(db, report)
-    skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
-    if skew:
-        report.ill(
-            "schema",
-            f"the clock is pushed forward by {skew} s, which is for tests alone: set clock_skew.seconds to 0",
-        )
-    else:
-        report.well("schema", f"revision {found}")
-    return True
-
-
-async def _writes(db: Database, report: Report) -> None:
-    """Write something: a server that is read-only, or whose disk is full, still answers questions."""
-    from orchestrator.store import readiness  # noqa: PLC0415
-    from orchestrator.store.database import is_away  # noqa: PLC0415
-
-    try:
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            await readiness.probe(db, f"probe:{socket.gethostname()}:doctor")
-    except Exception as error:
-        if not is_away(error):
-            raise
-        report.ill("writes", f"nothing can be written: {readiness.reason(error)}")
-    else:
-        report.well("writes", "the database takes writes")
-
-
-async def _refusals(db: Database, report: Report) -> None:
-    from orchestrator.store import readiness  # noqa: PLC0415
-
-    for refusal in await readiness.refusals(db):
-        report.ill("database", refusal)
-
-
 async def _trail_key(settings: Settings, db: Database, report: Report) -> None:
     """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks
     at its next entry.
@@ -284,6 +197,7 @@ async def _processes(db: Database, report: Report) -> None:
     from orchestrator.store import readiness  # noqa: PLC0415
 
     found = await readiness.processes(db)
+    database_checks.clocks(found, report)
     for kind, missing in readiness.MISSING.items():
         alive = [process for process in found if process.kind == kind and process.alive]
         if alive:

@@ -398,25 +398,19 @@ class Deliverer:
         except (KeyError, ValueError):
             _log.exception("event_unreadable", checkout=str(due.checkout_id), sequence=due.sequence)
             return Answer(Outcome.UNREADABLE, 0.0)
-        if lane.webhook.kind == "celery":
-            return await self._task_sender.send(lane.webhook, lane.secrets[0], document.id, body)
-        signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
-        headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
-        headers["traceparent"] = document.traceparent
-        if due.event is not None and _HARMLESS.fullmatch(due.event.correlation_id):
-            headers["x-correlation-id"] = due.event.correlation_id
         span = _traced(due) if traces.on else None
-        if span is None:
-            return await self._sender.send(lane.webhook.url, headers, body)
-        headers["traceparent"] = traces.header_of(span)
-        answer = await self._sender.send(lane.webhook.url, headers, body)
-        span.end(
-            kind="producer",
-            error=not answer.delivered,
-            webhook=str(due.endpoint_id),
-            type=document.type,
-            outcome=answer.outcome,
-        )
+        if lane.webhook.kind == "celery":
+            answer = await self._task_sender.send(lane.webhook, lane.secrets[0], document.id, body)
+        else:
+            signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
+            headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
+            headers["traceparent"] = document.traceparent if span is None else traces.header_of(span)
+            if due.event is not None and _HARMLESS.fullmatch(due.event.correlation_id):
+                headers["x-correlation-id"] = due.event.correlation_id
+            answer = await self._sender.send(lane.webhook.url, headers, body)
+        if span is not None:
+            facts = {"webhook": str(due.endpoint_id), "type": document.type, "outcome": answer.outcome}
+            span.end(kind="producer", error=not answer.delivered, **facts)
         return answer
 
     def _result(self, due: Due, answer: Answer) -> Written:

@@ -155,8 +155,13 @@ def _put_processes(found: Values, rows: Iterable[Any], before: float) -> None:
     for name in ("processes", "process_memory_bytes", "process_troubles"):
         found[name] = {(kind,): 0.0 for kind in ("api", "worker", "scheduler", "deliverer")}
     youngest: dict[str, float] = defaultdict(lambda: float("inf"))
+    clocks = found["clock_difference_seconds"] = {}
+    after = time.time()
     for row in rows:
-        found["clock_difference_seconds"] = {(): row.now - (before + time.time()) / 2}
+        # The clock of this host, and those that other processes have compared.
+        own = row.now - min(max(row.now, before), after)
+        for kind, apart in (("api", own), (row.kind, float(row.progress.get("clockSeconds", 0.0)))):
+            clocks[kind,] = max(clocks.get((kind,), 0.0), apart, key=abs)
         process = readiness.Process(row.name, row.kind, row.age, row.progress)
         kind = (row.kind,)
         for name, value in (

@@ -12,6 +12,7 @@ import asyncio
 import os
 import secrets
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
@@ -38,7 +39,7 @@ changed."""
 _BEAT = text("""
     INSERT INTO workers (name, kind, progress) VALUES (:name, :kind, CAST(:progress AS jsonb))
     ON CONFLICT (name) DO UPDATE SET seen_at = clock(), progress = excluded.progress
-    RETURNING started_at
+    RETURNING started_at, extract(epoch FROM now())::float8 AS now
 """)
 _DELETE = """
     WITH gone AS (DELETE FROM workers WHERE {which} RETURNING progress),
@@ -70,6 +71,8 @@ class Heart:
         self._written: dict[str, float] = {}
         self._kept: Mapping[str, float] = {}
         """Counts that a deleted row has left in the totals."""
+        self._clock = 0.0
+        """By how many seconds Postgres's clock was at least ahead of this host's, at the last heartbeat."""
 
     async def forget(self) -> None:
         """Delete the rows of processes that are gone for long; their counts stay."""
@@ -109,11 +112,21 @@ class Heart:
             for series, number in counted.items()
             if number != self._kept.get(series)
         }
-        told = {**progress, "memoryBytes": counters.memory_bytes(), "counters": own}
+        told = {
+            **progress,
+            "memoryBytes": counters.memory_bytes(),
+            "clockSeconds": round(self._clock, 1),
+            "counters": own,
+        }
+        before = time.time()
         rows = await _note(
             self._db, _BEAT, {"name": self.name, "kind": self._kind, "progress": json_text(told)}
         )
-        return rows[0].started_at if rows else None
+        if not rows:
+            return None
+        # It was read between the two, however long the write took.
+        self._clock = rows[0].now - min(max(rows[0].now, before), time.time())
+        return rows[0].started_at
 
 
 async def _note(db: Database, statement: TextClause, values: dict[str, object]) -> Any:

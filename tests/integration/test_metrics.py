@@ -220,6 +220,6 @@ def _status() -> str:
 async def test_a_payment_beside_the_accepted_one_is_money_at_risk(core: Core, monitor: Monitor) -> None:
     held = await core.held(State.COMPLETED)
     await core.release(held, payments=(payment("t-2", role="surplus"),))
-    assert ("DKK", "surplus", "under_10m") not in Page(await monitor.page())["money_at_risk"]
+    assert ("DKK", "surplus", "under_10m") not in Page(await monitor.page()).get("money_at_risk", {})
     await core.do("UPDATE checkouts SET attention = 'surplus_payment', attention_since = clock()")
     assert (await fresh(monitor))["money_at_risk"]["DKK", "surplus", "under_10m"] == 139.0

@@ -17,6 +17,7 @@ from orchestrator.delivery import signature
 from orchestrator.delivery.addresses import AddressPolicy
 from orchestrator.delivery.deliverer import Deliverer
 from orchestrator.delivery.sender import Sender
+from orchestrator.delivery.task_sender import TaskSender
 from orchestrator.domain.events.documents import traceparent
 from orchestrator.errors import OrchestratorError
 from orchestrator.store import events, webhooks
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
+LOCAL = AddressPolicy([ip_network("127.0.0.0/8")])
 PARENT = f"00-{TRACE}-b7ad6b7169203331-01"
 
 
@@ -140,8 +142,10 @@ async def _deliver(world: Scene) -> None:
     while await events.place(world.db):
         pass
     settings = make_settings(webhook_total_timeout=3.0, shutdown_timeout=6.0)
-    sender = Sender(AddressPolicy([ip_network("127.0.0.0/8")]), connect_timeout=2.0, total_timeout=3.0)
-    deliverer, ending = Deliverer(settings, world.db, world.encryptor, sender), asyncio.Event()
+    sender = Sender(LOCAL, connect_timeout=2.0, total_timeout=3.0)
+    tasks = TaskSender(LOCAL, own=None, connect_timeout=2.0, total_timeout=3.0)
+    deliverer = Deliverer(settings, world.db, world.encryptor, sender, tasks=tasks)
+    ending = asyncio.Event()
     running = asyncio.create_task(deliverer.run(ending))
     async with asyncio.timeout(20):
         while (await world.sql("SELECT count(*) AS number FROM delivery_streams"))[0].number:  # noqa: ASYNC110 - rows
@@ -149,6 +153,7 @@ async def _deliver(world: Scene) -> None:
     ending.set()
     await running
     await sender.close()
+    await tasks.close()
 
 
 def test_a_sample_is_the_same_in_every_process_and_off_keeps_nothing(spans: InMemorySpanExporter) -> None:
