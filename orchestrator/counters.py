@@ -40,7 +40,8 @@ class Counter:
 
     def __init__(self, name: str, text: str, *labels: str) -> None:
         self.name, self.help, self.labels = name, text, labels
-        self.values: dict[tuple[str, ...], float] = {}
+        # From 0 on: Prometheus sees no increase in a series that begins with its first count.
+        self.values: dict[tuple[str, ...], float] = {} if labels else {(): 0.0}
         _ALL[name] = self
 
     def add(self, *values: str, by: float = 1.0) -> None:
@@ -61,7 +62,7 @@ class Histogram:
 
     def __init__(self, name: str, text: str, *labels: str, bounds: tuple[float, ...] = SECONDS) -> None:
         self.name, self.help, self.labels, self.bounds = name, text, labels, bounds
-        self.values: dict[tuple[str, ...], list[float]] = {}
+        self.values: dict[tuple[str, ...], list[float]] = {} if labels else {(): self._empty()}
         _ALL[name] = self
 
     def observe(self, value: float, *values: str) -> None:
@@ -70,9 +71,12 @@ class Histogram:
         if buckets is None:
             if len(self.values) >= MOST:
                 values = (OTHER,) * len(self.labels)
-            buckets = self.values.setdefault(values, [0.0] * (len(self.bounds) + 2))
+            buckets = self.values.setdefault(values, self._empty())
         buckets[bisect_left(self.bounds, value)] += 1.0
         buckets[-1] += value
+
+    def _empty(self) -> list[float]:
+        return [0.0] * (len(self.bounds) + 2)
 
 
 _ALL: Final[dict[str, Counter | Histogram]] = {}

@@ -39,7 +39,7 @@ from orchestrator.api.contract import answers
 from orchestrator.api.contract import merchants as merchant_shapes
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
-from orchestrator.api.middleware import Envelope, always
+from orchestrator.api.middleware import Envelope, always, count_from_zero
 from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.api.shopper_docs import shown_session, shown_status, streamed_status
 from orchestrator.auth import AccessDenied
@@ -155,6 +155,7 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(HTTPStatus.NOT_FOUND, front_door.missing)
     docs.install(app)
     app.router.routes.extend(_routes())
+    count_from_zero(app)
     return app
 
 

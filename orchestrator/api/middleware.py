@@ -20,6 +20,7 @@ from orchestrator.store.database import DatabaseAway, is_away, state_of
 from orchestrator.store.sqlstates import OTHER_SCHEMA
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from orchestrator.settings import Settings
@@ -47,6 +48,15 @@ def always(settings: Settings) -> tuple[tuple[bytes, bytes], ...]:
     if not settings.hsts_max_age:
         return _ALWAYS
     return (*_ALWAYS, (b"strict-transport-security", f"max-age={settings.hsts_max_age}".encode()))
+
+
+def count_from_zero(app: FastAPI) -> None:
+    """Begin the counts of failed intake, since Prometheus sees no increase in a series that begins late."""
+    for route in app.routes:
+        path = getattr(route, "path", "")
+        if path in _INTAKE or path.startswith(_CALLBACKS):
+            for status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
+                counters.http_requests.add("POST", path, str(status.value), by=0.0)
 
 
 class Envelope:

@@ -98,7 +98,9 @@ class Monitor:
         now = time.monotonic()
         # Figures that could not be read again are not the truth of this moment.
         shown = [g for g in self._groups.values() if not g.failed and now - g.read_at < OLDEST]
-        ages: dict[tuple[str, ...], float] = {(group.name,): now - group.read_at for group in shown}
+        # The age of figures that cannot be read goes on growing.
+        read = [g for g in self._groups.values() if g.read_at > float("-inf")]
+        ages: dict[tuple[str, ...], float] = {(group.name,): now - group.read_at for group in read}
         merged: Values = {
             "database_up": {(): float(self._groups["now"] in shown)},
             "ready": {(): float(ready)},

@@ -85,7 +85,7 @@ def _burn(every: str, *, objective: float, bad: str = "", good: str = "") -> str
     return f"{short} / {all_short} > {allowed} and {long} / {all_long} > {allowed} and {short} > {FEW}"
 
 
-_INTAKE: Final = "=~/v1/checkouts|/callbacks/.*"
+_INTAKE: Final = "=~/v1/checkouts(/batch)?|/callbacks/.*"
 
 
 PROMISES: Final = (

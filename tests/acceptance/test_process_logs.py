@@ -66,6 +66,5 @@ def test_every_line_of_a_process_is_json_also_while_it_shuts_down(database_url, 
         assert told[-1].keys() >= {"seconds", "seals", "queue_full", "failed"}
         with psycopg.connect(direct(database_url)) as db:
             # What it has counted outlives its heartbeat.
-            assert db.execute("SELECT series FROM counter_totals").fetchall() == [
-                ("process_cpu_seconds|scheduler",)
-            ]
+            counted = db.execute("SELECT series FROM counter_totals WHERE value > 0").fetchall()
+            assert counted == [("process_cpu_seconds|scheduler",)]

@@ -207,14 +207,14 @@ def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_orde
 
 def test_one_id_leads_from_the_request_of_an_order_to_its_deliveries(installation: World):
     world, number = installation, "cart.7_a-B"
-    said = {"X-Correlation-Id": number}
+    said = {"X-Correlation-Id": number, "Content-Type": "application/json"}
     with receiving() as receiver:
         _, receiver.secret = add(world, receiver.url)
         world.start("deliverer")
         url = f"{world.api_url}/v1/checkouts"
         refused = world.http.post(url, json={}, headers=said)
         assert (refused.status_code, refused.json()["correlationId"]) == (422, number)
-        accepted = world.http.post(url, json=intent("C-1"), headers=said)
+        accepted = world.http.post(url, content=intent("C-1"), headers=said)
         assert (accepted.status_code, accepted.headers["x-correlation-id"]) == (202, number)
         checkout = accepted.json()["id"]
         world.until_state(checkout, "awaiting_payment")

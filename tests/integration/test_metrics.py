@@ -180,6 +180,7 @@ async def test_slow_figures_are_read_in_the_background_and_failed_ones_are_not_s
     page = await fresh(monitor)
     assert page["database_up"] == {(): 0.0}
     assert "attention_oldest_seconds" not in page
+    assert 0.5 < page["reading_age_seconds"]["now",] < 60
 
 
 async def test_only_the_operators_token_opens_the_metrics(database_url: str) -> None:
