@@ -119,11 +119,12 @@ def create_app(services: Services) -> FastAPI:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
         heart = Heart(services.inlet, "api")
         beating = asyncio.create_task(heart.run(), name="heartbeat")
+        preparing = asyncio.create_task(app.state.metrics.prepare(), name="metrics")
         services.limits.start()
         try:
             yield
         finally:
-            await cancelled([watch, beating])
+            await cancelled([watch, beating, preparing])
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(LAST_HEARTBEAT, services.settings.shutdown_timeout / 5)):
                     await heart.end()

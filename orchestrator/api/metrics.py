@@ -42,7 +42,7 @@ class Metrics:
         self._monitor: Monitor | None = None
 
     async def page(self) -> Response:
-        """Return the page; its connection to Postgres opens with the first scrape."""
+        """Return the page."""
         if self._monitor is None:
             settings = self._settings
             self._monitor = Monitor(
@@ -53,6 +53,13 @@ class Metrics:
         broken, problems = await self._health.check()
         page = await self._monitor.page(ready=broken is None, problems=len(problems) + (broken is not None))
         return Response(page, media_type=_MEDIA)
+
+    async def prepare(self) -> None:
+        """Read all figures before the first scrape, which would wait for the slowest; nothing where there
+        is no scrape to come.
+        """
+        if self._settings.metrics_listen is not None or self._settings.metrics_token.get_secret_value():
+            await self.page()
 
     async def close(self) -> None:
         """Close the connections."""

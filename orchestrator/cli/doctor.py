@@ -103,7 +103,7 @@ async def _examine(settings: Settings, report: Report, *, stopped: bool) -> None
                     raise
                 report.ill("database", await database_checks.fault(url, error))
         else:
-            _public_address_for([settings.gateway_url], settings, report)
+            await _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
         await gateways.circuits(settings, found, report)
@@ -280,14 +280,16 @@ async def _public_address(settings: Settings, db: Database, report: Report) -> N
     from sqlalchemy import text  # noqa: PLC0415
 
     rows = await db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
-    _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
+    await _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
 
 
-def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: Report) -> None:
-    from orchestrator.cli.public_address import faults  # noqa: PLC0415
+async def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: Report) -> None:
+    from orchestrator.cli.public_address import faults, resolved  # noqa: PLC0415
 
     for fault in faults(settings.public_url, gateways):
         report.ill("address", fault)
+    if (named := await resolved(settings.public_url, gateways)) is not None:
+        (report.ill if named[0] else report.well)("address", named[1])
 
 
 async def _lookups(db: Database, report: Report) -> None:

@@ -411,11 +411,10 @@ def _measure(held: ClaimedCheckout, move: Move) -> None:
     offer.
     """
     now = held.now()
-    for callback in held.callbacks:
-        if callback.id in move.read:
-            counters.callback_lag_seconds.observe(max((now - callback.received_at).total_seconds(), 0.0))
-            if traces.on and (place := traces.current.get()) is not None:
-                facts = {"kind": callback.kind, "grade": callback.grade}
-                traces.past("callback", place, callback.received_at, now, **facts)
+    for callback in (callback for callback in held.callbacks if callback.id in move.read):
+        counters.callback_lag_seconds.observe(max((now - callback.received_at).total_seconds(), 0.0))
+        if traces.on and (place := traces.current.get()) is not None:
+            facts = {"kind": callback.kind, "grade": callback.grade}
+            traces.past("callback", place, callback.received_at, now, **facts)
     if move.offered and held.offered_at is None and held.created_at is not None:
         counters.offer_seconds.observe(max((now - held.created_at).total_seconds(), 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator import counters
 from orchestrator.domain.states import State, Trigger
 from orchestrator.monitoring import Monitor, catalogue, exposition
 from orchestrator.store import checkouts as lifecycle
+from orchestrator.store import heartbeats, readiness
 from orchestrator.store.heartbeats import Heart
 from tests.conftest import make_settings
 from tests.support.api_scene import serving
@@ -153,6 +155,20 @@ async def test_counts_outlive_their_process_and_are_never_doubled(
     assert await core.all("SELECT count(*) FROM workers") == [0]
 
 
+async def test_each_process_measures_how_far_postgres_is_from_its_clock(
+    core: Core, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "time", SimpleNamespace(time=lambda: time.time() - 40))
+    heart = Heart(core.db, "worker")
+    for _ in range(2):
+        assert await heart.beat({})
+    apart = (await fresh(monitor))["clock_difference_seconds"]
+    assert apart["worker",] == pytest.approx(40, abs=2)
+    assert abs(apart["api",]) < 1
+    (found,) = await readiness.processes(core.db)
+    assert found.progress["clockSeconds"] == pytest.approx(40, abs=2)
+
+
 async def test_slow_figures_are_read_in_the_background_and_failed_ones_are_not_shown(
     core: Core, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,8 +202,15 @@ async def test_slow_figures_are_read_in_the_background_and_failed_ones_are_not_s
 async def test_only_the_operators_token_opens_the_metrics(database_url: str) -> None:
     async with serving(make_settings(database_url=database_url)) as api:
         assert (await api.client.get("/metrics")).status_code == 404
+        metrics = api.client._transport.app.state.metrics  # type: ignore[attr-defined]
+        await metrics.prepare()
+        assert metrics._monitor is None
     token = "a token of the operator"
     async with serving(make_settings(database_url=database_url, metrics_token=token)) as api:
+        metrics = api.client._transport.app.state.metrics  # type: ignore[attr-defined]
+        # What the first scrape needs is read at the start.
+        await metrics.prepare()
+        assert all(group.read_at > 0 for group in metrics._monitor._groups.values())
         everything = api.bearer(scopes=("checkouts:read", "checkouts:write", "money:write", "ops"))
         for headers in ({}, everything, {"Authorization": "Bearer wrong"}):
             assert (await api.client.get("/metrics", headers=headers)).status_code == 401
@@ -195,7 +218,7 @@ async def test_only_the_operators_token_opens_the_metrics(database_url: str) -> 
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         assert Page(answer.content)["database_up"] == {(): 1.0}
-        await api.client._transport.app.state.metrics.close()  # type: ignore[attr-defined]
+        await metrics.close()
 
 
 def test_labels_are_bounded() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from orchestrator.cli import gateways, stuck_money
+from orchestrator.cli import database_checks, gateways, stuck_money
 from orchestrator.gateway.client import Account
 from orchestrator.gateway.outcomes import NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.store import readiness
 from orchestrator.store.readiness import Process
 
 ACCOUNT = Account("shop", "https://gw.example", "https://gw.example", "user", "secret")
@@ -57,6 +60,26 @@ def test_a_login_that_failed_is_told_for_what_it_is(outcome: object, said: str, 
     assert "secret" not in sentence
     known = told["https://gw.example:443"]
     assert (known.ago, known.left, known.reason) == (63.0, 6.0, "HTTP 503")
+
+
+def test_a_host_with_another_clock_is_named() -> None:
+    said: list[tuple[str, str]] = []
+    report = SimpleNamespace(ill=lambda what, found: said.append((what, found)))
+    clocks = {"well": 0.4, "ahead": -41.0, "gone": 900.0}
+    found = [
+        Process(name, "worker", 99.0 if name == "gone" else 3.0, {"clockSeconds": apart})
+        for name, apart in clocks.items()
+    ]
+    database_checks.clocks([*found, Process("old", "api", 3.0, {})], report)  # type: ignore[arg-type]
+    ((what, sentence),) = said
+    assert (what, "-41 s from that of the host of worker ahead: set both by NTP" in sentence) == (
+        "clock",
+        True,
+    )
+
+
+def test_each_fault_of_postgres_has_a_remedy() -> None:
+    assert set(database_checks.REMEDIES) == set(readiness._STATES)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,13 @@ async def test_steps_and_calls_of_an_order_are_in_its_trace_and_late_ones_link_t
     (link,) = late[0].links
     assert late[0].context.trace_id != link.context.trace_id
     assert link.context.trace_id == int(traceparent(correlation, "")[3:35], 16)
+    # An order that is not in the sample leaves nothing.
+    spans.clear()
+    traces._sample = 0.0
+    other = await world.accept()
+    await world.process(other)
+    assert (await world.row(other)).state == "awaiting_payment"
+    assert spans.get_finished_spans() == ()
 
 
 async def test_a_whole_order_is_one_picture_with_its_callback_a_day_later(
