@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MOST: Final = 400
+MOST: Final = 600
 """Combinations of labels that a metric keeps."""
 OTHER: Final = "other"
 SEPARATOR: Final = "|"
@@ -53,6 +53,10 @@ class Counter:
             if len(known) >= MOST:
                 values = (OTHER,) * len(self.labels)
             known[values] = known.get(values, 0.0) + by
+
+    def knows(self, *values: str) -> bool:
+        """Return whether something was counted for these values."""
+        return values in self.values
 
 
 class Histogram:

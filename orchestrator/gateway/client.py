@@ -65,6 +65,7 @@ CIRCUIT_OPEN = "The circuit of the gateway is open."
 
 _LABELS = counters.Bounded(16)
 """The gateways that are counted by name."""
+_FAILURES = (WORDS[Unknown], WORDS[NotSent])
 
 _TOKEN: Reader[Token] = Reader("token")
 _SESSION: Reader[Session] = Reader("session")
@@ -451,7 +452,12 @@ class Gateway:
 
 def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seconds: float) -> None:  # noqa: PLR0917 - all of a call
     """Count a call, and write its line in the log."""
-    counters.gateway_calls.add(_LABELS.of(gateway), name, WORDS[type(outcome)])
+    labels = (_LABELS.of(gateway), name)
+    if not counters.gateway_calls.knows(*labels, _FAILURES[0]):
+        # Failures are counted from zero, so that the first of them is an increase.
+        for failure in _FAILURES:
+            counters.gateway_calls.add(*labels, failure, by=0.0)
+    counters.gateway_calls.add(*labels, WORDS[type(outcome)])
     counters.gateway_call_seconds.observe(seconds, name)
     took = round(seconds * 1000, 1)
     if isinstance(outcome, Done):
