@@ -59,6 +59,25 @@ GAUGES: Final = tuple(
 BY_NAME: Final = {gauge.name.removeprefix(PREFIX): gauge for gauge in GAUGES}
 
 
+SCRAPING: Final = """\
+## Scraping
+
+`orchestrator monitoring alerts > alerts.yml` writes the rules and `orchestrator monitoring dashboard > dashboard.json` a dashboard to import in Grafana;
+[runbook-alerts.md](runbook-alerts.md) has a chapter for each alert. In `prometheus.yml`:
+
+```yaml
+rule_files: [alerts.yml]
+scrape_configs:
+  - job_name: orchestrator
+    scrape_interval: 15s
+    authorization: {credentials_file: /etc/prometheus/orchestrator.token}
+    static_configs: [{targets: ["orchestrator:8000"]}]
+```
+
+The names begin with `orchestrator_`, so Flower and celery-exporter can run beside it. They see the queues of the broker and nothing more: workers
+send no task events and take no remote control. How long a broker's queue is says little here, since Postgres holds the work: use the ages."""
+
+
 def reference() -> str:
     """Return the page of all metrics; docs/metrics.md is exactly this (a test compares)."""
     lines = [
@@ -73,6 +92,8 @@ def reference() -> str:
         "among millions of checkouts, and a figure is a count of rows and never a sum of changes. Counters are totals of all processes, alive or",
         "ended: each writes its own with its heartbeat, so a killed process loses the counts of its last five seconds, and a counter never falls.",
         "What concerns money and orders is a gauge, which loses nothing.",
+        "",
+        *SCRAPING.splitlines(),
         "",
         "## Gauges",
         "",

@@ -37,7 +37,14 @@ def test_the_files_are_what_the_table_says(name: str) -> None:
 def test_every_rule_fires_for_its_cause_and_is_silent_in_an_hour_without_it(tmp_path: Path) -> None:
     (tmp_path / "alerts.yml").write_text(generated.alerts())
     (tmp_path / "tests.yml").write_text(generated.alert_tests())
-    for command in (("check", "rules", "alerts.yml"), ("test", "rules", "tests.yml")):
+    # And the configuration that the page shows.
+    (shown,) = re.findall(r"```yaml\n(.*?)```", catalogue.reference(), flags=re.DOTALL)
+    (tmp_path / "prometheus.yml").write_text(shown)
+    for command in (
+        ("check", "config", "--syntax-only", "prometheus.yml"),
+        ("check", "rules", "alerts.yml"),
+        ("test", "rules", "tests.yml"),
+    ):
         ran = subprocess.run(
             ("promtool", *command), cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
         )
