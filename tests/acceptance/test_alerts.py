@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -170,7 +171,7 @@ def test_alerts_of_work_that_waits_fire_for_their_causes_and_not_before(
 
         # No deliverer and no worker: events, callbacks and orders wait.
         one.kill("deliverer")
-        added = one.command("webhooks", "add", "http://127.0.0.1:9/hook")
+        added = one.command("webhooks", "add", f"http://127.0.0.1:{free_port()}/hook")
         assert added.returncode == 0, added.stderr
         offered = [one.order() for _ in range(5)]
         for checkout in offered:
@@ -301,7 +302,9 @@ def test_alerts_of_servers_fire_for_their_causes(
             db.execute(set_read_only.format(name, "on"))
             end_others(db)
             one.until(lambda: refused(one), "orders are refused", seconds=60)
-            assert [refused(one) for _ in range(20)] == [True] * 20
+            # An order waits some seconds for Postgres before it is refused.
+            with ThreadPoolExecutor(20) as pool:
+                assert all(pool.map(lambda _: refused(one), range(20)))
             fires(firing, "DatabaseAway")
             db.execute("SET default_transaction_read_only = off")
             db.execute(set_read_only.format(name, "off"))
@@ -336,7 +339,7 @@ def refused(installation: World) -> bool:
     """Send an order; return whether it was refused because of Postgres."""
     address = f"{installation.api_url}/v1/checkouts"
     order, kind = intent(f"R-{time.monotonic_ns()}"), {"Content-Type": "application/json"}
-    return installation.http.post(address, content=order, headers=kind).status_code == 503
+    return installation.http.post(address, content=order, headers=kind, timeout=60).status_code == 503
 
 
 @pytest.mark.slow
