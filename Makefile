@@ -78,7 +78,7 @@ bench: $(BENCH_STAMP) ## the product beside other designs and against the limit 
 
 # uv is one of the pinned tools; where there is no .venv yet, name another uv: make pins UV=uv
 pins: ## compile pyproject.toml into the requirements files
-	@$(COMPILE) --extra devkit --extra test --output-file requirements-dev.txt pyproject.toml
+	@$(COMPILE) --extra devkit --extra test --extra traces --output-file requirements-dev.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --output-file requirements-devkit.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --extra bench --output-file requirements-bench.txt pyproject.toml

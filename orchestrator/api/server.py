@@ -14,6 +14,7 @@ from orchestrator import gc_tuning, log
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
+from orchestrator.api.metrics import MetricsPort
 from orchestrator.api.middleware import always_and_no_page
 from orchestrator.crypto import Encryptor
 from orchestrator.messaging.hints import HintPublisher
@@ -45,6 +46,9 @@ READ_TIMEOUT: Final = 3_000
 INLET: Final = 4
 """Connections beside the pool: three for the writers of intents, of callbacks and of unmatched callbacks, and
 one for merchants and health."""
+
+SCRAPED: Final = 2
+"""Connections for the figures of `/metrics`, opened by the first scrape."""
 
 
 def run(settings: Settings, host: str, port: int, *, pages: Callable[[Services], Pages] | None = None) -> int:
@@ -115,12 +119,13 @@ async def serve(
     """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
     connections = Connections(
         settings.api_connections,
-        files=settings.database_pool + INLET,
+        files=settings.database_pool + INLET + SCRAPED,
         always=always_and_no_page(settings),
     )
     services = build(settings, hint_publisher)
+    app = create_app(services, pages=pages)
     config = uvicorn.Config(
-        create_app(services, pages=pages),
+        app,
         host=host,
         port=port,
         # uvicorn calls what it is given as a class with its own arguments.
@@ -148,9 +153,14 @@ async def serve(
     _log.info("api_serving", host=host, port=port)
     gc_tuning.settle()
     watch = asyncio.create_task(connections.watch(), name="connections")
+    scrapes = MetricsPort(app.state.metrics, settings.metrics_listen) if settings.metrics_listen else None
+    if scrapes is not None:
+        scrapes.start()
     try:
         await server.serve()
     finally:
+        if scrapes is not None:
+            await scrapes.stop()
         await cancelled([watch])
         connections.tell()
     if server.cut_off:

@@ -47,6 +47,7 @@ _COMMANDS: Final = {
     "console": "console:console",
     "audit": "trail:audit",
     "archive": "archive:archive",
+    "monitoring": "monitoring:monitoring",
 }
 """Command → module of this package and name in it, in the order of the help."""
 

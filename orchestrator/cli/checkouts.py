@@ -16,7 +16,7 @@ from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.documents import command_facts, facts_of, operation_facts
 from orchestrator.cli.erasure import erase
 from orchestrator.cli.listings import HELD, amounts_of, list_checkouts
-from orchestrator.cli.lookup import find_checkout, price, table
+from orchestrator.cli.lookup import find_checkout, find_correlated, price, table
 from orchestrator.cli.output import json_option, printer, say, say_document
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.cli.watching import watch
@@ -40,10 +40,19 @@ def checkouts() -> None:
 
 @checkouts.command(short_help="Show one checkout: state, money, and what happened.")
 @data_dir
-@click.argument("checkout")
+@click.argument("checkout", required=False)
+@click.option(
+    "--correlation",
+    metavar="ID",
+    help="The checkout of the request with this X-Correlation-Id; of several, a list.",
+)
 @json_option
-def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
+def show(  # noqa: C901 - a table for each kind of row
+    *, data_dir: Path, checkout: str | None, correlation: str | None, as_json: bool
+) -> int:
     """Show one checkout (its id, or its order number): state, money, and what happened when."""
+    if (checkout is None) == (correlation is None):
+        raise click.UsageError("give the id or the order number of a checkout, or --correlation")
 
     async def tell(settings: Settings, db: Database) -> int:
         import msgspec  # noqa: PLC0415
@@ -53,7 +62,9 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
         from orchestrator.store import read_model  # noqa: PLC0415
         from orchestrator.store.free_text import Reasons  # noqa: PLC0415
 
-        row = await find_checkout(db, checkout)
+        row = await find_checkout(db, checkout) if checkout else await find_correlated(db, str(correlation))
+        if row is None:
+            return 0
         reasons = await Reasons.of(db, Encryptor(settings.secret_keys), row.id)
         if as_json:
             say_document(

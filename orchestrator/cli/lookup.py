@@ -11,6 +11,8 @@ from uuid import UUID
 
 import click
 
+from orchestrator.cli.output import say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 ID_SLACK: Final = 600.0
 """Seconds by which the clock of the process that made an id may differ from Postgres's."""
+MOST_CORRELATED: Final = 50
+"""Checkouts of one request that are listed."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
 _AMOUNTS: Final = frozenset(
@@ -103,6 +107,33 @@ async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     if found is None:
         raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
     return found
+
+
+async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | None:
+    """Return the checkout of the request with this correlation id; where several came with it, list them and
+    return None.
+
+    No index has it, so that intake need not keep one: the statement reads all checkouts, a second for some
+    millions.
+    """
+    from sqlalchemy import text  # noqa: PLC0415
+
+    from orchestrator.store import read_model  # noqa: PLC0415
+
+    rows = await db.read(
+        text("""
+            SELECT id, order_ref, state FROM checkouts WHERE correlation_id = :correlation ORDER BY created_at DESC LIMIT :most
+        """),
+        {"correlation": correlation, "most": MOST_CORRELATED},
+    )
+    if not rows:
+        raise click.UsageError(f"no checkout came with the correlation id {correlation!r}")
+    if len(rows) == 1:
+        return await read_model.checkout(db, rows[0].id)
+    for row in rows:
+        say(f"{row.id}  {row.order_ref}  {row.state}")
+    say(f"{len(rows)} checkouts came with this id: show one of them by its own.", err=True)
+    return None
 
 
 async def merchant_names(db: Database) -> dict[int, str]:

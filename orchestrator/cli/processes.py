@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import secrets
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from orchestrator.cli.extra import need_devkit
 from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.devkit.local.up import Options, Up
@@ -198,7 +199,8 @@ def api(*, host: str, port: int) -> int:
     check_listening(host, port)
     _check_clock(settings)
     log.own_output()
-    return server.run(settings, host, port, pages=Console)
+    with _traced(settings, "api"):
+        return server.run(settings, host, port, pages=Console)
 
 
 @click.command(short_help="Carry checkouts (a Celery worker).")
@@ -210,7 +212,8 @@ def worker() -> int:
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     _check_clock(settings)
     log.own_output()
-    return run_worker(settings)
+    with _traced(settings, "worker"):
+        return run_worker(settings)
 
 
 @click.command(short_help="Publish sweeps and seals in their intervals.")
@@ -237,7 +240,8 @@ def deliverer() -> int:
     settings = _needing(logged(load()), "database_url", "secret_keys")
     _check_clock(settings)
     log.own_output()
-    return run_deliverer(settings)
+    with _traced(settings, "deliverer"):
+        return run_deliverer(settings)
 
 
 @click.command(short_help="Serve a faithful gateway on this machine.")
@@ -389,6 +393,18 @@ def _check_clock(settings: Any) -> None:
             f"the clock of the database is moved forward by {found.seconds} s, which is for tests with a gateway on this machine "
             "alone: set clock_skew.seconds to 0"
         )
+
+
+@contextmanager
+def _traced(settings: Any, process: str) -> Iterator[None]:
+    """Keep traces where the settings say so, and send the last ones at the end."""
+    from orchestrator import traces  # noqa: PLC0415 - each command imports what it needs
+
+    traces.start(process, settings.traces_url, settings.traces_sample)
+    try:
+        yield
+    finally:
+        traces.stop()
 
 
 def _needing(settings: Any, *names: str) -> Any:

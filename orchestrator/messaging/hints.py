@@ -117,6 +117,18 @@ class HintPublisher:
         finally:
             publisher.close()
 
+    def depths(self) -> dict[str, int]:
+        """Return how many messages wait in each queue of work, as `depth`."""
+        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
+        try:
+            return {
+                "checkouts": publisher.depth("checkouts"),
+                "callbacks": publisher.depth("callbacks"),
+                "intents": publisher.waiting(INTENTS.name),
+            }
+        finally:
+            publisher.close()
+
     def intents(self) -> int:
         """Return how many messages of merchants wait in the queue `intents`, without those that workers hold.
 

@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
-from orchestrator import log
+from orchestrator import counters, log, traces
 from orchestrator.audit import Action
 from orchestrator.domain import last_error, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
@@ -169,9 +169,11 @@ class CheckoutProcessor:
     ) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
         step = Step(self.context, held)
+        span = _traced(held) if traces.on else None
         try:
             await self._steps(step, place, queue)
         except LeaseLost:
+            counters.lease_losses.add()
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
             _log.warning("move_not_known", state=step.held.state)
@@ -182,6 +184,8 @@ class CheckoutProcessor:
                 _log.exception("step_broke", state=step.held.state)
                 await self._set_aside(step, error)
         finally:
+            if span is not None:
+                span.end(checkout=str(held.id), queue=queue, state=step.held.state.value)
             woken = step.held.woken and not self._stopping
             if ended is not None:
                 ended(held, woken=woken)
@@ -212,7 +216,7 @@ class CheckoutProcessor:
             elif pause > 0 and not commands.wait(step.held):
                 await step.postpone(pause + schedule.back_off(step.settings, 2))
             else:
-                await _take(step)
+                await _next(step)
 
     async def _served(self, step: Step) -> bool:
         """Give a step its merchant; False, and the checkout is postponed, where no call is made for it."""
@@ -266,6 +270,34 @@ async def _quarantine(step: Step) -> None:
         attempts=held.attempts,
         attention=step.cleared_attention() or POISONED,
     )
+
+
+def _traced(held: ClaimedCheckout) -> traces.Span | None:
+    """Begin the span of a claim, with the time that a new order waited for it before."""
+    now = held.now()
+    place = traces.of_order(held.correlation_id, held.id, now)
+    if place is None:
+        return None
+    if held.state is State.RECEIVED and held.attempts == 0 and held.created_at is not None:
+        traces.past("wait for a worker", place, held.created_at, held.claimed_at, checkout=str(held.id))
+    span = traces.begin("process", place)
+    traces.current.set(None if span is None else span.place)
+    return span
+
+
+async def _next(step: Step) -> None:
+    """Take the next step, within a span where the order's trace is kept."""
+    outer, state = traces.current.get() if traces.on else None, step.held.state
+    span = traces.begin(f"step {state}") if outer is not None else None
+    if span is None:
+        await _take(step)
+        return
+    traces.current.set(span.place)
+    try:
+        await _take(step)
+    finally:
+        traces.current.set(outer)
+        span.end(state=step.held.state.value, version=step.held.version)
 
 
 async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state

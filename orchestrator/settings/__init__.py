@@ -266,7 +266,8 @@ class Settings(AccessSettings):
     hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1
     otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
-    """Connections to Postgres from one process; an API process has four more, for requests that write."""
+    """Connections to Postgres from one process; an API process has four more, for requests that write, and
+    two where it serves metrics."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
     """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of
     open files is lower."""
@@ -460,7 +461,7 @@ def _array(name: str) -> str:
 
 _GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
 SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets", "console_oidc_client_secret"}),
+    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets", "console_oidc_client_secret", "metrics_token"}),
     "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
     "scheduler": frozenset({"database_url", "broker_url"}),
     "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),

@@ -6,9 +6,10 @@ import re
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from orchestrator.settings.hosts import is_loopback
+from orchestrator.settings.monitoring import MonitoringSettings
 from orchestrator.settings.values import HttpUrl, SafeUrl
 
 ANY_ORIGIN: Final = "*"
@@ -29,7 +30,7 @@ def origin(value: str) -> str:
     return value.lower()
 
 
-class AccessSettings(BaseSettings):
+class AccessSettings(MonitoringSettings):
     """What `Settings` says of access over HTTP."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)

@@ -238,10 +238,9 @@ def test_merchants_are_added_and_disabled_without_a_password_on_the_command_line
     assert (unknown.returncode, "no merchant shop3" in unknown.stderr) == (2, True)
 
 
-def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
+def test_doctor_names_what_is_not_well_and_what_to_do(books):
     known = {
-        "DATABASE_URL": database_url,
-        "SECRET_KEYS": f'["{SECRET_KEY}"]',
+        **books,
         "BROKER_URL": "redis://127.0.0.1:1/0",
         "GATEWAY_URL": "http://127.0.0.1:1",
         **JWT,
@@ -250,8 +249,18 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     ended = orchestrator("doctor", **known)
     heartbeat = orchestrator("doctor", "worker", **known)
 
+    lines = [line.split(maxsplit=1)[1] for line in ended.stdout.splitlines()]
     found = {line.split()[1]: line for line in ended.stdout.splitlines()}
     assert ended.returncode == 1
+    assert "down" in found["gateway"]
+    assert "user name and password are not the cause" in found["gateway"]
+    assert any(
+        line.startswith("attention") and "for orders of 139.00 DKK: 1 surplus_payment" in line
+        for line in lines
+    )
+    assert any(
+        line.startswith("money") and "139.00 DKK are held by payments beside" in line for line in lines
+    )
     assert all(
         found[name].startswith("ok")
         for name in ("settings", "database", "clock", "schema", "writes", "months", "backlog", "events")
@@ -478,6 +487,17 @@ def test_show_and_explain_show_operations_and_ways_out(books, database_url):
     assert "Transaction 8 holds 139.00 DKK" in explained.stdout
     for title in ("Because", "Evidence", "Next", "You may"):
         assert f"\n{title}\n  - " in explained.stdout
+
+    # Both orders of the fixture came with one correlation id.
+    several = orchestrator("checkouts", "show", "--correlation", "c-1", **books)
+    assert (several.returncode, len(several.stdout.splitlines())) == (0, 2)
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
+        db.execute("UPDATE checkouts SET correlation_id = 'c-2' WHERE order_ref = 'paid-1'")
+    single = orchestrator("checkouts", "show", "--correlation", "c-2", "--json", **books)
+    assert json.loads(single.stdout)["orderId"] == "paid-1"
+    for arguments in (("--correlation", "c-3"), (), ("paid-1", "--correlation", "c-2")):
+        wrong = orchestrator("checkouts", "show", *arguments, **books)
+        assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1), wrong.stderr
 
 
 def test_checkouts_are_listed_by_what_is_held(books):

@@ -60,7 +60,10 @@ _SWEEP = text(f"""
     ),
     put_off AS (
         -- By their ids as an array: as a join the planner, who cannot know how many are due, may read all checkouts.
-        UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
+        UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace),
+               -- What is hinted at was due a grace before; what no holder has written since keeps its time.
+               due_since = CASE WHEN c.due_since >= c.updated_at THEN c.due_since
+                                ELSE c.due_at - CASE WHEN c.hinted THEN make_interval(secs => :grace) ELSE interval '0' END END
           FROM t WHERE c.id = ANY(ARRAY(SELECT id FROM due_now))
         RETURNING c.id, c.wake > 0 AS woken, c.claims > 1 AS suspect
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
-from orchestrator import audit
+from orchestrator import audit, counters
 from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
@@ -257,6 +257,8 @@ class Transitions:
         landed = await self._batch.put(prepared)
         if landed is None:
             raise LeaseLost(move.held.id)
+        if move.trigger is not None:
+            counters.moves.add(prepared.to)
         return _after(prepared, landed)
 
     @property

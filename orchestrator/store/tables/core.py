@@ -123,6 +123,9 @@ checkouts = Table(
     # A hint has been published for the present due time: one claim may come before `due_at`.
     Column("hinted", Boolean, nullable=False, server_default=text("false")),
     _time("due_at"),
+    # Since when it has been due, as the first sweep that found it saw; sweeps move `due_at`. It counts where
+    # it is not before `updated_at`.
+    _time("due_since"),
     _time("deadline", nullable=False),
     _time("offered_at"),
     # Cancelling was asked for: the token is no longer handed out, and the grace runs.
@@ -479,16 +482,6 @@ rejected_intents = Table(
     Index("ix_rejected_intents_order_ref", "merchant_id", "order_ref", "id"),
     Index("ix_rejected_intents_created_at", "created_at"),
 )  # fmt: skip
-
-workers = Table(
-    "workers",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("kind", Text, nullable=False),
-    _time("started_at", now=True),
-    _time("seen_at", now=True),
-    Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
-)
 
 clock_skew = Table(
     "clock_skew",
