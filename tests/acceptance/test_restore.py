@@ -83,6 +83,7 @@ def test_after_a_restore_every_order_since_is_compared_with_the_gateway_and_noth
             unpaid = installation.api().create(intent("LOST-2"))
             installation.until_all("completed", "awaiting_payment")
             installation.pay(str(lost.checkout.id))
+            old_page = installation.begin_payment(str(unpaid.checkout.id))
             installation.until_state(str(lost.checkout.id), "completed")
             installation.until(lambda: len(installation.movements(captured)) == 2, "both are executed")
             seen = feed(installation, "0")["next"]
@@ -93,10 +94,11 @@ def test_after_a_restore_every_order_since_is_compared_with_the_gateway_and_noth
             (tmp_path / "orders").write_text("LOST-1\nLOST-2\n")
             installation.start("worker-1")
             installation.start("scheduler")
-            ended = installation.command(
+            reconcile = (
                 *("checkouts", "reconcile", "--restored-to", moment.isoformat(), "--merchant", "default"),
                 *("--orders", str(tmp_path / "orders")),
             )
+            ended = installation.command(*reconcile)
             assert ended.returncode == 0, ended.stderr
             counted = dict(re.findall(r"^(\w[\w ]+?) {2,}(\d+)$", ended.stdout, re.MULTILINE))
             assert counted["created from their payment"] == counted["without a payment"] == "1"
@@ -108,7 +110,7 @@ def test_after_a_restore_every_order_since_is_compared_with_the_gateway_and_noth
             # The shop hands over again what it has handed over since.
             again = installation.api().create(intent("LOST-1"))
             assert (again.new, again.checkout.id) == (False, lost.checkout.id)
-            assert installation.api().create(intent("LOST-2")).checkout.id != unpaid.checkout.id
+            assert installation.api().create(intent("LOST-2-again")).new
             installation.until_state(str(lost.checkout.id), "completed")
             installation.until_all("completed", "awaiting_payment")
             installation.until(
@@ -119,6 +121,12 @@ def test_after_a_restore_every_order_since_is_compared_with_the_gateway_and_noth
             # A consumer goes on where it was, and is given events that it has not seen.
             assert all(int(event["position"]) > int(seen) for event in feed(installation, seen)["events"])
             assert "LOST-1" in {event["data"]["orderId"] for event in feed(installation, seen)["events"]}
+            # A shopper pays on a page of the lost time, whose callback finds no checkout.
+            installation.submit(old_page)
+            ended = installation.command(*reconcile)
+            assert re.search(r"^created from their payment +1$", ended.stdout, re.MULTILINE), ended
+            installation.until_state(str(unpaid.checkout.id), "completed")
+            assert installation.checkout(str(unpaid.checkout.id))["attention"]["code"] == "unknown_order"
             installation.agree()
         finally:
             for process in list(installation.running):
