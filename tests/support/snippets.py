@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FENCE = re.compile(
-    r"^(?P<notes>(?:<!-- .* -->\n)*)```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+    r"^(?P<notes>(?:<!-- [^\n]* -->\n)*)```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 _NOTE = re.compile(r"<!-- (\w+)(?:: (.*))? -->")
 _SECONDS = 60
