@@ -1,4 +1,4 @@
-"""The site of the documents: `make docs` makes it of the same Markdown, with a search that needs no server."""
+"""The site of the documents: `make docs` makes it of the same Markdown, with a search without a server."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ html_theme = "furo"
 html_title = project
 html_show_sphinx = False
 html_copy_source = False
-# Mermaid and plain text have no words to colour; an import that a snippet's language does not know is no fault.
+# Languages that are not coloured, such as Mermaid, are no fault.
 suppress_warnings = ["misc.highlighting_failure"]
 
 
