@@ -159,14 +159,10 @@ class Gateway:
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
 
-    def counts(self) -> list[dict[str, object]]:
-        """Return the calls of the last minutes by gateway, for the heartbeat."""
-        return self._limits.counts()
-
     @property
-    def troubles(self) -> list[dict[str, object]]:
-        """The gateways whose circuit is open, as `GatewayLimits.trouble` says it."""
-        return self._limits.troubles
+    def limits(self) -> LimitsRegistry:
+        """What it knows of its gateways: their calls of the last minutes, and open circuits."""
+        return self._limits
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""

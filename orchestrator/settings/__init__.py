@@ -24,6 +24,7 @@ from orchestrator.settings.access import AccessSettings
 from orchestrator.settings.broker_url import AMQP, Endpoint
 from orchestrator.settings.broker_url import read as read_broker_url
 from orchestrator.settings.pod_environment import is_service_link
+from orchestrator.settings.secrets import SECRET, SECRETS
 from orchestrator.settings.values import (
     BrokerUrl,
     HttpUrl,
@@ -457,20 +458,6 @@ def _array(name: str) -> str:
     numbers = field is not None and float in get_args(field.annotation)
     example = "[3600,86400]" if numbers else '["first","second"]'
     return f"must be a JSON array, for example {example}"
-
-
-_GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
-SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets", "console_oidc_client_secret", "metrics_token"}),
-    "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
-    "scheduler": frozenset({"database_url", "broker_url"}),
-    "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),
-    "sandbox": _GATEWAY,
-    "shop": frozenset({"jwt_secrets"}),
-    "migrate": frozenset({"migration_url", "secret_keys"}),
-}  # fmt: skip
-"""The settings with a secret that each process needs, and the only such settings it should be given."""
-SECRET: Final = frozenset().union(*SECRETS.values())
 
 
 def environment(settings: Settings, process: str | None = None) -> dict[str, str]:

@@ -358,7 +358,7 @@ class Bridge:
         stalled, stalled_by = self._submissions.stalled
         for result, number in (("accepted", consumed.accepted), ("rejected", consumed.rejected)):
             counters.queued_intents.values[result,] = float(number)
-        circuits = self._gateway.troubles
+        circuits = self._gateway.limits.troubles
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
@@ -369,7 +369,7 @@ class Bridge:
             "dispatchedSecondsAgo": round(self._dispatcher.idle_seconds, 1),
             "waiting": self._dispatcher.waiting,
             "messagesDropped": dropped.total,
-            "gateways": self._gateway.counts(),
+            "gateways": self._gateway.limits.counts(),
             "intentMessages": consumed.messages,
             "intentsAccepted": consumed.accepted,
             "intentsRejected": consumed.rejected,

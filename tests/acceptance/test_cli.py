@@ -387,6 +387,12 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         (("reconcile", "paid-1", "--since", "1h"), "and not both"),
         (("reconcile", "paid-1", "--merchant", "default"), "--merchant goes with --since"),
         (("reconcile", "--since", "24"), "'24' is not a time span"),
+        (("reconcile", "--restored-to", "2026-11-27 08:00"), "is not a moment with its offset"),
+        (("reconcile", "--restored-to", "2999-01-01T00:00:00Z"), "lies in the future"),
+        (
+            ("reconcile", "--since", "1h", "--orders", "LICENSE"),
+            "--orders goes with --restored-to and --merchant",
+        ),
         (("reconcile", "--since", "400d"), "of at most a year"),
         (("reconcile", "--since", "1h", "--merchant", "unknown"), "there is no merchant 'unknown'"),
         (("explain", "nowhere"), "there is no checkout"),

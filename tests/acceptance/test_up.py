@@ -19,7 +19,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from orchestrator.devkit.client import NoAnswer
-from orchestrator.settings import SECRET, SECRETS
+from orchestrator.settings.secrets import SECRET, SECRETS
 from tests.support.command import Shop, orchestrator, running
 from tests.support.world import agree, ledger
 

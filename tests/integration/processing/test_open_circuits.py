@@ -181,16 +181,16 @@ async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
     monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 20.0)
     async with watchful(database_url, gateway_url) as world:
         gateway = world.processor.context.gateway
-        assert gateway.troubles == []
+        assert gateway.limits.troubles == []
         await circuits_open(world)
         checkout = await world.accept()
         await world.process(checkout)
         silent = await _because(world, checkout)
         assert "its circuit is open" in silent
-        (trouble,) = gateway.troubles
+        (trouble,) = gateway.limits.troubles
         assert trouble["reason"] == "The gateway answered HTTP 503."
         heart = Heart(world.db, "worker")
-        assert await heart.beat({"circuits": gateway.troubles})
+        assert await heart.beat({"circuits": gateway.limits.troubles})
         told = await _because(world, checkout)
         assert "The gateway is unavailable since " in told
         assert "The gateway answered HTTP 503" in told
@@ -198,7 +198,7 @@ async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
         # The breaker of the process that the gateway serves again tells of nothing.
         await world.control("DELETE", "faults")
         gateway._limits.of(trouble["gateway"]).note("default", Done(None))
-        assert gateway.troubles == []
+        assert gateway.limits.troubles == []
         await heart.end()
         assert await _because(world, checkout) == silent
 
