@@ -38,15 +38,17 @@ _OPEN = text(f"""
              LIMIT {AT_MOST}) o
      GROUP BY o.state
 """)  # noqa: S608 - made of our own words
-# What a decision is about: the payments that it names, or the whole order where it names none.
+# What a decision is about: the payments that it names, or the whole order where it names none. Of a chargeback
+# it is what was taken back, which the payments no longer hold.
 _DECISIONS = text(f"""
     SELECT a.attention, p.currency, sum(p.amount)::int8 AS amount, count(DISTINCT a.id) AS number,
            coalesce(extract(epoch FROM clock() - min(a.attention_since)), 0)::float8 AS age
-      FROM (SELECT id, attention, attention_details AS details, attention_since, currency, amount FROM checkouts
+      FROM (SELECT id, attention, attention_details AS details, attention_since, currency,
+                   CASE attention WHEN 'charged_back' THEN charged_back ELSE amount END AS amount FROM checkouts
              WHERE attention IS NOT NULL ORDER BY id LIMIT {AT_MOST}) a CROSS JOIN LATERAL (
            SELECT coalesce(x ->> 'currency', a.currency) AS currency,
                   CASE WHEN x = '{{}}' THEN a.amount ELSE coalesce(CAST(x ->> 'amount' AS int8), 0) END AS amount
-             FROM jsonb_array_elements(CASE WHEN jsonb_typeof(a.details -> 'payments') = 'array'
+             FROM jsonb_array_elements(CASE WHEN a.attention <> 'charged_back' AND jsonb_typeof(a.details -> 'payments') = 'array'
                                              AND jsonb_array_length(a.details -> 'payments') > 0
                                        THEN a.details -> 'payments' ELSE '[{{}}]' END) x) p
      GROUP BY a.attention, p.currency ORDER BY age DESC

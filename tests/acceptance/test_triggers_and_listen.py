@@ -66,7 +66,7 @@ def test_each_case_comes_about_and_says_what_to_look_at(up):
         assert orchestrator(*words[1:]).returncode == 0, told["lookAt"]
     decisions = {one["code"]: one for one in shown(up, "status")["decisions"]}
     assert set(MADE.values()) <= set(decisions)
-    assert decisions["surplus_payment"]["amount"] == 13_900
+    assert decisions["surplus_payment"]["amount"] == decisions["charged_back"]["amount"] == 13_900
 
 
 def test_a_lost_callback_is_found_while_a_person_watches(up):
