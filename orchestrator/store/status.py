@@ -38,8 +38,8 @@ _OPEN = text(f"""
              LIMIT {AT_MOST}) o
      GROUP BY o.state
 """)  # noqa: S608 - made of our own words
-# What a decision is about: the payments that it names, or the whole order where it names none. Of a chargeback
-# it is what was taken back, which the payments no longer hold.
+# What a decision is about: the payments that it names, or the whole order where it names none; of a
+# chargeback what was taken back, which its payments no longer hold.
 _DECISIONS = text(f"""
     SELECT a.attention, p.currency, sum(p.amount)::int8 AS amount, count(DISTINCT a.id) AS number,
            coalesce(extract(epoch FROM clock() - min(a.attention_since)), 0)::float8 AS age
