@@ -26,7 +26,7 @@ MOST_CORRELATED: Final = 50
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
 _AMOUNTS: Final = frozenset(
-    {"amount", "number", "oldest", "held", "reserved", "captured", "refunded", "charged back"}
+    {"amount", "number", "failing", "oldest", "held", "reserved", "captured", "refunded", "charged back"}
 )
 _WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation", "command"})
 """What is copied from a table must not be folded."""

@@ -164,7 +164,10 @@ class _Reading:
                 }
                 for one in found.operations
             ],
-            "open": {one.name: {"number": one.number, "age": round(one.age, 1)} for one in found.open},
+            "open": {
+                one.name: {"number": one.number, "failing": one.failing, "age": round(one.age, 1)}
+                for one in found.open
+            },
             "queues": {one.name: {"number": one.number, "age": round(one.age, 1)} for one in found.queues},
             "createdInLastMinute": found.created,
             "processes": {
@@ -226,9 +229,11 @@ class _Reading:
     def _numbers(self, title: str, nothing: str, rows: Sequence[Waiting], what: str) -> list[RenderableType]:
         if not rows:
             return [title, f"  {nothing}", ""]
-        shown = table(what, "number", "oldest")
+        failing = any(row.failing for row in rows)
+        shown = table(what, "number", *(["failing"] if failing else []), "oldest")
         for row in rows:
-            shown.add_row(row.name, self._count(row.number), age_of(row.age))
+            more = [self._count(row.failing)] if failing else []
+            shown.add_row(row.name, self._count(row.number), *more, age_of(row.age))
         return [title, shown, ""]
 
 

@@ -32,21 +32,24 @@ RECENT: Final = 60
 
 _NOW = text("SELECT clock() AS clock, now() AS now")
 _OPEN = text(f"""
-    SELECT o.state, count(*) AS number, extract(epoch FROM clock() - min(o.created_at))::float8 AS age
-      FROM (SELECT c.state, c.created_at FROM merchants m CROSS JOIN LATERAL (
-                SELECT state, created_at FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN} ORDER BY id LIMIT {AT_MOST}) c
+    SELECT o.state, count(*) AS number, count(o.last_error) AS failing,
+           extract(epoch FROM clock() - min(o.created_at))::float8 AS age
+      FROM (SELECT c.state, c.created_at, c.last_error FROM merchants m CROSS JOIN LATERAL (
+                SELECT state, created_at, last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN} ORDER BY id LIMIT {AT_MOST}) c
              LIMIT {AT_MOST}) o
      GROUP BY o.state
 """)  # noqa: S608 - made of our own words
-# What a decision is about: the payments that it names, or the whole order where it names none.
+# What a decision is about: the payments that it names, or the whole order where it names none; of a
+# chargeback what was taken back, which its payments no longer hold.
 _DECISIONS = text(f"""
     SELECT a.attention, p.currency, sum(p.amount)::int8 AS amount, count(DISTINCT a.id) AS number,
            coalesce(extract(epoch FROM clock() - min(a.attention_since)), 0)::float8 AS age
-      FROM (SELECT id, attention, attention_details AS details, attention_since, currency, amount FROM checkouts
+      FROM (SELECT id, attention, attention_details AS details, attention_since, currency,
+                   CASE attention WHEN 'charged_back' THEN charged_back ELSE amount END AS amount FROM checkouts
              WHERE attention IS NOT NULL ORDER BY id LIMIT {AT_MOST}) a CROSS JOIN LATERAL (
            SELECT coalesce(x ->> 'currency', a.currency) AS currency,
                   CASE WHEN x = '{{}}' THEN a.amount ELSE coalesce(CAST(x ->> 'amount' AS int8), 0) END AS amount
-             FROM jsonb_array_elements(CASE WHEN jsonb_typeof(a.details -> 'payments') = 'array'
+             FROM jsonb_array_elements(CASE WHEN a.attention <> 'charged_back' AND jsonb_typeof(a.details -> 'payments') = 'array'
                                              AND jsonb_array_length(a.details -> 'payments') > 0
                                        THEN a.details -> 'payments' ELSE '[{{}}]' END) x) p
      GROUP BY a.attention, p.currency ORDER BY age DESC
@@ -97,6 +100,8 @@ class Waiting:
     name: str
     number: int
     age: float
+    failing: int = 0
+    """Of open checkouts those whose last step at the gateway failed, and will be tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +157,11 @@ async def read(db: Database) -> Status:
         at=now.clock,
         decisions=[_money(row.attention, row) for row in await db.read(_DECISIONS)],
         operations=[_money(row.kind, row, state=row.state) for row in await db.read(_OPERATIONS)],
-        open=[_waiting(state, opened[state]) for state in State if state in opened],
+        open=[
+            _waiting(state, opened[state], failing=opened[state].failing)
+            for state in State
+            if state in opened
+        ],
         queues=queues,
         created=created.number,
         processes=processes,
@@ -176,8 +185,8 @@ def _overdue(queues: Sequence[Waiting], unplaced: readiness.Unplaced) -> list[st
     return found
 
 
-def _waiting(name: str, row: Any) -> Waiting:
-    return Waiting(name=name, number=row.number, age=row.age)
+def _waiting(name: str, row: Any, *, failing: int = 0) -> Waiting:
+    return Waiting(name=name, number=row.number, age=row.age, failing=failing)
 
 
 def _money(name: str, row: Any, *, state: str | None = None) -> Money:
