@@ -48,7 +48,7 @@ def variables(page: Path, terminal: Terminal) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.embedded_broker("it reads what `up` itself started")
 @pytest.mark.direct("it reads what `up` itself started")
 def test_all_snippets_do_what_the_pages_say(tmp_path: Path):
@@ -68,6 +68,7 @@ def test_all_snippets_do_what_the_pages_say(tmp_path: Path):
     settings = variables(PAGES[1], first)
     skipped = []
     with running("up", "--port", str(port), data_dir=tmp_path / ".orchestrator", **settings) as up:
+        up.until_said("The orchestrator is up.", seconds=120)
         up.until_up()
         exported = {f"ORCHESTRATOR_{name}": value for name, value in settings.items()}
         for page in PAGES:

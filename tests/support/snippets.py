@@ -27,7 +27,7 @@ _FENCE = re.compile(
     r"^(?P<notes>(?:<!-- [^\n]* -->\n)*)```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
 )
 _NOTE = re.compile(r"<!-- (\w+)(?:: (.*))? -->")
-_SECONDS = 60
+_SECONDS = 120
 
 
 @dataclass(frozen=True)
