@@ -110,12 +110,15 @@ class Live:
     async def _poll(self) -> None:
         while self._streams and not self.stopping:
             await asyncio.sleep(INTERVAL)
+            asked = {stream.topic for stream in self._streams}
             try:
-                marks = await self._ask({stream.topic for stream in self._streams})
+                marks = await self._ask(asked)
             except Exception as error:  # noqa: BLE001 - pages stay open, whatever it was
                 _log.warning("console_not_polled", **log.cause(error))
                 continue
             for stream in self._streams:
+                if stream.topic not in asked:
+                    continue  # it came while the marks were read: it stays new until its own were
                 moved = self._marks.get(stream.topic) not in {None, marks.get(stream.topic)}
                 if moved or (stream.new and stream.topic != "overview"):
                     stream.changed.set()

@@ -219,17 +219,22 @@ def an_order_is_cancelled_by_keyboard_alone(console, page):
     page.goto(f"{console.api_url}/console/decisions")
     tab_to(page, "Order number, id or transaction")
     page.keyboard.type("A-DEAD-END-1")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="A-DEAD-END-1")).to_be_visible()
+    press_enter(page, "Order A-DEAD-END-1")
     tab_to(page, "Cancel the order")
-    page.keyboard.press("Enter")
+    press_enter(page, "Cancel")
     tab_to(page, "Reason")
     page.keyboard.type("asked by the shop")
-    page.keyboard.press("Enter")
+    press_enter(page, "Order A-DEAD-END-1")
     expect(page.get_by_role("status")).to_contain_text("A worker carries it out")
     tab_to(page, "Bulk")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", name="Bulk actions")).to_be_visible()
+    press_enter(page, "Bulk actions")
+
+
+def press_enter(page, heading: str) -> None:
+    """Press the enter key, and wait for the page with this heading."""
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(heading)
 
 
 def tab_to(page, name: str) -> None:
