@@ -111,7 +111,7 @@ async def test_events_reach_a_developers_address_signed_and_in_order_and_wait_wh
     )
     with running("listen", *arguments, data_dir=up.data_dir) as listener:
         await asyncio.to_thread(listener.until_said, "Sending  events of default after position")
-        told = await asyncio.to_thread(made, up, "late_payment")
+        told = await asyncio.to_thread(made, up, "chargeback")
         await asyncio.to_thread(listener.until_said, "nothing listens there")
         async with receiving(port) as receiver:
             receiver.secrets = [SECRET]
