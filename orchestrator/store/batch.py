@@ -42,7 +42,7 @@ _DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
 
 
-_LONGEST_DELAY: Final = 0.015
+_LONGEST_DELAY: Final = 0.025
 
 
 _ONE_WRITE: Final = 30.0
