@@ -102,6 +102,13 @@ def on_redis(servers: Embedded, database_url: str, place: Path, kills: int) -> N
         # A killed consumer can lose only the message that it was popping.
         assert 0 <= lost <= 2 * kills
         assert 0 <= lost_wrong <= kills
+        # What is lost must not hide what is doubled.
+        found = accepted_orders(installation, orders - lost)
+        assert len(set(found)) == len(found)
+        refused = installation.sql(
+            "SELECT count(*) AS rows, count(DISTINCT order_ref) AS orders FROM rejected_intents"
+        )
+        assert refused[0]["rows"] == refused[0]["orders"]
 
 
 @pytest.mark.timeout(400)

@@ -403,11 +403,13 @@ async def test_money_is_not_moved_without_saying_how_much(api: Api, kind):
 @pytest.mark.parametrize("body", ["{", '{"amount": 1e99999999999999999999}', "[" * 5000])
 async def test_a_body_that_is_no_json_is_refused(api: Api, body):
     problem(await ask(api, await paid(api), "capture", body, key="k-1"), 422)
+    assert await stored(api) == []
 
 
 async def test_a_body_beyond_the_limit_is_refused(api: Api):
     body = json.dumps({"reason": "r" * commands.COMMAND_BYTES})
     problem(await ask(api, await paid(api), "cancel", body), 413, "too-large")
+    assert await stored(api) == []
 
 
 # ── What is refused because of how the checkout stands ────────────────────────────────────────────────────
