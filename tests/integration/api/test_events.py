@@ -276,9 +276,13 @@ async def test_what_is_deleted_while_it_is_read_is_not_taken_for_nothing(api: Ap
 @asynccontextmanager
 async def waiting(api: Api, number: int, **params: object):
     """Have so many clients wait, until each of them is known to the poller."""
+    # Merchants and a connection first: so many clients at once, in the loop of the server, would starve it.
+    await feed(api, **params)
     asked = [asyncio.create_task(feed(api, wait=30, **params)) for _ in range(number)]
     async with asyncio.timeout(20):
-        while len(api.services.event_feed) < number:  # noqa: ASYNC110 - there is no event to wait for
+        while len(api.services.event_feed) < number:
+            for early in (request for request in asked if request.done()):
+                pytest.fail(f"a client was answered and does not wait: {early.result()}")
             await asyncio.sleep(0.01)
     try:
         yield asked
