@@ -14,13 +14,16 @@ STAMP := $(VENV)/.ready
 # The benchmarks' own environment: what the product is measured against must not touch the product's pins, nor slow `make test`.
 BENCH := .venv-bench
 BENCH_STAMP := $(BENCH)/.ready
+# So has the site of docs/.
+DOCS := .venv-docs
+DOCS_STAMP := $(DOCS)/.ready
 UV ?= $(BIN)/uv
 # One file for every platform and Python; names, versions and hashes only.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --extra build --generate-hashes --no-annotate --custom-compile-command "make pins"
 # The modules whose every branch is tested, or `make test` fails.
 EXACT := orchestrator/domain/states*,orchestrator/domain/states/*,orchestrator/store/checkouts*,orchestrator/store/checkouts/*,orchestrator/store/inbox*,orchestrator/store/inbox/*,orchestrator/processing*,orchestrator/processing/*
 
-.PHONY: help venv demo test lint soak bench pins chromium pgbouncer brokers clean
+.PHONY: help venv demo test lint soak bench docs pins chromium pgbouncer brokers clean
 
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -45,6 +48,12 @@ $(STAMP): requirements-dev.txt requirements.txt pyproject.toml
 
 $(BENCH_STAMP): requirements-bench.txt pyproject.toml
 	$(call MAKE_VENV,$(BENCH),requirements-bench.txt)
+
+$(DOCS_STAMP): requirements-docs.txt
+	@rm -rf $(DOCS)
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-docs.txt
+	@touch $@
 
 demo: $(STAMP) ## shoppers through every outcome: make demo ARGS="--orders 45 --exit"
 	@$(BIN)/orchestrator demo $(ARGS)
@@ -76,12 +85,18 @@ soak: $(STAMP) pgbouncer brokers ## the slow tests, then the acceptance tests th
 bench: $(BENCH_STAMP) ## the product beside other designs and against the limit of this machine: make bench ARGS="--quick"
 	@$(BENCH)/bin/python -m tests.benchmarks $(ARGS)
 
+# A warning is an error: a link that leads nowhere ends it.
+docs: $(DOCS_STAMP) ## the documents as a site with search, in build/site
+	@$(DOCS)/bin/python -m sphinx -q -W --keep-going -c docs/site . build/site
+	@echo "build/site/docs/README.html"
+
 # uv is one of the pinned tools; where there is no .venv yet, name another uv: make pins UV=uv
 pins: ## compile pyproject.toml into the requirements files
-	@$(COMPILE) --extra devkit --extra test --output-file requirements-dev.txt pyproject.toml
+	@$(COMPILE) --extra devkit --extra test --extra traces --output-file requirements-dev.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --output-file requirements-devkit.txt pyproject.toml
 	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --extra bench --output-file requirements-bench.txt pyproject.toml
+	@$(subst --extra build ,,$(COMPILE)) --output-file requirements-docs.txt docs/site/requirements.in
 
 # The browser tests need a browser. Where it is missing, root on a Debian can fetch it; elsewhere those tests skip and say why.
 chromium:
@@ -115,5 +130,5 @@ brokers:
 		fi; }
 
 clean: ## remove .venv, caches and the demo's data
-	@rm -rf $(VENV) $(BENCH) .orchestrator .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
+	@rm -rf $(VENV) $(BENCH) $(DOCS) .orchestrator .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
 	@find orchestrator migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +

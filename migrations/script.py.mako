@@ -11,6 +11,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+# True where processes of the version before work on with this schema, because it only adds: they are then replaced one after the other.
+SERVES_EARLIER = False
 
 
 def upgrade() -> None:

@@ -42,7 +42,9 @@ SCOPES: Final = frozenset(
 OPERATOR: Final = "*"
 """The claim `merchant` in a token of the operator, which no merchant can have as its name."""
 OPERATOR_SCOPES: Final = frozenset({"merchants:read", "merchants:write"})
-"""Scopes that only a token of the operator uses; it uses no others."""
+"""Scopes that only a token of the operator uses; beside `CONSOLE_SCOPES` it uses no others."""
+CONSOLE_SCOPES: Final = frozenset({"console:view", "console:operate", "console:approve", "console:admin"})
+"""Scopes of a person in the console, also of the operator's tokens alone; no call of the API uses them."""
 ALGORITHM: Final = "HS256"
 LONGEST: Final = 4096
 """Characters of a token; ours have about 400."""
@@ -102,11 +104,12 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
     accepted (`JWT_MAX_LIFETIME`).
     """
     wanted = frozenset(scopes)
-    unknown = sorted(wanted - SCOPES)
+    every = SCOPES | CONSOLE_SCOPES
+    unknown = sorted(wanted - every)
     if unknown or not wanted:
-        message = f"scope must be some of {', '.join(sorted(SCOPES))}, not {', '.join(unknown) or 'empty'}"
+        message = f"scope must be some of {', '.join(sorted(every))}, not {', '.join(unknown) or 'empty'}"
         raise ValueError(message)
-    known = OPERATOR_SCOPES if merchant == OPERATOR else SCOPES - OPERATOR_SCOPES
+    known = OPERATOR_SCOPES | CONSOLE_SCOPES if merchant == OPERATOR else SCOPES - OPERATOR_SCOPES
     if not wanted <= known:
         whose = "the operator" if merchant == OPERATOR else "a merchant"
         message = f"scope of a token of {whose} must be some of {', '.join(sorted(known))}, not {', '.join(sorted(wanted - known))}"
@@ -202,6 +205,11 @@ class Authenticator:
         """
         known = self._seen.get(bearer_of(authorization or "") or "")
         return known is not None and time.time() < known[2]
+
+    def ends(self, token: str) -> float:
+        """Return when a token ends that was just admitted: seconds since 1970."""
+        known = self._seen.get(token)
+        return time.time() if known is None else known[2]
 
     async def close(self) -> None:
         """Stop a fetch of keys that is under way."""

@@ -135,6 +135,10 @@ class Encryptor:
         """Return a 16-byte HMAC-SHA256 tag under the newest key."""
         return _tag(self.newest, purpose, message)
 
+    def tags(self, purpose: str, message: bytes) -> list[bytes]:
+        """Return the tag of a message under each known key, to find what was stored under any of them."""
+        return [_tag(key, purpose, message) for key in self._keys]
+
     def signed(self, purpose: str, message: bytes, tag: bytes) -> bool:
         """Say whether any known key made this tag; constant time for each key."""
         return any([hmac.compare_digest(_tag(key, purpose, message), tag) for key in self._keys])  # noqa: C419 - all

@@ -17,9 +17,12 @@
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, an invalid one, or one without the scope
     ├── api Refusal, Disconnected       an answer to the client; a client that disconnected
+    ├── oidc SignInFailed               the identity provider signs a person in at the console, or does not
+    ├── console Refused, SignedOut      a page that says why nothing was done; a browser without a session
     ├── delivery WebhookUrlRejected     a URL that no event is sent to
     ├── delivery AddressForbidden       a name that leads to an address that is not public
     ├── delivery NameUnknown            a name without an address
+    ├── store ChoiceChanged            a bulk action would touch other orders than its preview showed
     ├── store TooManyWebhooks           a merchant has as many webhooks as it may
     ├── store TooManyTests             as many test events of a webhook wait as may
     ├── store PeriodTooLong            more events in a period than are sent again at a time
@@ -43,6 +46,7 @@
     ├── devkit ClientError              our API did not do what our client requested
     │   ├── devkit NoAnswer, BadAnswer  no answer; an answer outside the contract
     │   └── devkit Refused              a problem: Denied, NotFound, Conflict, Invalid or Unavailable
+    ├── devkit NoSandbox                a gateway that takes no scripts: it may be a real one
     ├── devkit Unscripted               a shopper met something outside the script
     └── devkit BenchFailed              the bench could not measure
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.routing import Route
@@ -25,6 +25,7 @@ from orchestrator.api import (
     health,
     merchant_docs,
     merchants,
+    metrics,
     problems,
     rejected_intents,
     shopper,
@@ -38,14 +39,15 @@ from orchestrator.api.contract import answers
 from orchestrator.api.contract import merchants as merchant_shapes
 from orchestrator.api.contract import webhooks as shapes
 from orchestrator.api.docs import described, fed, json_answer
-from orchestrator.api.middleware import Envelope, always
+from orchestrator.api.middleware import Envelope, always, count_from_zero
 from orchestrator.api.request_log import AccessLog, SecurityLog
 from orchestrator.api.shopper_docs import shown_session, shown_status, streamed_status
 from orchestrator.auth import AccessDenied
 from orchestrator.shutdown import cancelled
+from orchestrator.store.heartbeats import Heart
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from fastapi.telemetry import TelemetryConfig
     from starlette.routing import BaseRoute
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 
     from orchestrator.api.dependencies import Services
 
+LAST_HEARTBEAT: Final = 2.0
+"""Seconds for what the process has counted, at its end."""
 VERSION: Final = "1"
 """Of the contract, as in the paths."""
 # Spans and metrics would contain the URLs of callbacks, which are signed.
@@ -63,6 +67,25 @@ _UNWATCHED: Final[TelemetryConfig] = {
     "operation_spans": False,
     "auto_configure": False,
 }
+
+
+class Pages(Protocol):
+    """Pages for persons beside the API, of a package above it."""
+
+    entry: tuple[str, str, str]
+    """What the root page has of them: address, name, what is there."""
+
+    def routes(self) -> list[BaseRoute]:
+        """Return where they are."""
+
+    def start(self) -> None:
+        """Begin; on the event loop that serves."""
+
+    def stop(self) -> None:
+        """End what would wait: the process ends."""
+
+    async def close(self) -> None:
+        """End everything, before the services are closed."""
 
 
 class _App(FastAPI):
@@ -107,17 +130,33 @@ async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
 _HOT: Final = Envelope(_answer)
 
 
-def create_app(services: Services) -> FastAPI:
-    """Build the app; when its lifespan ends it writes what has gathered and closes the services."""
+def create_app(services: Services, *, pages: Callable[[Services], Pages] | None = None) -> FastAPI:
+    """Build the app, with pages beside the API; when its lifespan ends it writes what has gathered and closes
+    the services.
+    """
+    shown = None if pages is None else pages(services)
+    if shown is not None:
+        services.ending.append(shown.stop)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(services.merchants.watch(), name="merchants")
+        heart = Heart(services.inlet, "api")
+        beating = asyncio.create_task(heart.run(), name="heartbeat")
+        preparing = asyncio.create_task(app.state.metrics.prepare(), name="metrics")
         services.limits.start()
+        if shown is not None:
+            shown.start()
         try:
             yield
         finally:
-            await cancelled([watch])
+            await cancelled([watch, beating, preparing])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(LAST_HEARTBEAT, services.settings.shutdown_timeout / 5)):
+                    await heart.end()
+            await app.state.metrics.close()
+            if shown is not None:
+                await shown.close()
             await services.close()
             if app.state.access_log is not None:
                 app.state.access_log.flush()
@@ -133,8 +172,10 @@ def create_app(services: Services) -> FastAPI:
         telemetry=_UNWATCHED,
     )
     app.state.services = services
+    app.state.entries = () if shown is None else (shown.entry,)
     app.state.always = always(services.settings)
     app.state.health = health.Health(services)
+    app.state.metrics = metrics.Metrics(services.settings, app.state.health)
     app.state.callback_intake = CallbackIntake(services)
     depth = services.settings.trusted_proxies
     app.state.security_log = SecurityLog(depth=depth)
@@ -144,6 +185,9 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(HTTPStatus.NOT_FOUND, front_door.missing)
     docs.install(app)
     app.router.routes.extend(_routes())
+    if shown is not None:
+        app.router.routes.extend(shown.routes())
+    count_from_zero(app)
     return app
 
 
@@ -226,6 +270,7 @@ def _routes() -> list[BaseRoute]:
     app.add_route("/", front_door.show, include_in_schema=False)
     app.add_route(front_door.SHOP, front_door.lead_to_shop, include_in_schema=False)
     app.add_route(static_files.PREFIX + "{name}", static_files.serve, include_in_schema=False)
+    app.add_route(metrics.PATH, metrics.show, include_in_schema=False)
     app.add_route("/docs", docs.page, include_in_schema=False)
     app.add_route("/docs/assets/{name}", docs.asset, include_in_schema=False)
     return app.routes

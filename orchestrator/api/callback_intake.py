@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from orchestrator import log
+from orchestrator import counters, log
 from orchestrator.store.batch import Unwritten
 from orchestrator.store.database import DatabaseAway, is_away
 
@@ -196,6 +196,7 @@ class CallbackIntake:
 
     def _count(self, kind: str, grade: str, network: str, **named: str) -> None:
         self.arrived[kind, grade] += 1
+        counters.callbacks.add(kind, grade)
         if self._services.callbacks.unproven(grade, network):
             self.unproven[kind, grade, network] += 1
             if self._may_log("callback_unproven", kind, grade, network, *named.values()):

@@ -21,7 +21,7 @@ from orchestrator.intents.fields import MOST_PROBLEMS, hint, shown
 from orchestrator.store.inbox import UnmatchedCallbacks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from uuid import UUID
 
     from fastapi import Request
@@ -83,6 +83,8 @@ class Services:
     command_waits: CommandWaits = field(init=False)
     limits: Limits = field(init=False)
     status_streams: StatusStreams = field(init=False)
+    ending: list[Callable[[], None]] = field(init=False, default_factory=list)
+    """Called when all that waits is to be answered: the process ends."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "authenticator", Authenticator(self.settings))
@@ -103,6 +105,8 @@ class Services:
         self.event_feed.stop()
         self.command_waits.stop()
         self.status_streams.stop()
+        for stop in self.ending:
+            stop()
 
     async def close(self) -> None:
         """Write what has gathered, then close the connections; a write that Postgres does not accept in time

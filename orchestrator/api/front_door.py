@@ -85,6 +85,7 @@ async def show(request: Request) -> Response:
     entries: list[tuple[str, str, str]] = []
     if settings.demo_shop_url is not None:
         entries.append((SHOP, "Demo shop", "Buy something as a shopper, and follow each message"))
+    entries += request.app.state.entries
     entries.append(("/docs", "API documentation", "Every call with its fields, scopes and answers"))
     if settings.demo_shop_url is not None and settings.gateway_url is not None:
         about = "The simulated payment gateway: its ledger and its faults"

@@ -11,14 +11,16 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from orchestrator import log
+from orchestrator import counters, log, traces
 from orchestrator.api import browser_access, correlation, limits
 from orchestrator.api.problems import Refusal, away, problem
 from orchestrator.api.request_body import Disconnected
+from orchestrator.api.request_log import route_of
 from orchestrator.store.database import DatabaseAway, is_away, state_of
 from orchestrator.store.sqlstates import OTHER_SCHEMA
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from orchestrator.settings import Settings
@@ -36,6 +38,7 @@ _ALWAYS: Final = (
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """Of whatever names no policy itself: it is no page, and no page may frame it."""
+_INTAKE: Final = frozenset({"/v1/checkouts", "/v1/checkouts/batch"})
 _CALLBACKS: Final = "/callbacks/"
 """Their answers may stand in a frame: a shop may frame the gateway's payment page, which leads here."""
 
@@ -45,6 +48,15 @@ def always(settings: Settings) -> tuple[tuple[bytes, bytes], ...]:
     if not settings.hsts_max_age:
         return _ALWAYS
     return (*_ALWAYS, (b"strict-transport-security", f"max-age={settings.hsts_max_age}".encode()))
+
+
+def count_from_zero(app: FastAPI) -> None:
+    """Begin the counts of failed intake, since Prometheus sees no increase in a series that begins late."""
+    for route in app.routes:
+        path = getattr(route, "path", "")
+        if path in _INTAKE or path.startswith(_CALLBACKS):
+            for status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
+                counters.http_requests.add("POST", path, str(status.value), by=0.0)
 
 
 class Envelope:
@@ -114,6 +126,19 @@ def _complete(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
 
 def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
     state = scope["app"].state
+    route = route_of(scope) or "none"
+    counters.http_requests.add(scope["method"], route, str(status))
+    counters.http_request_seconds.observe(seconds, route)
+    if traces.on:
+        header = next((value for name, value in scope["headers"] if name == correlation.TRACEPARENT), None)
+        traces.request(
+            f"{scope['method']} {route}",
+            correlation.current(),
+            header.decode("latin-1") if header else None,
+            seconds=seconds,
+            status=status,
+            intake=scope["method"] == "POST" and route in _INTAKE,
+        )
     if status >= HTTPStatus.BAD_REQUEST:
         state.security_log.note(scope, status)
     if state.access_log is not None:

@@ -14,6 +14,7 @@ from orchestrator import gc_tuning, log
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
+from orchestrator.api.metrics import MetricsPort
 from orchestrator.api.middleware import always_and_no_page
 from orchestrator.crypto import Encryptor
 from orchestrator.messaging.hints import HintPublisher
@@ -23,9 +24,10 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from socket import socket
 
+    from orchestrator.api.app import Pages
     from orchestrator.api.dependencies import PublishesHints
     from orchestrator.settings import Settings
 
@@ -45,10 +47,13 @@ INLET: Final = 4
 """Connections beside the pool: three for the writers of intents, of callbacks and of unmatched callbacks, and
 one for merchants and health."""
 
+SCRAPED: Final = 2
+"""Connections for the figures of `/metrics`, opened by the first scrape."""
 
-def run(settings: Settings, host: str, port: int) -> int:
-    """Serve until SIGTERM or SIGINT; then finish what is under way, write what has gathered, publish its
-    hints.
+
+def run(settings: Settings, host: str, port: int, *, pages: Callable[[Services], Pages] | None = None) -> int:
+    """Serve the API, and pages beside it, until SIGTERM or SIGINT; then finish what is under way, write what
+    has gathered, publish its hints.
 
     Returns the exit status: 0 where every request that was read had its answer, another where some were cut
     off.
@@ -56,7 +61,7 @@ def run(settings: Settings, host: str, port: int) -> int:
     hint_publisher = HintPublisher(settings)
     hint_publisher.start()
     try:
-        cut_off = uvloop.run(serve(settings, hint_publisher, host, port))
+        cut_off = uvloop.run(serve(settings, hint_publisher, host, port, pages=pages))
     finally:
         hint_publisher.close()
     return FAILED if cut_off else 0
@@ -103,16 +108,24 @@ def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
     )
 
 
-async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, port: int) -> int:
+async def serve(
+    settings: Settings,
+    hint_publisher: PublishesHints,
+    host: str,
+    port: int,
+    *,
+    pages: Callable[[Services], Pages] | None = None,
+) -> int:
     """Serve on this event loop until a signal comes; return how many requests were cut off at the end."""
     connections = Connections(
         settings.api_connections,
-        files=settings.database_pool + INLET,
+        files=settings.database_pool + INLET + SCRAPED,
         always=always_and_no_page(settings),
     )
     services = build(settings, hint_publisher)
+    app = create_app(services, pages=pages)
     config = uvicorn.Config(
-        create_app(services),
+        app,
         host=host,
         port=port,
         # uvicorn calls what it is given as a class with its own arguments.
@@ -140,9 +153,14 @@ async def serve(settings: Settings, hint_publisher: PublishesHints, host: str, p
     _log.info("api_serving", host=host, port=port)
     gc_tuning.settle()
     watch = asyncio.create_task(connections.watch(), name="connections")
+    scrapes = MetricsPort(app.state.metrics, settings.metrics_listen) if settings.metrics_listen else None
+    if scrapes is not None:
+        scrapes.start()
     try:
         await server.serve()
     finally:
+        if scrapes is not None:
+            await scrapes.stop()
         await cancelled([watch])
         connections.tell()
     if server.cut_off:

@@ -57,6 +57,8 @@ class MerchantAction(StrEnum):
     CHANGED = "merchant:changed"
     DISABLED = "merchant:disabled"
     ENABLED = "merchant:enabled"
+    PAUSED = "merchant:paused"
+    RESUMED = "merchant:resumed"
     SECRETS_SET = "callback_secrets:set"
     SECRET_ROTATED = "callback_secret:rotated"  # noqa: S105 - a word of the trail
 

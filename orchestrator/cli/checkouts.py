@@ -1,148 +1,58 @@
-"""Commands that read checkouts and payments: straight from the database, for operators.
+"""Commands that read one checkout, and the group that all commands about checkouts are in: straight from the
+database, for operators.
 
-Nothing here shows a session token or a customer. Commands that change a checkout are in `commands` and
-`reconcile`.
+Nothing here shows a session token or a customer. Lists are in `listings`; commands that change a checkout are
+in `commands` and `reconcile`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli import commands, imports
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.documents import command_facts, facts_of, operation_facts
 from orchestrator.cli.erasure import erase
-from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_names, price, table
-from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.listings import HELD, amounts_of, list_checkouts
+from orchestrator.cli.lookup import find_checkout, find_correlated, price, table
+from orchestrator.cli.output import json_option, printer, say, say_document
 from orchestrator.cli.reconcile import reconcile
+from orchestrator.cli.watching import watch
 from orchestrator.domain import sentences
-from orchestrator.domain.attention import AttentionCode
-from orchestrator.domain.payment_status import PaymentStatus
-from orchestrator.domain.records import Role, still_held
-from orchestrator.domain.states import State
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.table import Table
-    from rich.text import Text
 
-    from orchestrator.domain.attention import Attention
-    from orchestrator.domain.command_result import CommandResult
-    from orchestrator.domain.last_error import LastError
-    from orchestrator.domain.records import Command, Operation
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.free_text import Reasons
-    from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary
-
-_HELD: Final = ("reserved", "captured", "refunded", "charged back")
-_ANY: Final = "any"
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
+    from orchestrator.store.read_model import CheckoutRecord
 
 
-@click.group(short_help="List, show, explain; change, cancel, capture, refund, reconcile …")
+@click.group(short_help="List, show, explain, watch; change, cancel, capture, refund, reconcile …")
 def checkouts() -> None:
-    """List, show and explain checkouts, and ask for what is to be done with them."""
-
-
-@checkouts.command("list")
-@data_dir
-@click.option(
-    "--state",
-    "states",
-    multiple=True,
-    type=click.Choice([state.value for state in State]),
-    help="Only these; may be repeated.",
-)
-@click.option(
-    "--payment-status",
-    "statuses",
-    multiple=True,
-    type=click.Choice([status.value for status in PaymentStatus]),
-    help="Only those of whose money this is held; may be repeated.",
-)
-@click.option("--order", metavar="NUMBER", help="Only this order number.")
-@click.option("--merchant", metavar="NAME", help="Only this merchant's.")
-@click.option(
-    "--attention",
-    is_flag=False,
-    flag_value=_ANY,
-    type=click.Choice([_ANY, *(code.value for code in AttentionCode)]),
-    metavar="[CODE]",
-    help="Only those that need a decision, or that need one for this reason.",
-)
-@click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The youngest so many."
-)
-@_as_json
-def list_checkouts(
-    *,
-    data_dir: Path,
-    states: Sequence[State],
-    statuses: Sequence[PaymentStatus],
-    order: str | None,
-    merchant: str | None,
-    attention: str | None,
-    limit: int,
-    as_json: bool,
-) -> int:
-    """List checkouts, the youngest first."""
-
-    async def show(_: Settings, db: Database) -> int:
-        from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
-
-        from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
-        from orchestrator.store import read_model  # noqa: PLC0415
-
-        number = None if merchant is None else await merchant_id(db, merchant)
-        names = await merchant_names(db)
-        asked = AttentionCode(attention) if attention not in {None, _ANY} else (attention is not None or None)
-        rows = await read_model.checkouts(
-            db,
-            merchant_id=number,
-            order_ref=order,
-            states=[State(state) for state in states],
-            statuses=[PaymentStatus(status) for status in statuses],
-            waiting=asked,
-            limit=limit + 1,
-        )
-        if as_json:
-            _say_json([_facts(row, names[row.merchant_id]) for row in rows[:limit]])
-            return 0
-        shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
-        for row in rows[:limit]:
-            shown.add_row(
-                str(row.id),
-                row.order_ref,
-                names[row.merchant_id],
-                Text(row.state, style=STYLES[row.state]),
-                price(row.amount, row.currency),
-                row.payment_status,
-                price(still_held(row), row.currency),
-                f"{row.created_at:%Y-%m-%d %H:%M:%S}",
-                sentences.or_none(row.attention) or "",
-            )
-        printer().print(shown)
-        if len(rows) > limit:
-            say(
-                f"There are more than {limit}: ask for more with --limit, or for some with --state, --payment-status or --order.",
-                err=True,
-            )
-        return 0
-
-    return on_database(data_dir, show)
+    """List, show, explain and watch checkouts, and ask for what is to be done with them."""
 
 
 @checkouts.command(short_help="Show one checkout: state, money, and what happened.")
 @data_dir
-@click.argument("checkout")
-@_as_json
-def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
+@click.argument("checkout", required=False)
+@click.option(
+    "--correlation",
+    metavar="ID",
+    help="The checkout of the request with this X-Correlation-Id; of several, a list.",
+)
+@json_option
+def show(  # noqa: C901 - a table for each kind of row
+    *, data_dir: Path, checkout: str | None, correlation: str | None, as_json: bool
+) -> int:
     """Show one checkout (its id, or its order number): state, money, and what happened when."""
+    if (checkout is None) == (correlation is None):
+        raise click.UsageError("give the id or the order number of a checkout, or --correlation")
 
     async def tell(settings: Settings, db: Database) -> int:
         import msgspec  # noqa: PLC0415
@@ -152,25 +62,31 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
         from orchestrator.store import read_model  # noqa: PLC0415
         from orchestrator.store.free_text import Reasons  # noqa: PLC0415
 
-        row = await find_checkout(db, checkout)
+        row = await find_checkout(db, checkout) if checkout else await find_correlated(db, str(correlation))
+        if row is None:
+            return 0
         reasons = await Reasons.of(db, Encryptor(settings.secret_keys), row.id)
         if as_json:
-            _say_json(
+            say_document(
                 {
-                    **_facts(row, row.merchant),
+                    **facts_of(row, row.merchant),
                     "erasedAt": row.erased_at,
-                    "operations": [_operation_facts(operation) for operation in row.operations],
-                    "commands": [_command_facts(command, reasons) for command in row.commands],
+                    "operations": [operation_facts(operation) for operation in row.operations],
+                    "commands": [command_facts(command, reasons) for command in row.commands],
                 }
             )
             return 0
         console = printer()
         console.print(_described(row))
         if row.payments:
-            shown = table("payment", "role", "status", "meaning", *_HELD)
+            shown = table("payment", "role", "status", "meaning", *HELD)
             for payment in row.payments:
                 shown.add_row(
-                    payment.transaction_id, payment.role, payment.status, payment.meaning, *_amounts(payment)
+                    payment.transaction_id,
+                    payment.role,
+                    payment.status,
+                    payment.meaning,
+                    *amounts_of(payment),
                 )
             console.print()
             console.print(shown)
@@ -223,7 +139,8 @@ def show(*, data_dir: Path, checkout: str, as_json: bool) -> int:
 @checkouts.command(short_help="Explain one checkout: why it is where it is, and what comes next.")
 @data_dir
 @click.argument("checkout")
-def explain(*, data_dir: Path, checkout: str) -> int:
+@json_option
+def explain(*, data_dir: Path, checkout: str, as_json: bool) -> int:
     """Explain one checkout (its id, or its order number): the reason for its state, what comes next, and what
     you may do.
     """
@@ -235,6 +152,17 @@ def explain(*, data_dir: Path, checkout: str) -> int:
         record = await explanation.gather(db, settings, row.id)
         assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         said = explanation.explain(record)
+        if as_json:
+            say_document(
+                {
+                    "summary": said.summary,
+                    "because": said.because,
+                    "evidence": said.evidence,
+                    "next": {"what": said.next.what, "at": said.next.at},
+                    "youMay": said.you_may,
+                }
+            )
+            return 0
         say(said.summary)
         for title, lines in (
             ("Because", said.because),
@@ -252,84 +180,11 @@ def explain(*, data_dir: Path, checkout: str) -> int:
     return on_database(data_dir, tell)
 
 
-for _command in (*commands.COMMANDS, reconcile, imports.import_orders, erase):
+for _command in (list_checkouts, watch, *commands.COMMANDS, reconcile, imports.import_orders, erase):
     checkouts.add_command(_command)
 
 
-@click.group()
-def payments() -> None:
-    """What the gateway showed of payments."""
-
-
-@payments.command("list")
-@data_dir
-@click.option(
-    "--role",
-    type=click.Choice([role.value for role in Role]),
-    help="surplus and unknown: money that belongs to no order.",
-)
-@click.option("--order", metavar="NUMBER", help="Only this order number.")
-@click.option("--merchant", metavar="NAME", help="Only this merchant's.")
-@click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The youngest so many."
-)
-def list_payments(
-    *, data_dir: Path, role: str | None, order: str | None, merchant: str | None, limit: int
-) -> int:
-    """List payments, the youngest first."""
-
-    async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import read_model  # noqa: PLC0415
-
-        number = None if merchant is None else await merchant_id(db, merchant)
-        names = await merchant_names(db)
-        rows = await read_model.payments(
-            db,
-            merchant_id=number,
-            role=None if role is None else Role(role),
-            order_ref=order,
-            limit=limit + 1,
-        )
-        shown = table("payment", "merchant", "order", "checkout", "role", "status", *_HELD, "first seen")
-        for row in rows[:limit]:
-            shown.add_row(
-                row.transaction_id,
-                names[row.merchant_id],
-                row.order_ref,
-                str(row.checkout_id or ""),
-                row.role,
-                row.status,
-                *_amounts(row),
-                f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
-            )
-        printer().print(shown)
-        if len(rows) > limit:
-            say(
-                f"There are more than {limit}: ask for more with --limit, or for some with --role or --order.",
-                err=True,
-            )
-        return 0
-
-    return on_database(data_dir, show)
-
-
 # ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _amounts(payment: Any) -> list[Text]:
-    """Return a payment's amounts as cells; an unreadable amount is the gateway's text."""
-    from rich.text import Text  # noqa: PLC0415
-
-    from orchestrator.domain import money  # noqa: PLC0415
-
-    def cell(name: str) -> Text:
-        minor, raw = getattr(payment, name), payment.raw_amounts
-        unread = raw is not None and name in raw
-        return Text(
-            money.as_stored(minor, payment.currency, name, raw) if unread else price(minor, payment.currency)
-        )
-
-    return [cell(name) for name in ("reserved", "captured", "refunded", "charged_back")]
 
 
 def _described(row: CheckoutRecord) -> Table:
@@ -369,75 +224,3 @@ def _described(row: CheckoutRecord) -> Table:
         if said:
             table.add_row(name, Text(neutralised(said), style="yellow"))
     return table
-
-
-# ── As JSON ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _say_json(document: object) -> None:
-    import msgspec  # noqa: PLC0415
-
-    say_json(msgspec.json.encode(document).decode())
-
-
-def _coded(value: Attention | LastError | CommandResult | None, **more: object) -> dict[str, object] | None:
-    if value is None:
-        return None
-    return {"code": value.code, "message": sentences.of(value), "facts": value.facts, **more}
-
-
-def _facts(row: CheckoutSummary, merchant: str) -> dict[str, object]:
-    """Return a checkout as data; amounts in minor units of the currency beside them."""
-    asked = row.attention
-    payments = [
-        {"transactionId": payment.transaction_id, "amount": payment.amount, "currency": payment.currency}
-        for payment in (() if asked is None else (*asked.payments, *asked.beside))
-    ]
-    return {
-        "id": row.id,
-        "orderId": row.order_ref,
-        "merchant": merchant,
-        "state": row.state,
-        "paymentStatus": row.payment_status,
-        "late": row.late,
-        "amount": row.amount,
-        "currency": row.currency,
-        "reserved": row.reserved,
-        "captured": row.captured,
-        "refunded": row.refunded,
-        "chargedBack": row.charged_back,
-        "createdAt": row.created_at,
-        "deadline": row.deadline,
-        "endedAt": row.ended_at,
-        "dueAt": row.due_at,
-        "attention": _coded(asked, since=row.attention_since, payments=payments),
-        "lastError": _coded(row.last_error),
-    }
-
-
-def _operation_facts(row: Operation) -> dict[str, object]:
-    return {
-        "id": row.id,
-        "kind": row.kind,
-        "transactionId": row.transaction_id,
-        "amount": row.amount,
-        "currency": row.currency,
-        "state": row.state,
-        "cause": row.cause,
-        "commandId": row.command_id,
-        "requestedAt": row.requested_at,
-        "settledAt": row.settled_at,
-        "error": _coded(row.last_error),
-    }
-
-
-def _command_facts(row: Command, reasons: Reasons) -> dict[str, object]:
-    return {
-        "id": row.id,
-        "kind": row.kind,
-        "actor": row.actor,
-        "reason": reasons.shown(row.reason),
-        "requestedAt": row.requested_at,
-        "handledAt": row.handled_at,
-        "result": _coded(row.result),
-    }

@@ -13,7 +13,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import price, uuid_of
-from orchestrator.cli.output import say, say_json
+from orchestrator.cli.output import json_option, say, say_document
 from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.records import CommandKind, OperationState
 
@@ -50,14 +50,11 @@ def commands() -> None:
 @data_dir
 @click.argument("command")
 @wait_option(0.0)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
+@json_option
 def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
     """Show how far one command is (its id), and what came of it."""
 
     async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-        from orchestrator.store.free_text import Reasons  # noqa: PLC0415
-
         wanted = uuid_of(command)
         found = None if wanted is None else await until_finished(db, wanted, wait)
         if found is None:
@@ -65,8 +62,7 @@ def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
                 f"there is no command {command!r}: `orchestrator checkouts show` names those of a checkout"
             )
         if as_json:
-            reasons = await Reasons.of(db, Encryptor(settings.secret_keys), found.checkout_id)
-            _say_json(found, reasons.shown(found.command.reason))
+            await _say_record(db, settings, found)
         else:
             asked = found.command
             say(f"Command {asked.id}: {asked.kind} of {_what(found)}, asked for by {asked.actor}")
@@ -76,6 +72,24 @@ def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
         return exit_status(found)
 
     return on_database(data_dir, tell)
+
+
+async def show_document(db: Database, settings: Settings, command: UUID, *, wait: float = 0.0) -> int:
+    """Print a command as JSON once it is finished, or as it stands after so many seconds; return the exit
+    status.
+    """
+    found = await until_finished(db, command, wait)
+    assert found is not None  # noqa: S101 - the caller has stored or found it
+    await _say_record(db, settings, found)
+    return exit_status(found)
+
+
+async def _say_record(db: Database, settings: Settings, found: CommandRecord) -> None:
+    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store.free_text import Reasons  # noqa: PLC0415
+
+    reasons = await Reasons.of(db, Encryptor(settings.secret_keys), found.checkout_id)
+    say_document(_document(found, reasons.shown(found.command.reason)))
 
 
 async def until_finished(db: Database, command: UUID, wait: float) -> CommandRecord | None:
@@ -133,13 +147,11 @@ def _what(found: CommandRecord) -> str:
     return f"{much} of {of}"
 
 
-def _say_json(found: CommandRecord, reason: str | None) -> None:
-    import msgspec  # noqa: PLC0415
-
+def _document(found: CommandRecord, reason: str | None) -> dict[str, object]:
     from orchestrator.domain import sentences  # noqa: PLC0415
 
     asked, result = found.command, found.command.result
-    document = {
+    return {
         "id": asked.id,
         "checkoutId": found.checkout_id,
         "orderId": found.order_ref,
@@ -174,4 +186,3 @@ def _say_json(found: CommandRecord, reason: str | None) -> None:
         "requestedBy": asked.actor,
         "reason": reason,
     }
-    say_json(msgspec.json.encode(document).decode())

@@ -1,24 +1,33 @@
 """Commands on a checkout: change, cancel, reopen, capture, refund, release, retry, resolve.
 
-Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. Exit
-status 1 means that it was refused, or not answered within the time to wait; it stays stored all the same.
+Each is a command that a worker executes, as from the API, checked by the same rules before it is stored. What
+moves money is asked about first. Exit status 1 means that it was refused, or not answered within the time to
+wait (it stays stored all the same), or that the question was answered by no.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.command_results import exit_status, say_result, until_finished, wait_option
-from orchestrator.cli.lookup import ACTOR, Span, find_checkout, price
-from orchestrator.cli.output import say
+from orchestrator.cli.command_results import (
+    exit_status,
+    say_result,
+    show_document,
+    until_finished,
+    wait_option,
+)
+from orchestrator.cli.confirmation import as_option, confirmed, yes_option
+from orchestrator.cli.lookup import Span, find_checkout, price
+from orchestrator.cli.output import json_option, say
 from orchestrator.domain.command_progress import CommandState
-from orchestrator.domain.records import CommandKind, Decision
+from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from uuid import UUID
 
@@ -27,12 +36,12 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
     from orchestrator.store.inbox import StoredOrder
 
+F = TypeVar("F", bound="Callable[..., Any]")
+
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless an option sets it."""
 _KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
-_checkout = click.argument("checkout")
-_reason = click.option("--reason", help="Why; stands in the audit trail.")
 _amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
 _everything = click.option(
     "--all", "everything", is_flag=True, help="All that is left, instead of an amount."
@@ -42,142 +51,91 @@ _transaction = click.option(
 )
 
 
+def _command(*options: Callable[[Any], Any], wait: float = WAIT) -> Callable[[F], F]:
+    """Return what gives a command its options: those that all have, and these between them."""
+    reason = click.option("--reason", help="Why; stands in the audit trail.")
+    shared = (
+        data_dir,
+        click.argument("checkout"),
+        *options,
+        reason,
+        as_option,
+        wait_option(wait),
+        json_option,
+    )
+
+    def give(command: F) -> F:
+        for option in reversed(shared):
+            command = option(command)
+        return command
+
+    return give
+
+
 @click.command(short_help="Cancel one checkout, unless its money is there already.")
-@data_dir
-@_checkout
-@_reason
-@wait_option(0.0)
-def cancel(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
+@_command(wait=0.0)
+def cancel(**given: Any) -> int:
     """Cancel one checkout (its id, or its order number), unless its money is there already."""
-    return _ask(data_dir, checkout, CommandKind.CANCEL, reason=reason, wait=wait)
+    return _ask(CommandKind.CANCEL, **given)
 
 
 @click.command(short_help="Change the order of one checkout before its payment.")
-@data_dir
-@_checkout
-@click.argument("change", metavar="FILE", type=click.File("rb"))
-@_reason
-@wait_option(WAIT)
-def change(*, data_dir: Path, checkout: str, change: BinaryIO, reason: str | None, wait: float) -> int:
+@_command(click.argument("change", metavar="FILE", type=click.File("rb")))
+def change(*, change: BinaryIO, **given: Any) -> int:
     """Change the order of one checkout before its payment, by the JSON Merge Patch (RFC 7396) in FILE (- is
     standard input), as `PATCH /v1/checkouts/{id}` takes it: amount, order lines, customer, transactionInfo,
     callbacks.
     """
-    return _ask(
-        data_dir, checkout, CommandKind.CHANGE, reason=reason, wait=wait, change=_patch(change.read())
-    )
+    return _ask(CommandKind.CHANGE, change=_patch(change.read()), **given)
 
 
 @click.command(short_help="Reopen a checkout that failed, expired or was cancelled.")
-@data_dir
-@_checkout
-@click.option(
-    "--expires-in",
-    type=Span(),
-    metavar="SPAN",
-    help="The new deadline: 30m, 2h; without it that of the order.",
+@_command(
+    click.option(
+        "--expires-in",
+        type=Span(),
+        metavar="SPAN",
+        help="The new deadline: 30m, 2h; without it that of the order.",
+    )
 )
-@_reason
-@wait_option(WAIT)
-def reopen(
-    *, data_dir: Path, checkout: str, expires_in: float | None, reason: str | None, wait: float
-) -> int:
+def reopen(**given: Any) -> int:
     """Reopen a checkout that failed, expired or was cancelled, for a shopper who tries again."""
-    return _ask(data_dir, checkout, CommandKind.REOPEN, reason=reason, wait=wait, expires_in=expires_in)
+    return _ask(CommandKind.REOPEN, **given)
 
 
 @click.command(short_help="Capture reserved money: --amount, or --all.")
-@data_dir
-@_checkout
-@_amount
-@_everything
-@_transaction
-@_reason
-@wait_option(WAIT)
-def capture(
-    *,
-    data_dir: Path,
-    checkout: str,
-    amount: str | None,
-    everything: bool,
-    transaction: str | None,
-    reason: str | None,
-    wait: float,
-) -> int:
+@_command(_amount, _everything, _transaction, yes_option)
+def capture(*, amount: str | None, everything: bool, **given: Any) -> int:
     """Capture reserved money of a paid checkout: an amount, or all that is left (--all)."""
-    return _ask(
-        data_dir,
-        checkout,
-        CommandKind.CAPTURE,
-        reason=reason,
-        wait=wait,
-        amount=_stated(amount, everything=everything),
-        transaction=transaction,
-    )
+    return _ask(CommandKind.CAPTURE, amount=_stated(amount, everything=everything), **given)
 
 
 @click.command(short_help="Refund captured money: --amount, or --all.")
-@data_dir
-@_checkout
-@_amount
-@_everything
-@_transaction
-@_reason
-@wait_option(WAIT)
-def refund(
-    *,
-    data_dir: Path,
-    checkout: str,
-    amount: str | None,
-    everything: bool,
-    transaction: str | None,
-    reason: str | None,
-    wait: float,
-) -> int:
+@_command(_amount, _everything, _transaction, yes_option)
+def refund(*, amount: str | None, everything: bool, **given: Any) -> int:
     """Refund captured money of a paid checkout: an amount, or all that is left (--all)."""
-    return _ask(
-        data_dir,
-        checkout,
-        CommandKind.REFUND,
-        reason=reason,
-        wait=wait,
-        amount=_stated(amount, everything=everything),
-        transaction=transaction,
-    )
+    return _ask(CommandKind.REFUND, amount=_stated(amount, everything=everything), **given)
 
 
 @click.command(short_help="Release a reservation.")
-@data_dir
-@_checkout
-@_transaction
-@_reason
-@wait_option(WAIT)
-def release(
-    *, data_dir: Path, checkout: str, transaction: str | None, reason: str | None, wait: float
-) -> int:
+@_command(_transaction, yes_option)
+def release(**given: Any) -> int:
     """Release a reservation of which nothing is captured."""
-    return _ask(data_dir, checkout, CommandKind.RELEASE, reason=reason, wait=wait, transaction=transaction)
+    return _ask(CommandKind.RELEASE, **given)
 
 
 @click.command(short_help="Try at once what waits for its next try.")
-@data_dir
-@_checkout
-@_reason
-@wait_option(WAIT)
-def retry(*, data_dir: Path, checkout: str, reason: str | None, wait: float) -> int:
+@_command()
+def retry(**given: Any) -> int:
     """Try at once what waits for its next try, however often it has failed."""
-    return _ask(data_dir, checkout, CommandKind.RETRY, reason=reason, wait=wait)
+    return _ask(CommandKind.RETRY, **given)
 
 
 @click.command(short_help="Decide what waits for a person: keep, return or dismiss.")
-@data_dir
-@_checkout
-@click.argument("decision", type=click.Choice([choice.value for choice in Decision]))
-@_reason
-@wait_option(WAIT)
-def resolve(*, data_dir: Path, checkout: str, decision: str, reason: str | None, wait: float) -> int:
+@_command(click.argument("decision", type=click.Choice([choice.value for choice in Decision])), yes_option)
+def resolve(**given: Any) -> int:
     """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
-    return _ask(data_dir, checkout, CommandKind.RESOLVE, reason=reason, wait=wait, decision=decision)
+    return _ask(CommandKind.RESOLVE, **given)
 
 
 def _stated(amount: str | None, *, everything: bool) -> str | None:
@@ -208,60 +166,111 @@ COMMANDS: Final = (change, cancel, reopen, capture, refund, release, retry, reso
 
 
 def _ask(
-    place: Path,
-    checkout: str,
     kind: CommandKind,
     *,
+    data_dir: Path,
+    checkout: str,
+    actor: str,
     reason: str | None,
     wait: float,
-    amount: str | None = None,
+    as_json: bool,
+    yes: bool = True,
     **wanted: Any,
 ) -> int:
+    """Store a command, after a question where it moves money, and wait for its result.
+
+    A person who was asked has decided on what was shown: with the version of that moment the command is
+    refused if the checkout is changed before it is executed.
+    """
+
     async def ask(settings: Settings, db: Database) -> int:
         from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
 
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.domain import command_rules  # noqa: PLC0415
         from orchestrator.store import inbox  # noqa: PLC0415
 
         row = await find_checkout(db, checkout)
-        view = await inbox.checkout_view(db, row.id)
-        assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
-        command_request = _command_request(view, kind, amount, wanted)
-        if (found := command_rules.rejection(view, command_request)) is not None:
-            raise click.UsageError(found.sentence)
+        view, command_request = await _allowed(db, row.id, kind, wanted)
+        question = money_question(view, command_request)
+        if question is not None and not yes:
+            if not confirmed(question, yes=False):
+                return 1
+            view, command_request = await _allowed(db, row.id, kind, wanted, version=view.version)
         if kind is CommandKind.CHANGE:
             order = await inbox.stored_order(db, Encryptor(settings.secret_keys), row.id)
             command_request = replace(command_request, change=_sealed(order, wanted["change"]))
         if kind is CommandKind.CANCEL and view.cancelling is not None:
+            if as_json:
+                await show_document(db, settings, view.cancelling)
+                return 0
             say(f"Checkout {row.id} is being cancelled already, by command {view.cancelling}.")
             return 0
-        key = str(uuid4()) if kind in _KEYED else None
         stored = await inbox.request(
             db,
             Encryptor(settings.secret_keys),
             row.id,
             merchant_id=row.merchant_id,
             kind=kind,
-            actor=ACTOR,
+            actor=actor,
             reason=reason,
+            expected_version=command_request.version,
             arguments=command_request.arguments,
-            idempotency_key=key,
+            idempotency_key=str(uuid4()) if kind in _KEYED else None,
             grace=0.0,
         )
-        assert stored is not None  # noqa: S101 - as above
+        assert stored is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
+        if as_json:
+            status = await show_document(db, settings, stored.id, wait=wait)
+            return status if wait else 0
         say(_asked(view, command_request, stored.id, settings))
         return await _answered(db, row.id, stored.id, wait) if wait else 0
 
-    return on_database(place, ask)
+    return on_database(data_dir, ask)
 
 
-def _command_request(
-    view: CheckoutView, kind: CommandKind, amount: str | None, wanted: dict[str, Any]
-) -> CommandRequest:
+async def _allowed(
+    db: Database, checkout: UUID, kind: CommandKind, wanted: dict[str, Any], *, version: int | None = None
+) -> tuple[CheckoutView, CommandRequest]:
+    """Return the checkout as it stands and the command on it; a sentence where the command may not be
+    stored.
+    """
+    from orchestrator.domain import command_rules  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import inbox  # noqa: PLC0415
+
+    view = await inbox.checkout_view(db, checkout)
+    assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
+    request = replace(_command_request(view, kind, wanted), version=version)
+    if (found := command_rules.rejection(view, request)) is not None:
+        raise click.UsageError(found.sentence)
+    return view, request
+
+
+def money_question(view: CheckoutView, request: CommandRequest) -> str | None:
+    """Return what a command that moves money is asked with, without a question mark; None for any other."""
+    order = f"order {view.order_ref}"
+    if request.kind is CommandKind.RESOLVE and request.decision is Decision.RETURN:
+        asked = () if view.attention is None else view.attention.payments
+        named = [
+            f"{price(payment.amount, payment.currency)} on transaction {payment.transaction_id}"
+            for payment in asked
+            if payment.amount is not None
+        ]
+        return f"Return {' and '.join(named) or 'the money that waits for a decision'} of {order}"
+    if request.kind not in MOVES_MONEY:
+        return None
+    payment = view.payment(request.transaction_id)
+    assert payment is not None  # noqa: S101 - the rules have refused it else
+    left = view.left(payment, request.kind)
+    amount, whole = price(left if request.amount is None else request.amount, payment.currency), ""
+    if request.kind is not CommandKind.RELEASE:
+        amount, whole = amount.removesuffix(f" {payment.currency}"), f" of {price(left, payment.currency)}"
+    return f"{request.kind.capitalize()} {amount}{whole} of {order} (transaction {payment.transaction_id})"
+
+
+def _command_request(view: CheckoutView, kind: CommandKind, wanted: dict[str, Any]) -> CommandRequest:
     from orchestrator.domain import command_rules, money  # noqa: PLC0415
 
-    transaction = wanted.get("transaction")
+    amount, transaction = wanted.get("amount"), wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, view.currency_of(transaction))
     if minor is not None and minor <= 0:
         raise click.UsageError(f"--amount must be more than 0, not {amount}")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator import log
+from orchestrator.cli import database_checks, gateways, stuck_money
 from orchestrator.cli.attached import DATA_DIR, data_dir, in_thread, on_database, whisper
 from orchestrator.cli.output import say
-from orchestrator.errors import OrchestratorError
-from orchestrator.settings.postgres_url import place
+from orchestrator.cli.report import Report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,27 +29,9 @@ if TYPE_CHECKING:
     from orchestrator.store import readiness
     from orchestrator.store.database import Database
 
-DRIFT: Final = 5.0
 BROKER_TIMEOUT: Final = 15.0
-DATABASE_TIMEOUT: Final = 5.0
-"""Seconds that Postgres gets for the first answer, and for the first write."""
 SECOND_CHECK_AFTER: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
-OLDEST_POSTGRES: Final = 15
-
-
-class _Report:
-    """Prints each finding as it comes, and counts what is not well."""
-
-    def __init__(self) -> None:
-        self.problems = 0
-
-    def well(self, what: str, found: str) -> None:
-        say(f"       {what:<11} {found}", lead=click.style("ok", fg="green"))
-
-    def ill(self, what: str, found: str) -> None:
-        self.problems += 1
-        say(f"  {what:<11} {found}", lead=click.style("problem", fg="red", bold=True))
 
 
 @click.command(short_help="Check the installation; exit 1 if something is not well.")
@@ -69,7 +51,7 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
     with attach(data_dir, say=whisper) as settings:
         # What a check finds wrong is its own line; logs would say it twice.
         log.configure(style=settings.log_format, level="error")
-        report = _Report()
+        report = Report()
         if stopped:
             option = "" if str(data_dir) == DATA_DIR else f" --data-dir {data_dir}"
             report.ill(
@@ -103,29 +85,31 @@ async def _heartbeat(db: Database, kind: str) -> int:
     return 0
 
 
-async def _examine(settings: Settings, report: _Report, *, stopped: bool) -> None:
+async def _examine(settings: Settings, report: Report, *, stopped: bool) -> None:
     from orchestrator.store import readiness  # noqa: PLC0415
     from orchestrator.store.database import Database, is_away  # noqa: PLC0415
 
     await _keys(settings, report)
     url = settings.need("database_url")
     prepared = settings.database_prepared_statements
+    found: Sequence[readiness.Process] = ()
     async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
-        if await _database(url, db, report):
+        if await database_checks.examine(url, db, report):
             try:
+                found = await readiness.processes(db)
                 await _rows(settings, db, report, stopped=stopped)
             except Exception as error:
                 if not is_away(error):
                     raise
-                report.ill("database", readiness.reason(error))
+                report.ill("database", await database_checks.fault(url, error))
         else:
-            _public_address_for([settings.gateway_url], settings, report)
+            await _public_address_for([settings.gateway_url], settings, report)
     if not stopped or settings.broker_url is not None:
         await _broker(settings, report)
-        await _circuit_open(settings, report)
+        await gateways.circuits(settings, found, report)
 
 
-async def _rows(settings: Settings, db: Database, report: _Report, *, stopped: bool) -> None:
+async def _rows(settings: Settings, db: Database, report: Report, *, stopped: bool) -> None:
     """Look at what the database holds."""
     await _trail_key(settings, db, report)
     await _months(db, report)
@@ -134,12 +118,13 @@ async def _rows(settings: Settings, db: Database, report: _Report, *, stopped: b
     await _due(db, report, stopped=stopped)
     await _events(db, report, stopped=stopped)
     await _lookups(db, report)
+    await stuck_money.examine(settings, db, report, stopped=stopped)
     if not stopped or settings.gateway_url is not None:
-        await _gateways(settings, db, report)
+        await gateways.logins(settings, db, report)
     await _public_address(settings, db, report)
 
 
-async def _keys(settings: Settings, report: _Report) -> None:
+async def _keys(settings: Settings, report: Report) -> None:
     from orchestrator import auth, issuer_keys  # noqa: PLC0415
 
     if settings.secret_keys and auth.accepts(settings):
@@ -167,88 +152,7 @@ async def _keys(settings: Settings, report: _Report) -> None:
             report.well("token keys", f"{found} at {where}")
 
 
-async def _database(url: str, db: Database, report: _Report) -> bool:
-    """Look at Postgres; say whether the other checks can ask it."""
-    from sqlalchemy import text  # noqa: PLC0415
-
-    from orchestrator.store import readiness, schema  # noqa: PLC0415
-
-    facts = text(
-        "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
-    )
-    try:
-        with schema.reachable(url):
-            async with asyncio.timeout(DATABASE_TIMEOUT):
-                before = time.time()
-                row = (await db.read(facts))[0]
-                after = time.time()
-    except OrchestratorError as error:
-        why = readiness.reason(error.__cause__ or error)
-        away = why.startswith(readiness.OUT_OF_REACH)
-        report.ill("database", str(error) if away else f"{why}: look at Postgres at {place(url)}")
-        return False
-    except TimeoutError:
-        report.ill(
-            "database",
-            f"Postgres at {place(url)} does not answer within {DATABASE_TIMEOUT:.0f} s: look at it, and at what is between",
-        )
-        return False
-    if row.major < OLDEST_POSTGRES:
-        report.ill(
-            "database", f"Postgres {row.major} answers, and {OLDEST_POSTGRES} or newer is needed: upgrade it"
-        )
-    else:
-        between = (
-            ", behind a pooler: its sessions are shared, and statements are not prepared" if db.pooled else ""
-        )
-        report.well("database", f"Postgres {row.major} answers in {(after - before) * 1000:.0f} ms{between}")
-    drift = row.now - (before + after) / 2
-    if abs(drift) > DRIFT:
-        report.ill("clock", f"Postgres's clock is {drift:+.0f} s from this host's: set both by NTP")
-    else:
-        report.well("clock", f"Postgres and this host agree within {max(abs(drift), 0.001):.3f} s")
-    found = await schema.current(db)
-    wrong = schema.difference(found)
-    if wrong is not None:
-        report.ill("schema", wrong)
-        return False
-    await _writes(db, report)
-    await _refusals(db, report)
-    skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
-    if skew:
-        report.ill(
-            "schema",
-            f"the clock is pushed forward by {skew} s, which is for tests alone: set clock_skew.seconds to 0",
-        )
-    else:
-        report.well("schema", f"revision {found}")
-    return True
-
-
-async def _writes(db: Database, report: _Report) -> None:
-    """Write something: a server that is read-only, or whose disk is full, still answers questions."""
-    from orchestrator.store import readiness  # noqa: PLC0415
-    from orchestrator.store.database import is_away  # noqa: PLC0415
-
-    try:
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            await readiness.probe(db, f"probe:{socket.gethostname()}:doctor")
-    except Exception as error:
-        if not is_away(error):
-            raise
-        report.ill("writes", f"nothing can be written: {readiness.reason(error)}")
-    else:
-        report.well("writes", "the database takes writes")
-
-
-async def _refusals(db: Database, report: _Report) -> None:
-    from orchestrator.store import readiness  # noqa: PLC0415
-
-    for refusal in await readiness.refusals(db):
-        report.ill("database", refusal)
-
-
-async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
+async def _trail_key(settings: Settings, db: Database, report: Report) -> None:
     """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks
     at its next entry.
     """
@@ -268,7 +172,7 @@ async def _trail_key(settings: Settings, db: Database, report: _Report) -> None:
         report.well("keys", f"the database was last written under key {key}, which is known")
 
 
-async def _months(db: Database, report: _Report) -> None:
+async def _months(db: Database, report: Report) -> None:
     """Check how far ahead the trail has months: without a month its entries go where they cannot be dropped
     by the month.
     """
@@ -289,10 +193,11 @@ async def _months(db: Database, report: _Report) -> None:
         report.well("months", f"the audit trail has months until {archive.moment_of(until):%Y-%m}")
 
 
-async def _processes(db: Database, report: _Report) -> None:
+async def _processes(db: Database, report: Report) -> None:
     from orchestrator.store import readiness  # noqa: PLC0415
 
     found = await readiness.processes(db)
+    database_checks.clocks(found, report)
     for kind, missing in readiness.MISSING.items():
         alive = [process for process in found if process.kind == kind and process.alive]
         if alive:
@@ -305,7 +210,7 @@ async def _processes(db: Database, report: _Report) -> None:
     await _webhooks(db, report, found)
 
 
-async def _webhooks(db: Database, report: _Report, found: Sequence[readiness.Process]) -> None:
+async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Process]) -> None:
     """Look whether events reach the endpoints of merchants."""
     from orchestrator.store import webhooks  # noqa: PLC0415
 
@@ -313,7 +218,7 @@ async def _webhooks(db: Database, report: _Report, found: Sequence[readiness.Pro
         report.ill("webhooks", f"{trouble}; see `orchestrator webhooks list`")
 
 
-async def _due(db: Database, report: _Report, *, stopped: bool) -> None:
+async def _due(db: Database, report: Report, *, stopped: bool) -> None:
     from orchestrator.store import readiness  # noqa: PLC0415
 
     found = await readiness.backlog(db)
@@ -329,13 +234,9 @@ async def _due(db: Database, report: _Report, *, stopped: bool) -> None:
             f"{found.lookups} lookups wait for the budget of their merchant, the oldest for {found.lookups_age:.0f} s: paid orders "
             "whose callbacks were lost complete that late; raise its lookups_per_minute",
         )
-    if found.attention:
-        report.ill(
-            "attention", f"{found.attention} checkouts need a person: orchestrator checkouts list --attention"
-        )
 
 
-async def _events(db: Database, report: _Report, *, stopped: bool) -> None:
+async def _events(db: Database, report: Report, *, stopped: bool) -> None:
     """Look for events that no merchant can read yet: workers number them within about a second."""
     from orchestrator.store import readiness  # noqa: PLC0415
 
@@ -374,22 +275,24 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
     return None
 
 
-async def _public_address(settings: Settings, db: Database, report: _Report) -> None:
+async def _public_address(settings: Settings, db: Database, report: Report) -> None:
     """Look whether the gateways of all merchants could reach our callbacks."""
     from sqlalchemy import text  # noqa: PLC0415
 
     rows = await db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
-    _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
+    await _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
 
 
-def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: _Report) -> None:
-    from orchestrator.cli.public_address import faults  # noqa: PLC0415
+async def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: Report) -> None:
+    from orchestrator.cli.public_address import faults, resolved  # noqa: PLC0415
 
     for fault in faults(settings.public_url, gateways):
         report.ill("address", fault)
+    if (named := await resolved(settings.public_url, gateways)) is not None:
+        (report.ill if named[0] else report.well)("address", named[1])
 
 
-async def _lookups(db: Database, report: _Report) -> None:
+async def _lookups(db: Database, report: Report) -> None:
     """Report lookups that wait for their slot: where callbacks get lost, paid orders may be among them."""
     from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
 
@@ -400,44 +303,7 @@ async def _lookups(db: Database, report: _Report) -> None:
         report.well("lookups", "none waits")
 
 
-async def _gateways(settings: Settings, db: Database, report: _Report) -> None:
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.gateway.client import Gateway  # noqa: PLC0415
-    from orchestrator.gateway.outcomes import Done, Refused, Unauthorized  # noqa: PLC0415
-    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
-
-    try:
-        everyone = await Merchants(db, Encryptor(settings.secret_keys), settings).everyone()
-    except OrchestratorError as error:
-        report.ill("merchants", str(error))
-        return
-    async with Gateway(settings) as gateway:
-        for merchant in everyone:
-            if merchant.disabled:
-                continue
-            if not merchant.account.url:
-                report.ill(
-                    "gateway", f"merchant {merchant.name} has no gateway: set ORCHESTRATOR_GATEWAY_URL"
-                )
-                continue
-            began = time.monotonic()
-            outcome = await gateway.authenticate(merchant.account)
-            if isinstance(outcome, Done):
-                took = (time.monotonic() - began) * 1000
-                report.well(
-                    "gateway",
-                    f"the credentials of merchant {merchant.name} are accepted by {merchant.account.url} in {took:.0f} ms",
-                )
-            else:
-                why = outcome.reason
-                if isinstance(outcome, Refused | Unauthorized):
-                    said = f"the credentials of merchant {merchant.name} are refused by {merchant.account.url} ({why}): check the user name and the password"
-                else:
-                    said = f"the gateway of merchant {merchant.name} is unavailable at {merchant.account.url} ({why}): check the URL, and the way to it"
-                report.ill("gateway", said)
-
-
-async def _broker(settings: Settings, report: _Report) -> None:
+async def _broker(settings: Settings, report: Report) -> None:
     if settings.broker_url is None:
         report.ill(
             "broker",
@@ -465,30 +331,3 @@ async def _broker(settings: Settings, report: _Report) -> None:
             )
         else:
             report.well("intents", f"{intents} messages wait in the queue intents")
-
-
-async def _circuit_open(settings: Settings, report: _Report) -> None:
-    """Name the gateways whose circuit is open in the workers; where Redis is away, each worker has its own
-    state.
-    """
-    from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
-
-    if settings.redis is None:
-        return
-    try:
-        alone = await shared_state.circuits_open(settings.redis)
-    except Exception as error:  # noqa: BLE001 - as for the broker
-        found = log.scrub(str(error)) or type(error).__name__
-        report.ill(
-            "redis",
-            f"does not answer ({found}): until it does, workers do not share what they know of gateways",
-        )
-        return
-    for name, seconds in alone.items():
-        gateway, _, merchant = name.partition(" ")
-        why = (
-            f"it told merchant {merchant} to come later"
-            if merchant
-            else "its calls failed one after the other"
-        )
-        report.ill("gateway", f"{gateway} is not called for another {seconds:.0f} s: {why}")

@@ -8,17 +8,18 @@ means that something was refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, find_checkout, merchant_id
+from orchestrator.cli.confirmation import as_option, confirmed, yes_option
+from orchestrator.cli.lookup import Moment, find_checkout, merchant_id
 from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
+    from datetime import datetime
     from pathlib import Path
     from uuid import UUID
 
@@ -31,21 +32,6 @@ _SHOWN: Final = 50
 """Checkouts that are told of one by one."""
 
 
-class _Moment(click.ParamType[datetime]):
-    """A day or a moment: 2026-01-31, 2026-01-31T12:00:00Z; UTC where it names no zone."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            found = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
-
-
 @click.command(short_help="Erase the personal data of checkouts, for good.")
 @data_dir
 @click.argument("checkouts", nargs=-1, metavar="[CHECKOUT]...")
@@ -55,12 +41,13 @@ class _Moment(click.ParamType[datetime]):
 )
 @click.option(
     "--ended-before",
-    type=_Moment(),
+    type=Moment(),
     metavar="TIME",
     help="All that ended before: 2026-01-31, or with a time.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be erased, and what would not.")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
+@as_option
 def erase(
     *,
     data_dir: Path,
@@ -70,6 +57,7 @@ def erase(
     ended_before: datetime | None,
     dry_run: bool,
     yes: bool,
+    actor: str,
 ) -> int:
     """Erase the personal data of CHECKOUTS (ids or order numbers), of an order, or of a period, for good.
 
@@ -85,7 +73,8 @@ def erase(
         from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
 
         number = None if merchant is None else await merchant_id(db, merchant)
-        chosen = _Chosen(db, Encryptor(settings.secret_keys), checkouts, order, number, ended_before)
+        encryptor = Encryptor(settings.secret_keys)
+        chosen = _Chosen(db, encryptor, checkouts, order, number, ended_before, actor)
         found = await chosen.erase(dry_run=True)
         if dry_run:
             say(f"The personal data of {found} would be erased{found.but}.")
@@ -93,10 +82,8 @@ def erase(
         if not (found.erased or found.intents):
             say(f"There is nothing to erase{found.but}.")
             return int(found.refused > 0)
-        if not yes:
-            click.confirm(
-                f"Erase the personal data of {found} for good? It cannot be undone", abort=True, err=True
-            )
+        if not confirmed(f"It cannot be undone. Erase the personal data of {found} for good", yes=yes):
+            return 1
         done = await chosen.erase(dry_run=False)
         say(f"The personal data of {done} was erased{done.but}.")
         return int(done.refused > 0)
@@ -134,6 +121,7 @@ class _Chosen:
     order: str | None
     merchant: int | None
     before: datetime | None
+    actor: str
 
     async def erase(self, *, dry_run: bool) -> _Tally:
         """Erase it; or find out and tell what is refused, and what was erased before."""
@@ -148,7 +136,7 @@ class _Chosen:
         met = told = 0
         async for ids in self._lists():
             for fate in await checkouts.erase(
-                self.db, self.encryptor, ids, actor=ACTOR, cause="asked", dry_run=dry_run
+                self.db, self.encryptor, ids, actor=self.actor, cause="asked", dry_run=dry_run
             ):
                 met += 1
                 tally.erased += fate.erased

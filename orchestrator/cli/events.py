@@ -1,5 +1,5 @@
-"""The events of merchants, listed or followed as they come; straight from the database, for the operators of
-the installation.
+"""The events of merchants, listed, or followed as they come (`follow`, also named `tail`); straight from the
+database, for the operators of the installation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import find_checkout, merchant_id, table
-from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.output import say, say_document, say_table
 from orchestrator.domain.events import EventType
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def list_events(
         shown = table("position", "at", "checkout", "#", "event", "order", "state", "payment", "facts")
         for row in rows:
             shown.add_row(*_cells(row))
-        printer().print(shown)
+        say_table(shown, empty="No event matches.")
         return 0
 
     return on_database(data_dir, show)
@@ -166,6 +166,9 @@ def follow_events(
     return on_database(data_dir, show)
 
 
+events.add_command(follow_events, "tail")  # the name that log tools have for it
+
+
 async def _coming(db: Database, only: int | None, *, after: int | None) -> AsyncIterator[StoredEvent]:
     """Give events as they come: of all merchants, or of one merchant after a position of its feed."""
     from orchestrator.store import events as feeds  # noqa: PLC0415
@@ -192,8 +195,6 @@ def _say_json(row: StoredEvent, *, full: bool) -> None:
     """Print an event's document; a note on stderr where another version wrote an event that this version
     cannot show.
     """
-    import msgspec  # noqa: PLC0415
-
     from orchestrator.domain.events import document  # noqa: PLC0415
 
     try:
@@ -201,7 +202,7 @@ def _say_json(row: StoredEvent, *, full: bool) -> None:
     except (ValueError, KeyError):
         say(f"event {row.sequence} of checkout {row.checkout_id} is not readable: {row.kind}", err=True)
         return
-    say_json(msgspec.json.Encoder(decimal_format="number").encode(made).decode())
+    say_document(made)
 
 
 def _cells(row: StoredEvent) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 NAME: Final = "checkout-orchestrator[devkit]"
-_PACKAGES: Final = ("httpx_aiohttp", "jinja2", "psutil")
+_PACKAGES: Final = ("httpx_aiohttp", "psutil")
 """What the modules of `orchestrator.devkit` import. The wheels of the embedded servers are checked where a
 server is started."""
 

@@ -23,7 +23,8 @@ import msgspec
 
 from orchestrator import gc_tuning
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, merchant_id
+from orchestrator.cli.confirmation import as_option
+from orchestrator.cli.lookup import merchant_id
 from orchestrator.cli.output import say, say_json, standard_output
 from orchestrator.shutdown import cancelled
 
@@ -69,7 +70,10 @@ _CREATED, _EXISTING, _REJECTED = "created", "existing", "rejected"
     default="-",
     help="File for the results, one for each row, as NDJSON (default: standard output).",
 )
-def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | None, results: str) -> int:
+@as_option
+def import_orders(
+    *, data_dir: Path, source: str, merchant: str, form: str | None, results: str, actor: str
+) -> int:
     """Import the orders of FILE (- for standard input): an intent in each line, or CSV, an order in each row.
 
     Orders that are there already are reported as existing, so an import that was interrupted is simply
@@ -91,7 +95,7 @@ def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | Non
             if results != "-":
                 output = stack.enter_context(click.open_file(results, "w", "utf-8"))
             try:
-                return await _Import(settings, db, number, output).run(
+                return await _Import(settings, db, number, output, actor=actor).run(
                     rows.delimited(file) if csv else rows.ndjson(file),
                     ahead=stat.S_ISREG(os.fstat(file.fileno()).st_mode),
                 )
@@ -107,11 +111,13 @@ def import_orders(*, data_dir: Path, source: str, merchant: str, form: str | Non
 class _Import:
     """One run of an import."""
 
-    def __init__(self, settings: Settings, db: Database, merchant: int, output: IO[str]) -> None:
+    def __init__(
+        self, settings: Settings, db: Database, merchant: int, output: IO[str], *, actor: str
+    ) -> None:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store.inbox import Intents  # noqa: PLC0415
 
-        self._settings, self._merchant, self._output = settings, merchant, output
+        self._settings, self._merchant, self._output, self._actor = settings, merchant, output, actor
         self._intents: Intents = Intents(
             db, Encryptor(settings.secret_keys), grace=settings.hint_grace, batch_limit=AT_ONCE
         )
@@ -164,7 +170,7 @@ class _Import:
                 intake = intent and Intake.of(
                     intent,
                     merchant_id=self._merchant,
-                    actor=ACTOR,
+                    actor=self._actor,
                     correlation_id=self._correlation_id,
                     default_expires_in=self._settings.checkout_expires_in,
                 )

@@ -1,14 +1,17 @@
-"""What the commands about checkouts share: a checkout by id or order number, time spans, tables and
-amounts.
+"""What the commands about checkouts share: a checkout by id or order number, time spans and moments, tables
+and amounts.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import click
+
+from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,11 +19,15 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutRecord
 
-ACTOR: Final = "operator:command-line"
-
+ID_SLACK: Final = 600.0
+"""Seconds by which the clock of the process that made an id may differ from Postgres's."""
+MOST_CORRELATED: Final = 50
+"""Checkouts of one request that are listed."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
-_AMOUNTS: Final = frozenset({"amount", "held", "reserved", "captured", "refunded", "charged back"})
+_AMOUNTS: Final = frozenset(
+    {"amount", "number", "failing", "oldest", "held", "reserved", "captured", "refunded", "charged back"}
+)
 _WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "operation", "command"})
 """What is copied from a table must not be folded."""
 
@@ -45,6 +52,46 @@ class Span(click.ParamType[float]):
         return float(seconds)
 
 
+class Moment(click.ParamType[datetime]):
+    """A day or a moment: 2026-01-31, 2026-01-31T12:00:00Z; UTC where it names no zone."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        """Read a moment; a sentence with examples for anything else."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            found = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+class SpanOrMoment(click.ParamType["float | datetime"]):
+    """A time span before now, as `Span` reads it, or a moment, as `Moment` does."""
+
+    name = "time"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | datetime:
+        """Read either."""
+        if isinstance(value, float | datetime):
+            return value
+        if re.fullmatch(r"\d+[a-z]?", str(value).strip()):
+            return Span().convert(value, param, ctx)
+        return Moment().convert(value, param, ctx)
+
+
+def first_id(now: datetime, before: float) -> UUID:
+    """Return the lowest UUIDv7 of the millisecond `before` seconds ago (below 0: of a time to come)."""
+    from orchestrator.audit import archive  # noqa: PLC0415 - each command imports what it needs
+
+    ago = min(max(before, -_LONGEST_SPAN), now.timestamp())
+    return archive.first_id(now - timedelta(seconds=ago))
+
+
 async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id,
     too).
@@ -60,6 +107,33 @@ async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     if found is None:
         raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
     return found
+
+
+async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | None:
+    """Return the checkout of the request with this correlation id; where several came with it, list them and
+    return None.
+
+    No index has it, so that intake need not keep one: the statement reads all checkouts, a second for some
+    millions.
+    """
+    from sqlalchemy import text  # noqa: PLC0415
+
+    from orchestrator.store import read_model  # noqa: PLC0415
+
+    rows = await db.read(
+        text("""
+            SELECT id, order_ref, state FROM checkouts WHERE correlation_id = :correlation ORDER BY created_at DESC LIMIT :most
+        """),
+        {"correlation": correlation, "most": MOST_CORRELATED},
+    )
+    if not rows:
+        raise click.UsageError(f"no checkout came with the correlation id {correlation!r}")
+    if len(rows) == 1:
+        return await read_model.checkout(db, rows[0].id)
+    for row in rows:
+        say(f"{row.id}  {row.order_ref}  {row.state}")
+    say(f"{len(rows)} checkouts came with this id: show one of them by its own.", err=True)
+    return None
 
 
 async def merchant_names(db: Database) -> dict[int, str]:

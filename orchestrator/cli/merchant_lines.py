@@ -1,13 +1,17 @@
-"""Merchants as commands print them: lines for people, and JSON for programs; no secret."""
+"""Merchants as commands print them, lines for people and JSON for programs, and take them: policies and URLs;
+no secret.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
+import click
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from orchestrator.store.merchant_records import MerchantRecord
@@ -25,6 +29,11 @@ def lines_about(record: MerchantRecord) -> list[tuple[str, str]]:
     return [
         ("name", record.name),
         ("state", record.status + (f": {record.problem}" if record.problem else "")),
+        *(
+            []
+            if record.paused_at is None
+            else [("gateway calls", f"paused since {moment(record.paused_at)} UTC")]
+        ),
         *(
             (label, own[number] or used[number] or "not set")
             for number, label in enumerate(("gateway URL", "Merchant API URL", "user name"))
@@ -53,3 +62,28 @@ def json_of(document: object) -> str:
 def moment(at: datetime) -> str:
     """Return a time for people."""
     return f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def policies_of(given: Sequence[str]) -> dict[str, str]:
+    """Read policies and their values, as in late=keep."""
+    from orchestrator.store.merchant_fields import policy  # noqa: PLC0415
+
+    changes = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise click.UsageError(f"{pair!r} must be a policy and its value, as in late=keep")
+        changes[key.strip().replace("-", "_")] = value.strip()
+    for key, value in changes.items():
+        policy(key, value)  # what is wrong is said before anything is opened
+    return changes
+
+
+def url_of(option: str, value: str) -> str:
+    """Read the URL of an option."""
+    from orchestrator.settings.values import http_url  # noqa: PLC0415
+
+    try:
+        return http_url(value)
+    except ValueError as error:
+        raise click.UsageError(f"{option} {error}") from None

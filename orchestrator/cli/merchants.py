@@ -6,18 +6,19 @@ where others can read them; none is printed but a callback secret that was made 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.confirmation import as_option
 from orchestrator.cli.lookup import Span, table
-from orchestrator.cli.merchant_lines import LABEL, facts, json_of, lines_about, moment
+from orchestrator.cli.merchant_lines import LABEL, facts, json_of, lines_about, moment, policies_of, url_of
 from orchestrator.cli.output import printer, say, say_json
 from orchestrator.cli.secret_input import asked, lines_of, secret_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from orchestrator.settings import Settings
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from orchestrator.store.merchant_records import MerchantRecord
     from orchestrator.store.merchant_writes import Rotated
     from orchestrator.store.merchants import Merchants
+
+F = TypeVar("F", bound="Callable[..., Any]")
 
 _LONGEST_OVERLAP: Final = 30 * 86_400
 _MOST_LISTED: Final = 100_000
@@ -36,6 +39,11 @@ _password_from = click.option(
     metavar="SOURCE",
     help="Where the password is read from: a file, env:NAME, or - for standard input (without it: asked for).",
 )
+
+
+def _changing(command: F) -> F:
+    """Give a command what every change of a merchant takes: where, which merchant, and who asks."""
+    return data_dir(_NAME(as_option(command)))
 
 
 @click.group(short_help="Merchants with gateway accounts of their own.")
@@ -99,8 +107,7 @@ def show(*, data_dir: Path, name: str, as_json: bool) -> int:
 
 
 @merchants.command()
-@data_dir
-@_NAME
+@_changing
 @click.option("--gateway-url", required=True, help="Base of both gateway APIs.")
 @click.option("--merchant-api-url", help="Base of the Merchant API, where it lives elsewhere.")
 @click.option("--username", required=True, help="The gateway's API user.")
@@ -111,7 +118,7 @@ def show(*, data_dir: Path, name: str, as_json: bool) -> int:
     help="Where the callback secrets are read from, one a line, newest first; as --password-from.",
 )
 @_as_json
-def add(
+def add(  # noqa: PLR0913 - the options of the command
     *,
     data_dir: Path,
     name: str,
@@ -121,6 +128,7 @@ def add(
     password_from: str | None,
     secret_from: str | None,
     as_json: bool,
+    actor: str,
 ) -> int:
     """Add a merchant.
 
@@ -134,8 +142,8 @@ def add(
             f"the name {name!r} must be 1 to 63 small letters, digits, dots, hyphens or underscores"
         )
     # A wrong URL is reported before the password is entered.
-    gateway = _url("--gateway-url", gateway_url)
-    merchant_api = None if merchant_api_url is None else _url("--merchant-api-url", merchant_api_url)
+    gateway = url_of("--gateway-url", gateway_url)
+    merchant_api = None if merchant_api_url is None else url_of("--merchant-api-url", merchant_api_url)
     password = secret_of("Password of the API user", "--password-from", password_from)
     if secret_from is not None:
         secrets = lines_of("--secret-from", secret_from)
@@ -152,6 +160,7 @@ def add(
             username=username,
             password=password,
             callback_secrets=secrets,
+            actor=actor,
         )
         if not added:
             raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
@@ -165,8 +174,7 @@ def add(
 
 
 @merchants.command("set", short_help="Change the gateway account, or what is done without asking.")
-@data_dir
-@_NAME
+@_changing
 @click.argument("policies", nargs=-1, metavar="[POLICY=VALUE]...")
 @click.option("--gateway-url", help="Base of both gateway APIs; needs the password again.")
 @click.option(
@@ -184,6 +192,7 @@ def set_fields(
     merchant_api_url: str | None,
     username: str | None,
     password_from: str | None,
+    actor: str,
 ) -> int:
     """Change the gateway account, or policies: late, surplus and unknown_order (ask, keep, return), capture
     (manual, automatic), surcharge (ask, keep), lookups_per_minute.
@@ -196,14 +205,14 @@ def set_fields(
     from orchestrator.processing import lookup_budget  # noqa: PLC0415
     from orchestrator.store.merchant_writes import MerchantUpdate  # noqa: PLC0415
 
-    changes = _policies(policies)
+    changes = policies_of(policies)
     moved = any(value is not None for value in (gateway_url, merchant_api_url, username))
     if not changes and not moved and password_from is None:
         raise click.UsageError("name what is to be changed: a policy as in late=keep, or an option")
     merchant_api = UNSET if merchant_api_url is None else merchant_api_url or None
     update = MerchantUpdate(
-        gateway_url=UNSET if gateway_url is None else _url("--gateway-url", gateway_url),
-        merchant_api_url=_url("--merchant-api-url", merchant_api)
+        gateway_url=UNSET if gateway_url is None else url_of("--gateway-url", gateway_url),
+        merchant_api_url=url_of("--merchant-api-url", merchant_api)
         if isinstance(merchant_api, str)
         else merchant_api,
         username=UNSET if username is None else username,
@@ -221,18 +230,19 @@ def set_fields(
     return _change(
         data_dir,
         name,
-        lambda known: known.change(name, update),
+        lambda known: known.change(name, update, actor=actor),
         f"The {what} of merchant {{}} were changed",
         then=respace,
     )
 
 
 @merchants.command(short_help="Change the password at the gateway.")
-@data_dir
-@_NAME
+@_changing
 @click.option("--password-stdin", is_flag=True, help="Read it as one line from standard input.")
 @_password_from
-def password(*, data_dir: Path, name: str, password_stdin: bool, password_from: str | None) -> int:
+def password(
+    *, data_dir: Path, name: str, actor: str, password_stdin: bool, password_from: str | None
+) -> int:
     """Change the password of a merchant's API user at the gateway; it is typed, or read from a file, the
     environment or standard input.
     """
@@ -241,14 +251,13 @@ def password(*, data_dir: Path, name: str, password_stdin: bool, password_from: 
     return _change(
         data_dir,
         name,
-        lambda known: known.set_password(name, given),
+        lambda known: known.set_password(name, given, actor=actor),
         "The password of merchant {} was changed",
     )
 
 
 @merchants.command(short_help="Rotate the callback secret, with an overlap.")
-@data_dir
-@_NAME
+@_changing
 @click.option(
     "--secret-from",
     metavar="SOURCE",
@@ -264,7 +273,14 @@ def password(*, data_dir: Path, name: str, password_stdin: bool, password_from: 
 )
 @click.option("--at-once", is_flag=True, help="End the secret before it at once: it is known to others.")
 def rotate(
-    *, data_dir: Path, name: str, secret_from: str | None, make: bool, overlap: float, at_once: bool
+    *,
+    data_dir: Path,
+    name: str,
+    actor: str,
+    secret_from: str | None,
+    make: bool,
+    overlap: float,
+    at_once: bool,
 ) -> int:
     """Give a merchant a new callback secret.
 
@@ -277,7 +293,7 @@ def rotate(
 
     async def write(settings: Settings, db: Database) -> int:
         rotated: Rotated | None = await _merchants(settings, db).rotate_secret(
-            name, given, overlap=0.0 if at_once else overlap
+            name, given, overlap=0.0 if at_once else overlap, actor=actor
         )
         if rotated is None:
             raise _unknown(name)
@@ -292,13 +308,12 @@ def rotate(
 
 
 @merchants.command(short_help="Set all callback secrets.")
-@data_dir
-@_NAME
+@_changing
 @click.option(
     "--secrets-stdin", is_flag=True, help="Read them from standard input, one a line, newest first."
 )
 @click.option("--none", is_flag=True, help="Have none: callbacks are not checked.")
-def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> int:
+def secrets(*, data_dir: Path, name: str, actor: str, secrets_stdin: bool, none: bool) -> int:
     """Set all callback secrets, newest first, without an overlap; each of them works, and all others end at
     once. `rotate` is the way to change one.
     """
@@ -312,7 +327,7 @@ def secrets(*, data_dir: Path, name: str, secrets_stdin: bool, none: bool) -> in
     return _change(
         data_dir,
         name,
-        lambda known: known.set_secrets(name, tuple(given)),
+        lambda known: known.set_secrets(name, tuple(given), actor=actor),
         f"Merchant {{}} has {len(given)} callback secret{'' if len(given) == 1 else 's'}",
     )
 
@@ -406,27 +421,25 @@ def url(*, data_dir: Path, name: str) -> int:
 
 
 @merchants.command(short_help="Refuse a merchant's requests from now on.")
-@data_dir
-@_NAME
-def disable(*, data_dir: Path, name: str) -> int:
+@_changing
+def disable(*, data_dir: Path, name: str, actor: str) -> int:
     """Refuse a merchant's requests and orders.
 
     What is under way is processed to its end, callbacks are taken, and events wait.
     """
-    return _switch(data_dir, name, disabled=True)
+    return _switch(data_dir, name, actor, disabled=True)
 
 
 @merchants.command()
-@data_dir
-@_NAME
-def enable(*, data_dir: Path, name: str) -> int:
+@_changing
+def enable(*, data_dir: Path, name: str, actor: str) -> int:
     """Let a disabled merchant in again."""
-    return _switch(data_dir, name, disabled=False)
+    return _switch(data_dir, name, actor, disabled=False)
 
 
-def _switch(place: Path, name: str, *, disabled: bool) -> int:
+def _switch(place: Path, name: str, actor: str, *, disabled: bool) -> int:
     said = f"Merchant {{}} is {'disabled' if disabled else 'enabled'}"
-    return _change(place, name, lambda known: known.disable(name, disabled=disabled), said)
+    return _change(place, name, lambda known: known.disable(name, disabled=disabled, actor=actor), said)
 
 
 def _change(
@@ -448,29 +461,6 @@ def _change(
         return 0
 
     return on_database(place, write)
-
-
-def _policies(given: Sequence[str]) -> dict[str, str]:
-    from orchestrator.store.merchant_fields import policy  # noqa: PLC0415
-
-    changes = {}
-    for pair in given:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise click.UsageError(f"{pair!r} must be a policy and its value, as in late=keep")
-        changes[key.strip().replace("-", "_")] = value.strip()
-    for key, value in changes.items():
-        policy(key, value)  # what is wrong is said before anything is opened
-    return changes
-
-
-def _url(option: str, value: str) -> str:
-    from orchestrator.settings.values import http_url  # noqa: PLC0415
-
-    try:
-        return http_url(value)
-    except ValueError as error:
-        raise click.UsageError(f"{option} {error}") from None
 
 
 def _unknown(name: str) -> Exception:

@@ -2,7 +2,8 @@
 
 A line is one line: control characters, escape sequences and bidirectional controls in it become U+FFFD.
 Tables come from `printer`, to which a `str` is text and never markup. A document of JSON keeps its content,
-with escapes instead of such characters.
+with escapes instead of such characters. What a command lists is a table, a sentence where there is nothing
+to list, or JSON (`--json`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from typing import IO
 
     from rich.console import Console
+    from rich.table import Table
 
 _FILE_WIDTH: Final = 250
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
 
 
 def say(line: object = "", *, err: bool = False, lead: str = "") -> None:
@@ -38,6 +42,21 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
         click.echo(escaped_json(document))
     else:
         file.write(escaped_json(document) + "\n")
+
+
+def say_document(document: object) -> None:
+    """Print a value as JSON; decimals are written as numbers."""
+    import msgspec  # noqa: PLC0415 - most commands end before they need it
+
+    say_json(msgspec.json.Encoder(decimal_format="number").encode(document).decode())
+
+
+def say_table(shown: Table, *, empty: str) -> None:
+    """Print a table, or one sentence where it has no row."""
+    if shown.row_count:
+        printer().print(shown)
+    else:
+        say(empty)
 
 
 def standard_output() -> IO[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import secrets
 import socket
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from orchestrator.cli.extra import need_devkit
 from orchestrator.cli.output import say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.devkit.local.up import Options, Up
@@ -141,12 +142,17 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 def _greet(up: Up) -> None:
     from rich.text import Text  # noqa: PLC0415
 
+    from orchestrator.cli.console import link_for  # noqa: PLC0415
     from orchestrator.cli.public_address import faults  # noqa: PLC0415
 
     rows = []
     if up.shop_url is not None:
         rows.append(("Demo shop", f"{up.url}/shop   buy something in a browser, and follow each message"))
-    rows += [("Front door", f"{up.url}/"), ("API", f"{up.url}/docs")]
+    rows += [
+        ("Console", f"{link_for(up.settings)}   (opens one session, within an hour)"),
+        ("Front door", f"{up.url}/"),
+        ("API", f"{up.url}/docs"),
+    ]
     if up.sandbox_url is not None:
         rows.append(
             ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.ledger_url(up.sandbox_url)}")
@@ -184,15 +190,17 @@ def _greet(up: Up) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 def api(*, host: str, port: int) -> int:
-    """Serve the HTTP API."""
+    """Serve the HTTP API and the console."""
     from orchestrator.api import server  # noqa: PLC0415
+    from orchestrator.console import Console  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415
 
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     check_listening(host, port)
     _check_clock(settings)
     log.own_output()
-    return server.run(settings, host, port)
+    with _traced(settings, "api"):
+        return server.run(settings, host, port, pages=Console)
 
 
 @click.command(short_help="Carry checkouts (a Celery worker).")
@@ -204,7 +212,8 @@ def worker() -> int:
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     _check_clock(settings)
     log.own_output()
-    return run_worker(settings)
+    with _traced(settings, "worker"):
+        return run_worker(settings)
 
 
 @click.command(short_help="Publish sweeps and seals in their intervals.")
@@ -231,7 +240,8 @@ def deliverer() -> int:
     settings = _needing(logged(load()), "database_url", "secret_keys")
     _check_clock(settings)
     log.own_output()
-    return run_deliverer(settings)
+    with _traced(settings, "deliverer"):
+        return run_deliverer(settings)
 
 
 @click.command(short_help="Serve a faithful gateway on this machine.")
@@ -383,6 +393,18 @@ def _check_clock(settings: Any) -> None:
             f"the clock of the database is moved forward by {found.seconds} s, which is for tests with a gateway on this machine "
             "alone: set clock_skew.seconds to 0"
         )
+
+
+@contextmanager
+def _traced(settings: Any, process: str) -> Iterator[None]:
+    """Keep traces where the settings say so, and send the last ones at the end."""
+    from orchestrator import traces  # noqa: PLC0415 - each command imports what it needs
+
+    traces.start(process, settings.traces_url, settings.traces_sample)
+    try:
+        yield
+    finally:
+        traces.stop()
 
 
 def _needing(settings: Any, *names: str) -> Any:

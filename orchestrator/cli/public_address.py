@@ -1,4 +1,4 @@
-"""What is wrong with PUBLIC_URL beside a real gateway, in sentences, without a request.
+"""What is wrong with PUBLIC_URL beside a real gateway, in sentences, without a request to it.
 
 The gateway calls from the internet and on ports 80 and 443 only. A gateway on this machine or in this network
 (the sandbox) reaches addresses that a real one cannot, and then nothing is reported.
@@ -6,13 +6,14 @@ The gateway calls from the internet and on ports 80 and 443 only. A gateway on t
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 PORTS: Final = frozenset({80, 443})
 """What the gateway connects to; its documentation of callbacks names no others."""
@@ -29,6 +30,8 @@ _INNER_NAMES: Final = (
 )
 """Top-level names that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for private
 networks."""
+RESOLVING: Final = 3.0
+"""Seconds for the resolver of this host."""
 _DEFAULT: Final = {"http": 80, "https": 443}
 
 
@@ -36,8 +39,44 @@ def faults(public_url: str, gateways: Iterable[str | None]) -> list[str]:
     """Return what keeps a real gateway from our callbacks, each with the remedy; nothing where none of these
     gateways is a real one.
     """
-    real = sorted({url for url in gateways if url and not _is_inner(_host(url))})
-    return list(_faults(public_url)) if real else []
+    return list(_faults(public_url)) if _any_real(gateways) else []
+
+
+async def resolved(
+    public_url: str,
+    gateways: Iterable[str | None],
+    *,
+    resolve: Callable[[str], Awaitable[list[str]]] | None = None,
+) -> tuple[bool, str] | None:
+    """Return what the resolver of this host says of the name in PUBLIC_URL: whether it is a fault, and a
+    sentence; None where there is nothing to say.
+
+    A name that leads to a private address here is no fault by itself: the internet may get another answer.
+    """
+    host = _host(public_url)
+    if not _any_real(gateways) or _is_inner(host) or _address(host) is not None:
+        return None
+    shown = f"ORCHESTRATOR_PUBLIC_URL is {public_url}"
+    try:
+        async with asyncio.timeout(RESOLVING):
+            found = await (resolve or _resolve)(host)
+    except (OSError, TimeoutError):
+        return True, f"{shown}, and {host} does not resolve: correct the name, or make its DNS entry"
+    inner = sorted(address for address in found if _is_inner(address))
+    if not inner:
+        return None
+    return False, (
+        f"{shown}; {host} is {', '.join(inner)} here, which only this network reaches: the internet must get another address"
+    )
+
+
+async def _resolve(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in found]
+
+
+def _any_real(gateways: Iterable[str | None]) -> bool:
+    return any(url and not _is_inner(_host(url)) for url in gateways)
 
 
 def is_local(url: str) -> bool:

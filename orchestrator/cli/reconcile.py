@@ -1,7 +1,8 @@
 """Lookups of many checkouts: some by name, or all of a period.
 
 They are requested in lists, a few lists at a time; workers and each merchant's budget of lookups decide how
-fast they are answered. The output at the end is what changed between request and answer.
+fast they are answered. The output at the end is what changed between request and answer. After a database was
+restored to an earlier point in time (`restored`), all that may have changed since is looked up.
 """
 
 from __future__ import annotations
@@ -10,21 +11,26 @@ import asyncio
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import click
 
+from orchestrator.cli import restored
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import ACTOR, Span, find_checkout, merchant_id, table
-from orchestrator.cli.output import printer, say
+from orchestrator.cli.confirmation import as_option
+from orchestrator.cli.lookup import ID_SLACK, Span, find_checkout, first_id, merchant_id, table
+from orchestrator.cli.output import json_option, printer, say, say_document
+from orchestrator.cli.restored import Lost, Moment
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from datetime import datetime
-    from pathlib import Path
+
+    from rich.table import Table
 
     from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import Attention
@@ -36,11 +42,10 @@ SIZE: Final = 200
 OUTSTANDING: Final = 5 * SIZE
 """Checkouts that may wait for their answer before more are asked for."""
 _PAUSE: Final = 0.25
+_MOST_NAMED: Final = 50
 _BETWEEN: Final = 1.0
 """Seconds between two lists where the command does not wait for the answers."""
 _LINE_EVERY: Final = 5.0
-_SLACK: Final = 600.0
-"""Seconds by which the clock of the process that made an id may differ from Postgres's."""
 
 
 @click.command(short_help="Look checkouts up at the gateway: some, or all of a period.")
@@ -49,41 +54,103 @@ _SLACK: Final = 600.0
 @click.option(
     "--since", type=Span(), metavar="SPAN", help="All that were taken within this time: 90m, 24h, 7d."
 )
-@click.option("--merchant", metavar="NAME", help="Only this merchant's; with --since.")
+@click.option(
+    "--restored-to",
+    type=Moment(),
+    metavar="MOMENT",
+    help="The database was restored to this moment: all that may have changed since, and feeds beyond lost positions.",
+)
+@click.option(
+    "--reach",
+    type=Span(),
+    metavar="SPAN",
+    default="90d",
+    show_default=True,
+    help="With --restored-to: settled checkouts too whose last change is at most this old at that moment.",
+)
+@click.option(
+    "--orders",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="With --restored-to: order numbers of the time since, one a line; their payments are looked for.",
+)
+@click.option("--merchant", metavar="NAME", help="Only this merchant's; of --orders: whose they are.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the answers, or only ask.")
 @click.option(
     "--timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
     help="Give up when nothing has been answered for so long.",
 )  # fmt: skip
-def reconcile(
+@as_option
+@json_option
+def reconcile(  # noqa: PLR0913 - one for each option
     *,
     data_dir: Path,
     checkouts: Sequence[str],
     since: float | None,
+    restored_to: datetime | None,
+    reach: float,
+    orders: Path | None,
     merchant: str | None,
     wait: bool,
     timeout: float,
+    actor: str,
+    as_json: bool,
 ) -> int:
-    """Have the gateway asked about CHECKOUTS (ids or order numbers), or about all of a period (--since)."""
-    if bool(checkouts) == (since is not None):
-        raise click.UsageError("name checkouts, or a period with --since, and not both")
-    if merchant is not None and since is None:
+    """Have the gateway asked about CHECKOUTS (ids or order numbers), about all of a period (--since), or
+    about all that may have changed since the moment to which the database was restored (--restored-to).
+    """
+    if bool(checkouts) + (since is not None) + (restored_to is not None) != 1:
+        raise click.UsageError("name checkouts, or a period with --since or --restored-to, and not both")
+    if merchant is not None and checkouts:
         raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
+    if orders is not None and (restored_to is None or merchant is None):
+        raise click.UsageError("--orders goes with --restored-to and --merchant")
+    names = [] if orders is None else restored.order_numbers(orders)
 
     async def ask(settings: Settings, db: Database) -> int:
         from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
 
-        encryptor = Encryptor(settings.secret_keys)
-        if since is None:
+        asking = _Asking(db, Encryptor(settings.secret_keys), actor)
+        complete = True
+        if checkouts:
             rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
-            return await _reconcile(db, encryptor, _lists(rows), len(rows), wait=wait, timeout=timeout)
-        period = await _period(db, since, merchant)
-        (counted,) = await db.read(_count(), period)
-        return await _reconcile(
-            db, encryptor, _pages(db, period), int(counted.number), wait=wait, timeout=timeout
-        )
+            lists, total = _lists(rows), len(rows)
+        else:
+            if restored_to is not None:
+                complete = await _prepare(settings, asking, merchant=merchant, names=names, as_json=as_json)
+            period = await _period(db, since=since, restored_to=restored_to, reach=reach, merchant=merchant)
+            matches = _OF_PERIOD if restored_to is None else _MAY_HAVE_CHANGED
+            (counted,) = await db.read(_count(matches), period)
+            lists, total = _pages(db, matches, period), int(counted.number)
+        ended = await _reconcile(asking, lists, total, wait=wait, timeout=timeout, as_json=as_json)
+        return ended or int(not complete)
 
     return on_database(data_dir, ask)
+
+
+async def _prepare(
+    settings: Settings, asking: _Asking, *, merchant: str | None, names: Sequence[str], as_json: bool
+) -> bool:
+    """Prepare a database that was restored; return whether every order number was answered."""
+    from orchestrator.store import merchant_records  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
+
+    db, encryptor, record = asking.db, asking.encryptor, None
+    if merchant is not None:
+        record = await merchant_records.by_name(db, encryptor, settings, merchant)
+        if record is None:
+            raise UnknownMerchant(merchant)
+    feeds = await restored.skip_positions(db)
+    say(f"{feeds} feeds go on beyond the positions that were lost.", err=True)
+    if record is None or not names:
+        return True
+    lost = await restored.find_lost(settings, db, encryptor, merchant=record, orders=names)
+    printer(err=as_json).print(_orders(lost))
+    for title, orders in (("No payment at the gateway", lost.unpaid), ("Not answered", lost.unanswered)):
+        if orders:
+            more = f" … ({len(orders) - _MOST_NAMED} more)" if len(orders) > _MOST_NAMED else ""
+            say(f"{title}: {', '.join(orders[:_MOST_NAMED])}{more}", err=True)
+    return not lost.unanswered
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,26 +188,39 @@ class _Tally:
         self.attention += after.attention is not None and after.attention.is_news(before.attention)
 
 
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """What a request needs: where it is stored, under which keys, and who asks."""
+
+    db: Database
+    encryptor: Encryptor
+    actor: str
+
+
 async def _reconcile(
-    db: Database,
-    encryptor: Encryptor,
+    asking: _Asking,
     lists: AsyncIterator[Sequence[Any]],
     total: int,
     *,
     wait: bool,
     timeout: float,
+    as_json: bool,
 ) -> int:
-    tally = _Tally()
+    tally, db = _Tally(), asking.db
     with _progress(tally, total) as show:
         async for rows in lists:
             if tally.asked and not wait:
                 await asyncio.sleep(_BETWEEN)
-            await _ask(db, encryptor, rows, tally)
+            await _ask(asking, rows, tally)
             show()
             if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, timeout=timeout, show=show):
                 break
         answered = wait and await _settle(db, tally, most=0, timeout=timeout, show=show)
-    printer().print(_summary(tally, waited=wait))
+    numbers = _numbers(tally, waited=wait)
+    if as_json:
+        say_document({name: number for name, _, number in numbers})
+    else:
+        printer().print(_summary(numbers))
     if wait and not answered:
         say(
             f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
@@ -150,11 +230,13 @@ async def _reconcile(
     return int(wait and not answered)
 
 
-async def _ask(db: Database, encryptor: Encryptor, rows: Sequence[Any], tally: _Tally) -> None:
+async def _ask(asking: _Asking, rows: Sequence[Any], tally: _Tally) -> None:
     from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
 
     ids = [row.id for row in rows]
-    commands = await inbox.request_all(db, encryptor, ids, kind=CommandKind.RECONCILE, actor=ACTOR, grace=0.0)
+    commands = await inbox.request_all(
+        asking.db, asking.encryptor, ids, kind=CommandKind.RECONCILE, actor=asking.actor, grace=0.0
+    )
     tally.asked += len(commands)
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 
@@ -189,34 +271,33 @@ async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
         yield rows[start : start + SIZE]
 
 
-async def _pages(db: Database, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
+async def _pages(db: Database, matches: str, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
     """Yield the checkouts of a period, the oldest first; each page begins after the last id of the previous
     page.
     """
     after = period["after"]
-    while rows := await db.read(_page(), {**period, "after": after, "most": SIZE}):
+    while rows := await db.read(_page(matches), {**period, "after": after, "most": SIZE}):
         yield rows
         after = rows[-1].id
 
 
-async def _period(db: Database, since: float, merchant: str | None) -> dict[str, object]:
+async def _period(
+    db: Database, *, since: float | None, restored_to: datetime | None, reach: float, merchant: str | None
+) -> dict[str, object]:
     """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about
-    that time.
+    that time; or, where the database was restored, a time of their last change.
     """
     from sqlalchemy import text  # noqa: PLC0415
 
-    moment = text("SELECT clock() - make_interval(secs => :span) AS since, now() AS now")
-    (row,) = await db.read(moment, {"span": since})
+    moment = text("""
+        SELECT coalesce(CAST(:moment AS timestamptz), clock()) - make_interval(secs => :span) AS since, now() AS now
+    """)
+    (row,) = await db.read(moment, {"moment": restored_to, "span": reach if since is None else since})
     return {
         "since": row.since,
-        "after": _first_id(row.now, since + _SLACK),
+        "after": UUID(int=0) if since is None else first_id(row.now, since + ID_SLACK),
         "merchant_id": None if merchant is None else await merchant_id(db, merchant),
     }
-
-
-def _first_id(now: datetime, before: float) -> UUID:
-    """Return the lowest UUIDv7 of the millisecond `before` seconds ago."""
-    return UUID(int=max(0, int((now.timestamp() - before) * 1000)) << 80)
 
 
 # ── Showing ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -245,43 +326,66 @@ def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
     yield line
 
 
-def _summary(tally: _Tally, *, waited: bool) -> Any:
-    shown = table("checkouts", "amount")
-    shown.show_header = False
-    numbers = [("asked", tally.asked)]
+def _numbers(tally: _Tally, *, waited: bool) -> list[tuple[str, str, int]]:
+    """Return what came of it: the name in JSON, the words of the table, and the number."""
+    numbers = [("asked", "asked", tally.asked)]
     if waited:
         numbers += [
-            ("looked at", tally.looked),
-            ("completed", tally.completed),
-            ("money changed", tally.money),
-            ("attention raised", tally.attention),
-            *([("refused", tally.refused)] if tally.refused else []),
-            ("still waiting", len(tally.waiting)),
+            ("lookedAt", "looked at", tally.looked),
+            ("completed", "completed", tally.completed),
+            ("moneyChanged", "money changed", tally.money),
+            ("attentionRaised", "attention raised", tally.attention),
+            *([("refused", "refused", tally.refused)] if tally.refused else []),
+            ("stillWaiting", "still waiting", len(tally.waiting)),
         ]
-    for name, number in numbers:
+    return numbers
+
+
+def _summary(numbers: Sequence[tuple[str, str, int]]) -> Table:
+    shown = table("checkouts", "amount")
+    shown.show_header = False
+    for _, words, number in numbers:
+        shown.add_row(words, f"{number:,}")
+    return shown
+
+
+def _orders(lost: Lost) -> Any:
+    shown = table("orders", "amount")
+    shown.show_header = False
+    for name, number in (
+        ("orders with a checkout", lost.known),
+        ("created from their payment", lost.created),
+        ("without a payment", len(lost.unpaid)),
+        *([("not answered", len(lost.unanswered))] if lost.unanswered else []),
+    ):
         shown.add_row(name, f"{number:,}")
     return shown
 
 
 # ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
-_MATCHES: Final = """
+_OF_PERIOD: Final = """
     id > :after AND created_at >= :since AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)
+"""
+# What was settled long before has hardly changed since; `--reach` says how long a refund may come after.
+_MAY_HAVE_CHANGED: Final = """
+    id > :after AND (due_at IS NOT NULL OR updated_at >= :since)
+    AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)
 """
 
 
-def _count() -> Any:
+def _count(matches: str) -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
-    return text(f"SELECT count(*) AS number FROM checkouts WHERE {_MATCHES}")  # noqa: S608 - our own words
+    return text(f"SELECT count(*) AS number FROM checkouts WHERE {matches}")  # noqa: S608 - our own words
 
 
-def _page() -> Any:
+def _page(matches: str) -> Any:
     from sqlalchemy import text  # noqa: PLC0415
 
     return text(f"""
         SELECT id, state, reserved, captured, refunded, charged_back, attention, attention_details FROM checkouts
-         WHERE {_MATCHES} ORDER BY id LIMIT :most
+         WHERE {matches} ORDER BY id LIMIT :most
     """)  # noqa: S608 - our own words
 
 

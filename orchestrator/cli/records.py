@@ -39,7 +39,9 @@ def token() -> None:
 @token.command()
 @data_dir
 @click.option("--merchant", metavar="NAME", help="Whose checkouts the token is for.")
-@click.option("--operator", is_flag=True, help="A token of the operator, for /v1/merchants, instead.")
+@click.option(
+    "--operator", is_flag=True, help="A token of the operator, for /v1/merchants and the console, instead."
+)
 @click.option("--scope", required=True, help='What it allows, as in "checkouts:write checkouts:read".')
 @click.option(
     "--lifetime",

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.confirmation import as_option
 from orchestrator.cli.lookup import merchant_id, merchant_names, table, uuid_of
-from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.output import json_option, say, say_document, say_json, say_table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from uuid import UUID
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.inbox.rejected import Code
+    from orchestrator.store.inbox.rejected import Code, RejectedIntent
 
 
 @click.group("rejected-intents", short_help="Refused intents of the queue.")
@@ -31,7 +33,10 @@ def rejected_intents() -> None:
 @click.option("--merchant", metavar="NAME", help="Only this merchant's.")
 @click.option("--order", metavar="NUMBER", help="Only this order number.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, limit: int) -> int:
+@json_option
+def list_rejected(
+    *, data_dir: Path, merchant: str | None, order: str | None, limit: int, as_json: bool
+) -> int:
     """List refused intents, the youngest first, with their reasons."""
     if order is not None and merchant is None:
         raise click.UsageError("--order needs --merchant: an order number is that of a merchant")
@@ -45,18 +50,21 @@ def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, li
         else:
             wanted = await merchant_id(db, merchant)
             found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit)
+        if as_json:
+            say_document([_facts(row, names) for row in found])
+            return 0
         shown = table("id", "at", "merchant", "order", "code", "reason")
         for row in found:
             more = f" (and {len(row.problems) - 1} more)" if len(row.problems) > 1 else ""
             shown.add_row(
                 str(row.id),
                 f"{row.created_at:%Y-%m-%d %H:%M:%S}",
-                "" if row.merchant_id is None else names.get(row.merchant_id, str(row.merchant_id)),
+                _merchant(row, names) or "",
                 row.order_ref or "",
                 row.code,
                 f"{row.problems[0].field}: {row.problems[0].message}{more}" if row.problems else "",
             )
-        printer().print(shown)
+        say_table(shown, empty="No intent of the queue was refused.")
         return 0
 
     return on_database(data_dir, show)
@@ -66,7 +74,8 @@ def list_rejected(*, data_dir: Path, merchant: str | None, order: str | None, li
 @data_dir
 @click.argument("intent", metavar="ID")
 @click.option("--body", "with_body", is_flag=True, help="Also what was sent, which is personal data.")
-def show_rejected(*, data_dir: Path, intent: str, with_body: bool) -> int:
+@json_option
+def show_rejected(*, data_dir: Path, intent: str, with_body: bool, as_json: bool) -> int:
     """Show a refused intent with every reason."""
 
     async def show(settings: Settings, db: Database) -> int:
@@ -82,11 +91,13 @@ def show_rejected(*, data_dir: Path, intent: str, with_body: bool) -> int:
             )
         row, body = found
         names = await merchant_names(db)
+        if as_json:
+            sent = None if body is None else body.decode(errors="replace")
+            say_document({**_facts(row, names), **({"body": sent} if with_body else {})})
+            return 0
         say(f"id        {row.id}")
         say(f"at        {row.created_at:%Y-%m-%d %H:%M:%S}")
-        say(
-            f"merchant  {'not known' if row.merchant_id is None else names.get(row.merchant_id, row.merchant_id)}"
-        )
+        say(f"merchant  {_merchant(row, names) or 'not known'}")
         say(f"order     {row.order_ref or 'not known'}")
         say(f"message   {row.message_id}")
         say(f"code      {row.code}")
@@ -114,7 +125,10 @@ def show_rejected(*, data_dir: Path, intent: str, with_body: bool) -> int:
     metavar="NAME",
     help="Whose orders they are: needed where no token proves it. With --code: only this merchant's.",
 )
-def resubmit(*, data_dir: Path, chosen: tuple[str, ...], code: Code | None, merchant: str | None) -> int:
+@as_option
+def resubmit(
+    *, data_dir: Path, chosen: tuple[str, ...], code: Code | None, merchant: str | None, actor: str
+) -> int:
     """Submit refused intents once more, as they were sent, after what they were refused for is removed.
 
     Each intent has a result, as an import has them. An order that is there is reported as existing, so this
@@ -127,7 +141,7 @@ def resubmit(*, data_dir: Path, chosen: tuple[str, ...], code: Code | None, merc
         from orchestrator.cli.resubmissions import Resubmission  # noqa: PLC0415 - as above
 
         named = None if merchant is None else await merchant_id(db, merchant)
-        resubmission = Resubmission(settings, db, merchant=named)
+        resubmission = Resubmission(settings, db, merchant=named, actor=actor)
         try:
             if code is not None:
                 return await resubmission.all_with(code)
@@ -136,6 +150,22 @@ def resubmit(*, data_dir: Path, chosen: tuple[str, ...], code: Code | None, merc
             await resubmission.close()
 
     return on_database(data_dir, work)
+
+
+def _merchant(row: RejectedIntent, names: Mapping[int, str]) -> str | None:
+    return None if row.merchant_id is None else names.get(row.merchant_id, str(row.merchant_id))
+
+
+def _facts(row: RejectedIntent, names: Mapping[int, str]) -> dict[str, object]:
+    return {
+        "id": row.id,
+        "at": row.created_at,
+        "merchant": _merchant(row, names),
+        "orderId": row.order_ref,
+        "messageId": row.message_id,
+        "code": row.code,
+        "errors": [{"field": problem.field, "message": problem.message} for problem in row.problems],
+    }
 
 
 def _known(intent: str) -> UUID:

@@ -12,7 +12,6 @@ import msgspec
 
 from orchestrator import intents
 from orchestrator.cli.imports import rejection
-from orchestrator.cli.lookup import ACTOR
 from orchestrator.cli.output import say_json
 from orchestrator.crypto import Encryptor
 from orchestrator.intents import submissions
@@ -35,10 +34,12 @@ _FIRST: Final = UUID(int=0)
 
 
 class Resubmission:
-    """One run of the command; `merchant` is the one that the operator names, if any."""
+    """One run of the command; `merchant` is the one that the operator names, if any, and `actor` stands in
+    the trail.
+    """
 
-    def __init__(self, settings: Settings, db: Database, *, merchant: int | None) -> None:
-        self._settings, self._db, self._merchant = settings, db, merchant
+    def __init__(self, settings: Settings, db: Database, *, merchant: int | None, actor: str) -> None:
+        self._settings, self._db, self._merchant, self._actor = settings, db, merchant, actor
         self._encryptor = Encryptor(settings.secret_keys)
         self._intents = Intents(db, self._encryptor, grace=settings.hint_grace)
         self._refused = 0
@@ -85,7 +86,7 @@ class Resubmission:
                 intake = Intake.of(
                     intent,
                     merchant_id=merchant,
-                    actor=ACTOR,
+                    actor=self._actor,
                     correlation_id=row.message_id,
                     default_expires_in=self._settings.checkout_expires_in,
                 )

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.output import printer, say, say_document, say_json
 
 if TYPE_CHECKING:
     from orchestrator.audit import Findings
@@ -31,14 +31,17 @@ def audit() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Verify this file alone, with the secret keys and without a database.",
 )
-def verify(*, data_dir: Path, file: Path | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def verify(*, data_dir: Path, file: Path | None, as_json: bool) -> int:
     """Verify every chain, every seal and the chain of archives, or one archive's file; exit 1 and name each
     fault.
     """
-    return on_database(data_dir, _verify) if file is None else _verify_file(data_dir, file)
+    if file is not None:
+        return _verify_file(data_dir, file, as_json=as_json)
+    return on_database(data_dir, lambda settings, db: _verify(settings, db, as_json=as_json))
 
 
-def _verify_file(place: Path, file: Path) -> int:
+def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
     from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.crypto import Encryptor  # noqa: PLC0415
     from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
@@ -47,6 +50,11 @@ def _verify_file(place: Path, file: Path) -> int:
         opened = trail.open_archive(file, Encryptor(configured(place).secret_keys))
     except OSError as error:
         raise click.UsageError(f"{file} cannot be read ({error.strerror or error})") from error
+    if as_json:
+        say_document(
+            {"holds": not opened.problems and opened.manifest is not None, "problems": opened.problems}
+        )
+        return int(bool(opened.problems) or opened.manifest is None)
     for problem in opened.problems:
         say(f"{file.name}: {problem}")
     if opened.problems or opened.manifest is None:
@@ -59,7 +67,7 @@ def _verify_file(place: Path, file: Path) -> int:
     return 0
 
 
-async def _verify(settings: Settings, db: Database) -> int:
+async def _verify(settings: Settings, db: Database, *, as_json: bool) -> int:
     from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
 
     from orchestrator import audit as trail  # noqa: PLC0415
@@ -72,6 +80,10 @@ async def _verify(settings: Settings, db: Database) -> int:
             status.update(Text(f"Verifying … {found.checkouts} checkouts, {found.entries} entries"))
 
         found = await trail.verify(db, encryptor, progress=progress)
+    if as_json:
+        counted = {name: getattr(found, name) for name in ("checkouts", "entries", "seals", "archives")}
+        say_document({"holds": not found.problems, **counted, "problems": found.problems})
+        return int(bool(found.problems))
     for problem in found.problems:
         say(problem)
     walked = f"{found.checkouts} checkouts, {found.entries} entries, {found.seals} seals"

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.confirmation import confirmed, yes_option
 from orchestrator.cli.lookup import Span, merchant_id, table, uuid_of
-from orchestrator.cli.output import printer, say
+from orchestrator.cli.output import json_option, say, say_document, say_table
 from orchestrator.cli.secret_input import secret_of
 from orchestrator.domain.events import EventType
 
@@ -46,18 +47,23 @@ def webhooks() -> None:
 @webhooks.command("list")
 @data_dir
 @_merchant
-def list_webhooks(*, data_dir: Path, merchant: str) -> int:
+@json_option
+def list_webhooks(*, data_dir: Path, merchant: str, as_json: bool) -> int:
     """List a merchant's webhooks, and what waits for each."""
 
     async def show(_: Settings, db: Database) -> int:
         from orchestrator.store import webhooks as stored  # noqa: PLC0415 - each command imports what it needs
 
+        endpoints = await stored.page(
+            db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
+        )
+        if as_json:
+            say_document([_facts(endpoint) for endpoint in endpoints])
+            return 0
         shown = table(
             "id", "status", "target", "types", "content", "waiting", "since", "delivered", "failing since"
         )
-        for endpoint in await stored.page(
-            db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
-        ):
+        for endpoint in endpoints:
             status = (
                 endpoint.status
                 if endpoint.pause_reason is None
@@ -74,7 +80,7 @@ def list_webhooks(*, data_dir: Path, merchant: str) -> int:
                 _moment(endpoint.delivered_at),
                 _moment(endpoint.failing_since),
             )
-        printer().print(shown)
+        say_table(shown, empty=f"Merchant {merchant} has no webhook.")
         return 0
 
     return on_database(data_dir, show)
@@ -217,9 +223,11 @@ def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
 @data_dir
 @_merchant
 @_ID
-@click.confirmation_option(prompt="Delete the webhook, with what waits for it?")
-def delete(*, data_dir: Path, merchant: str, webhook: str) -> int:
+@yes_option
+def delete(*, data_dir: Path, merchant: str, webhook: str, yes: bool) -> int:
     """Delete a webhook, with what waits for it; events stay in the feed."""
+    if not confirmed(f"Delete webhook {webhook}, with what waits for it", yes=yes):
+        return 1
     return _changed(
         data_dir,
         merchant,
@@ -350,7 +358,10 @@ def replay(
 @_ID
 @click.option("--failed", is_flag=True, help="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, limit: int) -> int:
+@json_option
+def deliveries(
+    *, data_dir: Path, merchant: str, webhook: str, failed: bool, limit: int, as_json: bool
+) -> int:
     """List attempts to reach an endpoint, the youngest first."""
 
     async def show(settings: Settings, db: Database) -> int:
@@ -360,6 +371,7 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
 
         endpoint = await _find(db, merchant, webhook)
         shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
+        told: list[dict[str, object]] = []
         number, before = 0, None
         while number < limit:
             rows = await deliveries.attempts(
@@ -373,6 +385,18 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
             for row in rows:
                 answer = (
                     "" if row.answer is None else " ".join(row.answer.decode(errors="replace").split())[:60]
+                )
+                told.append(
+                    {
+                        "at": row.at,
+                        "eventId": event_id(row.checkout_id, row.sequence),
+                        "type": row.kind,
+                        "attempt": row.number,
+                        "outcome": row.outcome,
+                        "status": row.status,
+                        "milliseconds": row.milliseconds,
+                        "answer": None if row.answer is None else row.answer.decode(errors="replace"),
+                    }
                 )
                 shown.add_row(
                     _moment(row.at),
@@ -388,7 +412,10 @@ def deliveries(*, data_dir: Path, merchant: str, webhook: str, failed: bool, lim
             before = await deliveries.scanned_to(db, endpoint.id, before=before) if failed else None
             if before is None:
                 break
-        printer().print(shown)
+        if as_json:
+            say_document(told)
+        else:
+            say_table(shown, empty="Nothing was sent that is kept.")
         return 0
 
     return on_database(data_dir, show)
@@ -425,6 +452,25 @@ async def _find(db: Database, merchant: str, webhook: str) -> Webhook:
             f"merchant {merchant} has no webhook {webhook!r}: see `orchestrator webhooks list`"
         )
     return found
+
+
+def _facts(endpoint: Webhook) -> dict[str, object]:
+    """Return an endpoint as data; of a URL without its query, which may hold a secret."""
+    return {
+        "id": endpoint.id,
+        "kind": endpoint.kind,
+        "status": endpoint.status,
+        "pauseReason": endpoint.pause_reason,
+        "url": endpoint.url.partition("?")[0],
+        "task": endpoint.task,
+        "queue": endpoint.queue,
+        "types": endpoint.kinds,
+        "content": endpoint.content,
+        "waiting": endpoint.waiting,
+        "waitingSince": endpoint.waiting_since,
+        "deliveredAt": endpoint.delivered_at,
+        "failingSince": endpoint.failing_since,
+    }
 
 
 def _target(endpoint: Webhook) -> str:

@@ -11,13 +11,14 @@ time is sent. A deliverer keeps no data of its own: when it ends, its leases run
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator import log
+from orchestrator import counters, log, traces
 from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import retries, signature, trial_event
 from orchestrator.delivery.lane import Lane
@@ -50,9 +51,9 @@ CHECK_EVERY: Final = 1.0
 """Seconds after which all endpoints are checked, with or without notifications."""
 CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 """The same where no notifications arrive."""
-GATHER: Final = 0.004
+GATHER: Final = 0.01
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
-GATHER_RESULTS: Final = 0.005
+GATHER_RESULTS: Final = 0.025
 """Seconds for which a result waits for others, to be written with them: only the next event of its checkout
 waits for it."""
 AWAY: Final = 1.0
@@ -69,6 +70,7 @@ CLEAN_EVERY: Final = 60.0
 CLOSING: Final = 5.0
 """Seconds of the shutdown's that are kept for writing results."""
 AGENT: Final = "checkout-orchestrator/1"
+_HARMLESS: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 
 
@@ -396,13 +398,24 @@ class Deliverer:
         except (KeyError, ValueError):
             _log.exception("event_unreadable", checkout=str(due.checkout_id), sequence=due.sequence)
             return Answer(Outcome.UNREADABLE, 0.0)
+        span = _traced(due) if traces.on else None
         if lane.webhook.kind == "celery":
-            return await self._task_sender.send(lane.webhook, lane.secrets[0], document.id, body)
-        signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
-        headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
-        return await self._sender.send(lane.webhook.url, headers, body)
+            answer = await self._task_sender.send(lane.webhook, lane.secrets[0], document.id, body)
+        else:
+            signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
+            headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
+            headers["traceparent"] = document.traceparent if span is None else traces.header_of(span)
+            if due.event is not None and _HARMLESS.fullmatch(due.event.correlation_id):
+                headers["x-correlation-id"] = due.event.correlation_id
+            answer = await self._sender.send(lane.webhook.url, headers, body)
+        if span is not None:
+            facts = {"webhook": str(due.endpoint_id), "type": document.type, "outcome": answer.outcome}
+            span.end(kind="producer", error=not answer.delivered, **facts)
+        return answer
 
     def _result(self, due: Due, answer: Answer) -> Written:
+        counters.deliveries.add(answer.outcome)
+        counters.delivery_seconds.observe(answer.seconds)
         if answer.delivered:
             self.delivered += 1
             return _written(due, "done", attempt=self._attempt(due, answer, result="delivered"))
@@ -451,6 +464,13 @@ class Deliverer:
 
     async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
         return await deliveries.write(self._db, results)
+
+
+def _traced(due: Due) -> traces.Span | None:
+    if due.event is None:
+        return None
+    place = traces.of_order(due.event.correlation_id, due.checkout_id, due.event.created_at)
+    return None if place is None else traces.begin("deliver", place.now())
 
 
 def _written(due: Due, step: Any, *, due_in: float = 0.0, attempt: Attempt | None = None) -> Written:

@@ -30,13 +30,14 @@ from orchestrator.api.contract import answers
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
 
     from orchestrator.domain.records import CommandKind
 
 
 T = TypeVar("T")
+Param = str | int | list[str]
 
 TIMEOUT: Final = 20.0
 """Seconds of one attempt, from the wait for a connection to the end of the answer."""
@@ -115,6 +116,13 @@ class Created(NamedTuple):
 
     checkout: answers.Accepted
     new: bool
+
+
+class RawEvents(msgspec.Struct):
+    """A page of the feed: each event in the bytes in which it was sent, and the position to go on after."""
+
+    events: list[msgspec.Raw]
+    next: str
 
 
 class Client:
@@ -245,11 +253,26 @@ class Client:
         """Return how far a command is."""
         return await self._got(f"/v1/commands/{command}", answers.CommandProgress)
 
+    async def events(
+        self,
+        *,
+        after: int,
+        limit: int = 100,
+        wait: int = 0,
+        kinds: Sequence[str] = (),
+        content: str = "thin",
+    ) -> RawEvents:
+        """Return the events after a position of the feed, as they were sent; it waits so many seconds for
+        one, fewer than this client's own time-out.
+        """
+        params: dict[str, Param] = {"after": after, "limit": limit, "wait": wait, "content": content}
+        return await self._got("/v1/events", RawEvents, params | ({"type": list(kinds)} if kinds else {}))
+
     async def get(self, path: str, **params: str | int) -> dict[str, Any]:
         """Return the JSON object at any path, as it was sent."""
         return await self._got(path, dict[str, Any], params)
 
-    async def _got(self, path: str, kind: type[T], params: Mapping[str, str | int] | None = None) -> T:
+    async def _got(self, path: str, kind: type[T], params: Mapping[str, Param] | None = None) -> T:
         _, raw = await self._sent("GET", path, params=params)
         return _read(f"GET {path}", raw, kind)
 
@@ -258,7 +281,7 @@ class Client:
         method: str,
         path: str,
         *,
-        params: Mapping[str, str | int] | None = None,
+        params: Mapping[str, Param] | None = None,
         body: bytes | None = None,
         key: str | None = None,
         prefer: str | None = None,

@@ -15,6 +15,16 @@ class UpFailed(OrchestratorError):  # noqa: N818 - named for the fact
     """`up` cannot start or go on; the sentence says why and what to do."""
 
 
+class NoSandbox(OrchestratorError):  # noqa: N818 - named for the fact
+    """The gateway of a merchant does not take scripts with our token: nothing is triggered there."""
+
+    def __init__(self, merchant: str, url: str, why: str) -> None:
+        super().__init__(
+            f"the gateway of merchant {merchant} at {url or 'no address'} is no sandbox that takes our token ({why}): cases are made "
+            "at a sandbox alone, which `orchestrator up` starts"
+        )
+
+
 class BenchFailed(OrchestratorError):  # noqa: N818 - named for the fact
     """The bench could not measure; the sentence says why.
 

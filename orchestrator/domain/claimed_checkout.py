@@ -98,6 +98,7 @@ class ClaimedCheckout(msgspec.Struct, frozen=True, kw_only=True):
     woken: bool = False
     # The session at the gateway has the order as it was before a change.
     outdated: bool = False
+    created_at: datetime | None = None
 
     def now(self) -> datetime:
         """Return Postgres's time, as far as our own clock has run since the claim."""

@@ -113,6 +113,7 @@ class Callback:
     sender: bytes | None
     body: bytes | None
     digest: bytes
+    received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

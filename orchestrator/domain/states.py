@@ -192,7 +192,7 @@ def decide(state: State, trigger: Trigger) -> Decision:
 
 
 def diagram() -> str:
-    """Draw the table as a Mermaid state diagram; the README shows exactly this (a test compares)."""
+    """Draw the table as a Mermaid state diagram; docs/concepts.md shows exactly this (a test compares)."""
     arrows: dict[tuple[State, State], list[Trigger]] = {}
     for (before, trigger), after in TRANSITIONS.items():
         arrows.setdefault((before, after), []).append(trigger)

@@ -62,10 +62,6 @@ _HOLDS: Final = {
     PaymentStatus.RELEASED: "its payment is released",
     PaymentStatus.CHARGED_BACK: "its payment is charged back",
 }
-_CIRCUIT_OPEN: Final = (
-    "The gateway is not being called for a moment: its circuit is open, because its calls failed repeatedly or it asked for fewer; "
-    "that counts as no failure of this order."
-)
 _CAUSES: Final = {
     Cause.ASKED: "requested",
     Cause.AUTOMATIC: "started by the orchestrator, as the order requires",
@@ -123,6 +119,10 @@ def _summary(record: Record) -> str:
 
 def _because(record: Record) -> list[str]:
     said = advice.attention(record)
+    if record.paused_at is not None:
+        said.append(
+            f"Its merchant is paused since {moment(record.paused_at)}: no gateway call is made for it, and nothing of it is lost."
+        )
     if record.erased_at is not None:
         said.append(
             f"Its personal data was erased at {moment(record.erased_at)}: the order, the content of callbacks and reasons of commands "
@@ -161,9 +161,11 @@ def _opening(record: Record) -> list[str]:
     offered = record.offered_at is not None
     said = ["The shopper cannot pay it now." if offered else "Nothing has been offered to the shopper yet."]
     if record.cancel_requested_at is not None:
-        said.append(f"At {moment(record.cancel_requested_at)} a cancel was requested.")
+        said.append(
+            f"At {moment(record.cancel_requested_at)} a cancel was requested{trail.cancelled_by(record)}."
+        )
     if _circuit_open(record):
-        said.append(_CIRCUIT_OPEN)
+        said.append(_unavailable(record))
     elif record.attempts:
         tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
         said.append(
@@ -176,7 +178,8 @@ def _offered(record: Record) -> list[str]:
     said = []
     if record.cancel_requested_at is not None:
         said.append(
-            f"At {moment(record.cancel_requested_at)} a cancel was requested: the session is no longer handed out."
+            f"At {moment(record.cancel_requested_at)} a cancel was requested{trail.cancelled_by(record)}: the session is no longer "
+            "handed out."
         )
     elif record.now >= record.deadline:
         said.append(f"Its deadline passed at {moment(record.deadline)}: the session is no longer handed out.")
@@ -191,7 +194,7 @@ def _offered(record: Record) -> list[str]:
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
     if _circuit_open(record):
-        said.append(_CIRCUIT_OPEN)
+        said.append(_unavailable(record))
     elif record.attempts:
         said.append(
             f"The last lookup at the gateway failed: {trail.plain(sentences.or_none(record.last_error))}."
@@ -201,6 +204,21 @@ def _offered(record: Record) -> list[str]:
 
 def _circuit_open(record: Record) -> bool:
     return record.last_error is not None and record.last_error.code is ErrorCode.CIRCUIT_OPEN
+
+
+def _unavailable(record: Record) -> str:
+    """Say why calls to the gateway are not made: the last failure, and when they start again, where known."""
+    counts = "that counts as no failure of this order"
+    if record.circuit is not None:
+        return (
+            f"The gateway is unavailable since {moment(record.circuit.since)}, and the last call failed because of this: "
+            f"{trail.plain(record.circuit.reason)}. Its circuit is open: calls start again at {moment(record.circuit.until)}; {counts}."
+        )
+    failed = trail.last_failure(record)
+    return (
+        "The gateway is not being called for a moment: its circuit is open, because its calls failed repeatedly or it asked for fewer; "
+        f"{counts}.{f' {failed}' if failed else ''}"
+    )
 
 
 def _money(record: Record) -> list[str]:
@@ -273,6 +291,9 @@ def _next(record: Record) -> Next:
         until = moment(record.leased_until)
         what = f"A worker is busy with it at this moment; should that worker stop, another takes over after {until}."
         return Next(what, record.leased_until)
+    if record.paused_at is not None and record.due_at is not None:
+        what = "It waits until an operator resumes the merchant; within a minute after that"
+        return Next(f"{what} {_what(record)}.{_after(record)}", None)
     if record.due_at is None:
         return Next(_settled(record), None)
     due = record.due_at <= record.now

@@ -1,20 +1,26 @@
-"""The data of an explanation: all rows of one checkout at one moment, without its customer and its
-secrets.
+"""The data of an explanation: all rows of one checkout at one moment, without its customer and its secrets;
+the reasons of commands are in it, as those who gave them wrote them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from sqlalchemy import text
 
 from orchestrator import audit
+from orchestrator.crypto import Encryptor
 from orchestrator.domain import money
+from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.records import MOVES_MONEY, Command, Operation, PaymentRecord, Role
+from orchestrator.gateway.client import gateway_of
 from orchestrator.store import read_model
+from orchestrator.store.free_text import Reasons
 from orchestrator.store.read_model import CheckoutRecord
+from orchestrator.store.readiness import SEEN_WITHIN
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -24,6 +30,7 @@ if TYPE_CHECKING:
 
 # The last entries, and the last that moved it, which may lie further back behind failed calls.
 _GATHER = read_model.statement(
+    "(SELECT m.paused_at FROM merchants m WHERE m.id = c.merchant_id) AS paused_at",
     "(SELECT s.token_expires_at FROM sessions s WHERE s.checkout_id = c.id) AS token_expires_at",
     "(SELECT count(*) FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS callbacks",
     """(SELECT json_agg(a.entry ORDER BY a.sequence) FROM (
@@ -37,6 +44,14 @@ _GATHER = read_model.statement(
                     'age', coalesce(extract(epoch FROM clock() - min(o.updated_at)), 0)) AS text)
           FROM checkouts o WHERE o.merchant_id = c.merchant_id AND o.slot_reserved AND o.due_at < c.due_at) END AS queue""",
 )
+# Open circuits as workers that saw the failures tell of them, and where the merchant's gateways are.
+_CIRCUITS = text("""
+    SELECT m.gateway_url, m.merchant_api_url, clock() AS now,
+           (SELECT json_agg(json_build_object('age', extract(epoch FROM clock() - w.seen_at), 'circuits', w.progress->'circuits'))
+              FROM workers w WHERE w.kind = 'worker' AND w.progress ? 'circuits'
+               AND w.seen_at > clock() - make_interval(secs => :within)) AS told
+      FROM checkouts c JOIN merchants m ON m.id = c.merchant_id WHERE c.id = :id
+""")
 _ENTRIES: Final = 30
 _MOVES: Final = 4
 
@@ -67,18 +82,32 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     age: float
 
 
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """The open circuit of a checkout's gateway: the last failure, since when calls fail, and when they start
+    again.
+    """
+
+    reason: str
+    since: datetime
+    until: datetime
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record(CheckoutRecord):
     """A checkout, and the data that explains it. Grace periods in seconds, `watch` in seconds after the end.
 
     `callbacks` is the number of callbacks that were not handled yet; `slot_reserved`: its lookup waits for
-    its slot within the merchant's budget, and `queue` has the lookups before it.
+    its slot within the merchant's budget, and `queue` has the lookups before it. `paused_at`: since when its
+    merchant's gateway is not called.
     """
 
+    paused_at: datetime | None = None
     token_expires_at: datetime | None = None
     callbacks: int = 0
     entries: tuple[Entry, ...] = ()
     queue: Queue | None = None
+    circuit: Circuit | None = None
     deadline_grace: float = 30.0
     cancel_grace: float = 30.0
     watch: tuple[float, ...] = ()
@@ -156,6 +185,40 @@ class Record(CheckoutRecord):
         return self.price(payment.left, payment.currency or "an unknown currency")
 
 
+async def _circuit(db: Database, settings: Settings, checkout_id: UUID) -> Circuit | None:
+    """Read what workers say of the gateways of a checkout's merchant; None where no circuit is open."""
+    rows = await db.read(_CIRCUITS, {"id": checkout_id, "within": SEEN_WITHIN})
+    if not rows or not rows[0].told:
+        return None
+    row = rows[0]
+    url = row.gateway_url or settings.gateway_url or ""
+    ours = {
+        gateway_of(url),
+        gateway_of(row.merchant_api_url or (url if row.gateway_url else settings.merchant_api)),
+    }
+    found = [
+        Circuit(
+            reason=str(circuit.get("reason", "")),
+            since=row.now - timedelta(seconds=float(circuit.get("since", 0.0)) + float(worker["age"])),
+            until=row.now
+            + timedelta(seconds=max(float(circuit.get("seconds", 0.0)) - float(worker["age"]), 0.0)),
+        )
+        for worker in row.told
+        for circuit in worker["circuits"]
+        if circuit.get("gateway") in ours
+    ]
+    # Each worker saw failures of its own: the first of them is the beginning, the last pause the end.
+    return (
+        Circuit(
+            max(found, key=lambda circuit: circuit.until).reason,
+            min(circuit.since for circuit in found),
+            max(circuit.until for circuit in found),
+        )
+        if found
+        else None
+    )
+
+
 def moment(at: datetime | None) -> str:
     """Write a time: UTC, to the second."""
     return "a time that is not known" if at is None else at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -172,8 +235,19 @@ async def gather(
     if not rows:
         return None
     row = rows[0]
+    values = read_model.values(row)
+    if any(command.reason for command in values["commands"]):
+        reasons = await Reasons.of(db, Encryptor(settings.secret_keys), checkout_id)
+        values["commands"] = tuple(
+            replace(command, reason=reasons.shown(command.reason)) for command in values["commands"]
+        )
+    last = values["last_error"]
     return Record(
-        **read_model.values(row),
+        **values,
+        paused_at=row.paused_at,
+        circuit=await _circuit(db, settings, checkout_id)
+        if last is not None and last.code is ErrorCode.CIRCUIT_OPEN
+        else None,
         token_expires_at=row.token_expires_at,
         callbacks=row.callbacks,
         entries=tuple(msgspec.json.decode(entry, type=Entry) for entry in row.entries or ()),

@@ -28,7 +28,7 @@ STYLES: Final[dict[str, str]] = {
     State.CANCELLED: "bright_black",
 }
 _LONGEST: Final = 60
-_UNTOLD: Final = frozenset({"intent", "orderId", "by", "currency"})
+UNTOLD: Final = frozenset({"intent", "orderId", "by", "currency"})
 """Evidence that adds nothing for a person."""
 
 _AMOUNTS: Final = frozenset(
@@ -82,9 +82,11 @@ def _evidence(entry: Mapping[str, Any], currency: str | None) -> str:
     facts = [
         f"{name} {shown}"
         for name, value in entry["evidence"].items()
-        if name not in _UNTOLD
+        if name not in UNTOLD
         and (
-            shown := told(name, value, currency) if name in _AMOUNTS and value is not None else _shown(value)
+            shown := told(name, value, currency)
+            if name in _AMOUNTS and value is not None
+            else shown_of(value)
         )
     ]
     actor = str(entry["actor"])
@@ -93,12 +95,13 @@ def _evidence(entry: Mapping[str, Any], currency: str | None) -> str:
     return "; ".join(facts)
 
 
-def _shown(value: Any) -> str:
+def shown_of(value: Any) -> str:
+    """Write a fact of an entry for people, in short; nothing where there is none."""
     if value in (None, "", [], {}):
         return ""
     match value:
         case list():
-            return ", ".join(_shown(item) for item in value)
+            return ", ".join(shown_of(item) for item in value)
         case dict():
             # Of a transaction or a callback: what it is, not every amount and digest of it.
             words = [

@@ -8,13 +8,17 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import audit
+from orchestrator.audit import Action
 from orchestrator.domain import money, sentences
+from orchestrator.domain.records import CommandKind
 from orchestrator.domain.states import Trigger
 from orchestrator.explain.record import Entry, Record, moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+MOST_OF_A_REASON: Final = 300
+"""Characters of a reason that are shown."""
 MOST_SINCE: Final = 5
 """Entries after the last move that are shown: the last so many."""
 
@@ -140,9 +144,9 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
         case Trigger.DEADLINE_PASSED:
             return f"The deadline had passed; at {at} a last lookup showed nothing paid, pending or open{_listed(showed)}."
         case Trigger.CANCELLED if evidence.get("by") == "command":
-            return f"At {at} it was cancelled at once, because it had never been offered to a shopper."
+            return f"At {at} it was cancelled at once, because it had never been offered to a shopper{_by(record)}."
         case Trigger.CANCELLED:
-            return f"After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{_listed(showed)}."
+            return f"After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{_listed(showed)}{_by(record)}."
         case Trigger.REFUSED if evidence.get("methods") == 0:
             return f"At {at} the gateway offered no payment method for this order."
         case Trigger.REFUSED:
@@ -216,6 +220,26 @@ def _ordered(record: Record, entry: Entry) -> str:
 
 def _carried(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} the session at the gateway was changed to the order as it is."
+
+
+def cancelled_by(record: Record) -> str:
+    """Return who requested the last cancel and why, as the end of a sentence; empty where no command did."""
+    asked = [command for command in record.commands if command.kind is CommandKind.CANCEL]
+    if not asked:
+        return ""
+    reason = " ".join((asked[-1].reason or "").split())
+    return f" by {who(asked[-1].actor)}{f', because of this: “{reason[:MOST_OF_A_REASON]}”' if reason else ', without a reason'}"
+
+
+def _by(record: Record) -> str:
+    said = cancelled_by(record)
+    return f"; it was requested{said}" if said else ""
+
+
+def last_failure(record: Record) -> str:
+    """Return the last failed call that the trail has, as a sentence; empty where it has none."""
+    failed = [entry for entry in record.entries if entry.action == Action.GATEWAY_FAILED]
+    return _failed(record, failed[-1]) if failed else ""
 
 
 def _failed(_: Record, entry: Entry) -> str:

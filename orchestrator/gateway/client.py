@@ -20,6 +20,7 @@ import msgspec
 from aiohttp import BytesPayload, hdrs
 from yarl import URL
 
+from orchestrator import counters, traces
 from orchestrator import log as logs
 from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
@@ -28,7 +29,7 @@ from orchestrator.gateway.http import Request, Wire
 from orchestrator.gateway.lease_guard import GuardedBody
 from orchestrator.gateway.limits import LimitsRegistry
 from orchestrator.gateway.limits.shared_state import SharedGatewayState
-from orchestrator.gateway.outcomes import Busy, Done, NotSent, Outcome, Refused, Unknown
+from orchestrator.gateway.outcomes import WORDS, Busy, Done, NotSent, Outcome, Refused, Unknown
 from orchestrator.gateway.reader_process import ReaderProcess
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ LONGEST_IDENTIFIER = 100
 _MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
 """The calls that go to the Merchant API, which may stand elsewhere."""
 CIRCUIT_OPEN = "The circuit of the gateway is open."
+
+_LABELS = counters.Bounded(16)
+"""The gateways that are counted by name."""
+_FAILURES = (WORDS[Unknown], WORDS[NotSent])
 
 _TOKEN: Reader[Token] = Reader("token")
 _SESSION: Reader[Session] = Reader("session")
@@ -153,6 +158,11 @@ class Gateway:
         self._reader_process.close()
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
+
+    @property
+    def limits(self) -> LimitsRegistry:
+        """What it knows of its gateways: their calls of the last minutes, and open circuits."""
+        return self._limits
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""
@@ -387,8 +397,10 @@ class Gateway:
         user_agent: str | None = None,
     ) -> Outcome[T]:
         """Make one call, read its answer, write one log line."""
+        span = traces.begin(f"gateway {name}") if traces.on else None
         started = time.perf_counter()
         outcome: Outcome[T]
+        gateway = "none"
         try:
             known = _prepare(account)
             target = url(known)
@@ -400,7 +412,9 @@ class Gateway:
             )
             alone = limits_of_gateway.wait(account.merchant)
             if alone > 0:
+                counters.gateway_calls_withheld.add(_LABELS.of(limits_of_gateway.gateway))
                 return Busy(CIRCUIT_OPEN, alone)
+            gateway = limits_of_gateway.gateway
             headers = _headers(f"Bearer {token}" if token else known.basic, user_agent)
             request = Request(method, target, headers, body)
             probes, large = limits_of_gateway.begin(), limits_of_gateway.large()
@@ -424,20 +438,33 @@ class Gateway:
                 if not (
                     isinstance(body, GuardedBody) and body.refused
                 ):  # the lease guard's no is about our lease
-                    limits_of_gateway.note(account.merchant, outcome)
+                    limits_of_gateway.note(account.merchant, outcome, time.perf_counter() - started)
             finally:
                 large.give_back()
                 if probes:
                     limits_of_gateway.end()
-        took = round((time.perf_counter() - started) * 1000, 1)
-        if isinstance(outcome, Done):
-            log.debug("gateway_called", call=name, merchant=account.merchant, outcome="Done", ms=took)
-        else:
-            kind, why = type(outcome).__name__, outcome.reason
-            log.info(
-                "gateway_called", call=name, merchant=account.merchant, outcome=kind, ms=took, reason=why
-            )
+        _note(name, account.merchant, gateway, outcome, time.perf_counter() - started)
+        if span is not None:
+            word = WORDS[type(outcome)]
+            span.end(kind="client", error=word in {"unknown", "not_sent"}, outcome=word, gateway=gateway)
         return outcome
+
+
+def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seconds: float) -> None:  # noqa: PLR0917 - all of a call
+    """Count a call, and write its line in the log."""
+    labels = (_LABELS.of(gateway), name)
+    if not counters.gateway_calls.knows(*labels, _FAILURES[0]):
+        # Failures are counted from zero, so that the first of them is an increase.
+        for failure in _FAILURES:
+            counters.gateway_calls.add(*labels, failure, by=0.0)
+    counters.gateway_calls.add(*labels, WORDS[type(outcome)])
+    counters.gateway_call_seconds.observe(seconds, name)
+    took = round(seconds * 1000, 1)
+    if isinstance(outcome, Done):
+        log.debug("gateway_called", call=name, merchant=merchant, outcome="Done", ms=took)
+    else:
+        kind, why = type(outcome).__name__, outcome.reason
+        log.info("gateway_called", call=name, merchant=merchant, outcome=kind, ms=took, reason=why)
 
 
 def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refused:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.gateway.client import Gateway
-from orchestrator.gateway.outcomes import Done, Refused, Unauthorized
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 
 if TYPE_CHECKING:
     from orchestrator.gateway.client import Account
@@ -41,6 +42,9 @@ async def check(settings: Settings, account: Account) -> CredentialsCheck:
     match outcome:
         case Done():
             return CredentialsCheck("accepted", "", took)
+        case Refused() if outcome.status not in FINAL_STATUSES | {HTTPStatus.FORBIDDEN}:
+            # A proxy, a firewall or a wrong URL: nothing was said of the credentials.
+            return CredentialsCheck("unavailable", outcome.reason, took)
         case Refused() | Unauthorized():
             return CredentialsCheck("refused", outcome.reason, took)
         case _:

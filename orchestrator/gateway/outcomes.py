@@ -93,3 +93,14 @@ class Throttled:
 
 
 Outcome: TypeAlias = Done[T_co] | Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
+
+WORDS: Final[dict[type[object], str]] = {
+    Done: "done",
+    Refused: "refused",
+    Unauthorized: "unauthorized",
+    NotSent: "not_sent",
+    Busy: "busy",
+    Unknown: "unknown",
+    Throttled: "throttled",
+}
+"""The word of each outcome in metrics."""

@@ -69,6 +69,7 @@ class Intent:
     user_agent: str | None = field(repr=False)
     document: bytes = field(repr=False)
     fingerprint: bytes
+    email: str | None = field(default=None, repr=False)
 
 
 def parse(raw: bytes) -> Intent:
@@ -102,6 +103,7 @@ def parse(raw: bytes) -> Intent:
         user_agent=agent,
         document=bare if agent is None else _ENCODER.encode({**document, "userAgent": agent}),
         fingerprint=hashlib.sha256(bare).digest(),
+        email=document["order"].get("customer", {}).get("email"),
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARE: Final = 0.05
+SHARE: Final = 0.025
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at
 the worker, so a burst of hints gathers for as long as the last publishing makes it worth; a hint that comes
 alone waits for nothing."""
@@ -114,6 +114,18 @@ class HintPublisher:
         publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
         try:
             return publisher.depth(name)
+        finally:
+            publisher.close()
+
+    def depths(self) -> dict[str, int]:
+        """Return how many messages wait in each queue of work, as `depth`."""
+        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
+        try:
+            return {
+                "checkouts": publisher.depth("checkouts"),
+                "callbacks": publisher.depth("callbacks"),
+                "intents": publisher.waiting(INTENTS.name),
+            }
         finally:
             publisher.close()
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 import random
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 from amqp.exceptions import ChannelError
 from celery.utils import threads
 
@@ -55,6 +57,16 @@ class Silent(OrchestratorError):  # noqa: N818 - named for the fact
     """The broker did not answer in time, and said why before."""
 
 
+class _Properties(msgspec.Struct):
+    timestamp: int | None = None
+
+
+class _Waiting(msgspec.Struct):
+    """What is read of a message that waits in a list of Redis; whoever may write there may write anything."""
+
+    properties: _Properties
+
+
 class Publisher:
     """Publishes tasks. Kombu's and the transport's errors pass through; the next publish connects anew."""
 
@@ -76,6 +88,8 @@ class Publisher:
                     producer=producer,
                     retry=False,
                     ignore_result=True,
+                    # When it was sent, in seconds since 1970: `oldest` reads it.
+                    timestamp=int(time.time()),
                 )
         except BaseException:
             self.drop()
@@ -110,6 +124,26 @@ class Publisher:
         except BaseException:
             self.drop()
             raise
+
+    def oldest(self, queue: str) -> float | None:
+        """Return when the oldest message of a queue was sent, in seconds since 1970; None where the broker
+        does not show it, or the sender did not say.
+        """
+        try:
+            channel = self._connected().channel
+            client = getattr(channel, "client", None)
+            if client is None:
+                return None
+            prefix = self._app.conf.broker_transport_options.get("global_keyprefix", "")
+            raw = client.execute_command("LINDEX", f"{prefix}{queue}", -1)
+        except BaseException:
+            self.drop()
+            raise
+        try:
+            sent = msgspec.json.decode(raw or b"", type=_Waiting).properties.timestamp
+        except msgspec.MsgspecError:
+            return None
+        return None if sent is None else float(sent)
 
     def prove(self, queue: str) -> None:
         """Write something that no consumer reads, and query a queue; raises what keeps a hint from being

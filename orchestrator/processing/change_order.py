@@ -20,6 +20,7 @@ from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unautho
 from orchestrator.intents import IntentRejected
 from orchestrator.processing import commands, complete, open_session
 from orchestrator.processing.step import Step, retry
+from orchestrator.store import email_search
 from orchestrator.store.checkouts import KEEP
 from orchestrator.store.checkouts.change import ChangedOrder
 
@@ -105,6 +106,7 @@ async def _write(step: Step, command: Command, asked: Intent, verdict: Reconcili
             amount=asked.amount,
             body=key.encrypt(asked.document, purpose="intent"),
             fingerprint=asked.fingerprint,
+            email_tag=email_search.tag(step.context.encryptor, asked.email),
         ),
         outdated=True if held.session_id is not None else KEEP,
         payments=() if verdict is None else verdict.payments,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from orchestrator import log
+from orchestrator import counters, log
 from orchestrator.processing.fair_share import FairShare, FlowKey, SlotDemand
 from orchestrator.store import readiness
 from orchestrator.store.checkouts import claim, claim_waiting, merchants_of, renew
@@ -139,6 +139,7 @@ class Dispatcher:
         """
         if self._stopping:
             return False
+        counters.hints.add(queue, by=len(ids))
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._put(_Hint(ids, done), queue)
         await asyncio.wait({done}, timeout=self._settings.lease_seconds)
@@ -186,7 +187,7 @@ class Dispatcher:
                 async with asyncio.timeout(seconds):
                     await renew(self._db, held, lease_seconds=seconds)
             except Exception as error:  # noqa: BLE001 - the next round tries again; an ended lease is detected
-                _log.warning("leases_not_renewed", leases=len(held), error=type(error).__name__)
+                _log.warning("leases_not_renewed", leases=len(held), **log.cause(error))
 
     async def _is_closed_within(self, seconds: float) -> bool:
         await asyncio.wait((self._closed,), timeout=seconds)

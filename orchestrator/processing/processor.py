@@ -8,7 +8,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
-from orchestrator import log
+from orchestrator import counters, log, traces
 from orchestrator.audit import Action
 from orchestrator.domain import last_error, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
@@ -46,6 +46,9 @@ _log = log.get(__name__)
 
 NEWCOMER_TRIES: Final = 3
 """Tries to find a checkout's merchant, a second or more apart, before it raises attention."""
+PAUSED_FOR: Final = 15.0
+"""Seconds after which a checkout of a paused merchant is due again; it is not swept before the merchant is
+resumed."""
 ENOUGH: Final = 0.2
 """The part of a lease that must be left when a step begins. A live process renews it before; a call may
 outlast it unless it moves money."""
@@ -166,9 +169,11 @@ class CheckoutProcessor:
     ) -> bool:
         log.bind(checkout=str(held.id), correlation_id=held.correlation_id)
         step = Step(self.context, held)
+        span = _traced(held) if traces.on else None
         try:
             await self._steps(step, place, queue)
         except LeaseLost:
+            counters.lease_losses.add()
             _log.warning("lease_lost", state=step.held.state)
         except DatabaseAway:
             _log.warning("move_not_known", state=step.held.state)
@@ -179,6 +184,8 @@ class CheckoutProcessor:
                 _log.exception("step_broke", state=step.held.state)
                 await self._set_aside(step, error)
         finally:
+            if span is not None:
+                span.end(checkout=str(held.id), queue=queue, state=step.held.state.value)
             woken = step.held.woken and not self._stopping
             if ended is not None:
                 ended(held, woken=woken)
@@ -187,28 +194,11 @@ class CheckoutProcessor:
     async def _steps(self, step: Step, place: float, queue: QueueKind) -> None:
         held = step.held
         if held.claims > step.settings.poison_claims:
-            await step.write(
-                None,
-                Action.ATTENTION_RAISED,
-                evidence={"claims": held.claims},
-                due_in=QUARANTINE,
-                attempts=held.attempts,
-                attention=step.cleared_attention() or POISONED,
-            )
+            await _quarantine(step)
             return
-        try:
-            merchant = step.merchant = await self.context.merchants.get(held.merchant_id)
-        except UnknownMerchant:
-            if held.attempts >= NEWCOMER_TRIES:
-                raise
-            # The merchant was added after this process last read the merchants.
-            await step.write(
-                None,
-                None,
-                attempts=held.attempts + 1,
-                due_in=1.0 + schedule.back_off(step.settings, held.attempts),
-            )
+        if not await self._served(step):
             return
+        merchant = step.merchant
         if place > lookup_budget.AT_ONCE:
             if step.token_ends_within(place + RENEW_BEFORE):
                 # A token is no lookup: the shopper's session does not wait for the budget.
@@ -226,7 +216,28 @@ class CheckoutProcessor:
             elif pause > 0 and not commands.wait(step.held):
                 await step.postpone(pause + schedule.back_off(step.settings, 2))
             else:
-                await _take(step)
+                await _next(step)
+
+    async def _served(self, step: Step) -> bool:
+        """Give a step its merchant; False, and the checkout is postponed, where no call is made for it."""
+        held = step.held
+        try:
+            merchant = step.merchant = await self.context.merchants.get(held.merchant_id)
+        except UnknownMerchant:
+            if held.attempts >= NEWCOMER_TRIES:
+                raise
+            # The merchant was added after this process last read the merchants.
+            await step.write(
+                None,
+                None,
+                attempts=held.attempts + 1,
+                due_in=1.0 + schedule.back_off(step.settings, held.attempts),
+            )
+            return False
+        if merchant.paused:
+            # It is not swept from then on, until the merchant is resumed.
+            await step.postpone(PAUSED_FOR + schedule.back_off(step.settings, 0))
+        return not merchant.paused
 
     async def _set_aside(self, step: Step, error: Exception) -> None:
         """Set a due time after a step that failed unexpectedly, and raise attention."""
@@ -246,6 +257,47 @@ class CheckoutProcessor:
         except (LeaseLost, DatabaseAway, Unwritten):
             # The due time at the end of the lease stays, whether or not this entry is written.
             _log.warning("due_time_left_to_the_lease", state=held.state)
+
+
+async def _quarantine(step: Step) -> None:
+    """Raise attention for a checkout that was claimed again and again without a result."""
+    held = step.held
+    await step.write(
+        None,
+        Action.ATTENTION_RAISED,
+        evidence={"claims": held.claims},
+        due_in=QUARANTINE,
+        attempts=held.attempts,
+        attention=step.cleared_attention() or POISONED,
+    )
+
+
+def _traced(held: ClaimedCheckout) -> traces.Span | None:
+    """Begin the span of a claim, with the time that a new order waited for it before."""
+    now = held.now()
+    place = traces.of_order(held.correlation_id, held.id, now)
+    if place is None:
+        return None
+    if held.state is State.RECEIVED and held.attempts == 0 and held.created_at is not None:
+        traces.past("wait for a worker", place, held.created_at, held.claimed_at, checkout=str(held.id))
+    span = traces.begin("process", place)
+    traces.current.set(None if span is None else span.place)
+    return span
+
+
+async def _next(step: Step) -> None:
+    """Take the next step, within a span where the order's trace is kept."""
+    outer, state = traces.current.get() if traces.on else None, step.held.state
+    span = traces.begin(f"step {state}") if outer is not None else None
+    if span is None:
+        await _take(step)
+        return
+    traces.current.set(span.place)
+    try:
+        await _take(step)
+    finally:
+        traces.current.set(outer)
+        span.end(state=step.held.state.value, version=step.held.version)
 
 
 async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, Unpack, assert_never
 
 import msgspec
 
-from orchestrator import log
+from orchestrator import counters, log, traces
 from orchestrator.audit import Action
 from orchestrator.domain import events, last_error, schedule, sentences
 from orchestrator.domain.attention import ABOUT_FAILURES, Attention, AttentionCode
@@ -139,7 +139,10 @@ class Step:
                     **changes.get("evidence", {}),
                 }
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
+        before = self.held
         self.held = await self.context.transitions.advance(move)
+        if move.read or move.offered:
+            _measure(before, move)
         if move.order is not None:
             self._intent = None
         self.released = move.releases
@@ -401,3 +404,17 @@ def stuck(attempts: int, error: LastError, *, call: str | None = None, order: st
     if call is not None:
         facts |= {"call": call, "orderId": order}
     return Attention(code=AttentionCode.GATEWAY_FAILING, facts=facts)
+
+
+def _measure(held: ClaimedCheckout, move: Move) -> None:
+    """Count how long callbacks waited that a move has handled, and how long an order waited for its first
+    offer.
+    """
+    now = held.now()
+    for callback in (callback for callback in held.callbacks if callback.id in move.read):
+        counters.callback_lag_seconds.observe(max((now - callback.received_at).total_seconds(), 0.0))
+        if traces.on and (place := traces.current.get()) is not None:
+            facts = {"kind": callback.kind, "grade": callback.grade}
+            traces.past("callback", place, callback.received_at, now, **facts)
+    if move.offered and held.offered_at is None and held.created_at is not None:
+        counters.offer_seconds.observe(max((now - held.created_at).total_seconds(), 0.0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from decimal import Decimal  # noqa: TC003 - pydantic reads it
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
@@ -23,6 +24,7 @@ from orchestrator.settings.access import AccessSettings
 from orchestrator.settings.broker_url import AMQP, Endpoint
 from orchestrator.settings.broker_url import read as read_broker_url
 from orchestrator.settings.pod_environment import is_service_link
+from orchestrator.settings.secrets import SECRET, SECRETS
 from orchestrator.settings.values import (
     BrokerUrl,
     HttpUrl,
@@ -128,6 +130,12 @@ class Settings(AccessSettings):
     jwt_max_lifetime: float = Field(default=366 * 86_400.0, ge=60, le=3660 * 86_400)
     """The longest lifetime of a token, from its `iat` to its `exp`: a longer one is neither issued nor
     accepted."""
+
+    approval_limits: dict[
+        Annotated[str, Field(pattern=r"^([A-Z]{3}|\*)$")], Annotated[Decimal, Field(ge=0)]
+    ] = Field(default={})
+    """Amounts above which a second person approves in the console what moves money, by currency:
+    {"DKK": 10000, "*": 1000}; `*` is every other currency; empty: no second person."""
 
     # Gateway calls. The total bounds a call however slow its answer is; a too large answer is an outcome.
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
@@ -259,7 +267,8 @@ class Settings(AccessSettings):
     hand, and `up` all that it started; then it ends at once. The status is 0 where nothing was cut off, and 1
     otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
-    """Connections to Postgres from one process; an API process has four more, for requests that write."""
+    """Connections to Postgres from one process; an API process has four more, for requests that write, and
+    two where it serves metrics."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
     """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of
     open files is lower."""
@@ -449,20 +458,6 @@ def _array(name: str) -> str:
     numbers = field is not None and float in get_args(field.annotation)
     example = "[3600,86400]" if numbers else '["first","second"]'
     return f"must be a JSON array, for example {example}"
-
-
-_GATEWAY: Final = frozenset({"gateway_username", "gateway_password", "gateway_secrets"})
-SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "api": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_secrets"}),
-    "worker": frozenset({"database_url", "broker_url", "redis_url", "secret_keys", "jwt_secrets", "gateway_username", "gateway_password"}),
-    "scheduler": frozenset({"database_url", "broker_url"}),
-    "deliverer": frozenset({"database_url", "broker_url", "secret_keys"}),
-    "sandbox": _GATEWAY,
-    "shop": frozenset({"jwt_secrets"}),
-    "migrate": frozenset({"migration_url", "secret_keys"}),
-}  # fmt: skip
-"""The settings with a secret that each process needs, and the only such settings it should be given."""
-SECRET: Final = frozenset().union(*SECRETS.values())
 
 
 def environment(settings: Settings, process: str | None = None) -> dict[str, str]:

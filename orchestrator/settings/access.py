@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
 
 from orchestrator.settings.hosts import is_loopback
-from orchestrator.settings.values import HttpUrl
+from orchestrator.settings.monitoring import MonitoringSettings
+from orchestrator.settings.values import HttpUrl, SafeUrl
 
 ANY_ORIGIN: Final = "*"
 _ORIGIN: Final = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?")
@@ -29,7 +30,7 @@ def origin(value: str) -> str:
     return value.lower()
 
 
-class AccessSettings(BaseSettings):
+class AccessSettings(MonitoringSettings):
     """What `Settings` says of access over HTTP."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
@@ -37,6 +38,17 @@ class AccessSettings(BaseSettings):
     browser_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = ()
     """Origins whose pages may read status, stream and session of a checkout with its clientToken (CORS), such
     as "https://shop.example"; "*": any; empty: none."""
+    console_oidc_issuer: SafeUrl | None = None
+    """The identity provider (OpenID Connect) that signs persons in to the console; https unless on this
+    machine. Its redirect address is PUBLIC_URL/console/sso/answer."""
+    console_oidc_client_id: str = ""
+    """The console's client id at that provider."""
+    console_oidc_client_secret: SecretStr = SecretStr("")
+    """Its secret; empty: a public client, with PKCE alone."""
+    console_oidc_role_claim: str = "roles"
+    """The claim of the ID token that has the roles: viewer, operator, approver, admin (one, or a list)."""
+    console_oidc_name_claim: str = "sub"
+    """The claim that names the person in the audit trail: one that no person can change at the provider."""
     demo_shop_url: HttpUrl | None = None
     """Where a demo shop is, which the root page and /shop lead to; `up` sets it beside the sandbox."""
     client_token_after_end: float = Field(default=3600.0, ge=0, le=30 * 86_400)

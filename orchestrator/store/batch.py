@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from orchestrator import log
+from orchestrator import counters, log
 from orchestrator.errors import OrchestratorError
 from orchestrator.shutdown import cancelled
 from orchestrator.store.connection import STRETCH, Unanswered
@@ -42,7 +42,7 @@ _DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
 
 
-_LONGEST_DELAY: Final = 0.015
+_LONGEST_DELAY: Final = 0.025
 
 
 _ONE_WRITE: Final = 30.0
@@ -259,6 +259,7 @@ class Batch(Generic[T, R]):
         """Write one batch and give its callers the results; return whether any item got one."""
         delay, stretch = 0.05, 1.0
         while batch:
+            begun = time.monotonic()
             STRETCH.set(stretch)
             try:
                 async with asyncio.timeout(_ONE_WRITE):
@@ -279,6 +280,8 @@ class Batch(Generic[T, R]):
                 # Callers that have ended (cancelled, or timed out) are left out.
                 batch = [waiting for waiting in batch if not waiting.done.done()]
             else:
+                counters.batch_rows.observe(len(batch), self._name)
+                counters.batch_seconds.observe(time.monotonic() - begun, self._name)
                 return self._tell(batch, results)
         return True
 

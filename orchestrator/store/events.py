@@ -109,17 +109,23 @@ _FORGET = text("""
     )
     SELECT count(*) AS forgotten FROM forgotten
 """)
+_WAIT_FOR_TURN = text("SELECT pg_advisory_xact_lock(hashtext('orchestrator.events'))")
+_SKIP = text("UPDATE event_feeds SET last_position = last_position + :positions RETURNING merchant_id")
 _FEED = text("SELECT last_position, kept_after FROM event_feeds WHERE merchant_id = :merchant_id")
 _COLUMNS: Final = (
     "e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position"
 )
-# Positions have no gaps, so a range of positions limits the work, however rare the wanted events are.
+# Positions have no gaps but that of `skip`, so a range of positions limits the work, however rare the wanted
+# events are.
 _STRETCH = text(f"""
     SELECT {_COLUMNS} FROM events e
      WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
        AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
      ORDER BY e.position LIMIT :most
 """)  # noqa: S608 - made of our own constant
+_NEXT = text("""
+    SELECT position FROM events WHERE merchant_id = :merchant_id AND position > :after ORDER BY position LIMIT 1
+""")
 _OF_CHECKOUT = text(f"""
     SELECT {_COLUMNS} FROM events e
      WHERE e.checkout_id = :checkout_id AND e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
@@ -220,6 +226,17 @@ async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ON
     return int(row.forgotten)
 
 
+async def skip(db: Database, positions: int) -> int:
+    """Leave so many positions of every feed free, and return how many feeds there are.
+
+    A database that was restored would give positions again that consumers have read already, and a consumer
+    would take new events for those that it knows. A cursor within what is free goes on with the next event.
+    """
+    async with db.transaction() as tx:
+        await run(tx, _WAIT_FOR_TURN, {})
+        return len(await run(tx, _SKIP, {"positions": positions}))
+
+
 async def feed(db: Database, merchant_id: int) -> Feed:
     """Return how far the feed of a merchant goes."""
     rows = await db.read(_FEED, {"merchant_id": merchant_id})
@@ -254,7 +271,7 @@ async def page(
     one checkout only.
 
     With types it reads `SCANNED_AT_ONCE` positions at the most, so a page may be empty and end before
-    `until`.
+    `until`; positions that `skip` left free count for nothing.
     """
     asked = {
         "merchant_id": merchant_id,
@@ -266,8 +283,13 @@ async def page(
     if checkout is not None:
         rows = await db.read(_OF_CHECKOUT, {**asked, "checkout_id": checkout})
     else:
-        asked["until"] = until = min(until, after + SCANNED_AT_ONCE)
+        last = until
+        if kinds is not None:
+            asked["until"] = until = min(last, after + SCANNED_AT_ONCE)
         rows = await db.read(_STRETCH, asked)
+        if not rows and until < last:
+            beyond = await db.read(_NEXT, {"merchant_id": merchant_id, "after": until})
+            until = min(last, beyond[0].position - 1) if beyond else last
     found = [_read(row) for row in rows]
     return Page(found, found[-1].position if len(found) == limit else max(until, after))
 

@@ -45,6 +45,8 @@ class Merchant:
     account: Account
     callback_secrets: tuple[str, ...] = field(repr=False)
     policies: Policies = field(default_factory=Policies)
+    paused: bool = False
+    """No gateway call is made for its checkouts; they wait."""
 
 
 class RetiredSecret(msgspec.Struct, frozen=True):
@@ -147,7 +149,9 @@ def opened(encryptor: Encryptor, row: Row[Any], settings: Settings) -> Merchant:
         if target and not settings.gateway_allowed(target):
             raise GatewayNotAllowed(target)
     policies = _policies(row.name, genuine(encryptor, row))
-    return Merchant(row.id, row.name, row.disabled_at is not None, account, secrets, policies)
+    return Merchant(
+        row.id, row.name, row.disabled_at is not None, account, secrets, policies, row.paused_at is not None
+    )
 
 
 def _password(encryptor: Encryptor, row: Row[Any], settings: Settings) -> str:

@@ -26,7 +26,7 @@ Status = Literal["enabled", "disabled", "unusable"]
 
 _PAGE = text("""
     SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, m.created_at, r.secrets AS retired, clock() AS now,
+           m.policies_mac, m.disabled_at, m.paused_at, m.created_at, r.secrets AS retired, clock() AS now,
            (SELECT coalesce(max(sequence), 0) FROM merchant_changes c WHERE c.merchant_id = m.id)::int4 AS changes,
            (SELECT count(*) FROM webhook_endpoints w WHERE w.merchant_id = m.id AND w.deleted_at IS NULL)::int4 AS webhooks
       FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
@@ -58,6 +58,7 @@ class MerchantRecord:
     changes: int
     created_at: datetime
     disabled_at: datetime | None
+    paused_at: datetime | None
     account: Account | None
 
 
@@ -103,5 +104,6 @@ def _record(row: Row[Any], encryptor: Encryptor, settings: Settings) -> Merchant
         changes=row.changes,
         created_at=row.created_at,
         disabled_at=row.disabled_at,
+        paused_at=row.paused_at,
         account=account,
     )

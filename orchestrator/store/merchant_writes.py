@@ -55,7 +55,7 @@ _ADD = text("""
 """)
 _LOCK = text("""
     SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, r.secrets AS retired, clock() AS now
+           m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now
       FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
      WHERE m.name = :name FOR NO KEY UPDATE OF m
 """)
@@ -63,7 +63,8 @@ _SET = text("""
     UPDATE merchants
        SET gateway_url = :gateway_url, merchant_api_url = :merchant_api_url, username = :username, password = :password,
            policies = CAST(:policies AS jsonb), policies_mac = :mac,
-           disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, clock()) END
+           disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, clock()) END,
+           paused_at = CASE WHEN :paused THEN coalesce(paused_at, clock()) END
      WHERE id = :id
 """)
 _SET_SECRETS = text("UPDATE merchants SET callback_secrets = :secrets WHERE id = :id")
@@ -84,6 +85,7 @@ class MerchantUpdate:
     password: str | UnsetType = field(default=UNSET, repr=False)
     policies: Mapping[str, object] | UnsetType = UNSET
     disabled: bool | UnsetType = UNSET
+    paused: bool | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,13 @@ class MerchantWrites:
     async def disable(self, name: str, *, disabled: bool, actor: str = OPERATOR) -> bool:
         """Disable (or enable again) a merchant; False if there is none of this name."""
         return await self.change(name, MerchantUpdate(disabled=disabled), actor=actor)
+
+    async def pause(self, name: str, *, paused: bool, actor: str = OPERATOR) -> bool:
+        """Pause (or resume) a merchant's gateway calls; False if there is none of this name.
+
+        Checkouts wait where they are, with their commands and callbacks; new ones are taken.
+        """
+        return await self.change(name, MerchantUpdate(paused=paused), actor=actor)
 
     async def set_password(self, name: str, password: str, *, actor: str = OPERATOR) -> bool:
         """Give a merchant's API user another password, for the URLs and user name of its row.
@@ -277,6 +286,8 @@ class MerchantWrites:
             given["policies"] = {key: policy(key, value) for key, value in update.policies.items()}
         if update.disabled is not UNSET:
             given["disabled"] = update.disabled
+        if update.paused is not UNSET:
+            given["paused"] = update.paused
         return given
 
     async def _write(self, tx: AsyncConnection, row: Row[Any], given: dict[str, Any], actor: str) -> None:
@@ -312,11 +323,14 @@ class MerchantWrites:
                 "policies": json_text(after if "policies" in given else row.policies),
                 "mac": mac,
                 "disabled": given.get("disabled", row.disabled_at is not None),
+                "paused": given.get("paused", row.paused_at is not None),
             },
         )
         action = MerchantAction.CHANGED
         if details.keys() == {"disabled"}:
             action = MerchantAction.DISABLED if given["disabled"] else MerchantAction.ENABLED
+        if details.keys() == {"paused"}:
+            action = MerchantAction.PAUSED if given["paused"] else MerchantAction.RESUMED
         await self._record(tx, row.id, row.name, action, actor, details)
 
     async def _record(  # noqa: PLR0917 - the words of an entry
@@ -370,4 +384,6 @@ def _difference(row: Row[Any], given: Mapping[str, Any], policies: Mapping[str, 
         found["policies"] = changed
     if "disabled" in given and given["disabled"] != (row.disabled_at is not None):
         found["disabled"] = given["disabled"]
+    if "paused" in given and given["paused"] != (row.paused_at is not None):
+        found["paused"] = given["paused"]
     return found

@@ -44,7 +44,7 @@ _WATCHED: Final = 5.0
 _STALE: Final = 60.0
 _READ = text("""
     SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, r.secrets AS retired, clock() AS now
+           m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now
       FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
 """)
 

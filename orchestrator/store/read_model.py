@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from uuid import UUID
 
-    from sqlalchemy import Row, Select, TextClause
+    from sqlalchemy import ColumnElement, Row, Select, TextClause
 
     from orchestrator.domain.attention import Attention
     from orchestrator.domain.last_error import LastError
@@ -142,7 +142,7 @@ def statement(*more: str, joined: str = "") -> TextClause:
 
 def values(row: Row[Any]) -> dict[str, Any]:
     """Return the fields of a record from a row of `statement`."""
-    return _summary(row) | {
+    return summary(row) | {
         "merchant": row.merchant,
         "now": row.now,
         "leased_until": row.leased_until,
@@ -154,7 +154,8 @@ def values(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def _summary(row: Row[Any]) -> dict[str, Any]:
+def summary(row: Row[Any]) -> dict[str, Any]:
+    """Return the fields of a summary from a row that has its columns."""
     told = columns.coded(row, "attention", "last_error")
     return {name: getattr(row, name) for name in _ROW} | told | {"state": State(row.state)}
 
@@ -279,6 +280,12 @@ async def trail(
     return [row for row in rows if row.sequence is not None], _archived(rows[0].archived)
 
 
+def entry(row: Row[Any]) -> dict[str, Any]:
+    """Return the content of an entry of `trail`."""
+    told: dict[str, Any] = msgspec.json.decode(row.entry)
+    return told
+
+
 def _archived(told: str | None) -> tuple[Archived, ...]:
     return () if told is None else _READ_ARCHIVED.decode(told)
 
@@ -288,7 +295,52 @@ def _archived(told: str | None) -> tuple[Archived, ...]:
 _c, _p = _checkouts.c, _payments.c
 
 
-async def checkouts(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Among:
+    """A choice for operators: checkouts with these ids, or of a period, and of one amount; None: whatever.
+
+    `after` is an id below those of the period, so that the statement reads no others; `amount` is in minor
+    units of the currency beside it.
+    """
+
+    ids: Collection[UUID] | None = None
+    after: UUID | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    amount: tuple[int, str] | None = None
+
+    @property
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """What a checkout must be."""
+        found: list[ColumnElement[bool]] = []
+        if self.ids is not None:
+            found.append(_c.id.in_(sorted(self.ids)))
+        if self.after is not None:
+            found.append(_c.id > self.after)
+        if self.since is not None:
+            found.append(_c.created_at >= self.since)
+        if self.until is not None:
+            found.append(_c.created_at < self.until)
+        if self.amount is not None:
+            found += [_c.amount == self.amount[0], _c.currency == self.amount[1]]
+        return found
+
+
+# A transaction's number is unique for a merchant: each merchant's index is asked, and nothing is scanned.
+_OF_TRANSACTION: Final = text("""
+    SELECT p.checkout_id FROM merchants m CROSS JOIN LATERAL (
+        SELECT checkout_id FROM payments WHERE merchant_id = m.id AND transaction_id = :transaction_id LIMIT 1) p
+     WHERE p.checkout_id IS NOT NULL LIMIT 100
+""")
+
+
+async def of_transaction(db: Database, transaction_id: str) -> list[UUID]:
+    """Return the ids of the checkouts with a payment of this number, of any merchants."""
+    rows = await db.read(_OF_TRANSACTION, {"transaction_id": transaction_id})
+    return [row.checkout_id for row in rows]
+
+
+async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     db: Database,
     *,
     merchant_id: int | None = None,
@@ -297,6 +349,7 @@ async def checkouts(
     statuses: Sequence[PaymentStatus] = (),
     waiting: bool | AttentionCode | None = None,
     before: UUID | None = None,
+    among: Among | None = None,
     limit: int,
 ) -> list[CheckoutSummary]:
     """Return checkouts, the youngest first: of a merchant, or of all.
@@ -304,13 +357,15 @@ async def checkouts(
     `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
     """
     wanted = select(*(_c[name] for name in _LISTED))
+    if among is not None:
+        wanted = wanted.where(*among.conditions)
     if merchant_id is not None:
         wanted = wanted.where(_c.merchant_id == merchant_id)
-    among = frozenset(states)
+    allowed = frozenset(states)
     if statuses:
         wanted = wanted.where(text(condition(statuses)))
-        among = (among or frozenset(State)) & _states_of(frozenset(statuses))
-        if not among:
+        allowed = (allowed or frozenset(State)) & _states_of(frozenset(statuses))
+        if not allowed:
             return []
     if isinstance(waiting, AttentionCode):
         # With the words of the partial index beside it: through a parameter the planner does not recognise
@@ -320,13 +375,13 @@ async def checkouts(
         wanted = wanted.where(_c.attention.is_not(None) if waiting else _c.attention.is_(None))
     if before is not None:
         wanted = wanted.where(_c.id < before)
-    parts = _by_index(wanted.order_by(_c.id.desc()).limit(limit), order_ref, among)
+    parts = _by_index(wanted.order_by(_c.id.desc()).limit(limit), order_ref, allowed)
     if len(parts) == 1:
         chosen = parts[0]
     else:
         both = union_all(*(part.subquery().select() for part in parts)).subquery("found")
         chosen = select(both).order_by(both.c.id.desc()).limit(limit)
-    return [CheckoutSummary(**_summary(row)) for row in await db.read(chosen)]
+    return [CheckoutSummary(**summary(row)) for row in await db.read(chosen)]
 
 
 def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:

@@ -58,7 +58,7 @@ _PROBE = text("""
     ON CONFLICT (name) DO UPDATE SET seen_at = clock(), progress = excluded.progress
 """)
 _PROCESSES = text("""
-    SELECT name, kind, progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
+    SELECT name, kind, progress - 'counters' AS progress, extract(epoch FROM clock() - seen_at)::float8 AS age FROM workers
      WHERE kind <> 'probe' ORDER BY name
 """)
 # Sweeps move `due_at`, so an old one shows that no sweep runs, and a young one shows nothing. `updated_at`
@@ -68,7 +68,7 @@ _BACKLOG = text("""
     c AS (
         SELECT c.due_at, c.created_at, c.updated_at, c.slot_reserved, c.attention, t.now,
                (c.lease IS NULL OR c.leased_until <= t.now) AND (c.hinted OR c.due_at <= t.now) AS waits
-          FROM checkouts c, t WHERE c.due_at IS NOT NULL
+          FROM checkouts c, t WHERE c.due_at IS NOT NULL AND c.merchant_id NOT IN (SELECT id FROM merchants WHERE paused_at IS NOT NULL)
     )
     SELECT count(*) FILTER (WHERE waits) AS waiting,
            count(*) FILTER (WHERE due_at < now - make_interval(secs => :late)) AS overdue,
@@ -84,8 +84,9 @@ _UNPLACED = text("""
       FROM (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most) e
 """)
 
+_READ_ONLY: Final = "25006"
 _STATES: Final[Mapping[str, str]] = {
-    "25006": "the database is read-only",
+    _READ_ONLY: "the database is read-only",
     "53100": "the disk of the database is full",
     "53200": "the database is out of memory",
     "53300": "the database has no connection left",
@@ -253,13 +254,24 @@ def reason(error: BaseException) -> str:
     if state in _STATES:
         said = log.cause(error).get("said") if state in _TELLING else None
         return f"{_STATES[state]} ({log.scrub(said)})" if said else _STATES[state]
-    lines = str(getattr(error, "orig", None) or error).strip().splitlines()
-    # Errors of libpq about a server that is not the wanted one.
-    if any("session is read-only" in line or "hot standby" in line for line in lines):
-        return f"{_STATES['25006']} (no server that takes writes was found)"
+    lines = _lines(error)
+    if cause_of(error) == _READ_ONLY:
+        return f"{_STATES[_READ_ONLY]} (no server that takes writes was found)"
     if isinstance(error, TimeoutError) or not lines or "timeout expired" in lines[0]:
         return "the database does not answer"
     return f"{OUT_OF_REACH} ({log.scrub(lines[0])})"
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the SQLSTATE of an error, also where libpq found no server that takes writes; "" without one."""
+    if any("session is read-only" in line or "hot standby" in line for line in _lines(error)):
+        # libpq's errors about a server that is not the wanted one have no SQLSTATE.
+        return state_of(error) or _READ_ONLY
+    return state_of(error)
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(getattr(error, "orig", None) or error).strip().splitlines()
 
 
 def _because(state: object) -> str:

@@ -46,7 +46,11 @@ _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _MIGRATIONS: Final = next(
     path for path in (_PACKAGE / "migrations", _PACKAGE.parent / "migrations") if path.is_dir()
 )
-_VERSION = text("SELECT version_num FROM alembic_version")
+# The comment of the table names earlier revisions that the schema serves (`_note_served`).
+_VERSION = text(
+    "SELECT version_num, obj_description(CAST('alembic_version' AS regclass)) AS served FROM alembic_version"
+)
+_SERVES: Final = "serves "
 # Of the youngest checkout, because the primary key finds it at once however long the trail is.
 _NEWEST_KEY = text("SELECT key_id FROM audit_entries ORDER BY checkout_id DESC, sequence DESC LIMIT 1")
 
@@ -96,6 +100,7 @@ def migrate(
     config.attributes["secret_keys"] = keys
     config.attributes["direct"] = direct
     try:
+        _note_served(url, to)
         command.upgrade(config, to)
     except CommandError as error:
         unknown = error.__cause__.argument if isinstance(error.__cause__, ResolutionError) else to
@@ -106,12 +111,43 @@ def migrate(
     _grant(url, grant_to)
 
 
+def served() -> list[str]:
+    """Return the earlier revisions whose processes may run on this code's schema: those before migrations
+    that only add (`SERVES_EARLIER = True` in their modules), the youngest first.
+    """
+    found: list[str] = []
+    for script in ScriptDirectory.from_config(_config()).walk_revisions():
+        if not getattr(script.module, "SERVES_EARLIER", False):
+            break
+        found.append(str(script.down_revision))
+    return found
+
+
+def _note_served(url: str, to: str) -> None:
+    """Write which earlier revisions the schema will serve, before it changes: processes of these versions
+    read it once they do not know the revision. What a newer version wrote stays.
+    """
+    names = served() if to == "head" else []
+    said = f"{_SERVES}{' '.join(names)}" if names else None
+    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
+    with engine.begin() as connection:
+        if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is not None:
+            row = connection.execute(_VERSION).first()
+            if row is not None and row.version_num in _known() and row.served != said:
+                connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+                written = "NULL" if said is None else f"'{said}'"
+                connection.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS {written}")
+    engine.dispose()
+
+
 # What a table allows the application where that is less than all four. The trail is written and never
 # changed; the rest is kept for ever, or leaves by `orchestrator archive`, which is the owner's; the clock is
 # moved by tests alone.
 _PRIVILEGES: Final = {
     **dict.fromkeys(("alembic_version", "clock_skew", "archives", "archived_heads"), "SELECT"),
-    **dict.fromkeys(("audit_entries", "audit_seals", "merchant_changes"), "SELECT, INSERT"),
+    **dict.fromkeys(
+        ("audit_entries", "audit_seals", "console_actions", "merchant_changes"), "SELECT, INSERT"
+    ),
     **dict.fromkeys(
         ("merchants", "checkouts", "intents", "payments", "money_operations", "commands", "event_feeds"),
         "SELECT, INSERT, UPDATE",
@@ -221,14 +257,20 @@ def difference(found: str | None) -> str | None:
 
 
 async def current(db: Database) -> str | None:
-    """Return the revision that the database has, or None if it has no schema yet."""
+    """Return the revision that the database has, or None if it has no schema yet; for a newer one that serves
+    this code, the revision that this code needs.
+    """
     try:
         rows = await db.read(_VERSION)
     except ProgrammingError as error:
         if state_of(error) not in NO_SCHEMA:
             raise
         return None
-    return str(rows[0].version_num) if rows else None
+    if not rows:
+        return None
+    revision, said = str(rows[0].version_num), str(rows[0].served or "")
+    serves = said.startswith(_SERVES) and wanted() in said.removeprefix(_SERVES).split()
+    return wanted() if serves and revision not in _known() else revision
 
 
 async def newest_key(db: Database) -> str | None:

@@ -22,18 +22,8 @@ from orchestrator.delivery.sender import Sender
 from orchestrator.delivery.task_sender import OwnBroker, TaskSender
 from orchestrator.shutdown import FAILED, end_within
 from orchestrator.store.database import Database
+from orchestrator.store.heartbeats import BETWEEN, HEARTBEAT, Heart, written
 from orchestrator.store.notifications import DELIVERIES, Listener
-from orchestrator.worker.heartbeat import (
-    BEAT,
-    BETWEEN,
-    FORGET,
-    GONE,
-    HEARTBEAT,
-    heartbeat,
-    note,
-    unique_name,
-    written,
-)
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
@@ -102,8 +92,8 @@ async def _watch(listener: Listener, deliverer: Deliverer) -> None:
 
 
 async def _beat(db: Database, deliverer: Deliverer) -> None:
-    name = unique_name()
-    await note(db, FORGET, {})
+    heart = Heart(db, "deliverer")
+    await heart.forget()
     try:
         while True:
             progress = {
@@ -114,7 +104,7 @@ async def _beat(db: Database, deliverer: Deliverer) -> None:
                 **written(deliverer.writes),
             }
             began = time.monotonic()
-            well = await note(db, BEAT, heartbeat(name, "deliverer", progress))
+            well = await heart.beat(progress)
             await asyncio.sleep(max((HEARTBEAT if well else BETWEEN) - (time.monotonic() - began), 0.1))
     finally:
-        await note(db, GONE, {"name": name})
+        await heart.end()

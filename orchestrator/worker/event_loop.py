@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
 
-from orchestrator import audit, gc_tuning, log
+from orchestrator import audit, counters, gc_tuning, log
 from orchestrator.auth import accepts
 from orchestrator.crypto import Encryptor
 from orchestrator.gateway.client import Gateway
@@ -26,20 +26,10 @@ from orchestrator.processing import CheckoutProcessor, Dispatcher, StepContext
 from orchestrator.shutdown import cancelled
 from orchestrator.store import checkouts
 from orchestrator.store.database import Database, is_away
+from orchestrator.store.heartbeats import BETWEEN, HEARTBEAT, Heart, unique_name, written
 from orchestrator.store.merchants import Merchants
 from orchestrator.store.readiness import Process
 from orchestrator.worker.consumer import link
-from orchestrator.worker.heartbeat import (
-    BEAT,
-    BETWEEN,
-    FORGET,
-    GONE,
-    HEARTBEAT,
-    heartbeat,
-    note,
-    unique_name,
-    written,
-)
 from orchestrator.worker.intents import IntentConsumer
 from orchestrator.worker.retention import Retention
 from orchestrator.worker.sequencer import Sequencer
@@ -82,6 +72,8 @@ class Bridge:
         self._start_error: BaseException | None = None
         self._received_at = self._swept = time.monotonic()
         self._counts = {"hints": 0, "checkouts": 0, "swept": 0}
+        self._depths: dict[str, int] = {}
+        self._depths_at = float("-inf")
         self._sweeping = threading.Lock()
         self._stopping = False
         self._running: set[Future[Any]] = set()
@@ -170,9 +162,12 @@ class Bridge:
 
     def _depth(self) -> int:
         try:
-            return self.hint_publisher.depth("checkouts")
+            if time.monotonic() - self._depths_at < HEARTBEAT:
+                return self.hint_publisher.depth("checkouts")
+            self._depths_at, self._depths = time.monotonic(), self.hint_publisher.depths()
+            return self._depths["checkouts"]
         except Exception as error:  # noqa: BLE001 - each transport has errors of its own; due checkouts are then claimed here
-            _log.warning("backlog_not_known", error=type(error).__name__)
+            _log.warning("backlog_not_known", **log.cause(error))
             return BACKLOG_LIMIT + 1
 
     def _run(self, work: Coroutine[Any, Any, T], *, timeout: float) -> T | None:
@@ -249,6 +244,7 @@ class Bridge:
         )
         self._retention = Retention(self._db, self._encryptor, days=settings.personal_data_retention_days)
         async with self._db, inlet, Gateway(settings, shared) as gateway:
+            self._gateway = gateway
             self._processor = CheckoutProcessor(
                 StepContext(
                     settings=settings,
@@ -292,6 +288,8 @@ class Bridge:
         )
         self._swept = time.monotonic()
         self._counts["swept"] += len(due_now)
+        counters.sweeps.add("hint")
+        counters.swept_checkouts.add(by=len(due_now))
         for checkout in due_now:
             if checkout.suspect:
                 self.hint_publisher.publish([checkout.id], alone=True)
@@ -304,6 +302,8 @@ class Bridge:
         how many.
         """
         due_now = await checkouts.due(self._db, most=self._settings.hint_size)
+        counters.sweeps.add("worker")
+        counters.swept_checkouts.add(by=len(due_now))
         await self._dispatcher.admit([checkout.id for checkout in due_now if not checkout.suspect])
         for checkout in due_now:
             if checkout.suspect:
@@ -335,25 +335,30 @@ class Bridge:
 
     async def _beat(self) -> None:
         """Say that this process makes progress, and how much."""
-        await note(self._db, FORGET, {})
-        due, wrong = 0.0, False
+        heart = Heart(self._db, "worker", self._name)
+        await heart.forget()
+        due, wrong = 0.0, (False, False)
         try:
             while True:
                 progress = self._progress()
-                was, wrong = wrong, bool(Process(self._name, "worker", 0.0, progress).troubles)
+                was = wrong
+                wrong = bool(Process(self._name, "worker", 0.0, progress).troubles), "circuits" in progress
                 if wrong != was or time.monotonic() >= due:
                     dropped.tell()
-                    well = await note(self._db, BEAT, heartbeat(self._name, "worker", progress))
+                    well = await heart.beat(progress)
                     due = time.monotonic() + (HEARTBEAT if well else 0.0)
                 await asyncio.sleep(BETWEEN)
         finally:
-            await note(self._db, GONE, {"name": self._name})
+            await heart.end()
 
     def _progress(self) -> dict[str, object]:
         trouble = self.hint_publisher.trouble or (link.reason if link.away else None)
         intents_trouble = self._intents.trouble if self._intents is not None else None
         consumed = self._submissions.counts
         stalled, stalled_by = self._submissions.stalled
+        for result, number in (("accepted", consumed.accepted), ("rejected", consumed.rejected)):
+            counters.queued_intents.values[result,] = float(number)
+        circuits = self._gateway.limits.troubles
         return {
             **self._counts,
             "heardSecondsAgo": round(time.monotonic() - self._received_at, 1),
@@ -364,6 +369,7 @@ class Bridge:
             "dispatchedSecondsAgo": round(self._dispatcher.idle_seconds, 1),
             "waiting": self._dispatcher.waiting,
             "messagesDropped": dropped.total,
+            "gateways": self._gateway.limits.counts(),
             "intentMessages": consumed.messages,
             "intentsAccepted": consumed.accepted,
             "intentsRejected": consumed.rejected,
@@ -372,4 +378,6 @@ class Bridge:
             **({"claimsFail": self._dispatcher.failure} if self._dispatcher.failure else {}),
             **({"brokerTrouble": trouble} if trouble else {}),
             **({"intentsTrouble": intents_trouble} if intents_trouble else {}),
+            **({"queued": self._depths} if self._depths else {}),
+            **({"circuits": circuits} if circuits else {}),
         }

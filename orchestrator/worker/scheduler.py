@@ -16,14 +16,18 @@ from orchestrator import log
 from orchestrator.messaging.app import SEAL, SEAL_EVERY, SWEEP, configure
 from orchestrator.messaging.publisher import BackOff, Message, Publisher
 from orchestrator.shutdown import end_within
-from orchestrator.worker.heartbeat import Pulse
+from orchestrator.worker.pulse import Pulse
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
 
 QUEUE: Final = "maintenance"
+TOLD_EVERY: Final = 60.0
+"""Seconds between two lines that say what was done."""
 MOST_WAITING: Final = 5
 """Messages in the queue from which on nothing is added: while no worker runs, sweeps must not pile up."""
 
@@ -52,14 +56,19 @@ def _publish(settings: Settings, ending: threading.Event, pulse: Pulse) -> None:
     link = BackOff("scheduler")
     intervals = {SWEEP: settings.sweep_interval, SEAL: SEAL_EVERY}
     due = dict.fromkeys(intervals, time.monotonic())
-    pause = 0.0
+    pause, done = 0.0, _Minute()
     while not ending.wait(pause):
         now = time.monotonic()
+        done.tell(now)
         names = [name for name, at in due.items() if at <= now]
         try:
             if names and publisher.depth(QUEUE) < MOST_WAITING:
                 publisher.publish(Message(name, QUEUE) for name in names)
+                done.published(names)
+            elif names:
+                done.skipped += 1
         except Exception as error:  # noqa: BLE001 - no error of a broker ends the scheduler
+            done.failed += 1
             pause = link.failed(error)
             continue
         if names:
@@ -68,4 +77,37 @@ def _publish(settings: Settings, ending: threading.Event, pulse: Pulse) -> None:
         # From now on, and not from when it was due: ticks that were missed are not made up for.
         due |= {name: now + intervals[name] for name in names}
         pause = max(min(due.values()) - time.monotonic(), 0.0)
+    done.tell(time.monotonic(), last=True)
     publisher.close()
+
+
+class _Minute:
+    """What the scheduler has done since its last line in the log."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._start()
+
+    def _start(self) -> None:
+        self.sweeps = self.seals = self.skipped = self.failed = 0
+
+    def published(self, names: Sequence[str]) -> None:
+        """Count messages that the broker has taken."""
+        self.sweeps += SWEEP in names
+        self.seals += SEAL in names
+
+    def tell(self, now: float, *, last: bool = False) -> None:
+        """Write a line once in a minute, and one at the end."""
+        seconds = now - self._since
+        if seconds < TOLD_EVERY and not last:
+            return
+        _log.info(
+            "scheduler_ran",
+            seconds=round(seconds),
+            sweeps=self.sweeps,
+            seals=self.seals,
+            queue_full=self.skipped,
+            failed=self.failed,
+        )
+        self._since = now
+        self._start()

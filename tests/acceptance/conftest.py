@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from orchestrator.crypto import Encryptor
+from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.states import State, Trigger
+from tests.conftest import SECRET_KEY, make_settings
 from tests.support.brokers import rabbitmq_server
+from tests.support.factories import core, payment
 from tests.support.jobs import FAR, Producer
 from tests.support.world import World, world
 
@@ -31,3 +37,30 @@ def shop(
         installation.start("worker-1")
         installation.until(producer.declared, "the queue is declared", seconds=90)
         yield installation, producer
+
+
+SURPLUS = (PaymentAmount(transaction_id="8", amount=13900, currency="DKK"),)
+
+
+@pytest.fixture
+def books(database_url):
+    """A database with a paid, a surplus and an open checkout, and the settings that reach it."""
+    known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
+
+    async def write():
+        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
+            await new_core.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
+            held = await new_core.held(State.AWAITING_PAYMENT, order_ref="paid-1")
+            paid = {
+                "money": (13900, 5000, 0),
+                "attention": Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=SURPLUS),
+            }
+            seen = (
+                payment("7", order_ref="paid-1", captured=5000),
+                payment("8", order_ref="paid-1", role="surplus"),
+            )
+            held = await new_core.advance(held, Trigger.PAYMENT_FOUND, payments=seen, **paid)
+            await new_core.release(held)
+
+    asyncio.run(write())
+    return known

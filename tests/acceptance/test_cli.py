@@ -19,11 +19,9 @@ import pytest
 
 from orchestrator import auth, intents
 from orchestrator.crypto import Encryptor
-from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
-from orchestrator.domain.states import State, Trigger
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.support.command import orchestrator
-from tests.support.factories import core, payment
+from tests.support.factories import core
 from tests.support.pooler import direct
 from tests.support.scene import intent
 
@@ -240,10 +238,9 @@ def test_merchants_are_added_and_disabled_without_a_password_on_the_command_line
     assert (unknown.returncode, "no merchant shop3" in unknown.stderr) == (2, True)
 
 
-def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
+def test_doctor_names_what_is_not_well_and_what_to_do(books):
     known = {
-        "DATABASE_URL": database_url,
-        "SECRET_KEYS": f'["{SECRET_KEY}"]',
+        **books,
         "BROKER_URL": "redis://127.0.0.1:1/0",
         "GATEWAY_URL": "http://127.0.0.1:1",
         **JWT,
@@ -252,8 +249,18 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
     ended = orchestrator("doctor", **known)
     heartbeat = orchestrator("doctor", "worker", **known)
 
+    lines = [line.split(maxsplit=1)[1] for line in ended.stdout.splitlines()]
     found = {line.split()[1]: line for line in ended.stdout.splitlines()}
     assert ended.returncode == 1
+    assert "down" in found["gateway"]
+    assert "user name and password are not the cause" in found["gateway"]
+    assert any(
+        line.startswith("attention") and "for orders of 139.00 DKK: 1 surplus_payment" in line
+        for line in lines
+    )
+    assert any(
+        line.startswith("money") and "139.00 DKK are held by payments beside" in line for line in lines
+    )
     assert all(
         found[name].startswith("ok")
         for name in ("settings", "database", "clock", "schema", "writes", "months", "backlog", "events")
@@ -264,33 +271,6 @@ def test_doctor_names_what_is_not_well_and_what_to_do(database_url):
 
 
 # ── Checkouts ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-SURPLUS = (PaymentAmount(transaction_id="8", amount=13900, currency="DKK"),)
-
-
-@pytest.fixture
-def books(database_url):
-    """A database with a paid, a surplus and an open checkout, and the settings that reach it."""
-    known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
-
-    async def write():
-        async with core(database_url, Encryptor(make_settings().secret_keys)) as new_core:
-            await new_core.checkout(State.AWAITING_PAYMENT, order_ref="open-1")
-            held = await new_core.held(State.AWAITING_PAYMENT, order_ref="paid-1")
-            paid = {
-                "money": (13900, 5000, 0),
-                "attention": Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=SURPLUS),
-            }
-            seen = (
-                payment("7", order_ref="paid-1", captured=5000),
-                payment("8", order_ref="paid-1", role="surplus"),
-            )
-            held = await new_core.advance(held, Trigger.PAYMENT_FOUND, payments=seen, **paid)
-            await new_core.release(held)
-
-    asyncio.run(write())
-    return known
 
 
 @contextmanager
@@ -336,16 +316,16 @@ ACCEPT = "UPDATE commands SET handled_at = clock(), result = 'accepted' WHERE id
 @pytest.mark.parametrize(
     ("arguments", "kind", "told"),
     [
-        (("capture", "--amount", "10.00"), "capture", {"amount": 1000, "transactionId": None}),
-        (("capture", "--all"), "capture", {"amount": None, "transactionId": None}),
+        (("capture", "--amount", "10.00", "--yes"), "capture", {"amount": 1000, "transactionId": None}),
+        (("capture", "--all", "--yes"), "capture", {"amount": None, "transactionId": None}),
         (
-            ("refund", "--amount", "50", "--reason", "broken"),
+            ("refund", "--amount", "50", "--reason", "broken", "--yes"),
             "refund",
             {"amount": 5000, "transactionId": None},
         ),
-        (("release", "--transaction", "8"), "release", {"transactionId": "8"}),
+        (("release", "--transaction", "8", "--yes"), "release", {"transactionId": "8"}),
         (("retry",), "retry", {}),
-        (("resolve", "return"), "resolve", {"decision": "return"}),
+        (("resolve", "return", "--yes"), "resolve", {"decision": "return"}),
     ],
 )
 def test_what_is_asked_for_is_stored_as_a_command_and_named(books, arguments, kind, told):
@@ -407,6 +387,12 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         (("reconcile", "paid-1", "--since", "1h"), "and not both"),
         (("reconcile", "paid-1", "--merchant", "default"), "--merchant goes with --since"),
         (("reconcile", "--since", "24"), "'24' is not a time span"),
+        (("reconcile", "--restored-to", "2026-11-27 08:00"), "is not a moment with its offset"),
+        (("reconcile", "--restored-to", "2999-01-01T00:00:00Z"), "lies in the future"),
+        (
+            ("reconcile", "--since", "1h", "--orders", "LICENSE"),
+            "--orders goes with --restored-to and --merchant",
+        ),
         (("reconcile", "--since", "400d"), "of at most a year"),
         (("reconcile", "--since", "1h", "--merchant", "unknown"), "there is no merchant 'unknown'"),
         (("explain", "nowhere"), "there is no checkout"),
@@ -440,7 +426,15 @@ def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database
     unanswered = words.endswith(("yet", "executed"))
     with worker(database_url, *statements):
         ended = orchestrator(
-            "checkouts", "capture", "paid-1", "--amount", "10", "--wait", "1" if unanswered else "30", **books
+            "checkouts",
+            "capture",
+            "paid-1",
+            "--amount",
+            "10",
+            "--yes",
+            "--wait",
+            "1" if unanswered else "30",
+            **books,
         )
 
     assert ended.returncode == status
@@ -461,7 +455,7 @@ def test_the_outcome_of_money_operations_is_awaited_and_reported(books, database
 )  # fmt: skip
 def test_a_command_is_followed_by_its_id(books, database_url, statements, ends):
     status, state, words = ends
-    orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--wait", "0", **books)
+    orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--yes", "--wait", "0", **books)
     [(command,)] = rows(database_url, "SELECT id FROM commands")
     with worker(database_url, *statements) if statements else nullcontext():
         told = orchestrator("commands", "show", str(command), "--wait", "30" if words else "1", **books)
@@ -485,7 +479,7 @@ def test_a_command_that_is_not_there_is_one_sentence(books):
 
 def test_show_and_explain_show_operations_and_ways_out(books, database_url):
     with worker(database_url, OPERATE.format("rejected"), ACCEPT):
-        orchestrator("checkouts", "capture", "paid-1", "--amount", "10", **books)
+        orchestrator("checkouts", "capture", "paid-1", "--amount", "10", "--yes", **books)
     shown = orchestrator("checkouts", "show", "paid-1", **books)
     explained = orchestrator("checkouts", "explain", "paid-1", **books)
 
@@ -499,6 +493,17 @@ def test_show_and_explain_show_operations_and_ways_out(books, database_url):
     assert "Transaction 8 holds 139.00 DKK" in explained.stdout
     for title in ("Because", "Evidence", "Next", "You may"):
         assert f"\n{title}\n  - " in explained.stdout
+
+    # Both orders of the fixture came with one correlation id.
+    several = orchestrator("checkouts", "show", "--correlation", "c-1", **books)
+    assert (several.returncode, len(several.stdout.splitlines())) == (0, 2)
+    with psycopg.connect(direct(database_url), autocommit=True) as db:
+        db.execute("UPDATE checkouts SET correlation_id = 'c-2' WHERE order_ref = 'paid-1'")
+    single = orchestrator("checkouts", "show", "--correlation", "c-2", "--json", **books)
+    assert json.loads(single.stdout)["orderId"] == "paid-1"
+    for arguments in (("--correlation", "c-3"), (), ("paid-1", "--correlation", "c-2")):
+        wrong = orchestrator("checkouts", "show", *arguments, **books)
+        assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1), wrong.stderr
 
 
 def test_checkouts_are_listed_by_what_is_held(books):

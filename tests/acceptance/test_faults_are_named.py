@@ -581,7 +581,9 @@ FAULTS = {
         ("refuses its role UPDATE on checkouts", r"worker .* claims nothing.*permission denied for table checkouts"), slow=False,
     ),
     "Postgres is read-only": Fault(
-        plain, postgres_is_read_only, 503, ("the database is read-only",), ("the database is read-only",), slow=False
+        plain, postgres_is_read_only, 503, ("the database is read-only",),
+        (r"the database is read-only.*default_transaction_read_only is on there \(set by: configuration file\): set it to off",),
+        slow=False,
     ),
     "Postgres is frozen": Fault(
         plain, postgres_is_frozen, 503, ("the database does not answer",), ("does not answer",), slow=False

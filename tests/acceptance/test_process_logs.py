@@ -59,3 +59,12 @@ def test_every_line_of_a_process_is_json_also_while_it_shuts_down(database_url, 
     lines = [json.loads(line) for line in err.splitlines()]
     if command == "worker":
         assert any("Warm shutdown" in line.get("line", "") for line in lines)
+    else:
+        told = [line for line in lines if line["event"] == "scheduler_ran"]
+        assert told
+        assert told[-1]["sweeps"] >= 1
+        assert told[-1].keys() >= {"seconds", "seals", "queue_full", "failed"}
+        with psycopg.connect(direct(database_url)) as db:
+            # What it has counted outlives its heartbeat.
+            counted = db.execute("SELECT series FROM counter_totals WHERE value > 0").fetchall()
+            assert counted == [("process_cpu_seconds|scheduler",)]

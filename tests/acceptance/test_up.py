@@ -19,7 +19,7 @@ import pytest
 from psycopg.rows import dict_row
 
 from orchestrator.devkit.client import NoAnswer
-from orchestrator.settings import SECRET, SECRETS
+from orchestrator.settings.secrets import SECRET, SECRETS
 from tests.support.command import Shop, orchestrator, running
 from tests.support.world import agree, ledger
 
@@ -239,7 +239,8 @@ def test_each_process_has_its_own_secrets_and_what_they_write_is_for_no_other_ac
                 if name.startswith("ORCHESTRATOR_")
             }
             # Without a Redis of its own for what processes share it is the broker's.
-            assert given & SECRET == SECRETS[process]
+            off = {"metrics_token", "console_oidc_client_secret"}
+            assert given & SECRET == SECRETS[process] - off
             url = environment.get("ORCHESTRATOR_DATABASE_URL", "//orchestrator_app:")
             assert "//orchestrator_app:" in url
         ran = [process for process in up.family.values() if process.name() in {"postgres", "valkey-server"}]

@@ -4,6 +4,7 @@ deliverers, and an end within its time.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -21,6 +22,7 @@ import psutil
 import pytest
 from standardwebhooks.webhooks import Webhook
 
+from tests.support.scene import intent
 from tests.support.world import World, free_port
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Receiver:
     def __init__(self) -> None:
         self.secret = ""
         self.taken: dict[str, list[int]] = defaultdict(list)
+        self.correlations: set[str | None] = set()
         self.repeats = self.unverified = 0
         self.delay, self.refused_share = 0.0, 0.0
         self._seen: set[str] = set()
@@ -92,6 +95,7 @@ class Receiver:
                 self.repeats += 1
             else:
                 self._seen.add(event["id"])
+                self.correlations.add(headers.get("x-correlation-id"))
                 self.taken[event["subject"]].append(int(event["sequence"]))
             return 204
 
@@ -198,6 +202,36 @@ def test_killed_deliverers_and_a_failing_receiver_lose_nothing_and_keep_the_orde
             seconds=100,
         )
         assert receiver.unverified == 0
+    world.agree()
+
+
+def test_one_id_leads_from_the_request_of_an_order_to_its_deliveries(installation: World):
+    world, number = installation, "cart.7_a-B"
+    said = {"X-Correlation-Id": number, "Content-Type": "application/json"}
+    with receiving() as receiver:
+        _, receiver.secret = add(world, receiver.url)
+        world.start("deliverer")
+        url = f"{world.api_url}/v1/checkouts"
+        refused = world.http.post(url, json={}, headers=said)
+        assert (refused.status_code, refused.json()["correlationId"]) == (422, number)
+        accepted = world.http.post(url, content=intent("C-1"), headers=said)
+        assert (accepted.status_code, accepted.headers["x-correlation-id"]) == (202, number)
+        checkout = accepted.json()["id"]
+        world.until_state(checkout, "awaiting_payment")
+        world.pay(checkout)
+        world.until_state(checkout, "completed")
+        world.until(lambda: receiver.taken[checkout] == everything(world)[checkout] != [], "all is delivered")
+    assert receiver.correlations == {number}
+    shown = world.command("checkouts", "show", "--correlation", number, "--json")
+    assert json.loads(shown.stdout)["id"] == checkout
+    trail = world.sql("SELECT entry FROM audit_entries WHERE checkout_id = %s", checkout)
+    assert {json.loads(row["entry"])["correlation"] for row in trail} == {number}
+    for name in ("api", "worker-1"):
+        lines = [json.loads(line) for line in world.log(name).splitlines()]
+        about = [line for line in lines if line.get("correlation_id") == number]
+        assert about, name
+        # No line about the order has another id.
+        assert [line for line in lines if line.get("checkout") == checkout and line not in about] == []
     world.agree()
 
 

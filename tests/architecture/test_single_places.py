@@ -189,13 +189,15 @@ RULES = {
         "Celery stands in messaging and worker", celery, ("messaging", "worker"), "from kombu import Queue\n"
     ),
     "http": Rule(
-        "HTTP clients stand in gateway and delivery, in issuer_keys, in the client of our own API, in the sandbox, the demo and the demo shop",
+        "HTTP clients stand in gateway and delivery, in issuer_keys and oidc, in the client of our own API, in what forwards events to a developer, in the sandbox, the demo and the demo shop",
         http_clients,
         (
             "gateway",
             "delivery",
             "issuer_keys",
+            "oidc",
             "devkit/client",
+            "devkit/listener",
             "devkit/sandbox",
             "devkit/demo",
             "devkit/shop",

@@ -92,11 +92,17 @@ def lit(page: Page) -> set[str | None]:
 def test_the_front_door_leads_to_everything(installation: Installation, page: Page, complaints: Complaints):
     # What the command prints first is the shop.
     printed = installation.up.said.partition("The orchestrator is up.")[2]
-    assert 0 < printed.index("Demo shop") < printed.index("Front door") < printed.index("API")
+    assert (
+        0
+        < printed.index("Demo shop")
+        < printed.index("Console")
+        < printed.index("Front door")
+        < printed.index("API")
+    )
     page.goto(f"{installation.url}/")
     check(page, complaints)
     links = [str(link.get_attribute("href")) for link in page.get_by_role("link").all()]
-    assert links[0] == "/shop"
+    assert links[:2] == ["/shop", "/console"]
     for link in links:
         assert httpx.get(httpx.URL(installation.url).join(link), follow_redirects=True).is_success, link
     page.goto(f"{installation.url}/misspelt")

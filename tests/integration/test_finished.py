@@ -14,8 +14,10 @@ from psycopg.rows import tuple_row
 from sqlalchemy import text
 
 from orchestrator.domain.command_result import ResultCode, result
+from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, Trigger
-from orchestrator.store import checkouts, events, inbox
+from orchestrator.store import checkouts, events, inbox, status
+from orchestrator.store.console import approvals, lists, overview, runs
 from tests.conftest import copied
 from tests.support.factories import COMPLETED, arrival, core, intake, payment
 from tests.support.finished import fill
@@ -290,3 +292,51 @@ async def test_checkouts_with_attention_are_found_without_reading_the_others(ove
             async with overloaded.db.transaction() as tx:
                 await tx.execute(text(query))
     explained.check(at_least=len(queries))
+
+
+async def test_one_screen_about_the_installation_reads_no_finished_checkouts(overloaded):
+    with Explained() as explained:
+        found = await status.read(overloaded.db)
+    assert sum(waiting.number for waiting in found.open) == BUSY
+    # What is open may be read; 20,000 finished checkouts, with what belongs to them, may not.
+    assert len(explained.reads) >= 6
+    most = {statement: rows for statement, reads in explained.reads.items() for rows, _ in reads}
+    assert {statement: rows for statement, rows in most.items() if rows > 2 * BUSY} == {}
+
+
+async def test_no_statement_of_the_console_reads_more_than_ten_thousand_rows(overloaded, encryptor):
+    """Whatever a person filters by: values that no checkout has, and values that nearly all have."""
+    db, held = overloaded.db, overview.Held()
+    checkout = (await overloaded.checkouts(1))[0]
+    filters = (
+        lists.Filter(),
+        lists.Filter(states=frozenset({State.AUTHENTICATED})),
+        lists.Filter(merchant_id=1, states=frozenset({State.CALLBACK_RECEIVED})),
+        lists.Filter(merchant_id=1, status=PaymentStatus.REFUNDED, currency="DKK", least=1),
+        lists.Filter(attention=True),
+        lists.Filter(states=frozenset({State.COMPLETED}), since=lists.FIRST, until=lists.LAST),
+    )
+    with Explained() as explained:
+        for _ in range(3):
+            await overview.read(db, held)
+        for chosen in filters:
+            found = await lists.checkouts(db, chosen, before=None, limit=50)
+            if found.after is not None:
+                await lists.checkouts(db, chosen, before=found.after, limit=50)
+            await lists.chosen(db.read, chosen, most=lists.WINDOW)
+        assert await lists.named(db, "F-17")
+        assert await lists.named(db, str(checkout))
+        await lists.decisions(db, after=lists.FIRST, limit=50)
+        await lists.endpoints(db, limit=50)
+        await lists.rejected(db, before=None, limit=50)
+        await lists.seals(db, limit=20)
+        await lists.of_email(db, encryptor, "ada@shop.example", limit=100)
+        await lists.feed(db, 1, kind="checkout.completed", before=None, limit=50)
+        await lists.callbacks(db, checkout, limit=100)
+        await lists.events(db, checkout, limit=100)
+        await lists.chain(db, checkout, limit=1000)
+        await approvals.waiting(db, encryptor)
+        await runs.page(db, encryptor, before=lists.LAST, limit=50)
+    most = {name: max(rows for rows, _ in reads) for name, reads in explained.reads.items()}
+    assert len(most) >= 20
+    assert {name: rows for name, rows in most.items() if rows > 2 * lists.WINDOW} == {}

@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from orchestrator.cli import doctor
+from orchestrator.cli import database_checks, doctor
 from orchestrator.domain.states import State
 from orchestrator.store import checkouts, readiness
 from orchestrator.store import events as feeds
@@ -146,21 +146,22 @@ async def test_doctor_writes_and_names_what_keeps_it_from_writing(core, state):
             "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON workers FOR EACH ROW EXECUTE FUNCTION refuse()"
         )
         report = Report()
-        await doctor._writes(core.db, report)
+        await database_checks._writes(core.url, core.db, report)
         await admin.execute("DROP TRIGGER refuse ON workers")
         await admin.execute("DROP FUNCTION refuse")
     ((status, said),) = report.said["writes"]
     assert status == "problem"
-    assert readiness._STATES[state] in said
+    assert f"{readiness._STATES[state]}: " in said
+    assert said.endswith(database_checks.REMEDIES[state])
     well = Report()
-    await doctor._writes(core.db, well)
+    await database_checks._writes(core.url, core.db, well)
     assert well.said == {"writes": [("ok", "the database takes writes")]}
 
 
 async def test_doctor_names_a_server_that_is_not_there_or_not_for_writing(core):
     report = Report()
     async with Database("postgresql://shop@127.0.0.1:9/none") as db:
-        assert not await doctor._database("postgresql://shop@127.0.0.1:9/none", db, report)
+        assert not await database_checks.examine("postgresql://shop@127.0.0.1:9/none", db, report)
     ((status, said),) = report.said["database"]
     assert status == "problem"
     assert "127.0.0.1:9/none" in said

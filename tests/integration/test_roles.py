@@ -22,6 +22,7 @@ ALLOWED = {
     "checkouts": "INSERT SELECT UPDATE",
     "clock_skew": "SELECT",
     "commands": "INSERT SELECT UPDATE",
+    "console_actions": "INSERT SELECT",
     "event_feeds": "INSERT SELECT UPDATE",
     "intents": "INSERT SELECT UPDATE",
     "merchants": "INSERT SELECT UPDATE",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import psycopg
 import pytest
+from alembic.script import ScriptDirectory
 from psycopg import errors
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.states import CLOSED, State
 from orchestrator.store import schema
 from orchestrator.store.database import Database
+from tests.support.pooler import direct
 
 pytestmark = pytest.mark.anyio
 
@@ -116,6 +119,43 @@ async def test_the_database_says_which_schema_it_has(core, servers):
     assert await schema.current(core.db) == schema.wanted()
     async with Database(servers.administrator_url, pool_size=1) as bare:
         assert await schema.current(bare) is None
+
+
+async def test_processes_go_on_with_a_newer_schema_that_says_that_it_serves_them(core, monkeypatch):
+    url, ours = direct(core.url), schema.wanted()
+    assert ours in schema._known()
+
+    def revision(number: str) -> None:
+        with schema.connect(url) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = %s", [number])
+
+    try:
+        # As the newer version's `migrate` does it: it knows a revision that only adds.
+        monkeypatch.setattr(schema, "served", lambda: [ours])
+        schema._note_served(url, "head")
+        revision("9999")
+        assert await schema.current(core.db) == ours
+        # An earlier version's `migrate` leaves it as it is.
+        monkeypatch.setattr(schema, "served", list)
+        schema._note_served(url, "head")
+        assert await schema.current(core.db) == ours
+        revision(ours)
+        schema._note_served(url, "head")
+        revision("9999")
+        assert await schema.current(core.db) == "9999"
+        assert "deploy the newer version" in str(schema.difference("9999"))
+    finally:
+        revision(ours)
+
+
+def test_a_schema_serves_the_versions_before_migrations_that_only_add(monkeypatch):
+    adds, changes = SimpleNamespace(SERVES_EARLIER=True), SimpleNamespace()
+    walked = [
+        SimpleNamespace(module=module, down_revision=before)
+        for module, before in ((adds, "0023"), (adds, "0022"), (changes, "0021"), (adds, "0020"))
+    ]
+    monkeypatch.setattr(ScriptDirectory, "walk_revisions", lambda _: iter(walked))
+    assert schema.served() == ["0023", "0022"]
 
 
 async def test_ids_sort_by_the_time_they_were_made_and_are_of_version_7():

@@ -93,6 +93,7 @@ def test_check_constraints_and_triggers_are_those_of_the_code(url):
         "audit_entries_append_only",
         "audit_entries_leave_when_archived",
         "audit_seals_append_only",
+        "console_actions_append_only",
         "archives_append_only",
         "archived_heads_append_only",
         "merchant_changes_append_only",

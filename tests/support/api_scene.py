@@ -114,7 +114,7 @@ _made: list[dict[str, Any]] = []
 
 
 @asynccontextmanager
-async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator[Api]:
+async def serving(settings: Settings, *, timeout: float = 10.0, pages: Any = None) -> AsyncIterator[Api]:
     encryptor = Encryptor(settings.secret_keys)
     hint_publisher = RecordingPublisher()
     database_url = settings.database_url
@@ -138,7 +138,7 @@ async def serving(settings: Settings, *, timeout: float = 10.0) -> AsyncIterator
         merchants=Merchants(inlet, encryptor, settings),
         hint_publisher=hint_publisher,
     )
-    app = create_app(services)
+    app = create_app(services, pages=pages)
     # One document for all apps of a process: no setting is in it, and making it takes longer than most tests.
     app.openapi_schema = _made[0] if _made else app.openapi()
     _made[:] = [app.openapi_schema]

@@ -124,6 +124,7 @@ class Scene:
                 actor="test",
                 correlation_id="corr",
                 auto_capture=parsed.auto_capture,
+                email=parsed.email,
             )
         )
         self.orders[accepted.id] = order

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import click
 import pytest
 
 from orchestrator import intents
-from orchestrator.domain.states import diagram
-from orchestrator.settings import SECRETS
+from orchestrator.cli import cli
+from orchestrator.domain.events import EventType
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import State, diagram
 from orchestrator.settings.reference import reference
+from orchestrator.settings.secrets import SECRETS
+from tests.support import references
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-def test_the_readme_shows_the_state_machine_of_the_code():
-    assert f"```mermaid\n{diagram()}```" in (ROOT / "README.md").read_text()
+def test_the_page_of_concepts_shows_the_state_machine_of_the_code():
+    text = (ROOT / "docs/concepts.md").read_text()
+    assert f"```mermaid\n{diagram()}```" in text
+    described = set(re.findall(r"`([a-z_]+)`", text.partition("| state | what")[2].partition("\n\n")[0]))
+    assert described == {str(state) for state in State}
+    assert {f"`{status}`" for status in PaymentStatus} <= set(re.findall(r"`[a-z_]+`", text))
 
 
 def test_the_settings_page_is_the_settings_object():
@@ -26,10 +37,9 @@ def test_the_example_intent_is_accepted():
     assert intents.parse((ROOT / "docs/intent.json").read_bytes()).order_ref == "A-1001"
 
 
-def test_every_test_that_the_readme_names_exists():
-    named = {
-        word.strip("`|,;") for word in (ROOT / "README.md").read_text().split() if word.startswith("`test_")
-    }
+def test_every_test_that_the_guarantees_name_exists():
+    text = (ROOT / "docs/guarantees.md").read_text()
+    named = {word.strip("`|,;") for word in text.split() if word.startswith("`test_")}
     assert named
     everything = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     missing = [name for name in named if f"def {name}(" not in everything]
@@ -37,8 +47,6 @@ def test_every_test_that_the_readme_names_exists():
 
 
 def test_the_architecture_page_names_modules_and_functions_that_exist():
-    import re
-
     page = (ROOT / "docs/architecture.md").read_text().partition("## The way")[2]
     named = re.findall(r"`([\w/]+\.py)`(?:\s+`(?:\w+\.)?(\w+)`)?", page)
     assert len(named) > 15
@@ -47,34 +55,87 @@ def test_the_architecture_page_names_modules_and_functions_that_exist():
         assert not function or re.search(rf"(def|class) {function}\b", source), (path, function)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "CHANGELOG.md",
-        "docs/architecture.md",
-        "docs/settings.md",
-        "docs/security.md",
-        "docs/archive.md",
-        "docs/postgres.md",
-        "docs/privacy.md",
-        "docs/health.md",
-        "docs/events.md",
-        "docs/jobs.md",
-        "docs/merchants.md",
-        "docs/money.md",
-        "docs/runbook.md",
-        "docs/webhooks.md",
-        "docs/tasks.md",
-        "docs/access.md",
-        "docs/idempotency.md",
-    ],
-)
-def test_no_document_names_a_path_that_is_not_there(name: str):
-    import re
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").strip().lower()
+    return re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
 
-    for target in re.findall(r"\]\(([\w./-]+)\)", (ROOT / name).read_text()):
-        assert (ROOT / name).parent.joinpath(target).exists(), target
+
+def anchors(page: Path) -> set[str]:
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found: list[str] = []
+    for heading in re.findall(r"^#{1,6} (.+)$", prose, re.MULTILINE):
+        name = slug(heading)
+        found.append(name if name not in found else f"{name}-{found.count(name)}")
+    return set(found)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading_that_is_there(page: Path):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent.joinpath(path).resolve() if path else page
+        assert file.exists(), target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+def test_every_page_is_listed_on_the_page_of_all_documents():
+    listed = set(re.findall(r"\]\(([\w./-]+\.md)\)", (ROOT / "docs/README.md").read_text()))
+    here = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    assert here - {"README.md"} <= listed
+
+
+def test_the_readme_can_be_read_in_three_minutes():
+    assert len((ROOT / "README.md").read_text().split()) <= 500
+
+
+def test_the_pages_of_commands_and_calls_are_made_of_the_code():
+    assert (ROOT / "docs/cli.md").read_text() == references.command_line()
+    assert (ROOT / "docs/api.md").read_text() == references.api()
+
+
+def test_every_type_of_event_is_described():
+    described = set(
+        re.findall(r"`((?:checkout|payment|intent)\.\w+)`", (ROOT / "docs/events.md").read_text())
+    )
+    assert described == {str(kind) for kind in EventType}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_a_page_names_exists(page: Path):
+    names = {path for path, _ in references.commands()}
+    groups = {path[:1] for path in names if len(path) > 1}
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = page.read_text()
+    for words in re.findall(
+        r"(?<![\w./-])orchestrator ((?:[a-z][a-z-]*)(?: [a-z][a-z-]*)?)(?=[ `\n\])]|$)", text
+    ):
+        first, *rest = words.split()
+        if (first,) in groups and rest:
+            assert (first, rest[0]) in names, words
+        elif (first,) not in names | groups:
+            assert f"`orchestrator {first}" not in text, words
+    for target in re.findall(r"`make ([a-z]+)", text):
+        assert target in targets, target
+
+
+def test_every_option_that_the_page_for_operators_names_exists():
+    lines = re.findall(
+        r"^ {4}(?:\$ )?orchestrator (.+?)(?: #.*)?$", (ROOT / "docs/commands.md").read_text(), re.MULTILINE
+    )
+    assert len(lines) > 10
+    for line in lines:
+        found, words = cli, line.split()
+        while isinstance(found, click.Group):
+            named = found.get_command(click.Context(found), words.pop(0))
+            assert named is not None, line
+            found = named
+        options = {option for parameter in found.params for option in (*parameter.opts, "--help")}
+        assert {word for word in words if word.startswith("--")} <= options, line
 
 
 def test_the_security_page_names_the_secrets_of_each_process():

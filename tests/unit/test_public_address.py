@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 
-from orchestrator.cli.public_address import faults, is_local
+from orchestrator.cli.public_address import faults, is_local, resolved
 
 REAL = "https://shop.gateway.example"
 
@@ -72,3 +74,35 @@ def test_a_gateway_on_this_machine_or_network_reaches_everything(gateway):
 
 def test_one_merchant_with_a_real_gateway_is_enough():
     assert faults("http://127.0.0.1:8000", ["http://sandbox:8001", None, REAL])
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("url", "addresses", "found"),
+    [
+        ("https://pay.shop.example", ["8.8.8.8", "2001:4860::8"], None),
+        ("https://pay.shop.example", ["10.1.2.3", "8.8.8.8"], (False, "pay.shop.example is 10.1.2.3 here")),
+        ("https://pay.shop.example", ["::1"], (False, "the internet must get another address")),
+        ("https://pay.shop.example", socket.gaierror(-2), (True, "pay.shop.example does not resolve")),
+        ("https://pay.shop.example", TimeoutError(), (True, "make its DNS entry")),
+        ("https://8.8.8.8", AssertionError(), None),
+        ("http://api.internal:8000", AssertionError(), None),
+    ],
+)
+async def test_the_name_in_it_is_looked_up(url, addresses, found):
+    async def resolve(host):
+        if isinstance(addresses, Exception):
+            raise addresses
+        return addresses
+
+    said = await resolved(url, [REAL], resolve=resolve)
+    assert (said is None) == (found is None)
+    assert said is None or (said[0], found[1] in said[1]) == (found[0], True)
+    assert await resolved(url, ["http://127.0.0.1:1", None], resolve=resolve) is None
+
+
+@pytest.mark.anyio
+async def test_a_name_that_does_not_exist_is_found_by_the_resolver_of_this_host():
+    said = await resolved("https://pay.no-such-host.example", [REAL])
+    assert said is not None
+    assert said[0]

@@ -16,8 +16,8 @@ from orchestrator import worker
 from orchestrator.gateway.limits.shared_state import SharedGatewayState
 from orchestrator.messaging import dropped_messages
 from orchestrator.messaging.publisher import FIRST_PAUSE, LONGEST_PAUSE, BackOff
+from orchestrator.store.heartbeats import unique_name
 from orchestrator.worker.consumer import MOST_IDS, flaw
-from orchestrator.worker.heartbeat import unique_name
 
 
 def test_dropped_messages_are_logged_in_summary(monkeypatch):

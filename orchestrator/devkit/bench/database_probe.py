@@ -50,7 +50,7 @@ _OTHERS: Final = text("""
     SELECT (SELECT count(*) FROM (
                 SELECT FROM checkouts c JOIN merchants m ON m.id = c.merchant_id
                  WHERE c.due_at IS NOT NULL AND NOT starts_with(m.name, :ours) LIMIT 1000) x) AS unsettled,
-           (SELECT count(*) FROM workers WHERE kind <> 'probe' AND seen_at > clock() - interval '30 seconds') AS workers
+           (SELECT count(*) FROM workers WHERE kind NOT IN ('probe', 'api') AND seen_at > clock() - interval '30 seconds') AS workers
 """)
 
 

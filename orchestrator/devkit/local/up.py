@@ -30,7 +30,8 @@ from orchestrator.devkit.local.keys import generated
 from orchestrator.devkit.local.probes import HOST, is_well, last_words, probe
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.devkit.local.servers.files import free_port, withhold
-from orchestrator.settings import SECRETS, environment, load
+from orchestrator.settings import environment, load
+from orchestrator.settings.secrets import SECRETS
 from orchestrator.shutdown import FAILED, end_within
 from orchestrator.store import schema
 from orchestrator.store.database import Database

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from orchestrator import log as logs
 from orchestrator.gateway.limits import rate
 from orchestrator.gateway.limits.answer_cost import CostLimit
+from orchestrator.gateway.limits.call_counts import CallCounts
 from orchestrator.gateway.limits.circuit_breaker import CircuitBreaker
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Throttled, Unauthorized, Unknown
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
 
 log = logs.get(__name__)
 
+MOST_COUNTED: Final = 20
+"""Gateways whose calls are shown."""
+_NOT_SERVED: Final = (NotSent, Unknown, Throttled)
 LARGE_AT_ONCE: Final = 2
 """Large answers of one gateway that are in memory at once: one is read while the next comes in."""
+MOST_TOLD: Final = 20
+"""Open circuits that a heartbeat names."""
 LONGEST_THROTTLE: Final = 60.0
 """Seconds for which a merchant's calls pause at most because one of them was throttled. The call itself waits
 for as long as the gateway requested."""
@@ -53,6 +59,24 @@ class LimitsRegistry:
             )
         return limits_of_gateway
 
+    def counts(self) -> list[dict[str, object]]:
+        """Return the calls of the last minutes by gateway, and for how many seconds its circuit is open."""
+        shown: list[dict[str, object]] = []
+        for name, limits in list(self._limits.items())[:MOST_COUNTED]:
+            calls, failed, seconds = limits.calls.read()
+            open_for = limits.open_for()
+            if calls or open_for:
+                counted = {"calls": calls, "failed": failed, "seconds": round(seconds, 3)}
+                shown.append({"gateway": name, **counted, "openFor": round(open_for, 1)})
+        return shown
+
+    @property
+    def troubles(self) -> list[dict[str, object]]:
+        """The gateways whose circuit is open after failures that this process saw."""
+        return [trouble for limits in self._limits.values() if (trouble := limits.trouble) is not None][
+            :MOST_TOLD
+        ]
+
 
 class GatewayLimits:
     """The limits of one gateway; `places` are the slots that all gateways share."""
@@ -69,6 +93,25 @@ class GatewayLimits:
         per_second = settings.gateway_calls_per_second
         self._rate = RateLimiter(gateway, per_second, shared_state) if per_second else None
         self._throttled: dict[str, float] = {}
+        self.calls = CallCounts()
+        self._failing: tuple[float, str] | None = None
+        """Since when its calls fail one after the other, by the monotonic clock, and the last reason."""
+
+    def open_for(self) -> float:
+        """Return for how many seconds the circuit is open; 0: it is closed."""
+        return self._breaker.wait(time.monotonic())
+
+    @property
+    def trouble(self) -> dict[str, object] | None:
+        """What is known of its open circuit: `gateway`, `seconds` until calls are made, `since` (seconds
+        ago) and the last `reason`; None while it is closed, and where only other processes saw it fail.
+        """
+        if self._breaker.closed or self._failing is None:
+            return None
+        since, reason = self._failing
+        left = max(self._breaker.wait(time.monotonic()), 0.0)
+        ago = max(time.monotonic() - since, 0.0)
+        return {"gateway": self.gateway, "seconds": round(left, 1), "since": round(ago, 1), "reason": reason}
 
     # Whether to call at all.
 
@@ -121,10 +164,13 @@ class GatewayLimits:
         """End a call that began so."""
         self._breaker.leave()
 
-    def note(self, merchant: str, outcome: Outcome[object]) -> None:
-        """Learn from what a call came to."""
+    def note(self, merchant: str, outcome: Outcome[object], seconds: float = 0.0) -> None:
+        """Learn from what a call came to, and how long it took."""
+        if not isinstance(outcome, Busy):
+            self.calls.add(seconds, failed=isinstance(outcome, _NOT_SERVED))
         match outcome:
             case Done() | Refused() | Unauthorized():
+                self._failing = None
                 if self._breaker.served():
                     self._shared_state.close_circuit(self.gateway)
                     log.info("gateway_back", gateway=self.gateway)
@@ -133,6 +179,8 @@ class GatewayLimits:
             case Throttled(retry_after=float() | int() as seconds) if seconds > 0:
                 self._throttle(merchant, min(seconds, LONGEST_THROTTLE))
             case NotSent() | Unknown() | Throttled():
+                since = time.monotonic() if self._failing is None else self._failing[0]
+                self._failing = since, outcome.reason
                 pause = self._breaker.failed(time.monotonic())
                 if pause is not None:
                     self._shared_state.open_circuit(self.gateway, pause)

@@ -46,11 +46,14 @@ class Fact:
 
 
 class ChangedOrder(msgspec.Struct, frozen=True, kw_only=True):
-    """A changed order: `amount` in minor units, the whole intent (`body`, encrypted) and its fingerprint."""
+    """A changed order: `amount` in minor units, the whole intent (`body`, encrypted), its fingerprint, and
+    the tag of the e-mail address (`email_search`).
+    """
 
     amount: int
     body: bytes
     fingerprint: bytes
+    email_tag: bytes | None = None
 
 
 class Move(msgspec.Struct, frozen=True, kw_only=True):
@@ -289,5 +292,6 @@ def _ordered(move: Move) -> dict[str, object]:
         "amount": None if order is None else order.amount,
         "intent": None if order is None else order.body.hex(),
         "fingerprint": None if order is None else order.fingerprint.hex(),
+        "email_tag": None if order is None or order.email_tag is None else order.email_tag.hex(),
         "outdated": None if isinstance(move.outdated, Keep) else move.outdated,
     }

@@ -130,7 +130,7 @@ _RIVAL = text("""
 # `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
 _CALLBACKS = text("""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
-        SELECT id, checkout_id, kind, grade, network, sender, digest,
+        SELECT id, checkout_id, kind, grade, network, sender, digest, received_at,
                CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
          WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
 """)

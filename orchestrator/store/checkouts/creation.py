@@ -38,7 +38,7 @@ _CREATE = text("""
         SELECT * FROM json_to_recordset(CAST(:new_checkouts AS json)) AS i(
             id uuid, merchant_id int, order_ref text, currency text, amount int8, expires_in float8, auto_capture boolean,
             correlation_id text, fingerprint text, body text, data_key text, at timestamptz, action text, entry text,
-            key_id text, mac text, idempotency_key text, idempotency_print text)
+            key_id text, mac text, idempotency_key text, idempotency_print text, email_tag text)
     ),
     -- Before the checkouts: a transaction that holds an order number has all of its keys already, so no two batches deadlock.
     keyed AS (
@@ -61,8 +61,8 @@ _CREATE = text("""
         RETURNING id, created_at, deadline
     ),
     asked AS (
-        INSERT INTO intents (checkout_id, fingerprint, body, data_key)
-        SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex')
+        INSERT INTO intents (checkout_id, fingerprint, body, data_key, email_tag)
+        SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex'), decode(i.email_tag, 'hex')
           FROM i JOIN created USING (id) ORDER BY i.id
     ),
     audited AS (
@@ -95,6 +95,8 @@ class NewCheckout:
     proof: bytes
     body: bytes
     data_key: bytes
+    # See `email_search`.
+    email_tag: bytes | None = None
     # The gateway was asked to capture by itself.
     auto_capture: bool = False
     idempotency_key: str | None = None
@@ -260,6 +262,7 @@ async def create(
                 **entry.row,
                 "idempotency_key": new_checkout.idempotency_key,
                 "idempotency_print": new_checkout.idempotency_print.hex(),
+                "email_tag": None if new_checkout.email_tag is None else new_checkout.email_tag.hex(),
             }
         )
     created = await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})

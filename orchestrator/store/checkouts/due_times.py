@@ -36,8 +36,8 @@ _WAKE = text("""
      WHERE c.id = locked.id
 """)
 # However many checkouts of one merchant are due, those of the others are swept too: each merchant that has
-# any gets an equal part of the sweep. The time as a sub-select is a bound of the index scans; as a join it
-# would be a filter on every due time of the future.
+# any gets an equal part of the sweep; a paused one gets none. The time as a sub-select is a bound of the
+# index scans; as a join it would be a filter on every due time of the future.
 _DUE_FIRST = """
     t AS MATERIALIZED (SELECT clock() AS now),
     crowd AS MATERIALIZED (
@@ -45,6 +45,7 @@ _DUE_FIRST = """
         SELECT m.id, m.id = ANY(CAST(:overloaded AS int[])) AS overloaded FROM merchants m CROSS JOIN LATERAL (
             SELECT FROM checkouts c WHERE c.merchant_id = m.id AND c.due_at <= (SELECT now FROM t)
              ORDER BY c.due_at LIMIT 1) first
+         WHERE m.paused_at IS NULL
     ),
     part AS MATERIALIZED (SELECT CAST(ceil(CAST(:most AS float8) / greatest(count(*), 1)) AS int) AS each FROM crowd)
 """
@@ -59,7 +60,10 @@ _SWEEP = text(f"""
     ),
     put_off AS (
         -- By their ids as an array: as a join the planner, who cannot know how many are due, may read all checkouts.
-        UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace)
+        UPDATE checkouts c SET hinted = true, due_at = t.now + make_interval(secs => :grace),
+               -- What is hinted at was due a grace before; what no holder has written since keeps its time.
+               due_since = CASE WHEN c.due_since >= c.updated_at THEN c.due_since
+                                ELSE c.due_at - CASE WHEN c.hinted THEN make_interval(secs => :grace) ELSE interval '0' END END
           FROM t WHERE c.id = ANY(ARRAY(SELECT id FROM due_now))
         RETURNING c.id, c.wake > 0 AS woken, c.claims > 1 AS suspect
     )

@@ -111,7 +111,7 @@ _ERASE = text("""
         SELECT id, sequence, at, action, entry, key_id, decode(mac, 'hex') FROM e ORDER BY id
     ),
     ordered AS (
-        UPDATE intents SET data_key = NULL, body = '', erased_at = clock(),
+        UPDATE intents SET data_key = NULL, body = '', email_tag = NULL, erased_at = clock(),
                fingerprint = CASE WHEN fingerprint = :no_intent THEN fingerprint ELSE '' END
          WHERE checkout_id = ANY(ARRAY(SELECT id FROM e))
     ),

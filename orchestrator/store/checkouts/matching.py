@@ -22,6 +22,7 @@ from orchestrator.domain.attention import PROBLEMS, AttentionCode
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import OPEN_OPERATIONS, Role
 from orchestrator.domain.states import State
+from orchestrator.store import email_search
 from orchestrator.store.columns import coded, json_text, payments, payments_of
 from orchestrator.store.database import run
 
@@ -59,7 +60,7 @@ _READ = text(f"""
 # The lease goes with the version: a holder that is late finds neither.
 _MATCH = text("""
     WITH ordered AS (
-        UPDATE intents SET fingerprint = :fingerprint, body = :body, data_key = :data_key, erased_at = NULL WHERE checkout_id = :id
+        UPDATE intents SET fingerprint = :fingerprint, body = :body, data_key = :data_key, email_tag = :email_tag, erased_at = NULL WHERE checkout_id = :id
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
@@ -97,6 +98,7 @@ class Ordered:
     correlation_id: str
     fingerprint: bytes
     document: bytes = field(repr=False)
+    email: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,7 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
             "fingerprint": wanted.fingerprint,
             "body": key.encrypt(wanted.document, purpose="intent"),
             "data_key": wrapped,
+            "email_tag": email_search.tag(encryptor, wanted.email),
             "auto_capture": wanted.auto_capture,
             "answered": answered,
             "sequence": entry.sequence,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
-from orchestrator import audit
+from orchestrator import audit, counters
 from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
@@ -182,11 +182,11 @@ _ADVANCE = _advancing()
 # Only for batches with a changed order. `marked` leaves out the sessions that `opened` writes: Postgres makes
 # one of two changes of a row in one statement.
 _ADVANCE_ORDERS = _advancing(
-    columns=", amount int8, intent text, fingerprint text, outdated boolean",
+    columns=", amount int8, intent text, fingerprint text, email_tag text, outdated boolean",
     written=", amount = coalesce(i.amount, c.amount)",
     more="""
     ordered AS (
-        UPDATE intents n SET body = decode(i.intent, 'hex'), fingerprint = decode(i.fingerprint, 'hex')
+        UPDATE intents n SET body = decode(i.intent, 'hex'), fingerprint = decode(i.fingerprint, 'hex'), email_tag = decode(i.email_tag, 'hex')
           FROM i JOIN moved USING (id)
          WHERE n.checkout_id = i.id AND i.intent IS NOT NULL AND n.checkout_id = ANY(ARRAY(SELECT id FROM i))
     ),
@@ -257,6 +257,8 @@ class Transitions:
         landed = await self._batch.put(prepared)
         if landed is None:
             raise LeaseLost(move.held.id)
+        if move.trigger is not None:
+            counters.moves.add(prepared.to)
         return _after(prepared, landed)
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, assert_never
 from sqlalchemy import text
 
 from orchestrator.domain.ids import uuid7
-from orchestrator.store import checkouts
+from orchestrator.store import checkouts, email_search
 from orchestrator.store.batch import AGAIN, Again, Batch, Writes
 from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.columns import json_text
@@ -48,6 +48,7 @@ class Intake:
     actor: str
     correlation_id: str
     auto_capture: bool = False
+    email: str | None = field(default=None, repr=False)
     idempotency_key: str | None = None
     id: UUID = field(default_factory=uuid7)
 
@@ -74,6 +75,7 @@ class Intake:
             actor=actor,
             correlation_id=correlation_id,
             auto_capture=intent.auto_capture,
+            email=intent.email,
             idempotency_key=idempotency_key,
         )
 
@@ -293,6 +295,7 @@ def _ordered(asked: Intake, checkout: UUID) -> checkouts.Ordered:
         correlation_id=asked.correlation_id,
         fingerprint=asked.fingerprint,
         document=asked.document,
+        email=asked.email,
     )
 
 
@@ -385,6 +388,7 @@ def _new_checkout(asked: Intake, encryptor: Encryptor) -> checkouts.NewCheckout:
         proof=key.mac(asked.fingerprint),
         body=key.encrypt(asked.document, purpose="intent"),
         data_key=wrapped,
+        email_tag=email_search.tag(encryptor, asked.email),
         auto_capture=asked.auto_capture,
         idempotency_key=asked.idempotency_key,
         idempotency_print=asked.fingerprint if asked.idempotency_key is not None else b"",

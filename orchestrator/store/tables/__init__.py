@@ -1,9 +1,12 @@
 """All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`, those beside
-`merchants` in `merchants`, kept answers in `idempotency`.
+`merchants` in `merchants`, kept answers in `idempotency`, heartbeats in `processes`, those of the
+operations console in `console`.
 """
 
+from orchestrator.store.tables import console as console
 from orchestrator.store.tables import idempotency as idempotency
 from orchestrator.store.tables import merchants as merchants
+from orchestrator.store.tables import processes as processes
 from orchestrator.store.tables import webhooks as webhooks
 from orchestrator.store.tables.core import (
     IS_LISTED,

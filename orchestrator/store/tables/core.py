@@ -49,7 +49,6 @@ metadata = MetaData(
     }
 )
 
-
 PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")
 """The names of the partitions of the trail, which are not tables of their own."""
 
@@ -105,6 +104,7 @@ merchants = Table(
     Column("policies_mac", LargeBinary),
     _time("disabled_at"),
     _time("created_at", now=True),
+    _time("paused_at"),  # no gateway call is made for it, and nothing of it is swept
 )
 
 checkouts = Table(
@@ -123,6 +123,9 @@ checkouts = Table(
     # A hint has been published for the present due time: one claim may come before `due_at`.
     Column("hinted", Boolean, nullable=False, server_default=text("false")),
     _time("due_at"),
+    # Since when it has been due, as the first sweep that found it saw; sweeps move `due_at`. It counts where
+    # it is not before `updated_at`.
+    _time("due_since"),
     _time("deadline", nullable=False),
     _time("offered_at"),
     # Cancelling was asked for: the token is no longer handed out, and the grace runs.
@@ -203,6 +206,8 @@ intents = Table(
     # customer.
     Column("data_key", LargeBinary),
     _time("erased_at"),
+    Column("email_tag", LargeBinary),  # see `store.email_search`
+    Index("ix_intents_email_tag", "email_tag", "checkout_id", postgresql_where=text("email_tag IS NOT NULL")),
 )  # fmt: skip
 
 sessions = Table(
@@ -477,16 +482,6 @@ rejected_intents = Table(
     Index("ix_rejected_intents_order_ref", "merchant_id", "order_ref", "id"),
     Index("ix_rejected_intents_created_at", "created_at"),
 )  # fmt: skip
-
-workers = Table(
-    "workers",
-    metadata,
-    Column("name", Text, primary_key=True),
-    Column("kind", Text, nullable=False),
-    _time("started_at", now=True),
-    _time("seen_at", now=True),
-    Column("progress", JSONB, nullable=False, server_default=text("'{}'")),
-)
 
 clock_skew = Table(
     "clock_skew",

@@ -161,6 +161,20 @@ async def test_a_rare_type_is_found_however_much_lies_before_it(api: Api, inside
     assert asked == 5
 
 
+async def test_positions_that_a_restored_database_skips_are_passed_in_one_answer(
+    api: Api, inside: Core, monkeypatch
+):
+    monkeypatch.setattr(events, "SCANNED_AT_ONCE", 2)
+    monkeypatch.setattr(endpoint, "STRETCHES", 3)
+    await happen(inside)
+    assert await events.skip(inside.db, 1_000_000) == 1
+    await happen(inside, EventType.CHECKOUT_CANCELLED)
+    for after in ("1", "40", "1000001"):  # as before the restore, and as of events that were lost with it
+        found = await feed(api, after=after)
+        assert (positions(found), found["next"]) == ([1_000_002, 1_000_003], "1000003")
+        assert positions(await feed(api, after=after, type="checkout.cancelled")) == [1_000_003]
+
+
 async def test_sentences_come_in_full_documents_alone(api: Api, inside: Core):
     held = await inside.held(State.AWAITING_PAYMENT)
     await inside.advance(

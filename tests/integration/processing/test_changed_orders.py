@@ -14,6 +14,7 @@ import pytest
 from orchestrator import intents
 from orchestrator.store import inbox
 from orchestrator.store.checkouts import claim
+from orchestrator.store.console import lists
 from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
@@ -186,6 +187,9 @@ async def test_two_changes_at_once_both_count_in_the_order_of_their_arrival(worl
     assert [await result(world, command) for command in commands] == [("done_changed", {})] * 2
     order = await order_of(world, checkout)
     assert (order["amount"]["value"], order["customer"]["email"]) == (99.5, "other@shop.example")
+    for address, found in (("Other@shop.example", [checkout]), ("shopper@shop.example", [])):
+        rows = await lists.of_email(world.db, world.encryptor, address, limit=10)
+        assert [row.id for row in rows] == found
     assert await amounts(world, checkout) == [99.5]
     # The session is changed once, for both.
     assert (await actions(world, checkout)).count("session:changed") == 1

@@ -266,7 +266,7 @@ async def test_the_queue_of_lookups_is_reported_with_its_length_and_its_age(worl
     await world.later(seconds=20)
     (queue,) = await lookup_budget.queues(world.db)
     assert 20 <= queue.age < 60
-    report = doctor._Report()
+    report = doctor.Report()
     await doctor._lookups(world.db, report)
     said = capsys.readouterr().out
     assert report.problems == 1

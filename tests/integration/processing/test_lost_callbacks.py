@@ -171,7 +171,7 @@ async def come_back(world: Scene, back: Sequence[UUID]) -> None:
 async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
     """Return what doctor and explain say of the queue."""
     capsys.readouterr()
-    report = doctor._Report()
+    report = doctor.Report()
     await doctor._lookups(world.db, report)
     assert report.problems == 1
     (row,) = await world.sql("SELECT id FROM checkouts WHERE slot_reserved ORDER BY due_at DESC LIMIT 1")

@@ -12,6 +12,8 @@ import pytest
 
 from orchestrator import explain
 from orchestrator.gateway.limits import circuit_breaker
+from orchestrator.gateway.outcomes import Done
+from orchestrator.store.heartbeats import Heart
 from tests.support.scene import Scene, scene
 
 if TYPE_CHECKING:
@@ -171,3 +173,53 @@ async def test_it_is_explained(database_url: str, gateway_url: str):
             )
             assert explained.next.what.startswith("The gateway is not called until ")
             assert explained.next.at == record.due_at
+
+
+async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 20.0)
+    async with watchful(database_url, gateway_url) as world:
+        gateway = world.processor.context.gateway
+        assert gateway.limits.troubles == []
+        await circuits_open(world)
+        checkout = await world.accept()
+        await world.process(checkout)
+        silent = await _because(world, checkout)
+        assert "its circuit is open" in silent
+        (trouble,) = gateway.limits.troubles
+        assert trouble["reason"] == "The gateway answered HTTP 503."
+        heart = Heart(world.db, "worker")
+        assert await heart.beat({"circuits": gateway.limits.troubles})
+        told = await _because(world, checkout)
+        assert "The gateway is unavailable since " in told
+        assert "The gateway answered HTTP 503" in told
+        assert "calls start again at " in told
+        # The breaker of the process that the gateway serves again tells of nothing.
+        await world.control("DELETE", "faults")
+        gateway._limits.of(trouble["gateway"]).note("default", Done(None))
+        assert gateway.limits.troubles == []
+        await heart.end()
+        assert await _because(world, checkout) == silent
+
+
+async def test_explain_says_who_cancelled_an_order_and_why(database_url: str, gateway_url: str):
+    async with watchful(database_url, gateway_url) as world:
+        checkout = await world.offered()
+        await world.command(checkout, "cancel")
+        await world.process(checkout)
+        assert (
+            "a cancel was requested by the shop's client shop, because of this: “sold out”"
+            in await _because(world, checkout)
+        )
+        await world.processed_until(checkout, "cancelled")
+        record = await explain.gather(world.db, world.settings, checkout)
+        assert record is not None
+        said = " ".join(explain.explain(record).evidence)
+        assert "it was requested by the shop's client shop, because of this: “sold out”" in said
+
+
+async def _because(world: Scene, checkout: UUID) -> str:
+    record = await explain.gather(world.db, world.settings, checkout)
+    assert record is not None
+    return " ".join(explain.explain(record).because)

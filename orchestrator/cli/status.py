@@ -1,0 +1,243 @@
+"""`orchestrator status`: how the installation stands, on one screen.
+
+It says what there is; `doctor` checks whether everything works, and says what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.listings import NOTHING_WAITS
+from orchestrator.cli.lookup import price, table
+from orchestrator.cli.output import json_option, printer, say, say_document
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.console import Group, RenderableType
+
+    from orchestrator.settings import Settings
+    from orchestrator.store.database import Database
+    from orchestrator.store.status import Money, Status, Waiting
+
+REDIS_TIMEOUT: Final = 2.0
+_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+@click.command(short_help="Show how the installation stands, on one screen.")
+@data_dir
+@click.option("--watch", is_flag=True, help="Show it again and again, until it is interrupted.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.5, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two readings, with --watch.",
+)
+@json_option
+def status(*, data_dir: Path, watch: bool, interval: float, as_json: bool) -> int:
+    """Show how the installation stands: what waits for a decision, money under way, open checkouts, queues,
+    processes, gateways, and what is wrong.
+
+    A number with a plus is a lower bound. With --json, amounts are in minor units and ages in seconds; with
+    --watch too, each reading is one line.
+    """
+
+    async def show(settings: Settings, db: Database) -> int:
+        if not watch:
+            reading = await _read(settings, db)
+            if as_json:
+                say_document(reading.document)
+            else:
+                printer().print(reading.drawn)
+            return 0
+        await _watch(settings, db, interval=interval, as_json=as_json)
+        return 0
+
+    return on_database(data_dir, show)
+
+
+async def _watch(settings: Settings, db: Database, *, interval: float, as_json: bool) -> None:
+    from rich.live import Live  # noqa: PLC0415 - each command imports what it needs
+
+    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store.database import is_away  # noqa: PLC0415
+
+    console = printer()
+    redrawn = console.is_terminal and not as_json
+    live = Live(console=console, auto_refresh=False, screen=True) if redrawn else None
+    with live or nullcontext():
+        while True:
+            try:
+                reading = await _read(settings, db)
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                say(f"{readiness.reason(error)}; it is read again in {interval:g} s", err=True)
+            else:
+                if as_json:
+                    say_document(reading.document)
+                elif live is not None:
+                    live.update(reading.drawn, refresh=True)
+                else:
+                    console.print(reading.drawn)
+                    console.print()
+            await asyncio.sleep(interval)
+
+
+async def _read(settings: Settings, db: Database) -> _Reading:
+    from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import status as stored  # noqa: PLC0415
+
+    began = time.monotonic()
+    found = await stored.read(db)
+    queues = await lookup_budget.queues(db)
+    took = time.monotonic() - began
+    circuits, trouble = await _circuits(settings)
+    problems = [*found.problems, *(queue.summary for queue in queues)]
+    return _Reading(found, problems + ([] if trouble is None else [trouble]), circuits, took, stored.AT_MOST)
+
+
+async def _circuits(settings: Settings) -> tuple[dict[str, float], str | None]:
+    """Return the gateways that are not called, with the seconds for which, and why that is not known."""
+    from orchestrator import log  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
+
+    endpoint = settings.redis
+    if endpoint is None:
+        return {}, None
+    try:
+        async with asyncio.timeout(REDIS_TIMEOUT):
+            found = await shared_state.circuits_open(endpoint)
+    except Exception as error:  # noqa: BLE001 - each client of Redis has errors of its own
+        why = log.scrub(str(error)) or type(error).__name__
+        return {}, f"Redis does not answer ({why}): which gateways are not called is not known here"
+    return found, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A reading, drawn or as data: gateways that are not called with the seconds for which, the seconds that
+    the statements took, and the bound of numbers.
+    """
+
+    found: Status
+    problems: Sequence[str]
+    circuits: Mapping[str, float]
+    took: float
+    most: int
+
+    @property
+    def document(self) -> dict[str, object]:
+        found = self.found
+        return {
+            "at": found.at,
+            "milliseconds": round(self.took * 1000),
+            "countedAtMost": self.most,
+            "decisions": [
+                {
+                    "code": one.name,
+                    "number": one.number,
+                    "currency": one.currency,
+                    "amount": one.amount,
+                    "age": round(one.age, 1),
+                }
+                for one in found.decisions
+            ],
+            "operations": [
+                {
+                    "kind": one.name,
+                    "state": one.state,
+                    "number": one.number,
+                    "currency": one.currency,
+                    "amount": one.amount,
+                    "age": round(one.age, 1),
+                }
+                for one in found.operations
+            ],
+            "open": {
+                one.name: {"number": one.number, "failing": one.failing, "age": round(one.age, 1)}
+                for one in found.open
+            },
+            "queues": {one.name: {"number": one.number, "age": round(one.age, 1)} for one in found.queues},
+            "createdInLastMinute": found.created,
+            "processes": {
+                kind: {"alive": number, "heartbeatAge": round(age, 1)}
+                for kind, (number, age) in found.alive.items()
+            },
+            "gatewaysNotCalled": [
+                {"gateway": name, "seconds": round(seconds, 1)} for name, seconds in self.circuits.items()
+            ],
+            "problems": list(self.problems),
+        }
+
+    @property
+    def drawn(self) -> Group:
+        from rich.console import Group  # noqa: PLC0415 - most commands end before they need it
+        from rich.text import Text  # noqa: PLC0415
+
+        found = self.found
+        processes = ", ".join(
+            f"{number} {kind}{'' if number == 1 else 's'}" for kind, (number, _) in found.alive.items()
+        )
+        problems = [Text(f"  - {problem}", style="red") for problem in self.problems]
+        gateways = [
+            Text(f"  - {name} is not called for another {seconds:.0f} s", style="yellow")
+            for name, seconds in self.circuits.items()
+        ]
+        return Group(
+            f"{found.at:%Y-%m-%d %H:%M:%S} UTC, read in {self.took * 1000:.0f} ms",
+            "",
+            *self._money("Decisions", NOTHING_WAITS, found.decisions, "reason"),
+            *self._money("Money under way", "No money is under way.", found.operations, "operation"),
+            *self._numbers(
+                f"Open checkouts ({self._count(found.created)} new in the last minute)",
+                "No checkout is open.",
+                found.open,
+                "state",
+            ),
+            *self._numbers("Queues", "Nothing waits.", [one for one in found.queues if one.number], "queue"),
+            f"Processes  {processes or 'none is alive'}",
+            "Gateways   " + ("" if gateways else "no circuit is open"),
+            *gateways,
+            "Problems   " + ("" if problems else "none found; `orchestrator doctor` checks more"),
+            *problems,
+        )
+
+    def _count(self, number: int) -> str:
+        return f"{number:,}{'+' if number >= self.most else ''}"
+
+    def _money(self, title: str, nothing: str, rows: Sequence[Money], what: str) -> list[RenderableType]:
+        if not rows:
+            return [title, f"  {nothing}", ""]
+        shown = table(what, "number", "amount", "oldest")
+        for row in rows:
+            name = row.name if row.state is None else f"{row.name} {row.state}"
+            amount = price(row.amount, row.currency)
+            shown.add_row(name, self._count(row.number), amount, age_of(row.age))
+        return [title, shown, ""]
+
+    def _numbers(self, title: str, nothing: str, rows: Sequence[Waiting], what: str) -> list[RenderableType]:
+        if not rows:
+            return [title, f"  {nothing}", ""]
+        failing = any(row.failing for row in rows)
+        shown = table(what, "number", *(["failing"] if failing else []), "oldest")
+        for row in rows:
+            more = [self._count(row.failing)] if failing else []
+            shown.add_row(row.name, self._count(row.number), *more, age_of(row.age))
+        return [title, shown, ""]
+
+
+def age_of(seconds: float) -> str:
+    """Write an age in its largest unit, rounded down."""
+    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
+    return f"{max(int(seconds), 0) // size} {unit}"

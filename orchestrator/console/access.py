@@ -1,0 +1,280 @@
+"""Who is at the console: sign-in by password, by a token of the operator or by a link, sessions, and what a
+request must prove.
+
+The cookie is HttpOnly and SameSite=Strict. A request that changes something must come from a page of this
+origin (Origin, Sec-Fetch-Site) and carry the token of its session. A session has the scopes of the role,
+token or link that it was opened with; it ends with that token, and with any change of the person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import asynccontextmanager
+from functools import cache
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from orchestrator import passwords
+from orchestrator.api.request_log import caller_of
+from orchestrator.auth import CONSOLE_SCOPES, OPERATOR, AccessDenied
+from orchestrator.domain.console_roles import ROLES
+from orchestrator.errors import OrchestratorError
+from orchestrator.store.console import sessions, users
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from orchestrator.api.dependencies import Services
+    from orchestrator.store.console.sessions import Session
+
+VIEW: Final = "console:view"
+OPERATE: Final = "console:operate"
+APPROVE: Final = "console:approve"
+ADMIN: Final = "console:admin"
+MAY: Final = {
+    VIEW: "see the pages",
+    OPERATE: "act on orders and deliveries",
+    APPROVE: "approve what another person asked for above the limit",
+    ADMIN: "pause and disable merchants, manage users and end sessions",
+}
+PURPOSE: Final = "console-form"
+LONGEST_TOKEN: Final = 4096
+SEEN_FOR: Final = 60.0
+"""Seconds for which another process may still show pages to a session that was ended."""
+MOST_SEEN: Final = 1000
+MOST_HASHES: Final = 20
+"""Passwords that wait to be checked at one process; more are refused."""
+LONGEST_NAME: Final = 64
+
+
+class Refused(OrchestratorError):  # noqa: N818 - named for the fact
+    """A request that is answered with a page that says why."""
+
+    def __init__(self, status: int, title: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.title, self.sentence = status, title, sentence
+
+
+class SignedOut(OrchestratorError):  # noqa: N818 - named for the fact
+    """The browser has no session that has not ended."""
+
+
+def cookie_name(services: Services) -> str:
+    """Return the name of the cookie; over https no other host and no page over http can set it."""
+    return "__Host-console" if _secure(services) else "console"
+
+
+def _secure(services: Services) -> bool:
+    return services.settings.public_url.startswith("https://")
+
+
+class Sessions:
+    """The sessions of one process, kept for a minute for what only shows, so that many open pages that draw
+    themselves anew cost no query each. What changes something asks the database each time.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._seen: dict[bytes, tuple[Session, float]] = {}
+        self._hashing = asyncio.Semaphore(1)
+        self._hashes = 0
+
+    async def of(self, request: Request) -> Session:
+        """Return the session of a request; `SignedOut` where there is none."""
+        services = self._services
+        value = request.cookies.get(cookie_name(services), "")
+        if not 16 <= len(value) <= 100:  # noqa: PLR2004 - ours have 43 characters
+            raise SignedOut
+        key, now = sessions.digest(value), time.monotonic()
+        known = self._seen.get(key)
+        if request.method == "GET" and known is not None and now < known[1]:
+            return known[0]
+        found = await sessions.find(services.db, services.encryptor, value)
+        if found is None:
+            self._seen.pop(key, None)
+            raise SignedOut
+        if len(self._seen) >= MOST_SEEN:
+            self._seen.clear()
+        self._seen[key] = found, now + min(SEEN_FOR, found.expires_at.timestamp() - time.time())
+        return found
+
+    def forget(self) -> None:
+        """Ask the database for every session again."""
+        self._seen.clear()
+
+    async def matches(self, password: str, stored: str) -> bool:
+        """Say whether a password is the stored one; off the event loop, one at a time."""
+        async with self._one_hash():
+            return await asyncio.to_thread(passwords.matches, password, stored)
+
+    async def hashed(self, password: str) -> str:
+        """Return what is stored of a password."""
+        async with self._one_hash():
+            return await asyncio.to_thread(passwords.hashed, password)
+
+    @asynccontextmanager
+    async def _one_hash(self) -> AsyncIterator[None]:
+        if self._hashes >= MOST_HASHES:
+            raise Refused(503, "Busy", "Too many persons sign in at this moment: try again.")
+        self._hashes += 1
+        try:
+            async with self._hashing:
+                yield
+        finally:
+            self._hashes -= 1
+
+
+def need(session: Session, scope: str) -> None:
+    """Raise `Refused` unless the session has a scope."""
+    if not session.may(scope):
+        raise Refused(
+            403,
+            "Not allowed",
+            f"To {MAY[scope]} a session needs the scope {scope}, and yours has {' '.join(sorted(session.scopes))}.",
+        )
+
+
+def form_token(services: Services, session: Session) -> str:
+    """Return what each form of a session carries."""
+    return services.encryptor.sign(PURPOSE, session.key).hex()
+
+
+def check_origin(request: Request, services: Services) -> None:
+    """Raise `Refused` unless a request comes from a page of this origin."""
+    site = request.headers.get("sec-fetch-site")
+    origin = request.headers.get("origin")
+    host = request.headers.get("host", "")
+    own = {urlsplit(services.settings.public_url).netloc, host}
+    if site not in {None, "same-origin"} or (origin is not None and urlsplit(origin).netloc not in own):
+        raise Refused(403, "Refused", "The form came from another site, so nothing was done.")
+    if site is None and origin is None:
+        raise Refused(
+            403, "Refused", "The browser does not say where the form came from, so nothing was done."
+        )
+
+
+def check_form(services: Services, session: Session, given: str) -> None:
+    """Raise `Refused` unless a form is one of this session's."""
+    try:
+        tag = bytes.fromhex(given)
+    except ValueError:
+        tag = b""
+    if not services.encryptor.signed(PURPOSE, session.key, tag):
+        raise Refused(
+            403, "Refused", "The form is not of this session: open the page again. Nothing was done."
+        )
+
+
+async def sign_in(request: Request, services: Services, token: str) -> str:
+    """Return the cookie's value for a token of the operator; `Refused` with the reason otherwise."""
+    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
+    services.limits.refuse_failing(source)
+    if not 0 < len(token) <= LONGEST_TOKEN:
+        raise Refused(401, "Not signed in", "Paste a token of the operator.")
+    try:
+        caller = await services.authenticator.admit(f"Bearer {token}")
+    except AccessDenied as error:
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            services.limits.count_failure(source)
+        raise Refused(error.status, "Not signed in", _sentence(error.sentence)) from None
+    scopes = caller.scopes & CONSOLE_SCOPES
+    if caller.merchant != OPERATOR or not scopes:
+        raise Refused(
+            403,
+            "Not signed in",
+            "The token is not for the console: it must be one of the operator with a scope such as console:view.",
+        )
+    return await sessions.begin(
+        services.db,
+        services.encryptor,
+        actor=caller.subject,
+        scopes=scopes | {VIEW},
+        seconds=services.authenticator.ends(token) - time.time(),
+    )
+
+
+async def sign_in_by_password(
+    request: Request, services: Services, kept: Sessions, *, name: str, password: str
+) -> str:
+    """Return the cookie's value for a name and a password; `Refused` otherwise, in the same words and after
+    the same time whether or not there is such a person.
+    """
+    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
+    services.limits.refuse_failing(source)
+    known = None
+    if len(name) <= LONGEST_NAME and 0 < len(password) <= passwords.LONGEST:
+        known = await users.by_name(services.db, services.encryptor, name)
+    usable = known is not None and known.usable and known.password is not None
+    stored = known.password if known is not None and usable else None
+    matched = await kept.matches(password[: passwords.LONGEST], stored or _no_password())
+    if known is None or not usable or not matched:
+        services.limits.count_failure(source)
+        raise Refused(401, "Not signed in", "The name or the password is wrong.")
+    await users.signed_in(services.db, known.name)
+    return await sessions.begin(
+        services.db,
+        services.encryptor,
+        actor=known.name,
+        scopes=frozenset(ROLES[known.role]) | {VIEW},
+        seconds=sessions.LONGEST_SESSION,
+    )
+
+
+@cache
+def _no_password() -> str:
+    """Return a stored password that no person has."""
+    return passwords.hashed(secrets.token_urlsafe(32))
+
+
+async def use_link(request: Request, services: Services, code: str) -> str:
+    """Return the cookie's value for a link that was not used before; `Refused` otherwise."""
+    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
+    services.limits.refuse_failing(source)
+    found = (
+        await sessions.use_link(services.db, services.encryptor, code)
+        if len(code) <= 100  # noqa: PLR2004 - ours have 43 characters
+        else None
+    )
+    if found is None:
+        services.limits.count_failure(source)
+        raise Refused(
+            403,
+            "The link is used or over",
+            "A link opens one session, within an hour. `orchestrator console link` prints a new one.",
+        )
+    return await sessions.begin(
+        services.db,
+        services.encryptor,
+        actor=found.actor,
+        scopes=found.scopes | {VIEW},
+        seconds=sessions.LONGEST_SESSION,
+    )
+
+
+def set_cookie(response: Response, services: Services, value: str) -> None:
+    """Give the browser its session."""
+    response.set_cookie(
+        cookie_name(services),
+        value,
+        httponly=True,
+        samesite="strict",
+        secure=_secure(services),
+        path="/",
+    )
+
+
+def drop_cookie(response: Response, services: Services) -> None:
+    """Take the browser's session away."""
+    response.delete_cookie(
+        cookie_name(services), path="/", secure=_secure(services), httponly=True, samesite="strict"
+    )
+
+
+def _sentence(said: str) -> str:
+    return f"{said[:1].upper()}{said[1:]}."

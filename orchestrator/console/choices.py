@@ -1,0 +1,263 @@
+"""What a person may do with an order, each with the amount and the transaction that it is about, and what
+follows from it.
+
+Whether something may be done is asked of `domain.command_rules`, the rule of the API and of the workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.domain import command_rules, money
+from orchestrator.domain.attention import WAYS_OUT, AttentionCode, Way
+from orchestrator.domain.command_rules import CommandRequest
+from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision, Role
+from orchestrator.domain.states import State
+
+if TYPE_CHECKING:
+    from orchestrator.domain.command_rules import CheckoutView
+    from orchestrator.domain.records import PaymentRecord
+
+KINDS: Final = tuple(kind for kind in CommandKind if kind is not CommandKind.CHANGE)
+TAKES_AMOUNT: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
+
+FOLLOWS: Final = {
+    CommandKind.CANCEL: "The shopper can no longer pay. After a lookup that shows no payment the order is cancelled; if the money is "
+    "there by then, the order is completed instead.",
+    CommandKind.REOPEN: "The order is offered to the shopper again, with a new session at the gateway.",
+    CommandKind.CAPTURE: "The gateway moves the amount from the shopper's reservation to the merchant. A capture is undone by a "
+    "refund only.",
+    CommandKind.REFUND: "The gateway sends the amount back to the shopper. A refund cannot be undone.",
+    CommandKind.RELEASE: "The reservation ends, and the shopper's bank frees the money. A release cannot be undone; the order "
+    "would have to be paid again.",
+    CommandKind.RETRY: "What waits for its next try is tried at once. Money that may have left is never sent again.",
+    CommandKind.RECONCILE: "The gateway is asked what it holds for the order, and the order follows what it answers. No money "
+    "moves by that.",
+}
+"""What follows from each command, in one or two sentences."""
+_KEPT: Final = {
+    AttentionCode.LATE_PAYMENT: "The late payment counts as the payment of the order. The shop is told by an event and ships as usual.",
+    AttentionCode.SURPLUS_PAYMENT: "The payment beside the accepted one stays with the merchant. Nothing is sent back.",
+    AttentionCode.UNKNOWN_ORDER: "The payment stays with the merchant, under an order that no shop has handed over.",
+    AttentionCode.PAYMENT_MISMATCH: "The payment counts as the payment of the order, with the amount that it holds.",
+    AttentionCode.UNCLEAR_PAYMENT: "The payment counts as the payment of the order.",
+    AttentionCode.UNBOUND_PAYMENT: "The payment counts as the payment of this order, and of no other.",
+    AttentionCode.OPERATION_UNCLEAR: "The operation counts as done at the gateway. Nothing is sent.",
+}
+_RETURNED: Final = {
+    AttentionCode.SURPLUS_PAYMENT: "The money beside the accepted payment goes back to the shopper: a reservation is released, captured "
+    "money is refunded. The accepted payment and the order stay.",
+}
+_DISMISSED: Final = {
+    AttentionCode.OPERATION_UNCLEAR: "The operation counts as not done at the gateway. It may be asked for again.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """Something that may be done; or may not, and `refused` says why.
+
+    `amount` is what can be moved at the most, in minor units of `currency`.
+    """
+
+    kind: CommandKind
+    label: str
+    follows: str
+    transaction_id: str | None = None
+    decision: Decision | None = None
+    amount: int | None = None
+    currency: str = ""
+    refused: str | None = None
+    first: bool = False
+    """It is a way out of what waits for a decision."""
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The query parameters of its page."""
+        told = {"transaction": self.transaction_id, "decision": self.decision}
+        return {name: str(value) for name, value in told.items() if value is not None}
+
+    @property
+    def moves_money(self) -> bool:
+        """Whether it sends money, or gives it up."""
+        return self.kind in MOVES_MONEY or self.decision is Decision.RETURN
+
+
+def of(view: CheckoutView) -> list[Choice]:
+    """Return what may be done with an order, what waits for a decision first."""
+    found = [*_decisions(view)]
+    for payment in view.payments_seen:
+        found += [
+            _of_payment(view, payment, kind)
+            for kind in (CommandKind.CAPTURE, CommandKind.RELEASE, CommandKind.REFUND)
+            if not (kind is CommandKind.CAPTURE and payment.role != Role.ACCEPTED)
+        ]
+    kinds = [CommandKind.RECONCILE, CommandKind.RETRY]
+    if view.state is not State.COMPLETED:
+        kinds[:0] = [CommandKind.CANCEL, CommandKind.REOPEN]
+    found += [one(view, kind) for kind in kinds]
+    named = {(choice.kind, choice.transaction_id) for choice in found if choice.first}
+    return [choice for choice in found if choice.first or (choice.kind, choice.transaction_id) not in named]
+
+
+def one(
+    view: CheckoutView,
+    kind: CommandKind,
+    *,
+    transaction_id: str | None = None,
+    decision: Decision | None = None,
+) -> Choice:
+    """Return one choice, with why it is refused, if it is."""
+    if kind is CommandKind.RESOLVE:
+        return _decision(view, decision or Decision.DISMISS)
+    payment = view.payment(transaction_id)
+    if kind in MOVES_MONEY and payment is not None:
+        return _of_payment(view, payment, kind)
+    request = CommandRequest(kind=kind, transaction_id=transaction_id, version=view.version)
+    labels = {
+        CommandKind.CANCEL: "Cancel the order",
+        CommandKind.REOPEN: "Reopen the order",
+        CommandKind.RETRY: "Retry now",
+        CommandKind.RECONCILE: "Look it up at the gateway",
+    }
+    return Choice(
+        kind=kind,
+        label=labels.get(kind, kind.value.capitalize()),
+        follows=FOLLOWS[kind],
+        transaction_id=transaction_id,
+        refused=_refused(view, request),
+    )
+
+
+def sentence(view: CheckoutView, choice: Choice, amount: int | None) -> str:
+    """Say what would be done: "Refund 129.00 of 139.00 DKK of transaction 17 of order A-1001"."""
+    order = f"order {view.order_ref}"
+    match choice.kind:
+        case CommandKind.CAPTURE | CommandKind.REFUND | CommandKind.RELEASE:
+            much = _much(choice.amount if amount is None else amount, choice.amount or 0, choice.currency)
+            return (
+                f"{choice.kind.value.capitalize()} {much} of transaction {choice.transaction_id} of {order}"
+            )
+        case CommandKind.RESOLVE:
+            return f"{choice.label}, {order}"
+        case CommandKind.CANCEL | CommandKind.REOPEN:
+            return f"{choice.kind.value.capitalize()} {order} for {money.spelled(view.amount, view.currency)}"
+        case CommandKind.RETRY:
+            return f"Retry {order} now"
+        case _:
+            return f"Look {order} up at the gateway now"
+
+
+def at_stake(view: CheckoutView, choice: Choice, amount: int | None) -> tuple[int, str]:
+    """Return how much money a choice moves: minor units and currency; 0 where it moves none."""
+    if choice.kind in MOVES_MONEY:
+        return (choice.amount or 0 if amount is None else amount), choice.currency
+    if choice.decision is Decision.RETURN and view.attention is not None:
+        payments = view.attention.payments
+        currencies = {payment.currency for payment in payments}
+        if len(currencies) == 1:
+            return sum(payment.amount or 0 for payment in payments), currencies.pop()
+    return (view.amount, view.currency) if choice.decision is Decision.RETURN else (0, view.currency)
+
+
+def _much(minor: int | None, most: int, currency: str) -> str:
+    if minor is None or minor == most:
+        return f"{money.spelled(most, currency)} (all of it)"
+    return f"{money.decimal_or_none(minor, currency)} of {money.spelled(most, currency)}"
+
+
+def _decisions(view: CheckoutView) -> list[Choice]:
+    """Return the ways out of what waits for a decision."""
+    if view.attention is None:
+        return []
+    found = []
+    for way in WAYS_OUT[view.attention.code]:
+        if way in {Way.KEEP, Way.RETURN, Way.DISMISS}:
+            found.append(_decision(view, Decision(way.value)))
+        else:
+            choice = one(view, CommandKind(way.value))
+            found.append(
+                Choice(
+                    kind=choice.kind,
+                    label=choice.label,
+                    follows=choice.follows,
+                    transaction_id=choice.transaction_id,
+                    amount=choice.amount,
+                    currency=choice.currency,
+                    refused=choice.refused,
+                    first=True,
+                )
+            )
+    return found
+
+
+def _decision(view: CheckoutView, decision: Decision) -> Choice:
+    asked = view.attention
+    request = CommandRequest(kind=CommandKind.RESOLVE, decision=decision, version=view.version)
+    code = asked.code if asked is not None else AttentionCode.OTHER
+    about = ""
+    if asked is not None and asked.payments:
+        held = [
+            f"{money.spelled(payment.amount, payment.currency) if payment.amount is not None else 'an unreadable amount'} "
+            f"(transaction {payment.transaction_id})"
+            for payment in asked.payments[:3]
+        ]
+        more = len(asked.payments) - 3
+        about = " " + " and ".join(held) + (f" and {more} more" if more > 0 else "")
+    unclear = code is AttentionCode.OPERATION_UNCLEAR
+    match decision:
+        case Decision.KEEP:
+            label = "It was done at the gateway" if unclear else f"Keep{about or ' the money'}"
+            follows = _KEPT.get(code, "The money stays with the merchant, and with it the order.")
+        case Decision.RETURN:
+            label = f"Return{about or ' the money'} to the shopper"
+            follows = _RETURNED.get(
+                code,
+                "The money goes back to the shopper: a reservation is released, captured money is refunded. That cannot be undone.",
+            )
+        case _:
+            label = "It was not done at the gateway" if unclear else "Dismiss: no action needed"
+            follows = _DISMISSED.get(
+                code, "The question is closed. No money moves, and the order stays as it is."
+            )
+    return Choice(
+        kind=CommandKind.RESOLVE,
+        decision=decision,
+        label=label,
+        follows=follows,
+        refused=_refused(view, request),
+        first=True,
+    )
+
+
+def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -> Choice:
+    left = view.left(payment, kind)
+    request = CommandRequest(
+        kind=kind,
+        amount=None if kind is CommandKind.RELEASE else max(left, 1),
+        transaction_id=payment.transaction_id,
+        version=view.version,
+    )
+    verb = kind.value.capitalize()
+    much = (
+        f"up to {money.spelled(left, payment.currency)}"
+        if kind in TAKES_AMOUNT
+        else money.spelled(left, payment.currency)
+    )
+    return Choice(
+        kind=kind,
+        label=f"{verb} {much}" if left > 0 else verb,
+        follows=FOLLOWS[kind],
+        transaction_id=payment.transaction_id,
+        amount=left,
+        currency=payment.currency,
+        refused=_refused(view, request),
+    )
+
+
+def _refused(view: CheckoutView, request: CommandRequest) -> str | None:
+    found = command_rules.rejection(view, request)
+    if found is None:
+        return None
+    return f"{found.sentence[:1].upper()}{found.sentence[1:]}."

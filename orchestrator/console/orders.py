@@ -1,0 +1,318 @@
+"""Finding orders, one order with all that belongs to it, and what waits for a decision."""
+
+from __future__ import annotations
+
+import csv as table
+import io
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.responses import RedirectResponse, Response
+
+from orchestrator import audit, explain
+from orchestrator.audit import Findings, Head
+from orchestrator.console import choices, pages, reading
+from orchestrator.console.access import Refused
+from orchestrator.domain import money
+from orchestrator.domain.attention import WAYS_OUT, AttentionCode
+from orchestrator.domain.money import MoneyError
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import State
+from orchestrator.explain import timeline
+from orchestrator.explain.advice import MEANING
+from orchestrator.store import inbox, read_model
+from orchestrator.store.console import actions, approvals, lists
+from orchestrator.store.console.lists import Filter, Found
+from orchestrator.store.console.overview import id_at
+from orchestrator.store.free_text import Reasons
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from orchestrator.console.app import Visit
+    from orchestrator.console.reading import Fields
+    from orchestrator.explain import Record
+    from orchestrator.store.read_model import CheckoutSummary
+
+PAGE: Final = 50
+MOST_EXPORTED: Final = 10_000
+MOST_FACTS: Final = 20
+MOST_SHOWN: Final = 100
+"""Rows of one kind on the page of an order."""
+FILTERS: Final = ("state", "status", "attention", "merchant", "since", "until", "currency", "least", "most")
+DONE: Final = {
+    "accepted": "Stored. A worker carries it out; the result is shown below as soon as it is known.",
+    "waiting": "It is above the limit and waits for a second person. Nothing was sent yet.",
+    "approved": "Approved and stored. A worker carries it out; the result is shown below as soon as it is known.",
+    "verified": "The audit trail of this order holds: no entry was changed, cut or removed.",
+}
+ANY_ATTENTION: Final = "any"
+
+
+async def search(visit: Visit) -> Response:
+    """Find orders by a name (order number, id, transaction) or by a filter."""
+    fields = reading.query(visit.request, ("name", "before", *FILTERS))
+    names = await lists.merchants(visit.services.db)
+    name, chosen = fields.order("name"), filter_of(fields, names)
+    before = fields.place("before")
+    found = Found((), None, scanned=False)
+    if not fields.wrong:
+        if name is not None:
+            found = Found(await lists.named(visit.services.db, name), None, scanned=False)
+            if len(found.rows) == 1:
+                return RedirectResponse(f"/console/orders/{found.rows[0].id}", 303)
+        else:
+            found = await lists.checkouts(visit.services.db, chosen, before=before, limit=PAGE)
+    given = {key: fields.values.get(key, "") for key in ("name", *FILTERS)} | {"email": ""}
+    return pages.render(
+        visit,
+        "orders.html",
+        status=422 if fields.wrong else 200,
+        rows=found.rows,
+        found=found,
+        names=names,
+        given=given,
+        kept={key: value for key, value in given.items() if value},
+        wrong=fields.wrong,
+        first=before is None,
+        window=lists.WINDOW,
+        **words(),
+    )
+
+
+async def search_email(visit: Visit) -> Response:
+    """Find orders by the customer's e-mail address, which is in no URL; the search is noted, without it."""
+    services = visit.services
+    email = visit.form.text("email", most=254)
+    if email is None or "@" not in email:
+        visit.form.wrong["email"] = "must be an e-mail address"
+    rows: Sequence[CheckoutSummary] = ()
+    if email is not None and not visit.form.wrong:
+        rows = await lists.of_email(services.db, services.encryptor, email, limit=MOST_SHOWN)
+        await visit.note("orders:searched-by-email", "accepted", facts={"found": len(rows)})
+        if len(rows) == 1:
+            return RedirectResponse(f"/console/orders/{rows[0].id}", 303)
+    return pages.render(
+        visit,
+        "orders.html",
+        status=422 if visit.form.wrong else 200,
+        rows=rows,
+        found=Found(rows, None, scanned=False),
+        names=await lists.merchants(services.db),
+        given=dict.fromkeys(("name", *FILTERS), "") | {"email": email or ""},
+        kept={},
+        wrong=visit.form.wrong,
+        first=True,
+        window=lists.WINDOW,
+        **words(),
+    )
+
+
+async def csv(visit: Visit) -> Response:
+    """Return the orders of a filter as CSV, the youngest first, at most `MOST_EXPORTED`."""
+    fields = reading.query(visit.request, FILTERS)
+    names = await lists.merchants(visit.services.db)
+    chosen = filter_of(fields, names)
+    if fields.wrong:
+        raise Refused(422, "The filter cannot be read", "Correct it on the page of orders.")
+    out = io.StringIO()
+    writer = table.writer(out)
+    writer.writerow(
+        "id order merchant state paymentStatus currency amount reserved captured refunded chargedBack attention createdAt".split()
+    )
+    before: UUID | None = None
+    number = 0
+    while number < MOST_EXPORTED:
+        found = await lists.checkouts(visit.services.db, chosen, before=before, limit=1000)
+        for row in found.rows[: MOST_EXPORTED - number]:
+            writer.writerow([_cell(value) for value in _columns(row, names)])
+        number += len(found.rows)
+        if found.after is None:
+            break
+        before = found.after
+    return Response(
+        out.getvalue(),
+        media_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": 'attachment; filename="orders.csv"'},
+    )
+
+
+async def show(visit: Visit) -> Response:
+    """Show one order: what is held, what may be done, and everything that happened."""
+    services, checkout = visit.services, reading.uuid(visit.request.path_params["id"])
+    done = reading.query(visit.request, ("done",)).text("done")
+    record = await explain.gather(services.db, services.settings, checkout)
+    view = await inbox.checkout_view(services.db, checkout)
+    if record is None or view is None:
+        raise Refused(404, "Not found", "There is no checkout of this id.")
+    entries, archived = await read_model.trail(services.db, checkout, most=MOST_SHOWN) or ([], ())
+    reasons = await Reasons.of(services.db, services.encryptor, checkout)
+    told = explain.explain(record)
+    return pages.render(
+        visit,
+        "order.html",
+        live=f"order:{checkout}",
+        done=DONE.get(done or ""),
+        meaning=None if record.attention is None else MEANING[record.attention.code],
+        said_more=record.attention is not None and bool(record.attention.payments or record.attention.facts),
+        record=record,
+        explanation=told,
+        bar=bar(record),
+        choices=choices.of(view),
+        timeline=[_entry(row, reasons, record.currency) for row in entries],
+        archived=archived,
+        callbacks=await lists.callbacks(services.db, checkout, limit=MOST_SHOWN),
+        events=await lists.events(services.db, checkout, limit=MOST_SHOWN),
+        streams=await lists.streams(services.db, checkout, merchant_id=view.merchant_id, limit=MOST_SHOWN),
+        commands=[(command, reasons.shown(command.reason)) for command in reversed(record.commands)],
+        waiting=await approvals.waiting(services.db, services.encryptor, checkout=checkout),
+        actions=await actions.page(services.db, services.encryptor, checkout=checkout, limit=20),
+    )
+
+
+async def verify(visit: Visit) -> Response:
+    """Verify the chain of one order."""
+    checkout = reading.uuid(visit.request.path_params["id"])
+    head, entries, archived = await lists.chain(visit.services.db, checkout, limit=lists.WINDOW)
+    if head is None:
+        raise Refused(404, "Not found", "There is no checkout of this id.")
+    found = Findings()
+    after = Head() if archived is None else Head(archived.sequence, bytes(archived.mac), archived.state)
+    audit.verify_chain(visit.services.encryptor, head, entries, found, after=after)
+    if found.problems:
+        raise Refused(409, "The audit trail does not hold", "; ".join(found.problems[:5]))
+    return RedirectResponse(f"/console/orders/{checkout}?done=verified", 303)
+
+
+async def decisions(visit: Visit) -> Response:
+    """List what waits for a decision, by kind, the oldest first."""
+    after = reading.query(visit.request, ("after",)).place("after") or lists.FIRST
+    rows = await lists.decisions(visit.services.db, after=after, limit=PAGE + 1)
+    groups: dict[AttentionCode, list[dict[str, Any]]] = {}
+    for row in rows[:PAGE]:
+        found = read_model.CheckoutSummary(**read_model.summary(row))
+        if found.attention is not None:
+            groups.setdefault(found.attention.code, []).append(
+                {"order": found, "merchant": row.merchant, "age": row.age}
+            )
+    oldest = sorted(groups.items(), key=lambda group: -max(each["age"] for each in group[1]))
+    return pages.render(
+        visit,
+        "decisions.html",
+        live="decisions",
+        groups=oldest,
+        number=min(len(rows), PAGE),
+        more=rows[PAGE - 1].id if len(rows) > PAGE else None,
+        meaning=MEANING,
+        ways=WAYS_OUT,
+        first=after == lists.FIRST,
+    )
+
+
+def filter_of(fields: Fields, names: dict[int, str]) -> Filter:
+    """Return the filter of a request; what is wrong stands in `fields`."""
+    state, status = fields.among("state", State), fields.among("status", PaymentStatus)
+    attention: AttentionCode | bool | None = None
+    if fields.text("attention") == ANY_ATTENTION:
+        attention = True
+    elif (code := fields.among("attention", AttentionCode)) is not None:
+        attention = AttentionCode(code)
+    merchant = None
+    if (name := fields.text("merchant")) is not None:
+        merchant = next((number for number, known in names.items() if known == name), None)
+        if merchant is None:
+            fields.wrong["merchant"] = "there is no such merchant"
+    currency = fields.text("currency", most=3)
+    bounds: dict[str, int | None] = {"least": None, "most": None}
+    for bound in bounds:
+        if (value := fields.text(bound, most=30)) is None:
+            continue
+        if currency is None:
+            fields.wrong["currency"] = "name the currency of the amounts"
+            continue
+        try:
+            bounds[bound] = money.to_minor(value, currency.upper())
+        except MoneyError as error:
+            fields.wrong[bound] = str(error)
+    since, until = fields.day("since"), fields.day("until", end=True)
+    return Filter(
+        merchant_id=merchant,
+        states=frozenset() if state is None else frozenset({State(state)}),
+        status=None if status is None else PaymentStatus(status),
+        attention=attention,
+        currency=None if currency is None else currency.upper(),
+        least=bounds["least"],
+        most=bounds["most"],
+        since=None if since is None else id_at(since),
+        until=None if until is None else id_at(until),
+    )
+
+
+def words() -> dict[str, Any]:
+    """Return what a filter can be made of."""
+    return {"states": list(State), "statuses": list(PaymentStatus), "codes": list(AttentionCode)}
+
+
+def bar(record: Record) -> list[dict[str, Any]]:
+    """Return the parts of the bar that shows what is held, in percent of the largest sum.
+
+    Drawn as SVG; the same amounts stand beside it as text.
+    """
+    whole = max(record.amount, record.reserved, record.captured, 1)
+    kept = max(record.captured - record.refunded - record.charged_back, 0)
+    parts = [
+        ("captured", kept),
+        ("refunded", record.refunded),
+        ("charged-back", record.charged_back),
+        ("reserved", max(record.reserved - record.captured, 0)),
+    ]
+    drawn, at = [], 0.0
+    for name, minor in parts:
+        if minor <= 0:
+            continue
+        width = min(100 * minor / whole, 100 - at)
+        drawn.append({"name": name, "minor": minor, "at": round(at, 2), "width": round(width, 2)})
+        at += width
+    return drawn
+
+
+def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
+    entry: dict[str, Any] = read_model.entry(row)
+    evidence = entry.get("evidence")
+    if isinstance(evidence, dict):
+        evidence = reasons.in_evidence(evidence)
+    return {**entry, "evidence": facts_of(evidence, currency), "sequence": row.sequence}
+
+
+def facts_of(evidence: Any, currency: str) -> list[tuple[str, str]]:
+    """Return evidence as names and short texts, amounts as prices."""
+    if not isinstance(evidence, dict):
+        return []
+    shown = []
+    for name, value in list(evidence.items())[:MOST_FACTS]:
+        price = timeline.told(name, value, currency)
+        text = timeline.shown_of(value) if price == str(value) and name != "reason" else price
+        if text and name not in timeline.UNTOLD:
+            shown.append((name, text))
+    return shown
+
+
+def _columns(row: CheckoutSummary, names: dict[int, str]) -> Sequence[object]:
+    amounts = (row.amount, row.reserved, row.captured, row.refunded, row.charged_back)
+    return (
+        row.id,
+        row.order_ref,
+        pages.merchant_name(names, row.merchant_id),
+        row.state,
+        row.payment_status,
+        row.currency,
+        *(money.decimal_or_none(minor, row.currency) for minor in amounts),
+        "" if row.attention is None else row.attention.code,
+        row.created_at.isoformat(),
+    )
+
+
+def _cell(value: object) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text

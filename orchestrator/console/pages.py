@@ -1,0 +1,205 @@
+"""How a page is made: templates, headers, and the page of a refusal.
+
+Autoescape is on for every template, and an undefined name is an error. Each page has a nonce of its own; the
+policy allows the vendored scripts with it and nothing inline, and no page may be framed. What comes from
+outside passes `neutralised` where it is shown, so that control characters change no line.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+import jinja2
+from starlette.responses import HTMLResponse, Response
+
+from orchestrator.api.problems import Refusal
+from orchestrator.console import access
+from orchestrator.domain import money, sentences
+from orchestrator.text import neutralised, neutralised_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+
+    from orchestrator.api.dependencies import Services
+    from orchestrator.console.app import Visit
+
+STATIC: Final = Path(__file__).parent / "static"
+ASSETS: Final = {
+    "console.css": "text/css",
+    "htmx-4.0.1.min.js": "text/javascript",
+    "hx-csp-4.0.1.min.js": "text/javascript",
+    "hx-sse-4.0.1.min.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+
+_UNKNOWN: Final = "–"
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def _price(minor: int | None, currency: str) -> str:
+    return _UNKNOWN if minor is None else money.spelled(minor, currency, grouped=True)
+
+
+def _when(at: datetime | str | None) -> str:
+    """Write a time in UTC, to the second."""
+    if at is None:
+        return _UNKNOWN
+    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _span(seconds: float | None) -> str:
+    """Write a duration with one or two units: 45 s, 3 min, 2 h 10 min, 4 d 3 h."""
+    if seconds is None:
+        return _UNKNOWN
+    whole = max(int(seconds), 0)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min"
+    large, small, names = (_HOUR, _MINUTE, ("h", "min")) if whole < _DAY else (_DAY, _HOUR, ("d", "h"))
+    rest = whole % large // small
+    return f"{whole // large} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
+
+
+def _age(at: datetime | str | None, now: datetime) -> str:
+    if at is None:
+        return _UNKNOWN
+    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    return _span((now - moment).total_seconds())
+
+
+def _word(value: object) -> str:
+    return str(value).replace("_", " ")
+
+
+def _capital(said: str) -> str:
+    return f"{said[:1].upper()}{said[1:]}"
+
+
+def _sentence(value: Any) -> str:
+    said = neutralised(sentences.of(value))
+    return f"{said[:1].upper()}{said[1:]}."
+
+
+def _fact(value: Any) -> str:
+    """Write a fact of an action: lists and mappings in words, not as Python writes them."""
+    match value:
+        case dict():
+            return ", ".join(f"{name} {_fact(each)}" for name, each in value.items())
+        case list() | tuple():
+            return ", ".join(_fact(each) for each in value)
+        case _:
+            return neutralised(str(value))
+
+
+TEMPLATES: Final = jinja2.Environment(
+    loader=jinja2.PackageLoader("orchestrator.console"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {
+    "price": _price,
+    "when": _when,
+    "span": _span,
+    "age": _age,
+    "word": _word,
+    "capital": _capital,
+    "sentence": _sentence,
+    "fact": _fact,
+    "plain": lambda text: neutralised(str(text)),
+    "lines": lambda text: neutralised_lines(str(text)),
+    "query": lambda values: urlencode(
+        {name: value for name, value in values.items() if value not in (None, "")}
+    ),
+}
+
+
+def policy(nonce: str) -> str:
+    """Return the content security policy of a page."""
+    return (
+        f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; "
+        "trusted-types htmx"
+    )
+
+
+def render(
+    visit: Visit, template: str, *, status: int = 200, live: str | None = None, **told: Any
+) -> Response:
+    """Return a page of a signed-in person; `live` is the topic whose change draws it anew."""
+    values = {
+        "session": visit.session,
+        "form_token": access.form_token(visit.services, visit.session),
+        "may": visit.session.may,
+        "path": visit.request.url.path,
+        "here": visit.request.url.path + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
+        "live": live,
+        "scope": access,
+        **told,
+    }
+    return _page(template, values, status)
+
+
+def bare(template: str, *, status: int = 200, **told: Any) -> Response:
+    """Return a page for a browser without a session."""
+    return _page(template, {"session": None, "live": None, **told}, status)
+
+
+def refusal(visit: Visit | None, refused: access.Refused) -> Response:
+    """Return the page that says why nothing was done."""
+    told: dict[str, Any] = {
+        "title": refused.title,
+        "said": neutralised(refused.sentence),
+        "status_code": refused.status,
+    }
+    if visit is None:
+        return bare("refused.html", status=refused.status, **told)
+    return render(visit, "refused.html", status=refused.status, **told)
+
+
+def _page(template: str, values: Mapping[str, Any], status: int) -> Response:
+    nonce = secrets.token_urlsafe(16)
+    body = TEMPLATES.get_template(template).render(nonce=nonce, **values)
+    return HTMLResponse(
+        body,
+        status,
+        {
+            "Content-Security-Policy": policy(nonce),
+            "Cross-Origin-Opener-Policy": "same-origin",
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+async def asset(request: Request) -> Response:
+    """Serve one file; its name changes with its content, or it is small and asked for again each hour."""
+    name = request.path_params["name"]
+    if name not in ASSETS:
+        raise Refusal(404, "the console has no such file")
+    kept = "public, max-age=31536000, immutable" if "-4." in name else "public, max-age=3600"
+    return Response(_asset(name), media_type=ASSETS[name], headers={"Cache-Control": kept})
+
+
+@cache
+def _asset(name: str) -> bytes:
+    return (STATIC / name).read_bytes()
+
+
+def merchant_name(names: Mapping[int, str], merchant_id: int | None) -> str:
+    """Return the name of a merchant for people."""
+    return _UNKNOWN if merchant_id is None else names.get(merchant_id, f"merchant {merchant_id}")
+
+
+def secure(services: Services) -> bool:
+    """Say whether browsers reach the console over https."""
+    return services.settings.public_url.startswith("https://")

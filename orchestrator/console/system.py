@@ -1,0 +1,270 @@
+"""The overview, and what runs: processes, merchants, seals; what persons did, and who is signed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from starlette.responses import RedirectResponse
+
+from orchestrator.console import orders, pages, reading
+from orchestrator.console.access import ADMIN, Refused, need
+from orchestrator.domain.attention import AttentionCode
+from orchestrator.gateway.client import gateway_of
+from orchestrator.store import merchant_records
+from orchestrator.store.console import actions as trail
+from orchestrator.store.console import lists
+from orchestrator.store.console import overview as store_overview
+from orchestrator.store.console import sessions as store_sessions
+from orchestrator.store.readiness import Process, troubles
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from orchestrator.console.app import Visit
+    from orchestrator.store.console.overview import Overview
+
+MERCHANTS: Final = 50
+SEALS: Final = 20
+SWITCHES: Final = {"disable", "enable", "pause", "resume"}
+CHART_WIDTH, CHART_HEIGHT = 600, 80
+_QUESTIONS: Final = {
+    AttentionCode.PAYMENT_MISMATCH: "Paid with another amount or currency than ordered",
+    AttentionCode.SURPLUS_PAYMENT: "Paid more than once (surplus)",
+    AttentionCode.LATE_PAYMENT: "Paid after the order had ended",
+    AttentionCode.UNKNOWN_ORDER: "Paid for an order that no shop has handed over",
+    AttentionCode.UNCLEAR_PAYMENT: "Payment without a clear meaning",
+    AttentionCode.UNBOUND_PAYMENT: "Payment that may belong to another order",
+    AttentionCode.CHARGED_BACK: "Charged back",
+    AttentionCode.CHARGEBACK_UNCLEAR: "Chargeback or dispute that cannot be counted",
+    AttentionCode.OVER_CAPTURE: "Captured more than was reserved",
+    AttentionCode.OVER_REFUND: "Refunded more than was captured",
+    AttentionCode.CREDITED: "Credited, not refunded",
+    AttentionCode.PAYMENT_GONE: "Payment that the gateway shows no more",
+    AttentionCode.PAYMENT_RELEASED: "Released at the gateway: not paid any more",
+    AttentionCode.RESERVATION_LAPSES: "Reservation that lapses soon",
+    AttentionCode.OPERATION_REJECTED: "Capture, refund or release that was refused",
+}
+"""What is at stake with each question that is about money."""
+
+
+async def overview(visit: Visit) -> Response:
+    """Show money at risk first, then what waits and what runs."""
+    reading.query(visit.request, ())
+    read = await visit.console.live.overview()
+    health = await visit.console.health(visit.request)
+    found = read.found
+    processes = [
+        Process(row["name"], row["kind"], row["age"], row["progress"]) for row in found["processes"] or ()
+    ]
+    return pages.render(
+        visit,
+        "overview.html",
+        live="overview",
+        read=read,
+        queues=await visit.console.queues.read(),
+        found=found,
+        risks=risks(read),
+        attention=_by_code(found["attention"] or ()),
+        chart=chart(found["rate"] or ()),
+        gateways=gateways(processes),
+        processes=processes,
+        alive=[process for process in processes if process.alive],
+        broken=health[0],
+        troubles=dict.fromkeys([*health[1], *troubles(processes)]),
+        at_most=store_overview.AT_MOST,
+    )
+
+
+def risks(read: Overview) -> list[dict[str, Any]]:
+    """Return money at risk: what it is, currency, number, amount, and since when; the worst first."""
+    found = read.found
+    rows: list[dict[str, Any]] = [
+        {**row, "what": f"Outcome of a {row['kind']} is not known yet", "link": "/console/decisions"}
+        for row in found["moving"] or ()
+        if row["state"] in {"submitted", "unknown"}
+    ]
+    for row in found["attention"] or ():
+        what = _QUESTIONS.get(row["code"])
+        if what is not None:
+            rows.append({**row, "what": what, "link": f"/console/orders?attention={row['code']}"})
+    untold = found["untold"] or ()
+    rows += [
+        {**row, "what": "Paid, and the shop is not told yet", "link": "/console/deliveries"} for row in untold
+    ]
+    rows += [
+        {
+            "what": f"Reserved and not captured, {age}",
+            "currency": currency,
+            "number": number,
+            "amount": amount,
+            "oldest": None,
+            "link": f"/console/orders?state=completed&status=authorized&currency={currency}",
+        }
+        for (currency, age), (number, amount) in sorted(read.held.items())
+    ]
+    return rows
+
+
+def gateways(processes: list[Process]) -> list[dict[str, Any]]:
+    """Return calls of the last minutes by gateway, over all workers that are alive; the worst first."""
+    found: dict[str, dict[str, Any]] = {}
+    for process in processes:
+        for row in process.progress.get("gateways") or () if process.alive else ():
+            new = {"name": row["gateway"], "calls": 0, "failed": 0, "seconds": 0.0, "open": 0.0}
+            sums = found.setdefault(row["gateway"], new)
+            for name in ("calls", "failed", "seconds"):
+                sums[name] += row[name]
+            sums["open"] = max(sums["open"], row["openFor"])
+    return sorted(found.values(), key=lambda row: (-row["open"], -row["failed"], row["name"]))
+
+
+def chart(rate: list[dict[str, Any]] | tuple[()]) -> list[dict[str, Any]]:
+    """Return the bars of orders a minute, with what each says; at most `CHART_HEIGHT` high."""
+    bars: list[dict[str, Any]] = []
+    for row in rate:
+        whole = row["number"] >= store_overview.SAMPLED and row["seconds"]
+        minute = 60 * (row["number"] / row["seconds"] if whole else row["number"] / store_overview.BUCKET)
+        bars.append({**row, "minute": minute})
+    most = max((bar["minute"] for bar in bars), default=0) or 1
+    width = CHART_WIDTH / max(len(bars), 1)
+    for place, bar in enumerate(bars):
+        bar["height"] = round(CHART_HEIGHT * bar["minute"] / most, 1)
+        bar["x"], bar["width"] = round(place * width, 1), round(width - 4, 1)
+    return bars
+
+
+async def merchants(visit: Visit) -> Response:
+    """List merchants by name."""
+    fields = reading.query(visit.request, ("after", "done"))
+    services = visit.services
+    rows = await merchant_records.page(
+        services.db, services.encryptor, services.settings, after=fields.text("after"), limit=MERCHANTS + 1
+    )
+    by_gateway: dict[str, list[bool]] = {}
+    for merchant in await services.merchants.everyone():
+        by_gateway.setdefault(gateway_of(merchant.account.url), []).append(merchant.paused)
+    return pages.render(
+        visit,
+        "merchants.html",
+        gateways=sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS],
+        rows=rows[:MERCHANTS],
+        more=rows[MERCHANTS - 1].name if len(rows) > MERCHANTS else None,
+        done=fields.text("done"),
+    )
+
+
+async def switch_merchant(visit: Visit) -> Response:
+    """Disable or enable a merchant, or pause or resume its gateway calls."""
+    name, what = visit.request.path_params["name"], visit.form.values.get("what")
+    if what not in SWITCHES:
+        raise Refused(404, "Not found", "There is no such action.")
+    reason = visit.form.reason()
+    if visit.form.wrong:
+        raise Refused(422, "Not done", f"Reason: {visit.form.wrong['reason']}.")
+    merchants = visit.services.merchants
+    if what in {"pause", "resume"}:
+        found = await merchants.pause(name, paused=what == "pause", actor=visit.actor)
+    else:
+        found = await merchants.disable(name, disabled=what == "disable", actor=visit.actor)
+    if not found:
+        raise Refused(404, "Not found", "There is no such merchant.")
+    await visit.note(f"merchant:{what}", "accepted", subject=name, facts={"reason": reason})
+    return RedirectResponse(f"/console/merchants?done={what}", 303)
+
+
+async def switch_gateway(visit: Visit) -> Response:
+    """Pause or resume all merchants of a gateway."""
+    form = visit.form
+    gateway, what, reason = form.text("gateway"), form.values.get("what"), form.reason()
+    if what not in {"pause", "resume"}:
+        raise Refused(404, "Not found", "There is no such action.")
+    if form.wrong:
+        raise Refused(422, "Not done", f"Reason: {form.wrong['reason']}.")
+    merchants = visit.services.merchants
+    of_it = [each for each in await merchants.everyone() if gateway_of(each.account.url) == gateway]
+    if gateway is None or not of_it:
+        raise Refused(404, "Not found", "No merchant has this gateway.")
+    for merchant in of_it:
+        await merchants.pause(merchant.name, paused=what == "pause", actor=visit.actor)
+    facts = {"reason": reason, "merchants": len(of_it)}
+    await visit.note(f"gateway:{what}", "accepted", subject=gateway, facts=facts)
+    return RedirectResponse(f"/console/merchants?done={what}", 303)
+
+
+async def show(visit: Visit) -> Response:
+    """Show processes, what is wrong with the installation, and seals of the trail."""
+    reading.query(visit.request, ())
+    read = await visit.console.live.overview()
+    broken, degraded = await visit.console.health(visit.request)
+    return pages.render(
+        visit,
+        "system.html",
+        read=read,
+        processes=[
+            Process(row["name"], row["kind"], row["age"], row["progress"])
+            for row in read.found["processes"] or ()
+        ],
+        broken=broken,
+        troubles=degraded,
+        seals=await lists.seals(visit.services.db, limit=SEALS),
+        streams=len(visit.console.live),
+    )
+
+
+async def actions(visit: Visit) -> Response:
+    """List what persons did, the youngest first."""
+    before = reading.query(visit.request, ("before",)).place("before")
+    services = visit.services
+    rows = await trail.page(services.db, services.encryptor, before=before, limit=orders.PAGE + 1)
+    return pages.render(
+        visit,
+        "actions.html",
+        rows=rows[: orders.PAGE],
+        more=rows[orders.PAGE - 1].id if len(rows) > orders.PAGE else None,
+        names=await lists.merchants(services.db),
+        first=before is None,
+    )
+
+
+async def sessions(visit: Visit) -> Response:
+    """List who is signed in: oneself, and everyone for a person who may end sessions."""
+    reading.query(visit.request, ())
+    found = await store_sessions.listed(visit.services.db, visit.services.encryptor)
+    everyone = visit.session.may(ADMIN)
+    return pages.render(
+        visit,
+        "sessions.html",
+        rows=[each for each in found if everyone or each.actor == visit.session.actor],
+        everyone=everyone,
+    )
+
+
+async def end_session(visit: Visit) -> Response:
+    """End a session: one's own, or anyone's for a person who may."""
+    services = visit.services
+    try:
+        key = bytes.fromhex(visit.form.values.get("session", ""))
+    except ValueError:
+        raise Refused(404, "Not found", "There is no such session.") from None
+    found = await store_sessions.listed(services.db, services.encryptor)
+    wanted = next((each for each in found if each.key == key), None)
+    if wanted is None:
+        raise Refused(404, "Not found", "There is no such session.")
+    if wanted.actor != visit.session.actor:
+        need(visit.session, ADMIN)
+    await store_sessions.end(services.db, key)
+    visit.console.sessions.forget()
+    await visit.note("session:ended", "accepted", subject=wanted.actor)
+    return RedirectResponse("/console/sessions", 303)
+
+
+def _by_code(rows: Any) -> list[tuple[str, int, str]]:
+    """Return how many orders wait for each question, and since when the oldest."""
+    found: dict[str, tuple[int, str]] = {}
+    for row in rows:
+        number, oldest = found.get(row["code"], (0, row["oldest"]))
+        found[row["code"]] = (
+            number + row["number"],
+            min(oldest, row["oldest"]) if oldest and row["oldest"] else oldest,
+        )
+    return [(code, number, oldest) for code, (number, oldest) in found.items()]

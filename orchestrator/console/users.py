@@ -1,0 +1,174 @@
+"""Persons of the console: who may do what, and their passwords.
+
+A new person, or one who has forgotten the password, gets a link that is shown once and opens one session, in
+which a password is chosen. No person sees or chooses the password of another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from starlette.responses import RedirectResponse
+
+from orchestrator import passwords
+from orchestrator.console import pages, reading
+from orchestrator.console.access import Refused
+from orchestrator.domain.console_roles import ROLES
+from orchestrator.store.console import sessions, users
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from orchestrator.console.app import Visit
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+NEW: Final = ("name", "role", "reason")
+CHANGE: Final = ("what", "role", "reason")
+PASSWORD: Final = ("old", "new", "again")
+WHAT: Final = {"role", "disable", "enable", "link"}
+
+
+async def show_all(visit: Visit) -> Response:
+    """List persons."""
+    done = reading.query(visit.request, ("done",)).text("done")
+    return await _page(visit, done=done)
+
+
+async def add(visit: Visit) -> Response:
+    """Add a person; the answer shows the link, once."""
+    name, role, reason = visit.form.text("name") or "", visit.form.values.get("role", ""), visit.form.reason()
+    if not NAME.fullmatch(name):
+        visit.form.wrong["name"] = "must be 1 to 64 letters, digits, dots, hyphens, underscores or @"
+    if role not in ROLES:
+        visit.form.wrong["role"] = "is not a role"
+    services = visit.services
+    if not visit.form.wrong and not await users.add(
+        services.db, services.encryptor, name=name, role=role, by=visit.actor
+    ):
+        visit.form.wrong["name"] = "is taken, or there are too many persons"
+    if visit.form.wrong:
+        return await _page(visit, status=422)
+    await visit.note("user:added", "accepted", subject=name, facts={"role": role, "reason": reason})
+    return await _page(visit, link=await _link(visit, name, role), named=name)
+
+
+async def change(visit: Visit) -> Response:
+    """Give a person another role, disable or enable a person, or make a new link."""
+    name, what = visit.request.path_params["name"], visit.form.values.get("what", "")
+    role, reason = visit.form.values.get("role", ""), visit.form.reason()
+    if what not in WHAT:
+        raise Refused(404, "Not found", "There is no such action.")
+    if visit.form.wrong:
+        raise Refused(422, "Not done", f"Reason: {visit.form.wrong['reason']}.")
+    if what == "role" and role not in ROLES:
+        raise Refused(422, "Not done", "There is no such role.")
+    if name == visit.session.actor and what != "link":
+        raise Refused(
+            409, "Not done", "Another admin changes your role or disables you: else none might be left."
+        )
+    services = visit.services
+    changed = await users.change(
+        services.db,
+        services.encryptor,
+        name,
+        role=role if what == "role" else None,
+        forget_password=what == "link",
+        disabled={"disable": True, "enable": False}.get(what),
+        keep=visit.session.key,
+    )
+    if not changed:
+        raise Refused(404, "Not found", "There is no such person, or the row was changed outside.")
+    visit.console.sessions.forget()
+    facts: dict[str, object] = {"reason": reason, **({"role": role} if what == "role" else {})}
+    await visit.note(f"user:{what}", "accepted", subject=name, facts=facts)
+    if what == "link":
+        known = await users.by_name(services.db, services.encryptor, name)
+        if known is not None and known.usable:
+            return await _page(visit, link=await _link(visit, name, known.role), named=name)
+    return RedirectResponse(f"/console/users?done={what}", 303)
+
+
+async def show_password(visit: Visit) -> Response:
+    """Show the form for one's own password."""
+    done = reading.query(visit.request, ("done",)).text("done")
+    return await _password_page(visit, done=done)
+
+
+async def set_password(visit: Visit) -> Response:
+    """Set one's own password; where there is one, it must be named."""
+    old, new, again = (visit.form.values.get(name, "") for name in PASSWORD)
+    wrong: dict[str, str] = {}
+    if not passwords.SHORTEST <= len(new) <= passwords.LONGEST:
+        wrong["new"] = f"must have {passwords.SHORTEST} to {passwords.LONGEST} characters"
+    elif visit.session.actor.lower() in new.lower():
+        wrong["new"] = "must not contain your name"
+    elif new != again:
+        wrong["again"] = "is not the same"
+    services = visit.services
+    known = await users.by_name(services.db, services.encryptor, visit.session.actor)
+    if known is None or not known.usable:
+        raise Refused(
+            409, "No password", "You are signed in by a link or a token of a person who is not on the list."
+        )
+    if known.password is not None and not await visit.console.sessions.matches(old, known.password):
+        wrong["old"] = "is not your password"
+    if wrong:
+        await visit.note("user:password", "refused", subject=known.name)
+        return await _password_page(visit, wrong=wrong, status=422)
+    stored = await visit.console.sessions.hashed(new)
+    await users.change(services.db, services.encryptor, known.name, password=stored, keep=visit.session.key)
+    await visit.note("user:password", "accepted", subject=known.name)
+    return RedirectResponse("/console/password?done=password", 303)
+
+
+async def _link(visit: Visit, name: str, role: str) -> str:
+    services = visit.services
+    code = await sessions.begin(
+        services.db,
+        services.encryptor,
+        actor=name,
+        scopes=ROLES[role],
+        seconds=sessions.LONGEST_LINK,
+        link=True,
+    )
+    return f"{services.settings.public_url}/console/link/{code}"
+
+
+async def _page(
+    visit: Visit,
+    *,
+    status: int = 200,
+    done: str | None = None,
+    link: str | None = None,
+    named: str | None = None,
+) -> Response:
+    services = visit.services
+    return pages.render(
+        visit,
+        "users.html",
+        status=status,
+        rows=await users.listed(services.db, services.encryptor),
+        roles={role: ", ".join(scopes) for role, scopes in ROLES.items()},
+        given={name: visit.form.values.get(name, "") for name in ("name", "role", "reason")},
+        wrong=visit.form.wrong,
+        done=done,
+        link=link,
+        named=named,
+    )
+
+
+async def _password_page(
+    visit: Visit, *, status: int = 200, done: str | None = None, wrong: dict[str, str] | None = None
+) -> Response:
+    services = visit.services
+    known = await users.by_name(services.db, services.encryptor, visit.session.actor)
+    return pages.render(
+        visit,
+        "password.html",
+        status=status,
+        known=known,
+        wrong=wrong or {},
+        done=done,
+        shortest=passwords.SHORTEST,
+    )

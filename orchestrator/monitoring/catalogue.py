@@ -1,0 +1,123 @@
+"""Every metric, with its labels and what it says; docs/metrics.md is made of this and of `counters`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator import counters
+
+PREFIX: Final = "orchestrator_"
+AGES: Final = (("under_10m", 600.0), ("10m_to_1h", 3600.0), ("1h_to_1d", 86_400.0), ("over_1d", float("inf")))
+"""The buckets of ages, with their upper bounds in seconds."""
+MERCHANTS: Final = 20
+"""Merchants that have series of their own, those that wait longest; the others are added up."""
+QUEUES: Final = ("checkouts", "callbacks", "commands", "operations", "lookups", "events", "deliveries")
+"""What waits: due checkouts without and with a new callback or command, commands, operations on money that
+are not settled, lookups for their budget, events for their place in the feed, events for webhooks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A figure that is read from Postgres; `group` says which statement reads it."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+    group: str = "now"
+
+
+GAUGES: Final = tuple(
+    Gauge(PREFIX + name, text, labels, group)
+    for name, text, labels, group in (
+        ("database_up", "1 if Postgres answered this scrape and has this version's schema.", (), "scrape"),
+        ("ready", "1 if `/readyz` says that requests can be served.", (), "scrape"),
+        ("problems", "Sentences that `/readyz` gives; `orchestrator doctor` has them with what to do.", (), "scrape"),
+        ("reading_age_seconds", "How old the figures of this group are.", ("group",), "scrape"),
+        ("clock_difference_seconds", "Postgres's clock minus that of the host of a process, at the least; of each kind the one that differs most.", ("kind",), "now"),
+        ("processes", "Processes of a kind that gave a heartbeat in the last 20 s.", ("kind",), "now"),
+        ("process_memory_bytes", "Memory in RAM of the live processes of a kind.", ("kind",), "now"),
+        ("process_troubles", "What live processes of a kind say is wrong with them.", ("kind",), "now"),
+        ("broker_messages", "Messages in a queue of the broker, as a worker saw it at its last sweep.", ("queue",), "now"),
+        ("circuit_open_seconds", "For how long calls to a gateway have failed whose circuit is open.", ("gateway",), "now"),
+        ("waiting", "What could be worked on now and is not.", ("queue",), "waiting"),
+        ("oldest_due_seconds", "How long the oldest of it has waited since it was due; 0: nothing waits.", ("queue",), "waiting"),
+        ("oldest_hint_seconds", "The same of what a hint was published for.", ("queue",), "waiting"),
+        ("merchant_waiting", "Due checkouts of the merchants that wait longest.", ("merchant",), "waiting"),
+        ("merchant_oldest_due_seconds", "How long the oldest of these has waited.", ("merchant",), "waiting"),
+        ("attention", "Checkouts that need a decision, by code; the runbook has a chapter for each.", ("code",), "now"),
+        ("attention_oldest_seconds", "For how long the oldest of them has needed it.", ("code",), "now"),
+        ("operations", "Captures, refunds and releases that are not settled.", ("kind", "state"), "now"),
+        ("money_at_risk", ("Money, in units of the currency, that waits: for the result of an operation (`operation`), a decision "
+         "(`attention`), as a payment beside the accepted one (`surplus`) or one that cannot be read (`unknown`), for a callback that is "
+         "not verified (`callback`), reserved and not captured (`uncaptured`)."), ("currency", "kind", "age"), "now"),
+        ("webhooks", "Endpoints for events: served, with an open circuit, paused after failures or by 410, paused by a person.", ("state",), "now"),
+        ("checkouts", "Checkouts by state and by what is held of the shopper's money.", ("state", "payment_status"), "books"),
+        ("money", "Totals of all checkouts, in units of the currency: reserved, captured, refunded, charged_back.", ("currency", "fact"), "books"),
+    )
+)  # fmt: skip
+BY_NAME: Final = {gauge.name.removeprefix(PREFIX): gauge for gauge in GAUGES}
+
+
+SCRAPING: Final = """\
+## Scraping
+
+`orchestrator monitoring alerts > alerts.yml` writes the rules and `orchestrator monitoring dashboard > dashboard.json` a dashboard to import in Grafana;
+[runbook-alerts.md](runbook-alerts.md) has a chapter for each alert. In `prometheus.yml`:
+
+```yaml
+rule_files: [alerts.yml]
+scrape_configs:
+  - job_name: orchestrator
+    scrape_interval: 15s
+    authorization: {credentials_file: /etc/prometheus/orchestrator.token}
+    static_configs: [{targets: ["orchestrator:8000"]}]
+```
+
+The names begin with `orchestrator_`, so Flower and celery-exporter can run beside it. They see the queues of the broker and nothing more: workers
+send no task events and take no remote control. How long a broker's queue is says little here, since Postgres holds the work: use the ages."""
+
+
+def reference() -> str:
+    """Return the page of all metrics; docs/metrics.md is exactly this (a test compares)."""
+    lines = [
+        "# Metrics",
+        "",
+        "`GET /metrics` of the API, in the text format of Prometheus, with the token of `ORCHESTRATOR_METRICS_TOKEN`; or on an address of its own",
+        "without one (`ORCHESTRATOR_METRICS_LISTEN`). One API process answers for the whole installation, so Prometheus may scrape any or all of",
+        "them: take `max` of gauges and counters over instances, never `sum`. The figures are those of all merchants, for the operator alone.",
+        "",
+        "Gauges are read from Postgres, at most once in a second. A group of figures whose statement takes more than 10 ms is read in the",
+        "background, for at most 2 % of the time, and `orchestrator_reading_age_seconds` says how old its figures are: so a scrape stays short",
+        "among millions of checkouts, and a figure is a count of rows and never a sum of changes. Counters are totals of all processes, alive or",
+        "ended: each writes its own with its heartbeat, so a killed process loses the counts of its last five seconds, and a counter never falls.",
+        "What concerns money and orders is a gauge, which loses nothing.",
+        "",
+        *SCRAPING.splitlines(),
+        "",
+        "## Gauges",
+        "",
+        "| metric | labels | what it says |",
+        "|---|---|---|",
+        *(f"| `{g.name}` | {_listed(g.labels)} | {g.help} |" for g in GAUGES),
+        "",
+        f"Queues are {_listed(QUEUES)}; ages are {_listed([name for name, _ in AGES])}. At most {MERCHANTS} merchants have series of",
+        "their own; the others are added up as `(others)`.",
+        "",
+        "## Counters and histograms",
+        "",
+        "| metric | labels | what it counts |",
+        "|---|---|---|",
+    ]
+    for metric in counters.known().values():
+        kind = "_total" if isinstance(metric, counters.Counter) else " (histogram)"
+        lines.append(
+            f"| `{PREFIX}{metric.name}{kind.strip()}` | {_listed(metric.labels)} | {metric.help} |".replace(
+                "(histogram)`", "` (histogram)"
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _listed(names: object) -> str:
+    return ", ".join(f"`{name}`" for name in names)  # type: ignore[attr-defined]  # any iterable of names

@@ -1,0 +1,131 @@
+"""What persons did in the console: accepted, refused, or waiting for a second person. Rows are never changed.
+
+What an accepted action changed is in the audit trail of its checkout or merchant; here is also what was
+refused. A reason is free text and stands under the data key of its checkout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
+
+from sqlalchemy import text
+
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain.ids import uuid7
+from orchestrator.store import free_text
+from orchestrator.store.columns import json_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.database import Database
+
+Outcome = Literal["accepted", "refused", "waiting"]
+
+LAST: Final = UUID("ffffffff-ffff-ffff-ffff-ffffffffffff")
+_NOTE = text("""
+    INSERT INTO console_actions (id, actor, action, outcome, merchant_id, checkout_id, command_id, subject, facts, reason)
+    VALUES (:id, :actor, :action, :outcome, :merchant_id, :checkout_id, :command_id, :subject, CAST(:facts AS jsonb), :reason)
+""")
+_COLUMNS: Final = """a.id, a.at, a.actor, a.action, a.outcome, a.merchant_id, a.checkout_id, a.command_id, a.subject, a.facts,
+    a.reason, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
+    (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
+_PAGE = text(f"SELECT {_COLUMNS} FROM console_actions a WHERE a.id < :before ORDER BY a.id DESC LIMIT :most")  # noqa: S608 - our own words
+_OF_CHECKOUT = text(f"""
+    SELECT {_COLUMNS} FROM console_actions a
+     WHERE a.checkout_id = :checkout AND a.id < :before ORDER BY a.id DESC LIMIT :most
+""")  # noqa: S608 - made of our own words
+_KEY = text("SELECT data_key FROM intents WHERE checkout_id = :id")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionRow:
+    """One action, with its reason as text."""
+
+    id: UUID
+    at: datetime
+    actor: str
+    action: str
+    outcome: Outcome
+    merchant_id: int | None
+    checkout_id: UUID | None
+    command_id: UUID | None
+    subject: str
+    facts: Mapping[str, Any]
+    reason: str | None
+    order_ref: str | None
+
+
+async def note(  # noqa: PLR0913 - the columns of an action
+    db: Database,
+    encryptor: Encryptor,
+    *,
+    actor: str,
+    action: str,
+    outcome: Outcome,
+    merchant_id: int | None = None,
+    checkout: UUID | None = None,
+    command: UUID | None = None,
+    subject: str = "",
+    facts: Mapping[str, object] | None = None,
+    reason: str | None = None,
+) -> None:
+    """Store an action. The reason of one about a checkout whose data key was destroyed is left out."""
+    row = {
+        "id": uuid7(),
+        "actor": actor,
+        "action": action,
+        "outcome": outcome,
+        "merchant_id": merchant_id,
+        "checkout_id": checkout,
+        "command_id": command,
+        "subject": subject,
+        "facts": json_text(dict(facts or {})),
+        "reason": None if checkout is None or not reason else await sealed(db, encryptor, checkout, reason),
+    }
+    await db.write(_NOTE, row)
+
+
+async def sealed(db: Database, encryptor: Encryptor, checkout: UUID, reason: str) -> str | None:
+    """Return a reason under the data key of a checkout; None where that was destroyed."""
+    rows = await db.read(_KEY, {"id": checkout})
+    try:
+        return free_text.seal(encryptor.data_key(checkout, rows[0].data_key if rows else None), reason)
+    except EncryptionError:
+        return None
+
+
+async def page(
+    db: Database,
+    encryptor: Encryptor,
+    *,
+    checkout: UUID | None = None,
+    before: UUID | None = None,
+    limit: int,
+) -> list[ActionRow]:
+    """Return actions, the youngest first: of one checkout, or of all."""
+    asked = {"before": before or LAST, "most": limit, "checkout": checkout}
+    rows = await db.read(_PAGE if checkout is None else _OF_CHECKOUT, asked)
+    return [
+        ActionRow(
+            id=row.id,
+            at=row.at,
+            actor=row.actor,
+            action=row.action,
+            outcome=row.outcome,
+            merchant_id=row.merchant_id,
+            checkout_id=row.checkout_id,
+            command_id=row.command_id,
+            subject=row.subject,
+            facts=row.facts,
+            reason=None
+            if row.checkout_id is None
+            else free_text.Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason),
+            order_ref=row.order_ref,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,291 @@
+"""Bulk actions: one command for many checkouts, chosen by a filter and frozen with their versions.
+
+A run is carried out by one process under a lease; when that process is killed, another goes on with the items
+that have no outcome. The command of an item has an idempotency key of its run and checkout, so an item that
+was stored and not noted is stored once. No kind of a run moves money.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID, uuid4
+
+import msgspec
+from sqlalchemy import text
+
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain.ids import uuid7
+from orchestrator.errors import OrchestratorError
+from orchestrator.store.columns import json_text
+from orchestrator.store.console import lists
+from orchestrator.store.database import run as execute
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Row
+
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.console.lists import Filter
+    from orchestrator.store.database import Database
+
+Kind = Literal["retry", "reconcile", "cancel", "dismiss"]
+KINDS: Final[tuple[Kind, ...]] = ("retry", "reconcile", "cancel", "dismiss")
+LEASE: Final = 15.0
+AT_ONCE: Final = 100
+INSERTED_AT_ONCE: Final = 5000
+PURPOSE: Final = "console-run"
+
+_ADD = text("""
+    INSERT INTO console_runs (id, kind, filter, actor, reason, number, mac)
+    VALUES (:id, :kind, CAST(:filter AS jsonb), :actor, :reason, :number, :mac)
+""")
+_ADD_ITEMS = text("""
+    INSERT INTO console_run_items (run_id, checkout_id, merchant_id, version)
+    SELECT :run, i.id, i.merchant_id, i.version
+      FROM json_to_recordset(CAST(:items AS json)) AS i(id uuid, merchant_id int, version int)
+""")
+_COUNT = text("UPDATE console_runs SET number = :number WHERE id = :id")
+_CLAIM = text("""
+    UPDATE console_runs SET lease = :lease, leased_until = clock() + make_interval(secs => :seconds)
+     WHERE id = (SELECT id FROM console_runs WHERE state = 'running' AND (leased_until IS NULL OR leased_until <= clock())
+                  ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING *
+""")
+_RENEW = text("""
+    UPDATE console_runs SET leased_until = clock() + make_interval(secs => :seconds)
+     WHERE id = :id AND lease = :lease AND state = 'running' RETURNING id
+""")
+_NEXT = text("""
+    SELECT checkout_id, merchant_id, version FROM console_run_items
+     WHERE run_id = :id AND outcome IS NULL ORDER BY checkout_id LIMIT :most
+""")
+_NOTE = text("""
+    WITH noted AS (
+        UPDATE console_run_items t SET outcome = n.outcome, command_id = n.command_id, sentence = n.sentence
+          FROM json_to_recordset(CAST(:results AS json)) AS n(checkout_id uuid, outcome text, command_id uuid, sentence text)
+         WHERE t.run_id = :id AND t.checkout_id = n.checkout_id AND t.outcome IS NULL
+        RETURNING t.outcome
+    )
+    UPDATE console_runs SET accepted = accepted + (SELECT count(*) FROM noted WHERE outcome = 'accepted'),
+                            refused = refused + (SELECT count(*) FROM noted WHERE outcome = 'refused')
+     WHERE id = :id
+""")
+_END = text("""
+    UPDATE console_runs SET state = 'done', ended_at = clock(), reason = NULL, lease = NULL, leased_until = NULL
+     WHERE id = :id AND lease = :lease AND state = 'running'
+""")
+_STOP = text("""
+    UPDATE console_runs SET state = 'stopped', ended_at = clock(), lease = NULL, leased_until = NULL
+     WHERE id = :id AND state = 'running' RETURNING id
+""")
+_RESUME = text("""
+    UPDATE console_runs SET state = 'running', ended_at = NULL WHERE id = :id AND state = 'stopped' RETURNING id
+""")
+_ONE = text("SELECT * FROM console_runs WHERE id = :id")
+_PAGE = text("SELECT * FROM console_runs WHERE id < :before ORDER BY id DESC LIMIT :most")
+_ITEMS = text("""
+    SELECT i.checkout_id, i.outcome, i.sentence, i.command_id, c.order_ref, c.state
+      FROM (SELECT * FROM console_run_items WHERE run_id = :id AND checkout_id > :after
+             ORDER BY checkout_id LIMIT :most) i
+      JOIN checkouts c ON c.id = i.checkout_id ORDER BY i.checkout_id
+""")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One bulk action; `number` checkouts were chosen, and of so many the outcome is known."""
+
+    id: UUID
+    kind: Kind
+    filter: Mapping[str, Any]
+    actor: str
+    reason: str | None
+    state: Literal["running", "stopped", "done"]
+    number: int
+    accepted: int
+    refused: int
+    created_at: datetime
+    ended_at: datetime | None
+    authentic: bool
+
+    @property
+    def left(self) -> int:
+        """How many have no outcome yet."""
+        return self.number - self.accepted - self.refused
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What a person asks for; `chosen` is the filter as it was given."""
+
+    kind: Kind
+    chosen: Mapping[str, object]
+    actor: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A checkout of a run that has no outcome yet."""
+
+    checkout: UUID
+    merchant_id: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What became of an item."""
+
+    checkout: UUID
+    outcome: Literal["accepted", "refused"]
+    command: UUID | None = None
+    sentence: str | None = None
+
+
+class ChoiceChanged(OrchestratorError):  # noqa: N818 - named for the fact
+    """What a filter chooses is not what the preview showed: nothing was stored."""
+
+
+async def begin(
+    db: Database,
+    encryptor: Encryptor,
+    asked: NewRun,
+    *,
+    wanted: Filter,
+    most: int,
+    seen: str,
+) -> tuple[UUID, int]:
+    """Store a run of what a filter chooses now; return its id and how many checkouts it has.
+
+    Raises `ChoiceChanged` where the digest of the choice is not the one that was seen, or nothing is chosen.
+    """
+    new = uuid7()
+    async with db.transaction() as tx:
+        await execute(tx, _ADD, _row(encryptor, new, asked, number=0))
+        found = await lists.chosen(partial(execute, tx), wanted, most=most, run=new)
+        if found.digest != seen or not found.number:
+            raise ChoiceChanged
+        await execute(tx, _COUNT, {"id": new, "number": found.number})
+    return new, found.number
+
+
+async def add(db: Database, encryptor: Encryptor, asked: NewRun, items: Sequence[Item]) -> UUID:
+    """Store a run with its checkouts; it is taken up at once."""
+    new = uuid7()
+    async with db.transaction() as tx:
+        await execute(tx, _ADD, _row(encryptor, new, asked, number=len(items)))
+        for first in range(0, len(items), INSERTED_AT_ONCE):
+            part = [
+                {"id": item.checkout, "merchant_id": item.merchant_id, "version": item.version}
+                for item in items[first : first + INSERTED_AT_ONCE]
+            ]
+            await execute(tx, _ADD_ITEMS, {"run": new, "items": json_text(part)})
+    return new
+
+
+async def claim(db: Database, encryptor: Encryptor) -> tuple[Run, UUID] | None:
+    """Take up a run that no process carries out; return it with the lease."""
+    lease = uuid4()
+    rows = await db.write(_CLAIM, {"lease": lease, "seconds": LEASE})
+    return (_read(rows[0], encryptor), lease) if rows else None
+
+
+async def renew(db: Database, run: UUID, lease: UUID) -> bool:
+    """Keep the lease; False where the run was stopped, or taken up by another process."""
+    return bool(await db.write(_RENEW, {"id": run, "lease": lease, "seconds": LEASE}))
+
+
+async def next_items(db: Database, run: UUID) -> list[Item]:
+    """Return the next checkouts without an outcome."""
+    rows = await db.read(_NEXT, {"id": run, "most": AT_ONCE})
+    return [Item(row.checkout_id, row.merchant_id, row.version) for row in rows]
+
+
+async def note(db: Database, run: UUID, results: Sequence[Result]) -> None:
+    """Store what became of items."""
+    told = [
+        {
+            "checkout_id": result.checkout,
+            "outcome": result.outcome,
+            "command_id": result.command,
+            "sentence": result.sentence,
+        }
+        for result in results
+    ]
+    await db.write(_NOTE, {"id": run, "results": json_text(told)})
+
+
+async def finish(db: Database, run: UUID, lease: UUID) -> None:
+    """End a run whose items all have an outcome; its reason stands in the commands."""
+    await db.write(_END, {"id": run, "lease": lease})
+
+
+async def stop(db: Database, run: UUID) -> bool:
+    """Stop a run after the items in hand."""
+    return bool(await db.write(_STOP, {"id": run}))
+
+
+async def resume(db: Database, run: UUID) -> bool:
+    """Go on with a run that was stopped."""
+    return bool(await db.write(_RESUME, {"id": run}))
+
+
+async def by_id(db: Database, encryptor: Encryptor, run: UUID) -> Run | None:
+    """Return one run."""
+    rows = await db.read(_ONE, {"id": run})
+    return _read(rows[0], encryptor) if rows else None
+
+
+async def page(db: Database, encryptor: Encryptor, *, before: UUID, limit: int) -> list[Run]:
+    """Return runs, the youngest first."""
+    return [_read(row, encryptor) for row in await db.read(_PAGE, {"before": before, "most": limit})]
+
+
+async def items(db: Database, run: UUID, *, after: UUID, limit: int) -> Sequence[Row[Any]]:
+    """Return items of a run with their orders."""
+    return await db.read(_ITEMS, {"id": run, "after": after, "most": limit})
+
+
+def _row(encryptor: Encryptor, new: UUID, asked: NewRun, *, number: int) -> dict[str, object]:
+    return {
+        "id": new,
+        "kind": asked.kind,
+        "filter": json_text(asked.chosen),
+        "actor": asked.actor,
+        "reason": encryptor.encrypt(asked.reason.encode(), purpose=f"{PURPOSE}/{new}"),
+        "number": number,
+        "mac": encryptor.sign(PURPOSE, _signed(new, asked.kind, asked.actor)),
+    }
+
+
+def _read(row: Row[Any], encryptor: Encryptor) -> Run:
+    reason = None
+    if row.reason is not None:
+        try:
+            reason = encryptor.decrypt(bytes(row.reason), purpose=f"{PURPOSE}/{row.id}").decode()
+        except EncryptionError:
+            reason = None
+    return Run(
+        id=row.id,
+        kind=row.kind,
+        filter=row.filter,
+        actor=row.actor,
+        reason=reason,
+        state=row.state,
+        number=row.number,
+        accepted=row.accepted,
+        refused=row.refused,
+        created_at=row.created_at,
+        ended_at=row.ended_at,
+        authentic=row.kind in KINDS
+        and encryptor.signed(PURPOSE, _signed(row.id, row.kind, row.actor), bytes(row.mac)),
+    )
+
+
+def _signed(*told: object) -> bytes:
+    return msgspec.json.encode(told)

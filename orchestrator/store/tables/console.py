@@ -1,0 +1,161 @@
+"""The tables of the operations console: sessions of persons, what persons did, approvals, and bulk actions.
+
+Write access to the database alone must neither open the console nor move money: sessions, approvals and runs
+carry a MAC under our key, and without it they are as if they did not exist.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    Uuid,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from orchestrator.store.tables.core import metadata
+
+
+def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
+    return Column(
+        name,
+        DateTime(timezone=True),
+        nullable=nullable and not now,
+        server_default=text("clock()") if now else None,
+    )
+
+
+console_users = Table(
+    "console_users",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("role", Text, nullable=False),
+    # Argon2id, as a PHC string; null until the person has chosen one.
+    Column("password", Text),
+    Column("mac", LargeBinary, nullable=False),
+    Column("created_by", Text, nullable=False),
+    _time("created_at", now=True),
+    _time("signed_in_at"),
+    _time("disabled_at"),
+    CheckConstraint("role IN ('viewer', 'operator', 'approver', 'admin')", name="role"),
+)
+
+console_sessions = Table(
+    "console_sessions",
+    metadata,
+    # SHA-256 of what the browser has: the table opens nothing by itself.
+    Column("id", LargeBinary, primary_key=True),
+    # A link is used once, for a session.
+    Column("kind", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("scopes", Text, nullable=False),
+    Column("mac", LargeBinary, nullable=False),
+    _time("created_at", now=True),
+    _time("expires_at", nullable=False),
+    CheckConstraint("kind IN ('link', 'session')", name="kind"),
+    Index("ix_console_sessions_expires_at", "expires_at"),
+)
+
+console_actions = Table(
+    "console_actions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    _time("at", now=True),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("merchant_id", Integer),
+    Column("checkout_id", Uuid),
+    Column("command_id", Uuid),
+    # What it was about, where that is no checkout: the name of a merchant, the id of an endpoint.
+    Column("subject", Text, nullable=False, server_default=text("''")),
+    # Codes, ids and amounts.
+    Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
+    # Under the data key of the checkout.
+    Column("reason", Text),
+    CheckConstraint("outcome IN ('accepted', 'refused', 'waiting')", name="outcome"),
+    Index(
+        "ix_console_actions_checkout_id",
+        "checkout_id",
+        "id",
+        postgresql_where=text("checkout_id IS NOT NULL"),
+    ),
+)
+
+console_approvals = Table(
+    "console_approvals",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("merchant_id", Integer, nullable=False),
+    Column("checkout_id", Uuid, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("arguments", JSONB, nullable=False),
+    # Of the checkout, as the first person saw it.
+    Column("version", Integer, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    # Under the data key of the checkout.
+    Column("reason", Text),
+    Column("requested_by", Text, nullable=False),
+    _time("requested_at", now=True),
+    _time("expires_at", nullable=False),
+    Column("state", Text, nullable=False, server_default=text("'waiting'")),
+    Column("decided_by", Text),
+    _time("decided_at"),
+    Column("command_id", Uuid),
+    # Over everything that the first person asked for.
+    Column("mac", LargeBinary, nullable=False),
+    CheckConstraint("state IN ('waiting', 'approved', 'rejected', 'outdated')", name="state"),
+    Index("ix_console_approvals_waiting", "id", postgresql_where=text("state = 'waiting'")),
+    Index("ix_console_approvals_checkout_id", "checkout_id"),
+)
+
+console_runs = Table(
+    "console_runs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    # What the checkouts were chosen by.
+    Column("filter", JSONB, nullable=False),
+    Column("actor", Text, nullable=False),
+    # Under SECRET_KEYS, because it is about many checkouts; deleted at the end of the run.
+    Column("reason", LargeBinary),
+    Column("state", Text, nullable=False, server_default=text("'running'")),
+    Column("number", Integer, nullable=False),
+    # Items with an outcome.
+    Column("accepted", Integer, nullable=False, server_default=text("0")),
+    Column("refused", Integer, nullable=False, server_default=text("0")),
+    Column("lease", Uuid),
+    _time("leased_until"),
+    _time("created_at", now=True),
+    _time("ended_at"),
+    Column("mac", LargeBinary, nullable=False),
+    CheckConstraint("state IN ('running', 'stopped', 'done')", name="state"),
+    Index("ix_console_runs_running", "id", postgresql_where=text("state = 'running'")),
+)
+
+console_run_items = Table(
+    "console_run_items",
+    metadata,
+    Column("run_id", Uuid, nullable=False),
+    Column("checkout_id", Uuid, nullable=False),
+    Column("merchant_id", Integer, nullable=False),
+    # Of the checkout, when it was chosen.
+    Column("version", Integer, nullable=False),
+    # Null: not yet.
+    Column("outcome", Text),
+    Column("command_id", Uuid),
+    Column("sentence", Text),
+    PrimaryKeyConstraint("run_id", "checkout_id"),
+    CheckConstraint("outcome IN ('accepted', 'refused')", name="outcome"),
+    Index("ix_console_run_items_open", "run_id", "checkout_id", postgresql_where=text("outcome IS NULL")),
+)

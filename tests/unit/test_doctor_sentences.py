@@ -1,0 +1,89 @@
+"""`doctor` tells a refused login from a gateway that is down, and names since when."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from orchestrator.cli import database_checks, gateways, stuck_money
+from orchestrator.gateway.client import Account
+from orchestrator.gateway.outcomes import NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.store import readiness
+from orchestrator.store.readiness import Process
+
+ACCOUNT = Account("shop", "https://gw.example", "https://gw.example", "user", "secret")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "never"),
+    [
+        (
+            Unauthorized("The gateway refused the credentials."),
+            "check the user name and the password",
+            "down",
+        ),
+        (
+            Refused(403, "The gateway refused with HTTP 403."),
+            "is refused by https://gw.example",
+            "it is down",
+        ),
+        (Refused(404, "The gateway refused with HTTP 404."), "check the URL", "password:"),
+        (
+            Unknown("The gateway answered HTTP 503."),
+            "(The gateway answered HTTP 503, since ",
+            "check the user",
+        ),
+        (
+            NotSent("No connection to the gateway."),
+            "it is down, or the way to it is broken",
+            "check the user",
+        ),
+        (Throttled(5.0, "The gateway throttled the call."), "are not the cause", "check the user"),
+    ],
+)
+def test_a_login_that_failed_is_told_for_what_it_is(outcome: object, said: str, never: str) -> None:
+    process = Process(
+        "w",
+        "worker",
+        3.0,
+        {
+            "circuits": [
+                {"gateway": "https://gw.example:443", "since": 60.0, "seconds": 9.0, "reason": "HTTP 503."}
+            ]
+        },
+    )
+    told = gateways.failing([process, Process("dead", "worker", 99.0, process.progress)])
+    sentence = gateways.sentence("shop", ACCOUNT, outcome, told)  # type: ignore[arg-type]
+    assert said in sentence
+    assert never not in sentence
+    assert "secret" not in sentence
+    known = told["https://gw.example:443"]
+    assert (known.ago, known.left, known.reason) == (63.0, 6.0, "HTTP 503")
+
+
+def test_a_host_with_another_clock_is_named() -> None:
+    said: list[tuple[str, str]] = []
+    report = SimpleNamespace(ill=lambda what, found: said.append((what, found)))
+    clocks = {"well": 0.4, "ahead": -41.0, "gone": 900.0}
+    found = [
+        Process(name, "worker", 99.0 if name == "gone" else 3.0, {"clockSeconds": apart})
+        for name, apart in clocks.items()
+    ]
+    database_checks.clocks([*found, Process("old", "api", 3.0, {})], report)  # type: ignore[arg-type]
+    ((what, sentence),) = said
+    assert (what, "-41 s from that of the host of worker ahead: set both by NTP" in sentence) == (
+        "clock",
+        True,
+    )
+
+
+def test_each_fault_of_postgres_has_a_remedy() -> None:
+    assert set(database_checks.REMEDIES) == set(readiness._STATES)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "spelled"), [(5, "5 s"), (300, "5 minutes"), (7200, "2 hours"), (200_000, "2 days")]
+)
+def test_durations_are_spelled_in_their_largest_unit(seconds: float, spelled: str) -> None:
+    assert stuck_money.spell(seconds) == spelled
