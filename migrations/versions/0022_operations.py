@@ -1,7 +1,7 @@
 """Since when a checkout has been due, and what ended processes have counted.
 
 Revision: 0022
-Before: 0020
+Before: 0021
 """
 
 import sqlalchemy as sa

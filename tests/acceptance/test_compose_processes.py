@@ -80,7 +80,10 @@ def service(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a service with the variables that compose gives it, and those that any process has."""
     # What may be left out is empty, as Compose makes it.
-    asked = {variable: "" if value == f"${{{variable}:-}}" else value for variable, value in SERVICES[name]["environment"].items()}
+    asked = {
+        variable: "" if value == f"${{{variable}:-}}" else value
+        for variable, value in SERVICES[name]["environment"].items()
+    }
     given = {variable: places.get(variable) or OUTSIDE.get(variable) or asked[variable] for variable in asked}
     assert not [value for value in given.values() if "${" in value]
     command = SERVICES[name]["command"][1:]

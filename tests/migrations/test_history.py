@@ -25,6 +25,12 @@ ENTRIES = "SELECT * FROM audit_entries ORDER BY checkout_id, sequence"
 PARTS = """
     SELECT tableoid::regclass::text AS part, count(*) FROM audit_entries GROUP BY 1 ORDER BY 1
 """
+# The entries once more, of other checkouts.
+ANOTHER = """
+    INSERT INTO audit_entries
+    SELECT (jsonb_populate_record(past, jsonb_build_object('checkout_id', gen_random_uuid()))).*
+    FROM audit_entries AS past
+"""
 FILE = "SELECT pg_relation_filenode('{}')"
 
 
@@ -97,11 +103,12 @@ async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url
 @pytest.mark.parametrize("year", [2031, 9500])
 async def test_an_id_of_the_future_stays_where_it_is_and_so_does_all_before_it(url, encryptor, year):
     """A payment may name an id that we did not make, and its checkout keeps it."""
-    await asyncio.to_thread(schema.migrate, url, to="0003")
+    await asyncio.to_thread(schema.migrate, url)
     at = archive.first_id(datetime(year, 5, 5, tzinfo=UTC))
     async with core(url, encryptor) as new_core:
         far = await new_core.accept(id=UUID(int=at.int | 0x7 << 76 | 0x2 << 62))
         near = await new_core.accept()
+        await downgrade(url, "0003")
         await asyncio.to_thread(schema.migrate, url)
         assert await new_core.all(PARTS) == [("audit_entries_before", 2)]
         assert (await audit.verify(new_core.db, encryptor)).problems == []
@@ -140,7 +147,11 @@ async def test_an_upgrade_that_meets_a_busy_trail_gives_up_and_can_be_run_again(
             with pytest.raises(Exception, match="lock timeout") as error:
                 await asyncio.to_thread(schema.migrate, url)
             assert isinstance(error.value.__cause__, errors.LockNotAvailable)
-            assert await new_core.accept()
+            # The trail of that time is written to as before.
+            async with await psycopg.AsyncConnection.connect(url) as writer:
+                await writer.execute("SET LOCAL lock_timeout = '2s'")
+                assert (await writer.execute(ANOTHER)).rowcount == 6
+                await writer.rollback()
         assert await schema.current(new_core.db) == "0003"
         await asyncio.to_thread(schema.migrate, url)
         assert (await audit.verify(new_core.db, encryptor)).problems == []
