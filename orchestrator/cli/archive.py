@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import Span
-from orchestrator.cli.output import say
+from orchestrator.cli.output import say, say_document
 
 if TYPE_CHECKING:
     from orchestrator.audit.archive import Archived, Result
@@ -41,7 +41,10 @@ _LONGEST = 100 * 366 * 86_400
     help="Checkouts in one file, and in one transaction.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how much would go.")
-def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def archive(
+    *, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool, as_json: bool
+) -> int:
     """Move the history of settled checkouts into files; exit 1 if the trail of some does not hold.
 
     Trail, callbacks, sessions and handled commands go, events are copied; checkouts, intents, payments and
@@ -52,23 +55,28 @@ def archive(*, data_dir: Path, older_than: float, directory: Path | None, size: 
 
     async def work(settings: Settings, db: Database) -> int:
         if dry_run:
-            return await _count(db, older_than)
-        return await _run(settings, db, place, older_than=older_than, size=size)
+            return await _count(db, older_than, as_json=as_json)
+        return await _run(settings, db, place, older_than=older_than, size=size, as_json=as_json)
 
     # Months of the trail are made and dropped, and what is archived is deleted: that takes the owner's
     # rights.
     return on_database(data_dir, work, owner=True)
 
 
-async def _count(db: Database, older_than: float) -> int:
+async def _count(db: Database, older_than: float, *, as_json: bool) -> int:
     from orchestrator.audit import archive as task  # noqa: PLC0415 - each command imports what it needs
 
     checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
+    if as_json:
+        say_document({"dryRun": True, "checkouts": checkouts, "entries": entries})
+        return 0
     say(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
     return 0
 
 
-async def _run(settings: Settings, db: Database, place: Path, *, older_than: float, size: int) -> int:
+async def _run(
+    settings: Settings, db: Database, place: Path, *, older_than: float, size: int, as_json: bool
+) -> int:
     from orchestrator.audit import archive as task  # noqa: PLC0415
     from orchestrator.crypto import Encryptor  # noqa: PLC0415
 
@@ -76,10 +84,25 @@ async def _run(settings: Settings, db: Database, place: Path, *, older_than: flo
     task.prepare(place)
 
     def tell(archived: Archived) -> None:
-        say(f"{archived.file}: {archived.checkouts} checkouts, {archived.entries} entries")
+        say(f"{archived.file}: {archived.checkouts} checkouts, {archived.entries} entries", err=as_json)
 
     result = await task.run(db, encryptor, place, older_than=older_than, most=size, tell=tell)
-    _report(result, place)
+    if as_json:
+        say_document(
+            {
+                "dryRun": False,
+                "checkouts": result.checkouts,
+                "entries": result.entries,
+                "archives": result.archives,
+                "directory": str(place),
+                "leftAsTheyAre": [str(problem) for problem in result.problems],
+                "unknownFiles": [str(path) for path in result.orphans],
+                "monthsMade": result.made,
+                "monthsDropped": result.dropped,
+            }
+        )
+    else:
+        _report(result, place)
     return 1 if result.problems else 0
 
 

@@ -37,11 +37,18 @@ SECOND_CHECK_AFTER: Final = 10.0
 @click.command(short_help="Check the installation; exit 1 if something is not well.")
 @data_dir
 @click.argument("process", required=False, type=click.Choice(["worker", "scheduler", "deliverer"]))
-def doctor(*, data_dir: Path, process: str | None) -> int:
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON: each check, whether it is well, and what was found."
+)
+def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
     """Check the installation, or the heartbeat of the worker, scheduler or deliverer on this host; exit 1 if
     something is not well.
     """
     if process is not None:
+        if as_json:
+            raise click.UsageError(
+                "--json is for the whole installation; of one process the exit status tells all"
+            )
         return on_database(data_dir, lambda _, db: _heartbeat(db, process))
     from orchestrator.devkit.local.runtime_file import attach, running  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
@@ -51,15 +58,14 @@ def doctor(*, data_dir: Path, process: str | None) -> int:
     with attach(data_dir, say=whisper) as settings:
         # What a check finds wrong is its own line; logs would say it twice.
         log.configure(style=settings.log_format, level="error")
-        report = Report()
+        report = Report(as_json=as_json)
         if stopped:
             option = "" if str(data_dir) == DATA_DIR else f" --data-dir {data_dir}"
             report.ill(
                 "up", f"it is not running: `orchestrator up{option}` starts it and continues open work"
             )
         asyncio.run(_examine(settings, report, stopped=stopped))
-    if report.problems:
-        say(f"{report.problems} problem{'s' if report.problems > 1 else ''} found.", err=True)
+    report.end()
     return 1 if report.problems else 0
 
 

@@ -15,7 +15,7 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.confirmation import as_option, confirmed, yes_option
 from orchestrator.cli.lookup import Moment, find_checkout, merchant_id
-from orchestrator.cli.output import say
+from orchestrator.cli.output import say, say_document
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -48,7 +48,8 @@ _SHOWN: Final = 50
 @click.option("--dry-run", is_flag=True, help="Only say what would be erased, and what would not.")
 @yes_option
 @as_option
-def erase(
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and sentences on stderr.")
+def erase(  # noqa: PLR0913 - the options of the command
     *,
     data_dir: Path,
     checkouts: Sequence[str],
@@ -58,6 +59,7 @@ def erase(
     dry_run: bool,
     yes: bool,
     actor: str,
+    as_json: bool,
 ) -> int:
     """Erase the personal data of CHECKOUTS (ids or order numbers), of an order, or of a period, for good.
 
@@ -74,21 +76,41 @@ def erase(
 
         number = None if merchant is None else await merchant_id(db, merchant)
         encryptor = Encryptor(settings.secret_keys)
-        chosen = _Chosen(db, encryptor, checkouts, order, number, ended_before, actor)
+        chosen = _Chosen(db, encryptor, checkouts, order, number, ended_before, actor, quiet=as_json)
         found = await chosen.erase(dry_run=True)
         if dry_run:
-            say(f"The personal data of {found} would be erased{found.but}.")
+            _report(
+                found,
+                f"The personal data of {found} would be erased{found.but}.",
+                as_json=as_json,
+                dry_run=True,
+            )
             return int(found.refused > 0)
         if not (found.erased or found.intents):
-            say(f"There is nothing to erase{found.but}.")
+            _report(found, f"There is nothing to erase{found.but}.", as_json=as_json)
             return int(found.refused > 0)
         if not confirmed(f"It cannot be undone. Erase the personal data of {found} for good", yes=yes):
             return 1
         done = await chosen.erase(dry_run=False)
-        say(f"The personal data of {done} was erased{done.but}.")
+        _report(done, f"The personal data of {done} was erased{done.but}.", as_json=as_json)
         return int(done.refused > 0)
 
     return on_database(data_dir, work)
+
+
+def _report(tally: _Tally, sentence: str, *, as_json: bool, dry_run: bool = False) -> None:
+    """Say how much is erased and how much is not."""
+    if as_json:
+        say_document(
+            {
+                "dryRun": dry_run,
+                "checkouts": tally.erased,
+                "rejectedIntents": tally.intents,
+                "refused": tally.refused,
+            }
+        )
+    else:
+        say(sentence)
 
 
 @dataclass(slots=True)
@@ -122,6 +144,8 @@ class _Chosen:
     merchant: int | None
     before: datetime | None
     actor: str
+    quiet: bool
+    """Whether stdout is left to a document."""
 
     async def erase(self, *, dry_run: bool) -> _Tally:
         """Erase it; or find out and tell what is refused, and what was erased before."""
@@ -143,7 +167,7 @@ class _Chosen:
                 tally.refused += fate.hindrance is not None
                 if dry_run and not fate.erased and told < _SHOWN:
                     told += 1
-                    _tell(fate)
+                    _tell(fate, err=self.quiet)
         if self.order is not None and not (met or tally.intents):
             raise click.UsageError(f"this merchant has nothing of order {self.order!r}")
         return tally
@@ -179,11 +203,14 @@ def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
     return [ids[first : first + most] for first in range(0, len(ids), most)]
 
 
-def _tell(fate: Fate) -> None:
+def _tell(fate: Fate, *, err: bool) -> None:
     if fate.hindrance is not None:
         say(
             f"Checkout {fate.id} (order {fate.order_ref}) is not erased: {fate.hindrance}: {fate.hindrance.way}.",
             err=True,
         )
     else:
-        say(f"Checkout {fate.id} (order {fate.order_ref}) was erased at {fate.before:%Y-%m-%d %H:%M} UTC.")
+        say(
+            f"Checkout {fate.id} (order {fate.order_ref}) was erased at {fate.before:%Y-%m-%d %H:%M} UTC.",
+            err=err,
+        )

@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import table
-from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.output import printer, say, say_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,8 +38,6 @@ def status(*, data_dir: Path, as_json: bool) -> int:
     """Count what is stored under each key; exit 1 if something is under a key that SECRET_KEYS lacks."""
 
     async def tell(settings: Settings, db: Database) -> int:
-        import msgspec  # noqa: PLC0415
-
         from orchestrator.crypto import Encryptor  # noqa: PLC0415
         from orchestrator.store import key_rotation  # noqa: PLC0415
 
@@ -56,7 +54,7 @@ def status(*, data_dir: Path, as_json: bool) -> int:
                 }
                 for count in counts
             ]
-            say_json(msgspec.json.encode(rows).decode())
+            say_document(rows)
             return 1 if lost else 0
         shown = table("kind", "key", "role", "number")
         for count in counts:
@@ -81,7 +79,8 @@ def status(*, data_dir: Path, as_json: bool) -> int:
     show_default=True,
     help="Rows of a transaction.",
 )
-def rotate(*, data_dir: Path, list_size: int) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def rotate(*, data_dir: Path, list_size: int, as_json: bool) -> int:
     """Encrypt what is stored under older keys again under the newest key, in lists, beside everything else.
 
     It may be interrupted at any moment and run again. Every process must already have the newest key (see
@@ -101,6 +100,16 @@ def rotate(*, data_dir: Path, list_size: int) -> int:
                 line.update(Text(f"Encrypting … {done.read} read, {done.encrypted} encrypted again"))
 
             done = await key_rotation.rotate(db, encryptor, list_size=list_size, progress=progress)
+        if as_json:
+            say_document(
+                {
+                    "key": encryptor.newest.id,
+                    "read": done.read,
+                    "encrypted": done.encrypted,
+                    "failed": done.failed,
+                }
+            )
+            return 1 if done.failed else 0
         say(
             f"{done.encrypted} of {done.read} values were encrypted again under key {encryptor.newest.id}; the others were already."
             if not done.failed

@@ -118,6 +118,7 @@ class Console:
         self._health: tuple[str | None, list[str]] = (None, [])
         self._health_at = float("-inf")
         self.queues = Queues(services.settings)
+        self.drawn: system.Drawn | None = None
         self._provider = single_sign_on.provider(services)
         self.run_worker = RunWorker(services)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import RedirectResponse
@@ -18,9 +19,11 @@ from orchestrator.store.console import sessions as store_sessions
 from orchestrator.store.readiness import Process, troubles
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from starlette.responses import Response
 
     from orchestrator.console.app import Visit
+    from orchestrator.console.queues import Read
     from orchestrator.store.console.overview import Overview
 
 MERCHANTS: Final = 50
@@ -48,20 +51,36 @@ _QUESTIONS: Final = {
 
 
 async def overview(visit: Visit) -> Response:
-    """Show money at risk first, then what waits and what runs."""
+    """Show money at risk first, then what waits and what runs; drawn once for all viewers of a reading."""
     reading.query(visit.request, ())
     read = await visit.console.live.overview()
     health = await visit.console.health(visit.request)
+    queues = await visit.console.queues.read()
+    drawn = visit.console.drawn
+    if drawn is None or drawn.read is not read or (drawn.health, drawn.queues) != (health, queues):
+        drawn = visit.console.drawn = Drawn(read, health, queues, _content(read, health, queues))
+    return pages.render(visit, "overview.html", live="overview", content=drawn.content)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The content of an overview, and what it was drawn from."""
+
+    read: Overview
+    health: tuple[str | None, list[str]]
+    queues: Read
+    content: Markup
+
+
+def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read) -> Markup:
     found = read.found
     processes = [
         Process(row["name"], row["kind"], row["age"], row["progress"]) for row in found["processes"] or ()
     ]
-    return pages.render(
-        visit,
-        "overview.html",
-        live="overview",
+    return pages.draw(
+        "overview_content.html",
         read=read,
-        queues=await visit.console.queues.read(),
+        queues=queues,
         found=found,
         risks=risks(read),
         attention=_by_code(found["attention"] or ()),

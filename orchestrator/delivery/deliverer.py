@@ -51,7 +51,7 @@ CHECK_EVERY: Final = 1.0
 """Seconds after which all endpoints are checked, with or without notifications."""
 CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 """The same where no notifications arrive."""
-GATHER: Final = 0.01
+GATHER: Final = 0.02
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
 GATHER_RESULTS: Final = 0.025
 """Seconds for which a result waits for others, to be written with them: only the next event of its checkout

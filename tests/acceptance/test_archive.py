@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 
 import psycopg
 import pytest
@@ -42,6 +43,8 @@ def test_archives_are_made_verified_and_shown(books, tmp_path):
     dry = orchestrator("archive", "--older-than", "1h", "--dry-run", "--to", place, **books)
     assert (dry.returncode, dry.stderr) == (0, "")
     assert dry.stdout == "The history of 3 checkouts would go, with 6 entries of the trail.\n"
+    document = orchestrator("archive", "--older-than", "1h", "--dry-run", "--json", **books)
+    assert json.loads(document.stdout) == {"dryRun": True, "checkouts": 3, "entries": 6}
     assert not place.exists()
 
     early = orchestrator("archive", "--older-than", "400d", "--to", place, **books)
@@ -107,6 +110,17 @@ def test_a_trail_that_does_not_hold_stays_and_fails_the_command(books, tmp_path)
     assert "left as it is: entry 2 of checkout " in ended.stderr
     assert "archive-000001.jsonl.gz is no archive of this database" in ended.stderr
     assert "2 checkouts, 4 entries" in ended.stdout
+
+    again = orchestrator("archive", "--older-than", "1h", "--to", tmp_path, "--json", **books)
+    document = json.loads(again.stdout)
+    assert (again.returncode, document["checkouts"], document["entries"], document["archives"]) == (
+        1,
+        0,
+        0,
+        0,
+    )
+    assert [problem.startswith("entry 2 of checkout ") for problem in document["leftAsTheyAre"]] == [True]
+    assert document["unknownFiles"] == [str(tmp_path / "archive-000001.jsonl.gz")]
 
 
 @pytest.mark.parametrize(

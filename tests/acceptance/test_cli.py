@@ -132,6 +132,14 @@ def test_keys_that_do_not_belong_to_the_database_are_noticed(database_url):
     assert len(started.stderr.strip().splitlines()) == 1
     assert checked.returncode == 1
     assert re.search(rf"^problem +keys +.*{said}", checked.stdout, re.MULTILINE)
+    document = orchestrator("doctor", "--json", **known)
+    found = json.loads(document.stdout)
+    assert (document.returncode, document.stderr) == (1, "")
+    assert [said in check["found"] for check in found["checks"] if check["check"] == "keys"] == [True]
+    assert found["problems"] == sum(not check["ok"] for check in found["checks"]) > 0
+    assert {"check": "settings", "ok": True} in [
+        {"check": check["check"], "ok": check["ok"]} for check in found["checks"]
+    ]
 
 
 def test_an_unknown_merchant_is_named(database_url):

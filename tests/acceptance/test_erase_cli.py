@@ -73,6 +73,9 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(books):
         in ended.stderr
     )
     assert "cancel it, and erase it once it is cancelled" in ended.stderr
+    document = orchestrator("checkouts", "erase", "gone-1", "open-1", "--dry-run", "--json", **books.settings)
+    assert (document.returncode, "is not erased" in document.stderr) == (1, True)
+    assert json.loads(document.stdout) == {"dryRun": True, "checkouts": 1, "rejectedIntents": 0, "refused": 1}
     assert erased(books) == set()
 
 
@@ -97,6 +100,9 @@ def test_what_may_go_goes_and_the_rest_is_refused_with_its_reason(books):
     again = orchestrator("checkouts", "erase", "gone-1", "--yes", **books.settings)
     assert (again.returncode, "was erased at" in again.stdout) == (0, True)
     assert "There is nothing to erase." in again.stdout
+    document = orchestrator("checkouts", "erase", "gone-1", "--yes", "--json", **books.settings)
+    assert json.loads(document.stdout)["checkouts"] == 0
+    assert "was erased at" in document.stderr
     shown = orchestrator("checkouts", "show", "gone-1", **books.settings)
     assert (shown.returncode, "erased" in shown.stdout) == (0, True)
     explained = orchestrator("checkouts", "explain", "paid-1", **books.settings)

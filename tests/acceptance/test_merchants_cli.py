@@ -265,6 +265,8 @@ async def test_keys_are_made_counted_and_rotated(database_url, known):
     }
     rotated = orchestrator("secrets", "rotate", **both)
     assert (rotated.returncode, "2 of 2 values" in rotated.stdout) == (0, True), rotated.stdout
+    again = json.loads(orchestrator("secrets", "rotate", "--json", **both).stdout)
+    assert (again["read"], again["encrypted"], again["failed"]) == (2, 0, 0)
     assert orchestrator("secrets", "status", **known).returncode == 0
     assert (await stored(database_url)).account.password == "a password"
     alone = orchestrator("secrets", "rotate", **known | {"SECRET_KEYS": f'["{OLDER_KEY}"]'})
