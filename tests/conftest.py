@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,12 @@ def _configure_without_cache(*args: Any, **given: Any) -> None:
 
 
 structlog.configure = _configure_without_cache
+
+
+# A shell without job control starts its background jobs with Ctrl-C ignored, and processes inherit that:
+# those of the tests must end at Ctrl-C however the tests were started.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
