@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from opentelemetry.trace import SpanContext, Tracer
+    from opentelemetry.trace import SpanContext
 
 _log = log.get(__name__)
 
@@ -45,9 +45,8 @@ _PARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]
 on = False
 """Whether this process keeps traces."""
 _sample = 0.0
-_tracer: Tracer | None = None
-_provider: Any = None
-_ids: Any = None
+_processor: Any = None
+_resource: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,40 +173,18 @@ def start(process: str, url: str | None, sample: float) -> None:
 def use(process: str, processor: Any, *, sample: float) -> None:
     """Keep traces with a processor of the SDK."""
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an extra
-    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-    from opentelemetry.sdk.trace.id_generator import IdGenerator  # noqa: PLC0415
-    from opentelemetry.sdk.trace.sampling import ALWAYS_ON  # noqa: PLC0415
 
-    class Ids(IdGenerator):
-        """Gives the next span the ids that were chosen for it."""
-
-        trace = span = 1
-
-        def generate_trace_id(self) -> int:
-            return self.trace
-
-        def generate_span_id(self) -> int:
-            return self.span
-
-    global on, _sample, _tracer, _provider, _ids  # noqa: PLW0603 - a process keeps traces or not
-    _ids = Ids()
-    _provider = TracerProvider(
-        sampler=ALWAYS_ON,
-        resource=Resource.create({"service.name": f"orchestrator-{process}"}),
-        id_generator=_ids,
-        shutdown_on_exit=False,
-    )
-    _provider.add_span_processor(processor)
-    _tracer = _provider.get_tracer("orchestrator")
+    global on, _sample, _processor, _resource
+    _processor, _resource = processor, Resource.create({"service.name": f"orchestrator-{process}"})
     _sample, on = sample, True
 
 
 def stop() -> None:
     """Send the last spans, within a moment."""
-    global on, _tracer, _provider
-    provider, _provider, _tracer, on = _provider, None, None, False
-    if provider is not None:
-        ending = threading.Thread(target=provider.shutdown, name="traces", daemon=True)
+    global on, _processor
+    processor, _processor, on = _processor, None, False
+    if processor is not None:
+        ending = threading.Thread(target=processor.shutdown, name="traces", daemon=True)
         ending.start()
         ending.join(ENDING)
 
@@ -224,27 +201,28 @@ def _root(trace: int) -> int:
 def _emit(
     span: Span, end: int, kind: str, *, error: bool, attributes: Mapping[str, str | int | float | bool]
 ) -> None:
+    # A tracer would decide on ids, sample and parent again; that takes six times as long.
     from opentelemetry import trace  # noqa: PLC0415 - only where traces are kept
+    from opentelemetry.sdk.trace import ReadableSpan  # noqa: PLC0415
+    from opentelemetry.sdk.util.instrumentation import InstrumentationScope  # noqa: PLC0415
 
-    if _tracer is None:
+    if _processor is None:
         return
     parent = span.parent
-    context = trace.set_span_in_context(
-        trace.NonRecordingSpan(_context(parent.trace, parent.span)) if parent.span else trace.INVALID_SPAN
-    )
-    links = [trace.Link(_context(*parent.link))] if parent.link is not None else []
-    _ids.trace, _ids.span = parent.trace, span.id
-    made = _tracer.start_span(
+    made = ReadableSpan(
         span.name,
-        context=context,
-        kind=trace.SpanKind[kind.upper()],
+        context=_context(parent.trace, span.id),
+        parent=_context(parent.trace, parent.span) if parent.span else None,
+        resource=_resource,
         attributes=attributes,
-        links=links,
+        links=[trace.Link(_context(*parent.link))] if parent.link is not None else [],
+        kind=trace.SpanKind[kind.upper()],
+        status=trace.Status(trace.StatusCode.ERROR if error else trace.StatusCode.UNSET),
         start_time=span.start,
+        end_time=max(end, span.start),
+        instrumentation_scope=InstrumentationScope("orchestrator"),
     )
-    if error:
-        made.set_status(trace.StatusCode.ERROR)
-    made.end(max(end, span.start))
+    _processor.on_end(made)
 
 
 def _context(trace_id: int, span_id: int) -> SpanContext:

@@ -92,6 +92,7 @@ def test_all_money_is_moved_as_scripted_and_never_twice(tmp_path):
     assert verified.stdout.startswith(f"The audit trail holds: {count} checkouts, ")
 
 
+@pytest.mark.slow
 def test_a_demo_that_does_not_go_by_its_script_ends_with_1(tmp_path):
     ended = orchestrator(
         "demo",

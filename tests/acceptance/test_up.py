@@ -35,6 +35,7 @@ BRISK = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_child_that_was_only_starting_when_all_was_ended_left_no_work_behind(tmp_path):
     with running("up", "--port", "0", "--workers", "1", data_dir=tmp_path / "data", **BRISK) as up:
         up.until_up()
@@ -281,7 +282,9 @@ def test_a_second_up_on_the_same_data_is_refused_while_commands_attach_to_the_fi
     assert "operator:command-line" in trail
 
 
-@pytest.mark.parametrize("signals", [1, 2], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "signals", [pytest.param(1, id="once"), pytest.param(2, id="twice", marks=pytest.mark.slow)]
+)
 def test_an_ephemeral_installation_leaves_no_file_behind(tmp_path, signals):
     with running("up", "--port", "0", "--ephemeral", data_dir=tmp_path / "unused", **BRISK) as up:
         data = up.until_line("  Data").split()[1]

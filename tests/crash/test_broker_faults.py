@@ -324,7 +324,7 @@ sys.exit(run_scheduler(load()))
 """
 
 
-@pytest.mark.parametrize("hours", [-3, 5])
+@pytest.mark.parametrize("hours", [pytest.param(-3, marks=pytest.mark.slow), 5])
 def test_a_step_of_the_clock_neither_stops_the_ticks_nor_hurries_them(
     servers: Embedded, database_url: str, tmp_path: Path, hours: int
 ):

@@ -118,6 +118,7 @@ def test_killed_consumers_of_intents_lose_and_double_none_on_rabbitmq(
     on_rabbitmq(servers, database_url, tmp_path, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_consumers_of_intents_double_none_on_redis(
     servers: Embedded, database_url: str, tmp_path: Path
