@@ -3,7 +3,7 @@
 An ordinary answer costs a few hundred microseconds, and nothing is counted up to `FREE`. An answer that costs
 more (a flood of tiny chunks, of interim answers, a byte at a time) is dropped at `MOST`, and no call is made
 to its gateway until its cost is no more than `SHARE` of the time. The processor time of this thread is what
-counts: how busy the machine is makes no difference.
+counts beyond that: how busy the machine is makes no difference.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class Metered(ResponseHandler):
             self._cost, self._most = EACH, self._most + size * EACH_BYTE
             super().data_received(data)
             return
-        began = thread_time()
+        # By the wall clock, which is read ten times as fast, until more than is free may have been spent.
+        clock = monotonic if before < FREE else thread_time
+        began = clock()
         start, piece = 0, PIECE
         while True:
             # As much at once as the pieces before were worth it.
@@ -97,7 +99,11 @@ class Metered(ResponseHandler):
             self._most += len(part) * EACH_BYTE
             super().data_received(part)
             start, piece = start + len(part), piece * 2
-            spent = before + thread_time() - began
+            spent = before + clock() - began
+            if clock is monotonic and spent > FREE:
+                before = spent = FREE
+                clock = thread_time
+                began = clock()
             if start >= size or spent > self._most or self.exception() is not None:
                 break
         self._cost = spent + EACH

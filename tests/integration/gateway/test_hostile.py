@@ -366,6 +366,13 @@ def test_one_pause_of_the_process_opens_no_circuit(run, monkeypatch):
         clock[0] += 1.0
         return clock[0]
 
+    received = answer_cost.ResponseHandler.data_received
+
+    def late(protocol, data: bytes) -> None:
+        # By the wall clock it has taken more than is free.
+        time.sleep(2 * answer_cost.FREE)
+        received(protocol, data)
+
     async def scene():
         async with gateway_that(lambda exchange: exchange.write(document), **PATIENT) as (
             gateway,
@@ -374,6 +381,7 @@ def test_one_pause_of_the_process_opens_no_circuit(run, monkeypatch):
         ):
             with monkeypatch.context() as paused:
                 paused.setattr(answer_cost, "thread_time", thread_time)
+                paused.setattr(answer_cost.ResponseHandler, "data_received", late)
                 await gateway.find_payments(merchant, order_ref="A", limit=99)
             return await gateway.find_payments(merchant, order_ref="A", limit=99)
 
