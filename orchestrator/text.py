@@ -5,7 +5,7 @@ An order number, a status of the gateway or a line of a callback may hold anythi
 character can clear the screen or write over it, and a bidirectional control shows a text in another order
 than it has. `neutralised` is for one value in one line, so that line breaks and tabs count too;
 `neutralised_lines` keeps line breaks and tabs; `escaped_json` is for a document of JSON that is printed.
-`unmarked` takes the byte order mark off a body.
+`unmarked` takes the byte order mark off a body, and `duration` writes seconds for people.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _UNSAFE: Final = re.compile(rf"[\x00-\x1f\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
 _UNSAFE_BUT_LINES: Final = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
 _UNESCAPED: Final = re.compile(rf"[\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
@@ -71,3 +72,15 @@ def unmarked(raw: bytes) -> bytes:
             except UnicodeError:
                 return raw
     return raw
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people, rounded down, in one or two units: 90 s, 3 min, 2 h 10 min, 4 d 3 h."""
+    whole = max(int(seconds), 0)
+    if whole < 2 * _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min"
+    large, small, names = (_HOUR, _MINUTE, ("h", "min")) if whole < _DAY else (_DAY, _HOUR, ("d", "h"))
+    rest = whole % large // small
+    return f"{whole // large} {names[0]}" + (f" {rest} {names[1]}" if rest else "")

@@ -20,6 +20,7 @@ from orchestrator.cli import database_checks, gateways, stuck_money
 from orchestrator.cli.attached import DATA_DIR, data_dir, in_thread, on_database, whisper
 from orchestrator.cli.output import say
 from orchestrator.cli.report import Report
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +85,7 @@ async def _heartbeat(db: Database, kind: str) -> int:
     )
     age = rows[0].age
     if age is None or age > SEEN_WITHIN:
-        found = "none was ever seen" if age is None else f"the last one was {age:.0f} s ago"
+        found = "none was ever seen" if age is None else f"the last one was {duration(age)} ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
         return 1
     say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
@@ -237,7 +238,7 @@ async def _due(db: Database, report: Report, *, stopped: bool) -> None:
     if found.lookups_age > readiness.LOOKUPS_OVERDUE:
         report.ill(
             "lookups",
-            f"{found.lookups} lookups wait for the budget of their merchant, the oldest for {found.lookups_age:.0f} s: paid orders "
+            f"{found.lookups} lookups wait for the budget of their merchant, the oldest for {duration(found.lookups_age)}: paid orders "
             "whose callbacks were lost complete that late; raise its lookups_per_minute",
         )
 
@@ -253,7 +254,7 @@ async def _events(db: Database, report: Report, *, stopped: bool) -> None:
     elif found.overdue:
         report.ill(
             "events",
-            f"{number} wait for their place in the feed, the oldest for {found.age:.0f} s, and no merchant can read them: workers "
+            f"{number} wait for their place in the feed, the oldest for {duration(found.age)}, and no merchant can read them: workers "
             "number events; look at their logs for events_not_numbered",
         )
     else:
@@ -268,13 +269,13 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
     from orchestrator.store import readiness  # noqa: PLC0415
 
     if found.overdue:
-        return f"{found.overdue} checkouts are overdue by more than {readiness.OVERDUE:.0f} s, and no sweep has found them"
+        return f"{found.overdue} checkouts are overdue by more than {duration(readiness.OVERDUE)}, and no sweep has found them"
     if found.untouched:
-        return f"{found.untouched} checkouts have waited for more than {readiness.OVERDUE:.0f} s without a first step"
+        return f"{found.untouched} checkouts have waited for more than {duration(readiness.OVERDUE)} without a first step"
     end = time.monotonic() + SECOND_CHECK_AFTER
     while found.suspicious:
         if time.monotonic() > end:
-            since = "ever" if found.progressed is None else f"for {found.progressed:.0f} s"
+            since = "ever" if found.progressed is None else f"for {duration(found.progressed)}"
             return f"{found.waiting} checkouts wait, and none has progressed {since}"
         await asyncio.sleep(1)
         found = await readiness.backlog(db)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
 from orchestrator.errors import OrchestratorError
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,4 +152,4 @@ async def circuits(settings: Settings, processes: Sequence[Process], report: Rep
             why = f"its calls fail since {known.moment}, the last one because of this: {known.reason}"
         else:
             why = "its calls failed one after the other"
-        report.ill("gateway", f"{gateway} is not called for another {seconds:.0f} s: {why}")
+        report.ill("gateway", f"{gateway} is not called for another {duration(seconds)}: {why}")

@@ -17,6 +17,7 @@ from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.listings import NOTHING_WAITS
 from orchestrator.cli.lookup import price, table
 from orchestrator.cli.output import json_option, printer, say, say_document
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from orchestrator.store.status import Money, Status, Waiting
 
 REDIS_TIMEOUT: Final = 2.0
-_UNITS: Final = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 @click.command(short_help="Show how the installation stands, on one screen.")
@@ -223,7 +223,7 @@ class _Reading:
         for row in rows:
             name = row.name if row.state is None else f"{row.name} {row.state}"
             amount = price(row.amount, row.currency)
-            shown.add_row(name, self._count(row.number), amount, age_of(row.age))
+            shown.add_row(name, self._count(row.number), amount, duration(row.age))
         return [title, shown, ""]
 
     def _numbers(self, title: str, nothing: str, rows: Sequence[Waiting], what: str) -> list[RenderableType]:
@@ -233,11 +233,5 @@ class _Reading:
         shown = table(what, "number", *(["failing"] if failing else []), "oldest")
         for row in rows:
             more = [self._count(row.failing)] if failing else []
-            shown.add_row(row.name, self._count(row.number), *more, age_of(row.age))
+            shown.add_row(row.name, self._count(row.number), *more, duration(row.age))
         return [title, shown, ""]
-
-
-def age_of(seconds: float) -> str:
-    """Write an age in its largest unit, rounded down."""
-    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), _UNITS[-1])
-    return f"{max(int(seconds), 0) // size} {unit}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.text import duration
+
 if TYPE_CHECKING:
     from orchestrator.cli.report import Report
     from orchestrator.settings import Settings
@@ -35,7 +37,8 @@ _AGES: Final = {
     "1h_to_1d": "for more than an hour",
     "over_1d": "for more than a day",
 }
-_MINUTE, _HOUR, _DAY = 60.0, 3600.0, 86_400.0
+_OVERDUE: Final = 900.0
+"""Seconds after which a command that waits is named."""
 
 
 async def examine(settings: Settings, db: Database, report: Report, *, stopped: bool) -> None:
@@ -55,10 +58,10 @@ async def examine(settings: Settings, db: Database, report: Report, *, stopped: 
     if not found:
         report.well("money", "none waits for long for a result, a lookup or a decision on a payment")
     number, age_of = waiting["waiting"]["commands",], waiting["oldest_due_seconds"]["commands",]
-    if number and age_of > 15 * _MINUTE and not stopped:
+    if number and age_of > _OVERDUE and not stopped:
         report.ill(
             "commands",
-            f"{number:.0f} wait, the oldest for {spell(age_of)}: `orchestrator checkouts explain ID` says for what; an operation "
+            f"{number:.0f} wait, the oldest for {duration(age_of)}: `orchestrator checkouts explain ID` says for what; an operation "
             "without a result blocks those on its payment",
         )
 
@@ -68,7 +71,7 @@ def report_attention(now: dict[str, dict[tuple[str, ...], float]], report: Repor
     if not now["attention"]:
         return
     codes = ", ".join(
-        f"{number:.0f} {code[0]} (the oldest for {spell(now['attention_oldest_seconds'][code])})"
+        f"{number:.0f} {code[0]} (the oldest for {duration(now['attention_oldest_seconds'][code])})"
         for code, number in sorted(now["attention"].items())
     )
     sums: dict[str, float] = {}
@@ -81,11 +84,3 @@ def report_attention(now: dict[str, dict[tuple[str, ...], float]], report: Repor
         "attention",
         f"{total:.0f} checkouts need a person, for orders of {money}: {codes}; `orchestrator checkouts list --attention`",
     )
-
-
-def spell(seconds: float) -> str:
-    """Write a duration for people, in its largest unit."""
-    for unit, name in ((_DAY, "days"), (_HOUR, "hours"), (_MINUTE, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds:.0f} s"

@@ -21,7 +21,7 @@ from starlette.responses import HTMLResponse, Response
 from orchestrator.api.problems import Refusal
 from orchestrator.console import access
 from orchestrator.domain import money, sentences
-from orchestrator.text import neutralised, neutralised_lines
+from orchestrator.text import duration, neutralised, neutralised_lines
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,7 +41,6 @@ ASSETS: Final = {
 }
 
 _UNKNOWN: Final = "–"
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 def _price(minor: int | None, currency: str) -> str:
@@ -57,17 +56,7 @@ def _when(at: datetime | str | None) -> str:
 
 
 def _span(seconds: float | None) -> str:
-    """Write a duration with one or two units: 45 s, 3 min, 2 h 10 min, 4 d 3 h."""
-    if seconds is None:
-        return _UNKNOWN
-    whole = max(int(seconds), 0)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min"
-    large, small, names = (_HOUR, _MINUTE, ("h", "min")) if whole < _DAY else (_DAY, _HOUR, ("d", "h"))
-    rest = whole % large // small
-    return f"{whole // large} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
+    return _UNKNOWN if seconds is None else duration(seconds)
 
 
 def _age(at: datetime | str | None, now: datetime) -> str:

@@ -33,6 +33,7 @@ from sqlalchemy import text
 from orchestrator.domain.states import State
 from orchestrator.store.checkouts import due_times
 from orchestrator.store.columns import json_text
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,8 +123,8 @@ class Queue:
     def summary(self) -> str:
         """A sentence about the queue, and what to do."""
         return (
-            f"{self.waiting} lookups of merchant {self.merchant} wait for their slot, the oldest for {self.age:.0f} s, and a new one would "
-            f"for {self.wait:.0f} s: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {self.merchant} "
+            f"{self.waiting} lookups of merchant {self.merchant} wait for their slot, the oldest for {duration(self.age)}, and a new one would "
+            f"for {duration(self.wait)}: see whether its callbacks arrive, or raise its budget: orchestrator merchants set {self.merchant} "
             "lookups_per_minute=…"
         )
 

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from orchestrator import log
 from orchestrator.store import schema
 from orchestrator.store.database import is_away, state_of
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -128,11 +129,11 @@ class Process:
         stalled = told.get("stalledSeconds", 0)
         if stalled > STALLED_AFTER:
             found.append(
-                f"has written nothing for {stalled:.0f} s{_because(told.get('stalledBy'))}, and moves wait"
+                f"has written nothing for {duration(stalled)}{_because(told.get('stalledBy'))}, and moves wait"
             )
         idle, waiting = told.get("dispatchedSecondsAgo", 0), told.get("waiting", 0)
         if waiting and idle > IDLE_AFTER:
-            found.append(f"has claimed nothing for {idle:.0f} s, and {waiting} hints wait in it")
+            found.append(f"has claimed nothing for {duration(idle)}, and {waiting} hints wait in it")
         if why := told.get("claimsFail"):
             found.append(f"claims nothing, because its claims fail: {why}")
         if why := told.get("brokerTrouble"):
@@ -141,7 +142,7 @@ class Process:
         if stalled > STALLED_AFTER:
             why = _because(told.get("intentsStalledBy"))
             found.append(
-                f"has stored no message of the queue intents for {stalled:.0f} s{why}, and some wait in it"
+                f"has stored no message of the queue intents for {duration(stalled)}{why}, and some wait in it"
             )
         if why := told.get("intentsTrouble"):
             found.append(f"consumes nothing of the queue intents: {why}")
@@ -242,7 +243,7 @@ async def refusals(db: Database) -> list[str]:
 def stalled(writers: Sequence[Writes]) -> list[str]:
     """Return which writers of this process cannot write, a sentence each."""
     return [
-        f"{writer.name} could not be written for {writer.stalled:.0f} s{_because(writer.error)}"
+        f"{writer.name} could not be written for {duration(writer.stalled)}{_because(writer.error)}"
         for writer in writers
         if writer.stalled > STALLED_AFTER
     ]

@@ -17,6 +17,7 @@ from orchestrator.audit import archive
 from orchestrator.domain.states import State
 from orchestrator.store import readiness, webhooks
 from orchestrator.store.tables import IS_OPEN
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -176,12 +177,12 @@ async def read(db: Database) -> Status:
 def _overdue(queues: Sequence[Waiting], unplaced: readiness.Unplaced) -> list[str]:
     """Return which queues are not worked on, a sentence each."""
     found = [
-        f"the oldest of the due checkouts has waited for {queue.age:.0f} s for a worker"
+        f"the oldest of the due checkouts has waited for {duration(queue.age)} for a worker"
         for queue in queues
         if queue.name == "checkouts" and queue.age > readiness.OVERDUE
     ]
     if unplaced.overdue:
-        found.append(f"events have waited for {unplaced.age:.0f} s for their place in the feed")
+        found.append(f"events have waited for {duration(unplaced.age)} for their place in the feed")
     return found
 
 

@@ -18,6 +18,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.store import deliveries
 from orchestrator.store.database import run
 from orchestrator.store.notifications import DELIVERIES, NOTIFY
+from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -471,5 +472,5 @@ async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
             case "gone":
                 found.append(f"{name} has answered 410 and is off: resume or delete it")
             case _:
-                found.append(f"{name} has waited for {row.overdue:.0f} s for an event that is due")
+                found.append(f"{name} has waited for {duration(row.overdue)} for an event that is due")
     return found

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.cli import database_checks, gateways, stuck_money
+from orchestrator.cli import database_checks, gateways
 from orchestrator.gateway.client import Account
 from orchestrator.gateway.outcomes import NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.store import readiness
 from orchestrator.store.readiness import Process
+from orchestrator.text import duration
 
 ACCOUNT = Account("shop", "https://gw.example", "https://gw.example", "user", "secret")
 
@@ -83,7 +84,11 @@ def test_each_fault_of_postgres_has_a_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "spelled"), [(5, "5 s"), (300, "5 minutes"), (7200, "2 hours"), (200_000, "2 days")]
+    ("seconds", "spelled"),
+    [
+        *((-3, "0 s"), (5.9, "5 s"), (119, "119 s"), (120, "2 min"), (3599, "59 min"), (7200, "2 h")),
+        *((7900, "2 h 11 min"), (172_800, "2 d"), (200_000, "2 d 7 h")),
+    ],
 )
-def test_durations_are_spelled_in_their_largest_unit(seconds: float, spelled: str) -> None:
-    assert stuck_money.spell(seconds) == spelled
+def test_durations_are_written_in_one_or_two_units(seconds: float, spelled: str) -> None:
+    assert duration(seconds) == spelled
