@@ -7,6 +7,7 @@ outside passes `neutralised` where it is shown, so that control characters chang
 
 from __future__ import annotations
 
+import re
 import secrets
 from datetime import UTC, datetime
 from functools import cache
@@ -41,6 +42,7 @@ ASSETS: Final = {
 }
 
 _UNKNOWN: Final = "–"
+_INNER: Final = re.compile("(?<=[a-z])[A-Z]")
 
 
 def _price(minor: int | None, currency: str) -> str:
@@ -68,6 +70,11 @@ def _age(at: datetime | str | None, now: datetime) -> str:
 
 def _word(value: object) -> str:
     return str(value).replace("_", " ")
+
+
+def _words(name: str) -> str:
+    """Write a name of a program in words: `inFlight` is "in flight"."""
+    return _INNER.sub(lambda found: f" {found[0].lower()}", name)
 
 
 def _capital(said: str) -> str:
@@ -103,6 +110,7 @@ TEMPLATES.filters |= {
     "span": _span,
     "age": _age,
     "word": _word,
+    "words": _words,
     "capital": _capital,
     "sentence": _sentence,
     "fact": _fact,

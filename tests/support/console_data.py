@@ -224,7 +224,7 @@ class ConsoleData:
         await rejected.store(self.db, self.encryptor, refused)
         await self.sql(
             """INSERT INTO workers (name, kind, progress) VALUES
-               ('host:1:a', 'worker', '{"waiting": 0, "gateways": [{"gateway": "https://pay.example", "calls": 50, "failed": 5, "seconds": 2.5, "openFor": 12}]}'), ('host:2:b', 'scheduler', '{}')"""
+               ('host:1:a', 'worker', '{"inFlight": 3, "counters": {"moves/completed": 7}, "queued": {"intents": 4}, "gateways": [{"gateway": "https://pay.example", "calls": 50, "failed": 5, "seconds": 2.5, "openFor": 12}]}'), ('host:2:b', 'scheduler', '{}')"""
         )
         return named
 

@@ -117,7 +117,7 @@ _OVERVIEW: Final = text(f"""
                   SELECT created_at, extract(epoch FROM offered_at - created_at) AS took FROM checkouts c
                    WHERE c.id >= b.ids[b.n + 1] AND c.id < b.ids[b.n + 2] ORDER BY c.id LIMIT {SAMPLED}) s ON true
             GROUP BY b.at) r) AS rate,
-      (SELECT json_agg(json_build_object('name', name, 'kind', kind, 'progress', progress,
+      (SELECT json_agg(json_build_object('name', name, 'kind', kind, 'progress', progress - 'counters',
                                          'age', extract(epoch FROM (SELECT now FROM t) - seen_at)) ORDER BY kind, name)
          FROM (SELECT * FROM workers WHERE kind <> 'probe' ORDER BY seen_at DESC LIMIT 100) w) AS processes,
       (SELECT json_agg(json_build_object('merchant', merchant, 'code', last_error, 'number', number)) FROM (

@@ -128,6 +128,8 @@ async def test_every_page_shows_data_of_every_kind_as_text_and_costs_few_stateme
     shown = await person.get("/console")
     for said in ("https://pay.example", "10.0 %", "50 ms", "open for 12 s"):
         assert said in shown
+    system = await person.get("/console/system")
+    assert ("in flight 3, queued intents 4" in system, "moves/completed" in system) == (True, False)
     risks = (await person.get("/console")).partition("Needs a decision")[0]
     for said in (
         "Paid more than once (surplus)",
