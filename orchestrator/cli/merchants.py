@@ -75,7 +75,7 @@ def list_merchants(*, data_dir: Path, as_json: bool) -> int:
             shown.add_row(
                 str(record.id),
                 record.name,
-                Text(record.status, colours[record.status]),
+                Text(record.status + (", paused" if record.paused_at else ""), colours[record.status]),
                 (account.url if account else record.gateway_url) or "not set",
                 (account.username if account else record.username) or "not set",
                 str(record.callback_secrets + len(record.retired_until)),
@@ -427,19 +427,32 @@ def disable(*, data_dir: Path, name: str, actor: str) -> int:
 
     What is under way is processed to its end, callbacks are taken, and events wait.
     """
-    return _switch(data_dir, name, actor, disabled=True)
+    return _switch(data_dir, name, "disabled", lambda m: m.disable(name, disabled=True, actor=actor))
 
 
 @merchants.command()
 @_changing
 def enable(*, data_dir: Path, name: str, actor: str) -> int:
     """Let a disabled merchant in again."""
-    return _switch(data_dir, name, actor, disabled=False)
+    return _switch(data_dir, name, "enabled", lambda m: m.disable(name, disabled=False, actor=actor))
 
 
-def _switch(place: Path, name: str, actor: str, *, disabled: bool) -> int:
-    said = f"Merchant {{}} is {'disabled' if disabled else 'enabled'}"
-    return _change(place, name, lambda known: known.disable(name, disabled=disabled, actor=actor), said)
+@merchants.command()
+@_changing
+def pause(*, data_dir: Path, name: str, actor: str) -> int:
+    """Pause a merchant's gateway calls: orders are taken, and wait where they are."""
+    return _switch(data_dir, name, "paused", lambda m: m.pause(name, paused=True, actor=actor))
+
+
+@merchants.command()
+@_changing
+def resume(*, data_dir: Path, name: str, actor: str) -> int:
+    """Resume a merchant's gateway calls."""
+    return _switch(data_dir, name, "resumed", lambda m: m.pause(name, paused=False, actor=actor))
+
+
+def _switch(place: Path, name: str, now: str, change: Callable[[Merchants], Awaitable[bool]]) -> int:
+    return _change(place, name, change, f"Merchant {{}} is {now}")
 
 
 def _change(

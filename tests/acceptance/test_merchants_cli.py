@@ -206,6 +206,25 @@ async def test_a_secret_is_rotated_with_an_overlap_printed_once_and_recorded(dat
     assert orchestrator("audit", "verify", **known).returncode == 0
 
 
+def test_a_merchants_gateway_calls_are_paused_and_resumed(known):
+    orchestrator(*ADD, given="a password\n\n", **known)
+    paused = orchestrator("merchants", "pause", "shop2", "--as", "anna", **known)
+    assert (paused.returncode, paused.stdout) == (
+        0,
+        "Merchant shop2 is paused; within ten seconds everywhere.\n",
+    )
+    assert "paused since" in orchestrator("merchants", "show", "shop2", **known).stdout
+    assert "enabled, paused" in orchestrator("merchants", "list", **known).stdout
+    assert orchestrator("merchants", "resume", "shop2", **known).returncode == 0
+    assert "paused" not in orchestrator("merchants", "list", **known).stdout
+    history = json.loads(orchestrator("merchants", "history", "shop2", "--json", **known).stdout)
+    assert ("merchant:paused", "operator:command-line/anna") in [
+        (entry["action"], entry["actor"]) for entry in history
+    ]
+    unknown = orchestrator("merchants", "pause", "no-such", **known)
+    assert (unknown.returncode, "no-such" in unknown.stderr) == (2, True)
+
+
 async def test_no_orders_are_imported_for_a_disabled_merchant(database_url, known):
     orchestrator(*ADD, given="a password\n\n", **known)
     orchestrator("merchants", "disable", "shop2", **known)
