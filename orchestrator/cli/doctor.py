@@ -205,13 +205,15 @@ async def _processes(db: Database, report: Report) -> None:
 
     found = await readiness.processes(db)
     database_checks.clocks(found, report)
-    for kind, missing in readiness.MISSING.items():
+    for kind in (*readiness.MISSING, "deliverer"):
         alive = [process for process in found if process.kind == kind and process.alive]
         if alive:
             oldest = max(process.age for process in alive)
             report.well(f"{kind}s", f"{len(alive)} alive, the last heartbeat at most {oldest:.0f} s ago")
-        else:
-            report.ill(f"{kind}s", f"{missing}; start `orchestrator {kind}`, or look at its log")
+        elif kind in readiness.MISSING:  # a deliverer is missed where there are webhooks, see below
+            report.ill(
+                f"{kind}s", f"{readiness.MISSING[kind]}; start `orchestrator {kind}`, or look at its log"
+            )
         for trouble in (trouble for process in alive for trouble in process.troubles):
             report.ill(f"{kind}s", f"{trouble}: look at its log, or start it anew")
     await _webhooks(db, report, found)
@@ -221,8 +223,11 @@ async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Proc
     """Look whether events reach the endpoints of merchants."""
     from orchestrator.store import webhooks  # noqa: PLC0415
 
-    for trouble in await webhooks.troubles(db, found):
+    wrong = [*await webhooks.troubles(db, found), *await webhooks.failing(db)]
+    for trouble in wrong:
         report.ill("webhooks", f"{trouble}; see `orchestrator webhooks list`")
+    if not wrong:
+        report.well("webhooks", "no endpoint fails, and none waits for long")
 
 
 async def _due(db: Database, report: Report, *, stopped: bool) -> None:

@@ -144,6 +144,7 @@ def _greet(up: Up) -> None:
 
     from orchestrator.cli.console import link_for  # noqa: PLC0415
     from orchestrator.cli.public_address import faults  # noqa: PLC0415
+    from orchestrator.devkit.local.terminal import program  # noqa: PLC0415
 
     rows = []
     if up.shop_url is not None:
@@ -165,7 +166,7 @@ def _greet(up: Up) -> None:
     rows.append(
         (
             "A token",
-            f'orchestrator token issue --merchant default --scope "checkouts:write checkouts:read"{option}',
+            f'{program()} token issue --merchant default --scope "checkouts:write checkouts:read"{option}',
         )
     )
     terminal = up.terminal

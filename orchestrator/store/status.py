@@ -169,6 +169,7 @@ async def read(db: Database) -> Status:
         problems=[
             *readiness.troubles(processes),
             *await webhooks.troubles(db, processes),
+            *await webhooks.failing(db),
             *_overdue(queues, unplaced),
         ],
     )

@@ -139,6 +139,12 @@ _TROUBLES = text(f"""
            OR e.paused_at IS NULL AND d.due_at < clock() - make_interval(secs => {OVERDUE}))
      ORDER BY e.id LIMIT 20
 """)  # noqa: S608 - made of our own constants
+_FAILING = text("""
+    SELECT e.id, m.name AS merchant, extract(epoch FROM clock() - e.failing_since)::float8 AS seconds
+      FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id
+     WHERE e.deleted_at IS NULL AND e.paused_at IS NULL AND e.failing_since < clock() - interval '1 minute'
+     ORDER BY e.failing_since LIMIT 20
+""")
 _ANY = text("SELECT EXISTS (SELECT FROM webhook_endpoints WHERE deleted_at IS NULL) AS found")
 
 
@@ -474,3 +480,13 @@ async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
             case _:
                 found.append(f"{name} has waited for {duration(row.overdue)} for an event that is due")
     return found
+
+
+async def failing(db: Database) -> list[str]:
+    """Return which endpoints have failed for a minute or more, a sentence each: their own fault mostly, so
+    that the installation is well.
+    """
+    return [
+        f"webhook {row.id} of merchant {row.merchant} has failed for {duration(row.seconds)}, and its events wait"
+        for row in await db.read(_FAILING)
+    ]

@@ -10,6 +10,7 @@ from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.devkit.demo.evidence import Balance, Told
 from orchestrator.devkit.demo.scripts import GROUPS, MERCHANTS, choose
 from orchestrator.devkit.demo.shop import Unscripted
+from orchestrator.devkit.local import terminal
 from orchestrator.store.merchant_fields import policy
 
 GOOD = {
@@ -150,3 +151,20 @@ def test_the_policies_of_the_merchants_are_policies():
     for policies in MERCHANTS.values():
         for name, value in policies.items():
             assert policy(name, value) == value
+
+
+@pytest.mark.parametrize(
+    ("started", "found", "shown"),
+    [
+        ("{here}/.venv/bin/orchestrator", None, ".venv/bin/orchestrator"),
+        ("{here}/.venv/bin/orchestrator", "{here}/.venv/bin/orchestrator", "orchestrator"),
+        ("{here}/.venv/bin/orchestrator", "{here}/elsewhere/orchestrator", ".venv/bin/orchestrator"),
+        ("{here}/../of us/orchestrator", None, "'{here}/../of us/orchestrator'"),
+        ("/usr/lib/python3/orchestrator/__main__.py", None, "orchestrator"),
+    ],
+)
+def test_commands_are_shown_as_they_can_be_started_here(monkeypatch, tmp_path, *, started, found, shown):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(terminal.sys, "argv", [started.format(here=tmp_path)])
+    monkeypatch.setattr(terminal.shutil, "which", lambda _: found and found.format(here=tmp_path))
+    assert terminal.program() == shown.format(here=tmp_path)

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.devkit.demo.scripts import scripts_of
+from orchestrator.devkit.local.terminal import program
 from orchestrator.domain import money
 from orchestrator.domain.states import State
 from orchestrator.explain.timeline import STYLES, timeline
@@ -188,7 +189,7 @@ def places(up: Up, gateway: str, sample: Outcome | None, *, stay: bool) -> list[
         rows.append(("Money of one order", up.ledger_url(gateway, orderId=sample.order.id)))
     if not up.options.ephemeral:
         if sample is not None:
-            rows.append(("Story of one order", f"orchestrator checkouts show {sample.order.id}{option}"))
-        rows.append(("All orders", f"orchestrator checkouts list{option}"))
-        rows.append(("The audit trail", f"orchestrator audit verify{option}"))
+            rows.append(("Story of one order", f"{program()} checkouts show {sample.order.id}{option}"))
+        rows.append(("All orders", f"{program()} checkouts list{option}"))
+        rows.append(("The audit trail", f"{program()} audit verify{option}"))
     return rows

@@ -8,8 +8,13 @@ before logging was set up, a library's own complaint) is passed through the same
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.local.child import Child
 
+NAME: Final = "orchestrator"
 _STYLES: Final = {"warning": "yellow", "error": "red", "critical": "bold red"}
 _RANK: Final = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
 _FILE_WIDTH: Final = 120
@@ -35,6 +41,15 @@ LINE_EVERY: Final = 2.0
 _WINDOW: Final = 10.0
 _SHOWN: Final = 3
 _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
+
+
+def program() -> str:
+    """Return how commands are started from here: by name where the shell finds it, otherwise by its path."""
+    started, known = Path(sys.argv[0]), shutil.which(NAME)
+    if started.name != NAME or (known is not None and Path(known).resolve() == started.resolve()):
+        return NAME
+    shown = os.path.relpath(started)
+    return shlex.quote(str(started) if shown.startswith("..") else shown)
 
 
 class PlainConsole(Console):

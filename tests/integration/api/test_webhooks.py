@@ -10,9 +10,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from orchestrator.cli import doctor
+from orchestrator.cli.report import Report
 from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import signature
 from orchestrator.store import deliveries, replays, webhooks
+from orchestrator.store import status as installation
 from tests.conftest import make_settings
 from tests.integration.api.test_intake import problem
 from tests.support.api_scene import serving
@@ -493,3 +496,16 @@ async def test_readiness_names_endpoints_that_get_nothing(api, calls):
     assert URL not in str(await webhooks.troubles(api.services.db, []))
     resumed = (await calls("POST", f"/{made['id']}/resume")).json()
     assert resumed["status"] == "active"
+
+
+async def test_doctor_and_status_name_endpoints_that_fail_for_a_minute(api, calls):
+    made, fault = await add(calls), "UPDATE webhook_endpoints SET failing_since = clock() - interval '{}'"
+    await api.sql(fault.format("50 seconds"))
+    assert await webhooks.failing(api.services.db) == []
+    await api.sql(fault.format("7 minutes"))
+    [said] = await webhooks.failing(api.services.db)
+    assert said == f"webhook {made['id']} of merchant default has failed for 7 min, and its events wait"
+    report = Report(as_json=True)
+    await doctor._webhooks(api.services.db, report, [])
+    assert said in [found["found"].partition(";")[0] for found in report._found]
+    assert said in (await installation.read(api.services.db)).problems
