@@ -46,6 +46,7 @@ def test_a_child_that_was_only_starting_when_all_was_ended_left_no_work_behind(t
         assert up.end() == 0, up.said
 
 
+@pytest.mark.slow
 @pytest.mark.direct("it is about the servers that end with their parent")
 @pytest.mark.embedded_broker("it is about the servers that end with their parent")
 def test_a_kill_of_up_alone_leaves_no_process_behind(tmp_path):

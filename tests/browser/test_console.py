@@ -85,6 +85,7 @@ def watched(page) -> list[str]:
     return wrong
 
 
+@pytest.mark.timeout(400)
 def test_the_console_in_a_browser(console, page):
     wrong = watched(page)
     page.goto(console.links[0])

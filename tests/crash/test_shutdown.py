@@ -357,7 +357,7 @@ def server_of(up: Running, name: str) -> psutil.Process:
 @pytest.mark.parametrize(
     ("hangs", "brief"),
     [
-        pytest.param("postgres", True, id="postgres-brief"),
+        pytest.param("postgres", True, id="postgres-brief", marks=pytest.mark.slow),
         *(pytest.param(server, False, id=f"{server}-shipped", marks=pytest.mark.slow) for server in ("postgres", "valkey-server")),
     ],
 )  # fmt: skip
