@@ -75,7 +75,7 @@ TROUBLES: Final = {
         "The orchestrator looks the payment up at the gateway: when you come back to the shop, or two minutes after the offer.",
         (
             "Callbacks were lost",
-            "No callback of the gateway arrived. The orchestrator asks the gateway itself, and its answer decides.",
+            "No callback of the gateway arrived. The orchestrator looks the payment up at the gateway instead.",
         ),
         {"callbacks": {"success": False, "failure": False, "notification": False}},
     ),
