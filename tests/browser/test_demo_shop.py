@@ -8,6 +8,7 @@ such as a violation of its policy.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.test_payment_pages import fill_card
 from tests.support.accessibility import AXE, Complaints, check
-from tests.support.command import Running, _authorized, running
+from tests.support.command import Running, _authorized, orchestrator, running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+    from subprocess import CompletedProcess
 
 expect.set_options(timeout=20_000)
 BRISK = {
@@ -146,6 +149,7 @@ def test_a_declined_card_then_three_d_secure_on_pages_that_are_sound(
     alert = page.get_by_role("alert").filter(has_text="The payment was not completed")
     expect(alert).to_be_visible()
     expect(alert).to_be_focused()
+    expect(page.locator('.step.lost[data-step="result"]')).to_be_visible()
     check(page, complaints)
     choose_card(page)
     fill_card(page, CHALLENGED)
@@ -180,6 +184,13 @@ def test_the_pages_of_the_sandbox_are_for_people(
     page.goto(f"{installation.sandbox}/sandbox/ledger?token={installation.control}")
     expect(page.get_by_role("heading", name=number)).to_be_visible()
     check(page, complaints)
+    page.context.clear_cookies()
+    page.goto(f"{installation.sandbox}/sandbox/ledger?orderId={number}")
+    expect(page.get_by_role("heading")).to_have_text("Open the ledger by its link first")
+    assert ["401" in text for text in complaints.said] == [True]
+    complaints.said.clear()
+    check(page, complaints)
+    page.goto(f"{installation.sandbox}/sandbox/ledger?token={installation.control}")
     for path in ("/", "/sandbox/faults", f"/sandbox/ledger?orderId={number}"):
         assert page.goto(installation.sandbox + path).status == 200  # type: ignore[union-attr]
         check(page, complaints)
@@ -235,11 +246,19 @@ def test_trouble_on_the_way_is_mended_and_shown(installation: Installation, page
     complaints = Complaints()
     complaints.watch(page)
     number = proceed(page, installation, trouble)
+    expect(page.locator(".note b")).to_have_text(f"{trouble}.")
+    expect(page.get_by_role("link", name="watch it in another window")).to_be_visible()
     choose_card(page)
-    fill_card(page, GOOD)
+    expect(page.locator("[name=expiry]")).to_have_value("12/39")
+    page.locator("[name=card_number]").fill(GOOD)  # the rest of the form has values that are accepted
+    page.locator("button[value=pay]").click()
     if trouble == "Callbacks are lost":
         page.get_by_role("link", name="Continue to the shop").click()
     until_paid(page)
+    past = re.sub(" (are|is) ", lambda now: {"are": " were ", "is": " was "}[now[1]], trouble)
+    expect(page.locator(".note b")).to_have_text(f"{past}.")
+    expect(page.get_by_role("link", name="watch it in another window")).to_have_count(0)
+    expect(page.get_by_role("link", name="Continue", exact=True)).not_to_be_visible()
     for step, mark in ways.items():
         expect(page.locator(f'.step.{mark}[data-step="{step}"]')).to_be_visible()
     if trouble == "A second tab pays too":
@@ -249,6 +268,8 @@ def test_trouble_on_the_way_is_mended_and_shown(installation: Installation, page
             "the second payment is known as surplus",
         )
         assert installation.order(number)["attention"] is not None
+        decide = page.get_by_role("link", name="Decide it in the console").get_attribute("href")
+        assert decide == f"{installation.url}/console/orders?name={number}"
     assert installation.order(number)["money"]["reserved"] == 139
     assert complaints.said == []
 
@@ -297,6 +318,27 @@ def test_the_shop_takes_no_event_that_it_cannot_verify(installation: Installatio
         headers={"webhook-id": "1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"},
     )
     assert answer.status_code == 401
+
+
+@pytest.mark.slow
+def test_after_a_restart_the_shop_takes_its_events_without_a_visit(tmp_path: Path):
+    place = tmp_path / "data"
+    with running("up", "--port", "0", data_dir=place, **BRISK) as up:
+        url = up.until_up()["demo_shop_url"]
+        ordered = httpx.post(f"{url}/shop/orders", data={"cart": "x" * 22}, timeout=20)
+        assert ordered.status_code == 303
+        assert up.end() == 0, up.said
+    with running("up", "--port", "0", data_dir=place, **BRISK) as up:
+        assert up.until_up()["demo_shop_url"] == url
+
+        def webhooks(*words: str) -> CompletedProcess[str]:
+            return orchestrator("webhooks", *words, "--merchant", "default", "--data-dir", place)
+
+        (webhook,) = json.loads(webhooks("list", "--json").stdout)
+        assert webhook["url"] == f"{url}/shop/webhooks"
+        tested = webhooks("test", webhook["id"])
+        assert (tested.returncode, "HTTP 204" in tested.stdout) == (0, True), tested.stdout
+        assert up.end() == 0, up.said
 
 
 def test_the_vendored_axe_core_is_the_one_that_is_named():

@@ -27,6 +27,13 @@ def test_each_step_of_the_diagrams_is_lit_by_a_message():
         ("callback:notification", "succeeded", (("callback",), False), "callback notification"),
         ("callback:lost", "success, succeeded", (("callback",), True), "callback is lost"),
         ("session:fault", "503", (("session",), True), "fails: init session"),
+        ("result", "succeeded", (("result",), False), "result"),
+        ("result", "Payment declined", (("result",), True), "result"),
+        ("result-page", "failed", (("result-page",), True), "success or failure page"),
+        ("callback:failure", "failed", (("callback",), True), "callback failure"),
+        ("callback:notification", "declined", (("callback",), True), "callback notification"),
+        ("event", "checkout.attempt_declined, paymentStatus unpaid", (("event",), True), "event with result"),
+        ("event", "checkout.completed, paymentStatus authorized", (("event",), False), "event with result"),
         ("second-tab", "the second tab pays", ((), False), "second tab"),
     ],
 )  # fmt: skip

@@ -171,7 +171,8 @@ CASES: Final = {
         Case(
             name="gateway_up",
             about="The gateway answers again.",
-            then="The circuit closes with the first call that is answered, and what waits goes on.",
+            then="The circuit closes with the first call that is answered. Each order that waits goes on at its next try, within about a "
+            "minute or two; “Retry now” on its page in the console does it at once.",
             act=None,
             look=("orchestrator status",),
             down=False,

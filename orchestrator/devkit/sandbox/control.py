@@ -176,11 +176,16 @@ def _is_address(host: str) -> bool:
 
 
 def guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Return an endpoint that refuses who may not call it."""
+    """Return an endpoint that refuses who may not call it; a person reads where the token is."""
 
     @wraps(endpoint)
     async def serve(request: Request) -> Response:
-        permit(request)
+        try:
+            permit(request)
+        except Refused as refusal:
+            if refusal.status == HTTPStatus.UNAUTHORIZED and html.wants_page(request):
+                return html.locked_page()
+            raise
         return await endpoint(request)
 
     return serve

@@ -16,7 +16,7 @@ import msgspec
 from markupsafe import Markup
 from starlette.responses import HTMLResponse
 
-from orchestrator.devkit.sandbox.documents import plain
+from orchestrator.domain import money
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -47,6 +47,16 @@ def page(template: str, status: int = HTTPStatus.OK, **context: Any) -> HTMLResp
     return HTMLResponse(text, status, {**headers, "x-content-type-options": "nosniff"})
 
 
+def amount(minor: int, currency: str) -> str:
+    """Return an amount with the decimals of its currency: 139.00 DKK, 139 JPY, 139.000 KWD."""
+    return f"{money.to_decimal(minor, currency):.{money.exponent(currency)}f}"
+
+
+def locked_page() -> HTMLResponse:
+    """Say to a person how these pages are opened."""
+    return page("locked.html", HTTPStatus.UNAUTHORIZED)
+
+
 def wants_page(request: Request) -> bool:
     """Say whether a browser shows the answer to a person: it asks for HTML by name."""
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
@@ -61,7 +71,7 @@ def ledger_page(document: dict[str, Any], *, only: str | None, limit: int) -> HT
         following=document["next"],
         only=only,
         limit=limit,
-        amount=plain,
+        amount=amount,
     )
 
 

@@ -25,7 +25,6 @@ from starlette.routing import Route
 from orchestrator.devkit.sandbox import html
 from orchestrator.devkit.sandbox.control import is_open
 from orchestrator.devkit.sandbox.core import form_of, sandbox_of
-from orchestrator.devkit.sandbox.documents import plain
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.devkit.sandbox.rules import (
     CANCELLED,
@@ -52,8 +51,10 @@ _EXPIRY = re.compile(r"(0[1-9]|1[0-2])\s*/\s*(?:20)?(\d\d)")
 _CVC = re.compile(r"\d{3,4}")
 _SHORTEST_PAN, _LONGEST_PAN = 12, 19
 _LOGO_COLOURS = {"card": "#1f4b99", "bank": "#1b6e53", "wallet": "#5a3fc0", "invoice": "#8a4b12"}
+_ACCEPTED = {"expiry": "12/39", "cvc": "123"}
+"""What the card form has at first, so that only the card is chosen."""
 TEST_CARDS = (
-    ("4111 1111 1111 1111", "approved"),
+    ("4111 0000 1111 0000", "approved"),
     ("4180 0000 0000 0566", "declined"),
     ("4170 0000 0000 0568", "3-D Secure page"),
     ("4180 0000 0000 0567", "error at the acquirer"),
@@ -219,7 +220,7 @@ async def _conclude(
 ) -> Response:
     """Book the result, send the callbacks, and give the shopper the merchant's answer."""
     sandbox.messages.note(
-        payment.order_id, ("gateway", "bank"), "process", plain(payment.amount_minor, payment.currency)
+        payment.order_id, ("gateway", "bank"), "process", html.amount(payment.amount_minor, payment.currency)
     )
     sandbox.messages.note(payment.order_id, ("bank", "gateway"), "result", verdict.message or verdict.outcome)
     if verdict.outcome is Outcome.CHALLENGED:
@@ -268,7 +269,7 @@ def _form_page(
     )
     context: dict[str, Any] = {
         "problems": problems or {},
-        "values": values or {},
+        "values": values or _ACCEPTED,
         "again": again,
         "cards": TEST_CARDS,
     }
@@ -290,5 +291,5 @@ def _unknown() -> Response:
 
 
 def _page(template: str, payment: Payment, *, status: int = HTTPStatus.OK, **context: Any) -> Response:
-    amount = plain(payment.amount_minor, payment.currency)
+    amount = html.amount(payment.amount_minor, payment.currency)
     return html.page(template, status, payment=payment, amount=amount, **context)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
@@ -42,9 +43,12 @@ def create_app(url: str, api: str, token: str, *, sandbox: str, control: str) ->
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        registering = asyncio.create_task(shop.resume_webhook())
         try:
             yield
         finally:
+            registering.cancel()
+            await asyncio.gather(registering, return_exceptions=True)
             await shop.close()
 
     async def failed(_: Request, __: Exception) -> Response:

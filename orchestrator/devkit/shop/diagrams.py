@@ -94,11 +94,26 @@ _LOST: Final = {
     "payments:fault": ("payments",), "callback:lost": ("callback",),
 }  # fmt: skip
 
+_NOT_FAILED: Final = {
+    "result": ("succeeded", "open", "challenged"), "result-page": ("succeeded",),
+    "callback:notification": ("new", "open", "succeeded"),
+}  # fmt: skip
+_FAILED_EVENTS: Final = (
+    "checkout.attempt_declined",
+    "checkout.failed",
+    "checkout.cancelled",
+    "checkout.expired",
+)
+
 
 def steps_of(name: str, detail: str) -> tuple[tuple[str, ...], bool]:
-    """Return the steps that a message stands for, and whether it was lost or failed."""
+    """Return the steps that a message stands for, and whether it was lost or says that the payment failed."""
     if name in _LOST:
         return _LOST[name], True
+    if name == "callback:failure" or (name == "event" and detail.startswith(_FAILED_EVENTS)):
+        return _SEEN[name], True
+    if name in _NOT_FAILED and not detail.startswith(_NOT_FAILED[name]):
+        return _SEEN[name], True
     if name == "callback:notification" and detail == "new":
         return (), False  # the gateway says that a payment was opened: no result yet
     return _SEEN.get(name, ()), False

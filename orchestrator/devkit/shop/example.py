@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import re
 import secrets
 import time
@@ -25,6 +26,7 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 MOST_ORDERS, LARGEST_BODY, MAX_AGE = 1000, 1_000_000, 300  # orders, bytes, seconds
+START_ATTEMPTS, LONGEST_PAUSE = 40, 10.0  # of the registration at the start; seconds
 CART = re.compile(r"[A-Za-z0-9_-]{22}")
 LINES = [
     {"itemId": "mug", "description": "Enamel mug", "quantity": 1, "unitPrice": 71.20, "taxAmount": 17.80},
@@ -72,7 +74,7 @@ class Shop:
         )
         self.orders: dict[str, Order] = {}
         self.by_number: dict[str, Order] = {}
-        self.secret, self.registering = b"", asyncio.Lock()
+        self.secret, self.registering, self.starting = b"", asyncio.Lock(), True
         self.pages = jinja2.Environment(
             loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True
         )
@@ -164,14 +166,37 @@ class Shop:
 
     # Events.
 
-    async def register_webhook(self) -> None:
-        """Have events sent here; at a new start the secret is replaced, since it is shown once."""
+    async def resume_webhook(self) -> None:
+        """At a start: where an earlier start registered, have the secret replaced, since it is shown once.
+
+        Events of earlier orders come at once. It is tried again while the API does not answer; after the last
+        attempt the next order does it.
+        """
+        pause, problem = 0.25, ""
+        for _ in range(START_ATTEMPTS):
+            try:
+                await self.register_webhook(only_known=True)
+            except httpx.HTTPError as error:
+                problem = type(error).__name__
+            else:
+                problem = ""
+                break
+            await asyncio.sleep(pause * (1 + secrets.randbelow(1000) / 1000) / 2)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        self.starting = False
+        if problem:
+            logging.getLogger(__name__).warning("the webhook has no secret yet: %s", problem)
+
+    async def register_webhook(self, *, only_known: bool = False) -> None:
+        """Have events sent here; `only_known`: where this shop's address is registered already."""
         async with self.registering:
             if self.secret:
                 return
             url = f"{self.url}/shop/webhooks"
             known = (await self.call("GET", "/v1/webhooks"))["webhooks"]
             mine = next((each for each in known if each["url"] == url), None)
+            if mine is None and only_known:
+                return
             asked = {"url": url, "types": ["*"]}
             path = "/v1/webhooks" if mine is None else f"/v1/webhooks/{mine['id']}/rotate-secret"
             added = await self.call("POST", path, asked if mine is None else {})
@@ -181,6 +206,8 @@ class Shop:
         """Take an event (Standard Webhooks): check the signature, keep it once, answer fast."""
         if not fits(request):
             return JSONResponse({"error": "too large, or of unknown size"}, 413)
+        if self.starting and not self.secret:  # it cannot be checked yet, and is sent again
+            return JSONResponse({"error": "the shop is starting"}, 503, {"Retry-After": "1"})
         body = await request.body()
         number, at = request.headers.get("webhook-id", ""), request.headers.get("webhook-timestamp", "")
         digest = hmac.digest(self.secret, f"{number}.{at}.".encode() + body, "sha256")

@@ -14,7 +14,7 @@ import json
 import time
 from base64 import b64encode
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -54,11 +54,15 @@ class _BrowserMessage(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What goes wrong on purpose; `plan` is the sandbox's for the order."""
+    """What goes wrong on purpose; `plan` is the sandbox's for the order.
+
+    `mended` is said until the payment has a result, `past` from then on.
+    """
 
     title: str
     about: str
     mended: str = ""
+    past: tuple[str, str] = ("", "")
     plan: dict[str, Any] = field(default_factory=dict)
     second_tab: bool = False
 
@@ -69,30 +73,44 @@ TROUBLES: Final = {
         "Callbacks are lost",
         "No callback of the gateway arrives",
         "The orchestrator looks the payment up at the gateway: when you come back to the shop, or two minutes after the offer.",
+        (
+            "Callbacks were lost",
+            "No callback of the gateway arrived. The orchestrator looks the payment up at the gateway instead.",
+        ),
         {"callbacks": {"success": False, "failure": False, "notification": False}},
     ),
     "doubled": Trouble(
         "Callbacks are doubled",
         "Each callback comes three times at once",
         "Every callback is stored, one lookup answers all of them, and the order is completed once.",
+        ("Callbacks were doubled", "Every callback was stored, and one lookup answered all of them."),
         {"callbacks": {"times": 3, "simultaneous": True}},
     ),
     "late": Trouble(
         "Callbacks are late",
         "The gateway holds its answer back for five seconds",
         "Your browser waits at the gateway for as long. The order stays payable, and is completed when the callback comes.",
+        ("Callbacks were late", "Your browser waited for the gateway; the order stayed payable for as long."),
         {"callbacks": {"delayMs": 5000}},
     ),
     "gateway": Trouble(
         "The gateway is down",
         "The first calls of this order are answered 503",
         "The orchestrator tries again, each time after a longer pause, and goes on where it was.",
+        (
+            "The gateway was down",
+            "The orchestrator tried again, each time after a longer pause, and went on where it was.",
+        ),
         {"fail": {"session": 2, "payment-methods": 1}},
     ),
     "second": Trouble(
         "A second tab pays too",
         "As soon as you have paid, another tab pays the same order",
         "The second payment is surplus money: it is kept apart, never captured, and waits for a decision.",
+        (
+            "A second tab pays too",
+            "The second payment is surplus money: it is kept apart, never captured, and waits for a decision.",
+        ),
         second_tab=True,
     ),
 }
@@ -236,18 +254,21 @@ class DemoShop(Shop):
         shown = self._shown[order.number] = [_shown(message) for message in both]
         return shown
 
-    def _drawn(self, order: Order | None, *, alone: bool = False) -> Markup:
+    def _drawn(self, order: Order | None, *, over: bool = False, alone: bool = False) -> Markup:
+        """Draw what happened so far; `over`: the shopper comes from the payment, or it has a result."""
         messages = self._shown.get(order.number, []) if order is not None else []
         seen = {step for each in messages for step in each["steps"] if not each["lost"]}
         lost = {step for each in messages for step in each["steps"] if each["lost"]}
         name = self._trouble.get(order.number, "none") if order is not None else "none"
+        trouble = TROUBLES[name]
+        over = over or (order is not None and order.status != "unpaid")
         return self._rendered(
             "stage.html",
             order=order,
-            alone=alone,
+            leaves=not (over or alone),
             messages=messages,
-            trouble_name=name,
-            trouble=asdict(TROUBLES[name]),
+            trouble=trouble,
+            note=None if name == "none" else trouble.past if over else (trouble.title, trouble.mended),
             before=diagrams.draw(diagrams.BEFORE, seen, lost),
             during=diagrams.draw(diagrams.DURING, seen, lost),
             ledger="" if order is None else f"{self._sandbox}/sandbox/ledger?orderId={order.number}",

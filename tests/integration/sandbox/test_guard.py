@@ -56,6 +56,17 @@ def test_a_person_reads_the_ledger_with_the_token_in_the_address_and_changes_not
     assert guarded.put("/sandbox/faults", params=token, json={}).status_code == 401
 
 
+def test_a_browser_without_the_token_reads_where_it_is_and_a_program_gets_json(guarded):
+    for path in ("/sandbox/ledger?orderId=A-1", "/sandbox/faults"):
+        page = guarded.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+        assert (page.status_code, page.headers["content-type"]) == (401, "text/html; charset=utf-8")
+        assert "<code>orchestrator up</code> printed a link" in page.text
+        assert TOKEN["X-Sandbox-Token"] not in page.text
+        assert guarded.get(path).headers["content-type"] == "application/json"
+    elsewhere = guarded.get("/sandbox/ledger", headers={"Accept": "text/html", "Host": "attacker.example"})
+    assert (elsewhere.status_code, elsewhere.headers["content-type"]) == (403, "application/json")
+
+
 @pytest.mark.parametrize("path", ["/healthz", "/sandbox/help"])
 def test_what_shows_nothing_needs_no_token(guarded, path):
     assert guarded.get(path).status_code == 200

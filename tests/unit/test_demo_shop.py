@@ -1,0 +1,105 @@
+"""The demo shop at its start: it knows the secret of its webhook again, for events of earlier orders."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import time
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from orchestrator.devkit.shop import example
+
+pytestmark = pytest.mark.anyio
+URL, SECRET = "http://127.0.0.1:9", b"a secret of thirty-two bytes ....."
+
+
+class Api:
+    """The API's webhooks: the first `failures` calls are not served, or not answered."""
+
+    def __init__(self, failures: int, known: list[dict[str, Any]]) -> None:
+        self.failures, self.known, self.asked = failures, known, list[str]()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if self.failures > 0:
+            self.failures -= 1
+            if self.failures % 2:
+                raise httpx.ConnectError("refused", request=request)
+            return httpx.Response(503)
+        self.asked.append(f"{request.method} {request.url.path}")
+        if request.method == "GET":
+            return httpx.Response(200, json={"webhooks": self.known})
+        return httpx.Response(200, json={"secret": "whsec_" + base64.b64encode(SECRET).decode()})
+
+
+@pytest.fixture(name="pauses")
+def _pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    pauses: list[float] = []
+    sleep = example.asyncio.sleep
+
+    async def no_sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(example.asyncio, "sleep", no_sleep)
+    return pauses
+
+
+def shop(api: Api) -> example.Shop:
+    made = example.Shop(URL, "http://api.example", "token", script_url="", script_integrity="", policy="")
+    made.http = httpx.AsyncClient(transport=httpx.MockTransport(api))
+    return made
+
+
+MINE = {"id": "w-2", "url": f"{URL}/shop/webhooks"}
+
+
+async def test_a_restart_has_the_secret_of_its_own_webhook_replaced_once_the_api_answers(pauses):
+    api = Api(9, [{"id": "w-1", "url": "http://another.example/shop/webhooks"}, MINE])
+    made = shop(api)
+    await made.resume_webhook()
+    assert api.asked == ["GET /v1/webhooks", "POST /v1/webhooks/w-2/rotate-secret"]
+    assert made.secret == SECRET
+    assert 1 < len(pauses) < 20
+    await made.register_webhook()
+    assert len(api.asked) == 2
+
+
+async def test_a_first_start_registers_nothing_before_the_first_order(pauses):
+    api = Api(0, [])
+    made = shop(api)
+    await made.resume_webhook()
+    assert (made.secret, made.starting, api.asked) == (b"", False, ["GET /v1/webhooks"])
+    await made.register_webhook()
+    assert (made.secret, api.asked[1:]) == (SECRET, ["GET /v1/webhooks", "POST /v1/webhooks"])
+
+
+async def test_an_api_that_never_answers_is_given_up_and_the_next_order_registers(pauses, caplog):
+    api = Api(10_000, [MINE])
+    made = shop(api)
+    await made.resume_webhook()
+    assert not made.starting
+    assert "the webhook has no secret yet" in caplog.text
+    assert max(pauses) <= example.LONGEST_PAUSE
+    assert 10_000 - api.failures <= 2 * example.START_ATTEMPTS
+    api.failures = 0
+    await made.register_webhook()
+    assert made.secret == SECRET
+
+
+async def test_events_before_the_secret_is_known_are_sent_again_and_then_taken():
+    made = shop(Api(0, [MINE]))
+    body, at = b'{"data": {"orderId": "S-1"}}', str(int(time.time()))
+    signature = base64.b64encode(hmac.digest(SECRET, f"1.{at}.".encode() + body, "sha256")).decode()
+    headers = {"webhook-id": "1", "webhook-timestamp": at, "webhook-signature": f"v1,{signature}"}
+    transport = httpx.ASGITransport(Starlette(routes=made.routes()))
+    async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
+        early = await client.post("/shop/webhooks", content=body, headers=headers)
+        assert (early.status_code, early.headers["retry-after"]) == (503, "1")
+        await made.resume_webhook()
+        assert (await client.post("/shop/webhooks", content=body, headers=headers)).status_code == 204
+        forged = await client.post("/shop/webhooks", content=body + b" ", headers=headers)
+        assert forged.status_code == 401
