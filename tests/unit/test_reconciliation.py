@@ -127,7 +127,7 @@ def test_of_two_payments_the_first_is_accepted_and_the_other_is_surplus():
         "9": Role.SURPLUS,
     }
     assert reconciled.attention.code is AttentionCode.SURPLUS_PAYMENT
-    assert of(reconciled.attention) == "transactions 9 also hold money for this order"
+    assert of(reconciled.attention) == "transaction 9 also holds money for this order"
     assert reconciled.money == WHOLE
 
 
@@ -158,7 +158,7 @@ def test_another_payment_never_replaces_the_accepted_payment():
         "9": Role.ATTEMPT,
     }
     assert reconciled.money == (0, 0, 0)
-    assert of(reconciled.attention).endswith("; transactions 1 hold money for it")
+    assert of(reconciled.attention).endswith("; transaction 1 holds money for it")
 
 
 def test_an_unclear_payment_beside_the_accepted_payment_needs_a_decision():
