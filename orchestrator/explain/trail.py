@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator import audit
 from orchestrator.audit import Action
 from orchestrator.domain import money, sentences
-from orchestrator.domain.records import CommandKind
+from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.domain.states import Trigger
 from orchestrator.explain.record import Entry, Record, moment
 
@@ -270,10 +270,13 @@ def _taken(_: Record, entry: Entry) -> str:
 
 
 def _raised(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} attention was raised."
+    return f"At {moment(entry.at)} it was noted that a decision is needed."
 
 
 def _cleared(_: Record, entry: Entry) -> str:
+    decision = str(entry.evidence.get("decision") or "")
+    if decision in set(Decision):
+        return f"At {moment(entry.at)} {who(entry.actor)} decided: {decision}."
     return f"At {moment(entry.at)} {who(entry.actor)} cleared the attention."
 
 
