@@ -21,7 +21,7 @@ _OPEN: Final = frozenset({CommandState.PENDING, CommandState.UNDER_WAY})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One command: what was asked for ("resolve: return"), how far it is, and its result as text."""
+    """One command: what was asked for ("resolve (return)"), how far it is, and its result as text."""
 
     command: Command
     what: str
@@ -53,7 +53,7 @@ def of(record: Record) -> list[Row]:
             ended_at=record.ended_at,
         )
         decision = _decision(command)
-        what = command.kind.value if decision is None else f"{command.kind.value}: {decision}"
+        what = command.kind.value if decision is None else f"{command.kind.value} ({decision})"
         rows.append(Row(command=command, what=what, state=state, said=_said(command, state, begun)))
     return rows
 
