@@ -150,7 +150,7 @@ def sentence(view: CheckoutView, choice: Choice, amount: int | None) -> str:
         case CommandKind.RESOLVE:
             return f"{choice.label}, {order}"
         case CommandKind.CANCEL | CommandKind.REOPEN:
-            return f"{choice.kind.value.capitalize()} {order} for {money.spelled(view.amount, view.currency)}"
+            return f"{choice.kind.value.capitalize()} {order} for {money.spelled(view.amount, view.currency, grouped=True)}"
         case CommandKind.RETRY:
             return f"Retry {order} now"
         case _:
@@ -171,8 +171,9 @@ def at_stake(view: CheckoutView, choice: Choice, amount: int | None) -> tuple[in
 
 def _much(minor: int | None, most: int, currency: str) -> str:
     if minor is None or minor == most:
-        return f"{money.spelled(most, currency)} (all of it)"
-    return f"{money.decimal_or_none(minor, currency)} of {money.spelled(most, currency)}"
+        return f"{money.spelled(most, currency, grouped=True)} (all of it)"
+    amount = money.decimal_or_none(minor, currency)
+    return f"{minor if amount is None else amount:,} of {money.spelled(most, currency, grouped=True)}"
 
 
 def _decisions(view: CheckoutView) -> list[Choice]:
@@ -232,7 +233,7 @@ def _decision(view: CheckoutView, decision: Decision) -> Choice:
     about = ""
     if asked is not None and asked.payments:
         held = [
-            f"{money.spelled(payment.amount, payment.currency) if payment.amount is not None else 'an unreadable amount'} "
+            f"{money.spelled(payment.amount, payment.currency, grouped=True) if payment.amount is not None else 'an unreadable amount'} "
             f"(transaction {payment.transaction_id})"
             for payment in asked.payments[:3]
         ]
@@ -274,9 +275,9 @@ def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -
     )
     verb = kind.value.capitalize()
     much = (
-        f"up to {money.spelled(left, payment.currency)}"
+        f"up to {money.spelled(left, payment.currency, grouped=True)}"
         if kind in TAKES_AMOUNT
-        else money.spelled(left, payment.currency)
+        else money.spelled(left, payment.currency, grouped=True)
     )
     return Choice(
         kind=kind,

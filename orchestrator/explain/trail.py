@@ -177,7 +177,7 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         currency = currencies.get(number, record.currency)
         raw = transaction.get("raw")
         amounts = [
-            f"{money.as_stored(int(transaction.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
+            f"{_amount(int(transaction.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
             for name in ("reserved", "captured", "refunded", "charged_back")
             if transaction.get(name) or (raw and name in raw)
         ]
@@ -189,6 +189,13 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         )
         said.append(f"transaction {number} as {_quoted(transaction.get('status'))} with {held}, {bound}")
     return "; ".join(said)
+
+
+def _amount(minor: int, currency: str, name: str, raw: Any) -> str:
+    """Write an amount of a transaction; one that could not be read as the gateway wrote it."""
+    if raw and name in raw:
+        return money.as_stored(minor, currency, name, raw)
+    return money.spelled(minor, currency, grouped=True)
 
 
 def _callbacks(entry: Entry) -> list[str]:
