@@ -17,7 +17,7 @@ _CODES: Final = frozenset(
     {"attention", "binding", "call", "cause", "code", "decision", "finding", "grade", "kind", "meaning", "policy", "role"}
 )  # fmt: skip
 """Names whose values are words of the program."""
-_SECONDS: Final = frozenset({"expiresIn"})
+_SECONDS: Final = frozenset({"expiresIn", "lifetime"})
 _NAMES: Final = {
     "transactionId": "transaction",
     "transactionIds": "transactions",
@@ -47,6 +47,16 @@ def status(word: str, meaning: str) -> str:
     if not word or word == meaning:
         return means or word
     return f"{word} ({means})"
+
+
+def title(entry: dict[str, Any]) -> str:
+    """Write what an entry of the trail says: its trigger or action; of money, which operation it is about."""
+    subject, _, fact = str(entry.get("action") or "").partition(":")
+    evidence = entry.get("evidence")
+    kind = evidence.get("kind") if isinstance(evidence, dict) else None
+    if subject == "money" and _is_kind(kind):
+        return f"{kind} {fact}"
+    return str(entry.get("trigger") or entry.get("action") or "")
 
 
 def _is_kind(value: object) -> bool:

@@ -289,7 +289,7 @@ def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
     told = facts.of(evidence, currency, words=pages.words)
     # The first entry has no state before.
     moved = entry["from"] is not None and entry["to"] != entry["from"]
-    return {**entry, "evidence": told, "sequence": row.sequence, "moved": moved}
+    return {**entry, "evidence": told, "sequence": row.sequence, "moved": moved, "title": facts.title(entry)}
 
 
 def _columns(row: CheckoutSummary, names: dict[int, str]) -> Sequence[object]:

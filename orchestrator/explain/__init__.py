@@ -361,7 +361,7 @@ def _what(record: Record) -> str:
         again = " once more" if record.attempts else ""
         return _NEXT_CALL[record.state] + again
     if _undecided_payment(record):
-        return "a worker looks at the gateway whether the payment has changed"
+        return "a worker checks at the gateway whether the payment has changed"
     return _NEXT_LOOKUP.get(record.state, "a worker looks for late money at the gateway")
 
 

@@ -45,6 +45,13 @@ def test_a_fact_is_written_in_words(name, value, shown):
     assert facts.of({name: value}, "DKK", words=pages.words) == ([] if shown is None else [shown])
 
 
+def test_an_entry_about_money_names_its_operation():
+    release = {"action": "money:submitted", "trigger": None, "evidence": {"kind": "release"}}
+    assert facts.title(release) == "release submitted"
+    assert facts.title({**release, "evidence": {"kind": "resolve"}}) == "money:submitted"
+    assert facts.title({"action": "checkout:moved", "trigger": "offered", "evidence": {}}) == "offered"
+
+
 def test_what_is_no_mapping_has_no_facts_and_many_facts_are_cut():
     assert facts.of("text", "DKK", words=pages.words) == []
     many = {f"fact{number}": number for number in range(100)}
