@@ -65,7 +65,7 @@ def of_command(state: CommandState, result: CommandResult, operations: Sequence[
 
 
 def _ended(one: Operation) -> str:
-    what = f"the {one.kind} of {money.spelled(one.amount, one.currency, grouped=True)} on transaction {one.transaction_id}"
+    what = f"the {one.kind} of {money.spelled(one.amount, one.currency)} on transaction {one.transaction_id}"
     if one.state is not OperationState.REJECTED:
         return f"{what} is done"
     return f"{what} was rejected ({or_none(one.last_error) or 'no reason was given'})"
@@ -76,7 +76,8 @@ def _said(value: Attention | LastError | CommandResult) -> str:
         case Attention():
             said = _of_attention(value)
             if value.beside:
-                said = f"{said}; {_transactions(value.beside)} {_hold(value.beside)} money for it"
+                # Migration 0013 reads these words where it goes back and forth, also of one transaction.
+                said = f"{said}; transactions {_names(value.beside)} hold money for it"
             return said
         case LastError(code=ErrorCode.NEEDS_DECISION):
             return "" if value.attention is None else of(value.attention)
@@ -87,14 +88,12 @@ def _said(value: Attention | LastError | CommandResult) -> str:
 
 
 def _amount(facts: Facts, name: str) -> str:
-    return money.spelled(facts[name], facts["currency"], grouped=True)
+    return money.spelled(facts[name], facts["currency"])
 
 
 def _held(payment: PaymentAmount) -> str:
     return (
-        "an unreadable amount"
-        if payment.amount is None
-        else money.spelled(payment.amount, payment.currency, grouped=True)
+        "an unreadable amount" if payment.amount is None else money.spelled(payment.amount, payment.currency)
     )
 
 
@@ -156,7 +155,7 @@ def _mismatch(facts: Facts, payments: Sequence[PaymentAmount], ordered: str) -> 
     )
     amounts = [payment.amount for payment in payments if payment.amount is not None]
     if len(amounts) == len(payments) and len({payment.currency for payment in payments}) == 1:
-        together = money.spelled(sum(amounts), payments[0].currency, grouped=True)
+        together = money.spelled(sum(amounts), payments[0].currency)
         return f"transactions {named} hold {together} together, the order is {ordered}"
     return f"transactions {named} hold money, the order is {ordered}"
 
@@ -327,7 +326,7 @@ _ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
     ErrorCode.RELEASE_UNCLEAR: lambda facts: f"transaction is {facts['status']}",
     ErrorCode.TOTAL_UNCLEAR: lambda facts: (
         f"the gateway's total is {_amount(facts, 'total')}, and with or without this it would be "
-        f"{money.spelled(facts['before'] + facts['amount'], facts['currency'], grouped=True)} or {_amount(facts, 'before')}"
+        f"{money.spelled(facts['before'] + facts['amount'], facts['currency'])} or {_amount(facts, 'before')}"
     ),
     ErrorCode.NEVER_IN_BOOKS: lambda facts: (
         f"it was sent {_count(facts['sends'], 'time')}, and the gateway's books never had it"
@@ -453,6 +452,6 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
 
 def _payments(payments: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(
-        f"{payment['transaction']} ({money.spelled(payment['amount'], payment['currency'], grouped=True)})"
+        f"{payment['transaction']} ({money.spelled(payment['amount'], payment['currency'])})"
         for payment in payments
     )

@@ -110,7 +110,7 @@ ATTENTIONS = {
     ),
     AttentionCode.PAYMENT_RELEASED: (
         {"payments": (SEVEN,), "beside": (EIGHT,)},
-        "transaction 7, which paid this order, was released at the gateway; transaction 8 holds money for it",
+        "transaction 7, which paid this order, was released at the gateway; transactions 8 hold money for it",
     ),
     AttentionCode.PAYMENT_GONE: ({}, "the gateway no longer shows the payment that completed this checkout"),
     AttentionCode.OPEN_PAYMENT: (

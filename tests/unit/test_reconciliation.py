@@ -158,7 +158,7 @@ def test_another_payment_never_replaces_the_accepted_payment():
         "9": Role.ATTEMPT,
     }
     assert reconciled.money == (0, 0, 0)
-    assert of(reconciled.attention).endswith("; transaction 1 holds money for it")
+    assert of(reconciled.attention).endswith("; transactions 1 hold money for it")
 
 
 def test_an_unclear_payment_beside_the_accepted_payment_needs_a_decision():
