@@ -5,6 +5,7 @@ database, for the operators of the installation.
 from __future__ import annotations
 
 import asyncio
+import re
 from decimal import Decimal
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,9 @@ NEWCOMERS: Final = 25
 """Queries after which `follow` reads the list of merchants again."""
 _SAID: Final = frozenset({"checkoutId", "orderId", "state", "money"})
 """Of an event's data, what its line says already, or what the checkout shows as well."""
+
+_NAMES: Final = {"transactionId": "transaction", "transactionIds": "transactions"}
+_INNER: Final = re.compile("(?<=[a-z])[A-Z]")
 
 _type = click.option(
     "--type",
@@ -225,19 +229,26 @@ def _cells(row: StoredEvent) -> tuple[str, ...]:
         str(data.get("orderId", "")),
         str(data.get("state", "")),
         str(data.get("paymentStatus", "")),
-        " ".join(
-            f"{name}={_told(value)}"
+        "; ".join(
+            f"{_NAMES.get(name) or _words(name)}: {_told(value)}"
             for name, value in facts.items()
             if value is not None and name not in _SAID and name not in {"details", "paymentStatus"}
         ),
     )
 
 
+def _words(name: str) -> str:
+    """Write a name of a document in words: `operationId` is "operation id"."""
+    return _INNER.sub(lambda found: f" {found[0].lower()}", name)
+
+
 def _told(value: Any) -> str:
     match value:
+        case bool():
+            return "yes" if value else "no"
         case {"value": amount, "currency": currency}:
             return f"{Decimal(amount):,} {currency}"
         case [*several]:
-            return ",".join(map(str, several))
+            return ", ".join(map(_told, several))
         case _:
             return str(value)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import command_rules, money
-from orchestrator.domain.attention import WAYS_OUT, AttentionCode, Way
+from orchestrator.domain.attention import LATE, RETURNABLE, WAYS_OUT, AttentionCode, Way
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision, Role
 from orchestrator.domain.states import State
@@ -38,13 +38,19 @@ FOLLOWS: Final = {
 """What follows from each command, in one or two sentences."""
 _KEPT: Final = {
     AttentionCode.LATE_PAYMENT: "The late payment counts as the payment of the order. The shop is told by an event and ships as usual.",
-    AttentionCode.SURPLUS_PAYMENT: "The payment beside the accepted one stays with the merchant. Nothing is sent back.",
+    AttentionCode.SURPLUS_PAYMENT: "Nothing is sent back: the payment beside the accepted one stays with the merchant.",
     AttentionCode.UNKNOWN_ORDER: "The payment stays with the merchant, under an order that no shop has handed over.",
     AttentionCode.PAYMENT_MISMATCH: "The payment counts as the payment of the order, with the amount that it holds.",
     AttentionCode.UNCLEAR_PAYMENT: "The payment counts as the payment of the order.",
     AttentionCode.UNBOUND_PAYMENT: "The payment counts as the payment of this order, and of no other.",
     AttentionCode.OPERATION_UNCLEAR: "The operation counts as done at the gateway. Nothing is sent.",
 }
+_RESERVED: Final = {
+    AttentionCode.LATE_PAYMENT: "It is only reserved: it must be captured before the reservation lapses, or it goes back to the shopper.",
+    AttentionCode.SURPLUS_PAYMENT: "Nothing is sent back now. The payment beside the accepted one is only reserved: it must be captured in "
+    "the gateway's own interface before the reservation lapses, or it goes back to the shopper.",
+}
+"""What follows where what is kept is not captured: beside `_KEPT`, or instead of it."""
 _RETURNED: Final = {
     AttentionCode.SURPLUS_PAYMENT: "The money beside the accepted payment goes back to the shopper: a reservation is released, captured "
     "money is refunded. The accepted payment and the order stay.",
@@ -87,11 +93,13 @@ class Choice:
 def of(view: CheckoutView) -> list[Choice]:
     """Return what may be done with an order, what waits for a decision first."""
     found = [*_decisions(view)]
+    decided = {payment.transaction_id for payment in _about(view)} if _returns(found) else set()
     for payment in view.payments_seen:
         found += [
             _of_payment(view, payment, kind)
             for kind in (CommandKind.CAPTURE, CommandKind.RELEASE, CommandKind.REFUND)
             if not (kind is CommandKind.CAPTURE and payment.role != Role.ACCEPTED)
+            and not (kind is not CommandKind.CAPTURE and payment.transaction_id in decided)
         ]
     kinds = [CommandKind.RECONCILE, CommandKind.RETRY]
     if view.state is not State.COMPLETED:
@@ -142,7 +150,7 @@ def sentence(view: CheckoutView, choice: Choice, amount: int | None) -> str:
         case CommandKind.RESOLVE:
             return f"{choice.label}, {order}"
         case CommandKind.CANCEL | CommandKind.REOPEN:
-            return f"{choice.kind.value.capitalize()} {order} for {money.spelled(view.amount, view.currency)}"
+            return f"{choice.kind.value.capitalize()} {order} for {money.spelled(view.amount, view.currency, grouped=True)}"
         case CommandKind.RETRY:
             return f"Retry {order} now"
         case _:
@@ -163,8 +171,9 @@ def at_stake(view: CheckoutView, choice: Choice, amount: int | None) -> tuple[in
 
 def _much(minor: int | None, most: int, currency: str) -> str:
     if minor is None or minor == most:
-        return f"{money.spelled(most, currency)} (all of it)"
-    return f"{money.decimal_or_none(minor, currency)} of {money.spelled(most, currency)}"
+        return f"{money.spelled(most, currency, grouped=True)} (all of it)"
+    amount = money.decimal_or_none(minor, currency)
+    return f"{minor if amount is None else amount:,} of {money.spelled(most, currency, grouped=True)}"
 
 
 def _decisions(view: CheckoutView) -> list[Choice]:
@@ -192,6 +201,31 @@ def _decisions(view: CheckoutView) -> list[Choice]:
     return found
 
 
+def _returns(found: list[Choice]) -> bool:
+    """Whether a decision may return the money, so that a release or a refund beside it would do the same."""
+    return any(choice.decision is Decision.RETURN and not choice.refused for choice in found)
+
+
+def _about(view: CheckoutView) -> list[PaymentRecord]:
+    """Return the payments that the decision is about."""
+    asked = view.attention
+    if asked is None or asked.code not in RETURNABLE:
+        return []
+    named = set(asked.transactions)
+    if not named and asked.code in LATE:
+        return [payment for payment in view.payments_seen if payment.role == Role.ACCEPTED]
+    return [payment for payment in view.payments_seen if payment.transaction_id in named]
+
+
+def _kept(view: CheckoutView, code: AttentionCode) -> str:
+    said = _KEPT.get(code, "The money stays with the merchant, and with it the order.")
+    if code not in _RESERVED or not any(
+        payment.left > 0 and payment.captured == 0 for payment in _about(view)
+    ):
+        return said
+    return _RESERVED[code] if code is AttentionCode.SURPLUS_PAYMENT else f"{said} {_RESERVED[code]}"
+
+
 def _decision(view: CheckoutView, decision: Decision) -> Choice:
     asked = view.attention
     request = CommandRequest(kind=CommandKind.RESOLVE, decision=decision, version=view.version)
@@ -199,7 +233,7 @@ def _decision(view: CheckoutView, decision: Decision) -> Choice:
     about = ""
     if asked is not None and asked.payments:
         held = [
-            f"{money.spelled(payment.amount, payment.currency) if payment.amount is not None else 'an unreadable amount'} "
+            f"{money.spelled(payment.amount, payment.currency, grouped=True) if payment.amount is not None else 'an unreadable amount'} "
             f"(transaction {payment.transaction_id})"
             for payment in asked.payments[:3]
         ]
@@ -209,7 +243,7 @@ def _decision(view: CheckoutView, decision: Decision) -> Choice:
     match decision:
         case Decision.KEEP:
             label = "It was done at the gateway" if unclear else f"Keep{about or ' the money'}"
-            follows = _KEPT.get(code, "The money stays with the merchant, and with it the order.")
+            follows = _kept(view, code)
         case Decision.RETURN:
             label = f"Return{about or ' the money'} to the shopper"
             follows = _RETURNED.get(
@@ -241,9 +275,9 @@ def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -
     )
     verb = kind.value.capitalize()
     much = (
-        f"up to {money.spelled(left, payment.currency)}"
+        f"up to {money.spelled(left, payment.currency, grouped=True)}"
         if kind in TAKES_AMOUNT
-        else money.spelled(left, payment.currency)
+        else money.spelled(left, payment.currency, grouped=True)
     )
     return Choice(
         kind=kind,

@@ -56,6 +56,7 @@ async def show(visit: Visit) -> Response:
         "endpoint.html",
         endpoint=endpoint,
         attempts=[(each, _text(each.answer)) for each in attempts[:ATTEMPTS]],
+        orders=await lists.order_refs(visit.services.db, [each.checkout_id for each in attempts[:ATTEMPTS]]),
         more=more,
         failed=failed is not None,
         done=fields.text("done"),

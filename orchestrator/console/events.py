@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.console import orders, pages, reading
+from orchestrator.console import facts, orders, pages, reading
 from orchestrator.domain.events import EventType
 from orchestrator.store.console import lists
 
@@ -55,4 +55,5 @@ async def show(visit: Visit) -> Response:
 def _facts(payload: Any) -> list[tuple[str, str]]:
     """Return what an event says beside the state of its checkout, as names and short texts."""
     currency = payload.get("currency", "") if isinstance(payload, dict) else ""
-    return orders.facts_of(payload.get("facts") if isinstance(payload, dict) else None, currency)
+    told = payload.get("facts") if isinstance(payload, dict) else None
+    return facts.of(told, currency, words=pages.words)

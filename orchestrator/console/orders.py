@@ -10,14 +10,13 @@ from starlette.responses import RedirectResponse, Response
 
 from orchestrator import audit, explain
 from orchestrator.audit import Findings, Head
-from orchestrator.console import choices, pages, reading
+from orchestrator.console import choices, facts, pages, reading, results
 from orchestrator.console.access import Refused
 from orchestrator.domain import money
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode
 from orchestrator.domain.money import MoneyError
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
-from orchestrator.explain import timeline
 from orchestrator.explain.advice import MEANING
 from orchestrator.store import inbox, read_model
 from orchestrator.store.console import actions, approvals, lists
@@ -36,16 +35,18 @@ if TYPE_CHECKING:
 
 PAGE: Final = 50
 MOST_EXPORTED: Final = 10_000
-MOST_FACTS: Final = 20
 MOST_SHOWN: Final = 100
 """Rows of one kind on the page of an order."""
 FILTERS: Final = ("state", "status", "attention", "merchant", "since", "until", "currency", "least", "most")
 DONE: Final = {
-    "accepted": "Stored. A worker carries it out; the result is shown below as soon as it is known.",
     "waiting": "It is above the limit and waits for a second person. Nothing was sent yet.",
-    "approved": "Approved and stored. A worker carries it out; the result is shown below as soon as it is known.",
     "verified": "The audit trail of this order holds: no entry was changed, cut or removed.",
 }
+STORED: Final = {
+    "accepted": "Stored. A worker carries it out; the result is shown here as soon as it is known.",
+    "approved": "Approved and stored. A worker carries it out; the result is shown here as soon as it is known.",
+}
+"""What is said of a command while it is open."""
 ANY_ATTENTION: Final = "any"
 
 
@@ -148,11 +149,15 @@ async def show(visit: Visit) -> Response:
     entries, archived = await read_model.trail(services.db, checkout, most=MOST_SHOWN) or ([], ())
     reasons = await Reasons.of(services.db, services.encryptor, checkout)
     told = explain.explain(record)
+    commands = results.of(record)
     return pages.render(
         visit,
         "order.html",
         live=f"order:{checkout}",
         done=DONE.get(done or ""),
+        stored=STORED.get(done or "") if commands else None,
+        deciding=results.deciding(record, commands),
+        beside=results.beside(record),
         meaning=None if record.attention is None else MEANING[record.attention.code],
         said_more=record.attention is not None and bool(record.attention.payments or record.attention.facts),
         record=record,
@@ -164,7 +169,7 @@ async def show(visit: Visit) -> Response:
         callbacks=await lists.callbacks(services.db, checkout, limit=MOST_SHOWN),
         events=await lists.events(services.db, checkout, limit=MOST_SHOWN),
         streams=await lists.streams(services.db, checkout, merchant_id=view.merchant_id, limit=MOST_SHOWN),
-        commands=[(command, reasons.shown(command.reason)) for command in reversed(record.commands)],
+        commands=[(row, reasons.shown(row.command.reason)) for row in commands],
         waiting=await approvals.waiting(services.db, services.encryptor, checkout=checkout),
         actions=await actions.page(services.db, services.encryptor, checkout=checkout, limit=20),
     )
@@ -281,20 +286,10 @@ def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
     evidence = entry.get("evidence")
     if isinstance(evidence, dict):
         evidence = reasons.in_evidence(evidence)
-    return {**entry, "evidence": facts_of(evidence, currency), "sequence": row.sequence}
-
-
-def facts_of(evidence: Any, currency: str) -> list[tuple[str, str]]:
-    """Return evidence as names and short texts, amounts as prices."""
-    if not isinstance(evidence, dict):
-        return []
-    shown = []
-    for name, value in list(evidence.items())[:MOST_FACTS]:
-        price = timeline.told(name, value, currency)
-        text = timeline.shown_of(value) if price == str(value) and name != "reason" else price
-        if text and name not in timeline.UNTOLD:
-            shown.append((name, text))
-    return shown
+    told = facts.of(evidence, currency, words=pages.words)
+    # The first entry has no state before.
+    moved = entry["from"] is not None and entry["to"] != entry["from"]
+    return {**entry, "evidence": told, "sequence": row.sequence, "moved": moved, "title": facts.title(entry)}
 
 
 def _columns(row: CheckoutSummary, names: dict[int, str]) -> Sequence[object]:

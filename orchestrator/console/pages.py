@@ -20,7 +20,7 @@ from markupsafe import Markup
 from starlette.responses import HTMLResponse, Response
 
 from orchestrator.api.problems import Refusal
-from orchestrator.console import access
+from orchestrator.console import access, facts
 from orchestrator.domain import money, sentences
 from orchestrator.text import duration, neutralised, neutralised_lines
 
@@ -43,6 +43,7 @@ ASSETS: Final = {
 
 _UNKNOWN: Final = "–"
 _INNER: Final = re.compile("(?<=[a-z])[A-Z]")
+_TIME: Final = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)Z")
 
 
 def _price(minor: int | None, currency: str) -> str:
@@ -72,9 +73,14 @@ def _word(value: object) -> str:
     return str(value).replace("_", " ")
 
 
-def _words(name: str) -> str:
-    """Write a name of a program in words: `inFlight` is "in flight"."""
-    return _INNER.sub(lambda found: f" {found[0].lower()}", name)
+def words(name: str) -> str:
+    """Write a name of a program in words: `inFlight` is "in flight", `money:done` is "money done"."""
+    return _INNER.sub(lambda found: f" {found[0].lower()}", name).replace("_", " ").replace(":", " ")
+
+
+def _told(said: str) -> str:
+    """Write a sentence of an explanation with times as tables have them; controls are replaced."""
+    return _TIME.sub(r"\1 \2", neutralised(said))
 
 
 def _capital(said: str) -> str:
@@ -110,7 +116,9 @@ TEMPLATES.filters |= {
     "span": _span,
     "age": _age,
     "word": _word,
-    "words": _words,
+    "words": words,
+    "told": _told,
+    "means": facts.status,
     "capital": _capital,
     "sentence": _sentence,
     "fact": _fact,

@@ -62,6 +62,21 @@ async def overview(visit: Visit) -> Response:
     return pages.render(visit, "overview.html", live="overview", content=drawn.content)
 
 
+ERRORS: Final = {
+    "unknown": "no clear answer",
+    "circuit_open": "calls are paused",
+    "not_sent": "not reached",
+    "busy": "busy",
+    "throttled": "too many calls",
+    "unauthorized": "login refused",
+    "refused": "call refused",
+    "gateway_refused": "order refused",
+}
+"""Last errors of calls to the gateway, in words; the others are words already."""
+NOT_SERVED, FEWEST = 0.5, 5
+"""From which share of calls that were not served a gateway has a warning, of how many calls at least."""
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """The content of an overview, and what it was drawn from."""
@@ -86,6 +101,8 @@ def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read)
         attention=_by_code(found["attention"] or ()),
         chart=chart(found["rate"] or ()),
         gateways=gateways(processes),
+        errors=[{**row, "said": ERRORS.get(row["code"], row["code"])} for row in found["errors"] or ()],
+        troubled=sum(row["number"] for row in found["errors"] or ()),
         processes=processes,
         alive=[process for process in processes if process.alive],
         broken=health[0],
@@ -134,6 +151,9 @@ def gateways(processes: list[Process]) -> list[dict[str, Any]]:
             for name in ("calls", "failed", "seconds"):
                 sums[name] += row[name]
             sums["open"] = max(sums["open"], row["openFor"])
+    for sums in found.values():
+        sums["share"] = sums["failed"] / sums["calls"] if sums["calls"] else 0.0
+        sums["failing"] = sums["calls"] >= FEWEST and sums["share"] >= NOT_SERVED
     return sorted(found.values(), key=lambda row: (-row["open"], -row["failed"], row["name"]))
 
 

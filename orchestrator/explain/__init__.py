@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import sentences
+from orchestrator.domain.attention import PROBLEMS
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.payment_status import PaymentStatus
@@ -39,6 +40,11 @@ _NEXT_CALL: Final = {
     State.AUTHENTICATED: "a worker opens the payment session at the gateway",
     State.SESSION_CREATED: "a worker lists the payment methods at the gateway",
     State.METHODS_FETCHED: "a worker hands the session to the shop",
+}
+_NEXT_LOOKUP: Final = {
+    State.CALLBACK_RECEIVED: "a worker looks this order up at the gateway",
+    State.AWAITING_PAYMENT: "a worker looks the order up at the gateway, with or without a callback",
+    State.COMPLETED: "a worker looks for captures, refunds and chargebacks that were made elsewhere",
 }
 _STANDS: Final = {
     State.RECEIVED: "has been received, and no gateway call for it has come to an end yet",
@@ -105,6 +111,8 @@ def _summary(record: Record) -> str:
     busy = {operation.kind for operation in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
     view = _STANDS[record.state]
+    if _undecided_payment(record):
+        view, person = "holds a payment that does not fit", " It waits for a decision."
     if record.from_payment and record.state is State.FAILED:
         view = "was handed over by no shop, and the gateway shows a payment for it"
     if record.state is State.COMPLETED:
@@ -112,6 +120,15 @@ def _summary(record: Record) -> str:
         if record.from_payment:
             view += ", for which no shop has handed an order over"
     return f"Order {record.order_ref} for {record.price(record.amount)} {view}{late}.{doing}{person}"
+
+
+def _undecided_payment(record: Record) -> bool:
+    """Whether it is offered, and waits for a decision about a payment that does not count as its payment."""
+    return (
+        record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}
+        and record.attention is not None
+        and record.attention.code in PROBLEMS
+    )
 
 
 # ── Because ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -343,19 +360,17 @@ def _what(record: Record) -> str:
             return "a worker cancels it, since it was never offered"
         again = " once more" if record.attempts else ""
         return _NEXT_CALL[record.state] + again
-    if record.state is State.CALLBACK_RECEIVED:
-        return "a worker looks this order up at the gateway"
-    if record.state is State.AWAITING_PAYMENT:
-        return "a worker looks the order up at the gateway, with or without a callback"
-    if record.state is State.COMPLETED:
-        return "a worker looks for captures, refunds and chargebacks that were made elsewhere"
-    return "a worker looks for late money at the gateway"
+    if _undecided_payment(record):
+        return "a worker checks at the gateway whether the payment has changed"
+    return _NEXT_LOOKUP.get(record.state, "a worker looks for late money at the gateway")
 
 
 def _after(record: Record) -> str:
     """Return what the step after the next one depends on, where that is known."""
     if record.state in UNOFFERED and record.cancel_requested_at is None:
         return f" If it has not been offered by {moment(record.deadline)}, it fails."
+    if _undecided_payment(record):
+        return " While the gateway shows that payment, it is neither completed nor ended before the decision."
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:
         if record.cancel_end is not None:
             return f" The first lookup after {moment(record.cancel_end)} that shows no payment cancels it."

@@ -170,7 +170,7 @@ class Record(CheckoutRecord):
     def price(self, minor: int, currency: str | None = None) -> str:
         """Write an amount for people."""
         code = currency or self.currency
-        return money.spelled(minor, code)
+        return money.spelled(minor, code, grouped=True)
 
     def holding(self, payment: PaymentRecord) -> str:
         """Write what a payment holds for people; amounts that cannot be read as the gateway wrote them."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator import audit
 from orchestrator.audit import Action
 from orchestrator.domain import money, sentences
-from orchestrator.domain.records import CommandKind
+from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.domain.states import Trigger
 from orchestrator.explain.record import Entry, Record, moment
 
@@ -177,7 +177,7 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         currency = currencies.get(number, record.currency)
         raw = transaction.get("raw")
         amounts = [
-            f"{money.as_stored(int(transaction.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
+            f"{_amount(int(transaction.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
             for name in ("reserved", "captured", "refunded", "charged_back")
             if transaction.get(name) or (raw and name in raw)
         ]
@@ -189,6 +189,13 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         )
         said.append(f"transaction {number} as {_quoted(transaction.get('status'))} with {held}, {bound}")
     return "; ".join(said)
+
+
+def _amount(minor: int, currency: str, name: str, raw: Any) -> str:
+    """Write an amount of a transaction; one that could not be read as the gateway wrote it."""
+    if raw and name in raw:
+        return money.as_stored(minor, currency, name, raw)
+    return money.spelled(minor, currency, grouped=True)
 
 
 def _callbacks(entry: Entry) -> list[str]:
@@ -270,10 +277,13 @@ def _taken(_: Record, entry: Entry) -> str:
 
 
 def _raised(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} attention was raised."
+    return f"At {moment(entry.at)} it was noted that a decision is needed."
 
 
 def _cleared(_: Record, entry: Entry) -> str:
+    decision = str(entry.evidence.get("decision") or "")
+    if decision in set(Decision):
+        return f"At {moment(entry.at)} {who(entry.actor)} decided: {decision}."
     return f"At {moment(entry.at)} {who(entry.actor)} cleared the attention."
 
 

@@ -151,7 +151,7 @@ def test_people_are_shown_prices_and_no_minor_units(played, place):
     told = orchestrator("events", "list", "--checkout", checkout, "--data-dir", place).stdout
     story = orchestrator("checkouts", "show", checkout, "--data-dir", place).stdout
 
-    assert re.search(rf"amount={minor / 100:,.2f} (DKK|EUR) ", told)
+    assert re.search(rf"amount: {minor / 100:,.2f} (DKK|EUR);", told)
     assert re.search(rf"amount {minor / 100:,.2f} (DKK|EUR)\b", story.partition("checkout:received")[2])
     assert not re.search(rf"\b{minor}\b", told + story)
 

@@ -42,7 +42,7 @@ async def test_the_feed_is_listed_from_a_position_on_and_by_checkout(inside, kno
     first, second = [await happen(inside, order) for order in ("A-1", "A-2")]
     shown = orchestrator("events", "list", "--after", "3", **known).stdout
     assert [line.split()[0] for line in shown.splitlines()[1:]] == ["4", "5", "6"]
-    assert "reason=a sentence for people" in shown
+    assert "reason: a sentence for people" in shown
     listed = orchestrator("events", "list", "--json", "--type", "checkout.attention", **known).stdout
     told = [check(json.loads(line)) for line in listed.splitlines()]
     assert [(event["subject"], event["position"]) for event in told] == [

@@ -127,6 +127,29 @@ class ConsoleData:
             )
         return checkout
 
+    async def returned(self, checkout: UUID, *, amount: int) -> str:
+        """Write a decision to return surplus money, with its release on the way; return the transaction."""
+        command, operation = uuid7(), uuid7()
+        await self.sql(
+            """INSERT INTO commands (id, merchant_id, checkout_id, kind, actor, arguments, handled_at, result, result_details)
+               SELECT :id, 1, :checkout, 'resolve', 'operator:a', '{"decision": "return"}', clock(), 'accepted', CAST(:details AS jsonb)""",
+            id=command,
+            checkout=checkout,
+            details=json.dumps({"operations": [str(operation)]}),
+        )
+        (row,) = await self.sql(
+            """INSERT INTO money_operations (id, merchant_id, checkout_id, command_id, transaction_id, kind, amount, currency, state,
+                                             reconciliation_identifier, cause, actor, submitted_at)
+               SELECT :id, 1, checkout_id, :command, transaction_id, 'release', :amount, 'DKK', 'submitted', CAST(:id AS text), 'returned',
+                      'operator:a', clock() FROM payments WHERE checkout_id = :checkout AND role = 'surplus'
+               RETURNING transaction_id""",
+            id=operation,
+            command=command,
+            amount=amount,
+            checkout=checkout,
+        )
+        return str(row.transaction_id)
+
     async def endpoint(self, *, failing: bool = False, paused: str | None = None) -> UUID:
         """Return an endpoint; one that fails has attempts and unsent events."""
         new = uuid7()

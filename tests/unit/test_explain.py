@@ -205,7 +205,7 @@ def test_every_state_with_every_reason_for_a_lookup_is_explained(state, attentio
         *([{"due_at": None}, {"due_at": None, "watch": ()}] if state in ENDED else []),
     ):
         made = check(record(state, attention=None if attention is None else needing(attention), **changes))
-        assert ("It needs a decision" in made.summary) == (attention is not None)
+        assert (" a decision." in made.summary) == (attention is not None)
 
 
 @pytest.mark.parametrize("state", OPERATIONS)
@@ -393,6 +393,27 @@ def test_what_is_offered_says_until_when_and_what_ends_it(state):
     assert any("A payment is open" in said for said in made.because)
     made = check(record(state, token_expires_at=NOW - timedelta(seconds=1)))
     assert any("The session's token expired at 2026-01-05T09:59:59Z" in said for said in made.because)
+
+
+@pytest.mark.parametrize("state", [State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED])
+def test_a_payment_that_does_not_fit_waits_for_a_decision_and_does_not_expire(state):
+    made = check(record(state, attention=needing(AttentionCode.PAYMENT_MISMATCH)))
+    assert made.summary == (
+        "Order A-1001 for 139.00 DKK holds a payment that does not fit. It waits for a decision."
+    )
+    assert "expires it" not in made.next.what
+    assert "neither completed nor ended before the decision" in made.next.what
+
+
+def test_a_decision_that_was_taken_stands_in_the_evidence():
+    def entry(**evidence: object) -> Entry:
+        return _entry("attention:cleared", State.COMPLETED, State.COMPLETED, evidence=evidence)
+
+    decided = record(State.COMPLETED, entries=(*ENTRIES, entry(decision="keep"), entry(decision="<odd>")))
+    assert check(decided).evidence[-2:] == (
+        "At 2026-01-05T10:00:00Z the shop's client shop-1 decided: keep.",
+        "At 2026-01-05T10:00:00Z the shop's client shop-1 cleared the attention.",
+    )
 
 
 @pytest.mark.parametrize("state", UNOFFERED)

@@ -313,6 +313,7 @@ _ENTRIES: Final = text("""
 _ARCHIVED: Final = text("""
     SELECT sequence, mac, state FROM archived_heads WHERE checkout_id = :id ORDER BY sequence DESC LIMIT 1
 """)
+_ORDER_REFS: Final = text("SELECT id, order_ref FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[]))")
 _DECISIONS: Final = text(f"""
     SELECT {_C}, m.name AS merchant,
            coalesce(extract(epoch FROM clock() - c.attention_since), 0)::float8 AS age
@@ -331,6 +332,11 @@ async def endpoints(
 ) -> Sequence[Row[Any]]:
     """Return endpoints of all merchants, in the order in which they were made; or one."""
     return await db.read(_ENDPOINTS, {"after": after, "id": endpoint, "most": limit})
+
+
+async def order_refs(db: Database, ids: Sequence[UUID]) -> dict[UUID, str]:
+    """Return the order numbers of checkouts by id."""
+    return {row.id: row.order_ref for row in await db.read(_ORDER_REFS, {"ids": sorted(set(ids))})}
 
 
 async def feed(

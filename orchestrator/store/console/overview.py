@@ -123,7 +123,7 @@ _OVERVIEW: Final = text(f"""
       (SELECT json_agg(json_build_object('merchant', merchant, 'code', last_error, 'number', number)) FROM (
            SELECT m.name AS merchant, c.last_error, count(*) AS number FROM merchants m CROSS JOIN LATERAL (
                SELECT last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN} ORDER BY id LIMIT 200) c
-            WHERE c.last_error IS NOT NULL GROUP BY m.name, c.last_error ORDER BY number DESC LIMIT 20) e) AS errors,
+            WHERE c.last_error IS NOT NULL AND c.last_error <> 'needs_decision' GROUP BY m.name, c.last_error ORDER BY number DESC LIMIT 20) e) AS errors,
       (SELECT json_agg(json_build_object('id', e.id, 'url', CASE WHEN e.kind = 'celery' THEN 'Celery task ' || e.task ELSE e.url END, 'merchant', m.name, 'failing_since', e.failing_since,
                                          'pause_reason', e.pause_reason)) FROM (
            SELECT * FROM webhook_endpoints WHERE deleted_at IS NULL AND (failing_since IS NOT NULL OR pause_reason IS NOT NULL)

@@ -126,7 +126,13 @@ async def test_every_page_shows_data_of_every_kind_as_text_and_costs_few_stateme
     assert "&lt;script&gt;" in listed
     assert "Celery task shop.events in shop at our own broker" in listed
     shown = await person.get("/console")
-    for said in ("https://pay.example", "10.0 %", "50 ms", "open for 12 s"):
+    for said in (
+        "https://pay.example",
+        "10.0 %",
+        "50 ms",
+        "paused for 12 s",
+        "Calls to https://pay.example are paused for 12 s",
+    ):
         assert said in shown
     system = await person.get("/console/system")
     assert ("in flight 3, queued intents 4" in system, "moves/completed" in system) == (True, False)
@@ -389,6 +395,89 @@ async def test_search_finds_by_order_id_and_transaction_and_pages_are_bounded(pl
     second = await lists.checkouts(place.api.services.db, lists.Filter(), before=first.after, limit=2)
     assert len({row.id for row in (*first.rows, *second.rows)}) == 4
     assert second.after is None
+
+
+async def test_a_decision_is_shown_while_it_waits_and_then_with_what_became_of_it(place):
+    checkout = await place.data.asking(AttentionCode.SURPLUS_PAYMENT, 1)
+    person = await Person(place, "a").signed_in()
+    address = f"/console/orders/{checkout}"
+    page = await person.get(address)
+    surplus = re.search(r"Return 129.00 DKK \(transaction (T-\w+)\) to the shopper", page)[1]
+    for said in (
+        "Beside it, by payments that are not accepted: 129.00 DKK",
+        "must be captured in the gateway&#39;s own interface before the reservation lapses",
+    ):
+        assert said in page
+    # It is what the decision returns, and stands there alone.
+    assert f"do/release?transaction={surplus}" not in page
+    path = f"{address}/do/resolve"
+    form = await person.get(f"{path}?decision=keep")
+    assert re.search(
+        r"State: <span[^>]*>completed</span>, version \d+\. If the order changes before you", form
+    )
+    stored = await person.post(path, form, reason="the shopper wants both")
+    page = await person.get(stored.headers["location"])
+    assert "Stored. A worker carries it out" in page
+    assert "A worker carries out the decision." in page
+    assert "do/resolve" not in page
+    assert "<td>Resolve (keep)</td><td>Waits for a worker</td>" in page
+    await place.api.sql(
+        "UPDATE commands SET handled_at = clock(), result = 'done_decided' WHERE checkout_id = :id RETURNING id",
+        id=checkout,
+    )
+    page = await person.get(stored.headers["location"])
+    assert "Stored. A worker" not in page
+    assert "Resolve (keep): decided: keep." in page
+    assert "do/resolve" in page
+
+
+async def test_a_return_of_money_is_shown_with_amount_and_transaction(place):
+    checkout = await place.data.asking(AttentionCode.SURPLUS_PAYMENT, 1)
+    person = await Person(place, "a").signed_in()
+    returned = await place.data.returned(checkout, amount=123456)
+    path = f"/console/orders/{checkout}"
+    page = await person.get(path)
+    assert f"<td>The release of 1,234.56 DKK of transaction {returned} has left for the gateway" in page
+    assert "A worker carries out the decision." in page
+    await place.api.sql(
+        "UPDATE money_operations SET state = 'succeeded', settled_at = clock() WHERE checkout_id = :id RETURNING id",
+        id=checkout,
+    )
+    page = await person.get(f"{path}?done=accepted")
+    assert f"<td>Resolve (return)</td><td>1,234.56 DKK of transaction {returned} was released</td>" in page
+    assert f"Resolve (return): 1,234.56 DKK of transaction {returned} was released." in page
+    assert "do/resolve" in page
+
+
+async def test_a_gateway_that_fails_has_a_warning_and_a_decision_is_no_error_of_it(place):
+    await place.data.everything()
+    waits = await place.data.order("A-WAITS")
+    for code, number in (("needs_decision", 3), ("unknown", 4)):
+        await place.api.sql(
+            "UPDATE checkouts SET last_error = :code, attempts = :number WHERE id = :id RETURNING id",
+            id=waits,
+            code=code,
+            number=number,
+        )
+        place.console.live._read_at = float("-inf")
+        errors = (await person_of(place)).partition('id="errors"')[2].partition("</section>")[0]
+        assert ("No clear answer" in errors) == (code == "unknown")
+        assert "ecision" not in errors
+    await place.api.sql(
+        "UPDATE workers SET progress = jsonb_set(progress, '{gateways,0,failed}', '40') WHERE kind = 'worker' RETURNING name"
+    )
+    place.console.live._read_at = float("-inf")
+    shown = await person_of(place)
+    assert (
+        "The gateway https://pay.example does not serve 80 % of the calls of the last minutes; 2 open checkouts have errors."
+        in shown
+    )
+    assert '<span class="flag">80.0 %</span>' in shown
+
+
+async def person_of(place) -> str:
+    """Return the overview as a person sees it."""
+    return await (await Person(place, "a").signed_in()).get("/console")
 
 
 async def test_endpoints_and_merchants_are_switched_with_a_reason_that_is_kept(place):
