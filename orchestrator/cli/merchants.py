@@ -437,7 +437,7 @@ def enable(*, data_dir: Path, name: str, actor: str) -> int:
     return _switch(data_dir, name, "enabled", lambda m: m.disable(name, disabled=False, actor=actor))
 
 
-@merchants.command()
+@merchants.command(short_help="Make no calls to a merchant's gateway.")
 @_changing
 def pause(*, data_dir: Path, name: str, actor: str) -> int:
     """Pause a merchant's gateway calls: orders are taken, and wait where they are."""

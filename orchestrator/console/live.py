@@ -29,6 +29,9 @@ _log = log.get(__name__)
 
 INTERVAL: Final = 1.0
 HEARTBEAT: Final = 15.0
+AGAIN: Final = 3.0
+"""Seconds after which a change is told a second time: the browser's first redraw may have failed, or been
+under way when it came."""
 LIFETIME: Final = 600.0
 MOST: Final = 200
 """Streams of one process."""
@@ -169,14 +172,19 @@ class EventStream(Response):
         gone = asyncio.create_task(_gone(receive))
         try:
             await send({"type": "http.response.body", "body": b": following\n\n", "more_body": True})
+            again = False
             async with asyncio.timeout(LIFETIME):
                 while not gone.done() and not self._live.stopping:
                     changed = asyncio.create_task(stream.changed.wait())
                     await asyncio.wait(
-                        (changed, gone), timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED
+                        (changed, gone),
+                        timeout=AGAIN if again else HEARTBEAT,
+                        return_when=asyncio.FIRST_COMPLETED,
                     )
                     changed.cancel()
-                    body = b"event: changed\ndata: \n\n" if stream.changed.is_set() else b": \n\n"
+                    new = stream.changed.is_set()
+                    body = b"event: changed\ndata: \n\n" if new or again else b": \n\n"
+                    again = new and self._topic != "overview"  # which is drawn anew every ten seconds
                     stream.changed.clear()
                     if not gone.done() and not self._live.stopping:
                         await send({"type": "http.response.body", "body": body, "more_body": True})

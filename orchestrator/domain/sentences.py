@@ -76,7 +76,6 @@ def _said(value: Attention | LastError | CommandResult) -> str:
         case Attention():
             said = _of_attention(value)
             if value.beside:
-                # Migration 0013 reads these words where it goes back and forth, also of one transaction.
                 said = f"{said}; transactions {_names(value.beside)} hold money for it"
             return said
         case LastError(code=ErrorCode.NEEDS_DECISION):
@@ -99,20 +98,6 @@ def _held(payment: PaymentAmount) -> str:
 
 def _names(payments: Sequence[PaymentAmount]) -> str:
     return ", ".join(payment.transaction_id for payment in payments)
-
-
-def _transactions(payments: Sequence[PaymentAmount]) -> str:
-    """Name payments: "transaction 7", "transactions 7, 8"."""
-    return f"transaction{'' if len(payments) == 1 else 's'} {_names(payments)}"
-
-
-def _hold(payments: Sequence[PaymentAmount]) -> str:
-    return "holds" if len(payments) == 1 else "hold"
-
-
-def _count(number: object, what: str) -> str:
-    """Write a number with the word of what is counted: "1 failed call", "3 failed calls"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _more(payments: Sequence[PaymentAmount]) -> list[str]:
@@ -173,8 +158,8 @@ def _told(facts: Facts, payment: PaymentAmount) -> str:
 
 def _surplus(facts: Facts, payments: Sequence[PaymentAmount]) -> str:
     if facts.get("released"):
-        return f"{_transactions(payments)} {_hold(payments)} money for it"
-    return f"{_transactions(payments)} also {_hold(payments)} money for this order"
+        return f"transactions {_names(payments)} hold money for it"
+    return f"transactions {_names(payments)} also hold money for this order"
 
 
 def _rejected(facts: Facts) -> str:
@@ -187,10 +172,10 @@ def _rejected(facts: Facts) -> str:
 def _failing(facts: Facts) -> str:
     if "call" in facts:
         return (
-            f"the gateway's answer to {facts['call']} for order {facts['orderId']} cannot be read, {_count(facts['attempts'], 'time')} in a row, "
+            f"the gateway's answer to {facts['call']} for order {facts['orderId']} cannot be read, {facts['attempts']} times in a row, "
             f"last {_error(facts)}"
         )
-    return f"{_count(facts['attempts'], 'failed call')} in a row, last {_error(facts)}"
+    return f"{facts['attempts']} failed calls in a row, last {_error(facts)}"
 
 
 def _error(facts: Facts) -> str:
@@ -214,8 +199,7 @@ _NO_METHODS: Final = "the gateway offers none for this order; check the merchant
 
 
 def _used_up(facts: Facts) -> str:
-    opened = f"{_count(facts['sessions'], 'session')} {'was' if facts['sessions'] == 1 else 'were'} opened"
-    return f"{opened} for it, and the gateway takes about {facts['most']}"
+    return f"{facts['sessions']} sessions were opened for it, and the gateway takes about {facts['most']}"
 
 
 _QUESTIONS: Final[dict[AttentionCode, Callable[[Facts, Sequence[PaymentAmount]], str]]] = {
@@ -329,7 +313,7 @@ _ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
         f"{money.spelled(facts['before'] + facts['amount'], facts['currency'])} or {_amount(facts, 'before')}"
     ),
     ErrorCode.NEVER_IN_BOOKS: lambda facts: (
-        f"it was sent {_count(facts['sends'], 'time')}, and the gateway's books never had it"
+        f"it was sent {facts['sends']} times, and the gateway's books never had it"
     ),
     ErrorCode.DECIDED: lambda facts: f"{facts['state']} by decision of a person",
     ErrorCode.OTHER: lambda _: "",
@@ -386,8 +370,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
         f"order {facts['orderId']} belongs to checkout {facts['checkout']} now"
     ),
     ResultCode.REFUSED_ORDER_NUMBER_USED_UP: lambda facts: (
-        f"order number {facts['orderId']} has been used {_count(facts['sessions'], 'time')} at the gateway, "
-        f"which takes about {facts['most']}"
+        f"order number {facts['orderId']} has been used {facts['sessions']} times at the gateway, which takes about {facts['most']}"
     ),
     ResultCode.REFUSED_PAYMENT_SHOWN: lambda facts: f"the gateway shows this order as {facts['finding']}",
     ResultCode.REFUSED_NOT_PAID: lambda facts: f"a checkout that is {facts['state']} has no payment",
@@ -423,9 +406,7 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
         "it cannot pay this order; return it"
     ),
     ResultCode.REFUSED_HOLD_NO_MONEY: lambda facts: (
-        f"transaction {facts['transactions'][0]} holds no money: say dismiss, or reconcile"
-        if len(facts["transactions"]) == 1
-        else f"transactions {', '.join(facts['transactions'][:MOST_NAMED])} do not all hold money: say dismiss, or reconcile"
+        f"transactions {', '.join(facts['transactions'][:MOST_NAMED])} do not all hold money: say dismiss, or reconcile"
     ),
     ResultCode.REFUSED_MONEY_HELD: lambda facts: (
         f"the gateway holds money for this order under {_payments(facts['payments'])}: say keep or return"

@@ -536,13 +536,13 @@ def test_what_needs_a_decision_is_listed_by_code_as_a_sentence_or_as_data(books)
         return ended.stdout
 
     assert [line.split()[1] for line in listed("--attention").splitlines()[1:]] == ["paid-1"]
-    assert "transaction 8 also holds money for this order" in listed("--attention", "surplus_payment")
+    assert "transactions 8 also hold money for this order" in listed("--attention", "surplus_payment")
     assert len(listed("--attention", "late_payment").splitlines()) == 1
     assert len(listed("--attention", "--state", "awaiting_payment").splitlines()) == 1
     [found] = json.loads(listed("--attention", "surplus_payment", "--json"))
     asked = found["attention"]
     assert (found["orderId"], asked["code"]) == ("paid-1", "surplus_payment")
-    assert asked["message"] == "transaction 8 also holds money for this order"
+    assert asked["message"] == "transactions 8 also hold money for this order"
     assert asked["payments"] == [{"transactionId": "8", "amount": 13900, "currency": "DKK"}]
     assert asked["since"]
     shown = json.loads(orchestrator("checkouts", "show", "open-1", "--json", **books).stdout)

@@ -152,7 +152,7 @@ def test_a_surcharge_is_shown_and_pays_the_order_where_the_policy_says_so():
             "keep",
             "the amounts of transaction 6 cannot be read",
         ),
-        (transaction("6", "no_such_status"), "keep", "transaction 6 holds no money"),
+        (transaction("6", "no_such_status"), "keep", "do not all hold money"),
         (ODD, "dismiss", "transaction 6 names this order and is [/b]held: say keep"),
         (replace(FAILED_UNREAD, raw_flags=("amount_unreadable",)), "dismiss", "names this order"),
         (

@@ -127,7 +127,7 @@ def test_of_two_payments_the_first_is_accepted_and_the_other_is_surplus():
         "9": Role.SURPLUS,
     }
     assert reconciled.attention.code is AttentionCode.SURPLUS_PAYMENT
-    assert of(reconciled.attention) == "transaction 9 also holds money for this order"
+    assert of(reconciled.attention) == "transactions 9 also hold money for this order"
     assert reconciled.money == WHOLE
 
 
