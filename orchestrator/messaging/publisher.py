@@ -62,7 +62,7 @@ class _Properties(msgspec.Struct):
 
 
 class _Waiting(msgspec.Struct):
-    """What is read of a message that waits in a list of Redis; whoever may write there may write anything."""
+    """What is read of a message in a list of Redis: any client of that server may have written it."""
 
     properties: _Properties
 

@@ -31,7 +31,7 @@ _log = log.get(__name__)
 FRESH: Final = 1.0
 """Seconds for which figures are shown again without a query."""
 SHARE: Final = 50.0
-"""How many times as long as its statement took a group is left alone."""
+"""A group of figures is not read again for this many times the duration of its last statement."""
 QUICK: Final = 0.015
 """Seconds that a scrape waits for figures that it has in an older version."""
 FIRST: Final = 5.0

@@ -52,7 +52,7 @@ _OPERATIONS = text("""
     SELECT kind, state, count(*) AS number FROM money_operations
      WHERE state IN ('requested', 'submitted', 'unknown') GROUP BY kind, state
 """)
-# What is left of a payment: `domain.records.left_to`, as far as it is money that somebody waits for.
+# What is left of a payment (`domain.records.left_to`) whose capture, release or decision is still to come.
 _LEFT: Final = "CASE WHEN p.captured > 0 THEN p.captured - p.refunded - p.charged_back ELSE p.reserved END"
 _RISK = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),

@@ -141,10 +141,10 @@ def test_the_cases_of_the_help_are_those_that_exist():
 def test_what_is_wrong_is_one_sentence(up, tmp_path):
     for arguments, words in (
         (("trigger", "surplus", "--data-dir", tmp_path), "nothing runs in"),
-        (("trigger", "surplus", "--data-dir", up.data_dir, "--merchant", "nobody"), "no merchant nobody"),
+        (("trigger", "surplus", "--data-dir", up.data_dir, "--merchant", "no-such-shop"), "no merchant no-such-shop"),
         (("listen", "--forward-to", "ftp://x", "--data-dir", up.data_dir), "is no URL such as http"),
         (("listen", "--forward-to", "http://x", "--token-from", "-"), "--token-from goes with --api"),
-        (("listen", "--forward-to", "http://x", "--merchant", "nobody", "--data-dir", up.data_dir), "was answered 403"),
+        (("listen", "--forward-to", "http://x", "--merchant", "no-such-shop", "--data-dir", up.data_dir), "was answered 403"),
     ):  # fmt: skip
         ended = orchestrator(*arguments)
         assert (ended.returncode, ended.stdout, words in ended.stderr) == (2, "", True), ended.stderr
