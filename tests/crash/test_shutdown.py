@@ -332,7 +332,8 @@ def test_processes_whose_log_is_not_read_end_in_time(
         Request(installation)  # whose line in the access log waits, and the moves that follow from it
         time.sleep(HANGING_FOR)
         statuses = stop_all(installation, *PROCESSES)
-        assert statuses == {"api": 1, "worker-1": 1, "scheduler": 0}
+        # Each has a line to write at its end, and is ended with 1 where it cannot.
+        assert statuses == dict.fromkeys(PROCESSES, 1)
 
 
 # ── All of them ───────────────────────────────────────────────────────────────────────────────────────────
