@@ -19,7 +19,8 @@ import msgspec
 from orchestrator.domain.transaction import Found
 from orchestrator.gateway import payments, xml
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Malformed, Movement, RequestError
+from orchestrator.gateway.payments import Movement, RequestError
+from orchestrator.gateway.xml import Malformed
 
 T = TypeVar("T")
 

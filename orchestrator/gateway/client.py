@@ -24,7 +24,7 @@ from orchestrator import counters, traces
 from orchestrator import log as logs
 from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
-from orchestrator.gateway.answers import ASSUMED_LIFETIME, Methods, Reader, Session, Token
+from orchestrator.gateway.answers import Methods, Reader, Session, Token
 from orchestrator.gateway.http import Request, Wire
 from orchestrator.gateway.lease_guard import GuardedBody
 from orchestrator.gateway.limits import LimitsRegistry
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
     from orchestrator.gateway.lease_guard import LeaseGuard
     from orchestrator.gateway.payments import Movement
     from orchestrator.settings import Settings
-
-__all__ = [
-    "ASSUMED_LIFETIME", "CIRCUIT_OPEN", "LONGEST_IDENTIFIER", "USER_AGENT", "USER_AGENT_LIMIT", "Account", "Gateway", "Session", "Token",
-    "gateway_of",
-]  # fmt: skip
 
 T = TypeVar("T")
 log = logs.get(__name__)

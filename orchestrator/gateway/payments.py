@@ -14,25 +14,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from orchestrator.domain.transaction import Found, Transaction
 from orchestrator.gateway import xml
 from orchestrator.gateway.transactions import code_of, exact, transaction_of
-from orchestrator.gateway.xml import DAMAGED, LARGEST, Malformed, text_of
+from orchestrator.gateway.xml import DAMAGED, Malformed, text_of
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
-
-__all__ = [
-    "DEFAULT_ROWS",
-    "LARGEST",
-    "MOST_ROWS",
-    "QUIET_RESULTS",
-    "Malformed",
-    "Movement",
-    "RequestError",
-    "is_cut_short",
-    "joined",
-    "parse",
-    "parse_movement",
-]
 
 MOST_ROWS: Final = 100
 """The most rows that `limit` may ask for (D8)."""

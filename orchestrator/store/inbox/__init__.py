@@ -24,32 +24,3 @@ from orchestrator.store.inbox.commands import Requested, fingerprint_of, request
 from orchestrator.store.inbox.errors import KeyReused, OrderTaken, ReasonNotKept
 from orchestrator.store.inbox.intents import Accepted, Intake, Intents
 from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks
-
-__all__ = [
-    "Accepted",
-    "Arrival",
-    "CallbackKind",
-    "Callbacks",
-    "Caps",
-    "Intake",
-    "Intents",
-    "KeyReused",
-    "MerchantCallback",
-    "OrderTaken",
-    "ReasonNotKept",
-    "Requested",
-    "Sender",
-    "Stored",
-    "StoredCallback",
-    "StoredOrder",
-    "UnmatchedCallbacks",
-    "checkout_view",
-    "decrypt_body",
-    "decrypt_sender",
-    "encrypt_body",
-    "encrypt_sender",
-    "fingerprint_of",
-    "request",
-    "request_all",
-    "stored_order",
-]

@@ -14,13 +14,12 @@ from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, Shape, he
 from orchestrator.domain.transaction import ChargebackEvent, Found, Transaction
 from orchestrator.gateway.payments import (
     DEFAULT_ROWS,
-    LARGEST,
-    Malformed,
     Movement,
     RequestError,
     parse,
     parse_movement,
 )
+from orchestrator.gateway.xml import LARGEST, Malformed
 
 # The statuses of the facts, part 3, written out a second time on purpose.
 SEEN = (
