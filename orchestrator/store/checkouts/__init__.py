@@ -25,7 +25,7 @@ from orchestrator.store.checkouts.claims import (
 )
 from orchestrator.store.checkouts.creation import (
     MOST_UNCONFIRMED,
-    NewCheckout,
+    Intake,
     PaymentMatch,
     UnmatchedPayment,
     create,
@@ -46,7 +46,6 @@ from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
     Matched,
     NoMoney,
-    Ordered,
     Unsettled,
     Unsuited,
     match,
