@@ -252,16 +252,15 @@ class Gateway:
         *,
         order_ref: str | None = None,
         transaction_id: str | None = None,
-        payment_id: str | None = None,
         limit: int = 100,
     ) -> Outcome[Found]:
         """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
 
-        At least one of the three filters is required. The API user may see several shops: a found transaction
+        At least one of the two filters is required. The API user may see several shops: a found transaction
         may belong to another. Where the number of rows leaves open whether there are more, one more call
         tries to prove that there are none; a `Found` that still has `at_limit` may lack rows.
         """
-        filters = {"shop_orderid": order_ref, "transaction_id": transaction_id, "payment_id": payment_id}
+        filters = {"shop_orderid": order_ref, "transaction_id": transaction_id}
         wanted = {name: value for name, value in filters.items() if value}
         if not wanted or not 1 <= limit <= payments.MOST_ROWS:
             message = f"find_payments needs a filter and a limit of 1 to {payments.MOST_ROWS}, not {limit}"

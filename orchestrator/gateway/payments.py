@@ -8,7 +8,7 @@ transaction means for money is said in `domain.payment_meaning`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.domain.transaction import Found, Transaction
@@ -87,8 +87,6 @@ def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found | RequestError | Malf
         transactions=transactions,
         # Exactly the default may mean that the gateway does not support the parameter `limit`.
         at_limit=len(rows) >= limit or len(rows) == DEFAULT_ROWS,
-        result=result,
-        repaired=answer.repaired,
     )
 
 
@@ -128,12 +126,7 @@ def joined(newest: Found, oldest: Found) -> Found | None:
     more = tuple(
         transaction for transaction in oldest.transactions if transaction.transaction_id not in known
     )
-    return replace(
-        newest,
-        transactions=(*newest.transactions, *more),
-        at_limit=False,
-        repaired=newest.repaired or oldest.repaired,
-    )
+    return Found((*newest.transactions, *more))
 
 
 def _dates(found: Found) -> list[str]:
