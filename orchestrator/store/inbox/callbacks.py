@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import text
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.store.inbox.unmatched import MerchantCallback
 
 CallbackKind = Literal["success", "failure", "notification", "redirect"]
 
@@ -269,17 +270,6 @@ def _proof(arrival: Arrival) -> tuple[int, bool]:
     return rank, arrival.network != "outside"
 
 
-class SenderFacts(Protocol):
-    """What a callback brought beside its body."""
-
-    @property
-    def content_type(self) -> str: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def source(self) -> str | None: ...
-
-
 class Sender(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of a sender: content type, white-listed headers, and its address."""
 
@@ -298,10 +288,10 @@ def hexadecimal(value: bytes | None) -> str | None:
 
 
 def encrypt_sender(
-    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, facts: SenderFacts
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, callback: Arrival | MerchantCallback
 ) -> bytes | None:
     """Encrypt what is kept of a sender, as `encrypt_body` does; None where there is nothing to keep."""
-    sender = Sender(facts.content_type, dict(facts.headers), facts.source)
+    sender = Sender(callback.content_type, dict(callback.headers), callback.source)
     if sender == _NO_SENDER:
         return None
     return _encrypt(encryptor, checkout, wrapped, msgspec.json.encode(sender), what="callback-sender")
