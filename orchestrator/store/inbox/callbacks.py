@@ -15,7 +15,7 @@ from sqlalchemy import text
 from orchestrator.crypto import EncryptionError, Erased
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
-from orchestrator.store.batch import AGAIN, Again, Batch, Writes
+from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import Database, run
 
@@ -155,7 +155,7 @@ _EMPTY: Final = [
 ]
 
 
-class Callbacks:
+class Callbacks(Batched):
     """Takes callbacks from everything in flight in this process, stores them together and wakes their
     checkouts.
 
@@ -204,15 +204,6 @@ class Callbacks:
             "worthless": sorted(UNPROVEN),
             "strict": self._strict,
         }
-
-    @property
-    def writes(self) -> Writes:
-        """How writing fares, for health."""
-        return self._batch.writes
-
-    async def close(self) -> None:
-        """Write what has gathered, then stop."""
-        await self._batch.close()
 
     async def _write(self, batch: list[Arrival]) -> list[Stored | Again]:
         async with self._db.transaction() as tx:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, assert_never
 from sqlalchemy import text
 
 from orchestrator.store import checkouts
-from orchestrator.store.batch import AGAIN, Again, Batch, Writes
+from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import Database, run
@@ -77,7 +77,7 @@ less than a second."""
 _CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
 
-class Intents:
+class Intents(Batched):
     """Takes intents from everything in flight in this process and stores them together."""
 
     def __init__(
@@ -112,15 +112,6 @@ class Intents:
     async def accept_all(self, asked: Sequence[Intake]) -> list[Accepted | OrchestratorError]:
         """Store a list of intents; return for each its checkout, or the error that `accept` would raise."""
         return [*await self._batch.put_all(asked)]
-
-    @property
-    def writes(self) -> Writes:
-        """How writing fares, for health."""
-        return self._batch.writes
-
-    async def close(self) -> None:
-        """Write what has gathered, then stop."""
-        await self._batch.close()
 
     async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
         async with self._db.transaction() as tx:
