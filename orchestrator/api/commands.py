@@ -23,7 +23,7 @@ from orchestrator.api.command_waits import CommandWait, wait_of
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.long_poll import TooManyWaiting, while_connected
-from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.problems import Refusal, answer, key_reused
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import CommandKind, Decision
@@ -155,7 +155,7 @@ def met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
         return None
     command, before = view.met
     if before != print_:
-        raise _reused(KeyReused(key or ""))
+        raise key_reused(KeyReused(key or ""))
     return command
 
 
@@ -187,7 +187,7 @@ async def store(
             grace=services.settings.hint_grace,
         )
     except KeyReused as error:
-        raise _reused(error) from None
+        raise key_reused(error) from None
     except ReasonNotKept as error:
         raise Refusal(409, str(error), kind="erased", errors=[Problem("reason", str(error))]) from None
     if stored is None:  # it was there a moment ago, and checkouts are never deleted
@@ -207,11 +207,6 @@ def refuse(rejection: Rejection | None) -> None:
         errors=() if field is None else [Problem(field, said)],
         facts=rejection.facts,
     )
-
-
-def _reused(error: KeyReused) -> Refusal:
-    wrong = [Problem("Idempotency-Key", str(error))]
-    return Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong)
 
 
 class Body(BodyFields):
