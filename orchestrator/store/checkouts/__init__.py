@@ -21,6 +21,7 @@ from orchestrator.store.checkouts.claims import (
     merchants_of,
     order_is_shared,
     paying_others,
+    renew,
     rival_of,
 )
 from orchestrator.store.checkouts.creation import (
@@ -41,7 +42,6 @@ from orchestrator.store.checkouts.erasure import (
     erase,
     of_order,
 )
-from orchestrator.store.checkouts.leases import renew
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
     Matched,
