@@ -9,5 +9,3 @@ and no token reaches a log.
 
 from orchestrator.api.app import create_app
 from orchestrator.api.dependencies import Services
-
-__all__ = ["Services", "create_app"]

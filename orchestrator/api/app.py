@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
-from enum import Enum
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from fastapi import FastAPI, Request
 from starlette.routing import Route
@@ -47,7 +46,7 @@ from orchestrator.shutdown import cancelled
 from orchestrator.store.heartbeats import Heart
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from fastapi.telemetry import TelemetryConfig
     from starlette.routing import BaseRoute
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
 
 LAST_HEARTBEAT: Final = 2.0
 """Seconds for what the process has counted, at its end."""
+_DELIVERY: Final = "/v1/deliveries/{delivery_id}/replay"
 VERSION: Final = "1"
 """Of the contract, as in the paths."""
 # Spans and metrics would contain the URLs of callbacks, which are signed.
@@ -67,6 +67,10 @@ _UNWATCHED: Final[TelemetryConfig] = {
     "operation_spans": False,
     "auto_configure": False,
 }
+
+
+_Call: TypeAlias = tuple[str, str, "Callable[..., Any]", str, dict[str, Any]]
+"""Method, path, what answers, summary, and the rest of FastAPI's description."""
 
 
 class Pages(Protocol):
@@ -279,93 +283,51 @@ def _routes() -> list[BaseRoute]:
 def _route_webhooks(app: FastAPI) -> None:
     path, single = webhooks.PATH, f"{webhooks.PATH}/{{webhook_id}}"
     read, write, shape = webhooks.READ, (webhooks.WRITE,), shapes.Webhook
-    of = webhook_docs.of_webhook
-    app.post(
-        path,
-        tags=["webhooks"],
-        summary="Add a webhook",
-        **webhook_docs.keyed(webhook_docs.added_webhook(write)),
-    )(webhooks.add)
-    app.get(path, tags=["webhooks"], summary="List webhooks", **webhook_docs.listed_webhooks(read))(
-        webhooks.show_all
-    )
-    app.get(single, tags=["webhooks"], summary="Show a webhook", **of(shape, "Found", read))(webhooks.show)
-    app.patch(
-        single,
-        tags=["webhooks"],
-        summary="Change a webhook",
-        **of(shape, "Changed", write, body=shapes.ChangeWebhook),
-    )(webhooks.change)
-    app.delete(
-        single, tags=["webhooks"], summary="Delete a webhook", **of(None, "Deleted", write, status=204)
-    )(webhooks.delete)
-    posted = {
-        "rotate-secret": (
-            webhooks.rotate_secret,
-            "Replace the secret",
-            webhook_docs.rotated_webhook(write),
-        ),
-        "test": (webhooks.send_test, "Send a test event", webhook_docs.tested_webhook(write)),
-        "resume": (webhooks.resume, "Resume a webhook", of(shape, "Resumed", write)),
-        "replay": (
-            webhooks.replay,
-            "Send events again",
-            of(shapes.Replayed, "They will be sent", write, status=202, body=shapes.Replay),
-        ),
-    }
-    for name, (call, summary, told) in posted.items():
-        app.post(f"{single}/{name}", tags=["webhooks"], summary=summary, **webhook_docs.keyed(told))(call)
-    app.get(
-        f"{single}/deliveries",
-        tags=["webhooks"],
-        summary="List attempts to deliver",
-        **of(shapes.DeliveryPage, "Found", read),
-    )(webhooks.show_deliveries)
-    app.post(
-        "/v1/deliveries/{delivery_id}/replay",
-        tags=["webhooks"],
-        summary="Send the event of a delivery again",
-        **webhook_docs.keyed(webhook_docs.replayed_delivery(write)),
-    )(webhooks.replay_delivery)
+    of, keyed = webhook_docs.of_webhook, webhook_docs.keyed
+    changed = of(shape, "Changed", write, body=shapes.ChangeWebhook)
+    listed = of(shapes.DeliveryPage, "Found", read)
+    rotated, tested = webhook_docs.rotated_webhook(write), webhook_docs.tested_webhook(write)
+    replayed = of(shapes.Replayed, "They will be sent", write, status=202, body=shapes.Replay)
+    again = keyed(webhook_docs.replayed_delivery(write))
+    calls: list[_Call] = [
+        ("POST", path, webhooks.add, "Add a webhook", keyed(webhook_docs.added_webhook(write))),
+        ("GET", path, webhooks.show_all, "List webhooks", webhook_docs.listed_webhooks(read)),
+        ("GET", single, webhooks.show, "Show a webhook", of(shape, "Found", read)),
+        ("PATCH", single, webhooks.change, "Change a webhook", changed),
+        ("DELETE", single, webhooks.delete, "Delete a webhook", of(None, "Deleted", write, status=204)),
+        ("POST", f"{single}/rotate-secret", webhooks.rotate_secret, "Replace the secret", keyed(rotated)),
+        ("POST", f"{single}/test", webhooks.send_test, "Send a test event", keyed(tested)),
+        ("POST", f"{single}/resume", webhooks.resume, "Resume a webhook", keyed(of(shape, "Resumed", write))),
+        ("POST", f"{single}/replay", webhooks.replay, "Send events again", keyed(replayed)),
+        ("GET", f"{single}/deliveries", webhooks.show_deliveries, "List attempts to deliver", listed),
+        ("POST", _DELIVERY, webhooks.replay_delivery, "Send the event of a delivery again", again),
+    ]  # fmt: skip
+    _route(app, "webhooks", calls)
 
 
 def _route_merchants(app: FastAPI) -> None:
-    path, single, tags = merchants.PATH, f"{merchants.PATH}/{{merchant}}", list[str | Enum](["merchants"])
+    path, single, of = merchants.PATH, f"{merchants.PATH}/{{merchant}}", merchant_docs.of_merchant
     read, write, shape = merchants.READ, (merchants.WRITE,), merchant_shapes.Merchant
-    of = merchant_docs.of_merchant
-    app.post(path, tags=tags, summary="Add a merchant", **merchant_docs.added_merchant(write))(merchants.add)
-    app.get(path, tags=tags, summary="List merchants", **merchant_docs.listed_merchants(read))(
-        merchants.show_all
-    )
-    app.get(single, tags=tags, summary="Show a merchant", **of(shape, "Found", read))(merchants.show)
-    app.patch(
-        single,
-        tags=tags,
-        summary="Change a merchant",
-        **of(shape, "Changed", write, body=merchant_shapes.ChangeMerchant),
-    )(merchants.change)
-    rotated = of(
-        merchant_shapes.CallbackSecret,
-        "Valid from now on",
-        write,
-        body=merchant_shapes.RotateCallbackSecret,
-        required=False,
-    )
-    app.post(f"{single}/rotate-secret", tags=tags, summary="Rotate the callback secret", **rotated)(
-        merchants.rotate_secret
-    )
-    app.post(f"{single}/disable", tags=tags, summary="Disable a merchant", **of(shape, "Disabled", write))(
-        merchants.switching("disable")
-    )
-    app.post(f"{single}/enable", tags=tags, summary="Enable a merchant", **of(shape, "Enabled", write))(
-        merchants.switching("enable")
-    )
-    app.post(
-        f"{single}/check", tags=tags, summary="Check the credentials", **merchant_docs.checked_merchant(read)
-    )(merchants.check)
-    app.get(
-        f"{single}/changes",
-        tags=tags,
-        summary="List changes of a merchant",
-        **of(merchant_shapes.MerchantChangePage, "Found", read),
-    )(merchants.show_changes)
+    secret, rotate = merchant_shapes.CallbackSecret, merchant_shapes.RotateCallbackSecret
+    off, on = merchants.switching("disable"), merchants.switching("enable")
+    checked = merchant_docs.checked_merchant(read)
+    listed = of(merchant_shapes.MerchantChangePage, "Found", read)
+    changed = of(shape, "Changed", write, body=merchant_shapes.ChangeMerchant)
+    rotated = of(secret, "Valid from now on", write, body=rotate, required=False)
+    calls: list[_Call] = [
+        ("POST", path, merchants.add, "Add a merchant", merchant_docs.added_merchant(write)),
+        ("GET", path, merchants.show_all, "List merchants", merchant_docs.listed_merchants(read)),
+        ("GET", single, merchants.show, "Show a merchant", of(shape, "Found", read)),
+        ("PATCH", single, merchants.change, "Change a merchant", changed),
+        ("POST", f"{single}/rotate-secret", merchants.rotate_secret, "Rotate the callback secret", rotated),
+        ("POST", f"{single}/disable", off, "Disable a merchant", of(shape, "Disabled", write)),
+        ("POST", f"{single}/enable", on, "Enable a merchant", of(shape, "Enabled", write)),
+        ("POST", f"{single}/check", merchants.check, "Check the credentials", checked),
+        ("GET", f"{single}/changes", merchants.show_changes, "List changes of a merchant", listed),
+    ]  # fmt: skip
+    _route(app, "merchants", calls)
+
+
+def _route(app: FastAPI, tag: str, calls: Sequence[_Call]) -> None:
+    for method, path, call, summary, told in calls:
+        app.api_route(path, methods=[method], tags=[tag], summary=summary, **told)(call)

@@ -36,7 +36,7 @@ async def change(request: Request, checkout_id: str) -> Response:
     checkout = checkouts.id_of(checkout_id)
     key = checkouts.idempotency_key(request)
     body = commands.Body(CommandKind.CHANGE, await request_body.read_json(request, limit=intents.BODY_LIMIT))
-    wanted = {name: value for name, value in body.body.items() if name not in _BESIDE}
+    wanted = {name: value for name, value in body.given.items() if name not in _BESIDE}
     body.problems += changes.problems_of(wanted)
     body.judge()
     async with asyncio.timeout(DATABASE_TIMEOUT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import InvalidOperation
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import msgspec
@@ -17,16 +18,21 @@ _DAY: Final = 86_400
 
 
 class BodyFields(Fields):
-    """The body of a request; a subclass names its longest size in bytes and the kind of its problems."""
+    """The body of a request; a subclass names its longest size in bytes and the kind of its problems.
+
+    Without a `shape` the names of its fields are judged elsewhere.
+    """
 
     __slots__ = ("given",)
     limit: ClassVar[int]
     kind: ClassVar[str]
+    must_be: ClassVar[str] = "a JSON object"
+    decoder: ClassVar[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
 
-    def __init__(self, raw: bytes, shape: type[msgspec.Struct]) -> None:
+    def __init__(self, raw: bytes, shape: type[msgspec.Struct] | None) -> None:
         super().__init__()
         self.given = self._object(raw)
-        known = frozenset(shape.__struct_encode_fields__)
+        known = frozenset(self.given if shape is None else shape.__struct_encode_fields__)
         for name in sorted(self.given.keys() - known):
             self.wrong(shown(name), f"is not a known field: {hint(name, known)}")
 
@@ -53,13 +59,13 @@ class BodyFields(Fields):
         if not raw:
             return {}
         try:
-            body = msgspec.json.decode(raw)
-        except (ValueError, RecursionError):
+            body = self.decoder.decode(raw)
+        except (ValueError, RecursionError, InvalidOperation):
             raise Refusal(422, "the body is not JSON", kind=self.kind) from None
         if (name := repeated_name(raw)) is not None:
             self.problems.append(repeated(name))
         if isinstance(body, dict):
             return body
-        self.wrong("body", "must be a JSON object")
+        self.wrong("body", f"must be {self.must_be}")
         self.judge()
         return {}

@@ -116,8 +116,7 @@ async def _take(services: Services, intake: Intake) -> Accepted:
     except OrderTaken as error:
         raise _order_taken(error) from None
     except KeyReused as error:
-        wrong = [Problem("Idempotency-Key", str(error))]
-        raise Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong) from None
+        raise problems.key_reused(error) from None
 
 
 def _read_row(services: Services, caller: Caller, merchant: Merchant, raw: bytes) -> Intake | Refusal:

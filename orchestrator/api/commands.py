@@ -10,24 +10,25 @@ a key. With `Prefer: wait=10` the answer waits for the result of the command.
 from __future__ import annotations
 
 import asyncio
-from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, Final
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
 from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator.api import checkouts, dependencies, reads, request_body
+from orchestrator.api.body_fields import BodyFields
 from orchestrator.api.command_waits import CommandWait, wait_of
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
 from orchestrator.api.long_poll import TooManyWaiting, while_connected
-from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.problems import Refusal, answer, key_reused
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.intents import Problem
-from orchestrator.intents.fields import Fields, hint, kind_of, repeated, repeated_name, shown
+from orchestrator.intents.fields import kind_of, shown
 from orchestrator.intents.reading import LONGEST_EXPIRY
 from orchestrator.store import inbox, read_model
 from orchestrator.store.inbox import KeyReused, ReasonNotKept
@@ -64,7 +65,6 @@ KEYED: Final[frozenset[CommandKind]] = frozenset({CommandKind.CAPTURE, CommandKi
 """Two requests to move a part of the money may both be intended, so each must be identified by its key."""
 
 _FIELDS: Final = {kind: frozenset(body.__struct_encode_fields__) for kind, body in bodies.COMMANDS.items()}
-_DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def taking(kind: CommandKind) -> Callable[[Request, str], Awaitable[Response]]:
@@ -155,7 +155,7 @@ def met(view: CheckoutView, key: str | None, print_: bytes) -> UUID | None:
         return None
     command, before = view.met
     if before != print_:
-        raise _reused(KeyReused(key or ""))
+        raise key_reused(KeyReused(key or ""))
     return command
 
 
@@ -187,7 +187,7 @@ async def store(
             grace=services.settings.hint_grace,
         )
     except KeyReused as error:
-        raise _reused(error) from None
+        raise key_reused(error) from None
     except ReasonNotKept as error:
         raise Refusal(409, str(error), kind="erased", errors=[Problem("reason", str(error))]) from None
     if stored is None:  # it was there a moment ago, and checkouts are never deleted
@@ -209,26 +209,21 @@ def refuse(rejection: Rejection | None) -> None:
     )
 
 
-def _reused(error: KeyReused) -> Refusal:
-    wrong = [Problem("Idempotency-Key", str(error))]
-    return Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong)
-
-
-class Body(Fields):
+class Body(BodyFields):
     """The body of a command, read as far as it can be without the checkout, whose currency an
     amount needs.
     """
 
-    __slots__ = ("body", "kind", "reason", "version")
+    __slots__ = ("command", "reason", "version")
+    kind = "invalid-command"
+    must_be = "a JSON object, or empty"
+    decoder = msgspec.json.Decoder(float_hook=Decimal)
 
-    def __init__(self, kind: CommandKind, raw: bytes) -> None:
-        super().__init__()
-        self.kind = kind
-        self.body = self._object(raw)
+    def __init__(self, command: CommandKind, raw: bytes) -> None:
         # What a change may name is known to `intents.changes`.
-        for name in sorted(self.body.keys() - _FIELDS.get(kind, self.body.keys())):
-            self.wrong(shown(name), f"is not a known field: {hint(name, _FIELDS[kind])}")
-        self.reason = self.text(self.body, "", "reason", required=False, most=bodies.LONGEST_REASON)
+        super().__init__(raw, bodies.COMMANDS.get(command))
+        self.command = command
+        self.reason = self.text(self.given, "", "reason", required=False, most=bodies.LONGEST_REASON)
         self.version = self._version()
         self.judge()
 
@@ -236,7 +231,7 @@ class Body(Fields):
         """Return the requested command."""
         transaction_id = self._transaction()
         command_request = CommandRequest(
-            kind=self.kind,
+            kind=self.command,
             amount=self._amount(view.currency_of(transaction_id)),
             transaction_id=transaction_id,
             expires_in=self._expires_in(),
@@ -246,30 +241,8 @@ class Body(Fields):
         self.judge()
         return command_request
 
-    def _object(self, raw: bytes) -> dict[str, Any]:
-        if not raw:
-            return {}
-        try:
-            body = _DECODER.decode(raw)
-        except (ValueError, RecursionError, InvalidOperation):
-            raise Refusal(422, "the body is not JSON", kind="invalid-command") from None
-        if (name := repeated_name(raw)) is not None:
-            self.problems.append(repeated(name))
-            self.judge()
-        if isinstance(body, dict):
-            return body
-        self.wrong("body", "must be a JSON object, or empty")
-        return {}
-
-    def judge(self) -> None:
-        """Raise the problem of everything that is wrong so far."""
-        if self.problems:
-            first = self.problems[0]
-            said = f"{first.field}: {first.message}"
-            raise Refusal(422, said, kind="invalid-command", errors=self.problems)
-
     def _version(self) -> int | None:
-        match self.body.get("version"):
+        match self.given.get("version"):
             case None:
                 return None
             case bool():
@@ -282,26 +255,28 @@ class Body(Fields):
         return None
 
     def _transaction(self) -> str | None:
-        if "transactionId" not in _FIELDS[self.kind]:
+        if "transactionId" not in _FIELDS[self.command]:
             return None
-        return self.text(self.body, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
+        return self.text(self.given, "", "transactionId", required=False, most=bodies.LONGEST_TRANSACTION)
 
     def _amount(self, currency: str) -> int | None:
         """Read an amount in minor units, given as a number or as value and currency; None: all that is left,
         which must be said.
         """
-        if "amount" not in _FIELDS[self.kind]:
+        if "amount" not in _FIELDS[self.command]:
             return None
-        given = self.body.get("amount")
+        given = self.given.get("amount")
         if given is None:
-            self.missing(self.body, "", "amount", f'how much to {self.kind}, or "all" for all that is left')
+            self.missing(
+                self.given, "", "amount", f'how much to {self.command}, or "all" for all that is left'
+            )
             return None
         if given == bodies.ALL:
             return None
         if isinstance(given, str):
             self.wrong("amount", 'must be a JSON number such as 139.00, without quotes, or "all"')
             return None
-        source, at, name = self.body, "", "amount"
+        source, at, name = self.given, "", "amount"
         if isinstance(given, dict):
             if strange := sorted(given.keys() - {"value", "currency"}):
                 self.wrong(
@@ -318,8 +293,8 @@ class Body(Fields):
         return minor
 
     def _expires_in(self) -> float | None:
-        seconds = self.body.get("expiresIn")
-        if seconds is None or self.kind is not CommandKind.REOPEN:
+        seconds = self.given.get("expiresIn")
+        if seconds is None or self.command is not CommandKind.REOPEN:
             return None
         if (
             isinstance(seconds, bool)
@@ -331,9 +306,9 @@ class Body(Fields):
         return float(seconds)
 
     def _decision(self) -> Decision | None:
-        if self.kind is not CommandKind.RESOLVE:
+        if self.command is not CommandKind.RESOLVE:
             return None
-        decision = self.body.get("decision")
+        decision = self.given.get("decision")
         if decision in tuple(Decision):
             return Decision(decision)
         said = (

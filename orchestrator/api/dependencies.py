@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import islice
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING
 
 from orchestrator import log
 from orchestrator.api.command_waits import CommandWaits
@@ -21,13 +21,13 @@ from orchestrator.intents.fields import MOST_PROBLEMS, hint, shown
 from orchestrator.store.inbox import UnmatchedCallbacks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from uuid import UUID
+    from collections.abc import Callable
 
     from fastapi import Request
 
     from orchestrator.auth import Caller
     from orchestrator.crypto import Encryptor
+    from orchestrator.messaging.hints import HintPublisher
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.inbox import Callbacks, Intents
@@ -42,23 +42,6 @@ _ADMITTED = "orchestrator.admitted"
 """Where a request's scope has the scopes that it was admitted with, its caller and its merchant: it is
 counted once."""
 _log = log.get(__name__)
-
-
-class PublishesHints(Protocol):
-    """Publishes hints without making a request wait. A lost hint costs delay only."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why hints do not reach the broker; None while they do."""
-
-    def publish(
-        self,
-        ids: Iterable[UUID],
-        *,
-        queue: Literal["checkouts", "callbacks"] = "checkouts",
-        merchant_id: int | None = None,
-    ) -> None:
-        """Hint at checkouts of a merchant; returns at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +59,7 @@ class Services:
     intents: Intents
     callbacks: Callbacks
     merchants: Merchants
-    hint_publisher: PublishesHints
+    hint_publisher: HintPublisher
     authenticator: Authenticator = field(init=False)
     unmatched: UnmatchedCallbacks = field(init=False)
     event_feed: EventFeed = field(init=False)

@@ -16,8 +16,8 @@ from orchestrator.api import browser_access, correlation, limits
 from orchestrator.api.problems import Refusal, away, problem
 from orchestrator.api.request_body import Disconnected
 from orchestrator.api.request_log import route_of
-from orchestrator.store.database import DatabaseAway, is_away, state_of
-from orchestrator.store.sqlstates import OTHER_SCHEMA
+from orchestrator.store.database import DatabaseAway, is_away
+from orchestrator.store.sqlstates import OTHER_SCHEMA, state_of
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from starlette.types import Scope
 
+    from orchestrator.store.inbox import KeyReused
+
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 TYPE: Final = "urn:checkout-orchestrator:problem:"
 RETRY_AFTER: Final = "5"
@@ -50,6 +52,12 @@ class Refusal(OrchestratorError):  # noqa: N818 - named for the fact
         super().__init__(detail)
         self.status, self.detail, self.kind = status, detail, kind
         self.errors, self.headers, self.facts = errors, headers, facts
+
+
+def key_reused(error: KeyReused) -> Refusal:
+    """Return the answer to a request whose Idempotency-Key was used with another content."""
+    wrong = [Problem("Idempotency-Key", str(error))]
+    return Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong)
 
 
 def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from socket import socket
 
     from orchestrator.api.app import Pages
-    from orchestrator.api.dependencies import PublishesHints
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -67,7 +66,7 @@ def run(settings: Settings, host: str, port: int, *, pages: Callable[[Services],
     return FAILED if cut_off else 0
 
 
-def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
+def build(settings: Settings, hint_publisher: HintPublisher) -> Services:
     """Make the services of one process; on its event loop."""
     url = settings.need("database_url")
     db = Database(
@@ -110,7 +109,7 @@ def build(settings: Settings, hint_publisher: PublishesHints) -> Services:
 
 async def serve(
     settings: Settings,
-    hint_publisher: PublishesHints,
+    hint_publisher: HintPublisher,
     host: str,
     port: int,
     *,

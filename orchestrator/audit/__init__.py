@@ -26,27 +26,3 @@ from orchestrator.audit.chain import (
 from orchestrator.audit.findings import Findings
 from orchestrator.audit.seals import seal, seal_archive
 from orchestrator.audit.verification import export, verify, verify_chain
-
-__all__ = [
-    "FROM_PAYMENT",
-    "START",
-    "SYSTEM",
-    "Action",
-    "Entry",
-    "Findings",
-    "Head",
-    "Opened",
-    "Page",
-    "Writing",
-    "chain_mac",
-    "export",
-    "from_unmatched_payment",
-    "make",
-    "open_archive",
-    "seal",
-    "seal_archive",
-    "unlike",
-    "verify",
-    "verify_chain",
-    "walk",
-]

@@ -232,10 +232,6 @@ def _literal(host: str) -> Address | None:
         return None
 
 
-Lookup = Any
-"""As `socket.getaddrinfo`, called with a name, a port and the kind of socket."""
-
-
 class Resolver:
     """Resolves names, each at most once at a time, on threads of its own; every answer is checked
     as a whole.

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 DELAYS: Final = (5.0, 30.0, 120.0, 600.0, 1800.0, 7200.0, 18_000.0, 36_000.0, 43_200.0)
 """Seconds after the first failure, the second, and so on; the last one holds from then on."""
@@ -35,24 +33,3 @@ def open_for(times: int, *, at_least: float = 0.0, draw: Callable[[], float] = r
     """Return the seconds for which a circuit is open that has opened so many times in a row (1 or more)."""
     base: float = min(OPEN_FIRST * 2.0 ** min(times - 1, 10), OPEN_CAP)
     return max(base, at_least) * (1 + JITTER * draw())
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read Retry-After, seconds or a date, as seconds between 0 and the cap; None for what is neither."""
-    text = headers.get("retry-after", "").strip()[:100]
-    if text.isascii() and text.isdigit():
-        return min(float(text[:10]), RETRY_AFTER_CAP)
-    when = _date(text)
-    if when is None:
-        return None
-    # A date is only as good as the clock that it was read from: the sender's own, where the answer has it.
-    now = _date(headers.get("date", "")[:100]) or datetime.now(UTC)
-    return min(max((when - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)

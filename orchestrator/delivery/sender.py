@@ -32,7 +32,8 @@ from orchestrator.delivery.addresses import (
     WebhookUrlRejected,
     checked_url,
 )
-from orchestrator.delivery.retries import retry_after
+from orchestrator.delivery.retries import RETRY_AFTER_CAP
+from orchestrator.retry_after import retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +227,9 @@ class Sender:
             kept = await _beginning(response.content)
             outcome = _meaning(response.status)
             wait = (
-                retry_after(response.headers) if outcome in {Outcome.THROTTLED, Outcome.UNAVAILABLE} else None
+                retry_after(response.headers, cap=RETRY_AFTER_CAP)
+                if outcome in {Outcome.THROTTLED, Outcome.UNAVAILABLE}
+                else None
             )
             return Answer(outcome, time.monotonic() - began, response.status, kept, wait)
         finally:

@@ -244,10 +244,3 @@ WAYS_OUT: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
 }
 """What makes an attention go, the most fitting first. A lookup that shows the cause no more takes back those
 of SHOWN_BY_LOOKUPS."""
-ENDS_THE_CAUSE: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
-    AttentionCode.SURPLUS_PAYMENT: (Way.RELEASE, Way.REFUND),
-    AttentionCode.RESERVATION_LAPSES: (Way.CAPTURE, Way.RELEASE),
-    AttentionCode.OPERATION_REJECTED: (Way.CAPTURE, Way.RELEASE, Way.REFUND),
-    AttentionCode.NO_PAYMENT_METHODS: (Way.REOPEN,),
-}
-"""Commands after which an attention goes by itself, where the checkout allows them."""

@@ -241,17 +241,16 @@ def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
     for payment in payments:
         events = [flag.removeprefix(EVENT) for flag in payment.flags if flag.startswith(EVENT)]
         credit = [flag.removeprefix(CREDIT) for flag in payment.flags if flag.startswith(CREDIT)]
-        amounts = {"refunded": payment.refunded, "captured": payment.captured, "reserved": payment.reserved}
         # What the decision rests on, and what the sentence says.
         about: Mapping[AttentionCode, tuple[object, Mapping[str, object]]] = {
             AttentionCode.CHARGEBACK_UNCLEAR: (events, {"events": events}),
             AttentionCode.OVER_REFUND: (
                 [payment.refunded, payment.captured],
-                _named(amounts, "refunded", "captured"),
+                {"refunded": payment.refunded, "captured": payment.captured},
             ),
             AttentionCode.OVER_CAPTURE: (
                 [payment.captured, payment.reserved],
-                _named(amounts, "captured", "reserved"),
+                {"captured": payment.captured, "reserved": payment.reserved},
             ),
             AttentionCode.CREDITED: (credit, {"credits": credit}),
         }
@@ -263,10 +262,6 @@ def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
                 attention = Attention(code=code, payments=(amount_of(payment),), facts=facts)
                 asked.append(Question(attention, _digest([code, digested])))
     return asked
-
-
-def _named(amounts: Mapping[str, object], *names: str) -> dict[str, object]:
-    return {name: amounts[name] for name in names}
 
 
 def amount_of(payment: PaymentRecord) -> PaymentAmount:

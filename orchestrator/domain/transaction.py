@@ -49,10 +49,7 @@ class Transaction:
     transaction_id: str
     payment_id: str
     order_ref: str
-    shop: str
-    terminal: str
     status: str
-    auth_type: str
     currency: str
     reserved: int
     captured: int
@@ -60,10 +57,6 @@ class Transaction:
     credited: int
     created_at: str
     payment_infos: Mapping[str, str] = field(default_factory=dict)
-    nature: str = ""
-    expires_at: str = ""
-    reason_code: str = ""
-    chargebacks: bool = False
     reconciliations: tuple[str, ...] = ()
     raw_flags: tuple[str, ...] = ()
     charged_back: int = 0
@@ -78,12 +71,9 @@ class Transaction:
 class Found:
     """What an answer of the Merchant API (or the `xml` of a callback) holds.
 
-    `at_limit` says that there may be more than was returned: such an answer proves no absence. `result` is
-    Body/Result. `repaired` says that the document was not well formed and was read all the same. Without a
+    `at_limit` says that there may be more than was returned: such an answer proves no absence. Without a
     transaction it is the documented answer to an unknown order, and nothing else.
     """
 
     transactions: tuple[Transaction, ...]
     at_limit: bool = False
-    result: str = ""
-    repaired: bool = False

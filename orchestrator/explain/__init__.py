@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
     from orchestrator.domain.records import Operation
 
-__all__ = [
-    "Entry",
-    "Explanation",
-    "Next",
-    "Record",
-    "explain",
-    "gather",
-]
-
 _NEXT_CALL: Final = {
     State.RECEIVED: "a worker logs in at the gateway for it",
     State.AUTHENTICATED: "a worker opens the payment session at the gateway",

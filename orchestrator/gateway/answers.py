@@ -19,7 +19,8 @@ import msgspec
 from orchestrator.domain.transaction import Found
 from orchestrator.gateway import payments, xml
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Malformed, Movement, RequestError
+from orchestrator.gateway.payments import Movement, RequestError
+from orchestrator.gateway.xml import Malformed
 
 T = TypeVar("T")
 
@@ -58,14 +59,10 @@ _SESSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token and the seconds it lives, counted from its receipt.
-
-    `assumed` says that the token named no sane `iat` and `exp` and that the lifetime is our cautious guess.
-    """
+    """A bearer token and the seconds it lives, counted from its receipt."""
 
     value: str = field(repr=False)
     lifetime: float
-    assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +141,7 @@ def read_token(raw: bytes) -> Outcome[Token]:
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
         return Unknown("The gateway's answer holds no usable token.", unreadable=True)
     lifetime = _lifetime(value)
-    return Done(Token(value, ASSUMED_LIFETIME, assumed=True) if lifetime is None else Token(value, lifetime))
+    return Done(Token(value, ASSUMED_LIFETIME if lifetime is None else lifetime))
 
 
 def _lifetime(token: str) -> float | None:

@@ -24,7 +24,7 @@ from orchestrator import counters, traces
 from orchestrator import log as logs
 from orchestrator.domain import money
 from orchestrator.gateway import answers, payments
-from orchestrator.gateway.answers import ASSUMED_LIFETIME, Methods, Reader, Session, Token
+from orchestrator.gateway.answers import Methods, Reader, Session, Token
 from orchestrator.gateway.http import Request, Wire
 from orchestrator.gateway.lease_guard import GuardedBody
 from orchestrator.gateway.limits import LimitsRegistry
@@ -43,11 +43,6 @@ if TYPE_CHECKING:
     from orchestrator.gateway.lease_guard import LeaseGuard
     from orchestrator.gateway.payments import Movement
     from orchestrator.settings import Settings
-
-__all__ = [
-    "ASSUMED_LIFETIME", "CIRCUIT_OPEN", "LONGEST_IDENTIFIER", "USER_AGENT", "USER_AGENT_LIMIT", "Account", "Gateway", "Session", "Token",
-    "gateway_of",
-]  # fmt: skip
 
 T = TypeVar("T")
 log = logs.get(__name__)
@@ -257,16 +252,15 @@ class Gateway:
         *,
         order_ref: str | None = None,
         transaction_id: str | None = None,
-        payment_id: str | None = None,
         limit: int = 100,
     ) -> Outcome[Found]:
         """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
 
-        At least one of the three filters is required. The API user may see several shops: a found transaction
+        At least one of the two filters is required. The API user may see several shops: a found transaction
         may belong to another. Where the number of rows leaves open whether there are more, one more call
         tries to prove that there are none; a `Found` that still has `at_limit` may lack rows.
         """
-        filters = {"shop_orderid": order_ref, "transaction_id": transaction_id, "payment_id": payment_id}
+        filters = {"shop_orderid": order_ref, "transaction_id": transaction_id}
         wanted = {name: value for name, value in filters.items() if value}
         if not wanted or not 1 <= limit <= payments.MOST_ROWS:
             message = f"find_payments needs a filter and a limit of 1 to {payments.MOST_ROWS}, not {limit}"

@@ -13,8 +13,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeAlias
@@ -25,6 +23,7 @@ import certifi
 from orchestrator.gateway.lease_guard import GuardedBody
 from orchestrator.gateway.limits.answer_cost import Connector, TooCostlyError
 from orchestrator.gateway.outcomes import Busy, NotSent, Refused, Throttled, Unauthorized, Unknown
+from orchestrator.retry_after import retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
@@ -235,34 +234,16 @@ def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Throttled(_retry_after(response.headers), "The gateway asked for fewer calls.")
+        return Throttled(
+            retry_after(response.headers, cap=RETRY_AFTER_CAP), "The gateway asked for fewer calls."
+        )
     # A proxy may send this for a request that went through. A repeated lookup is harmless; a repeated
     # movement of money is not.
     harmless = not isinstance(request.body, GuardedBody)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
-        return Throttled(_retry_after(response.headers), "The gateway is unavailable and named a time.")
+        return Throttled(
+            retry_after(response.headers, cap=RETRY_AFTER_CAP), "The gateway is unavailable and named a time."
+        )
     if status in range(400, 500) and status not in _UNSETTLED:
         return Refused(status, f"The gateway refused with HTTP {status}.")
     return Unknown(f"The gateway answered HTTP {status}.")
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Read Retry-After, seconds or a date, as seconds between 0 and the cap; None for what is neither."""
-    text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text[:10]), RETRY_AFTER_CAP)
-    when = _date(text)
-    if when is None:
-        return None
-    # The gateway's own clock, where the answer has it: a date is only as good as the clock that it was read
-    # from.
-    now = _date(headers.get("date", "")) or datetime.now(UTC)
-    return min(max((when - now).total_seconds(), 0.0), RETRY_AFTER_CAP)
-
-
-def _date(text: str) -> datetime | None:
-    try:
-        when = parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
-    return when if when.tzinfo else when.replace(tzinfo=UTC)

@@ -8,31 +8,17 @@ transaction means for money is said in `domain.payment_meaning`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from orchestrator.domain.transaction import Found, Transaction
 from orchestrator.gateway import xml
 from orchestrator.gateway.transactions import code_of, exact, transaction_of
-from orchestrator.gateway.xml import DAMAGED, LARGEST, Malformed, text_of
+from orchestrator.gateway.xml import DAMAGED, Malformed, text_of
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
-
-__all__ = [
-    "DEFAULT_ROWS",
-    "LARGEST",
-    "MOST_ROWS",
-    "QUIET_RESULTS",
-    "Malformed",
-    "Movement",
-    "RequestError",
-    "is_cut_short",
-    "joined",
-    "parse",
-    "parse_movement",
-]
 
 MOST_ROWS: Final = 100
 """The most rows that `limit` may ask for (D8)."""
@@ -101,8 +87,6 @@ def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found | RequestError | Malf
         transactions=transactions,
         # Exactly the default may mean that the gateway does not support the parameter `limit`.
         at_limit=len(rows) >= limit or len(rows) == DEFAULT_ROWS,
-        result=result,
-        repaired=answer.repaired,
     )
 
 
@@ -142,12 +126,7 @@ def joined(newest: Found, oldest: Found) -> Found | None:
     more = tuple(
         transaction for transaction in oldest.transactions if transaction.transaction_id not in known
     )
-    return replace(
-        newest,
-        transactions=(*newest.transactions, *more),
-        at_limit=False,
-        repaired=newest.repaired or oldest.repaired,
-    )
+    return Found((*newest.transactions, *more))
 
 
 def _dates(found: Found) -> list[str]:

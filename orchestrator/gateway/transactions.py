@@ -115,10 +115,7 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
         transaction_id=text("TransactionId"),
         payment_id=text("PaymentId"),
         order_ref=text("ShopOrderId"),
-        shop=text("Shop"),
-        terminal=text("Terminal"),
         status=status,
-        auth_type=text("AuthType"),
         currency=currency,
         reserved=reserved,
         captured=captured,
@@ -126,10 +123,6 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
         credited=amounts["credited"],
         created_at=text("CreatedDate"),
         payment_infos=infos,
-        nature=text("PaymentNature"),
-        expires_at=expires_at,
-        reason_code=text("ReasonCode"),
-        chargebacks=bool(events),
         reconciliations=tuple(
             text_of(entry, "Id")
             for entries in row.all("ReconciliationIdentifiers")

@@ -15,5 +15,3 @@ from __future__ import annotations
 from orchestrator.processing.context import StepContext
 from orchestrator.processing.dispatcher import Dispatcher
 from orchestrator.processing.processor import CheckoutProcessor
-
-__all__ = ["CheckoutProcessor", "Dispatcher", "StepContext"]

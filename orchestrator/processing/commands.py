@@ -203,7 +203,7 @@ def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ..
     """Return the event of a refused command for money."""
     if command.kind not in MOVES_MONEY:
         return ()
-    return (events.operation_rejected(command.kind, refused, command_id=command.id),)
+    return (events.operation_rejected(command, refused),)
 
 
 async def _withdraw(step: Step, command: Command) -> None:
@@ -360,13 +360,7 @@ async def _settle(step: Step, command: Command) -> None:
             operation, change=0, role=roles.get(operation.transaction_id, Role.UNKNOWN)
         )
         if done
-        else events.operation_rejected(
-            operation.kind,
-            reason,
-            transaction_id=operation.transaction_id,
-            operation_id=operation.id,
-            command_id=operation.command_id,
-        )
+        else events.operation_rejected(operation, reason)
         for operation in unclear
     ]
     await step.write(

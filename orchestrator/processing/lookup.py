@@ -120,25 +120,16 @@ async def await_payment(step: Step) -> None:
     if verdict is None:
         return
     over = verdict.finding is not LookupOutcome.OPEN
+    cancelled = _grace_over(step, held.cancel_requested_at, step.settings.cancel_grace)
     evidence = callbacks.with_callbacks(step, verdict.evidence)
     if verdict.finding is LookupOutcome.PAID:
         await complete.complete(step, verdict)
     elif verdict.finding in {LookupOutcome.UNSURE, LookupOutcome.RELEASED}:
         await complete.unsure(step, verdict)
-    elif over and _grace_over(step, held.cancel_requested_at, step.settings.cancel_grace):
+    elif over and (cancelled or _grace_over(step, held.deadline, step.settings.deadline_grace)):
         await step.end(
-            Trigger.CANCELLED,
-            Event(EventType.CHECKOUT_CANCELLED),
-            evidence,
-            payments=verdict.payments,
-            read=callbacks.ids(step),
-            attention=complete.sticky_attention(step),
-            last_error=None,
-        )
-    elif over and _grace_over(step, held.deadline, step.settings.deadline_grace):
-        await step.end(
-            Trigger.DEADLINE_PASSED,
-            Event(EventType.CHECKOUT_EXPIRED),
+            Trigger.CANCELLED if cancelled else Trigger.DEADLINE_PASSED,
+            Event(EventType.CHECKOUT_CANCELLED if cancelled else EventType.CHECKOUT_EXPIRED),
             evidence,
             payments=verdict.payments,
             read=callbacks.ids(step),

@@ -91,7 +91,7 @@ async def _refuse_foreign(step: Step, operation: Operation) -> None:
         replace(operation, state=OperationState.REJECTED, last_error=wrong),
         {"code": wrong.code, "why": why, "authentic": False},
         attention=attention,
-        events=(_refused(operation, wrong),),
+        events=(events.operation_rejected(operation, wrong),),
         due_in=0.0,
     )
 
@@ -326,18 +326,8 @@ async def _reject(step: Step, operation: Operation, why: LastError, transaction:
         _why(why),
         attention=attention,
         payments=payments,
-        events=(_refused(operation, why),),
+        events=(events.operation_rejected(operation, why),),
         due_in=0.0,
-    )
-
-
-def _refused(operation: Operation, why: LastError) -> events.Event:
-    return events.operation_rejected(
-        operation.kind,
-        why,
-        transaction_id=operation.transaction_id,
-        operation_id=operation.id,
-        command_id=operation.command_id,
     )
 
 

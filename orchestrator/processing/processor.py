@@ -30,9 +30,9 @@ from orchestrator.processing.fair_share import FlowKey
 from orchestrator.processing.step import POISONED, QUARANTINE, RENEW_BEFORE, Step
 from orchestrator.store.batch import Unwritten
 from orchestrator.store.checkouts import LeaseLost
-from orchestrator.store.database import DatabaseAway, is_away, state_of
+from orchestrator.store.database import DatabaseAway, is_away
 from orchestrator.store.merchant_fields import UnknownMerchant
-from orchestrator.store.sqlstates import OTHER_SCHEMA
+from orchestrator.store.sqlstates import OTHER_SCHEMA, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -356,34 +356,24 @@ def retry(outcome: Failed) -> Failure:
     """Turn a call that brought nothing into a failure to retry."""
     match outcome:
         case Throttled():
-            return _failure(ErrorCode.THROTTLED, outcome, at_least=outcome.retry_after or 0.0)
+            return Failure(_error(ErrorCode.THROTTLED, outcome), at_least=outcome.retry_after or 0.0)
         case NotSent():
-            return _failure(ErrorCode.NOT_SENT, outcome)
+            return Failure(_error(ErrorCode.NOT_SENT, outcome))
         case Busy():
             code = ErrorCode.CIRCUIT_OPEN if outcome.retry_after else ErrorCode.BUSY
-            return _failure(code, outcome, at_least=outcome.retry_after, congested=True)
+            return Failure(_error(code, outcome), at_least=outcome.retry_after, congested=True)
         case Unknown():
-            return _failure(ErrorCode.UNKNOWN_OUTCOME, outcome, unreadable=outcome.unreadable)
+            return Failure(_error(ErrorCode.UNKNOWN_OUTCOME, outcome), unreadable=outcome.unreadable)
         case Unauthorized():
-            return _failure(ErrorCode.UNAUTHORIZED, outcome, credentials=True, blocks=True)
+            return Failure(_error(ErrorCode.UNAUTHORIZED, outcome), credentials=True, blocks=True)
         case Refused():
-            return _failure(ErrorCode.REFUSED, outcome)
+            return Failure(_error(ErrorCode.REFUSED, outcome))
         case _:
             assert_never(outcome)
 
 
-def _failure(
-    code: ErrorCode,
-    outcome: Failed,
-    *,
-    at_least: float = 0.0,
-    credentials: bool = False,
-    blocks: bool = False,
-    congested: bool = False,
-    unreadable: bool = False,
-) -> Failure:
-    error = last_error.error(code, reason=outcome.reason)
-    return Failure(error, at_least, credentials, blocks, congested, unreadable)
+def _error(code: ErrorCode, outcome: Failed) -> LastError:
+    return last_error.error(code, reason=outcome.reason)
 
 
 def credentials(outcome: Failed) -> Failure:

@@ -20,38 +20,34 @@ from orchestrator.settings.hosts import is_loopback, reach_of
 from orchestrator.settings.postgres_url import parameters, prepare_threshold
 
 
-def url(*schemes: str, bare: bool = False) -> AfterValidator:
-    def check(value: str) -> str:
-        if not value.isprintable() or " " in value:
-            # urlsplit drops line breaks and tabs, so that what it reads is not what is used.
-            message = "must be a URL without spaces, line breaks and other control characters"
-            raise ValueError(message)
-        wanted = " or ".join(f"{scheme}://" for scheme in schemes)
-        message = f"must be a URL that starts with {wanted}"
-        try:
-            parts = urlsplit(value)
-            _ = parts.port
-        except ValueError:
-            message = "must be a URL whose host and port can be read"
-            raise ValueError(message) from None
-        if parts.scheme not in schemes or "://" not in value:
-            raise ValueError(message)
-        if not parts.hostname:
-            message += ", and this one names no host"
-            raise ValueError(message)
-        if parts.netloc.count("@") > 1:
-            message = "must have its user name and password percent-encoded: @ is written %40"
-            raise ValueError(message)
-        if bare and ("?" in value or "#" in value or "@" in parts.netloc):
-            # Paths are put behind it, and it is shown in logs.
-            message = "must be a URL without query, fragment or credentials"
-            raise ValueError(message)
-        if bare and reach_of(parts.hostname or "") == "forbidden":
-            message = "must name a host that can be a gateway or an API, not a link-local, metadata, multicast or unspecified address"
-            raise ValueError(message)
-        return value.rstrip("/")
-
-    return AfterValidator(check)
+def http_url_text(value: str) -> str:
+    if not value.isprintable() or " " in value:
+        # urlsplit drops line breaks and tabs, so that what it reads is not what is used.
+        message = "must be a URL without spaces, line breaks and other control characters"
+        raise ValueError(message)
+    message = "must be a URL that starts with http:// or https://"
+    try:
+        parts = urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        message = "must be a URL whose host and port can be read"
+        raise ValueError(message) from None
+    if parts.scheme not in {"http", "https"} or "://" not in value:
+        raise ValueError(message)
+    if not parts.hostname:
+        message += ", and this one names no host"
+        raise ValueError(message)
+    if parts.netloc.count("@") > 1:
+        message = "must have its user name and password percent-encoded: @ is written %40"
+        raise ValueError(message)
+    if "?" in value or "#" in value or "@" in parts.netloc:
+        # Paths are put behind it, and it is shown in logs.
+        message = "must be a URL without query, fragment or credentials"
+        raise ValueError(message)
+    if reach_of(parts.hostname) == "forbidden":
+        message = "must name a host that can be a gateway or an API, not a link-local, metadata, multicast or unspecified address"
+        raise ValueError(message)
+    return value.rstrip("/")
 
 
 def postgres_url_text(value: str) -> str:
@@ -70,7 +66,7 @@ def postgres_url_text(value: str) -> str:
     return value.rstrip("/")
 
 
-HttpUrl = Annotated[str, url("http", "https", bare=True)]
+HttpUrl = Annotated[str, AfterValidator(http_url_text)]
 PostgresUrl = Annotated[str, AfterValidator(postgres_url_text)]
 
 
@@ -194,7 +190,7 @@ def ascending(value: tuple[float, ...]) -> tuple[float, ...]:
     return value
 
 
-SafeUrl = Annotated[str, url("http", "https", bare=True), AfterValidator(safe_url)]
+SafeUrl = Annotated[str, AfterValidator(http_url_text), AfterValidator(safe_url)]
 _HTTP_URL: Final = TypeAdapter(HttpUrl)
 
 

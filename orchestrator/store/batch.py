@@ -313,3 +313,18 @@ def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseEx
     if not waiting.done.done():
         failure.__cause__ = cause
         waiting.done.set_exception(failure)
+
+
+class Batched:
+    """What owns a batch."""
+
+    _batch: Batch[Any, Any]
+
+    @property
+    def writes(self) -> Writes:
+        """How writing fares, for health."""
+        return self._batch.writes
+
+    async def close(self) -> None:
+        """Write what has gathered, then stop."""
+        await self._batch.close()

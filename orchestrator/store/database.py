@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from orchestrator import log
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.connection import Connection, Server
-from orchestrator.store.sqlstates import about_server, state_of
+from orchestrator.store.sqlstates import about_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -257,12 +257,3 @@ _DIALECT: Final = dialect()  # type: ignore[no-untyped-call]
 def _driver_text(statement: TextClause) -> str:
     """Return a statement as psycopg reads it."""
     return str(statement.compile(dialect=_DIALECT))
-
-
-__all__ = [
-    "Database",
-    "DatabaseAway",
-    "is_away",
-    "run",
-    "state_of",
-]

@@ -22,8 +22,9 @@ from orchestrator import log
 from orchestrator.crypto import EncryptionError
 from orchestrator.store import merchant_accounts as accounts
 from orchestrator.store.columns import json_text
-from orchestrator.store.database import run, state_of
+from orchestrator.store.database import run
 from orchestrator.store.deliveries import ANSWER
+from orchestrator.store.sqlstates import state_of
 from orchestrator.store.webhooks import secret_purpose, target
 
 if TYPE_CHECKING:

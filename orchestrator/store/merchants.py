@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
-__all__ = ["FRESH", "Merchant", "Merchants"]
-
 _log = log.get(__name__)
 
 FRESH: Final = 10.0

@@ -15,7 +15,8 @@ from sqlalchemy import text
 
 from orchestrator import log
 from orchestrator.store import schema
-from orchestrator.store.database import is_away, state_of
+from orchestrator.store.database import is_away
+from orchestrator.store.sqlstates import state_of
 from orchestrator.text import duration
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from sqlalchemy.pool import NullPool
 from orchestrator import log
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings.postgres_url import parameters, place
-from orchestrator.store.database import is_away, state_of
-from orchestrator.store.sqlstates import NO_SCHEMA
+from orchestrator.store.database import is_away
+from orchestrator.store.sqlstates import NO_SCHEMA, state_of
 from orchestrator.store.tables import metadata
 
 if TYPE_CHECKING:

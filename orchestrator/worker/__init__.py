@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
 
-__all__ = [
-    "app",
-    "bridge",
-    "configure",
-    "process",
-    "run_scheduler",
-    "run_worker",
-    "seal",
-    "sweep",
-]
-
 _bridge: Bridge | None = None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
@@ -19,8 +20,6 @@ from orchestrator.shutdown import end_within
 from orchestrator.worker.pulse import Pulse
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from orchestrator.settings import Settings
 
 _log = log.get(__name__)
@@ -64,11 +63,11 @@ def _publish(settings: Settings, ending: threading.Event, pulse: Pulse) -> None:
         try:
             if names and publisher.depth(QUEUE) < MOST_WAITING:
                 publisher.publish(Message(name, QUEUE) for name in names)
-                done.published(names)
+                done.counts.update(names)
             elif names:
-                done.skipped += 1
+                done.counts["skipped"] += 1
         except Exception as error:  # noqa: BLE001 - no error of a broker ends the scheduler
-            done.failed += 1
+            done.counts["failed"] += 1
             pause = link.failed(error)
             continue
         if names:
@@ -86,15 +85,7 @@ class _Minute:
 
     def __init__(self) -> None:
         self._since = time.monotonic()
-        self._start()
-
-    def _start(self) -> None:
-        self.sweeps = self.seals = self.skipped = self.failed = 0
-
-    def published(self, names: Sequence[str]) -> None:
-        """Count messages that the broker has taken."""
-        self.sweeps += SWEEP in names
-        self.seals += SEAL in names
+        self.counts: Counter[str] = Counter()
 
     def tell(self, now: float, *, last: bool = False) -> None:
         """Write a line once in a minute, and one at the end."""
@@ -104,10 +95,10 @@ class _Minute:
         _log.info(
             "scheduler_ran",
             seconds=round(seconds),
-            sweeps=self.sweeps,
-            seals=self.seals,
-            queue_full=self.skipped,
-            failed=self.failed,
+            sweeps=self.counts[SWEEP],
+            seals=self.counts[SEAL],
+            queue_full=self.counts["skipped"],
+            failed=self.counts["failed"],
         )
         self._since = now
-        self._start()
+        self.counts.clear()

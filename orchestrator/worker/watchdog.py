@@ -8,28 +8,15 @@ not in seconds of a clock: a machine that was suspended has not stood still for 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from orchestrator.processing.dispatcher import Dispatcher
+
 CHECK_INTERVAL: Final = 1.0
 """Seconds between two checks."""
-
-
-class WatchedDispatcher(Protocol):
-    """What is watched."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether it ended without a stop."""
-
-    @property
-    def waiting(self) -> int:
-        """How many hints wait that it could take."""
-
-    rounds: int
-    """Grows with each round of it."""
 
 
 class Watchdog:
@@ -39,13 +26,13 @@ class Watchdog:
 
     def __init__(self, *, most: int, fault: Callable[[str], None]) -> None:
         self._most, self._tell = most, fault
-        self._dispatcher: WatchedDispatcher | None = None
+        self._dispatcher: Dispatcher | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.ticks = 0
         """Grows while the event loop runs; the loop itself counts it up at least once between two checks."""
 
-    def start(self, dispatcher: WatchedDispatcher) -> None:
+    def start(self, dispatcher: Dispatcher) -> None:
         """Begin to watch."""
         self._dispatcher = dispatcher
         self._thread.start()

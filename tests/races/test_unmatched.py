@@ -260,21 +260,13 @@ async def test_intents_for_one_payment_from_two_processes_are_one_order_and_its_
 
 
 async def test_of_many_contents_that_meet_one_payment_at_once_one_is_its_order(core):
-    wanted = partial(
-        checkouts.Ordered,
-        currency="DKK",
-        amount=13900,
-        auto_capture=False,
-        actor="x",
-        correlation_id="c",
-        document=b"{}",
-    )
+    wanted = partial(intake, amount=13900, currency="DKK")
     async with takers(core, 1) as ((_, taker),):
         for round_ in range(30):
             paid = await paid_before(core, taker, f"OLD-{round_}")
-            asked = [wanted(checkout=paid, fingerprint=b"%02d" % number * 16) for number in range(8)]
+            asked = [wanted(fingerprint=b"%02d" % number * 16) for number in range(8)]
             found = await asyncio.gather(
-                *(checkouts.match(core.db, core.encryptor, content) for content in asked)
+                *(checkouts.match(core.db, core.encryptor, paid, content) for content in asked)
             )
             (first,) = [
                 content

@@ -14,7 +14,6 @@ import pytest
 from orchestrator.cli import cli
 from orchestrator.domain import attention, command_result, decisions, last_error, sentences
 from orchestrator.domain.attention import (
-    ENDS_THE_CAUSE,
     IRREGULAR,
     PROBLEMS,
     RETURNABLE,
@@ -29,6 +28,14 @@ from orchestrator.domain.command_result import CommandResult, ResultCode
 from orchestrator.domain.last_error import ErrorCode, LastError
 from orchestrator.domain.reconciliation import LookupOutcome
 from orchestrator.explain import advice
+
+# Commands after which an attention is cleared, where the checkout allows them.
+ENDS_THE_CAUSE = {
+    AttentionCode.SURPLUS_PAYMENT: (Way.RELEASE, Way.REFUND),
+    AttentionCode.RESERVATION_LAPSES: (Way.CAPTURE, Way.RELEASE),
+    AttentionCode.OPERATION_REJECTED: (Way.CAPTURE, Way.RELEASE, Way.REFUND),
+    AttentionCode.NO_PAYMENT_METHODS: (Way.REOPEN,),
+}
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUNBOOK = (ROOT / "docs/runbook.md").read_text()

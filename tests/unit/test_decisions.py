@@ -59,7 +59,7 @@ def refused(held, decision):
 
 LESS = transaction("7", "preauth", (5000, 0, 0))
 MORE = transaction("8", "captured", (20000, 20000, 0))
-GIFT = transaction("1", "captured", (3000, 3000, 0), nature="GiftCard")
+GIFT = transaction("1", "captured", (3000, 3000, 0))
 CARD = transaction("2", "preauth", (10900, 0, 0))
 THIRD = transaction("3", "preauth", (1, 0, 0))
 ODD = transaction("6", "[/b]held", (13900, 0, 0))

@@ -19,7 +19,7 @@ from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.events import Event, EventType, Totals
 from orchestrator.domain.last_error import ErrorCode, error
-from orchestrator.domain.records import Operation
+from orchestrator.domain.records import Command, CommandKind, Operation
 from orchestrator.domain.states import State
 from tests.support.cloud_events import check, documents, validator
 
@@ -73,8 +73,8 @@ EXAMPLES = (
     seen(charged_back=700),
     seen(charged_back=0),
     events.surplus(["t-2"]),
-    events.operation_rejected("capture", result(ResultCode.OTHER, text=SENTENCE), command_id=uuid4()),
-    events.operation_rejected("refund", ERROR, transaction_id="t-1", operation_id=uuid4()),
+    events.operation_rejected(Command(uuid4(), CommandKind.CAPTURE, "x"), result(ResultCode.OTHER, text=SENTENCE)),
+    events.operation_rejected(operation("refund"), ERROR),
 )  # fmt: skip
 
 

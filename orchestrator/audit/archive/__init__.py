@@ -15,21 +15,3 @@ from orchestrator.audit.archive.batch import Archived, candidates, choose, take
 from orchestrator.audit.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
 from orchestrator.audit.archive.months import drop_empty, first_id, make_ahead, moment_of, months_of
 from orchestrator.audit.archive.runs import Result, prepare, run
-
-__all__ = [
-    "ArchiveBusy",
-    "ArchiveError",
-    "ArchiveUnread",
-    "Archived",
-    "Result",
-    "candidates",
-    "choose",
-    "drop_empty",
-    "first_id",
-    "make_ahead",
-    "moment_of",
-    "months_of",
-    "prepare",
-    "run",
-    "take",
-]

@@ -33,31 +33,3 @@ from orchestrator.domain.events.facts import (
     surplus,
 )
 from orchestrator.domain.events.schemas import schema
-
-__all__ = [
-    "CloudEvent",
-    "Content",
-    "Event",
-    "EventContent",
-    "EventData",
-    "EventType",
-    "Policy",
-    "StoredEvent",
-    "Totals",
-    "attempt_declined",
-    "attention_changed",
-    "completed",
-    "document",
-    "event_id",
-    "failed",
-    "intent_rejected",
-    "money_seen",
-    "operation_rejected",
-    "operation_succeeded",
-    "ready",
-    "schema",
-    "schema_id",
-    "stored",
-    "surplus",
-    "traceparent",
-]

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from orchestrator.domain import sentences
+from orchestrator.domain.records import Operation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.attention import Attention
     from orchestrator.domain.command_result import CommandResult
     from orchestrator.domain.last_error import LastError
-    from orchestrator.domain.records import Operation
+    from orchestrator.domain.records import Command
     from orchestrator.domain.states import State
 
 
@@ -189,20 +190,14 @@ def operation_succeeded(operation: Operation, *, change: int, role: str) -> Even
     )
 
 
-def operation_rejected(
-    kind: str,
-    reason: LastError | CommandResult,
-    *,
-    transaction_id: str | None = None,
-    operation_id: UUID | None = None,
-    command_id: UUID | None = None,
-) -> Event:
-    """Say that a capture, refund or release was refused; without an operation the command itself was."""
+def operation_rejected(asked: Operation | Command, reason: LastError | CommandResult) -> Event:
+    """Say that a capture, refund or release was refused, or the command for it."""
+    operation = asked if isinstance(asked, Operation) else None
     facts = {
-        "operation": kind,
-        "transactionId": transaction_id,
-        "operationId": operation_id,
-        "commandId": command_id,
+        "operation": asked.kind,
+        "transactionId": operation and operation.transaction_id,
+        "operationId": operation and operation.id,
+        "commandId": asked.id if operation is None else operation.command_id,
         "code": reason.code,
     }
     return _reasoned(EventType.PAYMENT_OPERATION_REJECTED, facts, reason)

@@ -7,8 +7,8 @@ that payment (`create_from_payment`), so that it too has a lease, a due time, lo
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy import text
 
@@ -16,6 +16,7 @@ from orchestrator import audit
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import State
+from orchestrator.store import email_search
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import run
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.intents import Intent
 
 # Sorted by the unique key, so that two batches with the same order numbers wait for each other in one order.
 _CREATE = text("""
@@ -74,33 +76,54 @@ _CREATE = text("""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewCheckout:
-    """A checkout to be created.
+class Intake:
+    """A validated intent on its way in.
 
-    `body` is sealed already; `expires_in` is seconds from now; `amount` minor units.
+    `document` is what is stored (encrypted), `fingerprint` identifies a repeat, `amount` is in minor units,
+    `expires_in` is seconds from now. `auto_capture`: the gateway shall capture by itself; it had no such
+    request for a payment that came before its intent, so a worker captures that.
     """
 
-    id: UUID
     merchant_id: int
     order_ref: str
     currency: str
     amount: int
     expires_in: float
-    correlation_id: str
-    actor: str
+    document: bytes = field(repr=False)
     fingerprint: bytes
-    # A MAC of the content under the checkout's own data key: it proves what was requested while that key
-    # exists, and nothing once the customer is erased. A plain hash would allow a guess to be confirmed for
-    # ever.
-    proof: bytes
-    body: bytes
-    data_key: bytes
-    # See `email_search`.
-    email_tag: bytes | None = None
-    # The gateway was asked to capture by itself.
+    actor: str
+    correlation_id: str
     auto_capture: bool = False
+    email: str | None = field(default=None, repr=False)
     idempotency_key: str | None = None
-    idempotency_print: bytes = b""
+    id: UUID = field(default_factory=uuid7)
+
+    @classmethod
+    def of(
+        cls,
+        intent: Intent,
+        *,
+        merchant_id: int,
+        actor: str,
+        correlation_id: str,
+        default_expires_in: float,
+        idempotency_key: str | None = None,
+    ) -> Self:
+        """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
+        return cls(
+            merchant_id=merchant_id,
+            order_ref=intent.order_ref,
+            currency=intent.currency,
+            amount=intent.amount,
+            expires_in=default_expires_in if intent.expires_in is None else intent.expires_in,
+            document=intent.document,
+            fingerprint=intent.fingerprint,
+            actor=actor,
+            correlation_id=correlation_id,
+            auto_capture=intent.auto_capture,
+            email=intent.email,
+            idempotency_key=idempotency_key,
+        )
 
 
 MOST_UNCONFIRMED: Final = 100
@@ -211,12 +234,7 @@ class Created:
 
 
 async def create(
-    tx: AsyncConnection,
-    encryptor: Encryptor,
-    new_checkouts: Sequence[NewCheckout],
-    *,
-    at: datetime,
-    grace: float,
+    tx: AsyncConnection, encryptor: Encryptor, asked: Sequence[Intake], *, at: datetime, grace: float
 ) -> dict[UUID, Created]:
     """Create those whose order number and idempotency key are free; return them by id.
 
@@ -226,47 +244,53 @@ async def create(
     The first due time stands `grace` seconds away, behind the hint that the caller publishes after the
     commit.
     """
-    rows = []
-    for new_checkout in new_checkouts:
-        entry = audit.make(
-            encryptor,
-            checkout=new_checkout.id,
-            sequence=1,
-            before=audit.START,
-            at=at,
-            action=audit.Action.CHECKOUT_RECEIVED,
-            actor=new_checkout.actor,
-            correlation_id=new_checkout.correlation_id,
-            state=None,
-            to=State.RECEIVED,
-            evidence={
-                "orderId": new_checkout.order_ref,
-                "amount": new_checkout.amount,
-                "currency": new_checkout.currency,
-                "intent": new_checkout.proof.hex(),
-            },
-        )
-        rows.append(
-            {
-                "id": new_checkout.id,
-                "merchant_id": new_checkout.merchant_id,
-                "order_ref": new_checkout.order_ref,
-                "currency": new_checkout.currency,
-                "amount": new_checkout.amount,
-                "expires_in": new_checkout.expires_in,
-                "auto_capture": new_checkout.auto_capture,
-                "correlation_id": new_checkout.correlation_id,
-                "fingerprint": new_checkout.fingerprint.hex(),
-                "body": new_checkout.body.hex(),
-                "data_key": new_checkout.data_key.hex(),
-                **entry.row,
-                "idempotency_key": new_checkout.idempotency_key,
-                "idempotency_print": new_checkout.idempotency_print.hex(),
-                "email_tag": None if new_checkout.email_tag is None else new_checkout.email_tag.hex(),
-            }
-        )
+    rows = [_row(encryptor, intake, at=at) for intake in asked]
     created = await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
     return {row.id: Created(row.id, row.created_at, row.deadline) for row in created}
+
+
+def _row(encryptor: Encryptor, intake: Intake, *, at: datetime) -> dict[str, object]:
+    key, wrapped = encryptor.new_data_key(intake.id)
+    entry = audit.make(
+        encryptor,
+        checkout=intake.id,
+        sequence=1,
+        before=audit.START,
+        at=at,
+        action=audit.Action.CHECKOUT_RECEIVED,
+        actor=intake.actor,
+        correlation_id=intake.correlation_id,
+        state=None,
+        to=State.RECEIVED,
+        evidence={
+            "orderId": intake.order_ref,
+            "amount": intake.amount,
+            "currency": intake.currency,
+            # A MAC of the content under the checkout's own data key: it proves what was requested while that
+            # key exists, and nothing once the customer is erased. A plain hash would allow a guess to be
+            # confirmed for ever.
+            "intent": key.mac(intake.fingerprint).hex(),
+        },
+    )
+    email_tag = email_search.tag(encryptor, intake.email)
+    fingerprint = intake.fingerprint.hex()
+    return {
+        "id": intake.id,
+        "merchant_id": intake.merchant_id,
+        "order_ref": intake.order_ref,
+        "currency": intake.currency,
+        "amount": intake.amount,
+        "expires_in": intake.expires_in,
+        "auto_capture": intake.auto_capture,
+        "correlation_id": intake.correlation_id,
+        "fingerprint": fingerprint,
+        "body": key.encrypt(intake.document, purpose="intent").hex(),
+        "data_key": wrapped.hex(),
+        **entry.row,
+        "idempotency_key": intake.idempotency_key,
+        "idempotency_print": "" if intake.idempotency_key is None else fingerprint,
+        "email_tag": None if email_tag is None else email_tag.hex(),
+    }
 
 
 async def create_from_payment(

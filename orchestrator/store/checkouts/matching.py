@@ -10,7 +10,7 @@ for a decision.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import text
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import DataKey, Encryptor
+    from orchestrator.store.checkouts.creation import Intake
     from orchestrator.store.database import Database
 
 NO_INTENT: Final = b"{}"
@@ -82,25 +83,6 @@ _MATCH = text("""
 """)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ordered:
-    """An intent that met the checkout of an unmatched payment. `amount` is in minor units.
-
-    `auto_capture`: the intent requests capture by the gateway. The gateway had no such request for this
-    payment, so a worker captures it.
-    """
-
-    checkout: UUID
-    currency: str
-    amount: int
-    auto_capture: bool
-    actor: str
-    correlation_id: str
-    fingerprint: bytes
-    document: bytes = field(repr=False)
-    email: str | None = field(default=None, repr=False)
-
-
 @dataclass(frozen=True, slots=True)
 class Matched:
     """The intent is the order of the checkout now."""
@@ -138,7 +120,7 @@ class Unsettled:
 Match = Matched | Unsuited | NoMoney | Unsettled
 
 
-async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
+async def match(db: Database, encryptor: Encryptor, checkout: UUID, asked: Intake) -> Match:
     """Make an intent the order of the checkout that was created from its payment, or say why not.
 
     It may be repeated after a lost connection: the caller then meets a checkout that has the content of the
@@ -146,19 +128,19 @@ async def match(db: Database, encryptor: Encryptor, wanted: Ordered) -> Match:
     """
     try:
         async with db.transaction() as tx:
-            if not await run(tx, _LOCK, {"id": wanted.checkout}):
+            if not await run(tx, _LOCK, {"id": checkout}):
                 return Unsettled()
-            (row,) = await run(tx, _READ, {"id": wanted.checkout})
-            found = _judged(row, wanted)
+            (row,) = await run(tx, _READ, {"id": checkout})
+            found = _judged(row, asked)
             if isinstance(found, Matched):
-                await _write(tx, encryptor, wanted, row)
+                await _write(tx, encryptor, checkout, asked, row=row)
             return found
     except IntegrityError:
         # Another checkout took the order number meanwhile: the caller gets that checkout.
         return Unsettled()
 
 
-def _judged(row: Row[Any], wanted: Ordered) -> Match:
+def _judged(row: Row[Any], asked: Intake) -> Match:
     if bytes(row.fingerprint) != NO_INTENT_PRINT:
         return Unsettled()
     known = payments(row.payments)
@@ -170,7 +152,7 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
     fits = (
         row.state == State.COMPLETED
         and [payment.role for payment in holding] == [Role.ACCEPTED]
-        and (row.currency, row.amount) == (wanted.currency, wanted.amount)
+        and (row.currency, row.amount) == (asked.currency, asked.amount)
         and not row.operating
         and row.attention in {None, *_HARMLESS}
     )
@@ -183,8 +165,10 @@ def _judged(row: Row[Any], wanted: Ordered) -> Match:
     return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
 
 
-async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row: Row[Any]) -> None:
-    key, wrapped = _key(encryptor, wanted.checkout, row.data_key)
+async def _write(
+    tx: AsyncConnection, encryptor: Encryptor, checkout: UUID, asked: Intake, *, row: Row[Any]
+) -> None:
+    key, wrapped = _key(encryptor, checkout, row.data_key)
     state = State(row.state)
     before = coded(row, "attention")["attention"]
     answered = row.attention == AttentionCode.UNKNOWN_ORDER
@@ -207,20 +191,20 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
     ]
     entry = audit.make(
         encryptor,
-        checkout=wanted.checkout,
+        checkout=checkout,
         sequence=row.audit_sequence + 1,
         before=bytes(row.audit_head),
         at=row.now,
         action=audit.Action.INTENT_MATCHED,
-        actor=wanted.actor,
-        correlation_id=wanted.correlation_id,
+        actor=asked.actor,
+        correlation_id=asked.correlation_id,
         state=state,
         to=state,
         evidence={
-            "amount": wanted.amount,
-            "currency": wanted.currency,
-            "autoCapture": wanted.auto_capture,
-            "intent": key.mac(wanted.fingerprint).hex(),
+            "amount": asked.amount,
+            "currency": asked.currency,
+            "autoCapture": asked.auto_capture,
+            "intent": key.mac(asked.fingerprint).hex(),
             "attention": row.attention,
         },
     )
@@ -228,12 +212,12 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, wanted: Ordered, row
         tx,
         _MATCH,
         {
-            "id": wanted.checkout,
-            "fingerprint": wanted.fingerprint,
-            "body": key.encrypt(wanted.document, purpose="intent"),
+            "id": checkout,
+            "fingerprint": asked.fingerprint,
+            "body": key.encrypt(asked.document, purpose="intent"),
             "data_key": wrapped,
-            "email_tag": email_search.tag(encryptor, wanted.email),
-            "auto_capture": wanted.auto_capture,
+            "email_tag": email_search.tag(encryptor, asked.email),
+            "auto_capture": asked.auto_capture,
             "answered": answered,
             "sequence": entry.sequence,
             **entry.row,

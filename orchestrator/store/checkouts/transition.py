@@ -14,7 +14,7 @@ from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
 from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.batch import AGAIN, Again, Batch, Writes
+from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts.change import (
     KEPT,
     Fact,
@@ -223,7 +223,7 @@ class _Landed:
     woken: bool
 
 
-class Transitions:
+class Transitions(Batched):
     """The mover: gathers moves from everything in flight in this process and writes them together."""
 
     def __init__(
@@ -260,15 +260,6 @@ class Transitions:
         if move.trigger is not None:
             counters.moves.add(prepared.to)
         return _after(prepared, landed)
-
-    @property
-    def writes(self) -> Writes:
-        """How writing fares, for health."""
-        return self._batch.writes
-
-    async def close(self) -> None:
-        """Write what has gathered, then stop."""
-        await self._batch.close()
 
     def _prepare(self, move: Move) -> _Prepared:
         held, to = move.held, move.held.state

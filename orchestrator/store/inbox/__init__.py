@@ -7,6 +7,7 @@ handled. A command is a row with its actor and the version that the actor saw. N
 or calls the gateway.
 """
 
+from orchestrator.store.checkouts import Intake
 from orchestrator.store.inbox.callbacks import (
     Arrival,
     CallbackKind,
@@ -22,34 +23,5 @@ from orchestrator.store.inbox.callbacks import (
 from orchestrator.store.inbox.command_requests import StoredOrder, checkout_view, stored_order
 from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all
 from orchestrator.store.inbox.errors import KeyReused, OrderTaken, ReasonNotKept
-from orchestrator.store.inbox.intents import Accepted, Intake, Intents
+from orchestrator.store.inbox.intents import Accepted, Intents
 from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks
-
-__all__ = [
-    "Accepted",
-    "Arrival",
-    "CallbackKind",
-    "Callbacks",
-    "Caps",
-    "Intake",
-    "Intents",
-    "KeyReused",
-    "MerchantCallback",
-    "OrderTaken",
-    "ReasonNotKept",
-    "Requested",
-    "Sender",
-    "Stored",
-    "StoredCallback",
-    "StoredOrder",
-    "UnmatchedCallbacks",
-    "checkout_view",
-    "decrypt_body",
-    "decrypt_sender",
-    "encrypt_body",
-    "encrypt_sender",
-    "fingerprint_of",
-    "request",
-    "request_all",
-    "stored_order",
-]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import text
@@ -15,7 +15,7 @@ from sqlalchemy import text
 from orchestrator.crypto import EncryptionError, Erased
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
-from orchestrator.store.batch import AGAIN, Again, Batch, Writes
+from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import Database, run
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.store.inbox.unmatched import MerchantCallback
 
 CallbackKind = Literal["success", "failure", "notification", "redirect"]
 
@@ -154,7 +155,7 @@ _EMPTY: Final = [
 ]
 
 
-class Callbacks:
+class Callbacks(Batched):
     """Takes callbacks from everything in flight in this process, stores them together and wakes their
     checkouts.
 
@@ -203,15 +204,6 @@ class Callbacks:
             "worthless": sorted(UNPROVEN),
             "strict": self._strict,
         }
-
-    @property
-    def writes(self) -> Writes:
-        """How writing fares, for health."""
-        return self._batch.writes
-
-    async def close(self) -> None:
-        """Write what has gathered, then stop."""
-        await self._batch.close()
 
     async def _write(self, batch: list[Arrival]) -> list[Stored | Again]:
         async with self._db.transaction() as tx:
@@ -269,17 +261,6 @@ def _proof(arrival: Arrival) -> tuple[int, bool]:
     return rank, arrival.network != "outside"
 
 
-class SenderFacts(Protocol):
-    """What a callback brought beside its body."""
-
-    @property
-    def content_type(self) -> str: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def source(self) -> str | None: ...
-
-
 class Sender(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is kept of a sender: content type, white-listed headers, and its address."""
 
@@ -298,10 +279,10 @@ def hexadecimal(value: bytes | None) -> str | None:
 
 
 def encrypt_sender(
-    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, facts: SenderFacts
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, callback: Arrival | MerchantCallback
 ) -> bytes | None:
     """Encrypt what is kept of a sender, as `encrypt_body` does; None where there is nothing to keep."""
-    sender = Sender(facts.content_type, dict(facts.headers), facts.source)
+    sender = Sender(callback.content_type, dict(callback.headers), callback.source)
     if sender == _NO_SENDER:
         return None
     return _encrypt(encryptor, checkout, wrapped, msgspec.json.encode(sender), what="callback-sender")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Self, assert_never
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, assert_never
 
 from sqlalchemy import text
 
-from orchestrator.domain.ids import uuid7
-from orchestrator.store import checkouts, email_search
-from orchestrator.store.batch import AGAIN, Again, Batch, Writes
+from orchestrator.store import checkouts
+from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts import NO_INTENT_PRINT
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import Database, run
@@ -26,58 +25,7 @@ if TYPE_CHECKING:
 
     from orchestrator.crypto import Encryptor
     from orchestrator.errors import OrchestratorError
-    from orchestrator.intents import Intent
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
-    """A validated intent on its way in.
-
-    `document` is what is stored (encrypted), `fingerprint` identifies a repeat.
-
-    `auto_capture`: the gateway shall capture by itself.
-    """
-
-    merchant_id: int
-    order_ref: str
-    currency: str
-    amount: int
-    expires_in: float
-    document: bytes
-    fingerprint: bytes
-    actor: str
-    correlation_id: str
-    auto_capture: bool = False
-    email: str | None = field(default=None, repr=False)
-    idempotency_key: str | None = None
-    id: UUID = field(default_factory=uuid7)
-
-    @classmethod
-    def of(
-        cls,
-        intent: Intent,
-        *,
-        merchant_id: int,
-        actor: str,
-        correlation_id: str,
-        default_expires_in: float,
-        idempotency_key: str | None = None,
-    ) -> Self:
-        """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
-        return cls(
-            merchant_id=merchant_id,
-            order_ref=intent.order_ref,
-            currency=intent.currency,
-            amount=intent.amount,
-            expires_in=default_expires_in if intent.expires_in is None else intent.expires_in,
-            document=intent.document,
-            fingerprint=intent.fingerprint,
-            actor=actor,
-            correlation_id=correlation_id,
-            auto_capture=intent.auto_capture,
-            email=intent.email,
-            idempotency_key=idempotency_key,
-        )
+    from orchestrator.store.checkouts import Intake
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +77,7 @@ less than a second."""
 _CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
 
-class Intents:
+class Intents(Batched):
     """Takes intents from everything in flight in this process and stores them together."""
 
     def __init__(
@@ -165,15 +113,6 @@ class Intents:
         """Store a list of intents; return for each its checkout, or the error that `accept` would raise."""
         return [*await self._batch.put_all(asked)]
 
-    @property
-    def writes(self) -> Writes:
-        """How writing fares, for health."""
-        return self._batch.writes
-
-    async def close(self) -> None:
-        """Write what has gathered, then stop."""
-        await self._batch.close()
-
     async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
         async with self._db.transaction() as tx:
             fates, unnoted = await self._settle(tx, batch)
@@ -198,8 +137,7 @@ class Intents:
         new = _firsts(asked for asked in batch if asked.id not in fates and asked.id not in waiting)
         if new:
             now = next(iter(met.values())).now
-            new_checkouts = [_new_checkout(asked, self._encryptor) for asked in new]
-            created = await checkouts.create(tx, self._encryptor, new_checkouts, at=now, grace=self._grace)
+            created = await checkouts.create(tx, self._encryptor, new, at=now, grace=self._grace)
             fates.update(
                 (
                     intake.id,
@@ -253,7 +191,7 @@ class Intents:
                 waiting.add(asked.id)
                 continue
             seen.add(checkout)
-            found = await checkouts.match(self._db, self._encryptor, _ordered(asked, checkout))
+            found = await checkouts.match(self._db, self._encryptor, checkout, asked)
             match found:
                 case checkouts.Matched(state, created_at, deadline):
                     fates[asked.id] = Accepted(
@@ -283,20 +221,6 @@ def _met_payment(row: Row[Any]) -> bool:
 def _age(asked: Intake) -> float:
     """Return the seconds since a request came in; its id was made then (UUIDv7)."""
     return time.time() - (asked.id.int >> 80) / 1000
-
-
-def _ordered(asked: Intake, checkout: UUID) -> checkouts.Ordered:
-    return checkouts.Ordered(
-        checkout=checkout,
-        currency=asked.currency,
-        amount=asked.amount,
-        auto_capture=asked.auto_capture,
-        actor=asked.actor,
-        correlation_id=asked.correlation_id,
-        fingerprint=asked.fingerprint,
-        document=asked.document,
-        email=asked.email,
-    )
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
@@ -371,25 +295,3 @@ async def _keep_keys(
         if (name := (asked.merchant_id, asked.idempotency_key or "")) in free
         and asked.fingerprint == firsts[name].fingerprint
     }
-
-
-def _new_checkout(asked: Intake, encryptor: Encryptor) -> checkouts.NewCheckout:
-    key, wrapped = encryptor.new_data_key(asked.id)
-    return checkouts.NewCheckout(
-        id=asked.id,
-        merchant_id=asked.merchant_id,
-        order_ref=asked.order_ref,
-        currency=asked.currency,
-        amount=asked.amount,
-        expires_in=asked.expires_in,
-        correlation_id=asked.correlation_id,
-        actor=asked.actor,
-        fingerprint=asked.fingerprint,
-        proof=key.mac(asked.fingerprint),
-        body=key.encrypt(asked.document, purpose="intent"),
-        data_key=wrapped,
-        email_tag=email_search.tag(encryptor, asked.email),
-        auto_capture=asked.auto_capture,
-        idempotency_key=asked.idempotency_key,
-        idempotency_print=asked.fingerprint if asked.idempotency_key is not None else b"",
-    )

@@ -18,7 +18,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
-from orchestrator.store.batch import Again, Batch, Writes
+from orchestrator.store.batch import Again, Batch, Batched
 from orchestrator.store.columns import json_text
 from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body, encrypt_sender, hexadecimal
 
@@ -115,7 +115,7 @@ class _Fate:
     kept: bool
 
 
-class UnmatchedCallbacks:
+class UnmatchedCallbacks(Batched):
     """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to
     `callbacks`.
     """
@@ -160,15 +160,6 @@ class UnmatchedCallbacks:
             )
         )
         return StoredCallback(fate.matched.id, fate.matched.created, stored.wakes, stored.kept)
-
-    @property
-    def writes(self) -> Writes:
-        """How writing fares, for health."""
-        return self._batch.writes
-
-    async def close(self) -> None:
-        """Write what has gathered, then stop."""
-        await self._batch.close()
 
     async def _write(self, batch: list[MerchantCallback]) -> list[_Fate | Again]:
         believed = [callback for callback in batch if not self._unproven(callback)]

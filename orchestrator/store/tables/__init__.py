@@ -3,11 +3,7 @@
 operations console in `console`.
 """
 
-from orchestrator.store.tables import console as console
-from orchestrator.store.tables import idempotency as idempotency
-from orchestrator.store.tables import merchants as merchants
-from orchestrator.store.tables import processes as processes
-from orchestrator.store.tables import webhooks as webhooks
+from orchestrator.store.tables import console, idempotency, merchants, processes, webhooks
 from orchestrator.store.tables.core import (
     IS_LISTED,
     IS_LIVE,
@@ -20,16 +16,3 @@ from orchestrator.store.tables.core import (
     payments,
     sessions,
 )
-
-__all__ = [
-    "IS_LISTED",
-    "IS_LIVE",
-    "IS_OPEN",
-    "IS_UNCONFIRMED",
-    "PARTITION",
-    "checkouts",
-    "metadata",
-    "money_operations",
-    "payments",
-    "sessions",
-]

@@ -10,7 +10,6 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    DateTime,
     Index,
     Integer,
     LargeBinary,
@@ -22,17 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from orchestrator.store.tables.core import metadata
-
-
-def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
-    return Column(
-        name,
-        DateTime(timezone=True),
-        nullable=nullable and not now,
-        server_default=text("clock()") if now else None,
-    )
-
+from orchestrator.store.tables.core import _time, metadata
 
 console_users = Table(
     "console_users",

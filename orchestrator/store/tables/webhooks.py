@@ -12,7 +12,6 @@ from sqlalchemy import (
     ARRAY,
     CheckConstraint,
     Column,
-    DateTime,
     ForeignKey,
     Index,
     Integer,
@@ -24,17 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-from orchestrator.store.tables.core import metadata
-
-
-def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
-    return Column(
-        name,
-        DateTime(timezone=True),
-        nullable=nullable and not now,
-        server_default=text("clock()") if now else None,
-    )
-
+from orchestrator.store.tables.core import _time, metadata
 
 webhook_endpoints = Table(
     "webhook_endpoints",

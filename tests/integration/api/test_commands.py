@@ -387,6 +387,13 @@ async def test_a_field_that_is_wrong_is_named(api: Api, kind, body, field):
     assert await stored(api) == []
 
 
+async def test_a_repeated_and_an_unknown_field_are_named_together(api: Api):
+    body = '{"amount": 1, "amount": 2, "amuont": 3, "reason": 4}'
+    document = problem(await ask(api, await paid(api), "capture", body, key="k-1"), 422, "invalid-command")
+    assert [error["field"] for error in document["errors"]] == ["amount", "amuont", "reason"]
+    assert await stored(api) == []
+
+
 @pytest.mark.parametrize("kind", NEED_AN_AMOUNT)
 async def test_money_is_not_moved_without_saying_how_much(api: Api, kind):
     checkout = await paid(api, captured=5000)

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from orchestrator.domain.transaction import Found
-from orchestrator.gateway import client, http
+from orchestrator.gateway import http
+from orchestrator.gateway.answers import ASSUMED_LIFETIME
 from orchestrator.gateway.client import Gateway, Token
 from orchestrator.gateway.outcomes import Done, Refused, Throttled, Unauthorized, Unknown
 from tests.integration.gateway.misbehaving import Exchange, answering
@@ -147,7 +148,7 @@ def test_no_method_at_all_is_an_answer():
     ("body", "expected"),
     [
         (PAYMENTS % (b"", b""), Done(Found(()))),
-        (PAYMENTS % (b"Success", b""), Done(Found((), result="Success"))),
+        (PAYMENTS % (b"Success", b""), Done(Found(()))),
         (
             PAYMENTS % (b"SystemError", b""),
             Unknown("The gateway's lookup ended neither in payments nor in success."),
@@ -249,28 +250,26 @@ def test_a_gateways_retry_after_is_followed_within_bounds(status, headers, secon
 
 
 @pytest.mark.parametrize(
-    ("value", "lifetime", "assumed"),
+    ("value", "lifetime"),
     [
-        (token(iat=1000, exp=2800), 1800.0, False),
-        (token(iat=1000.5, exp=4600.5), 3600.0, False),
-        (token(exp=2800), client.ASSUMED_LIFETIME, True),
-        (token(iat=1000), client.ASSUMED_LIFETIME, True),
-        (token(iat=2800, exp=1000), client.ASSUMED_LIFETIME, True),
-        (token(iat=1000, exp=1000), client.ASSUMED_LIFETIME, True),
-        (token(iat=1000, exp=1000 + 10 * 86400), client.ASSUMED_LIFETIME, True),
-        (token(iat="1000", exp="2800"), client.ASSUMED_LIFETIME, True),
-        (token(iat=True, exp=2800), client.ASSUMED_LIFETIME, True),
-        (token(iat=1000, exp=10**400), client.ASSUMED_LIFETIME, True),
-        (token(iat=float("nan"), exp=float("inf")), client.ASSUMED_LIFETIME, True),
-        ("opaque", client.ASSUMED_LIFETIME, True),
-        ("a.b.c", client.ASSUMED_LIFETIME, True),
-        (f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.e30.x", client.ASSUMED_LIFETIME, True),
-        (f"e30.{base64.urlsafe_b64encode(b'[' * 5000).decode()}.x", client.ASSUMED_LIFETIME, True),
-        (f"e30.{base64.urlsafe_b64encode(b'[1000, 2800]').decode()}.x", client.ASSUMED_LIFETIME, True),
-        (f"e30.{base64.urlsafe_b64encode(bytes(range(128, 140))).decode()}.x", client.ASSUMED_LIFETIME, True),
+        (token(iat=1000, exp=2800), 1800.0),
+        (token(iat=1000.5, exp=4600.5), 3600.0),
+        (token(exp=2800), ASSUMED_LIFETIME),
+        (token(iat=1000), ASSUMED_LIFETIME),
+        (token(iat=2800, exp=1000), ASSUMED_LIFETIME),
+        (token(iat=1000, exp=1000), ASSUMED_LIFETIME),
+        (token(iat=1000, exp=1000 + 10 * 86400), ASSUMED_LIFETIME),
+        (token(iat="1000", exp="2800"), ASSUMED_LIFETIME),
+        (token(iat=True, exp=2800), ASSUMED_LIFETIME),
+        (token(iat=1000, exp=10**400), ASSUMED_LIFETIME),
+        (token(iat=float("nan"), exp=float("inf")), ASSUMED_LIFETIME),
+        ("opaque", ASSUMED_LIFETIME),
+        ("a.b.c", ASSUMED_LIFETIME),
+        (f"{base64.urlsafe_b64encode(b'[' * 5000).decode()}.e30.x", ASSUMED_LIFETIME),
+        (f"e30.{base64.urlsafe_b64encode(b'[' * 5000).decode()}.x", ASSUMED_LIFETIME),
+        (f"e30.{base64.urlsafe_b64encode(b'[1000, 2800]').decode()}.x", ASSUMED_LIFETIME),
+        (f"e30.{base64.urlsafe_b64encode(bytes(range(128, 140))).decode()}.x", ASSUMED_LIFETIME),
     ],
 )
-def test_a_token_lives_as_long_as_it_says_or_as_long_as_is_safe(value, lifetime, assumed):
-    assert asyncio.run(authenticated(answering(200, token_answer(value)))) == Done(
-        Token(value, lifetime, assumed)
-    )
+def test_a_token_lives_as_long_as_it_says_or_as_long_as_is_safe(value, lifetime):
+    assert asyncio.run(authenticated(answering(200, token_answer(value)))) == Done(Token(value, lifetime))

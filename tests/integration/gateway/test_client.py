@@ -70,14 +70,14 @@ def test_each_call_asks_as_the_gateway_documents_it(run):
                 await gateway.list_methods(merchant, "tok", "5c2e-1", user_agent="Phone/1"),
                 await gateway.list_methods(merchant, "tok", "a/b c", user_agent=None),
                 await gateway.find_payments(merchant, order_ref="ORD-1"),
-                await gateway.find_payments(merchant, transaction_id="7", payment_id="p", limit=1),
+                await gateway.find_payments(merchant, transaction_id="7", order_ref="p", limit=1),
                 await gateway.find_payments(merchant, order_ref="ä 1&b=/%:+"),
             ]
         return outcomes, server
 
     outcomes, server = run(scene())
     fetched, opened, listed, _, found, at_limit, _ = outcomes
-    assert fetched == Done(Token(token(iat=1000, exp=2800), 1800.0, assumed=False))
+    assert fetched == Done(Token(token(iat=1000, exp=2800), 1800.0))
     assert opened == Done(Session("5c2e-1"))
     assert listed == Done(tuple(METHODS["methods"]))
     assert isinstance(found, Done)
@@ -90,7 +90,7 @@ def test_each_call_asks_as_the_gateway_documents_it(run):
         "GET /checkout/v1/api/session/5c2e-1/payment-methods HTTP/1.1",
         "GET /checkout/v1/api/session/a%2Fb%20c/payment-methods HTTP/1.1",
         "GET /merchant/API/payments?shop_orderid=ORD-1&sort=desc&limit=100 HTTP/1.1",
-        "GET /merchant/API/payments?transaction_id=7&payment_id=p&sort=desc&limit=1 HTTP/1.1",
+        "GET /merchant/API/payments?shop_orderid=p&transaction_id=7&sort=desc&limit=1 HTTP/1.1",
         "GET /merchant/API/payments?shop_orderid=%C3%A4+1%26b%3D/%25:%2B&sort=desc&limit=100 HTTP/1.1",
     ]
     basic = "Basic " + base64.b64encode("api@example.com:pass:wörd".encode()).decode()
