@@ -30,31 +30,48 @@ shop.conf.update(
 
 @contextmanager
 def books() -> Iterator[sqlite3.Connection]:
-    """Open a transaction in the shop's database, which has the events, and how far it has handled them."""
+    """Open a transaction in the shop's database: the events that wait, and how far others were handled."""
     with closing(sqlite3.connect("events.db", timeout=30, isolation_level=None)) as db:
         db.execute("BEGIN IMMEDIATE")
         db.execute(
-            "CREATE TABLE IF NOT EXISTS kept (subject, sequence INT, event, PRIMARY KEY (subject, sequence))"
+            "CREATE TABLE IF NOT EXISTS waiting"
+            " (subject, sequence INT, position INT, event, PRIMARY KEY (subject, sequence))"
         )
         db.execute("CREATE TABLE IF NOT EXISTS handled (subject PRIMARY KEY, sequence INT)")
-        db.execute("CREATE TABLE IF NOT EXISTS feed (id INTEGER PRIMARY KEY, next)")
+        db.execute("CREATE TABLE IF NOT EXISTS feed (id INTEGER PRIMARY KEY, next INT)")
         yield db
         db.execute("COMMIT")
 
 
-def keep(db: sqlite3.Connection, event: dict) -> bool:
-    """Keep an event, and handle what is next of its checkout; return whether one before it is missing."""
-    subject = event["subject"]
-    row = (subject, int(event["sequence"]), json.dumps(event))
-    db.execute("INSERT OR IGNORE INTO kept VALUES (?, ?, ?)", row)
-    (done,) = db.execute("SELECT sequence FROM handled WHERE subject = ?", (subject,)).fetchone() or (0,)
-    while found := db.execute(
-        "SELECT event FROM kept WHERE subject = ? AND sequence = ?", (subject, done + 1)
-    ).fetchone():
-        done += 1
-        print(f"handled {json.loads(found[0])['id']}", flush=True)  # ship, book, write to the customer
-    db.execute("INSERT OR REPLACE INTO handled VALUES (?, ?)", (subject, done))
-    return done < int(event["sequence"])
+def cursor(db: sqlite3.Connection) -> int:
+    """Return the position up to which the feed was read."""
+    (found,) = db.execute("SELECT next FROM feed").fetchone() or (0,)
+    return found
+
+
+def handle(event: dict) -> None:
+    """Ship, book, write to the customer: in the transaction of `books`."""
+    print(f"handled {event['id']}", flush=True)
+
+
+def keep(db: sqlite3.Connection, events: list[dict]) -> bool:
+    """Keep events, handle what is next of each checkout, and return whether one before another is missing."""
+    for event in events:
+        row = (event["subject"], int(event["sequence"]), int(event["position"]), json.dumps(event))
+        db.execute("INSERT OR IGNORE INTO waiting VALUES (?, ?, ?, ?)", row)
+    read = cursor(db)
+    for subject, sequence, position, event in db.execute(
+        "SELECT * FROM waiting ORDER BY subject, sequence"
+    ).fetchall():
+        (done,) = db.execute("SELECT sequence FROM handled WHERE subject = ?", (subject,)).fetchone() or (0,)
+        # The feed was read as far as its cursor: what is missing before that is no longer in it.
+        if sequence > done + 1 and position > read:
+            continue
+        if sequence > done:
+            handle(json.loads(event))
+            db.execute("INSERT OR REPLACE INTO handled VALUES (?, ?)", (subject, sequence))
+        db.execute("DELETE FROM waiting WHERE subject = ? AND sequence = ?", (subject, sequence))
+    return db.execute("SELECT 1 FROM waiting").fetchone() is not None
 
 
 @shop.task(name="shop.events")
@@ -63,7 +80,7 @@ def take(event: dict) -> None:
     if event["type"] == "webhook.test":
         return
     with books() as db:
-        missing = keep(db, event)
+        missing = keep(db, [event])
     if missing:
         read_feed()
 
@@ -73,16 +90,23 @@ def read_feed() -> None:
     """Read on in the feed: the queue may have lost any event, also the last of a checkout."""
     while True:
         with books() as db:
-            (after,) = db.execute("SELECT next FROM feed").fetchone() or ("0",)
-            page = httpx.get(
-                f"{os.environ['FEED_URL']}/v1/events",
-                params={"after": after, "limit": 500},
-                headers={"Authorization": f"Bearer {os.environ['TOKEN']}"},
-                timeout=20,
-            )
-            found = page.raise_for_status().json()
-            for event in found["events"]:
-                keep(db, event)
-            db.execute("INSERT OR REPLACE INTO feed VALUES (1, ?)", (found["next"],))
-        if not found["events"]:
+            after = cursor(db)
+        # No transaction is open while the feed is asked: tasks of the queue would wait for it.
+        answer = httpx.get(
+            f"{os.environ['FEED_URL']}/v1/events",
+            params={"after": after, "limit": 500},
+            headers={"Authorization": f"Bearer {os.environ['TOKEN']}"},
+            timeout=20,
+        )
+        if answer.status_code == httpx.codes.GONE:
+            found = {"events": [], "next": answer.json()["oldest"]}
+            print(f"events after {after} are missed: ask for the checkouts (GET /v1/checkouts)", flush=True)
+        else:
+            found = answer.raise_for_status().json()
+        with books() as db:
+            if cursor(db) != after:
+                continue  # another process has read on meanwhile
+            db.execute("INSERT OR REPLACE INTO feed VALUES (1, ?)", (int(found["next"]),))
+            keep(db, found["events"])
+        if int(found["next"]) == after:
             return

@@ -113,8 +113,22 @@ def test_the_example_fills_what_the_queue_has_lost_from_the_feed(shop: tuple[Wor
     ]
     for each in kept:
         put(producer, each)
-    written = installation.sql("SELECT checkout_id, sequence FROM events ORDER BY checkout_id, sequence")
+    # The feed does not keep its beginning any more, with an event that the queue has lost.
+    (feed,) = installation.sql(
+        "UPDATE event_feeds SET kept_after = (SELECT position FROM events WHERE checkout_id = CAST(%s AS uuid) AND sequence = 1)"
+        " RETURNING kept_after",
+        first,
+    )
+    written = installation.sql(
+        "SELECT checkout_id, sequence FROM events WHERE position > %s", feed["kept_after"]
+    )
     expected = {f"{row['checkout_id']}-{row['sequence']}" for row in written}
+    expected |= {
+        f"{each.event['subject']}-{each.event['sequence']}"
+        for each in kept
+        if each.event["subject"] in orders
+    }
+    assert f"{first}-1" not in expected
     with consuming(installation, broker) as log:
 
         def handled() -> list[str]:
@@ -127,7 +141,7 @@ def test_the_example_fills_what_the_queue_has_lost_from_the_feed(shop: tuple[Wor
     assert len(told) == len(set(told)), "each once"
     for order in orders:
         sequences = [int(each.rpartition("-")[2]) for each in told if each.startswith(order)]
-        assert sequences == list(range(1, len(sequences) + 1))
+        assert sequences == sorted(sequences)
     listed = installation.command("webhooks", "list")
     assert "shop.events" in listed.stdout
     assert installation.command("webhooks", "rotate-secret", endpoint).returncode == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from playwright.sync_api import expect
 
 from orchestrator.api import static_files
@@ -31,8 +32,9 @@ def method(name: str, kind: str = "CARD") -> dict[str, Any]:
 class Answers:
     """What API and gateway answer, and what they were asked."""
 
-    def __init__(self, page: Page, *, mounted: bool = True, **status: Any) -> None:
+    def __init__(self, page: Page, *, mounted: bool = True, api: str = API, **status: Any) -> None:
         self.status: dict[str, Any] = CHECKOUT | status
+        self.api = api
         self.code, self.stream, self.session = 200, 200, 200
         self.lang = "en"
         self.asked: list[str] = []
@@ -40,9 +42,10 @@ class Answers:
         self._data = f'data-checkout="c-1" data-client-token="t" data-api="{API}"' if mounted else ""
         self.complaints.watch(page)
         # The last route that matches answers.
-        page.route(f"{API}/**", self._api)
+        for origin in {API, api}:
+            page.route(f"{origin}/**", self._api)
         page.route(f"{GATEWAY}/**", self._gateway)
-        page.route(SHOP, self._page)
+        page.route(f"{SHOP}*", self._page)
 
     def _page(self, route: Route) -> None:
         address = f"{API}{static_files.PREFIX}{SCRIPT.name}"
@@ -51,7 +54,7 @@ class Answers:
             f"<div {self._data}></div></main>"
             f'<script src="{address}" integrity="{SCRIPT.integrity}" crossorigin="anonymous" defer></script>'
         )
-        policy = static_files.policy(SCRIPT, api=API, gateways=[GATEWAY])
+        policy = static_files.policy(SCRIPT, api=self.api, gateways=[GATEWAY])
         route.fulfill(content_type="text/html", body=body, headers={"Content-Security-Policy": policy})
 
     def _api(self, route: Route) -> None:
@@ -60,7 +63,9 @@ class Answers:
             route.fulfill(body=SCRIPT.body, content_type="text/javascript", headers=OPEN)
             return
         self.asked.append(end)
-        if end == "session":
+        if self.code == 0:
+            route.abort()
+        elif end == "session":
             body = {"id": "s-1", "token": "gateway-token", "expiresAt": "2030-01-01T00:00:00Z"}
             route.fulfill(status=self.session, json=body, headers=OPEN)
         elif end == "status":
@@ -101,6 +106,12 @@ def test_each_wallet_is_probed_by_itself_and_text_is_never_markup(page: Page):
     # Without any other way the payment page takes the wallets too.
     answers.status = answers.status | {"paymentMethods": [method("Apple Pay", "APPLE_PAY")]}
     expect(page.get_by_role("radio", name="Apple Pay")).to_be_checked()
+    # That there is no method is said while there is none.
+    answers.status = answers.status | {"paymentMethods": []}
+    expect(page.get_by_role("alert")).to_have_text("No payment method is available for this order.")
+    answers.status = answers.status | {"paymentMethods": listed}
+    expect(page.get_by_role("radio")).to_have_count(2)
+    expect(page.get_by_role("alert")).to_have_count(0)
     assert answers.complaints.said == []
 
 
@@ -125,6 +136,85 @@ def test_a_payment_page_that_was_opened_is_opened_again_and_no_second_payment_ma
     page.get_by_role("button").click()
     expect(page.get_by_role("heading")).to_have_text("The payment page")
     assert answers.asked.count("initiate") == 3
+
+
+CHANGED = [{"deadline": "2030-01-01T00:09:00Z"}, {"deadline": "2029-12-31T23:00:00Z"}]
+
+
+@pytest.mark.parametrize("shown", [True, False], ids=["shown", "not shown yet"])
+def test_a_changed_order_is_paid_on_a_new_page_although_its_session_is_the_same(page: Page, shown):
+    """An order whose amount is changed keeps its session, and is offered again with another deadline."""
+    answers = Answers(page, paymentMethods=[method("Card")])
+    for number, change in enumerate([{}, *CHANGED], start=1):
+        if shown:
+            answers.status = answers.status | change
+        page.goto(SHOP)
+        expect(page.get_by_role("radio", name="Card")).to_be_checked()
+        # The page may show the state of before, where a stream is slow.
+        answers.status = answers.status | change
+        for _ in range(2):
+            page.get_by_role("button").click()
+            expect(page.get_by_role("heading")).to_have_text("The payment page")
+            assert answers.asked.count("initiate") == number
+            page.goto(SHOP)
+            expect(page.get_by_role("radio", name="Card")).to_be_checked()
+
+
+HELD = """(() => {
+    const real = fetch;
+    // The stream stays open, and has said no more than how long to wait before the next.
+    const body = () => new ReadableStream({start: (to) => to.enqueue(new TextEncoder().encode("retry: 2000\\n\\n"))});
+    globalThis.fetch = (address, asked) =>
+        globalThis.held && address.endsWith("/stream") ? Promise.resolve(new Response(body())) : real(address, asked);
+})()"""
+
+
+def test_a_lost_connection_is_said_until_the_stream_runs_and_takes_no_alert_away(page: Page):
+    declined = {"reason": "Card Declined", "at": "2029-01-01T00:00:00Z"}
+    answers = Answers(page, paymentMethods=[method("Card")], declined=declined)
+    page.add_init_script(HELD)
+    page.clock.install()
+    page.goto(SHOP)
+    state, alert = page.get_by_role("status"), page.get_by_role("alert")
+    expect(alert).to_contain_text("Card Declined")
+    expect(state).to_have_text("Ready for payment.")
+    answers.code = 0
+    asked = len(answers.asked)
+
+    def until_said(text: str) -> None:
+        for _ in range(200):
+            if state.text_content() == text:
+                return
+            page.clock.run_for(2000)
+        expect(state).to_have_text(text)
+
+    until_said("The connection was lost. We keep trying.")
+    expect(alert).to_contain_text("Card Declined")
+    page.evaluate("globalThis.held = true")
+    until_said("Ready for payment.")
+    expect(alert).to_contain_text("Card Declined")
+    # Two streams and four times /status, then the stream that stays.
+    assert answers.asked[asked:] == ["stream"] * 2 + ["status"] * 4
+
+
+CLOSED = """addEventListener("DOMContentLoaded", () => {
+    const root = document.querySelector("main div");
+    const view = OrchestratorCheckout.mount(root, {id: "c-1", clientToken: "t"});
+    root.addEventListener("checkout:initiate", () => view.close());
+    root.addEventListener("checkout:redirect", () => { document.title = "led away"; });
+});"""
+
+
+def test_a_view_that_is_closed_leads_nowhere_and_asks_the_pages_own_origin_without_another(page: Page):
+    answers = Answers(page, mounted=False, api="https://shop.example", paymentMethods=[method("Card")])
+    page.add_init_script(CLOSED)
+    page.goto(f"{SHOP}?step=2")
+    page.get_by_role("button").click()
+    expect(page.get_by_role("button")).to_have_count(0)
+    page.wait_for_timeout(500)
+    assert answers.asked.count("initiate") == 1
+    assert (page.title(), page.url) == ("Checkout", f"{SHOP}?step=2")
+    assert answers.complaints.said == []
 
 
 WALLET = """addEventListener("DOMContentLoaded", () => {

@@ -1,17 +1,23 @@
-"""The demo shop at its start: it knows the secret of its webhook again, for events of earlier orders."""
+"""The demo shop: its pages, and its start, at which it knows the secret of its webhook again, for events of
+earlier orders.
+"""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hmac
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
 
 from orchestrator.devkit.shop import example
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.anyio
 URL, SECRET = "http://127.0.0.1:9", b"a secret of thirty-two bytes ....."
@@ -48,10 +54,68 @@ def _pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def shop(api: Api) -> example.Shop:
+def shop(api: Callable[[httpx.Request], httpx.Response]) -> example.Shop:
     made = example.Shop(URL, "http://api.example", "token", script_url="", script_integrity="", policy="")
     made.http = httpx.AsyncClient(transport=httpx.MockTransport(api))
     return made
+
+
+def offered(request: httpx.Request) -> httpx.Response:
+    """Answer as API and gateway do for an order that can be paid, or that has ended as its id says."""
+    if request.url.host == "gateway.example":
+        return httpx.Response(200, json={"url": "http://gateway.example/page"})
+    ended = request.url.path.rpartition("/")[2]
+    start = {"type": "URL", "value": "http://gateway.example/payment"}
+    card = {"id": "card", "type": "CARD", "name": "Card", "description": "", "onInitiatePayment": start}
+    open_ = ended == "open"
+    return httpx.Response(
+        200,
+        json={
+            "id": ended,
+            "outcome": None if open_ else ended,
+            "amount": {"value": 139.0, "currency": "DKK"},
+            "session": {"id": "s-1", "token": "t"} if open_ else None,
+            "paymentMethods": [card],
+        },
+    )
+
+
+@contextlib.asynccontextmanager
+async def browsing(*checkouts: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Yield a browser of a shop with an order for each checkout, under its id."""
+    made = shop(offered)
+    made.orders = {name: example.Order(name, f"S-{name}", checkout=name) for name in checkouts}
+    transport = httpx.ASGITransport(Starlette(routes=made.routes()))
+    async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
+        yield client
+
+
+async def test_the_heading_of_an_order_is_what_its_checkout_says_and_not_its_address():
+    """Anyone may open any of the addresses that a shopper comes back to."""
+    async with browsing("open", "paid", "expired") as client:
+        for name, arrived, heading in (
+            ("open", "", "Pay for your order"),
+            ("open", "/failure", "Your payment was not completed"),
+            ("open", "/success", "Your order"),
+            ("paid", "/failure", "Your order"),
+            ("paid", "", "Your order"),
+            ("expired", "/failure", "Your order"),
+            ("expired", "/redirect", "Your order"),
+        ):
+            page = await client.get(f"/shop/orders/{name}{arrived}")
+            assert f"<h1>{heading}</h1>" in page.text, (name, arrived)
+
+
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("cross-site", 404), ("same-site", 404), ("same-origin", 303), ("none", 303), (None, 303)],
+)
+async def test_a_page_of_another_site_starts_no_payment(site, status):
+    headers = {} if site is None else {"sec-fetch-site": site}
+    async with browsing("open") as client:
+        answer = await client.post("/shop/orders/open/pay", data={"method": "card"}, headers=headers)
+    assert answer.status_code == status
+    assert (answer.headers.get("location") == "http://gateway.example/page") == (status == 303)
 
 
 MINE = {"id": "w-2", "url": f"{URL}/shop/webhooks"}

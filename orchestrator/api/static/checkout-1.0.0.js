@@ -4,7 +4,7 @@
  *   <div data-checkout="ID" data-client-token="TOKEN" data-api="https://pay.example"></div>
  * or by a script: const view = OrchestratorCheckout.mount(element, {id, clientToken, api, …}); view.close()
  *
- * Options (and attributes): language (data-language), texts (replaces single texts), logos (false: none),
+ * Options (and attributes): api (data-api; left out: the page's own origin), language (data-language), texts (replaces single texts), logos (false: none),
  * follow (data-follow: goes on to the shop's page by itself once the checkout has ended),
  * wallets: {TYPE: {probe: async (method) => boolean, pay: async ({method, payment}) => void}}.
  * Events on the element: checkout:methods, checkout:status, checkout:initiate, checkout:redirect (may be
@@ -182,7 +182,7 @@
       const chosen = { id: data.checkout, clientToken: data.clientToken, api: data.api, language: data.language, ...options };
       if (!chosen.id || !chosen.clientToken) throw new TypeError("checkout.js: id and clientToken are needed");
       this.root = root;
-      this.base = `${new URL(chosen.api ?? "", location.href).href.replace(/\/+$/, "")}/v1/checkouts/${encodeURIComponent(chosen.id)}`;
+      this.base = `${new URL(chosen.api || location.origin, location.href).href.replace(/\/+$/, "")}/v1/checkouts/${encodeURIComponent(chosen.id)}`;
       this.token = chosen.clientToken;
       this.language = languageOf(chosen.language);
       this.texts = { ...TEXTS[this.language], ...chosen.texts };
@@ -193,13 +193,14 @@
       this.name = `checkout-method-${++number}`;
       this.open = new AbortController();
       this.busy = false;
+      this.said = this.texts.preparing;
       root.classList.add("checkout");
       root.lang = this.language;
       this.alert = node("p", "checkout-alert");
       this.alert.setAttribute("role", "alert");
       this.alert.tabIndex = -1;
       this.alert.hidden = true;
-      this.state = node("p", "checkout-state", this.texts.preparing);
+      this.state = node("p", "checkout-state", this.said);
       this.state.setAttribute("role", "status");
       this.form = node("form", "checkout-form");
       this.form.noValidate = true;
@@ -240,6 +241,11 @@
       if (focus) this.alert.focus();
     }
 
+    // The line has the state, or that the connection is lost; the alert is for what the shopper must read.
+    line(text) {
+      if (this.state.textContent !== text) this.state.textContent = text;
+    }
+
     async get(end, { stream = false, last = "" } = {}) {
       const aborted = new AbortController();
       const abort = () => aborted.abort();
@@ -270,14 +276,13 @@
         try {
           if (failures % 6 < 2) await this.stream();
           else this.show(await this.get("status"));
-          this.alertAbout("unreachable", null);
           if (failures) failures += failures % 6 < 2 ? -failures : 1;
           if (!this.final) await pause((1 + Math.random()) * (failures ? 2000 : 1000));
         } catch (error) {
           if (this.open.signal.aborted) return;
           if (GONE.has(error.status)) {
             this.end();
-            this.state.textContent = "";
+            this.line("");
             this.alertAbout("gone", this.texts.gone);
             this.tell("error", { kind: "gone", status: error.status });
             return;
@@ -285,7 +290,7 @@
           const polled = failures % 6 >= 2;
           failures += 1;
           // A stream that is refused is no lost connection: /status is read next.
-          if (failures > 1 && (polled || !error.status)) this.alertAbout("unreachable", this.texts.unreachable, false);
+          if (failures > 1 && (polled || !error.status)) this.line(this.texts.unreachable);
           this.tell("error", { kind: "unreachable", status: error.status ?? null });
           await backoff(Math.min(failures, 5));
         }
@@ -297,7 +302,11 @@
       if (answer.status === 204) { stop(); this.final = true; return; }
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "", silence;
-      const heard = () => { clearTimeout(silence); silence = setTimeout(stop, SILENCE_MS); };
+      const heard = () => {
+        clearTimeout(silence);
+        silence = setTimeout(stop, SILENCE_MS);
+        this.line(this.said);
+      };
       try {
         for (heard(); ; heard()) {
           const { done, value } = await reader.read();
@@ -319,19 +328,21 @@
 
     show(status) {
       this.final = status.final === true;
-      this.declinedAt = status.declined?.at ?? "";
       this.root.dataset.state = short(status.state);
       this.tell("status", status);
-      const said = this.texts[status.state] ?? short(status.state);
-      if (!this.busy && this.state.textContent !== said) this.state.textContent = said;
-      if (status.declined && !this.final) {
-        if (this.alerted !== `declined ${this.declinedAt}`) {
+      this.said = this.texts[status.state] ?? short(status.state);
+      this.line(this.said);
+      const declinedAt = this.final ? undefined : status.declined?.at;
+      if (declinedAt !== this.declinedAt) {
+        this.declinedAt = declinedAt;
+        this.alertAbout("declined", null);
+        if (declinedAt) {
           const reason = short(status.declined.reason);
           const text = reason ? `${this.texts.declined.replace("{reason}", () => reason).replace(/[^.!?]$/, "$&.")} ${this.texts.again}` : this.texts.declinedPlain;
           this.rest();
-          this.alertAbout(`declined ${this.declinedAt}`, text, this.root.ownerDocument.hasFocus());
+          this.alertAbout("declined", text, this.root.ownerDocument.hasFocus());
         }
-      } else if (this.alerted?.startsWith("declined")) this.alertAbout(this.alerted, null);
+      }
       const methods = Array.isArray(status.paymentMethods) ? status.paymentMethods.slice(0, MOST_METHODS) : [];
       const payable = status.state === "ready";
       if (payable) this.list(methods);
@@ -370,7 +381,7 @@
       this.fieldset.replaceChildren(this.fieldset.firstChild, ...rows);
       if (rows.length === 1) rows[0].querySelector("input").checked = true;
       this.button.hidden = !rows.length;
-      if (!rows.length) this.alertAbout("noMethods", this.texts.noMethods);
+      this.alertAbout("noMethods", rows.length ? null : this.texts.noMethods);
       this.tell("methods", { methods: shown });
     }
 
@@ -439,12 +450,14 @@
       this.alertAbout("failedStart", null);
       try {
         const payment = await this.initiate(method);
+        if (this.open.signal.aborted) return;
         const pay = this.wallets[method.type]?.pay;
         if (pay) {
           try {
             await pay({ method, payment });
             return this.rest();
           } catch (error) {
+            if (this.open.signal.aborted) return;
             this.tell("error", { kind: "wallet", message: short(error?.message) });
           }
         }
@@ -460,10 +473,13 @@
       }
     }
 
-    // Every call of the gateway makes another payment, so a payment page that was opened a moment ago is opened again.
+    // Every call of the gateway makes another payment, so a payment page that was opened a moment ago is opened again,
+    // unless an attempt was declined since, or the order was offered again: a changed amount keeps its session and gets
+    // another deadline. The status is read after the session, so no page is kept for a later offer than its own.
     async initiate(method) {
       const session = await this.get("session");
-      const same = [session.id, method.id, this.declinedAt].join(" ");
+      const { deadline, declined } = await this.get("status");
+      const same = [session.id, deadline, method.id, declined?.at].join(" ");
       const kept = stored(this.key);
       if (kept.same === same && Date.now() - kept.at < REUSE_MS && webUrl(kept.url)) return { paymentId: kept.paymentId, url: kept.url };
       const address = webUrl(method.onInitiatePayment?.value);

@@ -62,6 +62,11 @@ def fits(request: Request) -> bool:
     return size.isascii() and size.isdigit() and int(size) <= LARGEST_BODY
 
 
+def own(request: Request) -> bool:
+    """Say whether a form was sent by a page of this shop, as far as the browser tells."""
+    return request.headers.get("sec-fetch-site", "none") in {"same-origin", "none"}
+
+
 class Shop:
     """The shop at `url`; `token` has the scopes checkouts:write, checkouts:read and webhooks:write."""
 
@@ -86,8 +91,7 @@ class Shop:
         return self.page("cart.html", cart=secrets.token_urlsafe(16), lines=LINES, amount=AMOUNT)
 
     async def place_order(self, request: Request) -> Response:
-        own = request.headers.get("sec-fetch-site", "none") in {"same-origin", "none"}
-        key = str((await request.form()).get("cart")) if own and fits(request) else ""
+        key = str((await request.form()).get("cart")) if own(request) and fits(request) else ""
         if not CART.fullmatch(key):
             return self.page("missing.html", status=400)
         # A second click is the same order, and the same intent again is the same checkout.
@@ -109,9 +113,12 @@ class Shop:
         return self.page("order.html", order=order, checkout=checkout, arrived=arrived)
 
     async def pay_without_script(self, request: Request) -> Response:
-        """The same without JavaScript: our server starts the payment, and the browser is sent on."""
+        """The same without JavaScript: our server starts the payment, and the browser is sent on.
+
+        Each form that is sent makes another payment at the gateway. If two are paid, the second is surplus.
+        """
         order = self.order_of(request)
-        if order is None or not fits(request):
+        if order is None or not own(request) or not fits(request):
             return self.page("missing.html", status=404)
         checkout = await self.call("GET", f"/v1/checkouts/{order.checkout}")
         wanted, session = (await request.form()).get("method"), checkout["session"]
