@@ -128,12 +128,9 @@ def reference() -> str:
         "|---|---|---|",
     ]
     for metric in counters.known().values():
-        kind = "_total" if isinstance(metric, counters.Counter) else " (histogram)"
-        lines.append(
-            f"| `{PREFIX}{metric.name}{kind.strip()}` | {_listed(metric.labels)} | {metric.help} |".replace(
-                "(histogram)`", "` (histogram)"
-            )
-        )
+        name = PREFIX + metric.name
+        shown = f"`{name}_total`" if isinstance(metric, counters.Counter) else f"`{name}` (histogram)"
+        lines.append(f"| {shown} | {_listed(metric.labels)} | {metric.help} |")
     return "\n".join(lines) + "\n"
 
 

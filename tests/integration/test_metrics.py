@@ -214,7 +214,6 @@ async def test_a_group_that_cannot_be_read_takes_nothing_from_the_others_and_its
         async with core.db.transaction() as tx:
             # Two groups of four wait for the lock, until their statements are ended.
             await tx.execute(text("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE"))
-            await tx.execute(text("SAVEPOINT s"))
             monkeypatch.setitem(exposition.GROUPS, "now", _nothing)
             began = time.monotonic()
             for _ in range(3):
