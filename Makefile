@@ -93,9 +93,9 @@ docs: $(DOCS_STAMP) ## the documents as a site with search, in build/site
 # uv is one of the pinned tools; where there is no .venv yet, name another uv: make pins UV=uv
 pins: ## compile pyproject.toml into the requirements files
 	@$(COMPILE) --extra devkit --extra test --extra traces --output-file requirements-dev.txt pyproject.toml
-	@$(COMPILE) --constraint requirements-dev.txt --output-file requirements.txt pyproject.toml
-	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --output-file requirements-devkit.txt pyproject.toml
-	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --extra bench --output-file requirements-bench.txt pyproject.toml
+	@$(COMPILE) --constraint requirements-dev.txt --extra traces --output-file requirements.txt pyproject.toml
+	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --extra traces --output-file requirements-devkit.txt pyproject.toml
+	@$(COMPILE) --constraint requirements-dev.txt --extra devkit --extra traces --extra bench --output-file requirements-bench.txt pyproject.toml
 	@$(subst --extra build ,,$(COMPILE)) --output-file requirements-docs.txt docs/site/requirements.in
 
 # The browser tests need a browser. Where it is missing, root on a Debian can fetch it; elsewhere those tests skip and say why.

@@ -42,7 +42,7 @@ SCOPES: Final = frozenset(
 OPERATOR: Final = "*"
 """The claim `merchant` in a token of the operator, which no merchant can have as its name."""
 OPERATOR_SCOPES: Final = frozenset({"merchants:read", "merchants:write"})
-"""Scopes that only a token of the operator uses; beside `CONSOLE_SCOPES` it uses no others."""
+"""Scopes that only a token of the operator uses; beside `CONSOLE_SCOPES` and `ops` it uses no others."""
 CONSOLE_SCOPES: Final = frozenset({"console:view", "console:operate", "console:approve", "console:admin"})
 """Scopes of a person in the console, also of the operator's tokens alone; no call of the API uses them."""
 ALGORITHM: Final = "HS256"
@@ -109,7 +109,8 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
     if unknown or not wanted:
         message = f"scope must be some of {', '.join(sorted(every))}, not {', '.join(unknown) or 'empty'}"
         raise ValueError(message)
-    known = OPERATOR_SCOPES | CONSOLE_SCOPES if merchant == OPERATOR else SCOPES - OPERATOR_SCOPES
+    operators = OPERATOR_SCOPES | CONSOLE_SCOPES | {"ops"}
+    known = operators if merchant == OPERATOR else SCOPES - OPERATOR_SCOPES
     if not wanted <= known:
         whose = "the operator" if merchant == OPERATOR else "a merchant"
         message = f"scope of a token of {whose} must be some of {', '.join(sorted(known))}, not {', '.join(sorted(wanted - known))}"

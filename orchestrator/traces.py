@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import log
@@ -60,10 +60,6 @@ class Place:
     span: int
     offset: int = 0
     link: tuple[int, int] | None = None
-
-    def now(self) -> Place:
-        """Return the same place for work that begins now, some time after the moment that it was made for."""
-        return replace(self, offset=max(self.offset, 0))
 
 
 @dataclass(slots=True)

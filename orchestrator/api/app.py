@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.routing import Route
 
 from orchestrator.api import (
+    autoscale,
     basket,
     browser_access,
     callbacks,
@@ -37,6 +38,7 @@ from orchestrator.api.command_docs import changed_order, commanded, followed_com
 from orchestrator.api.contract import answers
 from orchestrator.api.contract import merchants as merchant_shapes
 from orchestrator.api.contract import webhooks as shapes
+from orchestrator.api.contract.autoscale import Autoscale
 from orchestrator.api.docs import described, fed, json_answer
 from orchestrator.api.middleware import Envelope, always, count_from_zero
 from orchestrator.api.request_log import AccessLog, SecurityLog
@@ -271,6 +273,12 @@ def _routes() -> list[BaseRoute]:
         503: json_answer("Not ready", answers.Health),
     }
     app.get("/readyz", tags=["health"], summary="Can it do its work", responses=ready)(health.ready)
+    app.get(
+        autoscale.PATH,
+        tags=["health"],
+        summary="How many workers are needed",
+        **described(Autoscale, scopes=(autoscale.SCOPE,)),
+    )(autoscale.show)
     app.add_route("/", front_door.show, include_in_schema=False)
     app.add_route(front_door.SHOP, front_door.lead_to_shop, include_in_schema=False)
     app.add_route(static_files.PREFIX + "{name}", static_files.serve, include_in_schema=False)

@@ -169,6 +169,16 @@ async def admit_operator(request: Request, *scopes: str) -> Caller:
     return caller
 
 
+async def admit_any(request: Request, *scopes: str) -> Merchant | None:
+    """Check the token of a request that operator and merchants may make; return the merchant, or None for the
+    operator.
+    """
+    if (await _authenticate(request)).merchant == OPERATOR:
+        await admit_operator(request, *scopes)
+        return None
+    return (await admit(request, *scopes))[1]
+
+
 async def _authenticate(request: Request) -> Caller:
     """Verify the token of a request; one that this process has not seen before is refused where its address
     has failed too often.

@@ -3,8 +3,8 @@
 Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A
 broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be accepted,
 and they wait in Postgres. So do a right that the database refuses, new connections that it refuses, and
-lookups that wait for their merchant's budget. However many requests come, the database is queried once in a
-second, and once in five for the expensive checks.
+lookups that wait for long for their merchant's budget. However many requests come, the database is queried
+once in a second, and once in five for the expensive checks.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Health:
             async with asyncio.timeout(TIMEOUT):
                 refused = await readiness.refusals(inlet)
                 told = await webhooks.troubles(inlet, await readiness.processes(inlet))
-                return refused + [queue.summary for queue in await lookup_budget.queues(inlet)] + told
+                waiting = [queue.summary for queue in await lookup_budget.queues(inlet) if queue.overdue]
+                return refused + waiting + told
         except Exception as error:
             if not is_away(error):
                 raise

@@ -16,7 +16,8 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import Response
 
 from orchestrator import log
-from orchestrator.api.problems import Refusal, refused
+from orchestrator.api.problems import nothing_here, refused
+from orchestrator.auth import AccessDenied
 from orchestrator.monitoring import Monitor
 
 if TYPE_CHECKING:
@@ -72,12 +73,10 @@ async def show(request: Request) -> Response:
     state = request.app.state
     expected = state.services.settings.metrics_token.get_secret_value()
     if not expected:
-        return refused(Refusal(404, "there is nothing at this address", kind="not_found"))
+        return refused(nothing_here())
     given = request.headers.get("authorization", "")
     if not hmac.compare_digest(given.encode(), f"Bearer {expected}".encode()):
-        return refused(
-            Refusal(401, "the token of ORCHESTRATOR_METRICS_TOKEN is missing or wrong", kind="unauthorized")
-        )
+        return refused(AccessDenied(401, "the token of ORCHESTRATOR_METRICS_TOKEN is missing or wrong"))
     page: Response = await state.metrics.page()
     return page
 

@@ -38,6 +38,7 @@ _ALWAYS: Final = (
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """Of whatever names no policy itself: it is no page, and no page may frame it."""
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _INTAKE: Final = frozenset({"/v1/checkouts", "/v1/checkouts/batch"})
 _CALLBACKS: Final = "/callbacks/"
 """Their answers may stand in a frame: a shop may frame the gateway's payment page, which leads here."""
@@ -127,17 +128,19 @@ def _complete(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
 def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
     state = scope["app"].state
     route = route_of(scope) or "none"
-    counters.http_requests.add(scope["method"], route, str(status))
+    # Callers choose the word: any but those of HTTP is one label.
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    counters.http_requests.add(method, route, str(status))
     counters.http_request_seconds.observe(seconds, route)
     if traces.on:
         header = next((value for name, value in scope["headers"] if name == correlation.TRACEPARENT), None)
         traces.request(
-            f"{scope['method']} {route}",
+            f"{method} {route}",
             correlation.current(),
             header.decode("latin-1") if header else None,
             seconds=seconds,
             status=status,
-            intake=scope["method"] == "POST" and route in _INTAKE,
+            intake=method == "POST" and route in _INTAKE,
         )
     if status >= HTTPStatus.BAD_REQUEST:
         state.security_log.note(scope, status)

@@ -33,7 +33,7 @@ LINES_A_MINUTE: Final = 20
 WINDOW: Final = 60.0
 FLUSH_AFTER: Final = 0.2
 
-_ACCESS: Final = "orchestrator.auth"
+_ACCESS: Final = "orchestrator.access"
 _security = log.get("orchestrator.security")
 
 _SHOPPERS: Final = frozenset({"redirect"})

@@ -240,12 +240,6 @@ async def _due(db: Database, report: Report, *, stopped: bool) -> None:
         report.ill("backlog", f"{wrong}: look at workers and broker")
     else:
         report.well("backlog", f"{found.waiting} checkouts wait for a worker, none for long")
-    if found.lookups_age > readiness.LOOKUPS_OVERDUE:
-        report.ill(
-            "lookups",
-            f"{found.lookups} lookups wait for the budget of their merchant, the oldest for {duration(found.lookups_age)}: paid orders "
-            "whose callbacks were lost complete that late; raise its lookups_per_minute",
-        )
 
 
 async def _events(db: Database, report: Report, *, stopped: bool) -> None:
@@ -309,10 +303,12 @@ async def _lookups(db: Database, report: Report) -> None:
     from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
 
     queues = await lookup_budget.queues(db)
-    for queue in queues:
-        report.ill("lookups", queue.summary)
-    if not queues:
-        report.well("lookups", "none waits")
+    overdue = [queue for queue in queues if queue.overdue]
+    for queue in overdue:
+        report.ill("lookups", f"{queue.summary}; paid orders whose callbacks were lost complete that late")
+    if not overdue:
+        number = sum(queue.waiting for queue in queues)
+        report.well("lookups", f"{number} wait for their slot, none for long")
 
 
 async def _broker(settings: Settings, report: Report) -> None:

@@ -40,7 +40,9 @@ def token() -> None:
 @data_dir
 @click.option("--merchant", metavar="NAME", help="Whose checkouts the token is for.")
 @click.option(
-    "--operator", is_flag=True, help="A token of the operator, for /v1/merchants and the console, instead."
+    "--operator",
+    is_flag=True,
+    help="A token of the operator, for /v1/merchants, /autoscale and the console, instead.",
 )
 @click.option("--scope", required=True, help='What it allows, as in "checkouts:write checkouts:read".')
 @click.option(

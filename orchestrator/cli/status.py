@@ -99,11 +99,11 @@ async def _read(settings: Settings, db: Database) -> _Reading:
     from orchestrator.store import status as stored  # noqa: PLC0415
 
     began = time.monotonic()
-    found = await stored.read(db)
+    found = await stored.read(db, grace=settings.hint_grace)
     queues = await lookup_budget.queues(db)
     took = time.monotonic() - began
     circuits, trouble = await _circuits(settings)
-    problems = [*found.problems, *(queue.summary for queue in queues)]
+    problems = [*found.problems, *(queue.summary for queue in queues if queue.overdue)]
     return _Reading(found, problems + ([] if trouble is None else [trouble]), circuits, took, stored.AT_MOST)
 
 

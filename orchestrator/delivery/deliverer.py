@@ -469,8 +469,8 @@ class Deliverer:
 def _traced(due: Due) -> traces.Span | None:
     if due.event is None:
         return None
-    place = traces.of_order(due.event.correlation_id, due.checkout_id, due.event.created_at)
-    return None if place is None else traces.begin("deliver", place.now())
+    place = traces.of_order(due.event.correlation_id, due.checkout_id, due.now)
+    return None if place is None else traces.begin("deliver", place)
 
 
 def _written(due: Due, step: Any, *, due_in: float = 0.0, attempt: Attempt | None = None) -> Written:

@@ -30,17 +30,17 @@ class Gauge:
 GAUGES: Final = tuple(
     Gauge(PREFIX + name, text, labels, group)
     for name, text, labels, group in (
-        ("database_up", "1 if Postgres answered this scrape and has this version's schema.", (), "scrape"),
+        ("database_up", "1 if the last reading of the group `now` succeeded: Postgres answers and has the tables of this version.", (), "scrape"),
         ("ready", "1 if `/readyz` says that requests can be served.", (), "scrape"),
         ("problems", "Sentences that `/readyz` gives; `orchestrator doctor` has them with what to do.", (), "scrape"),
-        ("reading_age_seconds", "How old the figures of this group are.", ("group",), "scrape"),
+        ("reading_age_seconds", "How old the figures of this group are; since the start of the process where they were never read.", ("group",), "scrape"),
         ("clock_difference_seconds", "Postgres's clock minus that of the host of a process, at the least; of each kind the one that differs most.", ("kind",), "now"),
         ("processes", "Processes of a kind that gave a heartbeat in the last 20 s.", ("kind",), "now"),
         ("process_memory_bytes", "Memory in RAM of the live processes of a kind.", ("kind",), "now"),
         ("process_troubles", "What live processes of a kind say is wrong with them.", ("kind",), "now"),
         ("broker_messages", "Messages in a queue of the broker, as a worker saw it at its last sweep.", ("queue",), "now"),
         ("circuit_open_seconds", "For how long calls to a gateway have failed whose circuit is open.", ("gateway",), "now"),
-        ("waiting", "What could be worked on now and is not.", ("queue",), "waiting"),
+        ("waiting", "What could be worked on now and is not; calls of a paused merchant wait on purpose, and are not counted.", ("queue",), "waiting"),
         ("oldest_due_seconds", "How long the oldest of it has waited since it was due; 0: nothing waits.", ("queue",), "waiting"),
         ("oldest_hint_seconds", "The same of what a hint was published for.", ("queue",), "waiting"),
         ("merchant_waiting", "Due checkouts of the merchants that wait longest.", ("merchant",), "waiting"),
@@ -50,8 +50,8 @@ GAUGES: Final = tuple(
         ("operations", "Captures, refunds and releases that are not settled.", ("kind", "state"), "now"),
         ("money_at_risk", ("Money, in units of the currency, that waits: for the result of an operation (`operation`), a decision "
          "(`attention`), as a payment beside the accepted one (`surplus`) or one that cannot be read (`unknown`), for a callback that is "
-         "not verified (`callback`), reserved and not captured (`uncaptured`)."), ("currency", "kind", "age"), "now"),
-        ("webhooks", "Endpoints for events: served, with an open circuit, paused after failures or by 410, paused by a person.", ("state",), "now"),
+         "not verified (`callback`; without paused merchants), reserved and not captured (`uncaptured`)."), ("currency", "kind", "age"), "now"),
+        ("webhooks", "Endpoints for events: `served`; `circuit_open`; `off`: after five days of failures (API status `paused`) or a 410 (API status `off`); `paused`: by a person. None of disabled merchants.", ("state",), "now"),
         ("checkouts", "Checkouts by state and by what is held of the shopper's money.", ("state", "payment_status"), "books"),
         ("money", "Totals of all checkouts, in units of the currency: reserved, captured, refunded, charged_back.", ("currency", "fact"), "books"),
     )
@@ -71,8 +71,26 @@ scrape_configs:
   - job_name: orchestrator
     scrape_interval: 15s
     authorization: {credentials_file: /etc/prometheus/orchestrator.token}
-    static_configs: [{targets: ["orchestrator:8000"]}]
+    static_configs: [{targets: ["api-1:8000", "api-2:8000"]}]
 ```
+
+Each API process is a target of its own: each keeps figures for a second or longer, and through one address for several of them a counter would
+seem to fall. On Kubernetes Prometheus finds the pods of the API:
+
+```yaml
+scrape_configs:
+  - job_name: orchestrator
+    scrape_interval: 15s
+    authorization: {credentials_file: /etc/prometheus/orchestrator.token}
+    kubernetes_sd_configs: [{role: pod, namespaces: {names: [payments]}}]
+    relabel_configs:
+      - {source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_component], regex: api, action: keep}
+      - {source_labels: [__meta_kubernetes_pod_container_port_name], regex: http, action: keep}
+      - {source_labels: [__meta_kubernetes_pod_name], target_label: pod}
+```
+
+The links of alerts to the runbook are relative unless the address of the documentation is given:
+`orchestrator monitoring alerts --docs-url https://…/docs > alerts.yml`.
 
 The names begin with `orchestrator_`, so Flower and celery-exporter can run beside it. They see the queues of the broker and nothing more: workers
 send no task events and take no remote control. How long a broker's queue is says little here, since Postgres holds the work: use the ages."""
@@ -84,8 +102,8 @@ def reference() -> str:
         "# Metrics",
         "",
         "`GET /metrics` of the API, in the text format of Prometheus, with the token of `ORCHESTRATOR_METRICS_TOKEN`; or on an address of its own",
-        "without one (`ORCHESTRATOR_METRICS_LISTEN`). One API process answers for the whole installation, so Prometheus may scrape any or all of",
-        "them: take `max` of gauges and counters over instances, never `sum`. The figures are those of all merchants, for the operator alone.",
+        "without one (`ORCHESTRATOR_METRICS_LISTEN`). One API process answers for the whole installation, so one target is enough, and all are",
+        "better: take `max` of gauges and counters over instances, never `sum`. The figures are those of all merchants, for the operator alone.",
         "",
         "Gauges are read from Postgres, at most once in a second. A group of figures whose statement takes more than 10 ms is read in the",
         "background, for at most 2 % of the time, and `orchestrator_reading_age_seconds` says how old its figures are: so a scrape stays short",
@@ -110,12 +128,9 @@ def reference() -> str:
         "|---|---|---|",
     ]
     for metric in counters.known().values():
-        kind = "_total" if isinstance(metric, counters.Counter) else " (histogram)"
-        lines.append(
-            f"| `{PREFIX}{metric.name}{kind.strip()}` | {_listed(metric.labels)} | {metric.help} |".replace(
-                "(histogram)`", "` (histogram)"
-            )
-        )
+        name = PREFIX + metric.name
+        shown = f"`{name}_total`" if isinstance(metric, counters.Counter) else f"`{name}` (histogram)"
+        lines.append(f"| {shown} | {_listed(metric.labels)} | {metric.help} |")
     return "\n".join(lines) + "\n"
 
 

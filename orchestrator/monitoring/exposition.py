@@ -66,13 +66,15 @@ class Monitor:
         self._grace = grace
         self._db = Database(
             database_url,
-            pool_size=2,
+            # One for each group, so that a slow one makes no other wait.
+            pool_size=len(GROUPS),
             name="orchestrator-metrics",
             pool_timeout=FIRST,
             statement_timeout=STATEMENT,
             prepared=prepared,  # type: ignore[arg-type]  # the words of the setting
         )
         self._groups = {name: _Group(name) for name in GROUPS}
+        self._began = time.monotonic()
 
     async def close(self) -> None:
         """End what is being read, and close the connections."""
@@ -98,9 +100,10 @@ class Monitor:
         now = time.monotonic()
         # Figures that could not be read again are not the truth of this moment.
         shown = [g for g in self._groups.values() if not g.failed and now - g.read_at < OLDEST]
-        # The age of figures that cannot be read goes on growing.
-        read = [g for g in self._groups.values() if g.read_at > float("-inf")]
-        ages: dict[tuple[str, ...], float] = {(group.name,): now - group.read_at for group in read}
+        # The age of figures that cannot be read goes on growing, also where they never could be.
+        ages: dict[tuple[str, ...], float] = {
+            (group.name,): now - max(group.read_at, self._began) for group in self._groups.values()
+        }
         merged: Values = {
             "database_up": {(): float(self._groups["now"] in shown)},
             "ready": {(): float(ready)},
@@ -125,7 +128,8 @@ class Monitor:
                 **log.cause(error),
                 exc_info=None if is_away(error) else error,
             )
-            group.failed, group.took = True, 0.0
+            # It is tried again after twice the time that it took to fail.
+            group.failed, group.took = True, 2 * (time.monotonic() - began) / SHARE
         else:
             group.failed = False
             group.read_at = time.monotonic()

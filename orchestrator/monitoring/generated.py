@@ -22,6 +22,8 @@ _HEAD: Final = (
 )
 _TESTED_AT: Final = "2m"
 """When the rule of a broken promise must fire, from its cause."""
+_AFTER_AN_HOUR: Final = "1h2m"
+"""The same where the cause comes after a healthy hour."""
 
 
 def alerts(docs: str = "docs") -> str:
@@ -52,9 +54,8 @@ def alert_tests(docs: str = "docs", *, rules: str = "alerts.yml") -> str:
             }
             for labels in promise.fires
         ]
-        tests.append(
-            _test(f"{promise.name} fires", promise.broken, at=_TESTED_AT, expected={promise.name: fired})
-        )
+        at = _AFTER_AN_HOUR if promise.after_an_hour else _TESTED_AT
+        tests.append(_test(f"{promise.name} fires", promise.broken, at=at, expected={promise.name: fired}))
     # An hour takes promtool a second, so one hour is the test of all promises whose series can be together.
     for number, (series, names) in enumerate(_healthy(), start=1):
         tests.append(
@@ -122,7 +123,7 @@ def runbook() -> str:
         "[runbook.md](runbook.md); [metrics.md](metrics.md) has every metric. `page` wakes a person, `ticket` waits for the morning.",
         "",
         "Beside the alerts, `orchestrator doctor` names what is wrong with what to do about it, and `orchestrator checkouts explain ID` says",
-        "why an order is where it is.",
+        "why an order is where it is. Where to type a command: [operate.md](operate.md#where-to-type-a-command).",
     ]
     for promise in PROMISES:
         lines += [
@@ -137,7 +138,7 @@ def runbook() -> str:
             "",
             f"**Do.** {promise.do}",
             "",
-            f"    {promise.expression}",
+            f"**Rule.** `{promise.expression}`",
         ]
     return "\n".join(lines) + "\n"
 
@@ -212,11 +213,11 @@ def _panel(name: str) -> dict[str, Any]:
         expressions = [(f"max by ({by}) ({gauge.name})", _legend(gauge.labels))]
     elif isinstance(metric, counters.Counter):
         by, text = ", ".join(metric.labels), metric.help
-        rate = f"sum by ({by}) (max without (instance) (rate({PREFIX}{name}_total[5m])))"
+        rate = f"sum by ({by}) (max without (instance, pod) (rate({PREFIX}{name}_total[5m])))"
         expressions = [(rate, _legend(metric.labels))]
     else:
         by, text = ", ".join(("le", *metric.labels)), metric.help
-        of = f"sum by ({by}) (max without (instance) (rate({PREFIX}{name}_bucket[5m])))"
+        of = f"sum by ({by}) (max without (instance, pod) (rate({PREFIX}{name}_bucket[5m])))"
         expressions = [
             (f"histogram_quantile({part}, {of})", f"{_legend(metric.labels)} {part * 100:.0f} %".strip())
             for part in (0.5, 0.95, 0.99)

@@ -15,7 +15,7 @@ from orchestrator.domain import money
 from orchestrator.domain.payment_status import IN_SQL
 from orchestrator.monitoring.catalogue import AGES, MERCHANTS, QUEUES
 from orchestrator.processing import lookup_budget
-from orchestrator.store import readiness
+from orchestrator.store import due_work, readiness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -32,6 +32,9 @@ def _age(column: str) -> str:
     return f"coalesce(extract(epoch FROM t.now - {column}), 0)::float8"
 
 
+# Calls of a paused merchant wait on purpose, and events of a disabled one are not sent: neither is a backlog.
+_ACTIVE: Final = "NOT IN (SELECT id FROM merchants WHERE paused_at IS NOT NULL)"
+_ENABLED: Final = "NOT IN (SELECT id FROM merchants WHERE disabled_at IS NOT NULL)"
 _BUCKET: Final = (
     "CASE "
     + " ".join(f"WHEN age < {end:.0f} THEN '{name}'" for name, end in AGES[:-1])
@@ -73,45 +76,38 @@ _RISK = text(f"""
             SELECT b.checkout_id, max({_age("b.received_at")}) AS age FROM callbacks b, t
              WHERE b.handled_at IS NULL AND b.checkout_id IS NOT NULL AND b.kind IN ('success', 'notification')
                AND b.grade IN ('signed', 'checksum')
-             GROUP BY b.checkout_id) b JOIN checkouts c ON c.id = b.checkout_id WHERE c.state <> 'completed'
+             GROUP BY b.checkout_id) b JOIN checkouts c ON c.id = b.checkout_id
+         WHERE c.state <> 'completed' AND c.merchant_id {_ACTIVE}
     )
     SELECT kind, currency, {_BUCKET} AS bucket, sum(amount)::bigint AS amount FROM risk GROUP BY kind, currency, bucket
 """)  # noqa: S608 - our own names
-_WEBHOOKS = text("""
+_WEBHOOKS = text(f"""
     SELECT CASE WHEN paused_at IS NULL AND opened > 0 THEN 'circuit_open' WHEN paused_at IS NULL THEN 'served'
                 WHEN pause_reason = 'asked' THEN 'paused' ELSE 'off' END AS state, count(*) AS number
-      FROM webhook_endpoints WHERE deleted_at IS NULL GROUP BY 1
-""")
+      FROM webhook_endpoints WHERE deleted_at IS NULL AND merchant_id {_ENABLED} GROUP BY 1
+""")  # noqa: S608 - our own names
 _WAITING = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
-    w AS MATERIALIZED (
-        SELECT m.name, c.wake > 0 AS woken, c.hinted, c.slot_reserved,
-               extract(epoch FROM (SELECT now FROM t) - least((SELECT now FROM t),
-                   CASE WHEN c.due_since >= c.updated_at THEN c.due_since
-                        WHEN c.hinted THEN greatest(c.due_at - make_interval(secs => :grace), c.updated_at) ELSE c.due_at END))::float8 AS age
-          FROM merchants m CROSS JOIN LATERAL (
-              SELECT * FROM checkouts o
-               WHERE o.merchant_id = m.id AND o.due_at <= (SELECT now FROM t) + make_interval(secs => :grace)) c
-         WHERE (c.lease IS NULL OR c.leased_until <= (SELECT now FROM t)) AND (c.hinted OR c.due_at <= (SELECT now FROM t))
-    ),
-    m AS (SELECT name, count(*) AS number, max(age) AS age FROM w GROUP BY name),
+    w AS MATERIALIZED ({due_work.waiting(":grace")}),
+    m AS (SELECT merchant AS name, count(*) AS number, max(age) AS age FROM w GROUP BY merchant),
     r AS (SELECT *, row_number() OVER (ORDER BY age DESC, name) > :merchants AS other FROM m)
     SELECT 'queue' AS what, CASE WHEN woken THEN 'callbacks' ELSE 'checkouts' END AS name, count(*) AS number,
            max(age) AS age, max(age) FILTER (WHERE hinted) AS hinted FROM w GROUP BY 2
     UNION ALL
     SELECT 'merchant', CASE WHEN other THEN '{OTHERS}' ELSE name END, sum(number)::bigint, max(age), NULL FROM r GROUP BY 2
     UNION ALL
-    SELECT 'queue', 'commands', count(*), max({_age("requested_at")}), NULL FROM commands, t WHERE handled_at IS NULL
+    SELECT 'queue', 'commands', count(*), max({_age("requested_at")}), NULL FROM commands, t
+     WHERE handled_at IS NULL AND merchant_id {_ACTIVE}
     UNION ALL
     SELECT 'queue', 'operations', count(*), max({_age("requested_at")}), NULL FROM money_operations, t
-     WHERE state IN ('requested', 'submitted', 'unknown')
+     WHERE state IN ('requested', 'submitted', 'unknown') AND merchant_id {_ACTIVE}
     UNION ALL
     SELECT 'queue', 'events', count(*), max({_age("created_at")}), NULL FROM events, t WHERE position IS NULL
     UNION ALL
     SELECT 'queue', 'deliveries', count(*), max({_age("least(d.due_at, d.failing_since)")}), NULL FROM webhook_endpoints e, t, LATERAL (
         SELECT due_at, failing_since FROM delivery_streams s
          WHERE s.endpoint_id = e.id AND s.purpose <> 'test' AND (s.due_at <= t.now OR s.failing_since IS NOT NULL)) d
-     WHERE e.deleted_at IS NULL AND e.paused_at IS NULL
+     WHERE e.deleted_at IS NULL AND e.paused_at IS NULL AND e.merchant_id {_ENABLED}
 """)  # noqa: S608 - our own names
 _BOOKS = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now)

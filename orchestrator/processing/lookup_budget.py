@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import text
 
 from orchestrator.domain.states import State
+from orchestrator.store import readiness
 from orchestrator.store.checkouts import due_times
 from orchestrator.store.columns import json_text
 from orchestrator.text import duration
@@ -118,6 +119,11 @@ class Queue:
     waiting: int
     age: float
     wait: float
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the oldest lookup has waited for so long that it is a problem."""
+        return self.age > readiness.LOOKUPS_OVERDUE
 
     @property
     def summary(self) -> str:

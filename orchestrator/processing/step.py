@@ -138,6 +138,10 @@ class Step:
                     "finding": self.shown,
                     **changes.get("evidence", {}),
                 }
+            answered = {done for done, _ in changes["done"]}
+            if not isinstance(due_in, Keep) and any(c.id not in answered for c in self.held.commands):
+                # Those that came with it have waited for its answer, and are executed at once.
+                changes["due_in"] = 0.0
         move = Move(held=self.held, trigger=trigger, action=action, **changes)
         before = self.held
         self.held = await self.context.transitions.advance(move)

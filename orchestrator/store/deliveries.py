@@ -56,7 +56,7 @@ _TAKEN: Final = f"""
          WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
         RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since
     )
-    SELECT l.*, coalesce(extract(epoch FROM clock() - l.failing_since), 0)::float8 AS failing_for,
+    SELECT l.*, clock() AS now, coalesce(extract(epoch FROM clock() - l.failing_since), 0)::float8 AS failing_for,
            n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key {_EVENT}
 """  # noqa: S608 - made of our own constants, as below
 # One index lookup for each endpoint, however much waits for another endpoint.
@@ -198,6 +198,8 @@ class Due:
     """Of the next event; None: nothing that the endpoint wants is left of the stream, or it is a test."""
     last_sequence: int
     attempts: int
+    now: datetime
+    """When it was taken."""
     failing_for: float
     event: StoredEvent | None
     merchant: str
@@ -305,6 +307,7 @@ def _due(row: Row[Any], lease: UUID) -> Due:
         sequence=row.sequence,
         last_sequence=row.last_sequence,
         attempts=row.attempts,
+        now=row.now,
         failing_for=row.failing_for,
         event=event,
         merchant=row.merchant,

@@ -110,7 +110,12 @@ _FORGET = text("""
     SELECT count(*) AS forgotten FROM forgotten
 """)
 _WAIT_FOR_TURN = text("SELECT pg_advisory_xact_lock(hashtext('orchestrator.events'))")
-_SKIP = text("UPDATE event_feeds SET last_position = last_position + :positions RETURNING merchant_id")
+# A merchant whose first event came after the moment of a restore has no row of its own yet.
+_SKIP = text("""
+    INSERT INTO event_feeds AS f (merchant_id, last_position) SELECT id, :positions FROM merchants ORDER BY id
+    ON CONFLICT (merchant_id) DO UPDATE SET last_position = f.last_position + excluded.last_position
+    RETURNING merchant_id
+""")
 _FEED = text("SELECT last_position, kept_after FROM event_feeds WHERE merchant_id = :merchant_id")
 _COLUMNS: Final = (
     "e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position"
@@ -227,7 +232,7 @@ async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ON
 
 
 async def skip(db: Database, positions: int) -> int:
-    """Leave so many positions of every feed free, and return how many feeds there are.
+    """Leave so many positions of every merchant's feed free, and return how many feeds there are.
 
     A database that was restored would give positions again that consumers have read already, and a consumer
     would take new events for those that it knows. A cursor within what is free goes on with the next event.

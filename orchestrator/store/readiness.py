@@ -16,7 +16,7 @@ from sqlalchemy import text
 from orchestrator import log
 from orchestrator.store import schema
 from orchestrator.store.database import is_away
-from orchestrator.store.sqlstates import state_of
+from orchestrator.store.sqlstates import READ_ONLY, state_of
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ _PROCESSES = text("""
 _BACKLOG = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     c AS (
-        SELECT c.due_at, c.created_at, c.updated_at, c.slot_reserved, c.attention, t.now,
+        SELECT c.due_at, c.created_at, c.updated_at, c.attention, t.now,
                (c.lease IS NULL OR c.leased_until <= t.now) AND (c.hinted OR c.due_at <= t.now) AS waits
           FROM checkouts c, t WHERE c.due_at IS NOT NULL AND c.merchant_id NOT IN (SELECT id FROM merchants WHERE paused_at IS NOT NULL)
     )
@@ -76,8 +76,6 @@ _BACKLOG = text("""
            count(*) FILTER (WHERE due_at < now - make_interval(secs => :late)) AS overdue,
            count(*) FILTER (WHERE waits AND updated_at = created_at AND created_at < now - make_interval(secs => :late)) AS untouched,
            extract(epoch FROM max(now) - max(updated_at) FILTER (WHERE updated_at > created_at))::float8 AS progressed,
-           count(*) FILTER (WHERE slot_reserved) AS lookups,
-           coalesce(extract(epoch FROM max(now) - min(updated_at) FILTER (WHERE slot_reserved)), 0)::float8 AS lookups_age,
            count(*) FILTER (WHERE attention IS NOT NULL) AS attention
       FROM c
 """)
@@ -86,9 +84,8 @@ _UNPLACED = text("""
       FROM (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT :most) e
 """)
 
-_READ_ONLY: Final = "25006"
 _STATES: Final[Mapping[str, str]] = {
-    _READ_ONLY: "the database is read-only",
+    READ_ONLY: "the database is read-only",
     "53100": "the disk of the database is full",
     "53200": "the database is out of memory",
     "53300": "the database has no connection left",
@@ -162,10 +159,6 @@ class Backlog:
     """Checkouts that have waited for long, and were never moved."""
     progressed: float | None
     """Since any checkout was moved or postponed; None if none ever was."""
-    lookups: int
-    """Lookups that wait for their merchant's budget."""
-    lookups_age: float
-    """How long the oldest of them has waited."""
     attention: int
     """Checkouts that need a person."""
 
@@ -197,7 +190,7 @@ async def probe(db: Database, name: str) -> None:
 
 
 async def processes(db: Database) -> list[Process]:
-    """Return every process that has given a heartbeat and did not take it back."""
+    """Return every process that has given a heartbeat and has not deleted its row."""
     return [Process(row.name, row.kind, row.age, row.progress) for row in await db.read(_PROCESSES)]
 
 
@@ -257,8 +250,8 @@ def reason(error: BaseException) -> str:
         said = log.cause(error).get("said") if state in _TELLING else None
         return f"{_STATES[state]} ({log.scrub(said)})" if said else _STATES[state]
     lines = _lines(error)
-    if cause_of(error) == _READ_ONLY:
-        return f"{_STATES[_READ_ONLY]} (no server that takes writes was found)"
+    if cause_of(error) == READ_ONLY:
+        return f"{_STATES[READ_ONLY]} (no server that takes writes was found)"
     if isinstance(error, TimeoutError) or not lines or "timeout expired" in lines[0]:
         return "the database does not answer"
     return f"{OUT_OF_REACH} ({log.scrub(lines[0])})"
@@ -268,7 +261,7 @@ def cause_of(error: BaseException) -> str:
     """Return the SQLSTATE of an error, also where libpq found no server that takes writes; "" without one."""
     if any("session is read-only" in line or "hot standby" in line for line in _lines(error)):
         # libpq's errors about a server that is not the wanted one have no SQLSTATE.
-        return state_of(error) or _READ_ONLY
+        return state_of(error) or READ_ONLY
     return state_of(error)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from orchestrator.audit import archive
 from orchestrator.domain.states import State
-from orchestrator.store import readiness, webhooks
+from orchestrator.store import due_work, readiness, webhooks
 from orchestrator.store.tables import IS_OPEN
 from orchestrator.text import duration
 
@@ -64,11 +64,7 @@ _OPERATIONS = text(f"""
 """)  # noqa: S608 - made of our own numbers
 _QUEUES = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
-    due AS MATERIALIZED (
-        SELECT d.due_at AS since FROM merchants m CROSS JOIN LATERAL (
-            SELECT due_at FROM checkouts WHERE merchant_id = m.id AND due_at IS NOT NULL AND due_at <= (SELECT now FROM t)
-             ORDER BY due_at LIMIT {AT_MOST}) d LIMIT {AT_MOST}
-    ),
+    due AS MATERIALIZED (SELECT age FROM ({due_work.waiting(":grace", most=AT_MOST)}) w LIMIT {AT_MOST}),
     callback AS MATERIALIZED (
         SELECT received_at AS since FROM callbacks WHERE handled_at IS NULL AND checkout_id IS NOT NULL
          ORDER BY checkout_id LIMIT {AT_MOST}
@@ -77,14 +73,16 @@ _QUEUES = text(f"""
         SELECT requested_at AS since FROM commands WHERE handled_at IS NULL ORDER BY checkout_id LIMIT {AT_MOST}
     ),
     delivery AS MATERIALIZED (
-        SELECT d.due_at AS since FROM webhook_endpoints e CROSS JOIN LATERAL (
-            SELECT due_at FROM delivery_streams WHERE endpoint_id = e.id AND due_at <= (SELECT now FROM t)
+        SELECT least(d.due_at, d.failing_since) AS since FROM webhook_endpoints e CROSS JOIN LATERAL (
+            SELECT due_at, failing_since FROM delivery_streams WHERE endpoint_id = e.id AND due_at <= (SELECT now FROM t)
              ORDER BY due_at LIMIT {AT_MOST}) d
+          JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
          WHERE e.deleted_at IS NULL AND e.paused_at IS NULL LIMIT {AT_MOST}
     )
+    SELECT 'checkouts' AS name, count(*) AS number, coalesce(max(age), 0)::float8 AS age FROM due
+    UNION ALL
     SELECT q.name, q.number, coalesce(extract(epoch FROM t.now - q.since), 0)::float8 AS age FROM t CROSS JOIN LATERAL (
-        SELECT 'checkouts' AS name, count(*) AS number, min(since) AS since FROM due
-        UNION ALL SELECT 'callbacks', count(*), min(since) FROM callback
+        SELECT 'callbacks' AS name, count(*) AS number, min(since) AS since FROM callback
         UNION ALL SELECT 'commands', count(*), min(since) FROM command
         UNION ALL SELECT 'deliveries', count(*), min(since) FROM delivery) q
 """)  # noqa: S608 - made of our own numbers
@@ -145,11 +143,11 @@ class Status:
         return found
 
 
-async def read(db: Database) -> Status:
-    """Read how the installation stands."""
+async def read(db: Database, *, grace: float) -> Status:
+    """Read how the installation stands; `grace` are the seconds between a hint and its due time."""
     (now,) = await db.read(_NOW)
     opened = {row.state: row for row in await db.read(_OPEN)}
-    queues = [_waiting(row.name, row) for row in await db.read(_QUEUES)]
+    queues = [_waiting(row.name, row) for row in await db.read(_QUEUES, {"grace": grace})]
     unplaced = await readiness.unplaced(db)
     queues.append(Waiting(name="events", number=unplaced.number, age=unplaced.age))
     processes = await readiness.processes(db)

@@ -141,7 +141,7 @@ _TROUBLES = text(f"""
 """)  # noqa: S608 - made of our own constants
 _FAILING = text("""
     SELECT e.id, m.name AS merchant, extract(epoch FROM clock() - e.failing_since)::float8 AS seconds
-      FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id
+      FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
      WHERE e.deleted_at IS NULL AND e.paused_at IS NULL AND e.failing_since < clock() - interval '1 minute'
      ORDER BY e.failing_since LIMIT 20
 """)

@@ -139,7 +139,7 @@ WAITING = (
 )  # fmt: skip
 GATEWAY = ("CircuitOpen", "GatewayFails", "CredentialsRefused")
 SERVERS = ("ProcessTrouble", "DatabaseAway", "IntakeFails", "NoApi")
-LATER = ("LeasesLost", "FiguresOld")
+LATER = ("LeasesLost", "FiguresMissing", "FiguresOld")
 
 real_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None,
@@ -365,7 +365,11 @@ def test_alerts_of_lost_leases_and_old_figures_fire(
             one.until_state(checkout, "awaiting_payment", seconds=60)
         one.signal("worker-1", signal.SIGCONT)
         fires(firing, "LeasesLost")
-        # The statement that reads a group of figures ends in a time-out each time.
+        # The statements that read a group of figures end in a time-out each time.
+        with db.transaction():
+            db.execute("LOCK TABLE lookup_budgets IN ACCESS EXCLUSIVE MODE")
+            fires(firing, "FiguresMissing")
+        one.until(lambda: "FiguresMissing" not in firing(), "the figures are read again", seconds=WITHIN)
         began = time.monotonic()
         with db.transaction():
             db.execute("LOCK TABLE counter_totals IN ACCESS EXCLUSIVE MODE")

@@ -551,6 +551,11 @@ def lookups_wait_for_their_budget(stand: Stand) -> Iterator[None]:
     stand.world.sql(
         "UPDATE checkouts SET due_at = clock() WHERE id = ANY(%s::uuid[]) AND lease IS NULL", orders
     )
+    waiting = "slot_reserved AND due_at > clock() + interval '30 seconds'"
+    stand.world.until(
+        lambda: stand.world.sql(f"SELECT 1 FROM checkouts WHERE {waiting}"), "lookups wait for their slot"
+    )
+    stand.world.sql(f"UPDATE checkouts SET updated_at = updated_at - interval '3 minutes' WHERE {waiting}")
     yield
     assert stand.world.command("merchants", "set", "default", "lookups_per_minute=6000").returncode == 0
 

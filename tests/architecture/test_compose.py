@@ -68,6 +68,21 @@ def test_every_variable_is_a_setting() -> None:
         assert set(service["environment"]) <= known, name
 
 
+def test_the_settings_of_the_go_live_checklist_reach_their_processes() -> None:
+    page = (HOUSE / "docs/go-live.md").read_text()
+    named = set(re.findall(rf"`({PREFIX}[A-Z_]+)`", page)) & {
+        PREFIX + name.upper() for name in Settings.model_fields
+    }
+    assert len(named) > 6
+    given = {variable for service in OURS.values() for variable in service["environment"]}
+    assert named <= given
+    # Those of requests are the API's.
+    for name in ("TRUSTED_PROXIES", "HSTS_MAX_AGE", "BROWSER_ORIGINS", "METRICS_TOKEN", "GATEWAY_NETWORKS"):
+        assert PREFIX + name in OURS["api"]["environment"], name
+    for process in ("api", "worker", "deliverer"):
+        assert PREFIX + "TRACES_URL" in OURS[process]["environment"], process
+
+
 def test_the_sandbox_is_the_gateway_only_where_that_is_said() -> None:
     assert SERVICES["sandbox"]["profiles"] == ["sandbox"]
 
@@ -202,6 +217,11 @@ def test_redis_keeps_what_it_has_and_evicts_nothing() -> None:
 
 def test_the_procfile_names_the_same_commands() -> None:
     of_compose = {name: tuple(service["command"]) for name, service in OURS.items() if name not in ONE_SHOT}
+    # It has no network of its own: the sandbox is for this machine alone.
+    of_compose["sandbox"] = tuple(
+        "127.0.0.1" if word == "0.0.0.0" else word  # noqa: S104 - what Compose has inside its network
+        for word in of_compose["sandbox"]
+    )
     assert {name: tuple(shlex.split(command)) for name, command in PROCFILE.items()} == of_compose
 
 

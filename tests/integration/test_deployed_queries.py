@@ -12,6 +12,8 @@ import psycopg
 import pytest
 import yaml
 
+from orchestrator.settings import Settings
+from orchestrator.store import due_work
 from tests.support.command import orchestrator
 from tests.support.pooler import direct
 from tests.support.postgres import LOGIN, Cluster, needs_pgbouncer, pooling
@@ -28,6 +30,8 @@ FILL = """
 def test_the_number_of_workers_follows_from_what_is_overdue_and_from_its_age(database_url):
     (scaled,) = yaml.safe_load_all((ROOT / "deploy/kubernetes/keda/scaled-object.yaml").read_text())
     query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    grace = Settings.model_fields["hint_grace"].default
+    assert query.split() == f"SELECT workers FROM ({due_work.scale(f'{grace:.0f}').strip()}) AS found".split()
     with psycopg.connect(direct(database_url), autocommit=True) as db:
 
         def workers() -> float:
@@ -43,8 +47,22 @@ def test_the_number_of_workers_follows_from_what_is_overdue_and_from_its_age(dat
         assert workers() == pytest.approx(4, abs=0.01)
         db.execute(FILL, (-90, 10_001, 10_001))
         assert workers() == pytest.approx(6, abs=0.2)
+        # A sweep moves the due time, and not the age.
+        db.execute(
+            "UPDATE checkouts SET updated_at = clock() - interval '1 hour' WHERE due_at < clock() - interval '60 s'"
+        )
+        db.execute(
+            "UPDATE checkouts SET hinted = true, due_since = due_at, due_at = clock() + interval '5 s'"
+            " WHERE due_at < clock() - interval '60 s'"
+        )
+        assert workers() == pytest.approx(6, abs=0.4)
+        db.execute(FILL, (86_400, 10_002, 20_000))
         plan = "\n".join(line for (line,) in db.execute(f"EXPLAIN {query}").fetchall())
-        assert re.search(r"ix_checkouts_due|Seq Scan", plan)
+        assert "ix_checkouts_due" in plan
+        assert not re.search(r"Seq Scan on checkouts", plan)
+        # The calls of a paused merchant wait on purpose.
+        db.execute("UPDATE merchants SET paused_at = clock()")
+        assert workers() == 0
 
 
 @needs_pgbouncer

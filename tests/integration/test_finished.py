@@ -296,7 +296,7 @@ async def test_checkouts_with_attention_are_found_without_reading_the_others(ove
 
 async def test_one_screen_about_the_installation_reads_no_finished_checkouts(overloaded):
     with Explained() as explained:
-        found = await status.read(overloaded.db)
+        found = await status.read(overloaded.db, grace=5.0)
     assert sum(waiting.number for waiting in found.open) == BUSY
     # What is open may be read; 20,000 finished checkouts, with what belongs to them, may not.
     assert len(explained.reads) >= 6

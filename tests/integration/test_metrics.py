@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import text
 
 from orchestrator import counters
+from orchestrator.api import problems
 from orchestrator.domain.states import State, Trigger
 from orchestrator.monitoring import Monitor, catalogue, exposition
 from orchestrator.store import checkouts as lifecycle
-from orchestrator.store import heartbeats, readiness
+from orchestrator.store import due_work, heartbeats, readiness, status
 from orchestrator.store.heartbeats import Heart
 from tests.conftest import make_settings
 from tests.support.api_scene import serving
@@ -118,6 +120,9 @@ async def test_the_age_of_waiting_work_survives_the_sweeps_that_move_its_due_tim
     assert page["oldest_hint_seconds"]["checkouts",] == pytest.approx(300, abs=10)
     assert page["waiting"]["checkouts",] == 1
     assert page["merchant_oldest_due_seconds"]["default",] == pytest.approx(300, abs=10)
+    shown = {one.name: one for one in (await status.read(core.db, grace=0.05)).queues}
+    assert shown["checkouts"].age == pytest.approx(300, abs=10)
+    assert (await due_work.demand(core.db, grace=0.05)).workers == 21
     # A claim ends the wait; what is postponed then waits anew.
     (held,) = await core.claim(late)
     await core.release(held, due_in=0.2)
@@ -199,21 +204,63 @@ async def test_slow_figures_are_read_in_the_background_and_failed_ones_are_not_s
     assert 0.5 < page["reading_age_seconds"]["now",] < 60
 
 
+async def test_a_group_that_cannot_be_read_takes_nothing_from_the_others_and_its_age_shows(
+    core: Core, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposition, "FIRST", 1.0)
+    monkeypatch.setattr(exposition, "STATEMENT", 1_000)
+    held = Monitor(core.url, grace=GRACE)
+    try:
+        async with core.db.transaction() as tx:
+            # Two groups of four wait for the lock, until their statements are ended.
+            await tx.execute(text("LOCK TABLE checkouts IN ACCESS EXCLUSIVE MODE"))
+            monkeypatch.setitem(exposition.GROUPS, "now", _nothing)
+            began = time.monotonic()
+            for _ in range(3):
+                page = Page(await held.page())
+                assert page["database_up"] == {(): 1.0}
+                assert page["reading_age_seconds"]["waiting",] > 0.5
+                assert "oldest_due_seconds" not in page
+                assert "sweeps_total" in page or held._groups["counts"].read_at > began
+                await asyncio.sleep(0.3)
+            # What has failed is not tried again at each scrape.
+            waiting = held._groups["waiting"]
+            await asyncio.wait_for(waiting.reading, 5)
+            assert waiting.failed
+            assert not waiting.due
+            assert 1.0 < exposition.SHARE * waiting.took < 10
+    finally:
+        await held.close()
+
+
+async def _nothing(db: object, grace: float) -> dict[str, dict[tuple[str, ...], float]]:
+    return {"processes": {("worker",): 1.0}}
+
+
 async def test_only_the_operators_token_opens_the_metrics(database_url: str) -> None:
     async with serving(make_settings(database_url=database_url)) as api:
-        assert (await api.client.get("/metrics")).status_code == 404
+        missing = await api.client.get("/metrics")
+        assert (missing.status_code, missing.json()["type"]) == (404, "about:blank")
         metrics = api.client._transport.app.state.metrics  # type: ignore[attr-defined]
         await metrics.prepare()
         assert metrics._monitor is None
     token = "a token of the operator"
     async with serving(make_settings(database_url=database_url, metrics_token=token)) as api:
+        # The word for the method is the caller's, and no series is made of it.
+        for word in ("BREW", "X" * 40):
+            await api.client.request(word, "/healthz")
+        methods = {method for method, _, _ in counters.http_requests.values}
+        assert "other" in methods
+        assert methods <= {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "other"}
         metrics = api.client._transport.app.state.metrics  # type: ignore[attr-defined]
         # What the first scrape needs is read at the start.
         await metrics.prepare()
         assert all(group.read_at > 0 for group in metrics._monitor._groups.values())
         everything = api.bearer(scopes=("checkouts:read", "checkouts:write", "money:write", "ops"))
         for headers in ({}, everything, {"Authorization": "Bearer wrong"}):
-            assert (await api.client.get("/metrics", headers=headers)).status_code == 401
+            refused = await api.client.get("/metrics", headers=headers)
+            assert (refused.status_code, refused.json()["type"]) == (401, f"{problems.TYPE}invalid-token")
+            assert refused.headers["www-authenticate"].startswith("Bearer ")
         answer = await api.client.get("/metrics", headers={"Authorization": f"Bearer {token}"})
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

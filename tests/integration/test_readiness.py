@@ -90,18 +90,6 @@ async def test_what_progresses_is_well_however_much_waits(core):
     assert status == "ok"
 
 
-async def test_lookups_that_wait_for_their_budget_are_named_with_the_age_of_the_oldest(core):
-    await core.checkout(State.AWAITING_PAYMENT)
-    await core.checkout(State.AWAITING_PAYMENT)
-    await core.do("UPDATE checkouts SET slot_reserved = true, due_at = clock() + interval '1 minute'")
-    assert "lookups" not in await backlog(core)
-    await aged(core, updated_at=readiness.LOOKUPS_OVERDUE + 3)
-    ((status, said),) = (await backlog(core))["lookups"]
-    assert status == "problem"
-    assert "2 lookups wait for the budget" in said
-    assert "the oldest for 2 min" in said
-
-
 async def test_a_stopped_installation_has_a_backlog_and_no_problem(core):
     await core.checkouts(2)
     await aged(core, created_at=LONG, updated_at=LONG)

@@ -123,19 +123,44 @@ def test_every_command_that_a_page_names_exists(page: Path):
         assert target in targets, target
 
 
-def test_every_option_that_the_page_for_operators_names_exists():
-    lines = re.findall(
-        r"^ {4}(?:\$ )?orchestrator (.+?)(?: #.*)?$", (ROOT / "docs/commands.md").read_text(), re.MULTILINE
-    )
-    assert len(lines) > 10
+def shown_commands(text: str) -> list[str]:
+    """Return the commands of ours that a page shows, in code within a sentence and in blocks, without the
+    name of the program.
+    """
+    spans = re.findall(r"(?<!`)`orchestrator ([^`\n]+)`", text)
+    fenced = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced.findall(text) if language in {"", "sh", "console"}]
+    blocks += re.findall(r"(?:^ {4,}.*\n?)+", fenced.sub("", text), re.MULTILINE)
+    lines = [
+        line.partition(" #")[0]
+        for block in blocks
+        for line in re.findall(
+            r"(?:^|[\s(/;])orchestrator ([a-z].*)$", block.replace("\\\n", " "), re.MULTILINE
+        )
+    ]
+    # Another command may follow in the same line.
+    return [re.split(r"[|;>]|\$\(|&&| `", line)[0].strip() for line in spans + lines]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_option_that_a_page_shows_exists(page: Path):
+    lines = [] if page.name == "CHANGELOG.md" else shown_commands(page.read_text())
+    assert len(lines) > 10 or page.name != "commands.md"
     for line in lines:
         found, words = cli, line.split()
-        while isinstance(found, click.Group):
+        while isinstance(found, click.Group) and words and re.fullmatch(r"[a-z][a-z-]*", words[0]):
             named = found.get_command(click.Context(found), words.pop(0))
             assert named is not None, line
             found = named
-        options = {option for parameter in found.params for option in (*parameter.opts, "--help")}
-        assert {word for word in words if word.startswith("--")} <= options, line
+        options = {
+            option
+            for parameter in found.params
+            for option in (*parameter.opts, *parameter.secondary_opts, "--help")
+        }
+        given = {
+            re.split(r"[=\])]", word.strip("[]()\"',"))[0] for word in words if re.match(r"[\[(]?--\w", word)
+        }
+        assert given <= options, line
 
 
 def test_the_security_page_names_the_secrets_of_each_process():

@@ -38,10 +38,12 @@ def test_every_rule_fires_for_its_cause_and_is_silent_in_an_hour_without_it(tmp_
     (tmp_path / "alerts.yml").write_text(generated.alerts())
     (tmp_path / "tests.yml").write_text(generated.alert_tests())
     # And the configuration that the page shows.
-    (shown,) = re.findall(r"```yaml\n(.*?)```", catalogue.reference(), flags=re.DOTALL)
-    (tmp_path / "prometheus.yml").write_text(shown)
+    shown = re.findall(r"```yaml\n(.*?)```", catalogue.reference(), flags=re.DOTALL)
+    assert len(shown) == 2
+    for number, text in enumerate(shown):
+        (tmp_path / f"prometheus-{number}.yml").write_text(text)
     for command in (
-        ("check", "config", "--syntax-only", "prometheus.yml"),
+        *(("check", "config", "--syntax-only", f"prometheus-{number}.yml") for number in range(len(shown))),
         ("check", "rules", "alerts.yml"),
         ("test", "rules", "tests.yml"),
     ):

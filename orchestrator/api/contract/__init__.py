@@ -1,5 +1,6 @@
 """The shapes of the contract, and their OpenAPI schemas: `answers` is what the API returns, `bodies` what it
-takes, `webhooks` both of webhooks, `merchants` both of merchants, `shopper` what a shopper's browser gets.
+takes, `webhooks` both of webhooks, `merchants` both of merchants, `shopper` what a shopper's browser gets,
+`autoscale` what chooses the number of workers gets.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.contract import answers, bodies, examples, merchants, shopper, webhooks
+from orchestrator.api.contract import answers, autoscale, bodies, examples, merchants, shopper, webhooks
 from orchestrator.audit import Action
 from orchestrator.audit.merchant_changes import MerchantAction
 from orchestrator.domain.attention import AttentionCode
@@ -41,7 +42,7 @@ def schemas() -> dict[str, Schema]:
     """Return the schema of each shape by its name, bodies first."""
     shapes = [
         shape
-        for module in (bodies, answers, webhooks, merchants, shopper)
+        for module in (bodies, answers, webhooks, merchants, shopper, autoscale)
         for name, shape in vars(module).items()
         if isinstance(shape, type)
         and issubclass(shape, msgspec.Struct)

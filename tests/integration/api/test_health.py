@@ -193,6 +193,8 @@ async def test_lookups_that_wait_for_their_budget_are_named(api: Api):
     await api.sql(
         "INSERT INTO lookup_budgets (merchant_id, taken_until) VALUES (1, clock() + interval '50 s')"
     )
+    await until_ready(api)
+    await api.sql("UPDATE checkouts SET updated_at = clock() - interval '125 s'")
     status, said = await found(api)
     assert status == 200
     assert "1 lookups of merchant default wait for their slot" in said

@@ -508,4 +508,4 @@ async def test_doctor_and_status_name_endpoints_that_fail_for_a_minute(api, call
     report = Report(as_json=True)
     await doctor._webhooks(api.services.db, report, [])
     assert said in [found["found"].partition(";")[0] for found in report._found]
-    assert said in (await installation.read(api.services.db)).problems
+    assert said in (await installation.read(api.services.db, grace=5.0)).problems

@@ -584,6 +584,30 @@ async def test_a_reconcile_command_causes_a_lookup_and_its_result_says_what_was_
     assert "gateway:asked" in [entry["action"] for entry in await world.trail(checkout)]
 
 
+@pytest.mark.parametrize(
+    ("state", "later"),
+    [("completed", "reconcile"), ("awaiting_payment", "reconcile"), ("awaiting_payment", "cancel")],
+)
+async def test_a_command_that_came_with_a_requested_lookup_does_not_wait_for_the_next_due_time(
+    world: Scene, state: str, later: str
+):
+    checkout = await (world.paid() if state == "completed" else world.offered())
+    ids = [await world.command(checkout, kind) for kind in ("reconcile", later)]
+
+    async def handled() -> list[bool]:
+        rows = await world.sql("SELECT id, handled_at FROM commands WHERE id = ANY(:ids)", ids=ids)
+        found = {row.id: row.handled_at is not None for row in rows}
+        return [found[command] for command in ids]
+
+    await world.process(checkout)
+    assert await handled() == [True, False]
+    assert (await world.row(checkout)).due_in.total_seconds() <= 0
+    await world.take(checkout)
+    assert await handled() == [True, True]
+    if later == "reconcile":
+        assert (await world.row(checkout)).due_in.total_seconds() > 1
+
+
 async def test_a_requested_lookup_finds_a_paid_order_whose_callbacks_were_lost(world: Scene):
     checkout = await world.offered()
     await world.pay(checkout)

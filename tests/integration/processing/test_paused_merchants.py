@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator import explain
+from orchestrator.monitoring import queries
 from orchestrator.processing import processor
-from orchestrator.store import checkouts, readiness
+from orchestrator.store import checkouts, due_work, readiness, status
 
 if TYPE_CHECKING:
     from tests.support.scene import Scene
@@ -34,6 +35,24 @@ async def test_a_paused_merchant_waits_and_others_do_not(world: Scene, monkeypat
     assert [found.id for found in swept] == [free]
     assert [found.id for found in await checkouts.due(world.db, most=100)] == []
     assert (await readiness.backlog(world.db)).overdue == 0
+    # What waits on purpose is no backlog: for alerts, for the number of workers, for `orchestrator status`.
+    await world.sql(
+        "INSERT INTO commands (id, merchant_id, checkout_id, kind, actor, requested_at) SELECT gen_random_uuid(), merchant_id, id, 'retry', 'test', "
+        "clock() - interval '1 hour' FROM checkouts WHERE id = :id",
+        id=new,
+    )
+    found = await queries.read_waiting(world.db, 60.0)
+    assert [found["oldest_due_seconds"][queue,] for queue in ("callbacks", "commands", "operations")] == [
+        0,
+        0,
+        0,
+    ]
+    assert ("default",) not in found["merchant_waiting"]
+    assert found["oldest_due_seconds"]["checkouts",] < 60
+    shown = {one.name: one.age for one in (await status.read(world.db, grace=60.0)).queues}
+    assert shown["checkouts"] < 60
+    assert (await due_work.demand(world.db, grace=60.0, merchant_id=1)).waiting == 0
+    await world.sql("DELETE FROM commands")
     record = await explain.gather(world.db, world.settings, new)
     said = explain.explain(record)
     assert "Its merchant is paused since" in " ".join(said.because)

@@ -148,12 +148,38 @@ async def test_a_whole_order_is_one_picture_with_its_callback_a_day_later(
     assert "1.0 days later" in picture
 
 
+async def test_an_attempt_to_deliver_a_day_later_is_a_trace_of_its_own_with_a_link(
+    world: Scene, spans: InMemorySpanExporter
+) -> None:
+    async with receiving() as receiver:
+        secret = signature.new_secret()
+        await webhooks.add(
+            world.db, world.encryptor, merchant_id=1, url=receiver.url(), description="", kinds=None,
+            content="thin", secret=secret,
+        )  # fmt: skip
+        checkout = await world.accept()
+        await world.process(checkout)
+        receiver.answer = lambda _: 503
+        await _deliver(world, until="SELECT 1 FROM delivery_streams WHERE attempts > 0")
+        await world.later(days=2)
+        receiver.answer = lambda _: 200
+        await _deliver(world)
+    first, *_, last = [span for span in spans.get_finished_spans() if span.name == "deliver"]
+    order = int(traceparent((await world.row(checkout)).correlation_id, "")[3:35], 16)
+    assert (first.context.trace_id, len(first.links)) == (order, 0)
+    assert last.context.trace_id != order
+    assert [link.context.trace_id for link in last.links] == [order]
+    assert 86_400 < (last.start_time - first.start_time) / 1e9 < 3 * 86_400
+
+
 def _spans_of(picture: str) -> Counter[str]:
     shown = re.findall(r">([^<]+)</text>", picture)
     return Counter(text for text in shown if not re.match(r"trace |[0-9.]+ ms$", text))
 
 
-async def _deliver(world: Scene) -> None:
+async def _deliver(
+    world: Scene, *, until: str = "SELECT 1 WHERE NOT EXISTS (SELECT FROM delivery_streams)"
+) -> None:
     while await events.place(world.db):
         pass
     settings = make_settings(webhook_total_timeout=3.0, shutdown_timeout=6.0)
@@ -163,7 +189,7 @@ async def _deliver(world: Scene) -> None:
     ending = asyncio.Event()
     running = asyncio.create_task(deliverer.run(ending))
     async with asyncio.timeout(20):
-        while (await world.sql("SELECT count(*) AS number FROM delivery_streams"))[0].number:  # noqa: ASYNC110 - rows
+        while not await world.sql(until):  # noqa: ASYNC110 - rows
             await asyncio.sleep(0.02)
     ending.set()
     await running
