@@ -20,8 +20,8 @@ HOUSE = Path(__file__).parents[2]
 VENDOR = Path(__file__).parent / "vendor"
 COMPOSE = yaml.safe_load((HOUSE / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
-# An installation without an identity provider has none.
-OPTIONAL = {"ORCHESTRATOR_CONSOLE_OIDC_CLIENT_SECRET"}
+# An installation without an identity provider, or without a collector of traces, has none.
+OPTIONAL = {"ORCHESTRATOR_CONSOLE_OIDC_CLIENT_SECRET", "ORCHESTRATOR_TRACES_URL"}
 ONE_SHOT = {"migrate", "roles"}
 OURS = {
     name: service

@@ -68,6 +68,13 @@ async def test_every_documented_answer_is_given_and_is_as_documented(database_ur
         await _shopper(api)
         await _refused(api)
         await api.client.get("/healthz")
+        scale = await api.client.get("/autoscale", headers=api.bearer(OPERATOR, ("ops",)))
+        assert scale.status_code == 200
+        problem(
+            await api.client.get("/autoscale?verbose=1", headers=api.bearer(OPERATOR, ("ops",))),
+            422,
+            "invalid-request",
+        )
         assert (await api.client.get("/readyz")).status_code == 200
         seen, document = api.contract.seen, api.client._transport.app.openapi()
     async with serving(without_database(gateway_secrets=(SECRET,))) as api:
