@@ -250,4 +250,4 @@ ENDS_THE_CAUSE: Final[Mapping[AttentionCode, tuple[Way, ...]]] = {
     AttentionCode.OPERATION_REJECTED: (Way.CAPTURE, Way.RELEASE, Way.REFUND),
     AttentionCode.NO_PAYMENT_METHODS: (Way.REOPEN,),
 }
-"""Commands after which an attention goes by itself, where the checkout allows them."""
+"""Commands after which an attention is cleared automatically, where the checkout allows them."""
