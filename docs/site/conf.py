@@ -17,8 +17,6 @@ html_theme = "furo"
 html_title = project
 html_show_sphinx = False
 html_copy_source = False
-# Languages that are not coloured, such as Mermaid, are no fault.
-suppress_warnings = ["misc.highlighting_failure"]
 
 
 def add_contents(_: Sphinx, name: str, source: list[str]) -> None:
@@ -29,6 +27,17 @@ def add_contents(_: Sphinx, name: str, source: list[str]) -> None:
         source[0] += f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{tree}\n```\n"
 
 
+def show_pictures(_: Sphinx, name: str, source: list[str]) -> None:
+    """Show the drawn picture of a Mermaid diagram: the site runs no script of Mermaid."""
+    source[0] = re.sub(
+        r"<!-- picture: ([\w-]+\.svg) -->\n```mermaid\n.*?```",
+        rf"![The diagram of {name}](\1)",
+        source[0],
+        flags=re.DOTALL,
+    )
+
+
 def setup(app: Sphinx) -> None:
     """Register what this file adds."""
     app.connect("source-read", add_contents)
+    app.connect("source-read", show_pictures)

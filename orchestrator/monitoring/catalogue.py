@@ -34,7 +34,7 @@ GAUGES: Final = tuple(
         ("ready", "1 if `/readyz` says that requests can be served.", (), "scrape"),
         ("problems", "Sentences that `/readyz` gives; `orchestrator doctor` has them with what to do.", (), "scrape"),
         ("reading_age_seconds", "How old the figures of this group are; since the start of the process where they were never read.", ("group",), "scrape"),
-        ("clock_difference_seconds", "Postgres's clock minus that of the host of a process, at the least; of each kind the one that differs most.", ("kind",), "now"),
+        ("clock_difference_seconds", "Postgres's clock minus that of a process's host, less what the time of the query may explain; of each kind the process that differs most.", ("kind",), "now"),
         ("processes", "Processes of a kind that gave a heartbeat in the last 20 s.", ("kind",), "now"),
         ("process_memory_bytes", "Memory in RAM of the live processes of a kind.", ("kind",), "now"),
         ("process_troubles", "What live processes of a kind say is wrong with them.", ("kind",), "now"),

@@ -141,16 +141,17 @@ class Settings(AccessSettings):
     gateway_connect_timeout: float = Field(default=3.0, gt=0, le=60)
     """Name, connection and TLS handshake of one call."""
     gateway_read_timeout: float = Field(default=8.0, gt=0, le=60)
-    """Silence within one call."""
+    """How long one call may be without new data."""
     gateway_total_timeout: float = Field(default=10.0, gt=0, le=60)
-    """One call, whatever trickles in; to read a large answer may take as long again."""
+    """One call from start to end, also when data still arrives; to read a large answer may take as long
+    again."""
     gateway_pool_size: int = Field(default=200, ge=1, le=2000)
     """Connections to one gateway (scheme, host and port) from one process."""
     gateway_pool_total: int = Field(default=600, ge=1, le=10_000)
     """Connections to all gateways from one process."""
     gateway_calls_per_second: float = Field(default=0.0, ge=0, le=100_000)
-    """Calls to one gateway from all workers together; 0: as many as there are. Without Redis each worker
-    takes its part of it."""
+    """Calls to one gateway from all workers together; 0: no limit. Without Redis each worker takes its part
+    of it."""
     breaker_failures: int = Field(default=10, ge=0, le=10_000)
     """Calls in a row that a gateway did not serve, after which its circuit opens: no worker calls it for a
     while; 0: never."""
@@ -224,7 +225,7 @@ class Settings(AccessSettings):
         7 * 86400.0,
         30 * 86400.0,
     )
-    """Looks at an ended checkout, counted from its end, in ascending order."""
+    """Status checks of an ended checkout, counted from its end, in ascending order."""
 
     # Events.
     event_retention_days: float = Field(default=90.0, ge=1, le=3660)
@@ -242,7 +243,7 @@ class Settings(AccessSettings):
     webhook_connect_timeout: float = Field(default=5.0, gt=0, le=60)
     """Name, connection and TLS handshake of one delivery."""
     webhook_total_timeout: float = Field(default=15.0, ge=0.1, le=60)
-    """One delivery, whatever trickles in."""
+    """One delivery from start to end, also when data still arrives."""
     webhook_in_flight: int = Field(default=256, ge=1, le=10_000)
     """Deliveries that a deliverer has under way at once."""
     webhook_endpoint_in_flight: int = Field(default=64, ge=1, le=1000)

@@ -93,6 +93,9 @@ def api() -> str:
         "document that each API process serves (`/openapi.json`, and as pages `/docs`). Which call needs which scope: [access.md](access.md). Errors are "
         "`application/problem+json`: [integrate.md](integrate.md#6-errors).\n\n| call | what it does |\n|---|---|\n"
         + rows
+        + "\nBeside these calls the API serves `/metrics` for Prometheus ([metrics.md](metrics.md)), and pages: `/` and `/shop`, which leads to the demo shop "
+        "([browser.md](browser.md#the-demo-shop)), `/console` ([console.md](console.md)), `/docs`, and `/static/checkout-<version>.js` "
+        "([browser.md](browser.md#what-the-page-needs)).\n"
     )
 
 

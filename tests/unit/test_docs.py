@@ -15,7 +15,7 @@ from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State, diagram
 from orchestrator.settings.reference import reference
 from orchestrator.settings.secrets import SECRETS
-from tests.support import references
+from tests.support import diagrams, references
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -27,6 +27,31 @@ def test_the_page_of_concepts_shows_the_state_machine_of_the_code():
     described = set(re.findall(r"`([a-z_]+)`", text.partition("| state | what")[2].partition("\n\n")[0]))
     assert described == {str(state) for state in State}
     assert {f"`{status}`" for status in PaymentStatus} <= set(re.findall(r"`[a-z_]+`", text))
+
+
+def test_each_drawn_picture_is_of_the_diagram_on_its_page():
+    found = diagrams.diagrams()
+    assert {"states.svg", "processes.svg"} <= set(found)
+    for name, text in found.items():
+        drawn = (ROOT / "docs" / name).read_text()
+        assert drawn.startswith(diagrams.mark(text)), f"draw {name} again: tests/support/diagrams.py"
+        # No picture runs a script or loads anything.
+        assert not re.search(r"<script|<foreignObject|href=|url\((?!#)|@import", drawn), name
+
+
+def test_the_table_of_upgrades_says_of_each_schema_what_its_migration_needs():
+    page = (ROOT / "CHANGELOG.md").read_text().partition("### Upgrade")[2].partition("###")[0]
+    said = {}
+    for names, stop, keys in re.findall(r"^\| (\d[^|]*?) \| (yes|no) \| (yes|no) \|", page, re.MULTILINE):
+        for first, last in re.findall(r"(\d{4})(?:–(\d{4}))?", names):
+            for number in range(int(first), int(last or first) + 1):
+                said[f"{number:04}"] = (stop == "yes", keys == "yes")
+    modules = {path.name[:4]: path.read_text() for path in (ROOT / "migrations/versions").glob("*.py")}
+    assert said == {
+        name: ("SERVES_EARLIER = True" not in text, "orchestrator.crypto" in text)
+        for name, text in modules.items()
+        if name != "0001"
+    }
 
 
 def test_the_settings_page_is_the_settings_object():
