@@ -38,8 +38,9 @@ def shop(*, host: str, port: int, api: str | None, merchant: str, data_dir: Path
     sandbox = settings.need("gateway_url")
     settings.need("jwt_secrets")
     check_listening(host, port)
-    lifetime = min(_LIFETIME, settings.jwt_max_lifetime)
-    token = auth.issue(settings, merchant=merchant, scopes=_SCOPES, lifetime=lifetime, subject="demo-shop")
+    token = auth.issue_own(
+        settings, merchant=merchant, scopes=_SCOPES, lifetime=_LIFETIME, subject="demo-shop"
+    )
     made = app.create_app(
         settings.demo_shop_url or f"http://{host}:{port}",
         (api or settings.public_url).rstrip("/"),

@@ -128,8 +128,9 @@ def _access(
     settings.need("jwt_secrets")
 
     def issued() -> str:
-        lifetime = min(_LIFETIME, settings.jwt_max_lifetime)
-        return auth.issue(settings, merchant=merchant, scopes=_SCOPES, lifetime=lifetime, subject="listen")
+        return auth.issue_own(
+            settings, merchant=merchant, scopes=_SCOPES, lifetime=_LIFETIME, subject="listen"
+        )
 
     return (settings.public_url if api is None else _checked(api, "--api")).rstrip("/"), issued
 
