@@ -59,10 +59,10 @@ def gateway(
     from orchestrator.settings import load  # noqa: PLC0415
 
     secrets = [secret.get_secret_value() for secret in load().gateway_secrets]
-    habits = ShopperProfile(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
+    profile = ShopperProfile(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
     run(
         GatewayProfile(
-            latency=parse(latency), faults=faults, shoppers=habits if shoppers else None, seed=seed
+            latency=parse(latency), faults=faults, shoppers=profile if shoppers else None, seed=seed
         ),
         host,
         port,
@@ -172,6 +172,9 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
         raise click.UsageError(
             "--ramp is about the whole way of orders that keep arriving: leave --stage and --sequential out"
         )
+    report = given["report"]
+    if report is not None and not report.parent.is_dir():
+        raise click.UsageError(f"--report {report} cannot be written: {report.parent} is no directory")
     status, document = run(
         Plan(sequential=sequential or 0, **given), open_terminal(least="error", aside=as_json)
     )

@@ -204,7 +204,7 @@ def api(*, host: str, port: int) -> int:
         return server.run(settings, host, port, pages=Console)
 
 
-@click.command(short_help="Carry checkouts (a Celery worker).")
+@click.command(short_help="Process checkouts (a Celery worker).")
 def worker() -> int:
     """Process checkouts: a Celery worker that ends warmly on SIGTERM and SIGINT."""
     from orchestrator.settings import load  # noqa: PLC0415
@@ -245,7 +245,7 @@ def deliverer() -> int:
         return run_deliverer(settings)
 
 
-@click.command(short_help="Serve a faithful gateway on this machine.")
+@click.command(short_help="Serve a simulated gateway on this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True)
 @click.option(
@@ -271,7 +271,7 @@ def sandbox(
     callback_hosts: tuple[str, ...],
     seed: int,
 ) -> None:
-    """Serve a faithful gateway on this machine, with a script API for its faults (GET /sandbox/help).
+    """Serve a simulated gateway on this machine, with a script API for its faults (GET /sandbox/help).
 
     No money moves here: an installation that takes real orders must not have it as its gateway.
     """
