@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.documents import coded, operation_facts
 from orchestrator.cli.lookup import price, uuid_of
 from orchestrator.cli.output import json_option, say, say_document
 from orchestrator.domain.command_progress import CommandState
@@ -151,6 +152,9 @@ def _document(found: CommandRecord, reason: str | None) -> dict[str, object]:
     from orchestrator.domain import sentences  # noqa: PLC0415
 
     asked, result = found.command, found.command.result
+    told = coded(result)
+    if result is not None and told is not None:
+        told["message"] = sentences.of_command(found.state, result, found.operations)
     return {
         "id": asked.id,
         "checkoutId": found.checkout_id,
@@ -160,27 +164,8 @@ def _document(found: CommandRecord, reason: str | None) -> dict[str, object]:
         "amount": found.amount,
         "currency": found.currency,
         "transactionId": asked.transaction_id,
-        "result": None
-        if result is None
-        else {
-            "code": result.code,
-            "message": sentences.of_command(found.state, result, found.operations),
-            "facts": result.facts,
-        },
-        "operations": [
-            {
-                "id": one.id,
-                "kind": one.kind,
-                "transactionId": one.transaction_id,
-                "amount": one.amount,
-                "currency": one.currency,
-                "state": one.state,
-                "error": None
-                if one.last_error is None
-                else {"code": one.last_error.code, "message": sentences.of(one.last_error)},
-            }
-            for one in found.operations
-        ],
+        "result": told,
+        "operations": [operation_facts(operation) for operation in found.operations],
         "requestedAt": asked.requested_at,
         "finishedAt": found.finished_at,
         "requestedBy": asked.actor,

@@ -18,7 +18,7 @@ import click
 from orchestrator import log
 from orchestrator.cli import database_checks, gateways, stuck_money
 from orchestrator.cli.attached import DATA_DIR, data_dir, in_thread, on_database, whisper
-from orchestrator.cli.output import say
+from orchestrator.cli.output import say, say_document
 from orchestrator.cli.report import Report
 from orchestrator.text import duration
 
@@ -46,11 +46,7 @@ def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
     something is not well.
     """
     if process is not None:
-        if as_json:
-            raise click.UsageError(
-                "--json is for the whole installation; of one process the exit status tells all"
-            )
-        return on_database(data_dir, lambda _, db: _heartbeat(db, process))
+        return on_database(data_dir, lambda _, db: _heartbeat(db, process, as_json=as_json))
     from orchestrator.devkit.local.runtime_file import attach, running  # noqa: PLC0415
     from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
 
@@ -70,7 +66,7 @@ def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
     return 1 if report.problems else 0
 
 
-async def _heartbeat(db: Database, kind: str) -> int:
+async def _heartbeat(db: Database, kind: str, *, as_json: bool) -> int:
     from sqlalchemy import text  # noqa: PLC0415
 
     from orchestrator.store.readiness import SEEN_WITHIN  # noqa: PLC0415
@@ -84,12 +80,15 @@ async def _heartbeat(db: Database, kind: str) -> int:
         {"kind": kind, "here": f"{here}:"},
     )
     age = rows[0].age
-    if age is None or age > SEEN_WITHIN:
+    well = age is not None and age <= SEEN_WITHIN
+    if as_json:
+        say_document({"process": kind, "host": here, "ok": well, "secondsSinceHeartbeat": age})
+    elif not well:
         found = "none was ever seen" if age is None else f"the last one was {duration(age)} ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
-        return 1
-    say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
-    return 0
+    else:
+        say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
+    return int(not well)
 
 
 async def _examine(settings: Settings, report: Report, *, stopped: bool) -> None:

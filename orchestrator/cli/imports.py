@@ -90,10 +90,13 @@ def import_orders(
 
         number = await merchant_id(db, merchant, enabled=True)
         with ExitStack() as stack:
-            file = stack.enter_context(click.open_file(source, "rb"))
-            output = standard_output()
-            if results != "-":
-                output = stack.enter_context(click.open_file(results, "w", "utf-8"))
+            try:
+                file = stack.enter_context(click.open_file(source, "rb"))
+                output = standard_output()
+                if results != "-":
+                    output = stack.enter_context(click.open_file(results, "w", "utf-8"))
+            except OSError as error:
+                raise click.UsageError(f"{error.filename} cannot be opened: {error.strerror}") from None
             try:
                 return await _Import(settings, db, number, output, actor=actor).run(
                     rows.delimited(file) if csv else rows.ndjson(file),

@@ -23,7 +23,7 @@ from orchestrator.cli.lookup import (
     price,
     table,
 )
-from orchestrator.cli.output import json_option, say, say_document, say_table
+from orchestrator.cli.output import json_option, say_document, say_more, say_table
 from orchestrator.domain import money, sentences
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.payment_status import PaymentStatus
@@ -120,6 +120,12 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
     async def show(_: Settings, db: Database) -> int:
         names = await merchant_names(db)
         rows = await _found(db, limit=limit + 1, **given)
+        if len(rows) > limit:
+            say_more(
+                limit,
+                f"ask for more with --limit, for the next with --before {rows[limit - 1].id}, or for some with --state, "
+                "--payment-status or --order",
+            )
         if as_json:
             say_document([facts_of(row, names[row.merchant_id]) for row in rows[:limit]])
             return 0
@@ -128,12 +134,6 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
         )
         empty = NOTHING_WAITS if decisions else "No checkout matches."
         say_table(_drawn(rows[:limit], names), empty=empty)
-        if len(rows) > limit:
-            say(
-                f"There are more than {limit}: ask for more with --limit, for the next with --before {rows[limit - 1].id}, or for "
-                "some with --state, --payment-status or --order.",
-                err=True,
-            )
         return 0
 
     return on_database(data_dir, show)
@@ -256,6 +256,8 @@ def list_payments(
             order_ref=order,
             limit=limit + 1,
         )
+        if len(rows) > limit:
+            say_more(limit, "ask for more with --limit, or for some with --role or --order")
         if as_json:
             say_document([payment_facts(row, names[row.merchant_id]) for row in rows[:limit]])
             return 0
@@ -272,11 +274,6 @@ def list_payments(
                 f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
             )
         say_table(shown, empty="No payment matches.")
-        if len(rows) > limit:
-            say(
-                f"There are more than {limit}: ask for more with --limit, or for some with --role or --order.",
-                err=True,
-            )
         return 0
 
     return on_database(data_dir, show)

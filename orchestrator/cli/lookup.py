@@ -23,6 +23,8 @@ ID_SLACK: Final = 600.0
 """Seconds by which the clock of the process that made an id may differ from Postgres's."""
 MOST_CORRELATED: Final = 50
 """Checkouts of one request that are listed."""
+_NAMED: Final = 5
+"""Merchants that a sentence names."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
 _AMOUNTS: Final = frozenset(
@@ -95,6 +97,8 @@ def first_id(now: datetime, before: float) -> UUID:
 async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id,
     too).
+
+    An order number that several merchants have is refused: it may mean the money of either.
     """
     from orchestrator import intents  # noqa: PLC0415 - each command imports what it needs
     from orchestrator.store import read_model  # noqa: PLC0415
@@ -102,7 +106,14 @@ async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     number = uuid_of(wanted)
     found = await read_model.checkout(db, number) if number else None
     if found is None and intents.may_be_order(wanted):
-        rows = await read_model.checkouts(db, order_ref=wanted, limit=1)
+        rows = await read_model.of_order(db, wanted)
+        merchants = list(dict.fromkeys(row.merchant for row in rows))
+        if len(merchants) > 1:
+            more = f" and {len(merchants) - _NAMED} more" if len(merchants) > _NAMED else ""
+            raise click.UsageError(
+                f"order number {wanted!r} belongs to several merchants ({', '.join(merchants[:_NAMED])}{more}): name the checkout "
+                f"by its id, which `orchestrator checkouts list --order {wanted}` shows"
+            )
         found = await read_model.checkout(db, rows[0].id) if rows else None
     if found is None:
         raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
@@ -124,15 +135,16 @@ async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | No
         text("""
             SELECT id, order_ref, state FROM checkouts WHERE correlation_id = :correlation ORDER BY created_at DESC LIMIT :most
         """),
-        {"correlation": correlation, "most": MOST_CORRELATED},
+        {"correlation": correlation, "most": MOST_CORRELATED + 1},
     )
     if not rows:
         raise click.UsageError(f"no checkout came with the correlation id {correlation!r}")
     if len(rows) == 1:
         return await read_model.checkout(db, rows[0].id)
-    for row in rows:
+    for row in rows[:MOST_CORRELATED]:
         say(f"{row.id}  {row.order_ref}  {row.state}")
-    say(f"{len(rows)} checkouts came with this id: show one of them by its own.", err=True)
+    number = f"more than {MOST_CORRELATED}" if len(rows) > MOST_CORRELATED else len(rows)
+    say(f"{number} checkouts came with this id: show one of them by its own.", err=True)
     return None
 
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,11 +51,6 @@ def facts(record: MerchantRecord) -> dict[str, Any]:
     found = asdict(record)
     del found["account"]
     return found
-
-
-def json_of(document: object) -> str:
-    """Return a document as JSON."""
-    return msgspec.json.encode(document).decode()
 
 
 def moment(at: datetime) -> str:

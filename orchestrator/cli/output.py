@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _FILE_WIDTH: Final = 250
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
+plain_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def say(line: object = "", *, err: bool = False, lead: str = "") -> None:
@@ -57,6 +58,11 @@ def say_table(shown: Table, *, empty: str) -> None:
         printer().print(shown)
     else:
         say(empty)
+
+
+def say_more(limit: int, how: str) -> None:
+    """Say on stderr, also beside JSON, that a list goes on beyond so many rows, and how to see the others."""
+    say(f"There are more than {limit}: {how}.", err=True)
 
 
 def standard_output() -> IO[str]:

@@ -238,14 +238,16 @@ async def _ask(asking: _Asking, rows: Sequence[Any], tally: _Tally) -> None:
         asking.db, asking.encryptor, ids, kind=CommandKind.RECONCILE, actor=asking.actor, grace=0.0
     )
     tally.asked += len(commands)
+    tally.heard_at = time.monotonic()
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 
 
 async def _settle(
     db: Database, tally: _Tally, *, most: int, timeout: float, show: Callable[[], None]
 ) -> bool:
-    """Wait until at most so many are unanswered; False if nothing was answered for `timeout` seconds."""
-    tally.heard_at = time.monotonic()
+    """Wait until at most so many are unanswered; False if nothing was asked or answered for `timeout`
+    seconds.
+    """
     while len(tally.waiting) > most:
         rows = await db.read(_answers(), {"ids": list(tally.waiting)})
         for row in rows:

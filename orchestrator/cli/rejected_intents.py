@@ -11,7 +11,7 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.confirmation import as_option
 from orchestrator.cli.lookup import merchant_id, merchant_names, table, uuid_of
-from orchestrator.cli.output import json_option, say, say_document, say_json, say_table
+from orchestrator.cli.output import json_option, say, say_document, say_json, say_more, say_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,10 +46,13 @@ def list_rejected(
 
         names = await merchant_names(db)
         if merchant is None:
-            found = await rejected.latest(db, limit=limit)
+            found = await rejected.latest(db, limit=limit + 1)
         else:
             wanted = await merchant_id(db, merchant)
-            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit)
+            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit + 1)
+        if len(found) > limit:
+            found = found[:limit]
+            say_more(limit, "ask for more with --limit, or for some with --merchant and --order")
         if as_json:
             say_document([_facts(row, names) for row in found])
             return 0

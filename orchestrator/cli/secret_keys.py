@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import table
-from orchestrator.cli.output import printer, say, say_document
+from orchestrator.cli.output import plain_json_option, printer, say, say_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def new_key() -> None:
 
 @secrets.command(short_help="Count what is stored under each key.")
 @data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plain_json_option
 def status(*, data_dir: Path, as_json: bool) -> int:
     """Count what is stored under each key; exit 1 if something is under a key that SECRET_KEYS lacks."""
 
@@ -79,7 +79,7 @@ def status(*, data_dir: Path, as_json: bool) -> int:
     show_default=True,
     help="Rows of a transaction.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plain_json_option
 def rotate(*, data_dir: Path, list_size: int, as_json: bool) -> int:
     """Encrypt what is stored under older keys again under the newest key, in lists, beside everything else.
 
