@@ -116,6 +116,16 @@ async def test_events_are_followed_as_they_come_from_whichever_merchant(inside, 
     assert not {"A-1"} & {event["data"]["orderId"] for event in told}
 
 
+async def test_a_time_span_to_replay_counts_by_the_clock_that_events_have(inside, known):
+    await inside.do("UPDATE clock_skew SET seconds = 10 * 86400")
+    await happen(inside, "A-1")
+    known["WEBHOOK_ALLOWED_NETWORKS"] = '["127.0.0.1"]'
+    added = orchestrator("webhooks", "add", "http://127.0.0.1:9999/hook", "--json", **known)
+    webhook = json.loads(added.stdout)["id"]
+    replayed = orchestrator("webhooks", "replay", webhook, "--last", "2h", "--json", **known)
+    assert json.loads(replayed.stdout) == {"id": webhook, "replayed": 3}, replayed.stderr
+
+
 def test_a_position_belongs_to_one_merchants_feed(known):
     ended = orchestrator("events", "follow", "--after", "3", **known)
     assert ended.returncode == 2

@@ -9,6 +9,8 @@ from decimal import Decimal
 
 import certifi
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from pydantic import ValidationError
 
 from orchestrator.settings import PREFIX, Settings, SettingsError, environment, load, pod_environment
@@ -263,6 +265,12 @@ def test_a_child_process_reads_what_its_parent_has(monkeypatch):
     assert read == known
 
 
+PUBLIC_KEY = (
+    ed25519.Ed25519PrivateKey.generate()
+    .public_key()
+    .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    .decode()
+)
 GIVEN = {
     "approval_limits": {"DKK": Decimal("10000.50"), "*": Decimal(0)},
     "broker_ca_file": certifi.where(),
@@ -273,8 +281,9 @@ GIVEN = {
     "database_url": "postgresql://a:b@db.example/x?sslmode=require",
     "gateway_allowed_hosts": ("*.gateway.example", "other.example"),
     "gateway_password": 'quotes " and \\ and ø',
-    "gateway_secrets": ("first", 'second "quoted"'),
+    "gateway_secrets": ("first secret", 'second "quoted"'),
     "gateway_username": "shop",
+    "jwt_public_keys": (PUBLIC_KEY,),
     "jwt_secrets": (JWT_SECRET,),
     "log_file": "some where.log",
     "metrics_listen": "127.0.0.1:9100",
