@@ -64,7 +64,7 @@ def archive(
 
 
 async def _count(db: Database, older_than: float, *, as_json: bool) -> int:
-    from orchestrator.audit import archive as task  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.audit import archive as task
 
     checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
     if as_json:
@@ -77,8 +77,8 @@ async def _count(db: Database, older_than: float, *, as_json: bool) -> int:
 async def _run(
     settings: Settings, db: Database, place: Path, *, older_than: float, size: int, as_json: bool
 ) -> int:
-    from orchestrator.audit import archive as task  # noqa: PLC0415
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator.audit import archive as task
+    from orchestrator.crypto import Encryptor
 
     encryptor = Encryptor(settings.secret_keys)
     task.prepare(place)

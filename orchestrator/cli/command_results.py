@@ -86,8 +86,8 @@ async def show_document(db: Database, settings: Settings, command: UUID, *, wait
 
 
 async def _say_record(db: Database, settings: Settings, found: CommandRecord) -> None:
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.free_text import Reasons  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.free_text import Reasons
 
     reasons = await Reasons.of(db, Encryptor(settings.secret_keys), found.checkout_id)
     say_document(_document(found, reasons.shown(found.command.reason)))
@@ -97,7 +97,7 @@ async def until_finished(db: Database, command: UUID, wait: float) -> CommandRec
     """Return a command as soon as it is finished, or as it stands after so many seconds; None: there is none
     of this id.
     """
-    from orchestrator.store import read_model  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import read_model
 
     until = time.monotonic() + wait
     while True:
@@ -114,7 +114,7 @@ def exit_status(found: CommandRecord) -> int:
 
 def say_result(found: CommandRecord) -> None:
     """Say what came of a finished command."""
-    from orchestrator.domain import command_result, sentences  # noqa: PLC0415
+    from orchestrator.domain import command_result, sentences
 
     result = found.command.result
     assert result is not None  # noqa: S101 - it is finished
@@ -149,7 +149,7 @@ def _what(found: CommandRecord) -> str:
 
 
 def _document(found: CommandRecord, reason: str | None) -> dict[str, object]:
-    from orchestrator.domain import sentences  # noqa: PLC0415
+    from orchestrator.domain import sentences
 
     asked, result = found.command, found.command.result
     told = coded(result)

@@ -163,10 +163,10 @@ def _stated(amount: str | None, *, everything: bool) -> str | None:
 
 
 def _patch(raw: bytes) -> dict[str, Any]:
-    from decimal import InvalidOperation  # noqa: PLC0415 - each command imports what it needs
+    from decimal import InvalidOperation
 
-    from orchestrator.intents import changes  # noqa: PLC0415
-    from orchestrator.intents.reading import BODY_LIMIT, DECODER  # noqa: PLC0415
+    from orchestrator.intents import changes
+    from orchestrator.intents.reading import BODY_LIMIT, DECODER
 
     try:
         patch = DECODER.decode(raw) if len(raw) <= BODY_LIMIT else None
@@ -209,7 +209,7 @@ class _Asking:
 
     async def run(self, settings: Settings, db: Database) -> int:
         """Ask, store and wait; return the exit status."""
-        from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import inbox
 
         row = await find_checkout(db, self.checkout)
         view = await _view(db, row.id, self.key)
@@ -247,11 +247,11 @@ class _Asking:
         *,
         content: bytes,
     ) -> Requested:
-        from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
+        from uuid import uuid4
 
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import inbox  # noqa: PLC0415
-        from orchestrator.store.database import is_away  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import inbox
+        from orchestrator.store.database import is_away
 
         encryptor = Encryptor(settings.secret_keys)
         if self.kind is CommandKind.CHANGE:
@@ -300,7 +300,7 @@ def _repeated(command: UUID) -> str:
 
 async def _view(db: Database, checkout: UUID, key: str | None) -> CheckoutView:
     """Return the checkout as it stands, with the command that has the key, if one has."""
-    from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import inbox
 
     view = await inbox.checkout_view(db, checkout, key=key)
     assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
@@ -309,7 +309,7 @@ async def _view(db: Database, checkout: UUID, key: str | None) -> CheckoutView:
 
 def _refuse(view: CheckoutView, request: CommandRequest) -> None:
     """Say in a sentence why the command may not be stored, if it may not."""
-    from orchestrator.domain import command_rules  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.domain import command_rules
 
     if (found := command_rules.rejection(view, request)) is not None:
         raise click.UsageError(found.sentence)
@@ -342,7 +342,7 @@ def money_question(view: CheckoutView, request: CommandRequest, merchant: str) -
 
 
 def _command_request(view: CheckoutView, kind: CommandKind, wanted: dict[str, Any]) -> CommandRequest:
-    from orchestrator.domain import command_rules, money  # noqa: PLC0415
+    from orchestrator.domain import command_rules, money
 
     amount, transaction = wanted.get("amount"), wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, view.currency_of(transaction))
@@ -358,7 +358,7 @@ def _command_request(view: CheckoutView, kind: CommandKind, wanted: dict[str, An
 
 
 def _sealed(order: StoredOrder, change: dict[str, Any]) -> str:
-    from orchestrator.intents import IntentRejected  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.intents import IntentRejected
 
     try:
         return order.sealed(change)

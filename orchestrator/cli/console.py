@@ -56,8 +56,8 @@ def link(*, data_dir: Path, name: str, role: str) -> int:
 
 async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> str:
     """Return the address of a new link."""
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.console import sessions  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.console import sessions
 
     code = await sessions.begin(
         db,
@@ -72,7 +72,7 @@ async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> 
 
 def link_for(settings: Settings) -> str:
     """Return a link for the person who has just started an installation; also where a loop runs already."""
-    from orchestrator.store.database import Database  # noqa: PLC0415
+    from orchestrator.store.database import Database
 
     async def made() -> str:
         url = settings.need("database_url")

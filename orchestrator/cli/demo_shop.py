@@ -29,10 +29,10 @@ def shop(*, host: str, port: int, api: str | None, merchant: str, data_dir: Path
     and BROWSER_ORIGINS of the API its origin.
     """
     need_devkit()
-    from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.cli.processes import check_listening  # noqa: PLC0415
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
-    from orchestrator.devkit.shop import app  # noqa: PLC0415
+    from orchestrator import auth
+    from orchestrator.cli.processes import check_listening
+    from orchestrator.devkit.local.runtime_file import configured
+    from orchestrator.devkit.shop import app
 
     settings = logged(configured(data_dir))
     sandbox = settings.need("gateway_url")

@@ -75,7 +75,7 @@ def erase(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("--merchant goes with --order, which needs it, and with --ended-before")
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.crypto import Encryptor
 
         number = None if merchant is None else await merchant_id(db, merchant)
         encryptor = Encryptor(settings.secret_keys)
@@ -165,8 +165,8 @@ class _Chosen:
 
     async def erase(self, *, dry_run: bool) -> _Tally:
         """Erase it; or find out and tell what is refused, and what was erased before."""
-        from orchestrator.store import checkouts  # noqa: PLC0415
-        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+        from orchestrator.store import checkouts
+        from orchestrator.store.inbox import rejected
 
         tally = _Tally()
         if self.order is not None and self.merchant is not None:
@@ -190,7 +190,7 @@ class _Chosen:
 
     async def _lists(self) -> AsyncIterator[Sequence[UUID]]:
         """Yield ids in lists of what is erased at once."""
-        from orchestrator.store import checkouts  # noqa: PLC0415
+        from orchestrator.store import checkouts
 
         if self.before is None:
             if self.order is not None and self.merchant is not None:
@@ -213,7 +213,7 @@ class _Chosen:
 
 
 def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
-    from orchestrator.store import checkouts  # noqa: PLC0415
+    from orchestrator.store import checkouts
 
     most = checkouts.ERASED_AT_ONCE
     return [ids[first : first + most] for first in range(0, len(ids), most)]

@@ -84,7 +84,7 @@ def list_events(
     """List the newest events of a feed or of a checkout, or the first after a position; the oldest first."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import events as feeds  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import events as feeds
 
         wanted = frozenset(kinds) or None
         if checkout is not None:
@@ -114,7 +114,7 @@ def list_events(
 async def _of_feed(
     db: Database, merchant: str, *, after: int | None, limit: int, kinds: frozenset[str] | None
 ) -> list[StoredEvent]:
-    from orchestrator.store import events as feeds  # noqa: PLC0415
+    from orchestrator.store import events as feeds
 
     number = await merchant_id(db, merchant)
     if after is None:
@@ -183,7 +183,7 @@ events.add_command(follow_events, "tail")  # the name that log tools have for it
 
 async def _coming(db: Database, only: int | None, *, after: int | None) -> AsyncIterator[StoredEvent]:
     """Give events as they come: of all merchants, or of one merchant after a position of its feed."""
-    from orchestrator.store import events as feeds  # noqa: PLC0415
+    from orchestrator.store import events as feeds
 
     names: dict[int, str] = {}
     cursors: dict[int, int] = {}
@@ -207,7 +207,7 @@ def _say_json(row: StoredEvent, *, full: bool) -> None:
     """Print an event's document; a note on stderr where another version wrote an event that this version
     cannot show.
     """
-    from orchestrator.domain.events import document  # noqa: PLC0415
+    from orchestrator.domain.events import document
 
     try:
         made = document(row, content="full" if full else "thin")
@@ -219,9 +219,9 @@ def _say_json(row: StoredEvent, *, full: bool) -> None:
 
 def _cells(row: StoredEvent) -> tuple[str, ...]:
     """Return an event as the cells of a line."""
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
-    from orchestrator.domain.events import document  # noqa: PLC0415
+    from orchestrator.domain.events import document
 
     try:
         data: dict[str, Any] = msgspec.to_builtins(document(row, content="full").data)

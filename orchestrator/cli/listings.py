@@ -151,7 +151,7 @@ async def _found(
     limit: int,
     **among: Any,
 ) -> list[CheckoutSummary]:
-    from orchestrator.store import read_model  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import read_model
 
     number = None if merchant is None else await merchant_id(db, merchant)
     chosen, latest = await _among(db, **among)
@@ -179,9 +179,9 @@ async def _among(
     amount: tuple[int, str] | None,
 ) -> tuple[Among, UUID | None]:
     """Return what else is chosen by, and an id above those of the period."""
-    from sqlalchemy import text  # noqa: PLC0415 - each command imports what it needs
+    from sqlalchemy import text
 
-    from orchestrator.store import read_model  # noqa: PLC0415
+    from orchestrator.store import read_model
 
     (row,) = await db.read(text("SELECT clock() AS clock, now() AS now"))
 
@@ -203,9 +203,9 @@ async def _among(
 
 
 def _drawn(rows: Sequence[CheckoutSummary], names: dict[int, str]) -> Table:
-    from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+    from rich.text import Text
 
-    from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
+    from orchestrator.explain.timeline import STYLES
 
     shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
     for row in rows:
@@ -245,7 +245,7 @@ def list_payments(
     """List payments, the youngest first."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import read_model  # noqa: PLC0415
+        from orchestrator.store import read_model
 
         number = None if merchant is None else await merchant_id(db, merchant)
         names = await merchant_names(db)
@@ -281,7 +281,7 @@ def list_payments(
 
 def amounts_of(payment: Any) -> list[Text]:
     """Return a payment's amounts as cells; an unreadable amount is the gateway's text."""
-    from rich.text import Text  # noqa: PLC0415
+    from rich.text import Text
 
     def cell(name: str) -> Text:
         minor, raw = getattr(payment, name), payment.raw_amounts

@@ -88,7 +88,7 @@ class SpanOrMoment(click.ParamType["float | datetime"]):
 
 def first_id(now: datetime, before: float) -> UUID:
     """Return the lowest UUIDv7 of the millisecond `before` seconds ago (below 0: of a time to come)."""
-    from orchestrator.audit import archive  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.audit import archive
 
     ago = min(max(before, -_LONGEST_SPAN), now.timestamp())
     return archive.first_id(now - timedelta(seconds=ago))
@@ -100,8 +100,8 @@ async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
 
     An order number that several merchants have is refused: it may mean the money of either.
     """
-    from orchestrator import intents  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store import read_model  # noqa: PLC0415
+    from orchestrator import intents
+    from orchestrator.store import read_model
 
     number = uuid_of(wanted)
     found = await read_model.checkout(db, number) if number else None
@@ -127,9 +127,9 @@ async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | No
     No index has it, so that intake need not keep one: the statement reads all checkouts, a second for some
     millions.
     """
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
-    from orchestrator.store import read_model  # noqa: PLC0415
+    from orchestrator.store import read_model
 
     rows = await db.read(
         text("""
@@ -150,7 +150,7 @@ async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | No
 
 async def merchant_names(db: Database) -> dict[int, str]:
     """Return the names of all merchants, by their numbers."""
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     return {row.id: row.name for row in await db.read(text("SELECT id, name FROM merchants"))}
 
@@ -159,7 +159,7 @@ async def merchant_id(db: Database, name: str, *, enabled: bool = False) -> int:
     """Return the number of a merchant, or say that there is none of this name, or that it is disabled where
     it has to be `enabled`.
     """
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     asked = text("SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name")
     for row in await db.read(asked, {"name": name}):
@@ -181,7 +181,7 @@ def uuid_of(text: str) -> UUID | None:
 
 def table(*columns: str) -> Table:
     """Return an empty table: amounts to the right, what is copied unfolded."""
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
     made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
@@ -196,6 +196,6 @@ def table(*columns: str) -> Table:
 
 def price(minor: int, currency: str) -> str:
     """Write a stored amount for people, whatever its currency is."""
-    from orchestrator.explain import timeline  # noqa: PLC0415
+    from orchestrator.explain import timeline
 
     return timeline.price(minor, currency)

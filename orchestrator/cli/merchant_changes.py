@@ -61,23 +61,23 @@ def change(
 
 def unknown(name: str) -> Exception:
     """Return the sentence for a merchant that does not exist."""
-    from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
+    from orchestrator.store.merchant_fields import UnknownMerchant
 
     return UnknownMerchant(name)
 
 
 def merchants_of(settings: Settings, db: Database) -> Merchants:
     """Return the merchants of a database."""
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.merchants import Merchants
 
     return Merchants(db, Encryptor(settings.secret_keys), settings)
 
 
 async def find(settings: Settings, db: Database, name: str) -> MerchantRecord:
     """Return a merchant by its name; a sentence where there is none."""
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.store import merchant_records  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store import merchant_records
 
     found = await merchant_records.by_name(db, Encryptor(settings.secret_keys), settings, name)
     if found is None:

@@ -60,7 +60,7 @@ def moment(at: datetime) -> str:
 
 def policies_of(given: Sequence[str]) -> dict[str, str]:
     """Read policies and their values, as in late=keep."""
-    from orchestrator.store.merchant_fields import policy  # noqa: PLC0415
+    from orchestrator.store.merchant_fields import policy
 
     changes = {}
     for pair in given:
@@ -75,7 +75,7 @@ def policies_of(given: Sequence[str]) -> dict[str, str]:
 
 def url_of(option: str, value: str) -> str:
     """Read the URL of an option."""
-    from orchestrator.settings.values import http_url  # noqa: PLC0415
+    from orchestrator.settings.values import http_url
 
     try:
         return http_url(value)

@@ -47,10 +47,10 @@ def list_merchants(*, data_dir: Path, as_json: bool) -> int:
     """List all merchants."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+        from rich.text import Text
 
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import merchant_records  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import merchant_records
 
         encryptor = Encryptor(settings.secret_keys)
         found = await merchant_records.page(db, encryptor, settings, limit=_MOST_LISTED)
@@ -122,8 +122,8 @@ def add(  # noqa: PLR0913 - the options of the command
 
     The password, then the callback secret, are asked for, or read as two lines from standard input.
     """
-    from orchestrator.settings.secret_source import STANDARD_INPUT  # noqa: PLC0415
-    from orchestrator.store.merchant_fields import NAME  # noqa: PLC0415
+    from orchestrator.settings.secret_source import STANDARD_INPUT
+    from orchestrator.store.merchant_fields import NAME
 
     if not NAME.fullmatch(name):
         raise click.UsageError(
@@ -188,10 +188,10 @@ def set_fields(
     The stored password is for the URLs and the user name that it was given with: it is asked for where one
     of these changes.
     """
-    from msgspec import UNSET  # noqa: PLC0415
+    from msgspec import UNSET
 
-    from orchestrator.processing import lookup_budget  # noqa: PLC0415
-    from orchestrator.store.merchant_writes import MerchantUpdate  # noqa: PLC0415
+    from orchestrator.processing import lookup_budget
+    from orchestrator.store.merchant_writes import MerchantUpdate
 
     changes = policies_of(policies)
     moved = any(value is not None for value in (gateway_url, merchant_api_url, username))
@@ -335,9 +335,9 @@ def check(*, data_dir: Path, name: str, as_json: bool) -> int:
     """
 
     async def ask(settings: Settings, db: Database) -> int:
-        from dataclasses import asdict  # noqa: PLC0415
+        from dataclasses import asdict
 
-        from orchestrator.gateway import credentials  # noqa: PLC0415
+        from orchestrator.gateway import credentials
 
         record = await find(settings, db, name)
         if record.account is None:
@@ -371,10 +371,10 @@ def history(*, data_dir: Path, name: str, limit: int, as_json: bool) -> int:
     """List who changed what of a merchant, the youngest first; `audit verify` proves it."""
 
     async def tell(settings: Settings, db: Database) -> int:
-        from msgspec import to_builtins  # noqa: PLC0415
-        from msgspec.json import encode  # noqa: PLC0415
+        from msgspec import to_builtins
+        from msgspec.json import encode
 
-        from orchestrator.audit import merchant_changes  # noqa: PLC0415
+        from orchestrator.audit import merchant_changes
 
         record = await find(settings, db, name)
         found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit + 1)
@@ -405,8 +405,8 @@ def url(*, data_dir: Path, name: str) -> int:
     """
 
     async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator import callback_urls  # noqa: PLC0415
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator import callback_urls
+        from orchestrator.crypto import Encryptor
 
         if await merchants_of(settings, db).named(name) is None:
             raise unknown(name)

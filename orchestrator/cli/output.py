@@ -47,7 +47,7 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
 
 def say_document(document: object) -> None:
     """Print a value as JSON; decimals are written as numbers."""
-    import msgspec  # noqa: PLC0415 - most commands end before they need it
+    import msgspec
 
     say_json(msgspec.json.Encoder(decimal_format="number").encode(document).decode())
 
@@ -74,7 +74,7 @@ def printer(*, err: bool = False) -> Console:
     """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table
     may get.
     """
-    from orchestrator.devkit.local.terminal import PlainConsole  # noqa: PLC0415 - most commands end before they need it
+    from orchestrator.devkit.local.terminal import PlainConsole
 
     console = PlainConsole(stderr=err)
     if not console.is_terminal:

@@ -42,7 +42,7 @@ def list_rejected(
         raise click.UsageError("--order needs --merchant: an order number is that of a merchant")
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store.inbox import rejected  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store.inbox import rejected
 
         names = await merchant_names(db)
         if merchant is None:
@@ -82,8 +82,8 @@ def show_rejected(*, data_dir: Path, intent: str, with_body: bool, as_json: bool
     """Show a refused intent with every reason."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store.inbox import rejected
 
         intent_id = uuid_of(intent)
         encryptor = Encryptor(settings.secret_keys)
@@ -141,7 +141,7 @@ def resubmit(
         raise click.UsageError("name the IDs of refused intents, or --code")
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.cli.resubmissions import Resubmission  # noqa: PLC0415 - as above
+        from orchestrator.cli.resubmissions import Resubmission
 
         named = None if merchant is None else await merchant_id(db, merchant)
         resubmission = Resubmission(settings, db, merchant=named, actor=actor)

@@ -43,9 +43,9 @@ def verify(*, data_dir: Path, file: Path | None, as_json: bool) -> int:
 
 
 def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
-    from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
+    from orchestrator import audit as trail
+    from orchestrator.crypto import Encryptor
+    from orchestrator.devkit.local.runtime_file import configured
 
     try:
         opened = trail.open_archive(file, Encryptor(configured(place).secret_keys))
@@ -69,10 +69,10 @@ def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
 
 
 async def _verify(settings: Settings, db: Database, *, as_json: bool) -> int:
-    from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+    from rich.text import Text
 
-    from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator import audit as trail
+    from orchestrator.crypto import Encryptor
 
     encryptor = Encryptor(settings.secret_keys)
     with printer(err=True).status(Text("Verifying …")) as status:
@@ -109,8 +109,8 @@ def seal(*, data_dir: Path, as_json: bool) -> int:
     """
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator import audit as trail  # noqa: PLC0415
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator import audit as trail
+        from orchestrator.crypto import Encryptor
 
         sealed = await trail.seal(db, Encryptor(settings.secret_keys))
         if as_json:
@@ -156,7 +156,7 @@ def export(*, data_dir: Path, file: Path | None) -> int:
 
 
 async def _write(db: Database, out: IO[str]) -> int:
-    from orchestrator import audit as trail  # noqa: PLC0415
+    from orchestrator import audit as trail
 
     lines = 0
     async for line in trail.export(db):

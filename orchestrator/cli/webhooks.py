@@ -54,7 +54,7 @@ def list_webhooks(*, data_dir: Path, merchant: str, as_json: bool) -> int:
     """List a merchant's webhooks, and what waits for each."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import webhooks as stored
 
         endpoints = await stored.page(
             db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
@@ -100,8 +100,8 @@ def add(*, data_dir: Path, url: str, as_json: bool, **described: Any) -> int:
     """Add a webhook, and print its secret, which is shown this once."""
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.delivery import signature  # noqa: PLC0415
-        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url  # noqa: PLC0415
+        from orchestrator.delivery import signature
+        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url
 
         try:
             checked_url(url, AddressPolicy(settings.webhook_ranges))
@@ -140,8 +140,8 @@ def add_task(
     url = "" if broker_from is None else secret_of("The URL of the broker", "--broker-from", broker_from)
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected  # noqa: PLC0415
-        from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue  # noqa: PLC0415
+        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected
+        from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue
 
         if not url and not settings.webhook_queue_limit:
             raise click.UsageError("--broker-from is needed: ORCHESTRATOR_WEBHOOK_QUEUE_LIMIT is 0")
@@ -177,8 +177,8 @@ async def _add(
     **target: Any,
 ) -> Webhook:
     """Store an endpoint: its target, and what is sent to it."""
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.store import webhooks as stored  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store import webhooks as stored
 
     return await stored.add(
         db,
@@ -244,9 +244,9 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
     """Give a webhook a new secret, and print it; it is shown this once."""
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.delivery import signature  # noqa: PLC0415
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.delivery import signature
+        from orchestrator.store import webhooks as stored
 
         endpoint = await _find(db, merchant, webhook)
         if endpoint.kind == "celery":
@@ -278,8 +278,8 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str, as_json: bool) -> 
     """Have a test event sent, and say what came of it; exit 1 if it was not delivered."""
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import deliveries  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import deliveries
 
         endpoint = await _find(db, merchant, webhook)
         test = await deliveries.test(db, endpoint.id)
@@ -333,9 +333,9 @@ def replay(
         raise click.UsageError("name one of --event, --last and --failed")
 
     async def work(_: Settings, db: Database) -> int:
-        from sqlalchemy import text  # noqa: PLC0415
+        from sqlalchemy import text
 
-        from orchestrator.store import replays  # noqa: PLC0415
+        from orchestrator.store import replays
 
         endpoint = await _find(db, merchant, webhook)
         if event is not None:
@@ -381,8 +381,8 @@ def deliveries(
     """List attempts to reach an endpoint, the youngest first."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import deliveries  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import deliveries
 
         endpoint = await _find(db, merchant, webhook)
         found: list[AttemptRow] = []
@@ -417,7 +417,7 @@ def deliveries(
 
 def _attempt(row: AttemptRow) -> dict[str, Any]:
     """Return an attempt as data, in the order of the columns of the table."""
-    from orchestrator.domain.events import event_id  # noqa: PLC0415
+    from orchestrator.domain.events import event_id
 
     return {
         "at": row.at,
@@ -441,7 +441,7 @@ def _changed(
     as_json: bool,
 ) -> int:
     async def work(_: Settings, db: Database) -> int:
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+        from orchestrator.store import webhooks as stored
 
         endpoint = await _find(db, merchant, webhook)
         await change(stored, db, endpoint)
@@ -455,7 +455,7 @@ def _changed(
 
 
 async def _find(db: Database, merchant: str, webhook: str) -> Webhook:
-    from orchestrator.store import webhooks as stored  # noqa: PLC0415
+    from orchestrator.store import webhooks as stored
 
     number = uuid_of(webhook)
     found = None
