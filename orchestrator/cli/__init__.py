@@ -35,7 +35,7 @@ _COMMANDS: Final = {
     "doctor": "doctor:doctor",
     "trigger": "trigger:trigger",
     "listen": "listen:listen",
-    "token": "records:token",
+    "token": "tokens:token",
     "merchants": "merchants:merchants",
     "secrets": "secret_keys:secrets",
     "checkouts": "checkouts:checkouts",

@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import Span
-from orchestrator.cli.output import say, say_document
+from orchestrator.cli.output import plain_json_option, say, say_document
 
 if TYPE_CHECKING:
     from orchestrator.audit.archive import Archived, Result
@@ -41,7 +41,7 @@ _LONGEST = 100 * 366 * 86_400
     help="Checkouts in one file, and in one transaction.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say how much would go.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plain_json_option
 def archive(
     *, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool, as_json: bool
 ) -> int:
@@ -64,7 +64,7 @@ def archive(
 
 
 async def _count(db: Database, older_than: float, *, as_json: bool) -> int:
-    from orchestrator.audit import archive as task  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.audit import archive as task
 
     checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
     if as_json:
@@ -77,8 +77,8 @@ async def _count(db: Database, older_than: float, *, as_json: bool) -> int:
 async def _run(
     settings: Settings, db: Database, place: Path, *, older_than: float, size: int, as_json: bool
 ) -> int:
-    from orchestrator.audit import archive as task  # noqa: PLC0415
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator.audit import archive as task
+    from orchestrator.crypto import Encryptor
 
     encryptor = Encryptor(settings.secret_keys)
     task.prepare(place)

@@ -37,7 +37,7 @@ data_dir = click.option(
 
 def logged(settings: Settings) -> Settings:
     """Set up this process's logging as the settings say."""
-    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415 - most commands end before they need it
+    from orchestrator.settings import PREFIX, SettingsError
 
     try:
         log.configure(style=settings.log_format, level=settings.log_level, file=settings.log_file)
@@ -61,8 +61,8 @@ def on_database(
 
     `owner`: as the owner of its tables.
     """
-    from orchestrator.devkit.local.runtime_file import attach  # noqa: PLC0415
-    from orchestrator.store.schema import reachable  # noqa: PLC0415 - most commands end before they need it
+    from orchestrator.devkit.local.runtime_file import attach
+    from orchestrator.store.schema import reachable
 
     with attach(place, say=whisper) as settings:
         logged(settings)
@@ -74,8 +74,8 @@ def on_database(
 async def _connected(
     url: str, settings: Settings, work: Callable[[Settings, Database], Awaitable[int | None]]
 ) -> int | None:
-    from orchestrator.store import schema  # noqa: PLC0415
-    from orchestrator.store.database import Database  # noqa: PLC0415
+    from orchestrator.store import schema
+    from orchestrator.store.database import Database
 
     prepared = settings.database_prepared_statements
     async with Database(url, pool_size=2, name="orchestrator-cli", prepared=prepared) as db:

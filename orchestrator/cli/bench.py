@@ -14,7 +14,7 @@ from orchestrator.cli.processes import open_terminal
 
 
 def _checked_latency(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    from orchestrator.devkit.bench import latency  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.devkit.bench import latency
 
     try:
         latency.parse(value)
@@ -53,16 +53,16 @@ def gateway(
     """Serve the light gateway of the bench; callbacks are signed with the first of
     ORCHESTRATOR_GATEWAY_SECRETS.
     """
-    from orchestrator.devkit.bench.gateway import GatewayProfile, run  # noqa: PLC0415
-    from orchestrator.devkit.bench.latency import parse  # noqa: PLC0415
-    from orchestrator.devkit.bench.shoppers import ShopperProfile  # noqa: PLC0415
-    from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.devkit.bench.gateway import GatewayProfile, run
+    from orchestrator.devkit.bench.latency import parse
+    from orchestrator.devkit.bench.shoppers import ShopperProfile
+    from orchestrator.settings import load
 
     secrets = [secret.get_secret_value() for secret in load().gateway_secrets]
-    habits = ShopperProfile(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
+    profile = ShopperProfile(think=think, jitter=jitter, secret=secrets[0] if secrets else "")
     run(
         GatewayProfile(
-            latency=parse(latency), faults=faults, shoppers=habits if shoppers else None, seed=seed
+            latency=parse(latency), faults=faults, shoppers=profile if shoppers else None, seed=seed
         ),
         host,
         port,
@@ -72,7 +72,7 @@ def gateway(
 @click.command("bench-load", hidden=True)
 def load() -> None:
     """Hand intents over as the job on stdin says (the load of the bench)."""
-    from orchestrator.devkit.bench.load import run  # noqa: PLC0415
+    from orchestrator.devkit.bench.load import run
 
     run()
 
@@ -166,12 +166,15 @@ def bench(*, as_json: bool, sequential: int | None, **given: Any) -> int:
     ORCHESTRATOR_SECRET_KEYS. Other settings hold as for any process.
     """
     need_devkit()
-    from orchestrator.devkit.bench.run import Plan, run  # noqa: PLC0415
+    from orchestrator.devkit.bench.run import Plan, run
 
     if given["ramp"] and (sequential or given["stage"] != "whole"):
         raise click.UsageError(
             "--ramp is about the whole way of orders that keep arriving: leave --stage and --sequential out"
         )
+    report = given["report"]
+    if report is not None and not report.parent.is_dir():
+        raise click.UsageError(f"--report {report} cannot be written: {report.parent} is no directory")
     status, document = run(
         Plan(sequential=sequential or 0, **given), open_terminal(least="error", aside=as_json)
     )

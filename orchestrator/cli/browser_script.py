@@ -32,8 +32,8 @@ def csp(*, data_dir: Any, api: str | None, gateways: tuple[str, ...], as_json: b
     The last lines are the entry of an inventory of payment page scripts (PCI DSS 4.0.1, 6.4.3): what the
     script is for, and how its integrity is assured.
     """
-    from orchestrator.api import static_files  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
+    from orchestrator.api import static_files
+    from orchestrator.devkit.local.runtime_file import configured
 
     settings = configured(data_dir)
     base = (api or settings.public_url).rstrip("/")

@@ -55,12 +55,12 @@ def show(  # noqa: C901 - a table for each kind of row
         raise click.UsageError("give the id or the order number of a checkout, or --correlation")
 
     async def tell(settings: Settings, db: Database) -> int:
-        import msgspec  # noqa: PLC0415
+        import msgspec
 
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.explain.timeline import timeline  # noqa: PLC0415
-        from orchestrator.store import read_model  # noqa: PLC0415
-        from orchestrator.store.free_text import Reasons  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.explain.timeline import timeline
+        from orchestrator.store import read_model
+        from orchestrator.store.free_text import Reasons
 
         row = await find_checkout(db, checkout) if checkout else await find_correlated(db, str(correlation))
         if row is None:
@@ -146,7 +146,7 @@ def explain(*, data_dir: Path, checkout: str, as_json: bool) -> int:
     """
 
     async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator import explain as explanation  # noqa: PLC0415
+        from orchestrator import explain as explanation
 
         row = await find_checkout(db, checkout)
         record = await explanation.gather(db, settings, row.id)
@@ -188,10 +188,10 @@ for _command in (list_checkouts, watch, *commands.COMMANDS, reconcile, imports.i
 
 
 def _described(row: CheckoutRecord) -> Table:
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+    from rich.table import Table
+    from rich.text import Text
 
-    from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
+    from orchestrator.explain.timeline import STYLES
 
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(style="dim")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.documents import coded, operation_facts
 from orchestrator.cli.lookup import price, uuid_of
 from orchestrator.cli.output import json_option, say, say_document
 from orchestrator.domain.command_progress import CommandState
@@ -85,8 +86,8 @@ async def show_document(db: Database, settings: Settings, command: UUID, *, wait
 
 
 async def _say_record(db: Database, settings: Settings, found: CommandRecord) -> None:
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.free_text import Reasons  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.free_text import Reasons
 
     reasons = await Reasons.of(db, Encryptor(settings.secret_keys), found.checkout_id)
     say_document(_document(found, reasons.shown(found.command.reason)))
@@ -96,7 +97,7 @@ async def until_finished(db: Database, command: UUID, wait: float) -> CommandRec
     """Return a command as soon as it is finished, or as it stands after so many seconds; None: there is none
     of this id.
     """
-    from orchestrator.store import read_model  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import read_model
 
     until = time.monotonic() + wait
     while True:
@@ -113,7 +114,7 @@ def exit_status(found: CommandRecord) -> int:
 
 def say_result(found: CommandRecord) -> None:
     """Say what came of a finished command."""
-    from orchestrator.domain import command_result, sentences  # noqa: PLC0415
+    from orchestrator.domain import command_result, sentences
 
     result = found.command.result
     assert result is not None  # noqa: S101 - it is finished
@@ -148,9 +149,12 @@ def _what(found: CommandRecord) -> str:
 
 
 def _document(found: CommandRecord, reason: str | None) -> dict[str, object]:
-    from orchestrator.domain import sentences  # noqa: PLC0415
+    from orchestrator.domain import sentences
 
     asked, result = found.command, found.command.result
+    told = coded(result)
+    if result is not None and told is not None:
+        told["message"] = sentences.of_command(found.state, result, found.operations)
     return {
         "id": asked.id,
         "checkoutId": found.checkout_id,
@@ -160,27 +164,8 @@ def _document(found: CommandRecord, reason: str | None) -> dict[str, object]:
         "amount": found.amount,
         "currency": found.currency,
         "transactionId": asked.transaction_id,
-        "result": None
-        if result is None
-        else {
-            "code": result.code,
-            "message": sentences.of_command(found.state, result, found.operations),
-            "facts": result.facts,
-        },
-        "operations": [
-            {
-                "id": one.id,
-                "kind": one.kind,
-                "transactionId": one.transaction_id,
-                "amount": one.amount,
-                "currency": one.currency,
-                "state": one.state,
-                "error": None
-                if one.last_error is None
-                else {"code": one.last_error.code, "message": sentences.of(one.last_error)},
-            }
-            for one in found.operations
-        ],
+        "result": told,
+        "operations": [operation_facts(operation) for operation in found.operations],
         "requestedAt": asked.requested_at,
         "finishedAt": found.finished_at,
         "requestedBy": asked.actor,

@@ -7,7 +7,9 @@ wait (it stays stored all the same), or that the question was answered by no.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import asyncio
+import re
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
 
 import click
@@ -34,13 +36,14 @@ if TYPE_CHECKING:
     from orchestrator.domain.command_rules import CheckoutView, CommandRequest
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.inbox import StoredOrder
+    from orchestrator.store.inbox import Requested, StoredOrder
+    from orchestrator.store.read_model import CheckoutRecord
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless an option sets it."""
-_KEYED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 _amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
 _everything = click.option(
@@ -48,6 +51,20 @@ _everything = click.option(
 )
 _transaction = click.option(
     "--transaction", metavar="ID", help="Another transaction than the one that pays the checkout."
+)
+
+
+def _read_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
+    if key is not None and not _KEY.fullmatch(key):
+        raise click.BadParameter("must be 1 to 255 visible ASCII characters, such as a UUID")
+    return key
+
+
+_key = click.option(
+    "--key",
+    metavar="KEY",
+    callback=_read_key,
+    help="Idempotency key: the same command with the same key is stored once. Without it, a new one.",
 )
 
 
@@ -104,21 +121,21 @@ def reopen(**given: Any) -> int:
 
 
 @click.command(short_help="Capture reserved money: --amount, or --all.")
-@_command(_amount, _everything, _transaction, yes_option)
+@_command(_amount, _everything, _transaction, _key, yes_option)
 def capture(*, amount: str | None, everything: bool, **given: Any) -> int:
     """Capture reserved money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(CommandKind.CAPTURE, amount=_stated(amount, everything=everything), **given)
 
 
 @click.command(short_help="Refund captured money: --amount, or --all.")
-@_command(_amount, _everything, _transaction, yes_option)
+@_command(_amount, _everything, _transaction, _key, yes_option)
 def refund(*, amount: str | None, everything: bool, **given: Any) -> int:
     """Refund captured money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(CommandKind.REFUND, amount=_stated(amount, everything=everything), **given)
 
 
 @click.command(short_help="Release a reservation.")
-@_command(_transaction, yes_option)
+@_command(_transaction, _key, yes_option)
 def release(**given: Any) -> int:
     """Release a reservation of which nothing is captured."""
     return _ask(CommandKind.RELEASE, **given)
@@ -146,10 +163,10 @@ def _stated(amount: str | None, *, everything: bool) -> str | None:
 
 
 def _patch(raw: bytes) -> dict[str, Any]:
-    from decimal import InvalidOperation  # noqa: PLC0415 - each command imports what it needs
+    from decimal import InvalidOperation
 
-    from orchestrator.intents import changes  # noqa: PLC0415
-    from orchestrator.intents.reading import BODY_LIMIT, DECODER  # noqa: PLC0415
+    from orchestrator.intents import changes
+    from orchestrator.intents.reading import BODY_LIMIT, DECODER
 
     try:
         patch = DECODER.decode(raw) if len(raw) <= BODY_LIMIT else None
@@ -165,97 +182,154 @@ def _patch(raw: bytes) -> dict[str, Any]:
 COMMANDS: Final = (change, cancel, reopen, capture, refund, release, retry, resolve)
 
 
-def _ask(
-    kind: CommandKind,
-    *,
-    data_dir: Path,
-    checkout: str,
-    actor: str,
-    reason: str | None,
-    wait: float,
-    as_json: bool,
-    yes: bool = True,
-    **wanted: Any,
-) -> int:
-    """Store a command, after a question where it moves money, and wait for its result.
+def _ask(kind: CommandKind, *, data_dir: Path, **given: Any) -> int:
+    """Store a command, after a question where it moves money or decides about it, and wait for its result."""
+    own = {name: given.pop(name) for name in _Asking.__slots__ if name in given}
+    return on_database(data_dir, _Asking(kind=kind, wanted=given, **own).run)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asking:
+    """A command as it was typed; `wanted` are the options of its kind.
 
     A person who was asked has decided on what was shown: with the version of that moment the command is
-    refused if the checkout is changed before it is executed.
+    refused if the checkout is changed before it is executed. With a key that was used for the same command,
+    that command is followed, and nothing is asked or stored.
     """
 
-    async def ask(settings: Settings, db: Database) -> int:
-        from uuid import uuid4  # noqa: PLC0415 - each command imports what it needs
+    kind: CommandKind
+    checkout: str
+    actor: str
+    reason: str | None
+    wait: float
+    as_json: bool
+    yes: bool = True
+    key: str | None = None
+    wanted: dict[str, Any]
 
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import inbox  # noqa: PLC0415
+    async def run(self, settings: Settings, db: Database) -> int:
+        """Ask, store and wait; return the exit status."""
+        from orchestrator.store import inbox
 
-        row = await find_checkout(db, checkout)
-        view, command_request = await _allowed(db, row.id, kind, wanted)
-        question = money_question(view, command_request)
-        if question is not None and not yes:
+        row = await find_checkout(db, self.checkout)
+        view = await _view(db, row.id, self.key)
+        request = _command_request(view, self.kind, self.wanted)
+        # As of a request without a version: a repeat is the same command, though the checkout has moved.
+        content = inbox.fingerprint_of(row.id, self.kind, request.arguments, reason=self.reason)
+        if view.met is not None:
+            command, before = view.met
+            if before != content:
+                raise inbox.KeyReused(self.key or "")
+            return await self._follow(settings, db, command, _repeated(command))
+        _refuse(view, request)
+        question = money_question(view, request, row.merchant)
+        if question is not None and not self.yes:
             if not confirmed(question, yes=False):
                 return 1
-            view, command_request = await _allowed(db, row.id, kind, wanted, version=view.version)
-        if kind is CommandKind.CHANGE:
-            order = await inbox.stored_order(db, Encryptor(settings.secret_keys), row.id)
-            command_request = replace(command_request, change=_sealed(order, wanted["change"]))
-        if kind is CommandKind.CANCEL and view.cancelling is not None:
-            if as_json:
+            request = replace(request, version=view.version)
+            _refuse(await _view(db, row.id, self.key), request)
+        if self.kind is CommandKind.CANCEL and view.cancelling is not None:
+            if self.as_json:
                 await show_document(db, settings, view.cancelling)
                 return 0
             say(f"Checkout {row.id} is being cancelled already, by command {view.cancelling}.")
             return 0
-        stored = await inbox.request(
-            db,
-            Encryptor(settings.secret_keys),
-            row.id,
-            merchant_id=row.merchant_id,
-            kind=kind,
-            actor=actor,
-            reason=reason,
-            expected_version=command_request.version,
-            arguments=command_request.arguments,
-            idempotency_key=str(uuid4()) if kind in _KEYED else None,
-            grace=0.0,
-        )
+        stored = await self._store(settings, db, row, request, content=content)
+        said = _asked(view, request, stored.id, settings) if stored.fresh else _repeated(stored.id)
+        return await self._follow(settings, db, stored.id, said)
+
+    async def _store(
+        self,
+        settings: Settings,
+        db: Database,
+        row: CheckoutRecord,
+        request: CommandRequest,
+        *,
+        content: bytes,
+    ) -> Requested:
+        from uuid import uuid4
+
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import inbox
+        from orchestrator.store.database import is_away
+
+        encryptor = Encryptor(settings.secret_keys)
+        if self.kind is CommandKind.CHANGE:
+            order = await inbox.stored_order(db, encryptor, row.id)
+            request = replace(request, change=_sealed(order, self.wanted["change"]))
+        key = self.key or (str(uuid4()) if self.kind in MOVES_MONEY else None)
+        try:
+            stored = await inbox.request(
+                db,
+                encryptor,
+                row.id,
+                merchant_id=row.merchant_id,
+                kind=self.kind,
+                actor=self.actor,
+                reason=self.reason,
+                expected_version=request.version,
+                arguments=request.arguments,
+                idempotency_key=key,
+                fingerprint=content,
+                grace=0.0,
+            )
+        except (Exception, asyncio.CancelledError) as error:
+            if key is not None and (isinstance(error, asyncio.CancelledError) or is_away(error)):
+                say(
+                    f"It is not known whether the {self.kind} is stored: repeat the command with --key {key}, which stores it once.",
+                    err=True,
+                )
+            raise
         assert stored is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
-        if as_json:
-            status = await show_document(db, settings, stored.id, wait=wait)
-            return status if wait else 0
-        say(_asked(view, command_request, stored.id, settings))
-        return await _answered(db, row.id, stored.id, wait) if wait else 0
+        return stored
 
-    return on_database(data_dir, ask)
+    async def _follow(self, settings: Settings, db: Database, command: UUID, said: str) -> int:
+        """Say which command it is, and wait for its result; return the exit status."""
+        if self.as_json:
+            if self.wait:
+                say(said, err=True)
+            status = await show_document(db, settings, command, wait=self.wait)
+            return status if self.wait else 0
+        say(said)
+        return await _answered(db, command, self.wait) if self.wait else 0
 
 
-async def _allowed(
-    db: Database, checkout: UUID, kind: CommandKind, wanted: dict[str, Any], *, version: int | None = None
-) -> tuple[CheckoutView, CommandRequest]:
-    """Return the checkout as it stands and the command on it; a sentence where the command may not be
-    stored.
-    """
-    from orchestrator.domain import command_rules  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store import inbox  # noqa: PLC0415
+def _repeated(command: UUID) -> str:
+    return f"The key was used before for the same command, {command}: nothing new is stored."
 
-    view = await inbox.checkout_view(db, checkout)
+
+async def _view(db: Database, checkout: UUID, key: str | None) -> CheckoutView:
+    """Return the checkout as it stands, with the command that has the key, if one has."""
+    from orchestrator.store import inbox
+
+    view = await inbox.checkout_view(db, checkout, key=key)
     assert view is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
-    request = replace(_command_request(view, kind, wanted), version=version)
+    return view
+
+
+def _refuse(view: CheckoutView, request: CommandRequest) -> None:
+    """Say in a sentence why the command may not be stored, if it may not."""
+    from orchestrator.domain import command_rules
+
     if (found := command_rules.rejection(view, request)) is not None:
         raise click.UsageError(found.sentence)
-    return view, request
 
 
-def money_question(view: CheckoutView, request: CommandRequest) -> str | None:
-    """Return what a command that moves money is asked with, without a question mark; None for any other."""
-    order = f"order {view.order_ref}"
-    if request.kind is CommandKind.RESOLVE and request.decision is Decision.RETURN:
-        asked = () if view.attention is None else view.attention.payments
+def money_question(view: CheckoutView, request: CommandRequest, merchant: str) -> str | None:
+    """Return what a command that moves money or decides about it is asked with, without a question mark; None
+    for any other.
+    """
+    order = f"order {view.order_ref} of merchant {merchant}"
+    if request.kind is CommandKind.RESOLVE:
+        assert view.attention is not None  # noqa: S101 - the rules have refused it else
+        assert request.decision is not None  # noqa: S101 - the argument is required
         named = [
-            f"{price(payment.amount, payment.currency)} on transaction {payment.transaction_id}"
-            for payment in asked
-            if payment.amount is not None
+            (f"{price(payment.amount, payment.currency)} on " if payment.amount is not None else "")
+            + f"transaction {payment.transaction_id}"
+            for payment in view.attention.payments
         ]
-        return f"Return {' and '.join(named) or 'the money that waits for a decision'} of {order}"
+        what = " and ".join(named) or "what waits for a decision"
+        return f"{request.decision.capitalize()} {what} of {order} ({view.attention.code})"
     if request.kind not in MOVES_MONEY:
         return None
     payment = view.payment(request.transaction_id)
@@ -268,7 +342,7 @@ def money_question(view: CheckoutView, request: CommandRequest) -> str | None:
 
 
 def _command_request(view: CheckoutView, kind: CommandKind, wanted: dict[str, Any]) -> CommandRequest:
-    from orchestrator.domain import command_rules, money  # noqa: PLC0415
+    from orchestrator.domain import command_rules, money
 
     amount, transaction = wanted.get("amount"), wanted.get("transaction")
     minor = None if amount is None else money.to_minor(amount, view.currency_of(transaction))
@@ -284,7 +358,7 @@ def _command_request(view: CheckoutView, kind: CommandKind, wanted: dict[str, An
 
 
 def _sealed(order: StoredOrder, change: dict[str, Any]) -> str:
-    from orchestrator.intents import IntentRejected  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.intents import IntentRejected
 
     try:
         return order.sealed(change)
@@ -312,7 +386,7 @@ def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, s
             return f"Asked for: {command_request.kind} of checkout {checkout}. Command {command}."
 
 
-async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) -> int:
+async def _answered(db: Database, command: UUID, wait: float) -> int:
     """Wait until a worker has executed it, and print the result; 1 if that differs from the request, or is
     unknown.
     """
@@ -325,7 +399,7 @@ async def _answered(db: Database, checkout: UUID, command: UUID, wait: float) ->
         taken = "was not executed by a worker yet" if pending else "is still being executed"
         say(
             f"The command {taken} after {wait:g} s. It stands: `orchestrator commands show {command} --wait 60` waits for it, "
-            f"and `orchestrator checkouts explain {checkout}` says how far the checkout is.",
+            f"and `orchestrator checkouts explain {found.checkout_id}` says how far the checkout is.",
             err=True,
         )
     return exit_status(found)

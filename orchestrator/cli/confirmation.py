@@ -23,9 +23,14 @@ _LONGEST: Final = 100
 def _named(_: click.Context, __: click.Parameter, name: str | None) -> str:
     if name is None:
         return ACTOR
+    return f"{ACTOR}/{checked_name(name)}"
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a person for the trail; a sentence for what is none."""
     if not 0 < len(name.strip()) <= len(name) <= _LONGEST or not name.isprintable():
         raise click.BadParameter(f"a name has 1 to {_LONGEST} printable characters")
-    return f"{ACTOR}/{name}"
+    return name
 
 
 as_option = click.option(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.confirmation import checked_name
 from orchestrator.cli.output import say
 from orchestrator.domain.console_roles import ROLES
 
@@ -27,7 +28,12 @@ def console() -> None:
 @console.command(short_help="Print a link that begins one session.")
 @data_dir
 @click.option(
-    "--as", "name", default="operator", show_default=True, help="Who uses it; stands in the audit trail."
+    "--as",
+    "name",
+    default="operator",
+    show_default=True,
+    callback=lambda _, __, name: checked_name(name),
+    help="Who uses it; stands in the audit trail.",
 )
 @click.option(
     "--role",
@@ -40,8 +46,6 @@ def link(*, data_dir: Path, name: str, role: str) -> int:
     """Print a link that begins one session of the console, and nothing else; it is valid once, for an
     hour.
     """
-    if not 0 < len(name) <= 100 or not name.isprintable():  # noqa: PLR2004 - as of a token's subject
-        raise click.UsageError("--as must be 1 to 100 printable characters")
 
     async def made(settings: Settings, db: Database) -> int:
         say(await link_of(settings, db, name=name, role=role))
@@ -52,8 +56,8 @@ def link(*, data_dir: Path, name: str, role: str) -> int:
 
 async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> str:
     """Return the address of a new link."""
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.console import sessions  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store.console import sessions
 
     code = await sessions.begin(
         db,
@@ -68,7 +72,7 @@ async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> 
 
 def link_for(settings: Settings) -> str:
     """Return a link for the person who has just started an installation; also where a loop runs already."""
-    from orchestrator.store.database import Database  # noqa: PLC0415
+    from orchestrator.store.database import Database
 
     async def made() -> str:
         url = settings.need("database_url")

@@ -47,9 +47,9 @@ REMEDIES: Final[Mapping[str, str]] = {
 
 async def examine(url: str, db: Database, report: Report) -> bool:
     """Look at Postgres; return whether the other checks can query it."""
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
-    from orchestrator.store import readiness, schema  # noqa: PLC0415
+    from orchestrator.store import readiness, schema
 
     facts = text(
         "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
@@ -103,8 +103,8 @@ async def examine(url: str, db: Database, report: Report) -> bool:
 
 async def _writes(url: str, db: Database, report: Report) -> None:
     """Write something: a server that is read-only, or whose disk is full, still answers questions."""
-    from orchestrator.store import readiness  # noqa: PLC0415
-    from orchestrator.store.database import is_away  # noqa: PLC0415
+    from orchestrator.store import readiness
+    from orchestrator.store.database import is_away
 
     try:
         async with asyncio.timeout(TIMEOUT):
@@ -118,7 +118,7 @@ async def _writes(url: str, db: Database, report: Report) -> None:
 
 
 async def _refusals(db: Database, report: Report) -> None:
-    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness
 
     for refusal in await readiness.refusals(db):
         report.ill("database", refusal)
@@ -126,7 +126,7 @@ async def _refusals(db: Database, report: Report) -> None:
 
 async def fault(url: str, error: BaseException) -> str:
     """Return why Postgres cannot be used, and what to do about it."""
-    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness
 
     why = readiness.reason(error)
     state = readiness.cause_of(error)
@@ -138,9 +138,9 @@ async def fault(url: str, error: BaseException) -> str:
 
 async def _why_read_only(url: str) -> str:
     """Return what makes the server at a URL read-only, with what ends it; nothing where it does not say."""
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
-    from orchestrator.store.database import Database, is_away  # noqa: PLC0415
+    from orchestrator.store.database import Database, is_away
 
     facts = text("""
         SELECT pg_is_in_recovery() AS standby, s.setting = 'on' AS off, s.source FROM pg_settings s

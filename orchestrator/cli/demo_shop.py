@@ -29,17 +29,18 @@ def shop(*, host: str, port: int, api: str | None, merchant: str, data_dir: Path
     and BROWSER_ORIGINS of the API its origin.
     """
     need_devkit()
-    from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.cli.processes import check_listening  # noqa: PLC0415
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
-    from orchestrator.devkit.shop import app  # noqa: PLC0415
+    from orchestrator import auth
+    from orchestrator.cli.processes import check_listening
+    from orchestrator.devkit.local.runtime_file import configured
+    from orchestrator.devkit.shop import app
 
     settings = logged(configured(data_dir))
     sandbox = settings.need("gateway_url")
     settings.need("jwt_secrets")
     check_listening(host, port)
-    lifetime = min(_LIFETIME, settings.jwt_max_lifetime)
-    token = auth.issue(settings, merchant=merchant, scopes=_SCOPES, lifetime=lifetime, subject="demo-shop")
+    token = auth.issue_own(
+        settings, merchant=merchant, scopes=_SCOPES, lifetime=_LIFETIME, subject="demo-shop"
+    )
     made = app.create_app(
         settings.demo_shop_url or f"http://{host}:{port}",
         (api or settings.public_url).rstrip("/"),

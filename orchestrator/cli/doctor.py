@@ -18,7 +18,7 @@ import click
 from orchestrator import log
 from orchestrator.cli import database_checks, gateways, stuck_money
 from orchestrator.cli.attached import DATA_DIR, data_dir, in_thread, on_database, whisper
-from orchestrator.cli.output import say
+from orchestrator.cli.output import say, say_document
 from orchestrator.cli.report import Report
 from orchestrator.text import duration
 
@@ -46,13 +46,9 @@ def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
     something is not well.
     """
     if process is not None:
-        if as_json:
-            raise click.UsageError(
-                "--json is for the whole installation; of one process the exit status tells all"
-            )
-        return on_database(data_dir, lambda _, db: _heartbeat(db, process))
-    from orchestrator.devkit.local.runtime_file import attach, running  # noqa: PLC0415
-    from orchestrator.settings import load  # noqa: PLC0415 - each command imports what it needs
+        return on_database(data_dir, lambda _, db: _heartbeat(db, process, as_json=as_json))
+    from orchestrator.devkit.local.runtime_file import attach, running
+    from orchestrator.settings import load
 
     # Its Postgres is then started for the checks alone, and what else `up` would start cannot be there.
     stopped = load().database_url is None and running(data_dir) is None
@@ -70,10 +66,10 @@ def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
     return 1 if report.problems else 0
 
 
-async def _heartbeat(db: Database, kind: str) -> int:
-    from sqlalchemy import text  # noqa: PLC0415
+async def _heartbeat(db: Database, kind: str, *, as_json: bool) -> int:
+    from sqlalchemy import text
 
-    from orchestrator.store.readiness import SEEN_WITHIN  # noqa: PLC0415
+    from orchestrator.store.readiness import SEEN_WITHIN
 
     here = socket.gethostname()
     rows = await db.read(
@@ -84,17 +80,20 @@ async def _heartbeat(db: Database, kind: str) -> int:
         {"kind": kind, "here": f"{here}:"},
     )
     age = rows[0].age
-    if age is None or age > SEEN_WITHIN:
+    well = age is not None and age <= SEEN_WITHIN
+    if as_json:
+        say_document({"process": kind, "host": here, "ok": well, "secondsSinceHeartbeat": age})
+    elif not well:
         found = "none was ever seen" if age is None else f"the last one was {duration(age)} ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
-        return 1
-    say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
-    return 0
+    else:
+        say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
+    return int(not well)
 
 
 async def _examine(settings: Settings, report: Report, *, stopped: bool) -> None:
-    from orchestrator.store import readiness  # noqa: PLC0415
-    from orchestrator.store.database import Database, is_away  # noqa: PLC0415
+    from orchestrator.store import readiness
+    from orchestrator.store.database import Database, is_away
 
     await _keys(settings, report)
     url = settings.need("database_url")
@@ -132,7 +131,7 @@ async def _rows(settings: Settings, db: Database, report: Report, *, stopped: bo
 
 
 async def _keys(settings: Settings, report: Report) -> None:
-    from orchestrator import auth, issuer_keys  # noqa: PLC0415
+    from orchestrator import auth, issuer_keys
 
     if settings.secret_keys and auth.accepts(settings):
         count = len(settings.secret_keys)
@@ -163,8 +162,8 @@ async def _trail_key(settings: Settings, db: Database, report: Report) -> None:
     """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks
     at its next entry.
     """
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.store import schema  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store import schema
 
     key = await schema.newest_key(db)
     if key is None or not settings.secret_keys:
@@ -183,11 +182,11 @@ async def _months(db: Database, report: Report) -> None:
     """Check how far ahead the trail has months: without a month its entries go where they cannot be dropped
     by the month.
     """
-    from datetime import timedelta  # noqa: PLC0415
+    from datetime import timedelta
 
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
-    from orchestrator.audit import archive  # noqa: PLC0415
+    from orchestrator.audit import archive
 
     soon = (await db.read(text("SELECT clock() AS now")))[0].now + timedelta(days=31)
     until = max(month.until for month in await archive.months_of(db) if month.until is not None)
@@ -201,7 +200,7 @@ async def _months(db: Database, report: Report) -> None:
 
 
 async def _processes(db: Database, report: Report) -> None:
-    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness
 
     found = await readiness.processes(db)
     database_checks.clocks(found, report)
@@ -221,7 +220,7 @@ async def _processes(db: Database, report: Report) -> None:
 
 async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Process]) -> None:
     """Look whether events reach the endpoints of merchants."""
-    from orchestrator.store import webhooks  # noqa: PLC0415
+    from orchestrator.store import webhooks
 
     wrong = [*await webhooks.troubles(db, found), *await webhooks.failing(db)]
     for trouble in wrong:
@@ -231,7 +230,7 @@ async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Proc
 
 
 async def _due(db: Database, report: Report, *, stopped: bool) -> None:
-    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness
 
     found = await readiness.backlog(db)
     if stopped:
@@ -244,7 +243,7 @@ async def _due(db: Database, report: Report, *, stopped: bool) -> None:
 
 async def _events(db: Database, report: Report, *, stopped: bool) -> None:
     """Look for events that no merchant can read yet: workers number them within about a second."""
-    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness
 
     found = await readiness.unplaced(db)
     number = f"{found.number}{' or more' if found.number == readiness.COUNTED else ''}"
@@ -265,7 +264,7 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
 
     After a quiet hour the first order seems stuck for a moment, and is checked twice.
     """
-    from orchestrator.store import readiness  # noqa: PLC0415
+    from orchestrator.store import readiness
 
     if found.overdue:
         return f"{found.overdue} checkouts are overdue by more than {duration(readiness.OVERDUE)}, and no sweep has found them"
@@ -283,14 +282,14 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
 
 async def _public_address(settings: Settings, db: Database, report: Report) -> None:
     """Look whether the gateways of all merchants could reach our callbacks."""
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     rows = await db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
     await _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
 
 
 async def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: Report) -> None:
-    from orchestrator.cli.public_address import faults, resolved  # noqa: PLC0415
+    from orchestrator.cli.public_address import faults, resolved
 
     for fault in faults(settings.public_url, gateways):
         report.ill("address", fault)
@@ -300,7 +299,7 @@ async def _public_address_for(gateways: Sequence[str | None], settings: Settings
 
 async def _lookups(db: Database, report: Report) -> None:
     """Report lookups that wait for their slot: where callbacks get lost, paid orders may be among them."""
-    from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.processing import lookup_budget
 
     queues = await lookup_budget.queues(db)
     overdue = [queue for queue in queues if queue.overdue]
@@ -319,8 +318,8 @@ async def _broker(settings: Settings, report: Report) -> None:
         )
         return
 
-    from orchestrator.messaging.hints import HintPublisher  # noqa: PLC0415
-    from orchestrator.messaging.publisher import reason_of  # noqa: PLC0415
+    from orchestrator.messaging.hints import HintPublisher
+    from orchestrator.messaging.publisher import reason_of
 
     try:
         publisher = HintPublisher(settings)

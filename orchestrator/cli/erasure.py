@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
     from orchestrator.store.checkouts import Fate
     from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CheckoutRecord
 
 _SHOWN: Final = 50
 """Checkouts that are told of one by one."""
+_NAMED: Final = 5
+"""Orders that the question names."""
 
 
 @click.command(short_help="Erase the personal data of checkouts, for good.")
@@ -72,11 +75,12 @@ def erase(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("--merchant goes with --order, which needs it, and with --ended-before")
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.crypto import Encryptor
 
         number = None if merchant is None else await merchant_id(db, merchant)
         encryptor = Encryptor(settings.secret_keys)
-        chosen = _Chosen(db, encryptor, checkouts, order, number, ended_before, actor, quiet=as_json)
+        named = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
+        chosen = _Chosen(db, encryptor, named, order, number, ended_before, actor, quiet=as_json)
         found = await chosen.erase(dry_run=True)
         if dry_run:
             _report(
@@ -89,7 +93,8 @@ def erase(  # noqa: PLR0913 - the options of the command
         if not (found.erased or found.intents):
             _report(found, f"There is nothing to erase{found.but}.", as_json=as_json)
             return int(found.refused > 0)
-        if not confirmed(f"It cannot be undone. Erase the personal data of {found} for good", yes=yes):
+        what = f"{found}: {chosen.described(merchant)}"
+        if not confirmed(f"It cannot be undone. Erase the personal data of {what}, for good", yes=yes):
             return 1
         done = await chosen.erase(dry_run=False)
         _report(done, f"The personal data of {done} was erased{done.but}.", as_json=as_json)
@@ -139,7 +144,7 @@ class _Chosen:
 
     db: Database
     encryptor: Encryptor
-    named: Sequence[str]
+    named: Sequence[CheckoutRecord]
     order: str | None
     merchant: int | None
     before: datetime | None
@@ -147,10 +152,21 @@ class _Chosen:
     quiet: bool
     """Whether stdout is left to a document."""
 
+    def described(self, merchant: str | None) -> str:
+        """Write what is meant, with the merchant that was named."""
+        if self.before is not None:
+            of = "all merchants" if merchant is None else f"merchant {merchant}"
+            return f"those of {of} that ended before {self.before:%Y-%m-%d %H:%M:%S %Z}"
+        if self.order is not None:
+            return f"order {self.order} of merchant {merchant}"
+        told = [f"order {row.order_ref} of merchant {row.merchant}" for row in self.named[:_NAMED]]
+        more = len(self.named) - len(told)
+        return ", ".join(told) + (f" and {more} more" if more else "")
+
     async def erase(self, *, dry_run: bool) -> _Tally:
         """Erase it; or find out and tell what is refused, and what was erased before."""
-        from orchestrator.store import checkouts  # noqa: PLC0415
-        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+        from orchestrator.store import checkouts
+        from orchestrator.store.inbox import rejected
 
         tally = _Tally()
         if self.order is not None and self.merchant is not None:
@@ -174,13 +190,13 @@ class _Chosen:
 
     async def _lists(self) -> AsyncIterator[Sequence[UUID]]:
         """Yield ids in lists of what is erased at once."""
-        from orchestrator.store import checkouts  # noqa: PLC0415
+        from orchestrator.store import checkouts
 
         if self.before is None:
             if self.order is not None and self.merchant is not None:
                 ids = await checkouts.of_order(self.db, self.merchant, self.order)
             else:
-                ids = [(await find_checkout(self.db, name)).id for name in dict.fromkeys(self.named)]
+                ids = list(dict.fromkeys(row.id for row in self.named))
             for some in _cut(ids):
                 yield some
             return
@@ -197,7 +213,7 @@ class _Chosen:
 
 
 def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
-    from orchestrator.store import checkouts  # noqa: PLC0415
+    from orchestrator.store import checkouts
 
     most = checkouts.ERASED_AT_ONCE
     return [ids[first : first + most] for first in range(0, len(ids), most)]

@@ -14,7 +14,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import find_checkout, merchant_id, table
-from orchestrator.cli.output import say, say_document, say_table
+from orchestrator.cli.output import say, say_document, say_more, say_table
 from orchestrator.domain.events import EventType
 
 if TYPE_CHECKING:
@@ -54,18 +54,17 @@ def events() -> None:
     """List or follow the events of merchants."""
 
 
-@events.command("list")
+@events.command("list", short_help="List the newest events, or those after a position.")
 @data_dir
 @click.option(
     "--merchant", metavar="NAME", default="default", show_default=True, help="The merchant whose feed it is."
 )
-@click.option("--checkout", metavar="ID", help="Only this checkout's (id or order number), whosever it is.")
+@click.option("--checkout", metavar="ID", help="Only this checkout's (id or order number), of any merchant.")
 @click.option(
     "--after",
     type=click.IntRange(0),
-    default=0,
     metavar="POSITION",
-    help="Only events after this position of the feed.",
+    help="The first events after this position of the feed; without it the newest.",
 )
 @_type
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
@@ -76,23 +75,29 @@ def list_events(
     data_dir: Path,
     merchant: str,
     checkout: str | None,
-    after: int,
+    after: int | None,
     kinds: Sequence[str],
     limit: int,
     as_json: bool,
     full: bool,
 ) -> int:
-    """List a feed, or a checkout's events, the oldest first."""
+    """List the newest events of a feed or of a checkout, or the first after a position; the oldest first."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import events as feeds  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import events as feeds
 
         wanted = frozenset(kinds) or None
         if checkout is not None:
-            rows = await feeds.history(db, (await find_checkout(db, checkout)).id, limit=limit, kinds=wanted)
-            rows = [row for row in rows if after == 0 or (row.position or 0) > after]
+            found = (await find_checkout(db, checkout)).id
+            rows = await feeds.history(db, found, limit=limit + 1, kinds=wanted, after=after)
         else:
-            rows = await _of_feed(db, merchant, after=after, limit=limit, kinds=wanted)
+            rows = await _of_feed(db, merchant, after=after, limit=limit + 1, kinds=wanted)
+        if len(rows) > limit and after is None:
+            rows = rows[1:]
+            say_more(limit, "these are the newest; --after 0 begins with the oldest, --limit shows more")
+        elif len(rows) > limit:
+            rows = rows[:limit]
+            say_more(limit, f"go on with --after {rows[-1].position}, or ask for more with --limit")
         if as_json:
             for row in rows:
                 _say_json(row, full=full)
@@ -107,11 +112,14 @@ def list_events(
 
 
 async def _of_feed(
-    db: Database, merchant: str, *, after: int, limit: int, kinds: frozenset[str] | None
+    db: Database, merchant: str, *, after: int | None, limit: int, kinds: frozenset[str] | None
 ) -> list[StoredEvent]:
-    from orchestrator.store import events as feeds  # noqa: PLC0415
+    from orchestrator.store import events as feeds
 
     number = await merchant_id(db, merchant)
+    if after is None:
+        found = await feeds.newest(db, number, limit=limit, kinds=kinds)
+        return [row.stored(merchant) for row in found]
     feed = await feeds.feed(db, number)
     rows: list[StoredEvent] = []
     while len(rows) < limit and after < feed.last:
@@ -175,7 +183,7 @@ events.add_command(follow_events, "tail")  # the name that log tools have for it
 
 async def _coming(db: Database, only: int | None, *, after: int | None) -> AsyncIterator[StoredEvent]:
     """Give events as they come: of all merchants, or of one merchant after a position of its feed."""
-    from orchestrator.store import events as feeds  # noqa: PLC0415
+    from orchestrator.store import events as feeds
 
     names: dict[int, str] = {}
     cursors: dict[int, int] = {}
@@ -199,7 +207,7 @@ def _say_json(row: StoredEvent, *, full: bool) -> None:
     """Print an event's document; a note on stderr where another version wrote an event that this version
     cannot show.
     """
-    from orchestrator.domain.events import document  # noqa: PLC0415
+    from orchestrator.domain.events import document
 
     try:
         made = document(row, content="full" if full else "thin")
@@ -211,9 +219,9 @@ def _say_json(row: StoredEvent, *, full: bool) -> None:
 
 def _cells(row: StoredEvent) -> tuple[str, ...]:
     """Return an event as the cells of a line."""
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
-    from orchestrator.domain.events import document  # noqa: PLC0415
+    from orchestrator.domain.events import document
 
     try:
         data: dict[str, Any] = msgspec.to_builtins(document(row, content="full").data)

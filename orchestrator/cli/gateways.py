@@ -28,11 +28,11 @@ MOST: Final = 50
 
 async def logins(settings: Settings, db: Database, report: Report) -> None:
     """Log in at the gateway of each merchant, and say what came of it."""
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.gateway.client import Gateway  # noqa: PLC0415
-    from orchestrator.gateway.outcomes import Done  # noqa: PLC0415
-    from orchestrator.store import readiness  # noqa: PLC0415
-    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
+    from orchestrator.gateway.client import Gateway
+    from orchestrator.gateway.outcomes import Done
+    from orchestrator.store import readiness
+    from orchestrator.store.merchants import Merchants
 
     try:
         everyone = await Merchants(db, Encryptor(settings.secret_keys), settings).everyone()
@@ -69,8 +69,8 @@ def sentence(
     merchant: str, account: Account, outcome: Outcome[object], told: Mapping[str, Failing] | None = None
 ) -> str:
     """Say what a login that failed means, and what to do: the credentials, the address, or the gateway."""
-    from orchestrator.gateway.client import gateway_of  # noqa: PLC0415
-    from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, Refused, Unauthorized  # noqa: PLC0415
+    from orchestrator.gateway.client import gateway_of
+    from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, Refused, Unauthorized
 
     assert not isinstance(outcome, Done)  # noqa: S101 - the caller's
     url, why = account.url, outcome.reason.rstrip(".")
@@ -130,7 +130,7 @@ async def circuits(settings: Settings, processes: Sequence[Process], report: Rep
 
     The times are those that workers share in Redis; where that is away, those of each worker.
     """
-    from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
+    from orchestrator.gateway.limits import shared_state
 
     told = failing(processes)
     alone = {name: known.left for name, known in told.items()}

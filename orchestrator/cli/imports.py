@@ -85,15 +85,18 @@ def import_orders(
     csv = form == "csv" or (form is None and source.endswith(".csv"))
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.intents import rows  # noqa: PLC0415 - each command imports what it needs
-        from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
+        from orchestrator.intents import rows
+        from orchestrator.store.database import DatabaseAway
 
         number = await merchant_id(db, merchant, enabled=True)
         with ExitStack() as stack:
-            file = stack.enter_context(click.open_file(source, "rb"))
-            output = standard_output()
-            if results != "-":
-                output = stack.enter_context(click.open_file(results, "w", "utf-8"))
+            try:
+                file = stack.enter_context(click.open_file(source, "rb"))
+                output = standard_output()
+                if results != "-":
+                    output = stack.enter_context(click.open_file(results, "w", "utf-8"))
+            except OSError as error:
+                raise click.UsageError(f"{error.filename} cannot be opened: {error.strerror}") from None
             try:
                 return await _Import(settings, db, number, output, actor=actor).run(
                     rows.delimited(file) if csv else rows.ndjson(file),
@@ -114,8 +117,8 @@ class _Import:
     def __init__(
         self, settings: Settings, db: Database, merchant: int, output: IO[str], *, actor: str
     ) -> None:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store.inbox import Intents  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store.inbox import Intents
 
         self._settings, self._merchant, self._output, self._actor = settings, merchant, output, actor
         self._intents: Intents = Intents(
@@ -157,8 +160,8 @@ class _Import:
 
     async def _read(self, rows: Iterator[Row]) -> list[tuple[Row, Intake | Sequence[Problem]]]:
         """Return the next rows, each with its intake or its problems."""
-        from orchestrator import intents  # noqa: PLC0415
-        from orchestrator.store.inbox import Intake  # noqa: PLC0415
+        from orchestrator import intents
+        from orchestrator.store.inbox import Intake
 
         chunk: list[tuple[Row, Intake | Sequence[Problem]]] = []
         for row in rows:
@@ -182,7 +185,7 @@ class _Import:
         return chunk
 
     async def _store(self, chunk: Sequence[tuple[Row, Intake | Sequence[Problem]]]) -> None:
-        from orchestrator.store.inbox import Intake  # noqa: PLC0415
+        from orchestrator.store.inbox import Intake
 
         results = iter(await self._accept([item for _, item in chunk if isinstance(item, Intake)]))
         self._write((row, next(results) if isinstance(item, Intake) else item) for row, item in chunk)
@@ -191,7 +194,7 @@ class _Import:
 
     async def _accept(self, intakes: Sequence[Intake]) -> list[Accepted | OrchestratorError]:
         """Store a list; where Postgres does not answer it is sent again, and what is stored is then found."""
-        from orchestrator.store.database import DatabaseAway  # noqa: PLC0415
+        from orchestrator.store.database import DatabaseAway
 
         away: DatabaseAway | None = None
         for attempt in range(1, TRIES + 1):
@@ -206,7 +209,7 @@ class _Import:
 
     def _write(self, results: Iterable[tuple[Row, Accepted | OrchestratorError | Sequence[Problem]]]) -> None:
         """Write the result of each row."""
-        from orchestrator.store.inbox import Accepted  # noqa: PLC0415
+        from orchestrator.store.inbox import Accepted
 
         for row, result in results:
             if isinstance(result, Accepted):
@@ -239,10 +242,10 @@ class _Import:
 
 def rejection(raw: bytes | None, result: OrchestratorError | Sequence[Problem]) -> dict[str, object]:
     """Return the result of an intent that is refused, with its reasons."""
-    from orchestrator.errors import OrchestratorError  # noqa: PLC0415
-    from orchestrator.intents import Problem, submissions  # noqa: PLC0415
-    from orchestrator.intents.rows import column_of  # noqa: PLC0415
-    from orchestrator.store.inbox.errors import IntakeError  # noqa: PLC0415
+    from orchestrator.errors import OrchestratorError
+    from orchestrator.intents import Problem, submissions
+    from orchestrator.intents.rows import column_of
+    from orchestrator.store.inbox.errors import IntakeError
 
     if isinstance(result, OrchestratorError):
         field = "order.orderId" if isinstance(result, IntakeError) else "body"

@@ -84,8 +84,8 @@ def listen(  # noqa: PLR0913 - the options of the command
     """
     _checked(target)
     url, token = _access(data_dir, merchant, api, token_from)
-    from orchestrator.delivery import signature  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.devkit.listener import Listener  # noqa: PLC0415
+    from orchestrator.delivery import signature
+    from orchestrator.devkit.listener import Listener
 
     secret = signature.new_secret() if secret_from is None else _secret(secret_from)
     listener = Listener(
@@ -116,8 +116,8 @@ def _access(
     place: Path, merchant: str, api: str | None, token_from: str | None
 ) -> tuple[str, Callable[[], str]]:
     """Return where the API is, and what gives a token: the one that is given, or one under our own key."""
-    from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
+    from orchestrator import auth
+    from orchestrator.devkit.local.runtime_file import configured
 
     if token_from is not None:
         if api is None:
@@ -128,8 +128,9 @@ def _access(
     settings.need("jwt_secrets")
 
     def issued() -> str:
-        lifetime = min(_LIFETIME, settings.jwt_max_lifetime)
-        return auth.issue(settings, merchant=merchant, scopes=_SCOPES, lifetime=lifetime, subject="listen")
+        return auth.issue_own(
+            settings, merchant=merchant, scopes=_SCOPES, lifetime=_LIFETIME, subject="listen"
+        )
 
     return (settings.public_url if api is None else _checked(api, "--api")).rstrip("/"), issued
 
@@ -146,7 +147,7 @@ def _checked(url: str, option: str = "--forward-to") -> str:
 
 
 def _secret(source: str) -> bytes:
-    from orchestrator.delivery import signature  # noqa: PLC0415
+    from orchestrator.delivery import signature
 
     given = secret_of("Secret", "--secret-from", source)
     try:

@@ -23,7 +23,7 @@ from orchestrator.cli.lookup import (
     price,
     table,
 )
-from orchestrator.cli.output import json_option, say, say_document, say_table
+from orchestrator.cli.output import json_option, say_document, say_more, say_table
 from orchestrator.domain import money, sentences
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.payment_status import PaymentStatus
@@ -120,6 +120,12 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
     async def show(_: Settings, db: Database) -> int:
         names = await merchant_names(db)
         rows = await _found(db, limit=limit + 1, **given)
+        if len(rows) > limit:
+            say_more(
+                limit,
+                f"ask for more with --limit, for the next with --before {rows[limit - 1].id}, or for some with --state, "
+                "--payment-status or --order",
+            )
         if as_json:
             say_document([facts_of(row, names[row.merchant_id]) for row in rows[:limit]])
             return 0
@@ -128,12 +134,6 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
         )
         empty = NOTHING_WAITS if decisions else "No checkout matches."
         say_table(_drawn(rows[:limit], names), empty=empty)
-        if len(rows) > limit:
-            say(
-                f"There are more than {limit}: ask for more with --limit, for the next with --before {rows[limit - 1].id}, or for "
-                "some with --state, --payment-status or --order.",
-                err=True,
-            )
         return 0
 
     return on_database(data_dir, show)
@@ -151,7 +151,7 @@ async def _found(
     limit: int,
     **among: Any,
 ) -> list[CheckoutSummary]:
-    from orchestrator.store import read_model  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import read_model
 
     number = None if merchant is None else await merchant_id(db, merchant)
     chosen, latest = await _among(db, **among)
@@ -179,9 +179,9 @@ async def _among(
     amount: tuple[int, str] | None,
 ) -> tuple[Among, UUID | None]:
     """Return what else is chosen by, and an id above those of the period."""
-    from sqlalchemy import text  # noqa: PLC0415 - each command imports what it needs
+    from sqlalchemy import text
 
-    from orchestrator.store import read_model  # noqa: PLC0415
+    from orchestrator.store import read_model
 
     (row,) = await db.read(text("SELECT clock() AS clock, now() AS now"))
 
@@ -203,9 +203,9 @@ async def _among(
 
 
 def _drawn(rows: Sequence[CheckoutSummary], names: dict[int, str]) -> Table:
-    from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+    from rich.text import Text
 
-    from orchestrator.explain.timeline import STYLES  # noqa: PLC0415
+    from orchestrator.explain.timeline import STYLES
 
     shown = table("id", "order", "merchant", "state", "amount", "payment", "held", "created", "attention")
     for row in rows:
@@ -245,7 +245,7 @@ def list_payments(
     """List payments, the youngest first."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import read_model  # noqa: PLC0415
+        from orchestrator.store import read_model
 
         number = None if merchant is None else await merchant_id(db, merchant)
         names = await merchant_names(db)
@@ -256,6 +256,8 @@ def list_payments(
             order_ref=order,
             limit=limit + 1,
         )
+        if len(rows) > limit:
+            say_more(limit, "ask for more with --limit, or for some with --role or --order")
         if as_json:
             say_document([payment_facts(row, names[row.merchant_id]) for row in rows[:limit]])
             return 0
@@ -272,11 +274,6 @@ def list_payments(
                 f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
             )
         say_table(shown, empty="No payment matches.")
-        if len(rows) > limit:
-            say(
-                f"There are more than {limit}: ask for more with --limit, or for some with --role or --order.",
-                err=True,
-            )
         return 0
 
     return on_database(data_dir, show)
@@ -284,7 +281,7 @@ def list_payments(
 
 def amounts_of(payment: Any) -> list[Text]:
     """Return a payment's amounts as cells; an unreadable amount is the gateway's text."""
-    from rich.text import Text  # noqa: PLC0415
+    from rich.text import Text
 
     def cell(name: str) -> Text:
         minor, raw = getattr(payment, name), payment.raw_amounts

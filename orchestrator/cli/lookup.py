@@ -23,6 +23,8 @@ ID_SLACK: Final = 600.0
 """Seconds by which the clock of the process that made an id may differ from Postgres's."""
 MOST_CORRELATED: Final = 50
 """Checkouts of one request that are listed."""
+_NAMED: Final = 5
+"""Merchants that a sentence names."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST_SPAN: Final = 366 * 86_400
 _AMOUNTS: Final = frozenset(
@@ -86,7 +88,7 @@ class SpanOrMoment(click.ParamType["float | datetime"]):
 
 def first_id(now: datetime, before: float) -> UUID:
     """Return the lowest UUIDv7 of the millisecond `before` seconds ago (below 0: of a time to come)."""
-    from orchestrator.audit import archive  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.audit import archive
 
     ago = min(max(before, -_LONGEST_SPAN), now.timestamp())
     return archive.first_id(now - timedelta(seconds=ago))
@@ -95,14 +97,23 @@ def first_id(now: datetime, before: float) -> UUID:
 async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
     """Return the checkout with this id, or the youngest with this order number (which may look like an id,
     too).
+
+    An order number that several merchants have is refused: it may mean the money of either.
     """
-    from orchestrator import intents  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store import read_model  # noqa: PLC0415
+    from orchestrator import intents
+    from orchestrator.store import read_model
 
     number = uuid_of(wanted)
     found = await read_model.checkout(db, number) if number else None
     if found is None and intents.may_be_order(wanted):
-        rows = await read_model.checkouts(db, order_ref=wanted, limit=1)
+        rows = await read_model.of_order(db, wanted)
+        merchants = list(dict.fromkeys(row.merchant for row in rows))
+        if len(merchants) > 1:
+            more = f" and {len(merchants) - _NAMED} more" if len(merchants) > _NAMED else ""
+            raise click.UsageError(
+                f"order number {wanted!r} belongs to several merchants ({', '.join(merchants[:_NAMED])}{more}): name the checkout "
+                f"by its id, which `orchestrator checkouts list --order {wanted}` shows"
+            )
         found = await read_model.checkout(db, rows[0].id) if rows else None
     if found is None:
         raise click.UsageError(f"there is no checkout with the id or order number {wanted!r}")
@@ -116,29 +127,30 @@ async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | No
     No index has it, so that intake need not keep one: the statement reads all checkouts, a second for some
     millions.
     """
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
-    from orchestrator.store import read_model  # noqa: PLC0415
+    from orchestrator.store import read_model
 
     rows = await db.read(
         text("""
             SELECT id, order_ref, state FROM checkouts WHERE correlation_id = :correlation ORDER BY created_at DESC LIMIT :most
         """),
-        {"correlation": correlation, "most": MOST_CORRELATED},
+        {"correlation": correlation, "most": MOST_CORRELATED + 1},
     )
     if not rows:
         raise click.UsageError(f"no checkout came with the correlation id {correlation!r}")
     if len(rows) == 1:
         return await read_model.checkout(db, rows[0].id)
-    for row in rows:
+    for row in rows[:MOST_CORRELATED]:
         say(f"{row.id}  {row.order_ref}  {row.state}")
-    say(f"{len(rows)} checkouts came with this id: show one of them by its own.", err=True)
+    number = f"more than {MOST_CORRELATED}" if len(rows) > MOST_CORRELATED else len(rows)
+    say(f"{number} checkouts came with this id: show one of them by its own.", err=True)
     return None
 
 
 async def merchant_names(db: Database) -> dict[int, str]:
     """Return the names of all merchants, by their numbers."""
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     return {row.id: row.name for row in await db.read(text("SELECT id, name FROM merchants"))}
 
@@ -147,7 +159,7 @@ async def merchant_id(db: Database, name: str, *, enabled: bool = False) -> int:
     """Return the number of a merchant, or say that there is none of this name, or that it is disabled where
     it has to be `enabled`.
     """
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     asked = text("SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name")
     for row in await db.read(asked, {"name": name}):
@@ -169,7 +181,7 @@ def uuid_of(text: str) -> UUID | None:
 
 def table(*columns: str) -> Table:
     """Return an empty table: amounts to the right, what is copied unfolded."""
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
     made = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     for column in columns:
@@ -184,6 +196,6 @@ def table(*columns: str) -> Table:
 
 def price(minor: int, currency: str) -> str:
     """Write a stored amount for people, whatever its currency is."""
-    from orchestrator.explain import timeline  # noqa: PLC0415
+    from orchestrator.explain import timeline
 
     return timeline.price(minor, currency)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +53,6 @@ def facts(record: MerchantRecord) -> dict[str, Any]:
     return found
 
 
-def json_of(document: object) -> str:
-    """Return a document as JSON."""
-    return msgspec.json.encode(document).decode()
-
-
 def moment(at: datetime) -> str:
     """Return a time for people."""
     return f"{at:%Y-%m-%d %H:%M:%S}"
@@ -66,7 +60,7 @@ def moment(at: datetime) -> str:
 
 def policies_of(given: Sequence[str]) -> dict[str, str]:
     """Read policies and their values, as in late=keep."""
-    from orchestrator.store.merchant_fields import policy  # noqa: PLC0415
+    from orchestrator.store.merchant_fields import policy
 
     changes = {}
     for pair in given:
@@ -81,7 +75,7 @@ def policies_of(given: Sequence[str]) -> dict[str, str]:
 
 def url_of(option: str, value: str) -> str:
     """Read the URL of an option."""
-    from orchestrator.settings.values import http_url  # noqa: PLC0415
+    from orchestrator.settings.values import http_url
 
     try:
         return http_url(value)

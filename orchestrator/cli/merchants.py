@@ -6,44 +6,33 @@ where others can read them; none is printed but a callback secret that was made 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import as_option
+from orchestrator.cli.confirmation import confirmed, yes_option
 from orchestrator.cli.lookup import Span, table
-from orchestrator.cli.merchant_lines import LABEL, facts, json_of, lines_about, moment, policies_of, url_of
-from orchestrator.cli.output import printer, say, say_json
+from orchestrator.cli.merchant_changes import NAME, change, changing, find, merchants_of, unknown
+from orchestrator.cli.merchant_lines import LABEL, facts, lines_about, moment, policies_of, url_of
+from orchestrator.cli.output import plain_json_option, printer, say, say_document, say_more
 from orchestrator.cli.secret_input import asked, lines_of, secret_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.merchant_records import MerchantRecord
     from orchestrator.store.merchant_writes import Rotated
-    from orchestrator.store.merchants import Merchants
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 _LONGEST_OVERLAP: Final = 30 * 86_400
 _MOST_LISTED: Final = 100_000
 _EXIT: Final = {"accepted": 0, "refused": 1, "unavailable": 1}
-_NAME = click.argument("name")
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _password_from = click.option(
     "--password-from",
     metavar="SOURCE",
     help="Where the password is read from: a file, env:NAME, or - for standard input (without it: asked for).",
 )
-
-
-def _changing(command: F) -> F:
-    """Give a command what every change of a merchant takes: where, which merchant, and who asks."""
-    return data_dir(_NAME(as_option(command)))
 
 
 @click.group(short_help="Merchants with gateway accounts of their own.")
@@ -53,20 +42,20 @@ def merchants() -> None:
 
 @merchants.command("list")
 @data_dir
-@_as_json
+@plain_json_option
 def list_merchants(*, data_dir: Path, as_json: bool) -> int:
     """List all merchants."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+        from rich.text import Text
 
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import merchant_records  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import merchant_records
 
         encryptor = Encryptor(settings.secret_keys)
         found = await merchant_records.page(db, encryptor, settings, limit=_MOST_LISTED)
         if as_json:
-            say_json(json_of([facts(record) for record in found]))
+            say_document([facts(record) for record in found])
             return 0
         shown = table("id", "name", "state", "gateway", "user name", "secrets", "policies")
         colours = {"enabled": "green", "disabled": "red", "unusable": "red"}
@@ -89,15 +78,15 @@ def list_merchants(*, data_dir: Path, as_json: bool) -> int:
 
 @merchants.command()
 @data_dir
-@_NAME
-@_as_json
+@NAME
+@plain_json_option
 def show(*, data_dir: Path, name: str, as_json: bool) -> int:
     """Show a merchant, without its secrets."""
 
     async def tell(settings: Settings, db: Database) -> int:
-        record = await _find(settings, db, name)
+        record = await find(settings, db, name)
         if as_json:
-            say_json(json_of(facts(record)))
+            say_document(facts(record))
             return 0
         for label, said in lines_about(record):
             say(f"{label:<{LABEL}}{said}")
@@ -107,7 +96,7 @@ def show(*, data_dir: Path, name: str, as_json: bool) -> int:
 
 
 @merchants.command()
-@_changing
+@changing
 @click.option("--gateway-url", required=True, help="Base of both gateway APIs.")
 @click.option("--merchant-api-url", help="Base of the Merchant API, where it lives elsewhere.")
 @click.option("--username", required=True, help="The gateway's API user.")
@@ -117,7 +106,6 @@ def show(*, data_dir: Path, name: str, as_json: bool) -> int:
     metavar="SOURCE",
     help="Where the callback secrets are read from, one a line, newest first; as --password-from.",
 )
-@_as_json
 def add(  # noqa: PLR0913 - the options of the command
     *,
     data_dir: Path,
@@ -134,8 +122,8 @@ def add(  # noqa: PLR0913 - the options of the command
 
     The password, then the callback secret, are asked for, or read as two lines from standard input.
     """
-    from orchestrator.settings.secret_source import STANDARD_INPUT  # noqa: PLC0415
-    from orchestrator.store.merchant_fields import NAME  # noqa: PLC0415
+    from orchestrator.settings.secret_source import STANDARD_INPUT
+    from orchestrator.store.merchant_fields import NAME
 
     if not NAME.fullmatch(name):
         raise click.UsageError(
@@ -153,7 +141,7 @@ def add(  # noqa: PLR0913 - the options of the command
         secrets = tuple(filter(None, [asked("Callback secret (empty: none)", empty=True)]))
 
     async def write(settings: Settings, db: Database) -> int:
-        added = await _merchants(settings, db).add(
+        added = await merchants_of(settings, db).add(
             name,
             gateway_url=gateway,
             merchant_api_url=merchant_api,
@@ -165,7 +153,7 @@ def add(  # noqa: PLR0913 - the options of the command
         if not added:
             raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
         if as_json:
-            say_json(json_of(facts(await _find(settings, db, name))))
+            say_document(facts(await find(settings, db, name)))
         else:
             say(f"Merchant {name} was added.")
         return 0
@@ -174,7 +162,7 @@ def add(  # noqa: PLR0913 - the options of the command
 
 
 @merchants.command("set", short_help="Change the gateway account, or what is done without asking.")
-@_changing
+@changing
 @click.argument("policies", nargs=-1, metavar="[POLICY=VALUE]...")
 @click.option("--gateway-url", help="Base of both gateway APIs; needs the password again.")
 @click.option(
@@ -185,14 +173,14 @@ def add(  # noqa: PLR0913 - the options of the command
 @_password_from
 def set_fields(
     *,
-    data_dir: Path,
     name: str,
+    actor: str,
     policies: tuple[str, ...],
     gateway_url: str | None,
     merchant_api_url: str | None,
     username: str | None,
     password_from: str | None,
-    actor: str,
+    **given: Any,
 ) -> int:
     """Change the gateway account, or policies: late, surplus and unknown_order (ask, keep, return), capture
     (manual, automatic), surcharge (ask, keep), lookups_per_minute.
@@ -200,10 +188,10 @@ def set_fields(
     The stored password is for the URLs and the user name that it was given with: it is asked for where one
     of these changes.
     """
-    from msgspec import UNSET  # noqa: PLC0415
+    from msgspec import UNSET
 
-    from orchestrator.processing import lookup_budget  # noqa: PLC0415
-    from orchestrator.store.merchant_writes import MerchantUpdate  # noqa: PLC0415
+    from orchestrator.processing import lookup_budget
+    from orchestrator.store.merchant_writes import MerchantUpdate
 
     changes = policies_of(policies)
     moved = any(value is not None for value in (gateway_url, merchant_api_url, username))
@@ -227,37 +215,33 @@ def set_fields(
             await lookup_budget.respace(db, name, lookups_per_minute=int(lookups))
 
     what = "policies" if changes and not moved and password_from is None else "fields"
-    return _change(
-        data_dir,
+    return change(
         name,
         lambda known: known.change(name, update, actor=actor),
         f"The {what} of merchant {{}} were changed",
         then=respace,
+        **given,
     )
 
 
 @merchants.command(short_help="Change the password at the gateway.")
-@_changing
-@click.option("--password-stdin", is_flag=True, help="Read it as one line from standard input.")
+@changing
 @_password_from
-def password(
-    *, data_dir: Path, name: str, actor: str, password_stdin: bool, password_from: str | None
-) -> int:
+def password(*, name: str, actor: str, password_from: str | None, **given: Any) -> int:
     """Change the password of a merchant's API user at the gateway; it is typed, or read from a file, the
     environment or standard input.
     """
-    source = "-" if password_stdin else password_from
-    given = secret_of("Password of the API user", "--password-from", source)
-    return _change(
-        data_dir,
+    typed = secret_of("Password of the API user", "--password-from", password_from)
+    return change(
         name,
-        lambda known: known.set_password(name, given, actor=actor),
+        lambda known: known.set_password(name, typed, actor=actor),
         "The password of merchant {} was changed",
+        **given,
     )
 
 
 @merchants.command(short_help="Rotate the callback secret, with an overlap.")
-@_changing
+@changing
 @click.option(
     "--secret-from",
     metavar="SOURCE",
@@ -281,6 +265,7 @@ def rotate(
     make: bool,
     overlap: float,
     at_once: bool,
+    as_json: bool,
 ) -> int:
     """Give a merchant a new callback secret.
 
@@ -292,11 +277,14 @@ def rotate(
     given = None if make else secret_of("New callback secret", "--secret-from", secret_from)
 
     async def write(settings: Settings, db: Database) -> int:
-        rotated: Rotated | None = await _merchants(settings, db).rotate_secret(
+        rotated: Rotated | None = await merchants_of(settings, db).rotate_secret(
             name, given, overlap=0.0 if at_once else overlap, actor=actor
         )
         if rotated is None:
-            raise _unknown(name)
+            raise unknown(name)
+        if as_json:
+            say_document({**facts(await find(settings, db, name)), "secret": rotated.made})
+            return 0
         if rotated.made is not None:
             say(rotated.made)
         ends = rotated.retired_until
@@ -308,34 +296,38 @@ def rotate(
 
 
 @merchants.command(short_help="Set all callback secrets.")
-@_changing
+@changing
 @click.option(
     "--secrets-stdin", is_flag=True, help="Read them from standard input, one a line, newest first."
 )
-@click.option("--none", is_flag=True, help="Have none: callbacks are not checked.")
-def secrets(*, data_dir: Path, name: str, actor: str, secrets_stdin: bool, none: bool) -> int:
+@click.option("--none", is_flag=True, help="Have none: no callback is proven any more; it asks first.")
+@yes_option
+def secrets(*, name: str, actor: str, secrets_stdin: bool, none: bool, yes: bool, **given: Any) -> int:
     """Set all callback secrets, newest first, without an overlap; each of them works, and all others end at
     once. `rotate` is the way to change one.
     """
-    given: list[str] = []
+    ends = f"End all callback secrets of merchant {name}, so that the signature of no callback proves it"
+    if none and not confirmed(ends, yes=yes):
+        return 1
+    typed: list[str] = []
     while not none:
-        what = "Next secret, older (empty: no more)" if given else "Newest callback secret"
-        secret = asked(what, empty=bool(given), prompt=not secrets_stdin)
+        what = "Next secret, older (empty: no more)" if typed else "Newest callback secret"
+        secret = asked(what, empty=bool(typed), prompt=not secrets_stdin)
         if not secret:
             break
-        given.append(secret)
-    return _change(
-        data_dir,
+        typed.append(secret)
+    return change(
         name,
-        lambda known: known.set_secrets(name, tuple(given), actor=actor),
-        f"Merchant {{}} has {len(given)} callback secret{'' if len(given) == 1 else 's'}",
+        lambda known: known.set_secrets(name, tuple(typed), actor=actor),
+        f"Merchant {{}} has {len(typed)} callback secret{'' if len(typed) == 1 else 's'}",
+        **given,
     )
 
 
 @merchants.command(short_help="Ask the gateway whether it accepts the credentials.")
 @data_dir
-@_NAME
-@_as_json
+@NAME
+@plain_json_option
 def check(*, data_dir: Path, name: str, as_json: bool) -> int:
     """Ask the gateway whether it accepts a merchant's credentials, by its call for a token; exit 1 if not.
 
@@ -343,16 +335,16 @@ def check(*, data_dir: Path, name: str, as_json: bool) -> int:
     """
 
     async def ask(settings: Settings, db: Database) -> int:
-        from dataclasses import asdict  # noqa: PLC0415
+        from dataclasses import asdict
 
-        from orchestrator.gateway import credentials  # noqa: PLC0415
+        from orchestrator.gateway import credentials
 
-        record = await _find(settings, db, name)
+        record = await find(settings, db, name)
         if record.account is None:
             raise click.UsageError(f"merchant {name} is unusable: {record.problem}")
         found = await credentials.check(settings, record.account)
         if as_json:
-            say_json(json_of(asdict(found)))
+            say_document(asdict(found))
             return _EXIT[found.result]
         place = record.account.url or "no gateway"
         if found.result == "accepted":
@@ -372,26 +364,30 @@ def check(*, data_dir: Path, name: str, as_json: bool) -> int:
 
 @merchants.command(short_help="List who changed what of a merchant.")
 @data_dir
-@_NAME
+@NAME
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
-@_as_json
+@plain_json_option
 def history(*, data_dir: Path, name: str, limit: int, as_json: bool) -> int:
     """List who changed what of a merchant, the youngest first; `audit verify` proves it."""
 
     async def tell(settings: Settings, db: Database) -> int:
-        from msgspec import to_builtins  # noqa: PLC0415
+        from msgspec import to_builtins
+        from msgspec.json import encode
 
-        from orchestrator.audit import merchant_changes  # noqa: PLC0415
+        from orchestrator.audit import merchant_changes
 
-        record = await _find(settings, db, name)
-        found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit)
+        record = await find(settings, db, name)
+        found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit + 1)
+        if len(found) > limit:
+            found = found[:limit]
+            say_more(limit, "ask for more with --limit")
         if as_json:
-            say_json(json_of([to_builtins(entry) for entry in found]))
+            say_document([to_builtins(entry) for entry in found])
             return 0
         shown = table("at", "#", "action", "actor", "details")
         for entry in found:
             at = merchant_changes.time_of(entry)
-            details = json_of(entry.details)
+            details = encode(entry.details).decode()
             shown.add_row(moment(at), str(entry.sequence), str(entry.action), entry.actor, details)
         printer().print(shown)
         return 0
@@ -401,7 +397,7 @@ def history(*, data_dir: Path, name: str, limit: int, as_json: bool) -> int:
 
 @merchants.command(short_help="Print the address for default notifications.")
 @data_dir
-@_NAME
+@NAME
 def url(*, data_dir: Path, name: str) -> int:
     """Print the address to which a merchant's terminals may send what names no checkout.
 
@@ -409,11 +405,11 @@ def url(*, data_dir: Path, name: str) -> int:
     """
 
     async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator import callback_urls  # noqa: PLC0415
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        from orchestrator import callback_urls
+        from orchestrator.crypto import Encryptor
 
-        if await _merchants(settings, db).named(name) is None:
-            raise _unknown(name)
+        if await merchants_of(settings, db).named(name) is None:
+            raise unknown(name)
         say(callback_urls.merchant_url(Encryptor(settings.secret_keys), settings.public_url, name))
         return 0
 
@@ -421,79 +417,35 @@ def url(*, data_dir: Path, name: str) -> int:
 
 
 @merchants.command(short_help="Refuse a merchant's requests from now on.")
-@_changing
-def disable(*, data_dir: Path, name: str, actor: str) -> int:
+@changing
+def disable(*, name: str, actor: str, **given: Any) -> int:
     """Refuse a merchant's requests and orders.
 
     What is under way is processed to its end, callbacks are taken, and events wait.
     """
-    return _switch(data_dir, name, "disabled", lambda m: m.disable(name, disabled=True, actor=actor))
+    return change(
+        name, lambda m: m.disable(name, disabled=True, actor=actor), "Merchant {} is disabled", **given
+    )
 
 
 @merchants.command()
-@_changing
-def enable(*, data_dir: Path, name: str, actor: str) -> int:
+@changing
+def enable(*, name: str, actor: str, **given: Any) -> int:
     """Let a disabled merchant in again."""
-    return _switch(data_dir, name, "enabled", lambda m: m.disable(name, disabled=False, actor=actor))
+    return change(
+        name, lambda m: m.disable(name, disabled=False, actor=actor), "Merchant {} is enabled", **given
+    )
 
 
 @merchants.command(short_help="Make no calls to a merchant's gateway.")
-@_changing
-def pause(*, data_dir: Path, name: str, actor: str) -> int:
+@changing
+def pause(*, name: str, actor: str, **given: Any) -> int:
     """Pause a merchant's gateway calls: orders are taken, and wait where they are."""
-    return _switch(data_dir, name, "paused", lambda m: m.pause(name, paused=True, actor=actor))
+    return change(name, lambda m: m.pause(name, paused=True, actor=actor), "Merchant {} is paused", **given)
 
 
 @merchants.command()
-@_changing
-def resume(*, data_dir: Path, name: str, actor: str) -> int:
+@changing
+def resume(*, name: str, actor: str, **given: Any) -> int:
     """Resume a merchant's gateway calls."""
-    return _switch(data_dir, name, "resumed", lambda m: m.pause(name, paused=False, actor=actor))
-
-
-def _switch(place: Path, name: str, now: str, change: Callable[[Merchants], Awaitable[bool]]) -> int:
-    return _change(place, name, change, f"Merchant {{}} is {now}")
-
-
-def _change(
-    place: Path,
-    name: str,
-    change: Callable[[Merchants], Awaitable[bool]],
-    said: str,
-    *,
-    then: Callable[[Database], Awaitable[None]] | None = None,
-) -> int:
-    """Change one merchant, run what follows from it, and print the result."""
-
-    async def write(settings: Settings, db: Database) -> int:
-        if not await change(_merchants(settings, db)):
-            raise _unknown(name)
-        if then is not None:
-            await then(db)
-        say(f"{said.format(name)}; within ten seconds everywhere.")
-        return 0
-
-    return on_database(place, write)
-
-
-def _unknown(name: str) -> Exception:
-    from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
-
-    return UnknownMerchant(name)
-
-
-def _merchants(settings: Settings, db: Database) -> Merchants:
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.store.merchants import Merchants  # noqa: PLC0415
-
-    return Merchants(db, Encryptor(settings.secret_keys), settings)
-
-
-async def _find(settings: Settings, db: Database, name: str) -> MerchantRecord:
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.store import merchant_records  # noqa: PLC0415
-
-    found = await merchant_records.by_name(db, Encryptor(settings.secret_keys), settings, name)
-    if found is None:
-        raise _unknown(name)
-    return found
+    return change(name, lambda m: m.pause(name, paused=False, actor=actor), "Merchant {} is resumed", **given)

@@ -26,7 +26,7 @@ def monitoring(*, what: str, docs_url: str) -> None:
     """Print a file for Prometheus or Grafana: `alerts` (rules), `alert-tests` (for promtool), `dashboard`
     (JSON), and the pages `runbook` and `metrics` of the documentation.
     """
-    from orchestrator.monitoring import catalogue, generated  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.monitoring import catalogue, generated
 
     docs = docs_url.rstrip("/")
     match what:

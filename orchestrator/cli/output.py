@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _FILE_WIDTH: Final = 250
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
+plain_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def say(line: object = "", *, err: bool = False, lead: str = "") -> None:
@@ -46,7 +47,7 @@ def say_json(document: str, file: IO[str] | None = None) -> None:
 
 def say_document(document: object) -> None:
     """Print a value as JSON; decimals are written as numbers."""
-    import msgspec  # noqa: PLC0415 - most commands end before they need it
+    import msgspec
 
     say_json(msgspec.json.Encoder(decimal_format="number").encode(document).decode())
 
@@ -59,6 +60,11 @@ def say_table(shown: Table, *, empty: str) -> None:
         say(empty)
 
 
+def say_more(limit: int, how: str) -> None:
+    """Say on stderr, also beside JSON, that a list goes on beyond so many rows, and how to see the others."""
+    say(f"There are more than {limit}: {how}.", err=True)
+
+
 def standard_output() -> IO[str]:
     """Return standard output as a file for `say_json`, which then buffers what it writes."""
     return sys.stdout
@@ -68,7 +74,7 @@ def printer(*, err: bool = False) -> Console:
     """Return where tables go: as wide as the terminal, or, into files and pipes, as wide as a line of a table
     may get.
     """
-    from orchestrator.devkit.local.terminal import PlainConsole  # noqa: PLC0415 - most commands end before they need it
+    from orchestrator.devkit.local.terminal import PlainConsole
 
     console = PlainConsole(stderr=err)
     if not console.is_terminal:

@@ -72,7 +72,7 @@ def _up_options(command: F) -> F:
 
 
 def _options(given: dict[str, Any]) -> Options:
-    from orchestrator.devkit.local.up import Options  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.devkit.local.up import Options
 
     names = ("port", "data_dir", "ephemeral", "workers", "seed", "shop")
     return Options(**{name: given[name] for name in names if name in given})
@@ -80,8 +80,8 @@ def _options(given: dict[str, Any]) -> Options:
 
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
     """Return the terminal of a command that starts processes; `aside`: it writes to stderr."""
-    from orchestrator.devkit.local.terminal import Terminal  # noqa: PLC0415
-    from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.devkit.local.terminal import Terminal
+    from orchestrator.settings import load
 
     settings = load()
     # The terminal belongs to what we say ourselves; the children's lines stand in their logs.
@@ -99,7 +99,7 @@ def up(**given: Any) -> int:
     next start continues what is open.
     """
     need_devkit()
-    from orchestrator.devkit.local.up import run  # noqa: PLC0415
+    from orchestrator.devkit.local.up import run
 
     return run(_options(given), open_terminal(), greet=_greet)
 
@@ -127,7 +127,7 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
     unit.
     """
     need_devkit()
-    from orchestrator.devkit import demo as shop  # noqa: PLC0415
+    from orchestrator.devkit import demo as shop
 
     return shop.run(
         _options({**given, "shop": not leave}),
@@ -140,11 +140,11 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
 
 
 def _greet(up: Up) -> None:
-    from rich.text import Text  # noqa: PLC0415
+    from rich.text import Text
 
-    from orchestrator.cli.console import link_for  # noqa: PLC0415
-    from orchestrator.cli.public_address import faults  # noqa: PLC0415
-    from orchestrator.devkit.local.terminal import program  # noqa: PLC0415
+    from orchestrator.cli.console import link_for
+    from orchestrator.cli.public_address import faults
+    from orchestrator.devkit.local.terminal import program
 
     rows = []
     if up.shop_url is not None:
@@ -192,9 +192,9 @@ def _greet(up: Up) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
 def api(*, host: str, port: int) -> int:
     """Serve the HTTP API and the console."""
-    from orchestrator.api import server  # noqa: PLC0415
-    from orchestrator.console import Console  # noqa: PLC0415
-    from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.api import server
+    from orchestrator.console import Console
+    from orchestrator.settings import load
 
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     check_listening(host, port)
@@ -204,11 +204,11 @@ def api(*, host: str, port: int) -> int:
         return server.run(settings, host, port, pages=Console)
 
 
-@click.command(short_help="Carry checkouts (a Celery worker).")
+@click.command(short_help="Process checkouts (a Celery worker).")
 def worker() -> int:
     """Process checkouts: a Celery worker that ends warmly on SIGTERM and SIGINT."""
-    from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.worker import run_worker  # noqa: PLC0415
+    from orchestrator.settings import load
+    from orchestrator.worker import run_worker
 
     settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
     _check_clock(settings)
@@ -223,8 +223,8 @@ def scheduler() -> int:
 
     Several are harmless.
     """
-    from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.worker import run_scheduler  # noqa: PLC0415
+    from orchestrator.settings import load
+    from orchestrator.worker import run_scheduler
 
     settings = _needing(logged(load()), "database_url", "broker_url")
     _check_clock(settings)
@@ -235,8 +235,8 @@ def scheduler() -> int:
 @click.command(short_help="Send events to merchants' webhook endpoints.")
 def deliverer() -> int:
     """Send events to merchants' webhook endpoints. Several are harmless; SIGTERM ends what is under way."""
-    from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.worker.deliverer import run_deliverer  # noqa: PLC0415
+    from orchestrator.settings import load
+    from orchestrator.worker.deliverer import run_deliverer
 
     settings = _needing(logged(load()), "database_url", "secret_keys")
     _check_clock(settings)
@@ -245,7 +245,7 @@ def deliverer() -> int:
         return run_deliverer(settings)
 
 
-@click.command(short_help="Serve a faithful gateway on this machine.")
+@click.command(short_help="Serve a simulated gateway on this machine.")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True)
 @click.option(
@@ -271,15 +271,15 @@ def sandbox(
     callback_hosts: tuple[str, ...],
     seed: int,
 ) -> None:
-    """Serve a faithful gateway on this machine, with a script API for its faults (GET /sandbox/help).
+    """Serve a simulated gateway on this machine, with a script API for its faults (GET /sandbox/help).
 
     No money moves here: an installation that takes real orders must not have it as its gateway.
     """
     need_devkit()
-    from orchestrator.devkit.local.keys import keys_of  # noqa: PLC0415
-    from orchestrator.devkit.sandbox import SandboxConfig, run  # noqa: PLC0415
-    from orchestrator.devkit.sandbox.config import is_loopback  # noqa: PLC0415
-    from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.devkit.local.keys import keys_of
+    from orchestrator.devkit.sandbox import SandboxConfig, run
+    from orchestrator.devkit.sandbox.config import is_loopback
+    from orchestrator.settings import load
 
     settings = logged(load())
     if not settings.gateway_password and (keys := keys_of(data_dir)) is not None:
@@ -323,8 +323,8 @@ def migrate(*, to: str, grant_to: str | None) -> None:
     Runs as the owner of the tables: ORCHESTRATOR_MIGRATION_URL, or ORCHESTRATOR_DATABASE_URL where that is
     not set.
     """
-    from orchestrator.settings import load  # noqa: PLC0415
-    from orchestrator.store import schema  # noqa: PLC0415
+    from orchestrator.settings import load
+    from orchestrator.store import schema
 
     settings = logged(load())
     url = settings.owner_url
@@ -365,14 +365,14 @@ def _check_clock(settings: Any) -> None:
 
     While Postgres is out of reach the clock is unknown, and the process starts; `doctor` reports it, too.
     """
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    from sqlalchemy import text  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from orchestrator.cli.public_address import is_local  # noqa: PLC0415
-    from orchestrator.settings import SettingsError  # noqa: PLC0415
-    from orchestrator.store.database import Database  # noqa: PLC0415
+    from orchestrator.cli.public_address import is_local
+    from orchestrator.settings import SettingsError
+    from orchestrator.store.database import Database
 
     asked = text(
         "SELECT (SELECT seconds FROM clock_skew) AS seconds, array(SELECT gateway_url FROM merchants) AS gateways"
@@ -399,7 +399,7 @@ def _check_clock(settings: Any) -> None:
 @contextmanager
 def _traced(settings: Any, process: str) -> Iterator[None]:
     """Keep traces where the settings say so, and send the last ones at the end."""
-    from orchestrator import traces  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator import traces
 
     traces.start(process, settings.traces_url, settings.traces_sample)
     try:

@@ -108,7 +108,7 @@ def reconcile(  # noqa: PLR0913 - one for each option
     names = [] if orders is None else restored.order_numbers(orders)
 
     async def ask(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.crypto import Encryptor
 
         asking = _Asking(db, Encryptor(settings.secret_keys), actor)
         complete = True
@@ -132,8 +132,8 @@ async def _prepare(
     settings: Settings, asking: _Asking, *, merchant: str | None, names: Sequence[str], as_json: bool
 ) -> bool:
     """Prepare a database that was restored; return whether every order number was answered."""
-    from orchestrator.store import merchant_records  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store.merchant_fields import UnknownMerchant  # noqa: PLC0415
+    from orchestrator.store import merchant_records
+    from orchestrator.store.merchant_fields import UnknownMerchant
 
     db, encryptor, record = asking.db, asking.encryptor, None
     if merchant is not None:
@@ -231,21 +231,23 @@ async def _reconcile(
 
 
 async def _ask(asking: _Asking, rows: Sequence[Any], tally: _Tally) -> None:
-    from orchestrator.store import inbox  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.store import inbox
 
     ids = [row.id for row in rows]
     commands = await inbox.request_all(
         asking.db, asking.encryptor, ids, kind=CommandKind.RECONCILE, actor=asking.actor, grace=0.0
     )
     tally.asked += len(commands)
+    tally.heard_at = time.monotonic()
     tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 
 
 async def _settle(
     db: Database, tally: _Tally, *, most: int, timeout: float, show: Callable[[], None]
 ) -> bool:
-    """Wait until at most so many are unanswered; False if nothing was answered for `timeout` seconds."""
-    tally.heard_at = time.monotonic()
+    """Wait until at most so many are unanswered; False if nothing was asked or answered for `timeout`
+    seconds.
+    """
     while len(tally.waiting) > most:
         rows = await db.read(_answers(), {"ids": list(tally.waiting)})
         for row in rows:
@@ -259,8 +261,8 @@ async def _settle(
 
 
 def _stand(row: Any) -> _Stand:
-    from orchestrator.store.columns import coded  # noqa: PLC0415
-    from orchestrator.store.read_model import CheckoutRecord  # noqa: PLC0415
+    from orchestrator.store.columns import coded
+    from orchestrator.store.read_model import CheckoutRecord
 
     asked = row.attention if isinstance(row, CheckoutRecord) else coded(row, "attention")["attention"]
     return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), asked)
@@ -287,7 +289,7 @@ async def _period(
     """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about
     that time; or, where the database was restored, a time of their last change.
     """
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     moment = text("""
         SELECT coalesce(CAST(:moment AS timestamptz), clock()) - make_interval(secs => :span) AS since, now() AS now
@@ -306,7 +308,7 @@ async def _period(
 @contextmanager
 def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
     """Show how far it is: a bar on a terminal, now and then a line anywhere else."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = printer(err=True)
     if console.is_terminal:
@@ -375,13 +377,13 @@ _MAY_HAVE_CHANGED: Final = """
 
 
 def _count(matches: str) -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     return text(f"SELECT count(*) AS number FROM checkouts WHERE {matches}")  # noqa: S608 - our own words
 
 
 def _page(matches: str) -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     return text(f"""
         SELECT id, state, reserved, captured, refunded, charged_back, attention, attention_details FROM checkouts
@@ -390,7 +392,7 @@ def _page(matches: str) -> Any:
 
 
 def _answers() -> Any:
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     return text("""
         SELECT k.id, k.result, c.state, c.reserved, c.captured, c.refunded, c.charged_back, c.attention, c.attention_details

@@ -11,7 +11,7 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.confirmation import as_option
 from orchestrator.cli.lookup import merchant_id, merchant_names, table, uuid_of
-from orchestrator.cli.output import json_option, say, say_document, say_json, say_table
+from orchestrator.cli.output import json_option, say, say_document, say_json, say_more, say_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,14 +42,17 @@ def list_rejected(
         raise click.UsageError("--order needs --merchant: an order number is that of a merchant")
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store.inbox import rejected  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store.inbox import rejected
 
         names = await merchant_names(db)
         if merchant is None:
-            found = await rejected.latest(db, limit=limit)
+            found = await rejected.latest(db, limit=limit + 1)
         else:
             wanted = await merchant_id(db, merchant)
-            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit)
+            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit + 1)
+        if len(found) > limit:
+            found = found[:limit]
+            say_more(limit, "ask for more with --limit, or for some with --merchant and --order")
         if as_json:
             say_document([_facts(row, names) for row in found])
             return 0
@@ -79,8 +82,8 @@ def show_rejected(*, data_dir: Path, intent: str, with_body: bool, as_json: bool
     """Show a refused intent with every reason."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store.inbox import rejected  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store.inbox import rejected
 
         intent_id = uuid_of(intent)
         encryptor = Encryptor(settings.secret_keys)
@@ -138,7 +141,7 @@ def resubmit(
         raise click.UsageError("name the IDs of refused intents, or --code")
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.cli.resubmissions import Resubmission  # noqa: PLC0415 - as above
+        from orchestrator.cli.resubmissions import Resubmission
 
         named = None if merchant is None else await merchant_id(db, merchant)
         resubmission = Resubmission(settings, db, merchant=named, actor=actor)

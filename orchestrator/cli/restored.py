@@ -74,7 +74,7 @@ class Lost:
 
 def order_numbers(file: Path) -> list[str]:
     """Read the order numbers of a file, one a line, each once; a sentence for what is none."""
-    from orchestrator import intents  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator import intents
 
     if file.stat().st_size > LARGEST_FILE:
         raise click.UsageError(f"{file} is larger than {LARGEST_FILE // 1024**2} MB: split it")
@@ -94,7 +94,7 @@ def order_numbers(file: Path) -> list[str]:
 
 async def skip_positions(db: Database) -> int:
     """Let every feed go on beyond the positions that were given and lost; return how many feeds there are."""
-    from orchestrator.store import events  # noqa: PLC0415
+    from orchestrator.store import events
 
     return await events.skip(db, POSITIONS_SKIPPED)
 
@@ -105,7 +105,7 @@ async def find_lost(
     """Look up at the gateway what has no checkout here, and create a checkout from each payment that is
     found.
     """
-    from orchestrator.gateway.client import Gateway  # noqa: PLC0415
+    from orchestrator.gateway.client import Gateway
 
     lost = Lost()
     account = merchant.account
@@ -129,7 +129,7 @@ async def find_lost(
 
 
 async def _known(db: Database, merchant_id: int, names: Sequence[str]) -> set[str]:
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
     asked = text(
         "SELECT DISTINCT order_ref FROM checkouts WHERE merchant_id = :merchant AND order_ref = ANY(:names)"
@@ -139,7 +139,7 @@ async def _known(db: Database, merchant_id: int, names: Sequence[str]) -> set[st
 
 async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> dict[str, Found | None]:
     """Return what the gateway has of each order number; None where it did not answer."""
-    from orchestrator.gateway.outcomes import Done  # noqa: PLC0415
+    from orchestrator.gateway.outcomes import Done
 
     slots = asyncio.Semaphore(_CALLS)
 
@@ -153,9 +153,9 @@ async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> 
 
 async def _create(db: Database, encryptor: Encryptor, payments: Sequence[UnmatchedPayment]) -> int:
     """Create the checkouts of payments; return how many were created."""
-    from sqlalchemy import text  # noqa: PLC0415
+    from sqlalchemy import text
 
-    from orchestrator.store import checkouts  # noqa: PLC0415
+    from orchestrator.store import checkouts
 
     if not payments:
         return 0
@@ -169,8 +169,8 @@ def _payment(merchant_id: int, order: str, found: Found) -> UnmatchedPayment | N
     """Return the payment of an order that the gateway holds money for: one that names a checkout, if there is
     one.
     """
-    from orchestrator.domain.payment_meaning import MONEY, read  # noqa: PLC0415
-    from orchestrator.store.checkouts import UnmatchedPayment  # noqa: PLC0415
+    from orchestrator.domain.payment_meaning import MONEY, read
+    from orchestrator.store.checkouts import UnmatchedPayment
 
     held = [
         (transaction, _named(transaction.payment_infos.get("checkout", "")))

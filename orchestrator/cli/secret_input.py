@@ -19,7 +19,7 @@ def secret_of(what: str, option: str, source: str | None) -> str:
 
 def lines_of(option: str, source: str) -> tuple[str, ...]:
     """Return the lines of a source that are not empty."""
-    from orchestrator.settings import secret_source  # noqa: PLC0415
+    from orchestrator.settings import secret_source
 
     try:
         given = secret_source.read(source)

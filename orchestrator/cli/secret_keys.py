@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.lookup import table
-from orchestrator.cli.output import printer, say, say_document
+from orchestrator.cli.output import plain_json_option, printer, say, say_document
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,21 +25,21 @@ def secrets() -> None:
 @secrets.command("new-key")
 def new_key() -> None:
     """Print a new secret key, and nothing else."""
-    import base64  # noqa: PLC0415 - each command imports what it needs
-    import os  # noqa: PLC0415
+    import base64
+    import os
 
     say(base64.b64encode(os.urandom(32)).decode())
 
 
 @secrets.command(short_help="Count what is stored under each key.")
 @data_dir
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plain_json_option
 def status(*, data_dir: Path, as_json: bool) -> int:
     """Count what is stored under each key; exit 1 if something is under a key that SECRET_KEYS lacks."""
 
     async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import key_rotation  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import key_rotation
 
         encryptor = Encryptor(settings.secret_keys)
         counts = await key_rotation.counts(db)
@@ -79,7 +79,7 @@ def status(*, data_dir: Path, as_json: bool) -> int:
     show_default=True,
     help="Rows of a transaction.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plain_json_option
 def rotate(*, data_dir: Path, list_size: int, as_json: bool) -> int:
     """Encrypt what is stored under older keys again under the newest key, in lists, beside everything else.
 
@@ -88,10 +88,10 @@ def rotate(*, data_dir: Path, list_size: int, as_json: bool) -> int:
     """
 
     async def work(settings: Settings, db: Database) -> int:
-        from rich.text import Text  # noqa: PLC0415
+        from rich.text import Text
 
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import key_rotation  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import key_rotation
 
         encryptor = Encryptor(settings.secret_keys)
         with printer(err=True).status(Text("Encrypting …")) as line:
@@ -126,7 +126,7 @@ def rotate(*, data_dir: Path, list_size: int, as_json: bool) -> int:
 
 
 def _role(encryptor: object, key_id: str) -> str:
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator.crypto import Encryptor
 
     assert isinstance(encryptor, Encryptor)  # noqa: S101 - it is imported late
     if encryptor.newest.id == key_id:

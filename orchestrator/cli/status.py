@@ -67,10 +67,10 @@ def status(*, data_dir: Path, watch: bool, interval: float, as_json: bool) -> in
 
 
 async def _watch(settings: Settings, db: Database, *, interval: float, as_json: bool) -> None:
-    from rich.live import Live  # noqa: PLC0415 - each command imports what it needs
+    from rich.live import Live
 
-    from orchestrator.store import readiness  # noqa: PLC0415
-    from orchestrator.store.database import is_away  # noqa: PLC0415
+    from orchestrator.store import readiness
+    from orchestrator.store.database import is_away
 
     console = printer()
     redrawn = console.is_terminal and not as_json
@@ -95,8 +95,8 @@ async def _watch(settings: Settings, db: Database, *, interval: float, as_json: 
 
 
 async def _read(settings: Settings, db: Database) -> _Reading:
-    from orchestrator.processing import lookup_budget  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.store import status as stored  # noqa: PLC0415
+    from orchestrator.processing import lookup_budget
+    from orchestrator.store import status as stored
 
     began = time.monotonic()
     found = await stored.read(db, grace=settings.hint_grace)
@@ -109,8 +109,8 @@ async def _read(settings: Settings, db: Database) -> _Reading:
 
 async def _circuits(settings: Settings) -> tuple[dict[str, float], str | None]:
     """Return the gateways that are not called, with the seconds for which, and why that is not known."""
-    from orchestrator import log  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.gateway.limits import shared_state  # noqa: PLC0415
+    from orchestrator import log
+    from orchestrator.gateway.limits import shared_state
 
     endpoint = settings.redis
     if endpoint is None:
@@ -182,8 +182,8 @@ class _Reading:
 
     @property
     def drawn(self) -> Group:
-        from rich.console import Group  # noqa: PLC0415 - most commands end before they need it
-        from rich.text import Text  # noqa: PLC0415
+        from rich.console import Group
+        from rich.text import Text
 
         found = self.found
         processes = ", ".join(

@@ -43,7 +43,7 @@ _OVERDUE: Final = 900.0
 
 async def examine(settings: Settings, db: Database, report: Report, *, stopped: bool) -> None:
     """Look at money at risk, at decisions that wait, and at commands that no worker has executed."""
-    from orchestrator.monitoring import queries  # noqa: PLC0415 - each command imports what it needs
+    from orchestrator.monitoring import queries
 
     now = await queries.read_now(db, settings.hint_grace)
     waiting = await queries.read_waiting(db, settings.hint_grace)

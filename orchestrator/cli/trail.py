@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.output import printer, say, say_document, say_json
+from orchestrator.cli.output import plain_json_option, printer, say, say_document, say_json
 
 if TYPE_CHECKING:
     from orchestrator.audit import Findings
@@ -31,7 +32,7 @@ def audit() -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Verify this file alone, with the secret keys and without a database.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@plain_json_option
 def verify(*, data_dir: Path, file: Path | None, as_json: bool) -> int:
     """Verify every chain, every seal and the chain of archives, or one archive's file; exit 1 and name each
     fault.
@@ -42,9 +43,9 @@ def verify(*, data_dir: Path, file: Path | None, as_json: bool) -> int:
 
 
 def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
-    from orchestrator import audit as trail  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
+    from orchestrator import audit as trail
+    from orchestrator.crypto import Encryptor
+    from orchestrator.devkit.local.runtime_file import configured
 
     try:
         opened = trail.open_archive(file, Encryptor(configured(place).secret_keys))
@@ -68,10 +69,10 @@ def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
 
 
 async def _verify(settings: Settings, db: Database, *, as_json: bool) -> int:
-    from rich.text import Text  # noqa: PLC0415 - each command imports what it needs
+    from rich.text import Text
 
-    from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+    from orchestrator import audit as trail
+    from orchestrator.crypto import Encryptor
 
     encryptor = Encryptor(settings.secret_keys)
     with printer(err=True).status(Text("Verifying …")) as status:
@@ -101,20 +102,25 @@ async def _verify(settings: Settings, db: Database, *, as_json: bool) -> int:
 
 @audit.command(short_help="Seal the heads of all chains that grew.")
 @data_dir
-def seal(*, data_dir: Path) -> int:
+@plain_json_option
+def seal(*, data_dir: Path, as_json: bool) -> int:
     """Seal the heads of all chains that grew since the last seal; the workers do so every ten minutes by
     themselves.
     """
-    return on_database(data_dir, _seal)
 
+    async def work(settings: Settings, db: Database) -> int:
+        from orchestrator import audit as trail
+        from orchestrator.crypto import Encryptor
 
-async def _seal(settings: Settings, db: Database) -> int:
-    from orchestrator import audit as trail  # noqa: PLC0415
-    from orchestrator.crypto import Encryptor  # noqa: PLC0415
+        sealed = await trail.seal(db, Encryptor(settings.secret_keys))
+        if as_json:
+            say_document({"sealed": sealed})
+        else:
+            said = f"Sealed the heads of {sealed} checkouts."
+            say(said if sealed else "Nothing has grown since the last seal.")
+        return 0
 
-    sealed = await trail.seal(db, Encryptor(settings.secret_keys))
-    say(f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal.")
-    return 0
+    return on_database(data_dir, work)
 
 
 @audit.command(short_help="Write the whole trail as lines of JSON.")
@@ -134,7 +140,11 @@ def export(*, data_dir: Path, file: Path | None) -> int:
             await _write(db, sys.stdout)
             return 0
         try:
-            out = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w")
+            out = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w")
+            if stat.S_ISREG(os.fstat(out.fileno()).st_mode):
+                # A file that was there before keeps its mode, and what is in it until now.
+                os.fchmod(out.fileno(), 0o600)
+                out.truncate()
         except OSError as error:
             raise click.UsageError(f"{file} cannot be written ({error.strerror})") from error
         with out:
@@ -146,7 +156,7 @@ def export(*, data_dir: Path, file: Path | None) -> int:
 
 
 async def _write(db: Database, out: IO[str]) -> int:
-    from orchestrator import audit as trail  # noqa: PLC0415
+    from orchestrator import audit as trail
 
     lines = 0
     async for line in trail.export(db):

@@ -47,8 +47,8 @@ def trigger(*, data_dir: Path, case: str, merchant: str, as_json: bool) -> int:
     paid with another amount. lost_callback: paid, and no callback comes. gateway_down, gateway_up: every call
     fails, and works again.
     """
-    from orchestrator.devkit.local.runtime_file import running  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.settings import load  # noqa: PLC0415
+    from orchestrator.devkit.local.runtime_file import running
+    from orchestrator.settings import load
 
     if load().database_url is None and running(data_dir) is None:
         raise click.UsageError(
@@ -56,8 +56,8 @@ def trigger(*, data_dir: Path, case: str, merchant: str, as_json: bool) -> int:
         )
 
     async def make(settings: Settings, db: Database) -> int:
-        from orchestrator.devkit.demo import triggers  # noqa: PLC0415
-        from orchestrator.devkit.demo.shop import Unscripted  # noqa: PLC0415
+        from orchestrator.devkit.demo import triggers
+        from orchestrator.devkit.demo.shop import Unscripted
 
         settings.need("jwt_secrets")
         try:

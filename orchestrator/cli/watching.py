@@ -42,7 +42,7 @@ def watch(*, data_dir: Path, checkout: str, keep: bool, as_json: bool) -> int:
     """
 
     async def follow(_: Settings, db: Database) -> int:
-        from orchestrator.store import read_model  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import read_model
 
         found = await find_checkout(db, checkout)
         if not as_json:

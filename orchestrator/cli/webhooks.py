@@ -5,7 +5,7 @@ merchants.
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -13,16 +13,18 @@ import click
 from orchestrator.cli.attached import data_dir, on_database
 from orchestrator.cli.confirmation import confirmed, yes_option
 from orchestrator.cli.lookup import Span, merchant_id, table, uuid_of
-from orchestrator.cli.output import json_option, say, say_document, say_table
+from orchestrator.cli.output import plain_json_option, say, say_document, say_more, say_table
 from orchestrator.cli.secret_input import secret_of
 from orchestrator.domain.events import EventType
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
+    from orchestrator.store.deliveries import AttemptRow
     from orchestrator.store.webhooks import Webhook
 
 WAIT: Final = 20.0
@@ -47,12 +49,12 @@ def webhooks() -> None:
 @webhooks.command("list")
 @data_dir
 @_merchant
-@json_option
+@plain_json_option
 def list_webhooks(*, data_dir: Path, merchant: str, as_json: bool) -> int:
     """List a merchant's webhooks, and what waits for each."""
 
     async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415 - each command imports what it needs
+        from orchestrator.store import webhooks as stored
 
         endpoints = await stored.page(
             db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
@@ -93,32 +95,23 @@ def list_webhooks(*, data_dir: Path, merchant: str, as_json: bool) -> int:
 @_types
 @click.option("--full", is_flag=True, help="Send full documents, with sentences.")
 @click.option("--description", default="", help="What it is for.")
-def add(
-    *, data_dir: Path, merchant: str, url: str, kinds: Sequence[str], full: bool, description: str
-) -> int:
+@plain_json_option
+def add(*, data_dir: Path, url: str, as_json: bool, **described: Any) -> int:
     """Add a webhook, and print its secret, which is shown this once."""
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.delivery import signature  # noqa: PLC0415
-        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url  # noqa: PLC0415
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+        from orchestrator.delivery import signature
+        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url
 
         try:
             checked_url(url, AddressPolicy(settings.webhook_ranges))
         except WebhookUrlRejected as error:
             raise click.UsageError(f"the URL {error}") from None
         secret = signature.new_secret()
-        made = await stored.add(
-            db,
-            Encryptor(settings.secret_keys),
-            merchant_id=await merchant_id(db, merchant),
-            url=url,
-            description=description[:200],
-            kinds=kinds or None,
-            content="full" if full else "thin",
-            secret=secret,
-        )
+        made = await _add(settings, db, url=url, secret=secret, **described)
+        if as_json:
+            say_document({**_facts(made), "secret": signature.written(secret)})
+            return 0
         say(f"added {made.id}")
         say(signature.written(secret))
         return 0
@@ -139,25 +132,16 @@ def add(
 @_types
 @click.option("--full", is_flag=True, help="Send full documents, with sentences.")
 @click.option("--description", default="", help="What it is for.")
+@plain_json_option
 def add_task(
-    *,
-    data_dir: Path,
-    merchant: str,
-    task: str,
-    queue: str,
-    broker_from: str | None,
-    kinds: Sequence[str],
-    full: bool,
-    description: str,
+    *, data_dir: Path, task: str, queue: str, broker_from: str | None, as_json: bool, **described: Any
 ) -> int:
     """Have a merchant's events published as a Celery task, to a queue of its broker or of ours."""
     url = "" if broker_from is None else secret_of("The URL of the broker", "--broker-from", broker_from)
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected  # noqa: PLC0415
-        from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue  # noqa: PLC0415
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected
+        from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue
 
         if not url and not settings.webhook_queue_limit:
             raise click.UsageError("--broker-from is needed: ORCHESTRATOR_WEBHOOK_QUEUE_LIMIT is 0")
@@ -166,56 +150,68 @@ def add_task(
             shown = broker_of(url, AddressPolicy(settings.webhook_ranges)).shown if url else ""
             checked_name(task)
             what = "queue"
-            checked_queue(queue, merchant=merchant, own=not url)
+            checked_queue(queue, merchant=described["merchant"], own=not url)
         except WebhookUrlRejected as error:
             raise click.UsageError(f"the URL of the broker {error}") from None
         except NameRejected as error:
             raise click.UsageError(f"the name of the {what} {error}") from None
-        made = await stored.add(
-            db,
-            Encryptor(settings.secret_keys),
-            merchant_id=await merchant_id(db, merchant),
-            url=shown,
-            task=task,
-            queue=queue,
-            description=description[:200],
-            kinds=kinds or None,
-            content="full" if full else "thin",
-            secret=url.encode(),
-        )
-        say(f"added {made.id}")
+        target: dict[str, Any] = {"url": shown, "task": task, "queue": queue, "secret": url.encode()}
+        made = await _add(settings, db, **target, **described)
+        if as_json:
+            say_document(_facts(made))
+        else:
+            say(f"added {made.id}")
         return 0
 
     return on_database(data_dir, work)
+
+
+async def _add(
+    settings: Settings,
+    db: Database,
+    *,
+    merchant: str,
+    kinds: Sequence[str],
+    full: bool,
+    description: str,
+    **target: Any,
+) -> Webhook:
+    """Store an endpoint: its target, and what is sent to it."""
+    from orchestrator.crypto import Encryptor
+    from orchestrator.store import webhooks as stored
+
+    return await stored.add(
+        db,
+        Encryptor(settings.secret_keys),
+        merchant_id=await merchant_id(db, merchant),
+        description=description[:200],
+        kinds=kinds or None,
+        content="full" if full else "thin",
+        **target,
+    )
 
 
 @webhooks.command(short_help="Send nothing until it is resumed.")
 @data_dir
 @_merchant
 @_ID
-def pause(*, data_dir: Path, merchant: str, webhook: str) -> int:
+@plain_json_option
+def pause(**given: Any) -> int:
     """Send nothing to a webhook until it is resumed; its events wait."""
-    return _changed(
-        data_dir,
-        merchant,
-        webhook,
-        what="paused",
-        change=lambda stored, db, endpoint: stored.pause(db, endpoint.id, "asked"),
-    )
+    return _changed("paused", lambda stored, db, endpoint: stored.pause(db, endpoint.id, "asked"), **given)
 
 
 @webhooks.command()
 @data_dir
 @_merchant
 @_ID
-def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
+@plain_json_option
+def resume(**given: Any) -> int:
     """Serve a webhook again that is paused or off."""
     return _changed(
-        data_dir,
-        merchant,
-        webhook,
-        what="resumed",
-        change=lambda stored, db, endpoint: stored.resume(db, endpoint.id, merchant_id=endpoint.merchant_id),
+        "resumed",
+        lambda stored, db, endpoint: stored.resume(db, endpoint.id, merchant_id=endpoint.merchant_id),
+        **given,
     )
 
 
@@ -224,16 +220,15 @@ def resume(*, data_dir: Path, merchant: str, webhook: str) -> int:
 @_merchant
 @_ID
 @yes_option
-def delete(*, data_dir: Path, merchant: str, webhook: str, yes: bool) -> int:
+@plain_json_option
+def delete(*, yes: bool, **given: Any) -> int:
     """Delete a webhook, with what waits for it; events stay in the feed."""
-    if not confirmed(f"Delete webhook {webhook}, with what waits for it", yes=yes):
+    if not confirmed(f"Delete webhook {given['webhook']}, with what waits for it", yes=yes):
         return 1
     return _changed(
-        data_dir,
-        merchant,
-        webhook,
-        what="deleted",
-        change=lambda stored, db, endpoint: stored.delete(db, endpoint.id, merchant_id=endpoint.merchant_id),
+        "deleted",
+        lambda stored, db, endpoint: stored.delete(db, endpoint.id, merchant_id=endpoint.merchant_id),
+        **given,
     )
 
 
@@ -244,13 +239,14 @@ def delete(*, data_dir: Path, merchant: str, webhook: str, yes: bool) -> int:
 @click.option(
     "--overlap", type=Span(longest=7 * 86_400), default="24h", show_default=True, help="How long the secret before signs too."
 )  # fmt: skip
-def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float) -> int:
+@plain_json_option
+def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float, as_json: bool) -> int:
     """Give a webhook a new secret, and print it; it is shown this once."""
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.delivery import signature  # noqa: PLC0415
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.delivery import signature
+        from orchestrator.store import webhooks as stored
 
         endpoint = await _find(db, merchant, webhook)
         if endpoint.kind == "celery":
@@ -264,7 +260,10 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
             secret=secret,
             overlap=overlap,
         )
-        say(signature.written(secret))
+        if as_json:
+            say_document({"id": endpoint.id, "secret": signature.written(secret)})
+        else:
+            say(signature.written(secret))
         return 0
 
     return on_database(data_dir, work)
@@ -274,12 +273,13 @@ def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float
 @data_dir
 @_merchant
 @_ID
-def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
+@plain_json_option
+def send_test(*, data_dir: Path, merchant: str, webhook: str, as_json: bool) -> int:
     """Have a test event sent, and say what came of it; exit 1 if it was not delivered."""
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.store import deliveries  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import deliveries
 
         endpoint = await _find(db, merchant, webhook)
         test = await deliveries.test(db, endpoint.id)
@@ -300,9 +300,12 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
             )
             return 1
         (attempt,) = found
+        if as_json:
+            say_document(_attempt(attempt))
+            return int(attempt.outcome != "delivered")
         status = "" if attempt.status is None else f", HTTP {attempt.status}"
         say(f"{attempt.outcome}{status}, {attempt.milliseconds} ms")
-        return 0 if attempt.outcome == "delivered" else 1
+        return int(attempt.outcome != "delivered")
 
     return on_database(data_dir, work)
 
@@ -314,15 +317,25 @@ def send_test(*, data_dir: Path, merchant: str, webhook: str) -> int:
 @click.option("--event", metavar="EVENT_ID", help="One event.")
 @click.option("--last", type=Span(), help="The events of this time span, such as 2h.")
 @click.option("--failed", is_flag=True, help="All that was given up.")
+@plain_json_option
 def replay(
-    *, data_dir: Path, merchant: str, webhook: str, event: str | None, last: float | None, failed: bool
+    *,
+    data_dir: Path,
+    merchant: str,
+    webhook: str,
+    event: str | None,
+    last: float | None,
+    failed: bool,
+    as_json: bool,
 ) -> int:
     """Send events again, with the same ids: one, those of a time span, or all that was given up."""
     if sum((event is not None, last is not None, failed)) != 1:
         raise click.UsageError("name one of --event, --last and --failed")
 
     async def work(_: Settings, db: Database) -> int:
-        from orchestrator.store import replays  # noqa: PLC0415
+        from sqlalchemy import text
+
+        from orchestrator.store import replays
 
         endpoint = await _find(db, merchant, webhook)
         if event is not None:
@@ -336,7 +349,7 @@ def replay(
                 db, endpoint.id, merchant_id=endpoint.merchant_id, checkout=found, sequence=int(number[:9])
             )
         elif last is not None:
-            now = datetime.now(UTC)
+            ((now,),) = await db.read(text("SELECT clock()"))  # by which events have their times
             count = await replays.period(
                 db,
                 endpoint.id,
@@ -346,7 +359,10 @@ def replay(
             )
         else:
             count = await replays.given_up(db, endpoint.id)
-        say(f"{count} event{'' if count == 1 else 's'} will be sent again")
+        if as_json:
+            say_document({"id": endpoint.id, "replayed": count})
+        else:
+            say(f"{count} event{'' if count == 1 else 's'} will be sent again")
         return 0
 
     return on_database(data_dir, work)
@@ -358,90 +374,88 @@ def replay(
 @_ID
 @click.option("--failed", is_flag=True, help="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@json_option
+@plain_json_option
 def deliveries(
     *, data_dir: Path, merchant: str, webhook: str, failed: bool, limit: int, as_json: bool
 ) -> int:
     """List attempts to reach an endpoint, the youngest first."""
 
     async def show(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor  # noqa: PLC0415
-        from orchestrator.domain.events import event_id  # noqa: PLC0415
-        from orchestrator.store import deliveries  # noqa: PLC0415
+        from orchestrator.crypto import Encryptor
+        from orchestrator.store import deliveries
 
         endpoint = await _find(db, merchant, webhook)
-        shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
-        told: list[dict[str, object]] = []
-        number, before = 0, None
-        while number < limit:
-            rows = await deliveries.attempts(
+        found: list[AttemptRow] = []
+        before = None
+        while len(found) <= limit:
+            found += await deliveries.attempts(
                 db,
                 Encryptor(settings.secret_keys),
                 endpoint.id,
                 before=before,
-                limit=limit - number,
+                limit=limit + 1 - len(found),
                 failed=True if failed else None,
             )
-            for row in rows:
-                answer = (
-                    "" if row.answer is None else " ".join(row.answer.decode(errors="replace").split())[:60]
-                )
-                told.append(
-                    {
-                        "at": row.at,
-                        "eventId": event_id(row.checkout_id, row.sequence),
-                        "type": row.kind,
-                        "attempt": row.number,
-                        "outcome": row.outcome,
-                        "status": row.status,
-                        "milliseconds": row.milliseconds,
-                        "answer": None if row.answer is None else row.answer.decode(errors="replace"),
-                    }
-                )
-                shown.add_row(
-                    _moment(row.at),
-                    event_id(row.checkout_id, row.sequence),
-                    row.kind,
-                    str(row.number),
-                    row.outcome,
-                    "" if row.status is None else str(row.status),
-                    str(row.milliseconds),
-                    answer,
-                )
-            number += len(rows)
             before = await deliveries.scanned_to(db, endpoint.id, before=before) if failed else None
             if before is None:
                 break
+        if len(found) > limit:
+            say_more(limit, "ask for more with --limit, or for some with --failed")
+        told = [_attempt(row) for row in found[:limit]]
         if as_json:
             say_document(told)
-        else:
-            say_table(shown, empty="Nothing was sent that is kept.")
+            return 0
+        shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
+        for row in told:
+            cells = ("" if value is None else str(value) for value in list(row.values())[1:-1])
+            shown.add_row(_moment(row["at"]), *cells, " ".join((row["answer"] or "").split())[:60])
+        say_table(shown, empty="Nothing was sent that is kept.")
         return 0
 
     return on_database(data_dir, show)
 
 
+def _attempt(row: AttemptRow) -> dict[str, Any]:
+    """Return an attempt as data, in the order of the columns of the table."""
+    from orchestrator.domain.events import event_id
+
+    return {
+        "at": row.at,
+        "eventId": event_id(row.checkout_id, row.sequence),
+        "type": row.kind,
+        "attempt": row.number,
+        "outcome": row.outcome,
+        "status": row.status,
+        "milliseconds": row.milliseconds,
+        "answer": None if row.answer is None else row.answer.decode(errors="replace"),
+    }
+
+
 def _changed(
+    what: str,
+    change: Callable[[Any, Database, Webhook], Awaitable[bool]],
+    *,
     data_dir: Path,
     merchant: str,
     webhook: str,
-    *,
-    what: str,
-    change: Callable[[Any, Database, Webhook], Awaitable[bool]],
+    as_json: bool,
 ) -> int:
     async def work(_: Settings, db: Database) -> int:
-        from orchestrator.store import webhooks as stored  # noqa: PLC0415
+        from orchestrator.store import webhooks as stored
 
         endpoint = await _find(db, merchant, webhook)
         await change(stored, db, endpoint)
-        say(f"{what} {endpoint.id}")
+        if as_json:
+            say_document({"id": endpoint.id, "result": what})
+        else:
+            say(f"{what} {endpoint.id}")
         return 0
 
     return on_database(data_dir, work)
 
 
 async def _find(db: Database, merchant: str, webhook: str) -> Webhook:
-    from orchestrator.store import webhooks as stored  # noqa: PLC0415
+    from orchestrator.store import webhooks as stored
 
     number = uuid_of(webhook)
     found = None

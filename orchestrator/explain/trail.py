@@ -166,6 +166,15 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
             return f"At {at} a fact moved it that this explanation has no words for: see the audit trail."
 
 
+_AMOUNTS: Final = (
+    ("reserved", "reserved"),
+    ("captured", "captured"),
+    ("refunded", "refunded"),
+    ("chargedBack", "charged_back"),
+)
+"""The amounts of a transaction: as evidence names them, and as columns do, which also name unread ones."""
+
+
 def transactions(record: Record, evidence: dict[str, Any]) -> str:
     """Return what a lookup showed of each transaction: its status at the gateway, its money, and how it was
     matched.
@@ -177,9 +186,9 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         currency = currencies.get(number, record.currency)
         raw = transaction.get("raw")
         amounts = [
-            f"{_amount(int(transaction.get(name) or 0), currency, name, raw)} {name.replace('_', ' ')}"
-            for name in ("reserved", "captured", "refunded", "charged_back")
-            if transaction.get(name) or (raw and name in raw)
+            f"{_amount(int(transaction.get(key) or 0), currency, name, raw)} {name.replace('_', ' ')}"
+            for key, name in _AMOUNTS
+            if transaction.get(key) or (raw and name in raw)
         ]
         held = " and ".join(amounts) or "no money"
         bound = (

@@ -12,7 +12,7 @@ import os
 from decimal import Decimal  # noqa: TC003 - pydantic reads it
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, model_validator
@@ -445,7 +445,7 @@ def _sentence(found: Any) -> str:
     said = str(found["msg"]).removeprefix("Value error, ")
     if not where:
         return f"{PREFIX}{said}"
-    if found["type"] == "tuple_type":
+    if found["type"] in {"tuple_type", "dict_type"}:
         said = _array(where[0])
     elif found["type"] in _SAID:
         said = ("each entry " if where[1:] else "") + _SAID[found["type"]]
@@ -456,6 +456,8 @@ def _sentence(found: Any) -> str:
 
 def _array(name: str) -> str:
     field = Settings.model_fields.get(name)
+    if field is not None and get_origin(field.annotation) is dict:
+        return 'must be a JSON object, for example {"DKK":10000}'
     numbers = field is not None and float in get_args(field.annotation)
     example = "[3600,86400]" if numbers else '["first","second"]'
     return f"must be a JSON array, for example {example}"
@@ -477,6 +479,8 @@ def environment(settings: Settings, process: str | None = None) -> dict[str, str
 def _spelled(value: object) -> str:
     if isinstance(value, tuple):
         return json.dumps([v.get_secret_value() if isinstance(v, SecretStr) else v for v in value])
+    if isinstance(value, dict):
+        return json.dumps(value, default=str)  # amounts, which are decimals
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

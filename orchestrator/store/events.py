@@ -137,10 +137,20 @@ _OF_CHECKOUT = text(f"""
        AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
      ORDER BY e.sequence LIMIT :most
 """)  # noqa: S608 - made of our own constant
+_BACKWARDS = text(f"""
+    SELECT {_COLUMNS} FROM events e
+     WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
+       AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+     ORDER BY e.position DESC LIMIT :most
+""")  # noqa: S608 - made of our own constant
+_LAST = text("""
+    SELECT position FROM events WHERE merchant_id = :merchant_id AND position <= :until ORDER BY position DESC LIMIT 1
+""")
 _HISTORY = text(f"""
     SELECT {_COLUMNS}, m.name FROM events e JOIN merchants m ON m.id = e.merchant_id
      WHERE e.checkout_id = :checkout_id AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
-     ORDER BY e.sequence LIMIT :most
+       AND (CAST(:after AS int8) IS NULL OR e.position > :after)
+     ORDER BY CASE WHEN CAST(:after AS int8) IS NULL THEN -e.sequence ELSE e.sequence END LIMIT :most
 """)  # noqa: S608 - made of our own constant
 _FEEDS = text("""
     SELECT m.id, m.name, coalesce(f.last_position, 0) AS last, coalesce(f.kept_after, 0) AS kept_after
@@ -254,12 +264,49 @@ async def all_feeds(db: Database) -> dict[int, tuple[str, Feed]]:
 
 
 async def history(
-    db: Database, checkout: UUID, *, limit: int, kinds: Collection[str] | None = None
+    db: Database,
+    checkout: UUID,
+    *,
+    limit: int,
+    kinds: Collection[str] | None = None,
+    after: int | None = None,
 ) -> list[StoredEvent]:
-    """Return the events of a checkout in the order of their sequence, those without a position too."""
-    asked = {"checkout_id": checkout, "most": limit, "kinds": None if kinds is None else sorted(kinds)}
-    rows = await db.read(_HISTORY, asked)
-    return [_read(row).stored(row.name) for row in rows]
+    """Return the first events of a checkout after a position, or else its newest, those without a position
+    too; in the order of their sequence.
+    """
+    asked = {
+        "checkout_id": checkout,
+        "most": limit,
+        "kinds": None if kinds is None else sorted(kinds),
+        "after": after,
+    }
+    rows = [_read(row).stored(row.name) for row in await db.read(_HISTORY, asked)]
+    return rows[::-1] if after is None else rows
+
+
+async def newest(
+    db: Database, merchant_id: int, *, limit: int, kinds: Collection[str] | None = None
+) -> list[FeedRow]:
+    """Return the newest events of a merchant's feed, at most `limit`, of some types only; the oldest first.
+
+    With types it reads backwards, `SCANNED_AT_ONCE` positions at a time.
+    """
+    known = await feed(db, merchant_id)
+    asked = {"merchant_id": merchant_id, "kinds": None if kinds is None else sorted(kinds)}
+    found: list[FeedRow] = []
+    until = known.last
+    while len(found) < limit and until > known.kept_after:
+        after = known.kept_after if kinds is None else max(known.kept_after, until - SCANNED_AT_ONCE)
+        rows = await db.read(
+            _BACKWARDS, {**asked, "after": after, "until": until, "most": limit - len(found)}
+        )
+        found += map(_read, rows)
+        if not rows and after > known.kept_after:
+            # Beyond positions that `skip` left free.
+            before = await db.read(_LAST, {"merchant_id": merchant_id, "until": after})
+            after = before[0].position if before else known.kept_after
+        until = after
+    return found[::-1]
 
 
 async def page(

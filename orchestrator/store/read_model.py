@@ -13,7 +13,7 @@ from datetime import datetime  # noqa: TC003 - JSON of Postgres is converted by 
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, or_, select, text, tuple_, union_all
+from sqlalchemy import bindparam, or_, select, text, true, tuple_, union_all
 
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_progress import FINAL, CommandState, progress
@@ -24,6 +24,7 @@ from orchestrator.store import columns
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 from orchestrator.store.tables import checkouts as _checkouts
 from orchestrator.store.tables import payments as _payments
+from orchestrator.store.tables.core import merchants as _merchants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -340,6 +341,25 @@ async def of_transaction(db: Database, transaction_id: str) -> list[UUID]:
     return [row.checkout_id for row in rows]
 
 
+# Each merchant's indexes are asked, as for a transaction: no index begins with an order number. The order is
+# by text, or the planner may walk all checkouts of a merchant in the order of their ids.
+_OF_ORDER: Final = text(f"""
+    SELECT c.id, m.name AS merchant FROM merchants m CROSS JOIN LATERAL (
+        (SELECT id FROM checkouts WHERE merchant_id = m.id AND order_ref = :order_ref AND {IS_LIVE} LIMIT 1)
+        UNION ALL
+        (SELECT id FROM checkouts WHERE merchant_id = m.id AND order_ref = :order_ref AND NOT ({IS_LIVE})
+          ORDER BY CAST(id AS text) DESC LIMIT 1)) c
+     ORDER BY c.id DESC LIMIT 100
+""")  # noqa: S608 - made of our own words
+
+
+async def of_order(db: Database, order_ref: str) -> Sequence[Row[Any]]:
+    """Return `id` and `merchant` (its name) of the checkouts with an order number, the youngest first: of
+    each merchant the live one, and the youngest of those that are not live.
+    """
+    return await db.read(_OF_ORDER, {"order_ref": order_ref})
+
+
 async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     db: Database,
     *,
@@ -375,7 +395,8 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
         wanted = wanted.where(_c.attention.is_not(None) if waiting else _c.attention.is_(None))
     if before is not None:
         wanted = wanted.where(_c.id < before)
-    parts = _by_index(wanted.order_by(_c.id.desc()).limit(limit), order_ref, allowed)
+    youngest = wanted.order_by(_c.id.desc()).limit(limit)
+    parts = _by_index(youngest, order_ref, allowed, each=merchant_id is None)
     if len(parts) == 1:
         chosen = parts[0]
     else:
@@ -394,15 +415,20 @@ def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:
     return frozenset(State) - paid if len(statuses) == 1 else frozenset(State)
 
 
-def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[State]) -> list[Select[Any]]:
+def _by_index(
+    wanted: Select[Any], order_ref: str | None, states: frozenset[State], *, each: bool
+) -> list[Select[Any]]:
     """Return what is wanted in parts, each in the very words of a partial index: through parameters the
     planner sees none.
+
+    `each`: of every merchant, one after the other, where the index begins with the merchant.
     """
     if order_ref is not None:
         mine = wanted.where(_c.order_ref == order_ref)
         if states:
             mine = mine.where(_c.state.in_(sorted(states)))
-        return [mine.where(text(IS_LIVE)), mine.where(text(f"NOT ({IS_LIVE})"))]
+        parts = [mine.where(text(IS_LIVE)), mine.where(text(f"NOT ({IS_LIVE})"))]
+        return [_of_each_merchant(part) for part in parts] if each else parts
     if not states or len(states) == len(State):
         return [wanted.where(text(IS_LISTED))]
     groups = (
@@ -411,6 +437,11 @@ def _by_index(wanted: Select[Any], order_ref: str | None, states: frozenset[Stat
         (states & ENDED - CLOSED, IS_LISTED),
     )
     return [wanted.where(_c.state.in_(sorted(group)), text(words)) for group, words in groups if group]
+
+
+def _of_each_merchant(wanted: Select[Any]) -> Select[Any]:
+    rows = wanted.where(_c.merchant_id == _merchants.c.id).correlate(_merchants).lateral()
+    return select(rows).select_from(_merchants.join(rows, true()))
 
 
 async def payments(
@@ -435,7 +466,7 @@ async def payments(
     if order_ref is not None:
         # Payments have no index by order number; their checkouts have, and payments of no checkout are few.
         ids = select(_c.id) if merchant_id is None else select(_c.id).where(_c.merchant_id == merchant_id)
-        named = await db.read(union_all(*_by_index(ids, order_ref, frozenset())))
+        named = await db.read(union_all(*_by_index(ids, order_ref, frozenset(), each=merchant_id is None)))
         wanted = wanted.where(
             _p.order_ref == order_ref,
             or_(_p.checkout_id.in_([row.id for row in named]), _p.checkout_id.is_(None)),

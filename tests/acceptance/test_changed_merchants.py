@@ -27,7 +27,7 @@ def test_a_running_worker_takes_a_new_merchant_and_its_changed_credentials(serve
             ],
             "the credentials are refused",
         )
-        merchants(installation, "password", "second", "--password-stdin", given="sandbox password\n")
+        merchants(installation, "password", "second", "--password-from", "-", given="sandbox password\n")
         # What the product promises: every process knows of it by then.
         time.sleep(FRESH + 1)
         installation.until_state(installation.order(merchant="second"), "awaiting_payment")

@@ -9,7 +9,9 @@ import fcntl
 import json
 import re
 import socket
+import stat
 import threading
+import time
 from contextlib import contextmanager, nullcontext
 from urllib.parse import urlsplit, urlunsplit
 
@@ -41,6 +43,7 @@ WRONG = [
     (("up", "--prot", "1"), {}, "No such option"),
     (("fly",), {}, "No such command 'fly'"),
     (("demo", "--scenario", "pays_twice"), {}, "choose a group (checkout, money, all) or a script"),
+    (("bench", "--report", "/nonexistent/run.html"), {}, "/nonexistent/run.html cannot be written: /nonexistent is no directory"),
     (("demo", "--exit"), {"GATEWAY_URL": "http://127.0.0.1:9"}, "ORCHESTRATOR_GATEWAY_URL is set"),
     (("migrate",), {"DATABASE_URL": NO_SERVER}, "Postgres at 127.0.0.1:1/x cannot be used"),
     (("up", "--port", "0", "--data-dir", "/proc/x"), {}, "/proc/x cannot be used"),
@@ -140,6 +143,73 @@ def test_keys_that_do_not_belong_to_the_database_are_noticed(database_url):
     assert {"check": "settings", "ok": True} in [
         {"check": check["check"], "ok": check["ok"]} for check in found["checks"]
     ]
+
+
+def test_a_file_that_cannot_be_opened_is_one_sentence(database_url, tmp_path):
+    known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
+    (tmp_path / "orders.ndjson").write_text("")
+    for source, results, words in (
+        (tmp_path / "missing.csv", "-", "missing.csv cannot be opened: No such file or directory"),
+        (
+            tmp_path / "orders.ndjson",
+            tmp_path / "no" / "results",
+            "no/results cannot be opened: No such file",
+        ),
+        (
+            tmp_path / "orders.ndjson",
+            tmp_path / "orders.ndjson" / "r",
+            "orders.ndjson/r cannot be opened: Not a dir",
+        ),
+    ):
+        ended = orchestrator("checkouts", "import", source, "--results", results, **known)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert words in ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_the_exported_trail_is_for_its_owner_alone_also_in_a_file_that_was_there(books, tmp_path):
+    there = tmp_path / "trail.jsonl"
+    there.write_text("before\n" * 100_000)
+    there.chmod(0o644)
+    ended = orchestrator("audit", "export", "--file", there, **books)
+    assert ended.returncode == 0, ended.stderr
+    assert stat.S_IMODE(there.stat().st_mode) == 0o600
+    assert "before" not in there.read_text()
+    assert len(there.read_text().splitlines()) == int(ended.stderr.split()[0])
+    assert orchestrator("audit", "export", "--file", "/dev/null", **books).returncode == 0
+
+
+def test_changes_are_told_as_json(database_url):
+    known = {"DATABASE_URL": database_url, "SECRET_KEYS": f'["{SECRET_KEY}"]'}
+
+    def told(*arguments, status=0, **more):
+        ended = orchestrator(*arguments, "--json", **more, **known)
+        assert ended.returncode == status, ended.stderr
+        return json.loads(ended.stdout)
+
+    known["WEBHOOK_ALLOWED_NETWORKS"] = '["127.0.0.1"]'
+    made = told("webhooks", "add", "http://127.0.0.1:9999/hook", "--full")
+    assert (made["status"], made["content"], made["secret"][:6]) == ("active", "full", "whsec_")
+    task = told("webhooks", "add-task", "shop.events", "default.events")
+    assert (task["kind"], task["task"]) == ("celery", "shop.events")
+    rotated = told("webhooks", "rotate-secret", made["id"])
+    assert (rotated["id"], rotated["secret"] != made["secret"]) == (made["id"], True)
+    for command, result in (("pause", "paused"), ("resume", "resumed")):
+        assert told("webhooks", command, made["id"]) == {"id": made["id"], "result": result}
+    assert told("webhooks", "delete", made["id"], "--yes")["result"] == "deleted"
+
+    assert told("merchants", "set", "default", "late=keep")["policies"]["late"] == "keep"
+    assert told("merchants", "disable", "default")["status"] == "disabled"
+    assert told("merchants", "enable", "default")["status"] == "enabled"
+    assert told("merchants", "pause", "default")["paused_at"] is not None
+    assert told("merchants", "resume", "default")["paused_at"] is None
+    assert told("merchants", "password", "default", "--password-from", "-", given="x\n")["own_password"]
+    secret = told("merchants", "rotate", "default", "--make")
+    assert (secret["callback_secrets"], len(secret["secret"]) > 20) == (1, True)
+
+    assert told("audit", "seal") == {"sealed": 0}
+    beat = told("doctor", "worker", status=1)
+    assert (beat["process"], beat["ok"], beat["secondsSinceHeartbeat"]) == ("worker", False, None)
 
 
 def test_an_unknown_merchant_is_named(database_url):
@@ -346,7 +416,7 @@ def test_what_is_asked_for_is_stored_as_a_command_and_named(books, arguments, ki
     assert (ended.returncode, ended.stderr) == (0, "")
     assert str(command) in ended.stdout
     assert (stored, given, actor) == (kind, told, "operator:command-line")
-    assert (key is not None) == (kind in {"capture", "refund"})
+    assert (key is not None) == (kind in {"capture", "refund", "release"})
 
 
 def test_a_cancel_takes_the_same_path_and_is_asked_for_once(books):
@@ -663,6 +733,16 @@ def test_an_unanswered_command_is_reported_and_is_a_failure(books, database_url)
         "still waiting": 1,
     }
     assert "Not all were answered" in ended.stderr
+
+
+def test_reconciling_gives_up_once_when_nothing_is_answered(books, database_url):
+    """With so many that it waits before it asks for all of them."""
+    rows(database_url, FILL)
+    began = time.monotonic()
+    ended = orchestrator("checkouts", "reconcile", "--since", "20h", "--timeout", "6", **books)
+
+    assert time.monotonic() - began < 12
+    assert (ended.returncode, "nothing came for 6 s" in ended.stderr) == (1, True)
 
 
 def test_without_wait_a_command_is_only_stored(books, database_url):

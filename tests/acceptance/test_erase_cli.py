@@ -80,10 +80,18 @@ def test_a_dry_run_says_what_would_go_and_changes_nothing(books):
 
 
 def test_without_a_confirmation_nothing_is_erased(books):
-    ended = orchestrator("checkouts", "erase", "gone-1", **books.settings)
-
-    assert ended.returncode == 2
-    assert "Erase the personal data of 1 checkout for good? No terminal is there to ask on" in ended.stderr
+    asked = ("checkouts", "erase")
+    for chosen, described in (
+        (("gone-1",), "1 checkout: order gone-1 of merchant default"),
+        (("--order", "gone-1", "--merchant", "default"), "1 checkout: order gone-1 of merchant default"),
+        (
+            ("--ended-before", "2199-01-01"),
+            "2 checkouts: those of all merchants that ended before 2199-01-01 00:00:00 UTC",
+        ),
+    ):
+        ended = orchestrator(*asked, *chosen, **books.settings)
+        assert f"Erase the personal data of {described}, for good? No terminal is there" in ended.stderr
+        assert ended.returncode == 2
     assert erased(books) == set()
 
 

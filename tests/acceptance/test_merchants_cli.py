@@ -62,7 +62,7 @@ async def test_policies_are_changed_and_listed(database_url, known):
 async def test_password_and_secrets_are_read_from_standard_input_and_shown_nowhere(database_url, known):
     orchestrator(*ADD, given="a password\n\n", **known)
     ended = [
-        orchestrator("merchants", "password", "shop2", "--password-stdin", given="hush-1\n", **known),
+        orchestrator("merchants", "password", "shop2", "--password-from", "-", given="hush-1\n", **known),
         orchestrator("merchants", "secrets", "shop2", "--secrets-stdin", given="hush-2\nhush-3\n", **known),
         orchestrator("merchants", "list", **known),
     ]
@@ -72,7 +72,7 @@ async def test_password_and_secrets_are_read_from_standard_input_and_shown_nowhe
     assert not [command for command in ended if "hush" in command.stdout + command.stderr]
     merchant = await stored(database_url)
     assert (merchant.account.password, merchant.callback_secrets) == ("hush-1", ("hush-2", "hush-3"))
-    removed = orchestrator("merchants", "secrets", "shop2", "--none", **known)
+    removed = orchestrator("merchants", "secrets", "shop2", "--none", "--yes", **known)
     assert "0 callback secrets" in removed.stdout
     assert (await stored(database_url)).callback_secrets == ()
 
@@ -95,8 +95,8 @@ def test_the_address_for_default_notifications_is_printed_alone(known):
         (("set", "default", "dance=tango"), "there is no policy 'dance'"),
         (("set", "default", "late=keep", "lookups_per_minute=0"), "from 1 to 100000"),
         (("set", "shop3", "late=keep"), "no merchant shop3"),
-        (("password", "shop3", "--password-stdin"), "no merchant shop3"),
-        (("secrets", "shop3", "--none"), "no merchant shop3"),
+        (("password", "shop3", "--password-from", "-"), "no merchant shop3"),
+        (("secrets", "shop3", "--none", "--yes"), "no merchant shop3"),
         (("url", "shop3"), "no merchant shop3"),
         (("add", "shop2", "--gateway-url", "https://u:hush@g.example", "--username", "u"), "--gateway-url must be a URL without"),
         (("add", "shop2", "--gateway-url", "https://g.example/?a=hush", "--username", "u"), "--gateway-url must be a URL without"),
@@ -225,6 +225,18 @@ def test_a_merchants_gateway_calls_are_paused_and_resumed(known):
     assert (unknown.returncode, "no-such" in unknown.stderr) == (2, True)
 
 
+def test_callback_secrets_are_ended_after_a_question_alone(known):
+    orchestrator(*ADD, given="a password\nhush-secret-1\n", **known)
+    asked = orchestrator("merchants", "secrets", "shop2", "--none", given="y\n", **known)
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "End all callback secrets of merchant shop2" in asked.stderr
+    assert "so say --yes" in asked.stderr
+    kept = json.loads(orchestrator("merchants", "show", "shop2", "--json", **known).stdout)
+    assert kept["callback_secrets"] == 1
+    ended = orchestrator("merchants", "secrets", "shop2", "--none", "--yes", "--json", **known)
+    assert (ended.returncode, json.loads(ended.stdout)["callback_secrets"]) == (0, 0)
+
+
 async def test_no_orders_are_imported_for_a_disabled_merchant(database_url, known):
     orchestrator(*ADD, given="a password\n\n", **known)
     orchestrator("merchants", "disable", "shop2", **known)
@@ -245,7 +257,7 @@ def test_credentials_are_checked_and_the_exit_status_says_whether_they_work(know
         assert orchestrator(*add, given="right\n\n", **given).returncode == 0
         accepted = orchestrator("merchants", "check", "shop2", **given)
         assert (accepted.returncode, "are accepted by" in accepted.stdout) == (0, True)
-        orchestrator("merchants", "password", "shop2", "--password-stdin", given="wrong\n", **given)
+        orchestrator("merchants", "password", "shop2", "--password-from", "-", given="wrong\n", **given)
         refused = orchestrator("merchants", "check", "shop2", "--json", **given)
         assert (refused.returncode, json.loads(refused.stdout)["result"]) == (1, "refused")
     away = orchestrator("merchants", "check", "shop2", **given)

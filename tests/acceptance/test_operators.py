@@ -4,19 +4,26 @@ there is nothing, and one screen says how the installation stands.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 
 import psycopg
 import pytest
 
+from orchestrator.crypto import Encryptor
+from orchestrator.domain.states import State
+from tests.conftest import make_settings
 from tests.support.command import ROOT, environment, orchestrator, running
+from tests.support.factories import core
 from tests.support.forked import Popen
 from tests.support.pooler import direct
 
@@ -55,13 +62,18 @@ class Asked:
         return self._process.returncode, out, err
 
 
+PAID = "order paid-1 of merchant default"
+
+
 @pytest.mark.parametrize(
     ("arguments", "question"),
     [
-        (("capture", "paid-1", "--amount", "10"), "Capture 10.00 of 89.00 DKK of order paid-1 (transaction 7)?"),
-        (("refund", "paid-1", "--all"), "Refund 50.00 of 50.00 DKK of order paid-1 (transaction 7)?"),
-        (("release", "paid-1", "--transaction", "8"), "Release 139.00 DKK of order paid-1 (transaction 8)?"),
-        (("resolve", "paid-1", "return"), "Return 139.00 DKK on transaction 8 of order paid-1?"),
+        (("capture", "paid-1", "--amount", "10"), f"Capture 10.00 of 89.00 DKK of {PAID} (transaction 7)?"),
+        (("refund", "paid-1", "--all"), f"Refund 50.00 of 50.00 DKK of {PAID} (transaction 7)?"),
+        (("release", "paid-1", "--transaction", "8"), f"Release 139.00 DKK of {PAID} (transaction 8)?"),
+        (("resolve", "paid-1", "return"), f"Return 139.00 DKK on transaction 8 of {PAID} (surplus_payment)?"),
+        (("resolve", "paid-1", "keep"), f"Keep 139.00 DKK on transaction 8 of {PAID} (surplus_payment)?"),
+        (("resolve", "paid-1", "dismiss"), f"Dismiss 139.00 DKK on transaction 8 of {PAID} (surplus_payment)?"),
     ],
 )  # fmt: skip
 def test_without_a_terminal_and_without_yes_no_money_is_moved(books, arguments, question):
@@ -77,7 +89,7 @@ def test_money_is_moved_after_a_yes_alone_and_only_as_the_person_saw_it(books):
     asked = ("checkouts", "capture", "paid-1", "--amount", "10", "--wait", "0", "--as", "Ada Example")
 
     refused = Asked(*asked, **books)
-    assert refused.question.endswith("Capture 10.00 of 89.00 DKK of order paid-1 (transaction 7)? [y/N] ")
+    assert refused.question.endswith(f"Capture 10.00 of 89.00 DKK of {PAID} (transaction 7)? [y/N] ")
     status, out, err = refused.answer("n")
     assert (status, out, "Nothing was done." in err) == (1, "", True)
 
@@ -95,6 +107,119 @@ def test_money_is_moved_after_a_yes_alone_and_only_as_the_person_saw_it(books):
         "SELECT k.actor, k.expected_version, c.version FROM commands k JOIN checkouts c ON c.id = k.checkout_id",
     )
     assert (actor, expected) == ("operator:command-line/Ada Example", version)
+
+
+@pytest.mark.parametrize("decision", ["keep", "dismiss", "return"])
+def test_a_decision_is_bound_to_the_attention_that_was_shown(books, decision):
+    asked = Asked("checkouts", "resolve", "paid-1", decision, "--wait", "0", **books)
+    rows(
+        books,
+        "UPDATE checkouts SET version = version + 1, attention = 'late_payment' WHERE order_ref = 'paid-1' RETURNING 1",
+    )
+    status, out, err = asked.answer("y")
+    assert (status, out) == (2, "")
+    assert re.search(r"has version \d+ by now, and the resolve was based on \d+: read it again", err)
+    assert rows(books, "SELECT 1 FROM commands") == []
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("refund", "paid-1", "--amount", "50"),
+        ("capture", "paid-1", "--all", "--reason", "shipped"),
+        ("release", "paid-1", "--transaction", "8"),
+    ],
+)
+def test_the_same_command_with_the_same_key_is_stored_once(books, wanted):
+    def ask(*more):
+        return orchestrator("checkouts", *wanted, *more, "--key", "k-1", "--yes", "--wait", "0", **books)
+
+    first = ask()
+    # As if a worker had executed it: what is left has changed, and so has the version.
+    rows(books, "UPDATE checkouts SET version = version + 1 WHERE order_ref = 'paid-1' RETURNING 1")
+    again, other = ask("--json"), ask("--reason", "another")
+
+    [(command,)] = rows(books, "SELECT id FROM commands")
+    assert (first.returncode, str(command) in first.stdout) == (0, True), first.stderr
+    assert (again.returncode, json.loads(again.stdout)["id"]) == (0, str(command))
+    assert again.stderr == ""
+    told = ask()
+    assert f"The key was used before for the same command, {command}" in told.stdout
+    assert (other.returncode, "'k-1' was used before with other content" in other.stderr) == (2, True)
+    wrong = orchestrator("checkouts", *wanted, "--yes", "--key", "a b", **books)
+    assert (wrong.returncode, "visible ASCII" in wrong.stderr) == (2, True)
+
+
+def test_a_command_whose_storing_is_interrupted_names_its_key(books):
+    with psycopg.connect(direct(books["DATABASE_URL"])) as held:
+        held.execute("LOCK TABLE commands IN SHARE ROW EXCLUSIVE MODE")
+        ended = Popen(
+            [sys.executable, "-m", "orchestrator", "checkouts", "refund", "paid-1", "--all", "--yes"],
+            cwd=ROOT,
+            env=environment(**books),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(300):
+            blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%INTO commands%'"
+            if rows(books, blocked):
+                break
+            time.sleep(0.1)
+        ended.send_signal(signal.SIGINT)
+        out, err = ended.communicate(timeout=30)
+    assert (ended.returncode, out) == (130, "")
+    [key] = re.findall(r"not known whether the refund is stored: repeat the command with --key (\S+),", err)
+    stored = orchestrator(
+        "checkouts", "refund", "paid-1", "--all", "--yes", "--key", key, "--wait", "0", **books
+    )
+    assert (stored.returncode, len(rows(books, "SELECT 1 FROM commands"))) == (0, 1)
+
+
+@pytest.fixture
+def shared(books):
+    """`books`, where another merchant has the order numbers, too."""
+    with psycopg.connect(direct(books["DATABASE_URL"]), autocommit=True) as db:
+        db.execute("INSERT INTO merchants (name) VALUES ('second')")
+
+    async def write():
+        async with core(books["DATABASE_URL"], Encryptor(make_settings().secret_keys)) as new_core:
+            (second,) = await new_core.all("SELECT id FROM merchants WHERE name = 'second'")
+            await new_core.checkout(State.AWAITING_PAYMENT, order_ref="paid-1", merchant_id=second)
+            await new_core.checkout(State.EXPIRED, order_ref="open-1", merchant_id=second)
+
+    asyncio.run(write())
+    return books
+
+
+def test_an_order_number_of_two_merchants_means_no_checkout(shared):
+    for order, asked in (
+        ("paid-1", ("refund", "paid-1", "--all", "--yes")),
+        ("paid-1", ("resolve", "paid-1", "return", "--yes")),
+        ("open-1", ("cancel", "open-1")),
+        ("open-1", ("show", "open-1")),
+        ("open-1", ("reconcile", "open-1", "--no-wait")),
+        ("paid-1", ("erase", "paid-1", "--yes")),
+    ):
+        ended = orchestrator("checkouts", *asked, **shared)
+        assert (ended.returncode, ended.stdout) == (2, ""), asked
+        assert f"order number '{order}' belongs to several merchants (" in ended.stderr
+        assert "default" in ended.stderr
+        assert "second" in ended.stderr
+        assert f"`orchestrator checkouts list --order {order}`" in ended.stderr
+        assert len(ended.stderr.strip().splitlines()) == 1
+    assert rows(shared, "SELECT 1 FROM commands") == []
+    assert rows(shared, "SELECT 1 FROM intents WHERE data_key IS NULL") == []
+
+    found = json.loads(orchestrator("checkouts", "list", "--order", "open-1", "--json", **shared).stdout)
+    assert [(one["merchant"], one["state"]) for one in found] == [
+        ("second", "expired"),
+        ("default", "awaiting_payment"),
+    ]
+    paid = json.loads(orchestrator("payments", "list", "--order", "paid-1", "--json", **shared).stdout)
+    assert {(one["merchant"], one["transactionId"]) for one in paid} == {("default", "7"), ("default", "8")}
+    by_id = orchestrator("checkouts", "cancel", found[1]["id"], **shared)
+    assert by_id.returncode == 0, by_id.stderr
 
 
 def test_a_script_says_yes_and_reads_json(books):
@@ -117,6 +242,8 @@ def test_a_script_says_yes_and_reads_json(books):
 def test_a_name_for_the_trail_is_short_and_printable(books, name):
     ended = orchestrator("checkouts", "retry", "open-1", "--as", name, **books)
     assert (ended.returncode, "1 to 100 printable characters" in ended.stderr) == (2, True)
+    link = orchestrator("console", "link", "--as", name, **books)
+    assert (link.returncode, link.stdout, "1 to 100 printable" in link.stderr) == (2, "", True)
     assert rows(books, "SELECT 1 FROM commands") == []
 
 
@@ -165,6 +292,22 @@ def test_lists_are_filtered_by_transaction_period_amount_and_cursor(books):
     ):
         ended = orchestrator("checkouts", "list", *wrong, **books)
         assert (ended.returncode, words in ended.stderr) == (2, True), ended.stderr
+
+
+def test_every_list_says_what_it_leaves_out_also_as_json(books):
+    for late in ("keep", "return"):
+        orchestrator("merchants", "set", "default", f"late={late}", **books)
+    for listed in (
+        ("checkouts", "list"),
+        ("payments", "list"),
+        ("merchants", "history", "default"),
+    ):
+        for form in ((), ("--json",)):
+            cut = orchestrator(*listed, "--limit", "1", *form, **books)
+            assert cut.stderr.startswith("There are more than 1: "), (listed, cut.stderr)
+            whole = orchestrator(*listed, "--limit", "2", *form, **books)
+            assert (whole.returncode, whole.stderr) == (0, ""), listed
+            assert len(whole.stdout) > len(cut.stdout)
 
 
 def test_payments_and_explanations_are_data_for_programs(books):

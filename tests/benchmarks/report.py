@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
-from orchestrator.devkit.bench.charts import LIMIT, OURS, THEIRS, Bar, bars
 from orchestrator.devkit.bench.figures import number
 from tests.benchmarks import delivery_report
+from tests.benchmarks.bars import LIMIT, OURS, THEIRS, Bar, bars
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, rates
 
 if TYPE_CHECKING:

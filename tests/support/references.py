@@ -64,10 +64,12 @@ def _row(parameter: click.Parameter) -> str:
     if isinstance(parameter, click.Argument):
         return f"| `{parameter.make_metavar(click.Context(click.Command('x')))}` | |\n"
     assert isinstance(parameter, click.Option)
-    if parameter.hidden or parameter.name == "data_dir":
+    if parameter.hidden:
         return ""
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     said = _prose(parameter.help or "").replace("|", "\\|")
+    if default := parameter.get_help_extra(click.Context(click.Command("x"))).get("default"):
+        said = f"{said} (default: {default})".strip()
     return f"| {names} | {said} |\n"
 
 

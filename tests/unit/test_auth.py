@@ -217,6 +217,15 @@ def test_a_token_that_lives_too_long_is_neither_issued_nor_accepted():
         token(lifetime=10 * YEAR)
 
 
+def test_processes_of_ours_issue_no_token_that_lives_too_long():
+    for longest, lifetime, lives in ((60, 86_400, 60), (3600, 600, 600)):
+        known = Settings(jwt_secrets=(NEW,), jwt_max_lifetime=longest)
+        made = auth.issue_own(known, merchant="m", scopes=("ops",), lifetime=lifetime, subject="bench")
+        claims = jwt.decode(made, options={"verify_signature": False})
+        assert claims["exp"] - claims["iat"] == lives
+        assert auth.verify(known, made).merchant == "m"
+
+
 def test_the_longest_life_is_a_setting():
     known = Settings(jwt_secrets=(NEW,), jwt_max_lifetime=3600)
     assert auth.verify(known, token(known, lifetime=3600))

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.devkit.bench.charts import Bar, bars
 from orchestrator.devkit.bench.figures import number
 from tests.benchmarks import delivery_report, report
+from tests.benchmarks.bars import Bar, bars
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, ratio
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.api.contract import answers
 from orchestrator.api.contract.examples import EXAMPLES
-from orchestrator.devkit.demo.evidence import Balance, Told
+from orchestrator.devkit.demo.evidence import Balance, Observations
 from orchestrator.devkit.demo.scripts import GROUPS, MERCHANTS, choose
 from orchestrator.devkit.demo.shop import Unscripted
 from orchestrator.devkit.local import terminal
@@ -27,7 +27,7 @@ OPERATION = {
 }  # fmt: skip
 
 
-def told(
+def observed(
     *movements,
     captured=500,
     refunded=0,
@@ -58,7 +58,7 @@ def told(
     }
     operations = [OPERATION | {"reconciliationIdentifier": name} for name in known]
     checkout = EXAMPLES["Checkout"] | {"payments": [payment], "operations": operations}
-    return Told(
+    return Observations(
         msgspec.json.decode(msgspec.json.encode(checkout), type=answers.Checkout),
         [ledger],
         [],
@@ -67,7 +67,7 @@ def told(
 
 
 def test_books_that_agree_with_the_ledger_pass():
-    order = told(("captured", "a"), ("refunded", "b"), refunded=500)
+    order = observed(("captured", "a"), ("refunded", "b"), refunded=500)
 
     order.check_money()
     order.check_movements(("captured", "refunded"))
@@ -78,11 +78,11 @@ def test_one_minor_unit_between_ledger_and_books_is_found():
     with pytest.raises(
         Unscripted, match=r"\(500, 500, 0\) of transaction 1 in our books, saw \(500, 499, 0\)"
     ):
-        told(("captured", "a"), books_captured=499).check_money()
+        observed(("captured", "a"), books_captured=499).check_money()
 
 
 def test_a_transaction_that_only_the_ledger_has_is_found():
-    order = told(("captured", "a"))
+    order = observed(("captured", "a"))
     order.checkout.payments.clear()
 
     with pytest.raises(Unscripted, match="saw nothing"):
@@ -90,7 +90,7 @@ def test_a_transaction_that_only_the_ledger_has_is_found():
 
 
 def test_a_released_reservation_is_none():
-    told(("released", ""), captured=0, status="released").check_money()
+    observed(("released", ""), captured=0, status="released").check_money()
 
 
 @pytest.mark.parametrize(
@@ -106,13 +106,13 @@ def test_a_released_reservation_is_none():
 )
 def test_a_capture_that_is_not_in_the_script_is_found(movements, wanted):
     with pytest.raises(Unscripted):
-        told(*movements).check_movements(wanted)
+        observed(*movements).check_movements(wanted)
 
 
 @pytest.mark.parametrize(("captured", "refunded"), [(501, 0), (500, 501)])
 def test_more_than_there_was_is_found(captured, refunded):
     with pytest.raises(Unscripted, match="no more captured than reserved"):
-        told(("captured", "a"), captured=captured, refunded=refunded).check_movements(("captured",))
+        observed(("captured", "a"), captured=captured, refunded=refunded).check_movements(("captured",))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_more_than_there_was_is_found(captured, refunded):
 )
 def test_an_explanation_that_says_nothing_is_found(wrong):
     with pytest.raises(Unscripted, match="whole sentences"):
-        told(explained=wrong).check_explanation()
+        observed(explained=wrong).check_explanation()
 
 
 def test_sums_agree_only_to_the_minor_unit():

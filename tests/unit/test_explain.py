@@ -14,9 +14,11 @@ import pytest
 
 from orchestrator import explain
 from orchestrator.audit import Action
+from orchestrator.domain import reconciliation
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
-from orchestrator.domain.records import Command, Operation, PaymentRecord
+from orchestrator.domain.payment_meaning import PaymentMeaning
+from orchestrator.domain.records import Binding, Command, Operation, PaymentRecord, Role
 from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
 from orchestrator.explain import Entry, Record
 from orchestrator.explain.advice import FIRST, MEANING
@@ -365,6 +367,27 @@ def test_an_amount_is_shown_in_the_currency_of_its_payment():
         payments=(payment(currency="JPY"),),
     )
     assert "500 JPY reserved" in check(odd).evidence[-1]
+
+
+def test_a_chargeback_that_a_lookup_showed_is_told():
+    """By the names under which a lookup's evidence has the amounts."""
+    seen = PaymentRecord(
+        transaction_id="539101",
+        payment_id=None,
+        order_ref="A-1001",
+        role=Role.ACCEPTED,
+        binding=Binding.BOUND,
+        status="captured",
+        meaning=PaymentMeaning.REFUNDED,
+        currency="DKK",
+        reserved=13900,
+        captured=13900,
+        refunded=500,
+        charged_back=13400,
+    )
+    evidence = reconciliation._evidence((seen,), foreign=0)
+    told = check(move(Trigger.PAYMENT_FOUND, **evidence)).evidence[-1]
+    assert "139.00 DKK captured and 5.00 DKK refunded and 134.00 DKK charged back" in told
 
 
 @pytest.mark.parametrize("word", ["unmatched_payment", "stray"])

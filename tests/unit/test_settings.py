@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import os
 import re
+from decimal import Decimal
 
+import certifi
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from pydantic import ValidationError
 
 from orchestrator.settings import PREFIX, Settings, SettingsError, environment, load, pod_environment
 from orchestrator.settings.values import http_url
-from tests.conftest import SECRET_KEY, make_settings
+from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 
 SHORT_KEY = base64.b64encode(b"k" * 16).decode()
 
@@ -259,6 +263,65 @@ def test_a_child_process_reads_what_its_parent_has(monkeypatch):
         monkeypatch.setenv(name, value)
     read = load()
     assert read == known
+
+
+PUBLIC_KEY = (
+    ed25519.Ed25519PrivateKey.generate()
+    .public_key()
+    .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    .decode()
+)
+GIVEN = {
+    "approval_limits": {"DKK": Decimal("10000.50"), "*": Decimal(0)},
+    "broker_ca_file": certifi.where(),
+    "broker_url": "amqp://user:p%40ss@broker.example/vhost",
+    "browser_origins": ("https://shop.example",),
+    "console_oidc_client_id": "console",
+    "console_oidc_client_secret": "hush, with a comma",
+    "database_url": "postgresql://a:b@db.example/x?sslmode=require",
+    "gateway_allowed_hosts": ("*.gateway.example", "other.example"),
+    "gateway_password": 'quotes " and \\ and ø',
+    "gateway_secrets": ("first secret", 'second "quoted"'),
+    "gateway_username": "shop",
+    "jwt_public_keys": (PUBLIC_KEY,),
+    "jwt_secrets": (JWT_SECRET,),
+    "log_file": "some where.log",
+    "metrics_listen": "127.0.0.1:9100",
+    "migration_url": "postgresql://owner:b@db.example/x",
+    "personal_data_retention_days": 400.5,
+    "redis_url": "redis://cache.example/1",
+    "require_gateway_network": True,
+    "sandbox_token": "hush",
+    "secret_keys": (SECRET_KEY,),
+    "webhook_allowed_networks": ("10.0.0.0/8", "fd00::/8"),
+}
+URLS = {name for name in Settings.model_fields if name.endswith(("_url", "_issuer"))} - GIVEN.keys()
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_a_child_process_reads_each_setting_as_its_parent_did(monkeypatch, name):
+    field = Settings.model_fields[name]
+    value = GIVEN.get(name, "https://somewhere.example" if name in URLS else field.default)
+    try:
+        known = load({name: value})
+    except SettingsError:
+        # A setting that another one goes with.
+        known = load(
+            {**{other: GIVEN[other] for other in GIVEN if other.startswith("console_")}, name: value}
+        )
+    spelled = environment(known)
+    assert PREFIX + name.upper() in spelled or value is None
+    for variable, text in spelled.items():
+        monkeypatch.setenv(variable, text)
+    assert load() == known
+
+
+@pytest.mark.parametrize("text", ["{'DKK': 10000}", "[1]", "10000", "DKK"])
+def test_a_setting_that_is_an_object_says_so(monkeypatch, text):
+    monkeypatch.setenv("ORCHESTRATOR_APPROVAL_LIMITS", text)
+    said = r'^ORCHESTRATOR_APPROVAL_LIMITS: must be a JSON object, for example \{"DKK":10000\}$'
+    with pytest.raises(SettingsError, match=said):
+        load()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.devkit.bench.result import BESIDE, PRODUCT
+from orchestrator.devkit.local.terminal import bars
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,6 @@ NAMES: Final = {
     "callback": "callback answered",
 }  # fmt: skip
 """The four times that a run measures."""
-_BAR: Final = 44
 _NOTICED: Final = 5.0
 """Percent."""
 
@@ -38,34 +38,28 @@ def watching(terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
 
 def line(progress: Progress) -> str:
     """Say how far a run is."""
-    told, seconds = progress.told, time.monotonic() - progress.began
-    failed = f", {told.failed} not taken" if told.failed else ""
-    what = "waiting for the last" if progress.over else f"slowest answer {told.slowest:.0f} ms"
+    sent, seconds = progress.sent, time.monotonic() - progress.began
+    failed = f", {sent.failed} not taken" if sent.failed else ""
+    what = "waiting for the last" if progress.over else f"slowest answer {sent.slowest:.0f} ms"
     return (
-        f"{progress.title}  {seconds:3.0f} s  {told.sent} sent{failed}, {progress.ready} ready, {progress.ended} ended, "
+        f"{progress.title}  {seconds:3.0f} s  {sent.sent} sent{failed}, {progress.ready} ready, {progress.ended} ended, "
         f"{progress.left.open} under way; {what}"
     )
 
 
 def _drawn(progress: Progress) -> Group:
-    told = progress.told
-    table = Table(box=None, padding=(0, 1), show_header=False, pad_edge=False)
-    table.add_column(min_width=18)
-    table.add_column(justify="right", min_width=7)
-    table.add_column(min_width=_BAR)
-    most = max(told.sent, 1)
-    for name, number, style in (
-        ("sent", told.sent, "bright_black"),
-        ("taken", told.taken, "cyan"),
+    sent = progress.sent
+    rows = (
+        ("sent", sent.sent, "bright_black"),
+        ("taken", sent.taken, "cyan"),
         ("ready to be paid", progress.ready, "blue"),
         ("ended", progress.ended, "green"),
         ("under way", progress.left.open, "yellow"),
-        ("not taken", told.failed, "red"),
-    ):
-        size = round(number / most * _BAR) or int(number > 0)
-        table.add_row(name, Text(str(number) if number else "·", style="bold"), Text("━" * size, style=style))
+        ("not taken", sent.failed, "red"),
+    )
+    table = bars(rows, most=max(sent.sent, 1))
     seconds = time.monotonic() - progress.began
-    what = "waiting for the last orders" if progress.over else f"slowest answer {told.slowest:.0f} ms"
+    what = "waiting for the last orders" if progress.over else f"slowest answer {sent.slowest:.0f} ms"
     return Group(Text(f"\n  {progress.title}   {seconds:.0f} s   {what}", style="dim"), table)
 
 
@@ -95,7 +89,7 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
     conditions, gateway = document["conditions"], document["gateway"]
     durable = "every commit is on disk" if conditions["durable"] else "commits may be lost with the machine"
     rows = [
-        ("Carried", f"{document['orders']} orders, {document['orders_per_s']:.1f}/s"),
+        ("Processed", f"{document['orders']} orders, {document['orders_per_s']:.1f}/s"),
         (
             "CPU",
             f"{document['product_cpu_ms_per_order']:.2f} ms an order: {_spent(document, PRODUCT)}; beside it {_spent(document, BESIDE)}",

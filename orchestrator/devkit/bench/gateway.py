@@ -4,7 +4,7 @@ not starve what it measures.
 One process, one event loop, httptools on bare connections. Tokens are signed once in ten minutes; documents
 are templates; books are kept in memory. Its latency and its share of failing calls are options; a failing
 call has no effect. It may have shoppers who pay, with callbacks to the shop. For load only: the sandbox
-simulates the gateway faithfully.
+simulates the whole gateway.
 
     POST /checkout/v1/api/authenticate, …/session
     GET …/session/{id}/payment-methods; GET /merchant/API/payments?shop_orderid=
@@ -103,15 +103,15 @@ _SESSION: Final = msgspec.json.Decoder(_NewSession, strict=False)
 class Gateway:
     """The gateway of one process; made on its event loop."""
 
-    def __init__(self, conduct: GatewayProfile, *, base: str) -> None:
+    def __init__(self, profile: GatewayProfile, *, base: str) -> None:
         self.books = GatewayLedger()
-        self._latency, self._faults = conduct.latency, conduct.faults
-        self._random = Random(conduct.seed)  # noqa: S311 - a run is to be repeatable
+        self._latency, self._faults = profile.latency, profile.faults
+        self._random = Random(profile.seed)  # noqa: S311 - a run is to be repeatable
         self._broken = cycle(FAULTS)
         self._tokens = documents.Tokens()
         self._methods = documents.methods(base)
         self._shoppers = (
-            None if conduct.shoppers is None else Shoppers(self.books, conduct.shoppers, self._random)
+            None if profile.shoppers is None else Shoppers(self.books, profile.shoppers, self._random)
         )
 
     async def renew_tokens(self) -> None:
@@ -210,7 +210,7 @@ class Gateway:
         if order is None:
             return 404, _refusal("no such session")
         if self._shoppers is not None:
-            self._shoppers.welcome(order)
+            self._shoppers.add(order)
         return 200, self._methods
 
     def _find_payments(self, authorization: bytes, query: bytes) -> tuple[int, bytes]:
@@ -307,28 +307,28 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
 
-def run(conduct: GatewayProfile, host: str, port: int) -> None:
+def run(profile: GatewayProfile, host: str, port: int) -> None:
     """Serve until SIGTERM or SIGINT."""
-    uvloop.run(serve(conduct, host, port))
+    uvloop.run(serve(profile, host, port))
 
 
-async def serve(conduct: GatewayProfile, host: str, port: int) -> None:
+async def serve(profile: GatewayProfile, host: str, port: int) -> None:
     """Serve on this event loop until a signal comes."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with listening(conduct, host, port):
+    async with listening(profile, host, port):
         await stop.wait()
 
 
 @asynccontextmanager
-async def listening(conduct: GatewayProfile, host: str, port: int = 0) -> AsyncIterator[tuple[Gateway, str]]:
+async def listening(profile: GatewayProfile, host: str, port: int = 0) -> AsyncIterator[tuple[Gateway, str]]:
     """Serve on this event loop while the block lasts; give the gateway and the URL that it is at."""
     loop = asyncio.get_running_loop()
     place = socket.create_server((host, port))
     url = f"http://{host}:{place.getsockname()[1]}"
-    gateway = Gateway(conduct, base=url)
+    gateway = Gateway(profile, base=url)
     server = await loop.create_server(lambda: _Connection(gateway), sock=place, backlog=1024)
     renewing = loop.create_task(gateway.renew_tokens())
     try:

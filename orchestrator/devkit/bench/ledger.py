@@ -44,7 +44,7 @@ class Order:
 
 
 @dataclass(slots=True)
-class Told:
+class CallbackResults:
     """The results of one kind of callback: milliseconds until each answer, and the answers by status (or by
     error).
     """
@@ -67,7 +67,7 @@ class GatewayLedger:
         self.sessions: dict[str, Order] = {}
         self.calls: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
         self.faults: Counter[str] = Counter()
-        self.told = {"success": Told(), "notification": Told()}
+        self.callback_results = {"success": CallbackResults(), "notification": CallbackResults()}
         self.events: set[bytes] = set()
         """Ids of the events that were delivered here."""
         self.waited = 0.0
@@ -112,8 +112,8 @@ class GatewayLedger:
                 "payments": [order.order_ref for order in self.orders.values() if len(order.paid) > 1],
             },
             "callbacks": {
-                kind: {"milliseconds": told.milliseconds, "answers": dict(told.answers)}
-                for kind, told in self.told.items()
+                kind: {"milliseconds": results.milliseconds, "answers": dict(results.answers)}
+                for kind, results in self.callback_results.items()
             },
         }
 

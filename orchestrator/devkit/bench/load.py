@@ -58,7 +58,7 @@ class Job(msgspec.Struct, frozen=True, rename="camel"):
         return f"Job(prefix={self.prefix!r})"
 
 
-class Told(msgspec.Struct, rename="camel"):
+class LoadProgress(msgspec.Struct, rename="camel"):
     """The progress of the load; `slowest` is the longest answer, in milliseconds, since the last report."""
 
     sent: int = 0
@@ -89,7 +89,7 @@ class Sent(msgspec.Struct, rename="camel"):
 class Line(msgspec.Struct, omit_defaults=True):
     """One line of stdout."""
 
-    told: Told | None = None
+    progress: LoadProgress | None = None
     sent: Sent | None = None
 
 
@@ -115,8 +115,8 @@ async def _until_done(job: Job) -> None:
     _say(sent=sent)
 
 
-def _say(told: Told | None = None, sent: Sent | None = None) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(Line(told, sent)) + b"\n")
+def _say(progress: LoadProgress | None = None, sent: Sent | None = None) -> None:
+    sys.stdout.buffer.write(msgspec.json.encode(Line(progress, sent)) + b"\n")
     sys.stdout.buffer.flush()
 
 
@@ -127,7 +127,7 @@ class _Load:
         self._job = job
         self._lines = http_pool.HttpPool(job.host, job.port, most=CONNECTIONS)
         self._headers = {"Authorization": f"Bearer {job.token}", "Content-Type": "application/json"}
-        self.told = Told()
+        self.progress = LoadProgress()
         self.sent = Sent(0.0, [], [], [])
 
     def plan(self) -> None:
@@ -171,12 +171,12 @@ class _Load:
             await self._send(number, now)
 
     async def _send(self, number: int, due: float) -> None:
-        job, told = self._job, self.told
+        job, progress = self._job, self.progress
         body = intent(job.prefix, number)
         request = http_pool.request(
             "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=self._headers, body=body
         )
-        told.sent += 1
+        progress.sent += 1
         try:
             answer = await self._lines.exchange(request)
         except OSError:
@@ -186,13 +186,13 @@ class _Load:
         took = (asyncio.get_running_loop().time() - due) * 1000
         self.sent.milliseconds[number], self.sent.statuses[number] = round(took, 2), status
         if accepted(status):
-            told.taken += 1
+            progress.taken += 1
         else:
-            told.failed += 1
-        told.slowest = max(told.slowest, took)
+            progress.failed += 1
+        progress.slowest = max(progress.slowest, took)
 
 
-async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
+async def fire(job: Job, *, tell: Callable[[LoadProgress], None]) -> Sent:
     """Do a job on this event loop; `tell` is called now and then with the progress."""
     load = _Load(job)
     load.plan()
@@ -200,15 +200,15 @@ async def fire(job: Job, *, tell: Callable[[Told], None]) -> Sent:
     async def keep_telling() -> None:
         while True:
             await asyncio.sleep(_TELL_EVERY)
-            tell(load.told)
-            load.told.slowest = 0.0
+            tell(load.progress)
+            load.progress.slowest = 0.0
 
     telling = asyncio.get_running_loop().create_task(keep_telling())
     try:
         await (load.in_a_batch() if job.orders else load.on_schedule())
     finally:
         telling.cancel()
-    tell(load.told)
+    tell(load.progress)
     return load.sent
 
 

@@ -112,7 +112,7 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
 
 
 class _Bench:
-    """A plan on a scene."""
+    """One run of a plan."""
 
     def __init__(
         self, plan: Plan, bench_run: BenchRun, terminal: Terminal, conditions: result.Conditions
@@ -202,7 +202,7 @@ class _Bench:
 
 
 async def _conditions(plan: Plan, bench_run: BenchRun, up: Up) -> result.Conditions:
-    server = await bench_run.truth.server()
+    server = await bench_run.probe.server()
     usual = ShopperProfile()
     return result.Conditions(
         version=metadata.version("checkout-orchestrator"),

@@ -60,18 +60,18 @@ class Progress:
 
     title: str
     began: float = field(default_factory=time.monotonic)
-    told: load.Told = field(default_factory=load.Told)
+    sent: load.LoadProgress = field(default_factory=load.LoadProgress)
     left: Left = field(default_factory=lambda: Left(0, 0))
     over: bool = False
     """All intents have been sent; what is left is under way."""
 
     @property
     def ready(self) -> int:
-        return max(self.told.taken - self.left.unready, 0)
+        return max(self.sent.taken - self.left.unready, 0)
 
     @property
     def ended(self) -> int:
-        return max(self.told.taken - self.left.open, 0)
+        return max(self.sent.taken - self.left.open, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,9 @@ class BenchRun:
     """The product, up and known to itself, ready to be loaded; made by `prepared`."""
 
     def __init__(self, up: Up, db: Database, *, merchant: str, merchant_id: int, webhook: bool) -> None:
-        self.truth = DatabaseProbe(db, merchant_id)
+        self.probe = DatabaseProbe(db, merchant_id)
         self._up, self._merchant, self._webhook = up, merchant, webhook
-        self.token = auth.issue(
+        self.token = auth.issue_own(
             up.settings,
             merchant=merchant,
             scopes=("checkouts:write", "checkouts:read"),
@@ -207,7 +207,7 @@ class BenchRun:
                 raise BenchFailed(f"an intent was answered with {answer.status}: {said}")
             ready = await self._offered(load.order_ref(job.prefix, number), began)
             beyond.append((ready - (await self._waited() - before)) * 1000)
-            progress.told = load.Told(number + 1, number + 1, 0, sent.milliseconds[-1])
+            progress.sent = load.LoadProgress(number + 1, number + 1, 0, sent.milliseconds[-1])
             show(progress)
         lines.close()
         self._usage.sample()
@@ -220,7 +220,7 @@ class BenchRun:
     async def _offered(self, order_ref: str, began: float) -> float:
         deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline:
-            offered_at = await self.truth.offered_at(order_ref)
+            offered_at = await self.probe.offered_at(order_ref)
             if offered_at is not None:
                 return offered_at - began
             await asyncio.sleep(_ONE_BY_ONE)
@@ -256,8 +256,8 @@ class BenchRun:
             stdin.write(msgspec.json.encode(job) + b"\n")
             while True:
                 line = await said()
-                if line.told is not None:
-                    progress.told = line.told
+                if line.progress is not None:
+                    progress.sent = line.progress
                 if line.sent is not None:
                     return line.sent
 
@@ -276,7 +276,7 @@ class BenchRun:
         metered = time.monotonic()
         while True:
             try:
-                progress.left = await self.truth.left(prefix)
+                progress.left = await self.probe.left(prefix)
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -289,7 +289,7 @@ class BenchRun:
     async def _drained(self, prefix: str, *, whole: bool, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            left = await self.truth.left(prefix)
+            left = await self.probe.left(prefix)
             if (left.open if whole else left.unready) == 0:
                 break
             await asyncio.sleep(_SLEEP)
@@ -301,12 +301,12 @@ class BenchRun:
             await asyncio.sleep(_SLEEP)
         deadline = time.monotonic() + _TELLING_TIMEOUT
         while self._webhook and time.monotonic() < deadline:
-            if not await self.truth.undelivered():
+            if not await self.probe.undelivered():
                 break
             await asyncio.sleep(_SLEEP)
 
     async def _read(self, job: load.Job, sent: load.Sent, *, whole: bool) -> Run:
-        rows = await self.truth.rows(job.prefix)
+        rows = await self.probe.rows(job.prefix)
         told = await self._control("GET", "/bench/books")
         books = ledger.Books(
             payments=[
@@ -326,7 +326,7 @@ class BenchRun:
             for number, status in enumerate(sent.statuses)
             if load.accepted(status)
         ]
-        written = await self.truth.events(job.prefix) if self._webhook else set()
+        written = await self.probe.events(job.prefix) if self._webhook else set()
         return Run(
             whole=whole,
             job=job,

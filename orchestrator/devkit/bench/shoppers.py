@@ -42,21 +42,21 @@ class ShopperProfile:
 class Shoppers:
     """All shoppers of one gateway, on its event loop."""
 
-    def __init__(self, books: GatewayLedger, habits: ShopperProfile, random: Random) -> None:
-        self._books, self._habits, self._random = books, habits, random
+    def __init__(self, ledger: GatewayLedger, profile: ShopperProfile, random: Random) -> None:
+        self._ledger, self._profile, self._random = ledger, profile, random
         self._lines: dict[tuple[str, int], http_pool.HttpPool] = {}
         self._under_way: set[asyncio.Task[None]] = set()
         self._transactions = FIRST_TRANSACTION
 
-    def welcome(self, order: Order) -> None:
-        """Let a shopper read the payment methods of an order, once for each order."""
+    def add(self, order: Order) -> None:
+        """Begin a shopper for an order, who has read its payment methods, once for each order."""
         if order.expected:
             return
         order.expected = True
-        self._books.thinking += 1
-        spread = self._random.uniform(-self._habits.jitter, self._habits.jitter)
-        thinks = self._habits.think * (1 + spread)
-        asyncio.get_running_loop().call_later(thinks, self._pay, order, self._books.epoch)
+        self._ledger.thinking += 1
+        spread = self._random.uniform(-self._profile.jitter, self._profile.jitter)
+        thinks = self._profile.think * (1 + spread)
+        asyncio.get_running_loop().call_later(thinks, self._pay, order, self._ledger.epoch)
 
     def close(self) -> None:
         """Give up what is under way."""
@@ -66,10 +66,10 @@ class Shoppers:
             lines.close()
 
     def _pay(self, order: Order, epoch: int) -> None:
-        if epoch != self._books.epoch:
+        if epoch != self._ledger.epoch:
             return
-        books = self._books
-        books.thinking -= 1
+        ledger = self._ledger
+        ledger.thinking -= 1
         number, self._transactions = str(self._transactions), self._transactions + 1
         paid = documents.Paid(
             order_ref=order.order_ref,
@@ -84,11 +84,11 @@ class Shoppers:
         order.paid.append(paid)
         body = documents.callback(paid)
         headers = {"User-Agent": "AltaPay bench", "Content-Type": "application/x-www-form-urlencoded"}
-        if self._habits.secret:
-            headers[documents.SIGNATURE] = documents.signature(body, self._habits.secret, paid.at)
+        if self._profile.secret:
+            headers[documents.SIGNATURE] = documents.signature(body, self._profile.secret, paid.at)
         for kind, url in (("success", order.success), ("notification", order.notification)):
             if url is not None:
-                books.telling += 1
+                ledger.telling += 1
                 task = asyncio.get_running_loop().create_task(
                     self._tell(kind, url, epoch, headers=headers, body=body)
                 )
@@ -105,8 +105,8 @@ class Shoppers:
             outcome = str((await lines.exchange(request, timeout=TIMEOUT)).status)
         except (OSError, ValueError) as error:
             outcome = type(error).__name__
-        if epoch == self._books.epoch:
-            self._books.telling -= 1
-            told = self._books.told[kind]
-            told.milliseconds.append(round((time.perf_counter() - began) * 1000, 2))
-            told.answers[outcome] += 1
+        if epoch == self._ledger.epoch:
+            self._ledger.telling -= 1
+            results = self._ledger.callback_results[kind]
+            results.milliseconds.append(round((time.perf_counter() - began) * 1000, 2))
+            results.answers[outcome] += 1

@@ -57,8 +57,8 @@ def run(
     stay: bool,
     greet: Callable[[Up], None],
 ) -> int:
-    """Bring everything up, play, and stay up if wanted; return the exit status."""
-    from orchestrator.devkit.demo.runner import play  # noqa: PLC0415 - what is wrong is said before the slow imports
+    """Bring everything up, run the demo, and stay up if wanted; return the exit status."""
+    from orchestrator.devkit.demo.runner import run_orders  # noqa: PLC0415 - what is wrong is said before the slow imports
 
     try:
         scripts = choose(scenarios)
@@ -75,7 +75,7 @@ def run(
 
     async def visit(up: Up) -> int:
         drawn = draw(scripts, count=orders, seed=options.seed, run=number)
-        return await play(up, drawn, run=number, gateway=up.sandbox_url or str(given), stay=stay)
+        return await run_orders(up, drawn, run=number, gateway=up.sandbox_url or str(given), stay=stay)
 
     about_money = any(script.holds for script in scripts)
     if given is not None and about_money and not settings.gateway_secrets:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.devkit.demo.scripts import scripts_of
-from orchestrator.devkit.local.terminal import program
+from orchestrator.devkit.local.terminal import bars, program
 from orchestrator.domain import money
 from orchestrator.domain.states import State
 from orchestrator.explain.timeline import STYLES, timeline
@@ -30,28 +30,14 @@ if TYPE_CHECKING:
     from orchestrator.devkit.demo.scripts import Script
     from orchestrator.devkit.local.up import Up
 
-_BAR: Final = 40
 _WIDE: Final = 108
 
 
 def shared_state(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> RenderableType:
     """Draw the orders by state, with how far the demo is."""
     count = len(outcomes)
-    table = Table(box=None, padding=(0, 1, 0, 1), show_header=False, pad_edge=False)
-    table.add_column(min_width=18)
-    table.add_column(justify="right", min_width=len(str(count)))
-    table.add_column(min_width=_BAR)
-    coming = count - sum(states.values())
-    for name, number, style in [
-        ("still to come", coming, "dim"),
-        *((s.value, states.get(s, 0), STYLES[s]) for s in State),
-    ]:
-        size = round(number / count * _BAR) or int(number > 0)
-        table.add_row(
-            Text(name, style=style if number else "bright_black"),
-            Text(str(number) if number else "·", style="bold" if number else "bright_black"),
-            Text("━" * size, style=style),
-        )
+    coming = ("still to come", count - sum(states.values()), "dim")
+    table = bars([coming, *((s.value, states.get(s, 0), STYLES[s]) for s in State)], most=count)
     over = sum(outcome.over for outcome in outcomes)
     bad = sum(outcome.over and not outcome.scripted for outcome in outcomes)
     line = Text.assemble(
@@ -67,8 +53,8 @@ def shared_state(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seco
 def line(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: float) -> str:
     """Return the same in one line, for a terminal that cannot be redrawn."""
     over = sum(outcome.over for outcome in outcomes)
-    told = ", ".join(f"{states[state]} {state}" for state in State if states.get(state))
-    return f"{seconds:4.0f} s  {over} of {len(outcomes)} orders ended: {told or 'none has arrived'}"
+    counts = ", ".join(f"{states[state]} {state}" for state in State if states.get(state))
+    return f"{seconds:4.0f} s  {over} of {len(outcomes)} orders ended: {counts or 'none has arrived'}"
 
 
 def summary(outcomes: Sequence[Outcome], *, width: int) -> Table:
@@ -117,8 +103,8 @@ def totals(outcomes: Sequence[Outcome]) -> Text:
     reserved: Counter[str] = Counter()
     captured: Counter[str] = Counter()
     for outcome in outcomes:
-        if outcome.told is not None:
-            ours = outcome.told.held_by_us
+        if outcome.observed is not None:
+            ours = outcome.observed.held_by_us
             reserved[outcome.order.currency] += ours[0]
             captured[outcome.order.currency] += ours[1]
     sums = ", ".join(
@@ -149,13 +135,13 @@ def balances(found: Sequence[Balance]) -> list[Text]:
 def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
     """Explain one order in sentences: one that came late, and on which the orchestrator acted."""
     known = [
-        (outcome.told, outcome.told.explained)
+        (outcome.observed, outcome.observed.explained)
         for outcome in outcomes
-        if outcome.told and outcome.told.explained
+        if outcome.observed and outcome.observed.explained
     ]
     if not known:
         return None
-    told, why = max(
+    observed, why = max(
         known,
         key=lambda outcome: (
             outcome[0].checkout.late,
@@ -164,21 +150,21 @@ def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
         ),
     )
     said = [why.summary, *why.because, *why.evidence]
-    title = Text.assemble(("One order explained: ", "bold"), told.checkout.order_id)
+    title = Text.assemble(("One order explained: ", "bold"), observed.checkout.order_id)
     return Group(title, *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said))
 
 
 def slowest(outcomes: Sequence[Outcome]) -> RenderableType | None:
     """Draw the story of the order that took longest, from its audit trail."""
-    known = [outcome for outcome in outcomes if outcome.told is not None and outcome.seconds is not None]
+    known = [outcome for outcome in outcomes if outcome.observed is not None and outcome.seconds is not None]
     if not known:
         return None
     slow = max(known, key=lambda outcome: outcome.seconds or 0.0)
-    assert slow.told is not None  # noqa: S101 - chosen above
+    assert slow.observed is not None  # noqa: S101 - chosen above
     title = Text.assemble(
         ("The slowest order: ", "bold"), f"{slow.order.id} ({slow.order.script.says}), {slow.seconds:.1f} s"
     )
-    return Group(title, timeline([msgspec.to_builtins(entry) for entry in slow.told.trail]))
+    return Group(title, timeline([msgspec.to_builtins(entry) for entry in slow.observed.trail]))
 
 
 def places(up: Up, gateway: str, sample: Outcome | None, *, stay: bool) -> list[tuple[str, str]]:

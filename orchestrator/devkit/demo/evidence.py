@@ -34,7 +34,7 @@ _SENTENCE = re.compile(r"[A-Z0-9].+ .+\.")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Observations:
     """One order at its end; `explained` where that was asked for."""
 
     checkout: answers.Checkout
@@ -133,9 +133,9 @@ class Told:
 
     def check_explanation(self) -> None:
         """Check that the explanation has a summary, reasons and evidence, each a whole sentence."""
-        told = self.explained
-        said = () if told is None else (told.summary, *told.because, *told.evidence)
-        whole = told is not None and told.because and told.evidence
+        explained = self.explained
+        said = () if explained is None else (explained.summary, *explained.because, *explained.evidence)
+        whole = explained is not None and explained.because and explained.evidence
         if not whole or not all(_SENTENCE.fullmatch(sentence) for sentence in said):
             raise Unscripted(expected="an explanation in whole sentences", seen=str(said))
 
@@ -150,55 +150,55 @@ def _sums(amounts: answers.HeldMoney | answers.Payment, currency: str) -> Sums:
 # ── What a script wants to find ──
 
 
-def nothing_more(_: Told) -> str | None:
+def nothing_more(_: Observations) -> str | None:
     return None
 
 
-def one_declined(told: Told) -> str | None:
-    return None if told.attempts_without_money == 1 else "a declined attempt in the ledger"
+def one_declined(observed: Observations) -> str | None:
+    return None if observed.attempts_without_money == 1 else "a declined attempt in the ledger"
 
 
-def only(kind: str, lost: str) -> Callable[[Told], str | None]:
-    def evidence(told: Told) -> str | None:
-        if told.delivered(kind) and not told.delivered(lost):
+def only(kind: str, lost: str) -> Callable[[Observations], str | None]:
+    def evidence(observed: Observations) -> str | None:
+        if observed.delivered(kind) and not observed.delivered(lost):
             return None
         return f"a {kind} callback that was delivered and no {lost} callback that was"
 
     return evidence
 
 
-def three_of_each(told: Told) -> str | None:
+def three_of_each(observed: Observations) -> str | None:
     # Besides, the gateway announces each new payment with a notification of its own.
-    counts = told.delivered("success"), told.delivered("notification", but="new")
+    counts = observed.delivered("success"), observed.delivered("notification", but="new")
     return None if counts == (3, 3) else f"three success callbacks and three notifications, and not {counts}"
 
 
-def two_failures(told: Told) -> str | None:
-    count = told.actions("gateway:failed")
+def two_failures(observed: Observations) -> str | None:
+    count = observed.actions("gateway:failed")
     return None if count == 2 else f"two failed calls in the trail, and not {count}"  # noqa: PLR2004 - the script's
 
 
-def never_tried(told: Told) -> str | None:
-    return None if not told.attempts_without_money else "no attempt to pay in the ledger"
+def never_tried(observed: Observations) -> str | None:
+    return None if not observed.attempts_without_money else "no attempt to pay in the ledger"
 
 
-def every(*parts: Callable[[Told], str | None]) -> Callable[[Told], str | None]:
-    return lambda told: next((missing for part in parts if (missing := part(told)) is not None), None)
+def every(*parts: Callable[[Observations], str | None]) -> Callable[[Observations], str | None]:
+    return lambda observed: next((missing for part in parts if (missing := part(observed)) is not None), None)
 
 
-def proven(told: Told) -> str | None:
+def proven(observed: Observations) -> str | None:
     """Every callback that was read was signed, and none came from elsewhere than the gateway."""
-    read = {(callback["grade"], callback["network"]) for callback in told.callbacks_read()}
+    read = {(callback["grade"], callback["network"]) for callback in observed.callbacks_read()}
     good = read in ({("signed", "inside")}, {("signed", "unchecked")})
     return None if good else f"signed callbacks from the gateway alone, and not {sorted(read)}"
 
 
-def settled_by(**wanted: int) -> Callable[[Told], str | None]:
+def settled_by(**wanted: int) -> Callable[[Observations], str | None]:
     """So many operations succeeded for each cause (asked, automatic, returned), and no others."""
 
-    def evidence(told: Told) -> str | None:
+    def evidence(observed: Observations) -> str | None:
         counted = Counter(
-            operation.cause for operation in told.checkout.operations if operation.state == "succeeded"
+            operation.cause for operation in observed.checkout.operations if operation.state == "succeeded"
         )
         return (
             None
@@ -209,12 +209,12 @@ def settled_by(**wanted: int) -> Callable[[Told], str | None]:
     return evidence
 
 
-def entries(**wanted: int) -> Callable[[Told], str | None]:
+def entries(**wanted: int) -> Callable[[Observations], str | None]:
     """So many entries in the trail of these actions of an operation (`unknown`, `submitted` and so on)."""
 
-    def evidence(told: Told) -> str | None:
+    def evidence(observed: Observations) -> str | None:
         for action, count in wanted.items():
-            seen = told.actions(f"money:{action}")
+            seen = observed.actions(f"money:{action}")
             if seen != count:
                 return f"{count} entries money:{action} in the trail, and not {seen}"
         return None
@@ -222,32 +222,32 @@ def entries(**wanted: int) -> Callable[[Told], str | None]:
     return evidence
 
 
-def late(told: Told) -> str | None:
-    return None if told.checkout.late else "a checkout that is marked late"
+def late(observed: Observations) -> str | None:
+    return None if observed.checkout.late else "a checkout that is marked late"
 
 
-def in_time(told: Told) -> str | None:
-    return "a checkout that is not marked late" if told.checkout.late else None
+def in_time(observed: Observations) -> str | None:
+    return "a checkout that is not marked late" if observed.checkout.late else None
 
 
-def unasked(told: Told) -> str | None:
-    return "no operation of ours" if told.checkout.operations else None
+def unasked(observed: Observations) -> str | None:
+    return "no operation of ours" if observed.checkout.operations else None
 
 
-def found_by_lookup(told: Told) -> str | None:
-    if any(True for _ in told.callbacks_read()):
+def found_by_lookup(observed: Observations) -> str | None:
+    if any(True for _ in observed.callbacks_read()):
         return "no callback in the trail"
-    lost = [callback for callback in told.callbacks() if callback["answerStatus"] is not None]
+    lost = [callback for callback in observed.callbacks() if callback["answerStatus"] is not None]
     return "no callback that was delivered" if lost else None
 
 
-def disbelieved(grade: str, *, never: bool) -> Callable[[Told], str | None]:
+def disbelieved(grade: str, *, never: bool) -> Callable[[Observations], str | None]:
     """Callbacks were read that proved nothing; `never`: no callback moved the checkout at all."""
 
-    def evidence(told: Told) -> str | None:
-        if grade not in {callback["grade"] for callback in told.callbacks_read()}:
+    def evidence(observed: Observations) -> str | None:
+        if grade not in {callback["grade"] for callback in observed.callbacks_read()}:
             return f"a callback with grade {grade} in the trail"
-        arrived = [entry for entry in told.trail if entry.trigger == Trigger.CALLBACK_ARRIVED]
+        arrived = [entry for entry in observed.trail if entry.trigger == Trigger.CALLBACK_ARRIVED]
         if never:
             return "no callback that moved the checkout" if arrived else None
         proven = all(
@@ -259,32 +259,32 @@ def disbelieved(grade: str, *, never: bool) -> Callable[[Told], str | None]:
     return evidence
 
 
-def refused_401(told: Told) -> str | None:
-    statuses = {callback["answerStatus"] for callback in told.callbacks()}
+def refused_401(observed: Observations) -> str | None:
+    statuses = {callback["answerStatus"] for callback in observed.callbacks()}
     return None if statuses == {401} else f"401 as the answer to every callback, and not {sorted(statuses)}"
 
 
-def charged_back(told: Told) -> str | None:
-    ours, whole = told.checkout.money.charged_back, told.checkout.amount.value
+def charged_back(observed: Observations) -> str | None:
+    ours, whole = observed.checkout.money.charged_back, observed.checkout.amount.value
     return None if ours == whole else f"all of it charged back in our books, and not {ours}"
 
 
-def never_completed(told: Told) -> str | None:
-    return "an order that was never completed" if told.moves(State.COMPLETED) else None
+def never_completed(observed: Observations) -> str | None:
+    return "an order that was never completed" if observed.moves(State.COMPLETED) else None
 
 
-def bound_by(binding: str) -> Callable[[Told], str | None]:
+def bound_by(binding: str) -> Callable[[Observations], str | None]:
     """The payment was known as the order's by this, and by nothing better."""
 
-    def evidence(told: Told) -> str | None:
-        seen = {payment.binding for payment in told.checkout.payments}
+    def evidence(observed: Observations) -> str | None:
+        seen = {payment.binding for payment in observed.checkout.payments}
         return None if seen == {binding} else f"payments bound by {binding}, and not {sorted(seen)}"
 
     return evidence
 
 
-def reopened(told: Told) -> str | None:
-    once = told.actions("checkout:reopened") == 1
+def reopened(observed: Observations) -> str | None:
+    once = observed.actions("checkout:reopened") == 1
     return None if once else "one entry checkout:reopened in the trail"
 
 

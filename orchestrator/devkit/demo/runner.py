@@ -1,5 +1,5 @@
-"""The demo as a whole: shoppers arrive, the audience watches, and at the end it says whether every order went
-by its script.
+"""The demo as a whole: shoppers arrive, a table shows their orders, and at the end it says whether every
+order went by its script.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from orchestrator.devkit.demo.evidence import Balance, Told
+    from orchestrator.devkit.demo.evidence import Balance, Observations
     from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.demo.shop import Shop
     from orchestrator.devkit.local.up import Up
@@ -49,21 +49,21 @@ class Outcome:
     """The result of one order: its evidence at the end, or why it did not follow its script."""
 
     order: Order
-    told: Told | None = None
+    observed: Observations | None = None
     problem: str | None = None
     checkout: UUID | None = None
     seconds: float | None = None
 
     @property
     def over(self) -> bool:
-        return self.told is not None or self.problem is not None
+        return self.observed is not None or self.problem is not None
 
     @property
     def scripted(self) -> bool:
-        return self.told is not None and self.problem is None
+        return self.observed is not None and self.problem is None
 
 
-async def play(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
+async def run_orders(up: Up, orders: Sequence[Order], *, run: str, gateway: str, stay: bool) -> int:
     """Play all orders and show them; 0 only if every order ended as scripted with its money in both books."""
     outcomes = [Outcome(order) for order in orders]
     limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
@@ -100,7 +100,7 @@ async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
     async with room:
         shopper = Shopper(shop, outcome.order, timeout=TIMEOUT)
         try:
-            told = await shopper.play()
+            observed = await shopper.run()
         except Unscripted as error:
             outcome.problem = str(error)
         except (ClientError, httpx.HTTPError, ValueError, KeyError) as error:
@@ -108,7 +108,7 @@ async def _live(shop: Shop, outcome: Outcome, room: asyncio.Semaphore) -> None:
             # others go on.
             outcome.problem = f"expected an answer by the contract, saw {type(error).__name__}: {error}"
         else:
-            outcome.told = told
+            outcome.observed = observed
         outcome.checkout = shopper.checkout
         if shopper.began is not None and shopper.ended is not None:
             outcome.seconds = shopper.ended - shopper.began

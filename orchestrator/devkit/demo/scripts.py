@@ -41,7 +41,7 @@ from orchestrator.domain.states import State
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from orchestrator.devkit.demo.evidence import Sums, Told
+    from orchestrator.devkit.demo.evidence import Observations, Sums
     from orchestrator.devkit.demo.shopper import Shopper
 
 Method = Literal["CARD", "BANK_PAYMENT", "MOBILE_WALLET"]
@@ -58,7 +58,7 @@ class Script:
     says: str
     act: Callable[[Shopper], Awaitable[None]]
     ends: State
-    evidence: Callable[[Told], str | None]
+    evidence: Callable[[Observations], str | None]
     plan: dict[str, Any] = field(default_factory=dict)
     expires_in: int | None = None
     method: Method | None = None

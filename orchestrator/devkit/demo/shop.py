@@ -162,7 +162,7 @@ async def opened(
     encryptor = Encryptor(up.settings.secret_keys)
     merchants = Merchants(db, encryptor, up.settings)
     added = [
-        await _bring_about(merchants, up, name, each) for name, each in policies.items() if each is not None
+        await _configure(merchants, up, name, each) for name, each in policies.items() if each is not None
     ]
     if any(added):
         await asyncio.sleep(_UNKNOWN_FOR)
@@ -171,7 +171,7 @@ async def opened(
         found = await merchants.named(name)
         if found is None:
             raise UnknownMerchant(name)
-        token = auth.issue(
+        token = auth.issue_own(
             up.settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFETIME, subject="demo"
         )
         client = Client(up.url, token, http=http)
@@ -181,7 +181,7 @@ async def opened(
     return shops
 
 
-async def _bring_about(merchants: Merchants, up: Up, name: str, policies: Mapping[str, object]) -> bool:
+async def _configure(merchants: Merchants, up: Up, name: str, policies: Mapping[str, object]) -> bool:
     """Add a merchant, or set an existing one to what its scripts need; return whether it is new."""
     password = up.settings.gateway_password.get_secret_value()
     secrets = tuple(secret.get_secret_value() for secret in up.settings.gateway_secrets)

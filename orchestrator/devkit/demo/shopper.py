@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
-from orchestrator.devkit.demo.evidence import Told
+from orchestrator.devkit.demo.evidence import Observations
 from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Unscripted, need
 from orchestrator.domain import money
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.devkit.demo.shop import Shop
     from orchestrator.domain.attention import AttentionCode
 
-APPROVED: Final = "4111 1111 1111 1111"
+APPROVED: Final = "4111 0000 1111 0000"
 DECLINED: Final = "4180 0000 0000 0566"
 CHALLENGED: Final = "4170 0000 0000 0568"
 """Documented test numbers."""
@@ -39,7 +39,7 @@ CHALLENGED: Final = "4170 0000 0000 0568"
 AGENT: Final = "Mozilla/5.0 (X11; Linux x86_64) Demo-Shopper"
 _PAUSE: Final = 0.15
 _LONGEST_PAUSE: Final = 1.2
-"""Seconds between two lookups of a checkout: soon at first, and ever more patiently."""
+"""Seconds between two lookups of a checkout: short at first, then growing."""
 _LATECOMERS: Final = 5.0
 _PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
 
@@ -55,7 +55,7 @@ class Shopper:
         self.began: float | None = None
         self.ended: float | None = None
 
-    async def play(self) -> Told:
+    async def run(self) -> Observations:
         """Run the script; `Unscripted` if it goes another way or takes longer than the timeout."""
         script = self.order.script
         self.began = time.monotonic()
@@ -71,7 +71,7 @@ class Shopper:
             raise Unscripted(expected=f"state {script.ends}", seen=f"state {found.state}")
         return await self._settled(self.known)
 
-    async def _settled(self, checkout: UUID) -> Told:
+    async def _settled(self, checkout: UUID) -> Observations:
         """Return the evidence at the end; callbacks that were sent beside the one that counted get a moment
         to arrive.
         """
@@ -80,15 +80,15 @@ class Shopper:
             ledger = await self.shop.ledger(self.order)
             explained = await self.client.explain(checkout) if self.order.script.holds else None
             found, trail = await self.client.checkout(checkout), await self.client.trail(checkout)
-            told = Told(found, ledger, trail, explained)
+            observed = Observations(found, ledger, trail, explained)
             try:
-                self._weigh(told)
+                self._compare(observed)
             except Unscripted:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(_PAUSE)
             else:
-                return told
+                return observed
 
     # What a script can have a shopper do.
 
@@ -182,9 +182,9 @@ class Shopper:
         `fails`: the gateway is to refuse it.
         """
         accepted = await self.client.command(self.known, kind, body)
-        await self.obeyed(accepted.command.id, fails=fails)
+        await self.executed(accepted.command.id, fails=fails)
 
-    async def obeyed(self, command: UUID, *, fails: bool = False) -> None:
+    async def executed(self, command: UUID, *, fails: bool = False) -> None:
         """Wait until a command is executed."""
         found = await self.until(
             "the command to be carried out", lambda found: _fate(found, command) is not None, ended=True
@@ -261,12 +261,12 @@ class Shopper:
             await asyncio.sleep(pause)
             pause = min(pause * 1.3, _LONGEST_PAUSE)
 
-    def _weigh(self, told: Told) -> None:
+    def _compare(self, observed: Observations) -> None:
         """Compare the sandbox's ledger with our books, and both with the script."""
         script, order = self.order.script, self.order
-        told.check_money()
-        told.check_movements(script.moves)
-        ours = told.held_by_us
+        observed.check_money()
+        observed.check_movements(script.moves)
+        ours = observed.held_by_us
         # Without a word on it, what is captured is up to the seed.
         due = (
             tuple(share * order.amount for share in script.holds)
@@ -281,14 +281,14 @@ class Shopper:
                 expected=f"(reserved, captured, refunded) to be {', '.join(wanted)} {order.currency}",
                 seen=", ".join(seen),
             )
-        completions = told.moves(State.COMPLETED)
+        completions = observed.moves(State.COMPLETED)
         if completions != int(script.paid):
             raise Unscripted(expected=f"{int(script.paid)} moves to completed", seen=str(completions))
-        missing = script.evidence(told)
+        missing = script.evidence(observed)
         if missing is not None:
             raise Unscripted(expected=missing, seen="no such thing")
         if script.holds:
-            told.check_explanation()
+            observed.check_explanation()
 
 
 def _fate(found: answers.Checkout, command: UUID) -> str | None:

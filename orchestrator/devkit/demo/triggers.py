@@ -238,8 +238,9 @@ async def _shop(settings: Settings, db: Database, name: str) -> AsyncIterator[Sh
     if merchant is None:
         raise UnknownMerchant(name)
     sandbox = (merchant.account.url or "").rstrip("/")
-    lifetime = min(_TOKEN_LIFETIME, settings.jwt_max_lifetime)
-    token = auth.issue(settings, merchant=name, scopes=_SCOPES, lifetime=lifetime, subject="trigger")
+    token = auth.issue_own(
+        settings, merchant=name, scopes=_SCOPES, lifetime=_TOKEN_LIFETIME, subject="trigger"
+    )
     control = {"X-Sandbox-Token": settings.sandbox_token.get_secret_value()}
     async with (
         httpx.AsyncClient(timeout=_HTTP_TIMEOUT, trust_env=False, headers=control) as http,

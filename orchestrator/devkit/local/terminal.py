@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.console import Console
 from rich.live import Live
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from orchestrator.log import scrub
@@ -38,6 +39,8 @@ _RANK: Final = {"debug": 0, "info": 1, "warning": 2, "error": 3, "critical": 4}
 _FILE_WIDTH: Final = 120
 LINE_EVERY: Final = 2.0
 """Seconds between two lines about what cannot be drawn again."""
+_BAR: Final = 40
+"""Columns of the longest bar."""
 _WINDOW: Final = 10.0
 _SHOWN: Final = 3
 _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
@@ -185,3 +188,19 @@ def _sentence(child: Child, record: dict[str, Any]) -> str:
     # Indented, so that no line of it can be taken for a log line.
     trace = "".join(f"\n      {line}" for line in str(record.get("exception", "")).splitlines())
     return said + trace
+
+
+def bars(rows: Iterable[tuple[str, int, str]], *, most: int) -> Table:
+    """Draw numbers, each with its name, as bars of a style; `most` is as long as a bar can be."""
+    table = Table(box=None, padding=(0, 1, 0, 1), show_header=False, pad_edge=False)
+    table.add_column(min_width=18)
+    table.add_column(justify="right", min_width=len(str(most)))
+    table.add_column(min_width=_BAR)
+    for name, number, style in rows:
+        size = round(number / most * _BAR) or int(number > 0)
+        table.add_row(
+            Text(name, style=style if number else "bright_black"),
+            Text(str(number) if number else "·", style="bold" if number else "bright_black"),
+            Text("━" * size, style=style),
+        )
+    return table

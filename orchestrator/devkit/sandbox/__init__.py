@@ -1,5 +1,5 @@
-"""A faithful AltaPay on localhost: Checkout API, hosted payment pages, Merchant API, callbacks, and faults on
-demand.
+"""A simulation of AltaPay on localhost: Checkout API, hosted payment pages, Merchant API, callbacks, and
+faults on demand.
 
 It is a gateway of its own: it shares nothing with the orchestrator but the rules of money, runs in its own
 process, and keeps a ledger of what really happened to every shopper's money. Public: `SandboxConfig`,

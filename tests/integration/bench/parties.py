@@ -18,11 +18,11 @@ AT_ONCE = ShopperProfile(think=0.0, secret=SECRET)
 
 
 @asynccontextmanager
-async def light(**conduct):
+async def light(**profile):
     """The light gateway, our real client, and an account at it; no shopper pays by default."""
-    conduct = {"shoppers": None, **conduct}
+    profile = {"shoppers": None, **profile}
     async with (
-        listening(GatewayProfile(**conduct), "127.0.0.1") as (gateway, url),
+        listening(GatewayProfile(**profile), "127.0.0.1") as (gateway, url),
         Gateway(Settings(gateway_total_timeout=5, gateway_read_timeout=4)) as client,
     ):
         yield gateway, client, Account("bench", url, url, "bench", "secret")

@@ -28,7 +28,11 @@ def document(exchange):
 async def test_a_payment_has_two_callbacks_and_both_have_a_valid_proof():
     async with shop() as server, light(shoppers=AT_ONCE) as (gateway, client, account):
         await offered(client, account, asked(url=server.url))
-        await until(lambda: sum(map(len, (told.milliseconds for told in gateway.books.told.values()))) == 2)
+        await until(
+            lambda: (
+                sum(map(len, (told.milliseconds for told in gateway.books.callback_results.values()))) == 2
+            )
+        )
         assert {request.request_line.split()[1] for request in server.asked} == {"/success", "/notification"}
         (found,) = (await client.find_payments(account, order_ref="b-1")).value.transactions
         for request in server.asked:
@@ -48,8 +52,8 @@ async def test_a_payment_has_two_callbacks_and_both_have_a_valid_proof():
             )
             assert facts.flags == ()
             assert document(request).endswith("</APIResponse>\n")
-        assert gateway.books.told["success"].answers == {"303": 1}
-        assert gateway.books.told["notification"].answers == {"200": 1}
+        assert gateway.books.callback_results["success"].answers == {"303": 1}
+        assert gateway.books.callback_results["notification"].answers == {"200": 1}
 
 
 async def test_the_document_in_a_callback_is_the_document_that_a_lookup_shows():
@@ -94,8 +98,8 @@ async def test_a_shop_that_is_away_is_noted_and_stops_no_shopper():
     async with light(shoppers=AT_ONCE) as (gateway, client, account):
         await offered(client, account, asked())  # no server listens there
         await until(lambda: gateway.books.orders["b-1"].paid and not gateway.books.telling)
-        assert gateway.books.told["success"].answers == {"ConnectionRefusedError": 1}
-        assert len(gateway.books.told["notification"].milliseconds) == 1
+        assert gateway.books.callback_results["success"].answers == {"ConnectionRefusedError": 1}
+        assert len(gateway.books.callback_results["notification"].milliseconds) == 1
 
 
 async def test_many_callbacks_go_over_few_connections():

@@ -185,7 +185,9 @@ def test_a_run_of_which_nothing_was_taken_is_no_result():
 
 
 def test_a_line_says_how_far_a_run_is():
-    progress = Progress("20.0/s", told=load.Told(sent=10, taken=9, failed=1, slowest=12.4), left=Left(5, 2))
+    progress = Progress(
+        "20.0/s", sent=load.LoadProgress(sent=10, taken=9, failed=1, slowest=12.4), left=Left(5, 2)
+    )
     line = display.line(progress)
     assert "10 sent, 1 not taken, 7 ready, 4 ended, 5 under way; slowest answer 12 ms" in line
     progress.over = True

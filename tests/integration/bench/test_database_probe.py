@@ -13,13 +13,13 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_is_left_is_what_has_not_ended_in_this_run(core):
-    truth = DatabaseProbe(core.db, 1)
+    probe = DatabaseProbe(core.db, 1)
     await core.checkout(State.RECEIVED, order_ref="b-1-0")
     await core.checkout(State.METHODS_FETCHED, order_ref="b-1-1")
     await core.checkout(State.AWAITING_PAYMENT, order_ref="b-1-2")
     await core.checkout(State.COMPLETED, order_ref="b-1-3")
     await core.checkout(State.RECEIVED, order_ref="b-10-0")
-    assert await truth.left("b-1") == Left(open=3, unready=2)
+    assert await probe.left("b-1") == Left(open=3, unready=2)
     assert await DatabaseProbe(core.db, 2).left("b-1") == Left(0, 0)
 
 
@@ -34,8 +34,8 @@ async def test_rows_hold_state_moments_money_and_what_came_twice(core):
         due_in=60.0,
     )
     await core.checkout(State.RECEIVED, order_ref="b-1-1")
-    truth = DatabaseProbe(core.db, 1)
-    rows = {row.order_ref: row for row in await truth.rows("b-1")}
+    probe = DatabaseProbe(core.db, 1)
+    rows = {row.order_ref: row for row in await probe.rows("b-1")}
     done, new = rows["b-1-0"], rows["b-1-1"]
     assert (done.state, done.amount, done.reserved, done.captured, done.currency) == (
         "completed",
@@ -48,7 +48,7 @@ async def test_rows_hold_state_moments_money_and_what_came_twice(core):
     assert done.offered_at is not None
     assert done.ended_at is not None
     assert done.offered_at <= done.ended_at
-    assert await truth.offered_at("b-1-0") == done.offered_at
+    assert await probe.offered_at("b-1-0") == done.offered_at
     assert (new.state, new.offered_at, new.ended_at, new.completions, new.accepted) == (
         "received",
         None,
@@ -56,8 +56,8 @@ async def test_rows_hold_state_moments_money_and_what_came_twice(core):
         0,
         0,
     )
-    assert await truth.offered_at("b-1-1") is None
-    assert await truth.offered_at("b-1-2") is None
+    assert await probe.offered_at("b-1-1") is None
+    assert await probe.offered_at("b-1-2") is None
 
 
 async def test_a_server_that_does_not_wait_for_the_disk_is_found_out(core):

@@ -61,9 +61,9 @@ def issue(
     """Print a token, and nothing else."""
     if (merchant is None) is not operator:
         raise click.UsageError("name either --merchant NAME or --operator")
-    from orchestrator import auth  # noqa: PLC0415 - each command imports what it needs
-    from orchestrator.devkit.local.runtime_file import configured  # noqa: PLC0415
-    from orchestrator.settings import PREFIX, SettingsError  # noqa: PLC0415
+    from orchestrator import auth
+    from orchestrator.devkit.local.runtime_file import configured
+    from orchestrator.settings import PREFIX, SettingsError
 
     settings = configured(data_dir)
     if not settings.jwt_secrets:
@@ -94,10 +94,10 @@ def issue(
 
 async def _is_unknown(url: str, merchant: str) -> bool:
     """Say whether a database answers and has no such merchant; the token itself needs none."""
-    from sqlalchemy import text  # noqa: PLC0415
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+    from sqlalchemy import text
+    from sqlalchemy.exc import SQLAlchemyError
 
-    from orchestrator.store.database import Database  # noqa: PLC0415
+    from orchestrator.store.database import Database
 
     try:
         async with asyncio.timeout(_TIMEOUT), Database(url, pool_size=1, name="orchestrator-cli") as db:
