@@ -33,12 +33,12 @@ from orchestrator.store.checkouts.creation import (
 )
 from orchestrator.store.checkouts.due_times import due, sweep, wake
 from orchestrator.store.checkouts.erasure import (
-    ERASED_AT_ONCE,
     Fate,
     Hindrance,
     Stretch,
     ended_before,
     erase,
+    erasure_lists,
     of_order,
 )
 from orchestrator.store.checkouts.leases import renew
@@ -56,7 +56,6 @@ from orchestrator.store.checkouts.transition import Transitions
 
 __all__ = [
     "CALLBACKS_PER_CLAIM",
-    "ERASED_AT_ONCE",
     "KEEP",
     "MOST_UNCONFIRMED",
     "NO_INTENT_PRINT",
@@ -84,6 +83,7 @@ __all__ = [
     "due",
     "ended_before",
     "erase",
+    "erasure_lists",
     "intent_of",
     "match",
     "merchants_of",
