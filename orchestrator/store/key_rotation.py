@@ -67,7 +67,9 @@ class _Sealed:
     @property
     def first(self) -> UUID | int | str:
         """A key before all others."""
-        return {"uuid": UUID(int=0), "int4": -1, "text": ""}[self.type]
+        if self.type == "uuid":
+            return UUID(int=0)
+        return "" if self.type == "text" else -1
 
     def page(self) -> TextClause:
         """Return the statement that reads a list; a row without such a value is read without it."""
