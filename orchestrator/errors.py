@@ -13,6 +13,7 @@
     │   ├── store OrderTaken            its order number has other content
     │   │   └── store PaidBefore        a payment that came before it does not fit
     │   ├── store KeyReused             its idempotency key came with other content
+    │   ├── store AnswerUnreadable      the answer that its idempotency key had is under no known key
     │   └── store ReasonNotKept         a reason for a checkout whose data key was destroyed
     ├── gateway BodyError               the body of a callback cannot be read
     ├── auth.AccessDenied               no token, an invalid one, or one without the scope

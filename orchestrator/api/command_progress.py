@@ -19,11 +19,11 @@ async def show(request: Request, command_id: str) -> Response:
     services = dependencies.of(request)
     _, merchant = await dependencies.admit(request, "checkouts:read")
     try:
-        one = UUID(command_id)
+        number = UUID(command_id)
     except ValueError:
         raise _unknown(command_id) from None
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await reads.command(services.db, merchant.id, one)
+        found = await reads.command(services.db, merchant.id, number)
     if found is None:
         raise _unknown(command_id)
     return answer(found)

@@ -54,7 +54,7 @@ def wait_of(preferences: Iterable[str]) -> int | None:
     """Return the seconds of `wait` in headers `Prefer` (RFC 7240), at most `LONGEST_WAIT`; None where there
     is none that could be honoured. The first counts; what is not known is ignored.
     """
-    for one in ",".join(preferences).split(","):
-        if (found := _WAIT.fullmatch(one.strip())) is not None:
+    for preference in ",".join(preferences).split(","):
+        if (found := _WAIT.fullmatch(preference.strip())) is not None:
             return min(int(found[2]), LONGEST_WAIT)
     return None

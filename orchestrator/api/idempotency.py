@@ -24,7 +24,7 @@ from orchestrator.api.problems import Refusal
 from orchestrator.auth import AccessDenied
 from orchestrator.intents import Problem
 from orchestrator.store import idempotent_answers
-from orchestrator.store.inbox import KeyReused
+from orchestrator.store.inbox import AnswerUnreadable, KeyReused
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive
@@ -72,6 +72,8 @@ async def _keyed(
         except KeyReused as error:
             wrong = [Problem("Idempotency-Key", str(error))]
             raise Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong) from None
+        except AnswerUnreadable as error:
+            raise Refusal(409, str(error), kind="answer-unreadable") from None
     if claimed is None:
         raise Refusal(
             409,

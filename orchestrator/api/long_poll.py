@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastapi import Request
+    from starlette.types import Receive
 
 _log = log.get(__name__)
 
@@ -143,7 +144,7 @@ async def while_connected(request: Request, poll: LongPoll[W, T], client: W, *, 
     has closed its connection.
     """
     waiting = asyncio.create_task(poll.wait(client, seconds=seconds))
-    gone = asyncio.create_task(_gone(request))
+    gone = asyncio.create_task(disconnected(request.receive))
     try:
         await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
         return waiting.result() if waiting.done() else None
@@ -153,7 +154,7 @@ async def while_connected(request: Request, poll: LongPoll[W, T], client: W, *, 
         await asyncio.gather(waiting, gone, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def disconnected(receive: Receive) -> None:
     """Return when the client has closed its connection."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -366,7 +366,8 @@ def _place(cursor: str) -> tuple[datetime, str] | None:
         moment = datetime.fromisoformat(at)
     except ValueError:
         return None
-    return None if moment.tzinfo is None else (moment, transaction_id)
+    # Postgres takes no text with NUL, and no id of the gateway has one.
+    return None if moment.tzinfo is None or "\0" in transaction_id else (moment, transaction_id)
 
 
 def _entry(row: Row[Any], reasons: Reasons) -> answers.AuditEntry:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from starlette.responses import Response
 
 from orchestrator import log
-from orchestrator.api.long_poll import AFTER_A_FAILURE, TooManyWaiting
+from orchestrator.api.long_poll import AFTER_A_FAILURE, TooManyWaiting, disconnected
 from orchestrator.api.problems import encoded
 from orchestrator.api.shopper_status import digest, status_of
 from orchestrator.store import shopper_view
@@ -175,7 +175,7 @@ class StreamResponse(Response):
         if self._alone:
             await send({"type": "http.response.body", "body": b""})
             return
-        gone = asyncio.create_task(_gone(receive))
+        gone = asyncio.create_task(disconnected(receive))
         self._streams.add(self._stream)
         try:
             await self._send(send, gone)
@@ -226,9 +226,3 @@ async def _changes(changed: asyncio.Event, gone: asyncio.Task[None], *, seconds:
         return bool(done)
     finally:
         waiting.cancel()
-
-
-async def _gone(receive: Receive) -> None:
-    """Return when the browser has closed its connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -39,7 +39,10 @@ def keyed(told: dict[str, Any]) -> dict[str, Any]:
     )
     told["openapi_extra"]["parameters"] = [key]
     busy = described_problems(
-        request_in_progress=(HTTPStatus.CONFLICT, "A request with this Idempotency-Key is being processed")
+        request_in_progress=(
+            HTTPStatus.CONFLICT,
+            "A request with this Idempotency-Key is being processed, or its answer cannot be read any more",
+        )
     )
     told["responses"] = {**busy, **told["responses"]}
     return told

@@ -197,7 +197,7 @@ class _Chosen:
                 ids = await checkouts.of_order(self.db, self.merchant, self.order)
             else:
                 ids = list(dict.fromkeys(row.id for row in self.named))
-            for some in _cut(ids):
+            for some in checkouts.erasure_lists(ids):
                 yield some
             return
         after: UUID | None = None
@@ -205,18 +205,11 @@ class _Chosen:
             stretch = await checkouts.ended_before(
                 self.db, before=self.before, merchant_id=self.merchant, after=after
             )
-            for some in _cut(stretch.ids):
+            for some in checkouts.erasure_lists(stretch.ids):
                 yield some
             if stretch.until is None:
                 return
             after = stretch.until
-
-
-def _cut(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
-    from orchestrator.store import checkouts
-
-    most = checkouts.ERASED_AT_ONCE
-    return [ids[first : first + most] for first in range(0, len(ids), most)]
 
 
 def _tell(fate: Fate, *, err: bool) -> None:

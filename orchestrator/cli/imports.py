@@ -132,8 +132,8 @@ class _Import:
     async def run(self, rows: Iterator[Row], *, ahead: bool) -> int:
         """Import every row; return the exit status.
 
-        `ahead`: read the next list while one is written. Only for a file whose reading never waits: a row
-        that has come is not to be kept for those that have not.
+        `ahead`: read the next list while one is written. Only for a file whose reading never waits: of a pipe
+        a whole list would wait for the first row of the next.
         """
         writing: asyncio.Task[None] | None = None
         gc_tuning.settle()
@@ -209,21 +209,9 @@ class _Import:
 
     def _write(self, results: Iterable[tuple[Row, Accepted | OrchestratorError | Sequence[Problem]]]) -> None:
         """Write the result of each row."""
-        from orchestrator.store.inbox import Accepted
-
         for row, result in results:
-            if isinstance(result, Accepted):
-                status = _CREATED if result.fresh else _EXISTING
-                line = {
-                    "line": row.line,
-                    "status": status,
-                    "orderId": result.order_ref,
-                    "id": result.id,
-                    "state": result.state,
-                }
-            else:
-                status, line = _REJECTED, {"line": row.line, **rejection(row.raw, result)}
-            self._counts[status] += 1
+            line = {"line": row.line, **result_of(row.raw, result)}
+            self._counts[str(line["status"])] += 1
             say_json(_ENCODER.encode(line).decode(), self._output)
 
     def _progress(self, *, last: bool = False) -> None:
@@ -240,13 +228,23 @@ class _Import:
         )
 
 
-def rejection(raw: bytes | None, result: OrchestratorError | Sequence[Problem]) -> dict[str, object]:
-    """Return the result of an intent that is refused, with its reasons."""
+def result_of(
+    raw: bytes | None, result: Accepted | OrchestratorError | Sequence[Problem]
+) -> dict[str, object]:
+    """Return what came of an intent: the checkout that it is, or the reasons for which it is refused."""
     from orchestrator.errors import OrchestratorError
     from orchestrator.intents import Problem, submissions
     from orchestrator.intents.rows import column_of
+    from orchestrator.store.inbox import Accepted
     from orchestrator.store.inbox.errors import IntakeError
 
+    if isinstance(result, Accepted):
+        return {
+            "status": _CREATED if result.fresh else _EXISTING,
+            "orderId": result.order_ref,
+            "id": result.id,
+            "state": result.state,
+        }
     if isinstance(result, OrchestratorError):
         field = "order.orderId" if isinstance(result, IntakeError) else "body"
         result = (Problem(field, str(result)),)

@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from orchestrator import intents
-from orchestrator.cli.imports import rejection
+from orchestrator.cli.imports import result_of
 from orchestrator.cli.output import say_json
 from orchestrator.crypto import Encryptor
 from orchestrator.intents import submissions
@@ -91,6 +91,8 @@ class Resubmission:
                     default_expires_in=self._settings.checkout_expires_in,
                 )
                 valid.append((raw, intake))
+        if valid:
+            await rejected.belongs_to(self._db, row.id, merchant)
         results = await self._intents.accept_all([intake for _, intake in valid])
         for (raw, _), result in zip(valid, results, strict=True):
             if isinstance(result, DatabaseAway):
@@ -115,15 +117,5 @@ class Resubmission:
     def _write(
         self, row: RejectedIntent, raw: bytes | None, result: Accepted | OrchestratorError | Sequence[Problem]
     ) -> None:
-        line: dict[str, object] = {"rejectedIntent": row.id}
-        if isinstance(result, Accepted):
-            line |= {
-                "status": "created" if result.fresh else "existing",
-                "orderId": result.order_ref,
-                "id": result.id,
-                "state": result.state,
-            }
-        else:
-            self._refused += 1
-            line |= rejection(raw, result)
-        say_json(msgspec.json.encode(line).decode())
+        self._refused += not isinstance(result, Accepted)
+        say_json(msgspec.json.encode({"rejectedIntent": row.id, **result_of(raw, result)}).decode())

@@ -21,7 +21,7 @@ import msgspec
 from orchestrator import counters, log, traces
 from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import retries, signature, trial_event
-from orchestrator.delivery.lane import Lane
+from orchestrator.delivery.endpoint_state import EndpointState
 from orchestrator.delivery.pace import Pace
 from orchestrator.delivery.sender import Answer, Outcome
 from orchestrator.domain import events
@@ -88,15 +88,15 @@ class Deliverer:
     ) -> None:
         self._settings, self._db, self._encryptor = settings, db, encryptor
         self._sender, self._task_sender = sender, tasks
-        self._lanes: dict[UUID, Lane] = {}
-        self._by_text: dict[str, Lane] = {}
+        self._endpoints: dict[UUID, EndpointState] = {}
+        self._by_text: dict[str, EndpointState] = {}
         self._woken = asyncio.Event()
         self._refresh_at = self._check_at = self._tests_at = self._clean_at = float("-inf")
         self._lease = settings.webhook_total_timeout + LEASE_MARGIN
         self._tasks: set[asyncio.Task[None]] = set()
         self._tests: set[asyncio.Task[None]] = set()
         self._round = 0
-        self._hungry = False
+        self._more_may_be_due = False
         """Whether more may be due than could begin in the last round."""
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
@@ -120,18 +120,20 @@ class Deliverer:
         """How writing results fares."""
         return self._results.writes
 
-    def wake(self, said: str = "") -> None:
+    def wake(self, payload: str = "") -> None:
         """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about
         them (`*`).
         """
-        lanes = [self._by_text.get(text) for text in said.split()] if said != webhooks.CHANGED else []
-        if said == webhooks.CHANGED or None in lanes:
+        endpoints = (
+            [self._by_text.get(text) for text in payload.split()] if payload != webhooks.CHANGED else []
+        )
+        if payload == webhooks.CHANGED or None in endpoints:
             self._refresh_at = float("-inf")
-        if not lanes or None in lanes:
+        if not endpoints or None in endpoints:
             self._check_at = self._tests_at = float("-inf")
-        for lane in lanes:
-            if lane is not None:
-                lane.hot = True
+        for endpoint in endpoints:
+            if endpoint is not None:
+                endpoint.may_be_due = True
         self._woken.set()
 
     async def run(self, ending: asyncio.Event) -> bool:
@@ -169,9 +171,9 @@ class Deliverer:
         """Return the seconds until something may be due without a word."""
         now = time.monotonic()
         held = [
-            max(lane.pace.begins_at, lane.open_at)
-            for lane in self._lanes.values()
-            if lane.hot and max(lane.pace.begins_at, lane.open_at) > now
+            max(endpoint.pace.begins_at, endpoint.open_at)
+            for endpoint in self._endpoints.values()
+            if endpoint.may_be_due and max(endpoint.pace.begins_at, endpoint.open_at) > now
         ]
         return max(min([self._check_at, *held]) - now, 0.001)
 
@@ -207,7 +209,7 @@ class Deliverer:
         wanted, probes = await self._wanted(everywhere=everywhere)
         if wanted:
             taken += await self._take(wanted, probes)
-        self._hungry = any(lane.hot for lane in self._lanes.values())
+        self._more_may_be_due = any(endpoint.may_be_due for endpoint in self._endpoints.values())
         return bool(taken)
 
     async def _take_tests(self, now: float) -> int:
@@ -221,13 +223,13 @@ class Deliverer:
     async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
         """Take what is due, and begin to send it; return how many."""
         for endpoint_id in wanted:
-            self._lanes[endpoint_id].hot = False
+            self._endpoints[endpoint_id].may_be_due = False
         asked = time.monotonic()
         try:
             found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
         except Exception:
             for endpoint_id in wanted:
-                self._lanes[endpoint_id].hot = True
+                self._endpoints[endpoint_id].may_be_due = True
             raise
         if time.monotonic() - asked > LATE:
             _log.warning("deliveries_taken_late", number=len(found))
@@ -237,37 +239,46 @@ class Deliverer:
             counts[due.endpoint_id] += 1
         for endpoint_id, number in counts.items():
             # Where less was found than could be sent, there is no more, unless a notification came meanwhile.
-            self._lanes[endpoint_id].hot |= number >= wanted[endpoint_id]
-        return self._begin(found, probes)
+            self._endpoints[endpoint_id].may_be_due |= number >= wanted[endpoint_id]
+        begun = self._begin(found, probes)
+        for endpoint_id in probes:
+            if not counts[endpoint_id]:
+                await self._endpoints[endpoint_id].give_back_probe(self._db)
+        return begun
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
         """Return how many may begin at each endpoint, and which of them are probed; who comes first changes
         with each round.
         """
         now = time.monotonic()
-        lanes = [lane for lane in self._lanes.values() if everywhere or lane.hot]
+        endpoints = [
+            endpoint
+            for endpoint in self._endpoints.values()
+            if (everywhere or endpoint.may_be_due)
+            and endpoint.webhook.paused_at is None
+            and now >= endpoint.open_at
+            and not endpoint.probing
+            and not (endpoint.webhook.opened and endpoint.pace.in_flight)
+        ]
+        probes: set[UUID] = set()
+        if opened := [endpoint.webhook.id for endpoint in endpoints if endpoint.webhook.opened]:
+            probes = await webhooks.claim_probes(self._db, opened, seconds=self._lease)
         self._round += 1
-        first = self._round % max(len(lanes), 1)
+        first = self._round % max(len(endpoints), 1)
         room = self._settings.webhook_in_flight - len(self._tasks)
         wanted: dict[UUID, int] = {}
-        probes: set[UUID] = set()
-        for lane in (*lanes[first:], *lanes[:first]):
-            webhook = lane.webhook
-            if webhook.paused_at is not None or now < lane.open_at or lane.probing:
-                continue
-            if webhook.opened:
-                if lane.pace.in_flight:
-                    continue
-                if not await webhooks.claim_probe(self._db, webhook.id, seconds=self._lease):
-                    # Another deliverer probes it, or nothing is due.
-                    lane.open_at = now + CHECK_EVERY
-                    continue
-                probes.add(webhook.id)
+        for endpoint in (*endpoints[first:], *endpoints[:first]):
+            webhook = endpoint.webhook
+            if webhook.id in probes:
                 most = 1
+            elif webhook.opened:
+                # Another deliverer probes it, or nothing is due.
+                endpoint.open_at = now + CHECK_EVERY
+                continue
             else:
                 # Half of what is left, so that something is left for others; always one, so that no other
                 # endpoint's deliveries block it.
-                most = min(lane.pace.free(now), max(room // 2, 0 if lane.pace.in_flight else 1))
+                most = min(endpoint.pace.free(now), max(room // 2, 0 if endpoint.pace.in_flight else 1))
             if most > 0:
                 wanted[webhook.id] = most
                 room -= most
@@ -279,10 +290,10 @@ class Deliverer:
         self._refresh_at = time.monotonic() + CHECK_EVERY
         found = await webhooks.served(self._db)
         now = time.monotonic()
-        lanes: dict[UUID, Lane] = {}
+        endpoints: dict[UUID, EndpointState] = {}
         for webhook in found:
-            lane = self._lanes.get(webhook.id)
-            if lane is None or (lane.webhook.encrypted, lane.webhook.previous) != (
+            endpoint = self._endpoints.get(webhook.id)
+            if endpoint is None or (endpoint.webhook.encrypted, endpoint.webhook.previous) != (
                 webhook.encrypted,
                 webhook.previous,
             ):
@@ -291,20 +302,22 @@ class Deliverer:
                 except EncryptionError as error:
                     self._refuse(webhook, str(error))
                     continue
-                pace = Pace(self._settings.webhook_endpoint_in_flight) if lane is None else lane.pace
-                lane = lane or Lane(webhook, secrets, pace, open_at=now)
-                lane.secrets = secrets
-            if lane.webhook.target != webhook.target and lane.webhook.encrypted == webhook.encrypted:
+                pace = Pace(self._settings.webhook_endpoint_in_flight) if endpoint is None else endpoint.pace
+                endpoint = endpoint or EndpointState(webhook, secrets, pace, open_at=now)
+                endpoint.secrets = secrets
+            if endpoint.webhook.target != webhook.target and endpoint.webhook.encrypted == webhook.encrypted:
                 self._refuse(webhook, "its secret was made for another target")
                 continue
-            resumed = lane.webhook.paused_at is not None and webhook.paused_at is None
-            if resumed or webhook.opened < lane.webhook.opened:
-                lane.pace.restart()
-            lane.webhook, lane.open_at = webhook, now + max(webhook.open_for, 0.0)
-            lane.failing = webhook.failing_since is not None
-            lanes[webhook.id] = lane
-        self._lanes = lanes
-        self._by_text = {str(endpoint_id): lane for endpoint_id, lane in lanes.items()}
+            moved = endpoint.webhook.target != webhook.target
+            resumed = endpoint.webhook.paused_at is not None and webhook.paused_at is None
+            if moved or resumed or webhook.opened < endpoint.webhook.opened:
+                endpoint.pace.restart()
+                endpoint.failures = 0
+            endpoint.webhook, endpoint.open_at = webhook, now + max(webhook.open_for, 0.0)
+            endpoint.failing = webhook.failing_since is not None
+            endpoints[webhook.id] = endpoint
+        self._endpoints = endpoints
+        self._by_text = {str(endpoint_id): endpoint for endpoint_id, endpoint in endpoints.items()}
 
     def _refuse(self, webhook: Webhook, reason: str) -> None:
         """Say once that an endpoint is not served, because its row does not hold."""
@@ -320,13 +333,13 @@ class Deliverer:
 
     def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
         for due in found:
-            lane = self._lanes.get(due.endpoint_id)
+            endpoint = self._endpoints.get(due.endpoint_id)
             # A test event does not count for the endpoint's pace.
             began = time.monotonic()
-            if lane is not None and due.purpose != "test":
-                lane.pace.begin(began)
-                lane.probing |= due.endpoint_id in probes
-            task = asyncio.create_task(self._deliver(due, lane, began), name="delivery")
+            if endpoint is not None and due.purpose != "test":
+                endpoint.pace.begin(began)
+                endpoint.probing |= due.endpoint_id in probes
+            task = asyncio.create_task(self._deliver(due, endpoint, began), name="delivery")
             self._tasks.add(task)
             if due.purpose == "test":
                 self._tests.add(task)
@@ -339,75 +352,76 @@ class Deliverer:
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its lease ends, and the event is sent again.
             _log.error("delivery_failed", exc_info=error)
-        if self._hungry:
+        if self._more_may_be_due:
             self._woken.set()
 
     # ── One delivery ───────────────────────────────────────────────────────────────────────────────────────
 
-    async def _deliver(self, due: Due, lane: Lane | None, began: float) -> None:
-        if lane is None:
+    async def _deliver(self, due: Due, endpoint: EndpointState | None, began: float) -> None:
+        if endpoint is None:
             # Not served any more, not known yet, or its secret does not open.
             self._refresh_at = float("-inf")
             await self._put(_written(due, "released", due_in=UNSERVED))
             return
         if due.purpose == "test":
-            answer = await self._sent(due, lane)
+            answer = await self._sent(due, endpoint)
             result: deliveries.Result | None = "delivered" if answer.delivered else None
             tested = _written(due, "done", attempt=self._attempt(due, answer, result=result))
             await self._keep(tested)
             return
         answered: Answer | None = None
-        target = lane.webhook.target
+        target = endpoint.webhook.target
         try:
             if due.event is not None:
-                answered = await self._sent(due, lane)
+                answered = await self._sent(due, endpoint)
         finally:
-            probed, lane.probing = lane.probing, False
-            lane.answered(answered, began, probed=probed)
+            probed, endpoint.probing = endpoint.probing, False
+            here = answered if endpoint.webhook.target == target else None
+            endpoint.answered(here, began, first=due.attempts == 0, probed=probed)
         written = _written(due, "done") if answered is None else self._result(due, answered)
         if await self._keep(written) and written.step == "done":
             # Notifications that came while it was under way could not be handled then.
-            lane.hot = True
+            endpoint.may_be_due = True
             self._woken.set()
         changed = False
-        if answered is not None and lane.webhook.target == target:
-            changed = await lane.note(self._db, answered, first=due.attempts == 0, probed=probed)
+        if answered is not None and endpoint.webhook.target == target:
+            changed = await endpoint.note(self._db, answered, probed=probed)
         elif probed:
-            await lane.give_back_probe(self._db)
+            await endpoint.give_back_probe(self._db)
             self._woken.set()
         if changed:
             self._refresh_at = float("-inf")
             self._woken.set()
 
-    async def _sent(self, due: Due, lane: Lane) -> Answer:
+    async def _sent(self, due: Due, endpoint: EndpointState) -> Answer:
         """Send an event; one that is interrupted is given back."""
         try:
-            return await self._send(due, lane)
+            return await self._send(due, endpoint)
         except asyncio.CancelledError:
             await asyncio.shield(self._put(_written(due, "released")))
             raise
 
-    async def _send(self, due: Due, lane: Lane) -> Answer:
+    async def _send(self, due: Due, endpoint: EndpointState) -> Answer:
         try:
             document: CloudEvent | TrialEvent
             if due.event is None:
                 document = trial_event.document(due.checkout_id, due.merchant)
             else:
-                document = events.document(due.event, content=lane.webhook.content)
+                document = events.document(due.event, content=endpoint.webhook.content)
             body = _ENCODER.encode(document)
         except (KeyError, ValueError):
             _log.exception("event_unreadable", checkout=str(due.checkout_id), sequence=due.sequence)
             return Answer(Outcome.UNREADABLE, 0.0)
         span = _traced(due) if traces.on else None
-        if lane.webhook.kind == "celery":
-            answer = await self._task_sender.send(lane.webhook, lane.secrets[0], document.id, body)
+        if endpoint.webhook.kind == "celery":
+            answer = await self._task_sender.send(endpoint.webhook, endpoint.secrets[0], document.id, body)
         else:
-            signed = signature.headers(document.id, body, lane.secrets, at=int(time.time()))
+            signed = signature.headers(document.id, body, endpoint.secrets, at=int(time.time()))
             headers = {"content-type": "application/cloudevents+json", "user-agent": AGENT, **signed}
             headers["traceparent"] = document.traceparent if span is None else traces.header_of(span)
             if due.event is not None and _HARMLESS.fullmatch(due.event.correlation_id):
                 headers["x-correlation-id"] = due.event.correlation_id
-            answer = await self._sender.send(lane.webhook.url, headers, body)
+            answer = await self._sender.send(endpoint.webhook.url, headers, body)
         if span is not None:
             facts = {"webhook": str(due.endpoint_id), "type": document.type, "outcome": answer.outcome}
             span.end(kind="producer", error=not answer.delivered, **facts)

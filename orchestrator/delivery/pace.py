@@ -72,14 +72,13 @@ class Pace:
         """Count an answer that refuses this event and shows nothing about the endpoint's load."""
         self._end(began, now)
 
-    def overloaded(self, began: float, now: float, *, wait: float = 0.0) -> None:
-        """Count an overload of the endpoint; `wait`: seconds in which nothing is to begin.
+    def overloaded(self, began: float, now: float) -> None:
+        """Count an overload of the endpoint.
 
         Deliveries that were under way when the allowance shrank last concern the same overload, and shrink it
         no more.
         """
         self.in_flight -= 1
-        self.begins_at = max(self.begins_at, now + wait)
         if began < self._decreased_at:
             return
         self._decreased_at = now

@@ -181,14 +181,25 @@ class TaskSender:
         try:
             while line.waiting:
                 together = [line.waiting.popleft() for _ in range(min(len(line.waiting), TOGETHER))]
-                together = [each for each in together if not each.answer.done()]
-                if together:
-                    await self._answer(line, together)
+                if in_time := self._in_time(together):
+                    await self._answer(line, in_time)
         finally:
             line.running, line.used_at = None, time.monotonic()
             if not line.watched:
                 line.watched = True
                 asyncio.get_running_loop().call_later(IDLE, self._check_idle, line)
+
+    def _in_time(self, together: list[_Waiting]) -> list[_Waiting]:
+        """Return those for which there is time to connect and to publish, and answer the others.
+
+        A list has the time of its oldest message: one that waited too long must not take the others' time.
+        """
+        now, least = time.monotonic(), min(self._connect, self._total / 2)
+        waiting = [each for each in together if not each.answer.done()]
+        for each in waiting:
+            if each.until - now < least:
+                each.answer.set_result(Answer(Outcome.TIMED_OUT, self._total - (each.until - now)))
+        return [each for each in waiting if not each.answer.done()]
 
     async def _answer(self, line: _Line, together: list[_Waiting]) -> None:
         try:

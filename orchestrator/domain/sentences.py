@@ -56,7 +56,7 @@ def of_command(state: CommandState, result: CommandResult, operations: Sequence[
     """Return what a command came to by now: its result, or what became of what it began."""
     if result.code is not ResultCode.ACCEPTED or state is CommandState.UNDER_WAY:
         return of(result) if result.code is not ResultCode.ACCEPTED else "it is under way"
-    ended = [_ended(one) for one in operations]
+    ended = [_ended(operation) for operation in operations]
     if ended:
         return "; ".join(ended)
     if state is CommandState.FAILED:
@@ -64,11 +64,11 @@ def of_command(state: CommandState, result: CommandResult, operations: Sequence[
     return "it is done"
 
 
-def _ended(one: Operation) -> str:
-    what = f"the {one.kind} of {money.spelled(one.amount, one.currency)} on transaction {one.transaction_id}"
-    if one.state is not OperationState.REJECTED:
+def _ended(operation: Operation) -> str:
+    what = f"the {operation.kind} of {money.spelled(operation.amount, operation.currency)} on transaction {operation.transaction_id}"
+    if operation.state is not OperationState.REJECTED:
         return f"{what} is done"
-    return f"{what} was rejected ({or_none(one.last_error) or 'no reason was given'})"
+    return f"{what} was rejected ({or_none(operation.last_error) or 'no reason was given'})"
 
 
 def _said(value: Attention | LastError | CommandResult) -> str:

@@ -4,9 +4,9 @@ This is the whole state machine, in the standard library only. A state is a part
 that has been established; nothing else moves a checkout. The basis of a trigger (a callback, a lookup, a
 person) is evidence in the audit trail and never another trigger.
 
-A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*: it
-is audited and counted, and never becomes an exception for the caller. No fact makes a completed checkout
-anything else.
+A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*:
+the table has no move for it, and a step that requests one all the same raises `UnknownTransition`. No fact
+makes a completed checkout anything else.
 """
 
 from __future__ import annotations
@@ -161,14 +161,14 @@ class Unchanged:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The fact contradicts the state: audited and counted, never executed."""
+    """The fact contradicts the state: there is no move for it."""
 
     state: State
     trigger: Trigger
 
     @property
     def reason(self) -> str:
-        """A sentence for the audit trail and for people."""
+        """A sentence for people."""
         return f"a checkout that is {self.state} does not take the fact {self.trigger}"
 
 

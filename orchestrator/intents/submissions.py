@@ -25,8 +25,11 @@ MESSAGE_BYTES: Final = 4 * 1024 * 1024
 MOST_INTENTS: Final = 500
 TOKEN_REMOVED: Final = b"[token]"
 _PARTS: Final = 3
-# Matches a run of characters to its end: the time is proportional to the length of the message.
-_MAY_BE_TOKEN: Final = re.compile(rb"ey[A-Za-z0-9_.-]*")
+SHORTEST_TOKEN: Final = 32
+"""Characters. A shorter text is no token, and may be part of any word."""
+# Begins at the beginning of a word only: the time is proportional to the length of the message.
+_MAY_BE_TOKEN: Final = re.compile(rb"(?<![\w-])(?=[\w-]*eyJ)[\w-]{11,}\.[\w-]{8,}\.[\w-]*")
+_TOKEN_BEGINS: Final = b"eyJ"
 _SAFE_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BODY: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _NAMED: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -141,6 +144,24 @@ def order_number(raw: bytes) -> str | None:
     return number if isinstance(number, str) and ORDER_NUMBER.fullmatch(number) else None
 
 
+def order_numbers(kept: bytes) -> tuple[str, ...]:
+    """Return the order numbers in what is kept of a message, as far as it can be read, each once."""
+    try:
+        found = _intents_in(kept)
+    except (ValueError, RecursionError, SubmissionRejected):
+        return ()
+    return tuple(dict.fromkeys(number for raw in found if (number := order_number(raw)) is not None))
+
+
 def without_tokens(raw: bytes) -> bytes:
-    """Return a message in which `[token]` stands for every text that may be a token."""
-    return _MAY_BE_TOKEN.sub(lambda found: TOKEN_REMOVED if b"." in found[0][3:-1] else found[0], raw)
+    """Return a message in which `[token]` stands for every text that may be a token: three parts with a dot
+    between, the first of which has the beginning of a JSON object in base64url.
+    """
+    return _MAY_BE_TOKEN.sub(lambda found: found[0][: found[0].index(_TOKEN_BEGINS)] + TOKEN_REMOVED, raw)
+
+
+def without_token(raw: bytes, token: str) -> bytes:
+    """Return intents in which `[token]` stands for the token of their message. Any other text stays: it is
+    the shop's own, and the intents may be submitted again.
+    """
+    return raw.replace(token.encode(), TOKEN_REMOVED) if len(token) >= SHORTEST_TOKEN else raw

@@ -234,7 +234,8 @@ class Settings(AccessSettings):
     """Days for which a refused intent of the queue `intents` is kept."""
     personal_data_retention_days: float | None = Field(default=None, ge=1, le=36_600)
     """Days from the end of a checkout after which its personal data is erased, once it is settled; callbacks
-    that belong to no checkout are deleted then. Not set: nothing is erased by itself."""
+    that belong to no checkout are deleted then, and after 30 days at the latest. Not set: no checkout is
+    erased by itself."""
 
     # Webhooks.
     webhook_allowed_networks: tuple[Annotated[str, AfterValidator(network)], ...] = ()

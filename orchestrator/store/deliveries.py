@@ -56,7 +56,9 @@ _TAKEN: Final = f"""
          WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
         RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since
     )
-    SELECT l.*, clock() AS now, coalesce(extract(epoch FROM clock() - l.failing_since), 0)::float8 AS failing_for,
+    SELECT l.*, clock() AS now,
+           CASE WHEN l.failing_since IS NULL THEN 0
+                ELSE extract(epoch FROM clock() - greatest(l.failing_since, e.resumed_at)) END::float8 AS failing_for,
            n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key {_EVENT}
 """  # noqa: S608 - made of our own constants, as below
 # One index lookup for each endpoint, however much waits for another endpoint.
@@ -130,7 +132,7 @@ _LOCK_FAILED = text("""
                            ORDER BY checkout_id, purpose FOR UPDATE) s
 """)
 _RETRY_NOW = text("""
-    UPDATE delivery_streams SET due_at = clock(), failing_since = CASE WHEN :anew THEN NULL ELSE failing_since END
+    UPDATE delivery_streams SET due_at = clock()
      WHERE endpoint_id = :id AND due_at > clock() AND lease IS NULL AND purpose <> 'test'
 """)
 # Waiting tests are found by their own index, which is short; a long queue of an endpoint is not scanned.
@@ -201,6 +203,7 @@ class Due:
     now: datetime
     """When it was taken."""
     failing_for: float
+    """Since the first failure of the event, or since the endpoint was resumed, whichever is later."""
     event: StoredEvent | None
     merchant: str
     data_key: bytes | None = field(repr=False)
@@ -335,12 +338,10 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
     return [(result.endpoint_id, result.checkout_id, result.purpose) in left for result in results]
 
 
-async def retry_now(tx: AsyncConnection, endpoint: UUID, *, anew: bool) -> None:
-    """Have everything that failed at an endpoint tried again; `anew`: how long it has failed does not count
-    any more.
-    """
+async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:
+    """Have everything that failed at an endpoint tried again."""
     await run(tx, _LOCK_FAILED, {"id": endpoint})
-    await run(tx, _RETRY_NOW, {"id": endpoint, "anew": anew})
+    await run(tx, _RETRY_NOW, {"id": endpoint})
 
 
 # ── Asked for by merchants ────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,8 @@ from uuid import uuid4
 
 from sqlalchemy import text
 
-from orchestrator.store.inbox.errors import KeyReused
+from orchestrator.crypto import EncryptionError
+from orchestrator.store.inbox.errors import AnswerUnreadable, KeyReused
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -56,7 +57,8 @@ async def claim(
     """Claim a key: return the claim, or the answer that was given under it, or None while another request
     works on it.
 
-    `KeyReused` if it was used for other content.
+    `KeyReused` if it was used for other content, `AnswerUnreadable` if no key of this installation opens the
+    answer.
     """
     await db.write(_FORGET, {})
     mine = uuid4()
@@ -69,14 +71,19 @@ async def claim(
     if bytes(rows[0].fingerprint) != fingerprint:
         raise KeyReused(key)
     answer = rows[0].answer
-    return None if answer is None else encryptor.decrypt(bytes(answer), purpose=_purpose(merchant_id, key))
+    if answer is None:
+        return None
+    try:
+        return encryptor.decrypt(bytes(answer), purpose=purpose(merchant_id, key))
+    except EncryptionError as error:
+        raise AnswerUnreadable(key) from error
 
 
 async def keep(
     db: Database, encryptor: Encryptor, mine: UUID, answer: bytes, *, merchant_id: int, key: str
 ) -> None:
     """Keep the answer of a claim."""
-    encrypted = encryptor.encrypt(answer, purpose=_purpose(merchant_id, key))
+    encrypted = encryptor.encrypt(answer, purpose=purpose(merchant_id, key))
     await db.write(_KEEP, {"merchant_id": merchant_id, "key": key, "claim": mine, "answer": encrypted})
 
 
@@ -85,5 +92,6 @@ async def free(db: Database, mine: UUID, *, merchant_id: int, key: str) -> None:
     await db.write(_FREE, {"merchant_id": merchant_id, "key": key, "claim": mine})
 
 
-def _purpose(merchant_id: int, key: str) -> str:
+def purpose(merchant_id: int, key: str) -> str:
+    """Return what an answer is bound to."""
     return f"idempotent-answer/{merchant_id}/{key}"

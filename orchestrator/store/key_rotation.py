@@ -20,8 +20,10 @@ from sqlalchemy.exc import DBAPIError
 
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
+from orchestrator.store import idempotent_answers
 from orchestrator.store import merchant_accounts as accounts
 from orchestrator.store.columns import json_text
+from orchestrator.store.console import runs
 from orchestrator.store.database import run
 from orchestrator.store.deliveries import ANSWER
 from orchestrator.store.sqlstates import state_of
@@ -49,29 +51,32 @@ _ID: Final = 4
 class _Sealed:
     """One kind of value: its column, what it is bound to, and the bytes before it that are not encrypted.
 
-    `only`: SQL that says which rows hold such a value. `beside`: columns that the purpose needs.
+    `only`: SQL that says which rows hold such a value. `key`: SQL of what names a row. `beside`: columns that
+    the purpose needs.
     """
 
     kind: str
     table: str
     column: str
     purpose: Callable[[Row[Any]], str]
-    key: str = "id"
+    key: str = "t.id"
     type: str = "uuid"
     beside: str = "NULL"
     only: str = "true"
     skip: int = 0
 
     @property
-    def first(self) -> UUID | int:
+    def first(self) -> UUID | int | str:
         """A key before all others."""
-        return UUID(int=0) if self.type == "uuid" else -1
+        if self.type == "uuid":
+            return UUID(int=0)
+        return "" if self.type == "text" else -1
 
     def page(self) -> TextClause:
         """Return the statement that reads a list; a row without such a value is read without it."""
         return text(f"""
-            SELECT t.{self.key} AS key, CASE WHEN {self.only} THEN t.{self.column} END AS value, {self.beside}
-              FROM {self.table} t WHERE t.{self.key} > :after ORDER BY t.{self.key} LIMIT :most
+            SELECT {self.key} AS key, CASE WHEN {self.only} THEN t.{self.column} END AS value, {self.beside}
+              FROM {self.table} t WHERE {self.key} > :after ORDER BY {self.key} LIMIT :most
         """)  # noqa: S608 - made of our own constants
 
     def replace(self) -> TextClause:
@@ -80,7 +85,7 @@ class _Sealed:
             UPDATE {self.table} t SET {self.column} = n.after
               FROM unnest(CAST(:keys AS {self.type}[]), CAST(:before AS bytea[]), CAST(:afterwards AS bytea[]))
                    AS n(key, before, after)
-             WHERE t.{self.key} = n.key AND t.{self.column} = n.before RETURNING 1
+             WHERE {self.key} = n.key AND t.{self.column} = n.before RETURNING 1
         """)  # noqa: S608 - as above
 
     def count(self) -> TextClause:
@@ -109,7 +114,7 @@ _SEALED: Final = (
         "retired_callback_secrets",
         "secrets",
         lambda row: accounts.retired_purpose(row.name),
-        key="merchant_id",
+        key="t.merchant_id",
         type="int4",
         beside="(SELECT name FROM merchants m WHERE m.id = t.merchant_id) AS name",
     ),
@@ -132,7 +137,7 @@ _SEALED: Final = (
         "intents",
         "data_key",
         lambda row: f"data-key/{row.key}",
-        key="checkout_id",
+        key="t.checkout_id",
     ),
     _Sealed(
         "data keys of refused intents", "rejected_intents", "data_key", lambda row: f"data-key/{row.key}"
@@ -161,8 +166,19 @@ _SEALED: Final = (
         beside="t.checkout_id",
         only="t.purpose = 'test'",
     ),
+    _Sealed(
+        "answers to repeated requests",
+        "idempotent_answers",
+        "answer",
+        lambda row: idempotent_answers.purpose(row.merchant_id, row.name),
+        key="(t.merchant_id || '/' || t.key)",
+        type="text",
+        beside="t.merchant_id, t.key AS name",
+    ),
+    _Sealed("reasons of bulk actions", "console_runs", "reason", lambda row: f"{runs.PURPOSE}/{row.key}"),
 )
 KINDS: Final = tuple(sealed.kind for sealed in _SEALED)
+COLUMNS: Final = frozenset(f"{sealed.table}.{sealed.column}" for sealed in _SEALED)
 
 _POLICIES = text(
     "SELECT id, name, policies, policies_mac FROM merchants WHERE policies_mac IS NOT NULL ORDER BY id"

@@ -67,6 +67,10 @@ _SET = text("""
            paused_at = CASE WHEN :paused THEN coalesce(paused_at, clock()) END
      WHERE id = :id
 """)
+# While a merchant is disabled nothing is sent to its endpoints: that time is no failure of theirs.
+_SERVE_ENDPOINTS = text("""
+    UPDATE webhook_endpoints SET resumed_at = clock(), failing_since = NULL WHERE merchant_id = :id AND deleted_at IS NULL
+""")
 _SET_SECRETS = text("UPDATE merchants SET callback_secrets = :secrets WHERE id = :id")
 _RETIRE = text("""
     INSERT INTO retired_callback_secrets (merchant_id, secrets) VALUES (:id, :secrets)
@@ -326,6 +330,8 @@ class MerchantWrites:
                 "paused": given.get("paused", row.paused_at is not None),
             },
         )
+        if details.get("disabled") is False:
+            await run(tx, _SERVE_ENDPOINTS, {"id": row.id})
         action = MerchantAction.CHANGED
         if details.keys() == {"disabled"}:
             action = MerchantAction.DISABLED if given["disabled"] else MerchantAction.ENABLED

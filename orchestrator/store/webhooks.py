@@ -86,7 +86,8 @@ _SET = text("""
     UPDATE webhook_endpoints SET url = :url, task = :task, queue = :queue, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
            secret = :secret, previous_secret = :previous_secret,
            opened = CASE WHEN :moved THEN 0 ELSE opened END, open_until = CASE WHEN :moved THEN NULL ELSE open_until END,
-           failing_since = CASE WHEN :moved THEN NULL ELSE failing_since END
+           failing_since = CASE WHEN :moved THEN NULL ELSE failing_since END,
+           resumed_at = CASE WHEN :moved THEN clock() ELSE resumed_at END
      WHERE id = :id
 """)
 _ROTATE = text("""
@@ -101,7 +102,7 @@ _PAUSE = text("""
     RETURNING merchant_id
 """)
 _RESUME = text("""
-    UPDATE webhook_endpoints SET paused_at = NULL, pause_reason = NULL, failing_since = NULL, open_until = NULL, opened = 0
+    UPDATE webhook_endpoints SET paused_at = NULL, pause_reason = NULL, failing_since = NULL, open_until = NULL, opened = 0, resumed_at = clock()
      WHERE id = :id AND merchant_id = :merchant_id AND deleted_at IS NULL RETURNING id
 """)
 _DELETE = text("""
@@ -111,20 +112,27 @@ _FAILED = text("""
     UPDATE webhook_endpoints SET failing_since = clock() WHERE id = :id AND failing_since IS NULL
 """)
 _DELIVERED = text("""
-    UPDATE webhook_endpoints SET failing_since = NULL, open_until = NULL, opened = 0, delivered_at = clock() WHERE id = :id
+    UPDATE webhook_endpoints SET failing_since = NULL, delivered_at = clock(),
+           opened = CASE WHEN :back THEN 0 ELSE opened END, open_until = CASE WHEN :back THEN NULL ELSE open_until END WHERE id = :id
 """)
 _OPEN = text("""
     UPDATE webhook_endpoints
        SET opened = :opened, open_until = clock() + make_interval(secs => :seconds), failing_since = coalesce(failing_since, clock())
-     WHERE id = :id AND opened <= :opened
+     WHERE id = :id AND url = :url AND opened <= :opened
 """)
 _HOLD = text("""
-    UPDATE webhook_endpoints SET open_until = greatest(open_until, clock() + make_interval(secs => :seconds)) WHERE id = :id
+    UPDATE webhook_endpoints SET open_until = greatest(open_until, clock() + make_interval(secs => :seconds))
+     WHERE id = :id AND url = :url
 """)
 _PROBE = text("""
-    UPDATE webhook_endpoints SET open_until = clock() + make_interval(secs => :seconds)
-     WHERE id = :id AND opened > 0 AND open_until <= clock() AND paused_at IS NULL AND deleted_at IS NULL
-       AND EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = :id AND s.due_at <= clock() AND s.purpose <> 'test') RETURNING id
+    WITH free AS MATERIALIZED (
+        SELECT e.id FROM webhook_endpoints e
+         WHERE e.id = ANY(CAST(:ids AS uuid[])) AND e.opened > 0 AND e.open_until <= clock() AND e.paused_at IS NULL AND e.deleted_at IS NULL
+           AND EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.due_at <= clock() AND s.purpose <> 'test')
+         ORDER BY e.id FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE webhook_endpoints SET open_until = clock() + make_interval(secs => :seconds) WHERE id = ANY(ARRAY(SELECT id FROM free))
+    RETURNING id
 """)
 _RELEASE_PROBE = text("""
     UPDATE webhook_endpoints SET open_until = clock() WHERE id = :id AND opened > 0
@@ -358,7 +366,7 @@ async def change(
         )
         if moved:
             # Failures at the previous target say nothing about the new one.
-            await deliveries.retry_now(tx, webhook, anew=True)
+            await deliveries.retry_now(tx, webhook)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return await by_id(db, webhook, merchant_id=merchant_id)
 
@@ -399,7 +407,7 @@ async def resume(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     async with db.transaction() as tx:
         if not await run(tx, _RESUME, {"id": webhook, "merchant_id": merchant_id}):
             return False
-        await deliveries.retry_now(tx, webhook, anew=True)
+        await deliveries.retry_now(tx, webhook)
         await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
     return True
 
@@ -432,32 +440,32 @@ async def failed(db: Database, webhook: UUID) -> None:
 
 
 async def delivered(db: Database, webhook: UUID, *, back: bool) -> None:
-    """Note a delivery, which closes the circuit; `back`: it was open, and what failed meanwhile is tried
-    again at once.
+    """Note a delivery; `back`: it was the probe of an open circuit, which closes, and what failed meanwhile
+    is tried again at once. No other delivery ends what the endpoint asked for with Retry-After.
     """
     async with db.transaction() as tx:
-        await run(tx, _DELIVERED, {"id": webhook})
+        await run(tx, _DELIVERED, {"id": webhook, "back": back})
         if back:
-            await deliveries.retry_now(tx, webhook, anew=False)
+            await deliveries.retry_now(tx, webhook)
 
 
-async def open_circuit(db: Database, webhook: UUID, *, opened: int, seconds: float) -> None:
+async def open_circuit(db: Database, webhook: Webhook, *, opened: int, seconds: float) -> None:
     """Send nothing to an endpoint for so long, and then one probe; `opened`: how often this has happened in a
-    row.
+    row. Nothing is written once the endpoint has another URL.
     """
-    await db.write(_OPEN, {"id": webhook, "opened": opened, "seconds": seconds})
+    await db.write(_OPEN, {"id": webhook.id, "url": webhook.url, "opened": opened, "seconds": seconds})
 
 
-async def hold(db: Database, webhook: UUID, *, seconds: float) -> None:
-    """Send nothing to an endpoint for so long, which is what it asked for."""
-    await db.write(_HOLD, {"id": webhook, "seconds": seconds})
+async def hold(db: Database, webhook: Webhook, *, seconds: float) -> None:
+    """Send nothing to an endpoint for so long, which is what it asked for at this URL."""
+    await db.write(_HOLD, {"id": webhook.id, "url": webhook.url, "seconds": seconds})
 
 
-async def claim_probe(db: Database, webhook: UUID, *, seconds: float) -> bool:
-    """Take the right to send one probe to an endpoint whose circuit was open and for which an event is due;
-    no other deliverer gets it for so long.
+async def claim_probes(db: Database, endpoints: Collection[UUID], *, seconds: float) -> set[UUID]:
+    """Take the right to send one probe to each of these endpoints whose circuit was open and for which an
+    event is due; no other deliverer gets it for so long. Return which.
     """
-    return bool(await db.write(_PROBE, {"id": webhook, "seconds": seconds}))
+    return {row.id for row in await db.write(_PROBE, {"ids": list(endpoints), "seconds": seconds})}
 
 
 async def release_probe(db: Database, webhook: UUID) -> None:

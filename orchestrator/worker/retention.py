@@ -2,8 +2,11 @@
 
 Every few minutes it reads on through the checkouts by id, a bounded number, and erases in lists those that
 ended long enough ago and of which nothing is left to be done; after the last it begins again. So what cannot
-be erased yet is met again. Callbacks that belong to no checkout are deleted at the same age. Each worker does
-this, and several at once are harmless. Without the setting nothing is erased.
+be erased yet is met again. Each worker does this, and several at once are harmless. Without the setting no
+checkout is erased.
+
+Callbacks that belong to no checkout are deleted after 30 days, or earlier by the setting. A payment that one
+of them reported is a checkout by then, or was refused with 503 and sent again by the gateway.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ from orchestrator.store import checkouts
 from orchestrator.store.inbox import unmatched
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
@@ -31,6 +33,9 @@ STRETCHES: Final = 40
 """Statements of one round that read on through the checkouts."""
 BETWEEN: Final = 0.05
 """Seconds between two lists."""
+UNMATCHED: Final = 30 * 86_400.0
+"""Seconds after which a callback that belongs to no checkout is deleted at the latest: so many of a merchant
+are kept, and those of the past must not take the place of those to come."""
 
 
 class Retention:
@@ -43,7 +48,7 @@ class Retention:
 
     async def run(self) -> None:
         """Erase until it is cancelled; no error ends it."""
-        while self._seconds is not None:
+        while True:
             await asyncio.sleep(EVERY * random.uniform(0.5, 1.0))  # noqa: S311 - not all workers at once
             try:
                 await self.erase()
@@ -52,14 +57,19 @@ class Retention:
 
     async def erase(self) -> int:
         """Do one round; return how many checkouts were erased."""
-        if self._seconds is None:
-            return 0
+        number = 0 if self._seconds is None else await self._erase_checkouts(self._seconds)
+        kept = UNMATCHED if self._seconds is None else min(self._seconds, UNMATCHED)
+        while deleted := await unmatched.forget(self._db, older_than=kept):
+            _log.info("callbacks_forgotten", callbacks=deleted)
+        if number:
+            _log.info("personal_data_erased", checkouts=number)
+        return number
+
+    async def _erase_checkouts(self, seconds: float) -> int:
         number = 0
         for _ in range(STRETCHES):
-            stretch = await checkouts.ended_before(
-                self._db, seconds=self._seconds, settled=True, after=self._after
-            )
-            for ids in _lists(stretch.ids):
+            stretch = await checkouts.ended_before(self._db, seconds=seconds, settled=True, after=self._after)
+            for ids in checkouts.erasure_lists(stretch.ids):
                 fates = await checkouts.erase(
                     self._db, self._encryptor, ids, actor=audit.SYSTEM, cause="retention"
                 )
@@ -68,13 +78,4 @@ class Retention:
             self._after = stretch.until
             if self._after is None:
                 break
-        while deleted := await unmatched.forget(self._db, older_than=self._seconds):
-            _log.info("callbacks_forgotten", callbacks=deleted)
-        if number:
-            _log.info("personal_data_erased", checkouts=number)
         return number
-
-
-def _lists(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
-    most = checkouts.ERASED_AT_ONCE
-    return [ids[first : first + most] for first in range(0, len(ids), most)]

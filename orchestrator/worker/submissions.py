@@ -164,6 +164,7 @@ class Submissions:
         except SubmissionRejected as error:
             await self._reject([rejections.of_message("malformed", error.problem, message.body)])
             return
+        rejections.token = submission.token
         try:
             caller = await self._authenticator.admit(f"Bearer {submission.token}")
             caller.need(SCOPE)
@@ -264,6 +265,9 @@ class _Rejections:
     message_id: str
     correlation_id: str
     merchant_id: int | None = None
+    token: str | None = field(default=None, repr=False)
+    """Of the message, once that is read: what is refused from then on are intents, without the message around
+    them."""
 
     def of_message(self, code: Code, problem: Problem, body: bytes) -> Rejection:
         return self._rejection(body, code, (problem,), number=-1, order_ref=None)
@@ -282,7 +286,10 @@ class _Rejections:
             order_ref=order_ref,
             code=code,
             problems=problems,
-            body=submissions.without_tokens(raw),
+            order_refs=submissions.order_numbers(raw) if number < 0 else (),
+            body=submissions.without_tokens(raw)
+            if self.token is None
+            else submissions.without_token(raw, self.token),
             correlation_id=self.correlation_id,
         )
 

@@ -5,14 +5,17 @@ and run again.
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+import re
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 
 from orchestrator.crypto import EncryptionError, Encryptor
 from orchestrator.delivery import signature
 from orchestrator.domain.ids import uuid7
-from orchestrator.store import inbox, key_rotation, webhooks
+from orchestrator.store import idempotent_answers, inbox, key_rotation, webhooks
+from orchestrator.store.console import runs
 from orchestrator.store.database import Database
 from orchestrator.store.inbox.callbacks import (
     Sender,
@@ -134,6 +137,12 @@ async def everything(db: Database, encryptor: Encryptor) -> dict:
         checkout=orphan,
         answer=encryptor.encrypt(b"an answer", purpose=f"webhook-answer/{orphan}"),
     )
+    for merchant_id, key in ((1, "a"), (1, "b/1"), (2, "b")):
+        named = {"merchant_id": merchant_id, "key": key}
+        mine = await idempotent_answers.claim(db, encryptor, fingerprint=b"f", **named)
+        await idempotent_answers.keep(db, encryptor, mine, b"an answer of ours", **named)
+    asked = runs.NewRun(kind="cancel", chosen={}, actor="operator:1", reason="a reason of many")
+    await runs.add(db, encryptor, asked, ())
     return {
         "checkouts": checkouts,
         "webhook": webhook.id,
@@ -180,6 +189,26 @@ async def opens(db: Database, encryptor: Encryptor, stored: dict) -> None:
         assert decrypt_sender(encryptor, row.owner, row.data_key, bytes(row.sender)) == SENDER
     (row,) = await run(db, "SELECT checkout_id, answer FROM delivery_attempts")
     assert encryptor.decrypt(row.answer, purpose=f"webhook-answer/{row.checkout_id}") == b"an answer"
+    for merchant_id, key in ((1, "a"), (1, "b/1"), (2, "b")):
+        answer = await idempotent_answers.claim(
+            db, encryptor, merchant_id=merchant_id, key=key, fingerprint=b"f"
+        )
+        assert answer == b"an answer of ours"
+    (stopped,) = await runs.page(db, encryptor, before=UUID(int=2**128 - 1), limit=9)
+    assert stopped.reason == "a reason of many"
+
+
+def test_every_column_under_the_secret_keys_is_rotated():
+    """As docs/privacy.md has them, which another test compares with the schema; a tag is no encryption."""
+    page = (Path(__file__).resolve().parents[2] / "docs/privacy.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    under = {
+        column
+        for cells in rows
+        if "SECRET_KEYS" in cells[2]
+        for column in re.findall(r"`([a-z_]+\.[a-z_]+)`", cells[0])
+    }
+    assert under - {"intents.email_tag"} == key_rotation.COLUMNS
 
 
 async def test_everything_that_is_stored_opens_with_the_new_key_alone_afterwards(db):

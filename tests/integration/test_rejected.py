@@ -93,3 +93,19 @@ async def test_what_was_refused_long_ago_is_forgotten(core):
     assert await rejected.forget(core.db, older_than=3600) == 1
     left = await rejected.latest(core.db, limit=5)
     assert [row.message_id for row in left] == ["m-2"]
+
+
+async def test_a_message_of_no_proven_merchant_belongs_to_the_merchant_that_an_operator_names(core):
+    """An erasure of an order reaches it then, and it stays whose it is."""
+    unproven = rejection("m-1", merchant_id=None, number=-1, order_ref=None, order_refs=("A-1", "A-2"))
+    await rejected.store(core.db, core.encryptor, [unproven, rejection("m-2", merchant_id=2)])
+    assert await rejected.readable(core.db, 1, "A-2") == 0
+    for merchant_id in (1, 2):
+        await rejected.belongs_to(core.db, unproven.id, merchant_id)
+    (row,) = await rejected.page(core.db, 1, order_ref=None, before=None, limit=5)
+    assert row.id == unproven.id
+    assert await rejected.readable(core.db, 1, "A-2") == 1
+    assert await rejected.erase(core.db, 1, "A-2") == 1
+    _, body = await rejected.by_id(core.db, core.encryptor, unproven.id)
+    assert body is None
+    assert await rejected.store(core.db, core.encryptor, [unproven]) == 0, "delivered again, it is the same"

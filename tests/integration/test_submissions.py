@@ -262,6 +262,18 @@ async def test_a_token_that_has_only_expired_still_says_whose_the_message_is(sce
         assert (shown["code"], shown["messageId"]) == ("token_expired", "late")
 
 
+async def test_what_looks_a_little_like_a_token_is_kept_and_the_token_of_the_message_is_not(scene: Scene):
+    token = scene.expired()
+    words = "https://money.shop.dk/paid?by=a@survey.company.com&session=eyJhbGciOiJub25lIn0.eyJzdWIiOjF9."
+    raw = intent("Q-1").replace(b"shopper@shop.example", words.encode())
+    assert raw != intent("Q-1")
+    await scene.accept(message([raw, json.dumps({"token": token}).encode()], token))
+    (row,) = await scene.refused()
+    found = await rejected.by_id(scene.db, scene.encryptor, row.id)
+    assert found is not None
+    assert found[1] == b"[" + raw + b',{"token": "[token]"}]'
+
+
 async def test_an_expired_token_that_proves_nothing_else_proves_no_merchant(scene: Scene):
     signed_by_others = scene.expired()[:-3] + "AAA"
     tokens = (

@@ -11,9 +11,9 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
-from orchestrator.delivery.lane import Lane
+from orchestrator.delivery.endpoint_state import EndpointState
 from orchestrator.delivery.pace import Pace
-from orchestrator.delivery.sender import OVERLOAD, Answer
+from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
 from orchestrator.retry_after import retry_after
 
 
@@ -82,7 +82,7 @@ def drain(
     `wait`: seconds in which nothing begins after an overload. `unsteady`: how much the logarithm of an
     answer's time varies; otherwise it varies by a tenth.
     """
-    now, under_way = 0.0, []
+    now, held, under_way = 0.0, 0.0, []
     while receiver.taken < number:
         for delivery in [delivery for delivery in under_way if delivery[0] <= now]:
             under_way.remove(delivery)
@@ -90,8 +90,9 @@ def drain(
             if well:
                 pace.succeeded(began, now)
             else:
-                pace.overloaded(began, now, wait=wait)
-        for _ in range(max(pace.free(now), 0)):
+                pace.overloaded(began, now)
+                held = now + wait
+        for _ in range(max(pace.free(now), 0) if now >= held else 0):
             began = pace.begin(now)
             slower = random.lognormvariate(0, unsteady) if unsteady else random.uniform(0.9, 1.1)
             under_way.append((now + receiver.seconds * slower, began, receiver.takes(now)))
@@ -140,13 +141,20 @@ def test_an_allowance_grows_to_the_limit_and_shrinks_once_for_one_overload():
     assert pace.in_flight == 0
 
 
-def test_a_refused_event_changes_nothing_and_a_wait_holds_everything():
+def test_a_refused_event_changes_nothing_and_a_wait_holds_the_endpoint_and_not_its_pace():
     pace = Pace(8)
     before = pace.allowance
     pace.refused(pace.begin(0), 1)
     assert pace.allowance == before
-    pace.overloaded(pace.begin(2), 3, wait=60)
-    assert (pace.free(62), pace.free(63) > 0) == (0, True)
+    endpoint = EndpointState(webhook=None, secrets=(), pace=pace, open_at=0.0)
+    now = time.monotonic()
+    for outcome, wait in ((Outcome.THROTTLED, 60.0), (Outcome.REFUSED, 30.0), (Outcome.THROTTLED, None)):
+        endpoint.answered(Answer(outcome, 0.05, wait=wait), pace.begin(now), first=True, probed=False)
+        assert now + 60 <= endpoint.open_at <= now + 70
+    assert pace.free(now) > 0
+    assert endpoint.failures == 1, "what was under way when the first came shows nothing new"
+    endpoint.answered(None, pace.begin(now), first=True, probed=False)
+    assert (pace.in_flight, endpoint.failures) == (0, 1)
 
 
 def test_after_a_circuit_was_open_for_long_deliveries_start_one_at_a_time_and_at_once():
@@ -162,9 +170,9 @@ def test_after_a_circuit_was_open_for_long_deliveries_start_one_at_a_time_and_at
 @pytest.mark.parametrize("outcome", sorted(OVERLOAD))
 def test_a_probe_that_fails_shows_nothing_about_the_load_that_an_endpoint_takes(outcome):
     pace = Pace(64)
-    lane = Lane(webhook=None, secrets=(), pace=pace, open_at=0.0)
+    endpoint = EndpointState(webhook=None, secrets=(), pace=pace, open_at=0.0)
     before = pace.allowance
     for probed, after in ((True, before), (False, before * 0.6)):
         pace.begin(time.monotonic())
-        lane.answered(Answer(outcome, 0.05), time.monotonic(), probed=probed)
+        endpoint.answered(Answer(outcome, 0.05), time.monotonic(), first=True, probed=probed)
         assert (pace.allowance, pace.in_flight) == (pytest.approx(after), 0)

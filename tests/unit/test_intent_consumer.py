@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from orchestrator.intents.submissions import MESSAGE_BYTES, without_tokens
+from orchestrator.intents.submissions import MESSAGE_BYTES, TOKEN_REMOVED, without_token, without_tokens
 from orchestrator.worker.intents import IntentConsumer
 from tests.conftest import make_settings
 
@@ -106,16 +106,36 @@ def test_a_consumer_that_ended_without_being_stopped_is_in_trouble():
     assert consumer.trouble is None
 
 
+WORDS = (
+    b"they. eyJ. key a@disney.com",
+    b"https://money.shop.dk/paid",
+    b"a@survey.company.com and https://www.disney.co.uk/eyJ",
+    b"Grey.winter.jacket",
+    b"https://eyewear.example.com/keyJ.v2.html",
+    b"ey" * 1_000_000,
+)
+
+
 @pytest.mark.parametrize(
     ("raw", "kept"),
     [
-        (b'{"t": "eyJhbGciOi.eyJzdWIi.c2ln"}', b'{"t": "[token]"}'),
-        (b'["\\neyJhbGciOi.eyJzdWIi.c2ln"]', b'["\\n[token]"]'),
-        (b"they. eyJ. key a@disney.com", b"they. eyJ. key a@disney.com"),
-        (b"ey" * 1_000_000, b"ey" * 1_000_000),
-        (b"ey" * 1_000_000 + b".x ey", b"[token] ey"),
+        (b'{"t": "eyJhbGciOiJ.eyJzdWIi.c2ln"}', b'{"t": "[token]"}'),
+        (b'["\\neyJhbGciOiJ.eyJzdWIi.c2ln"]', b'["\\n[token]"]'),
+        (b'{"t": "Bearer%20eyJhbGciOiJ.eyJzdWIi."}', b'{"t": "Bearer%20[token]"}'),
+        *((words, words) for words in WORDS),
+        (b"eyJ" * 1_000_000, b"eyJ" * 1_000_000),
+        (b"eyJ" * 1_000_000 + b".eyJzdWIi.c2ln ey", b"[token] ey"),
+        (b"a.eyJeyJeyJeyJ" * 300_000, b"a." + b".".join([b"[token]"] * 100_000)),
     ],
-    ids=["a token", "after an escape", "words", "a long run", "a long token"],
 )
 def test_tokens_are_left_out_of_what_is_kept_in_time_proportional_to_it(raw: bytes, kept: bytes):
     assert without_tokens(raw) == kept
+
+
+@pytest.mark.parametrize("words", [*WORDS, b'{"session": "eyJhbGciOiJ.eyJzdWIi.c2ln"}'])
+def test_of_intents_nothing_but_the_token_of_their_message_is_left_out(words: bytes):
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzaG9wIn0.c2lnbmF0dXJl"
+    assert without_token(words, token) == words
+    assert without_token(words + token.encode(), token) == words + TOKEN_REMOVED
+    for short in ("", "e", "token"):
+        assert without_token(words, short) == words

@@ -160,7 +160,7 @@ class IntentRejected(EventContent, frozen=True):
 
 
 class Details(_Part, frozen=True):
-    """Sentences for people; they may quote the gateway."""
+    """Sentences of ours, for people."""
 
     reason: Annotated[str, Meta(max_length=LONGEST_REASON)] | UnsetType = UNSET
 

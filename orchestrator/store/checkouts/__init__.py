@@ -34,12 +34,12 @@ from orchestrator.store.checkouts.creation import (
 )
 from orchestrator.store.checkouts.due_times import due, sweep, wake
 from orchestrator.store.checkouts.erasure import (
-    ERASED_AT_ONCE,
     Fate,
     Hindrance,
     Stretch,
     ended_before,
     erase,
+    erasure_lists,
     of_order,
 )
 from orchestrator.store.checkouts.matching import (

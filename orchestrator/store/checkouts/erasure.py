@@ -98,10 +98,25 @@ _READ = text(f"""
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[])) ORDER BY c.id
 """)  # noqa: S608 - made of our own constants
+# Of the orders `e`. A refused message is erased as a whole, also where only one of its intents is of such an
+# order. Rows are found by an index for each way: an OR might read the whole table.
+REFUSED: Final = """
+    refused AS (
+        UPDATE rejected_intents SET data_key = NULL, body = '', errors = '[]' WHERE id = ANY(ARRAY(
+            SELECT r.id FROM e JOIN rejected_intents r ON r.merchant_id = e.merchant_id AND r.order_ref = e.order_ref
+             WHERE r.data_key IS NOT NULL
+             UNION
+            SELECT r.id FROM e JOIN rejected_intents r ON r.order_refs @> ARRAY[e.order_ref] AND r.merchant_id = e.merchant_id
+             WHERE r.data_key IS NOT NULL))
+        RETURNING id
+    ),
+    untold AS (
+        UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
+    )"""
 # What has no key of its own, or could confirm a guess (a plain hash), is overwritten; what is under the data
 # key alone is unreadable without it. The order number, ids and amounts stay. A used Idempotency-Key stays
 # used: with any content it is refused.
-_ERASE = text("""
+_ERASE = text(f"""
     WITH e AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:erased AS json)) AS e(
             id uuid, merchant_id int, order_ref text, sequence int, at timestamptz, action text, entry text, key_id text, mac text)
@@ -126,24 +141,17 @@ _ERASE = text("""
            AND (reason IS NOT NULL OR kind NOT IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve'))
     ),
     told AS (
-        UPDATE events SET payload = jsonb_set(payload, '{facts,reason}', 'null')
+        UPDATE events SET payload = jsonb_set(payload, '{{facts,reason}}', 'null')
          WHERE checkout_id = ANY(ARRAY(SELECT id FROM e)) AND kind = 'checkout.attempt_declined'
-           AND payload #> '{facts,reason}' IS NOT NULL
+           AND payload #> '{{facts,reason}}' IS NOT NULL
     ),
-    refused AS (
-        UPDATE rejected_intents r SET data_key = NULL, body = '', errors = '[]'
-          FROM e WHERE r.merchant_id = e.merchant_id AND r.order_ref = e.order_ref
-        RETURNING r.id
-    ),
-    untold AS (
-        UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
-    )
+    {REFUSED}
     UPDATE checkouts c
        SET version = c.version + 1, audit_sequence = e.sequence, audit_head = decode(e.mac, 'hex'), lease = NULL, leased_until = NULL,
            updated_at = clock()
       FROM e WHERE c.id = e.id AND c.id = ANY(ARRAY(SELECT id FROM e))
     RETURNING c.id
-""")
+""")  # noqa: S608 - made of our own constants
 # By ids alone, which are times: the stretch is bounded whatever is in it, and no index is needed.
 _STRETCH = text("""
     WITH s AS MATERIALIZED (
@@ -197,6 +205,11 @@ async def ended_before(
     }
     (row,) = await db.read(_STRETCH, asked)
     return Stretch(row.ids, row.last if row.scanned == most else None)
+
+
+def erasure_lists(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
+    """Return ids in lists of what is erased at once."""
+    return [ids[first : first + ERASED_AT_ONCE] for first in range(0, len(ids), ERASED_AT_ONCE)]
 
 
 async def erase(

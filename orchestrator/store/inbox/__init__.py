@@ -22,6 +22,6 @@ from orchestrator.store.inbox.callbacks import (
 )
 from orchestrator.store.inbox.command_requests import StoredOrder, checkout_view, stored_order
 from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all
-from orchestrator.store.inbox.errors import KeyReused, OrderTaken, ReasonNotKept
+from orchestrator.store.inbox.errors import AnswerUnreadable, KeyReused, OrderTaken, ReasonNotKept
 from orchestrator.store.inbox.intents import Accepted, Intents
 from orchestrator.store.inbox.unmatched import MerchantCallback, StoredCallback, UnmatchedCallbacks

@@ -53,6 +53,17 @@ class KeyReused(IntakeError):  # noqa: N818 - named for the fact
         self.key = key
 
 
+class AnswerUnreadable(IntakeError):  # noqa: N818 - named for the fact
+    """The request was done before, and no key of this installation opens its answer (HTTP 409)."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"the request with the Idempotency-Key {key!r} was done before, and its answer cannot be read any more: "
+            "see with a GET what it did, and use a new key for a new request"
+        )
+        self.key = key
+
+
 class ReasonNotKept(IntakeError):  # noqa: N818 - named for the fact
     """A command with a reason, on a checkout whose personal data was erased (HTTP 409)."""
 

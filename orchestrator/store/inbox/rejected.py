@@ -17,6 +17,7 @@ from orchestrator.domain import events
 from orchestrator.domain.events import EventType
 from orchestrator.domain.ids import uuid7
 from orchestrator.intents import Problem
+from orchestrator.store.checkouts.erasure import REFUSED
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import run
 
@@ -52,12 +53,12 @@ DELETED_AT_ONCE: Final = 1000
 _STORE = text("""
     WITH i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:rejected AS json)) AS i(
-            id uuid, merchant_id int, digest text, message_id text, order_ref text, code text, errors jsonb, body text,
-            data_key text, payload jsonb, correlation_id text)
+            id uuid, merchant_id int, digest text, message_id text, order_ref text, order_refs text[],
+            code text, errors jsonb, body text, data_key text, payload jsonb, correlation_id text)
     ),
     stored AS (
-        INSERT INTO rejected_intents (id, merchant_id, digest, message_id, order_ref, code, errors, body, data_key)
-        SELECT id, merchant_id, decode(digest, 'hex'), message_id, order_ref, code, errors, decode(body, 'hex'), decode(data_key, 'hex')
+        INSERT INTO rejected_intents (id, merchant_id, digest, message_id, order_ref, order_refs, code, errors, body, data_key)
+        SELECT id, merchant_id, decode(digest, 'hex'), message_id, order_ref, order_refs, code, errors, decode(body, 'hex'), decode(data_key, 'hex')
           FROM i ORDER BY digest
         ON CONFLICT (digest) DO NOTHING
         RETURNING id
@@ -98,20 +99,14 @@ _FORGET = text("""
 """)
 _READABLE = text("""
     SELECT count(*) AS number FROM rejected_intents
-     WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND data_key IS NOT NULL
+     WHERE merchant_id = :merchant_id AND (order_ref = :order_ref OR order_refs @> ARRAY[CAST(:order_ref AS text)])
+       AND data_key IS NOT NULL
 """)
-# As an erasure of a checkout does with those of its order (`checkouts.erasure`).
-_ERASE = text("""
-    WITH refused AS (
-        UPDATE rejected_intents SET data_key = NULL, body = '', errors = '[]'
-         WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND data_key IS NOT NULL
-        RETURNING id
-    ),
-    untold AS (
-        UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
-    )
+_ERASE = text(f"""
+    WITH e AS (SELECT CAST(:merchant_id AS int) AS merchant_id, CAST(:order_ref AS text) AS order_ref), {REFUSED}
     SELECT id FROM refused
-""")
+""")  # noqa: S608 - made of our own constants
+_OWN = text("UPDATE rejected_intents SET merchant_id = :merchant_id WHERE id = :id AND merchant_id IS NULL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +122,8 @@ class Rejection:
     message_id: str
     number: int
     order_ref: str | None
+    order_refs: tuple[str, ...] = ()
+    """Of a whole message, the order numbers of its intents."""
     code: Code
     problems: tuple[Problem, ...]
     body: bytes = field(repr=False)
@@ -179,6 +176,7 @@ def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
         "digest": encryptor.sign(PURPOSE, identity).hex(),
         "message_id": rejection.message_id,
         "order_ref": rejection.order_ref,
+        "order_refs": rejection.order_refs or None,
         "code": rejection.code,
         "errors": [{"field": problem.field, "message": problem.message} for problem in rejection.problems],
         "body": key.encrypt(rejection.kept, purpose=PURPOSE).hex(),
@@ -242,6 +240,13 @@ async def readable(db: Database, merchant_id: int, order_ref: str) -> int:
 async def erase(db: Database, merchant_id: int, order_ref: str) -> int:
     """Erase the content of the rejected intents of an order, which cannot be undone; return how many."""
     return len(await db.write(_ERASE, {"merchant_id": merchant_id, "order_ref": order_ref}))
+
+
+async def belongs_to(db: Database, intent_id: UUID, merchant_id: int) -> None:
+    """Note whose a message is that proved no merchant, once an operator has said it: an erasure of an order
+    reaches it from then on, and its merchant reads it.
+    """
+    await db.write(_OWN, {"id": intent_id, "merchant_id": merchant_id})
 
 
 async def forget(db: Database, *, older_than: float) -> int:

@@ -14,6 +14,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -471,6 +472,8 @@ rejected_intents = Table(
     Column("digest", LargeBinary, nullable=False, unique=True),
     Column("message_id", Text, nullable=False),
     Column("order_ref", Text),
+    # Of a whole message the order numbers of its intents, so that an erasure reaches it.
+    Column("order_refs", ARRAY(Text)),
     Column("code", Text, nullable=False),
     # A list of {field, message}; a message contains no value of a customer.
     Column("errors", JSONB, nullable=False),
@@ -480,6 +483,7 @@ rejected_intents = Table(
     _time("created_at", now=True),
     Index("ix_rejected_intents_merchant_id", "merchant_id", "id"),
     Index("ix_rejected_intents_order_ref", "merchant_id", "order_ref", "id"),
+    Index("ix_rejected_intents_order_refs", "order_refs", postgresql_using="gin"),
     Index("ix_rejected_intents_created_at", "created_at"),
 )  # fmt: skip
 

@@ -49,6 +49,9 @@ webhook_endpoints = Table(
     # The first failure since the last delivery, and the last delivery (to ten seconds).
     _time("failing_since"),
     _time("delivered_at"),
+    # When it was last resumed, enabled with its merchant or given another target: failures before it do not
+    # count when an event is given up.
+    _time("resumed_at"),
     # While its circuit is open nothing is sent before this time, and then one probe; the number of openings
     # in a row.
     _time("open_until"),

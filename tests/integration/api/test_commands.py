@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from base64 import urlsafe_b64encode
 from decimal import Decimal
 from uuid import UUID, uuid4
 
@@ -711,6 +712,8 @@ async def test_a_payment_is_shown_with_the_checkout_that_it_belongs_to_and_exact
         ("cursor", "x"),
         ("cursor", "é"),
         ("cursor", "MjAyNi0wMS0wNSAx"),
+        ("cursor", urlsafe_b64encode(b"2026-01-01T00:00:00+00:00 \0").decode()),
+        ("cursor", urlsafe_b64encode(b"2026-01-01T00:00:00+00:00 1\x002").decode()),
     ],
 )
 async def test_a_parameter_of_the_payments_that_is_wrong_is_named(api: Api, name, value):

@@ -117,6 +117,15 @@ async def test_a_request_whose_process_died_is_done_again_after_a_minute(api):
     assert await api.count("webhook_endpoints") == 2
 
 
+async def test_a_repeat_whose_answer_no_key_opens_is_refused_and_does_nothing_again(api):
+    assert (await ask(api, body=URL)).status_code == 201
+    for answer in ("answer || '\\x00'", "'\\x01'", "'\\x00000000'::bytea || substring(answer FROM 5)"):
+        await api.sql(f"UPDATE idempotent_answers SET answer = {answer}")
+        problem(await ask(api, body=URL), 409, "answer-unreadable")
+    assert await api.count("webhook_endpoints") == 1
+    assert (await ask(api, body=URL, key="another")).status_code == 201
+
+
 async def test_keys_of_merchants_are_unrelated_and_end_after_a_day(api):
     await api.sql("INSERT INTO merchants (name) VALUES ('other')")
     first, other = await ask(api, body=URL), await ask(api, body=URL, merchant="other")

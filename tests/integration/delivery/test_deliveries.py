@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 from standardwebhooks.webhooks import Webhook
@@ -13,6 +14,8 @@ from standardwebhooks.webhooks import Webhook
 from orchestrator.delivery import retries, signature
 from orchestrator.domain import events as facts
 from orchestrator.store import deliveries, replays, webhooks
+from orchestrator.store.merchants import Merchants
+from tests.conftest import make_settings
 from tests.support.receivers import receiving
 
 pytestmark = pytest.mark.anyio
@@ -602,24 +605,166 @@ async def test_a_new_url_is_tried_at_once_whatever_failed_at_the_old_url(shop):
         assert set(second.by_checkout()) == {str(checkout) for checkout in made}
 
 
-async def test_only_a_pause_makes_the_thirty_days_of_an_event_begin_anew(shop):
-    endpoint = await shop.endpoint()
-    await shop.checkout()
+@pytest.mark.parametrize("way", ["resumed", "enabled", "moved"])
+async def test_time_in_which_an_endpoint_was_not_served_gives_no_event_up(shop, way):
+    endpoint, merchants = await shop.endpoint(), Merchants(shop.core.db, shop.core.encryptor, make_settings())
+    checkout = await shop.checkout(2)
+    shop.receiver.answer = lambda _: 503
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
+        if way == "enabled":
+            await merchants.disable("default", disabled=True)
+        else:
+            await webhooks.pause(shop.core.db, endpoint.id, "asked")
+        deliverer.wake(webhooks.CHANGED)
+        await shop.later(31 * 86_400)
+        if way == "enabled":
+            await merchants.disable("default", disabled=False)
+        elif way == "moved":
+            changes = {"url": shop.receiver.url("/moved")}
+            await webhooks.change(
+                shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes=changes
+            )
+            await shop.core.do("UPDATE webhook_endpoints SET paused_at = NULL, pause_reason = NULL")
+        else:
+            await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.receiver.until(lambda: deliverer.failed == 2 and deliverer.in_flight == 0)
+        assert (await shop.webhook(endpoint)).status == "active"
+        shop.receiver.answer = lambda _: 204
+        await shop.later(3600)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.drained()
+    assert shop.receiver.by_checkout() == {str(checkout): [1, 2]}
+    rows = await deliveries.attempts(shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9)
+    assert {attempt.result for attempt in rows} == {None, "delivered"}
 
-    async def failing() -> None:
-        await shop.core.do(
-            "UPDATE delivery_streams SET attempts = 9, failing_since = clock() - interval '29 days', due_at = clock() + interval '12 hours'"
+
+async def test_an_event_of_a_resumed_endpoint_is_given_up_thirty_days_after_the_resumption(shop):
+    endpoint = await shop.endpoint()
+    await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
+    # It takes other events meanwhile, or it would be paused.
+    taken_meanwhile = "UPDATE webhook_endpoints SET failing_since = NULL"
+    await shop.later(31 * 86_400)
+    await shop.checkout()
+    shop.receiver.answer = lambda _: 422
+    async with shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
+        assert await shop.streams() == 1, "it has not failed before"
+        await shop.later(29 * 86_400)
+        await shop.core.do(taken_meanwhile)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.receiver.until(lambda: deliverer.failed == 2 and deliverer.in_flight == 0)
+        assert await shop.streams() == 1
+        await shop.later(2 * 86_400)
+        await shop.core.do(taken_meanwhile)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.drained()
+    rows = await deliveries.attempts(shop.core.db, shop.core.encryptor, endpoint.id, before=None, limit=9)
+    assert [attempt.result for attempt in rows] == ["given_up", None, None]
+
+
+async def test_a_delivery_of_another_deliverer_does_not_end_what_an_endpoint_asked_for(shop):
+    endpoint = await shop.endpoint()
+    first, second = await shop.checkouts(2)
+    shop.receiver.delay = 0.3
+    shop.receiver.answer = lambda event: (
+        (429, {"Retry-After": "3600"}, "") if event["subject"] == str(first) else 204
+    )
+    lone = {"webhook_in_flight": 1, "webhook_endpoint_in_flight": 1}
+    async with shop.delivering(**lone) as one, shop.delivering(**lone) as other:
+        await shop.receiver.until(lambda: one.failed + other.failed == 1)
+        await shop.receiver.until(lambda: one.delivered + other.delivered == 1)
+        await shop.receiver.until(lambda: one.in_flight == other.in_flight == 0)
+        assert (await shop.webhook(endpoint)).open_for > 3500
+        late = await shop.checkout()
+        one.wake(webhooks.CHANGED)
+        other.wake(webhooks.CHANGED)
+        await asyncio.sleep(0.5)
+        assert {delivery.event["subject"] for delivery in shop.receiver.received} == {str(first), str(second)}
+        await shop.later(4400)  # with the jitter of its own next try
+        shop.receiver.answer = lambda _: 204
+        one.wake(webhooks.CHANGED)
+        await shop.drained()
+    assert {delivery.event["subject"] for delivery in shop.receiver.taken} == {
+        str(checkout) for checkout in (first, second, late)
+    }
+
+
+@pytest.mark.parametrize("way", ["moved", "resumed"])
+async def test_retry_after_ends_with_a_new_url_and_with_a_resumption(shop, way):
+    endpoint = await shop.endpoint()
+    made = await shop.checkouts(3)
+    shop.receiver.answer = lambda _: (429, {"Retry-After": "900"}, "slow down")
+    async with receiving() as other, shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: deliverer.failed >= 1 and deliverer.in_flight == 0)
+        assert (await shop.webhook(endpoint)).open_for > 800
+        shop.receiver.answer = lambda _: 204
+        other.secrets += shop.receiver.secrets
+        if way == "moved":
+            await webhooks.change(
+                shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes={"url": other.url()}
+            )
+        else:
+            await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
+        deliverer.wake(webhooks.CHANGED)
+        await shop.drained(seconds=10)
+        taken = other.taken if way == "moved" else shop.receiver.taken
+        assert {delivery.event["subject"] for delivery in taken} == {str(checkout) for checkout in made}
+
+
+async def test_what_the_old_url_asked_for_does_not_hold_the_new_url(shop):
+    """The answer comes after the change, and is written before this process reads it, or after."""
+    endpoint = await shop.endpoint()
+    await webhooks.hold(shop.core.db, replace(endpoint, url="https://old.example/"), seconds=900)
+    await webhooks.open_circuit(
+        shop.core.db, replace(endpoint, url="https://old.example/"), opened=1, seconds=900
+    )
+    found = await shop.webhook(endpoint)
+    assert (found.open_until, found.opened) == (None, 0)
+    await shop.checkout()
+    shop.receiver.delay, shop.receiver.answer = 0.5, lambda _: (503, {"Retry-After": "900"}, "")
+    async with receiving() as second, shop.delivering() as deliverer:
+        await shop.receiver.until(lambda: shop.receiver.in_flight == 1)
+        second.secrets += shop.receiver.secrets
+        await webhooks.change(
+            shop.core.db, shop.core.encryptor, endpoint.id, merchant_id=1, changes={"url": second.url()}
+        )
+        deliverer.wake(webhooks.CHANGED)
+        await shop.receiver.until(lambda: deliverer.failed == 1 and deliverer.in_flight == 0)
+        other = await shop.checkout()
+        deliverer.wake()
+        await second.until(
+            lambda: {delivery.event["subject"] for delivery in second.taken} == {str(other)}, seconds=10
         )
 
-    shown = (
-        "SELECT failing_since IS NULL AS anew FROM delivery_streams WHERE due_at <= clock() AND attempts = 9"
-    )
-    await failing()
-    await webhooks.delivered(shop.core.db, endpoint.id, back=True)
-    assert await shop.core.all(shown) == [False]
-    await failing()
-    await webhooks.resume(shop.core.db, endpoint.id, merchant_id=1)
-    assert await shop.core.all(shown) == [True]
+
+async def test_probes_of_many_endpoints_are_claimed_in_one_statement_and_given_back_where_nothing_is_taken(
+    shop, monkeypatch
+):
+    for _ in range(40):
+        await shop.endpoint()
+    await shop.checkout()
+    await shop.core.do("UPDATE webhook_endpoints SET opened = 3, open_until = clock() - interval '1 second'")
+    claim, take, claims, misses = webhooks.claim_probes, deliveries.take, [], []
+
+    async def claimed(db, ids, *, seconds):
+        claims.append(await claim(db, ids, seconds=seconds))
+        return claims[-1]
+
+    async def nothing_at_first(db, wanted, *, probes=(), seconds):
+        if misses:
+            return await take(db, wanted, probes=probes, seconds=seconds)
+        misses.append(set(probes))
+        return []
+
+    monkeypatch.setattr(webhooks, "claim_probes", claimed)
+    monkeypatch.setattr(deliveries, "take", nothing_at_first)
+    async with shop.delivering():
+        await shop.drained(seconds=10)  # a probe that is not given back is held for longer
+    assert len(shop.receiver.taken) == 40
+    assert [len(probed) for probed in (*claims, *misses) if probed] == [40, 40, 40]
+    assert len(claims) < 20
 
 
 async def test_a_result_that_is_known_is_written_although_its_process_ends(shop, monkeypatch):

@@ -16,7 +16,8 @@ import redis
 from celery import Celery
 
 from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected
-from orchestrator.delivery.sender import Outcome
+from orchestrator.delivery.broker_links import RedisLink
+from orchestrator.delivery.sender import Answer, Outcome
 from orchestrator.delivery.task_sender import OwnBroker, TaskSender
 from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue
 from orchestrator.messaging.task_message import message
@@ -315,3 +316,37 @@ def test_the_message_holds_nothing_of_the_event_beside_its_body():
     made = message(TASK, "a-1", b'{"secret": 1}')
     assert "secret" not in str(made.headers)
     assert made.body == b'[[{"secret": 1}],{},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]'
+
+
+async def test_a_message_that_waited_too_long_does_not_take_the_time_of_the_others(
+    shop, servers, monkeypatch
+):
+    endpoint = await shop.task("", queue=QUEUE)
+    lists, went, go_on = [], threading.Event(), threading.Event()
+
+    def publish(_, messages, __, *, until):
+        assert until - time.monotonic() >= 0.5, "a list has time"
+        lists.append(len(messages))
+        went.set()
+        go_on.wait(10)
+        return [Answer(Outcome.DELIVERED, 0.0)] * len(messages)
+
+    monkeypatch.setattr(RedisLink, "usable", lambda _: True)
+    monkeypatch.setattr(RedisLink, "publish", publish)
+    sender = tasks(servers.redis_url, connect_timeout=1.0, total_timeout=6.0)
+
+    def send(name: str) -> asyncio.Task[Answer]:
+        return asyncio.create_task(sender.send(endpoint, b"", name, b"{}"))
+
+    first = send("first")
+    while not went.is_set():  # noqa: ASYNC110 - a thread sets it
+        await asyncio.sleep(0.01)
+    early = [send(f"early-{number}") for number in range(3)]
+    await asyncio.sleep(5.3)
+    late = [send(f"late-{number}") for number in range(2)]
+    await asyncio.sleep(0.05)
+    go_on.set()
+    assert [answer.outcome for answer in await asyncio.gather(*early)] == [Outcome.TIMED_OUT] * 3
+    assert [answer.outcome for answer in await asyncio.gather(first, *late)] == [Outcome.DELIVERED] * 3
+    assert lists == [1, 2]
+    await sender.close()

@@ -22,7 +22,7 @@ from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.ids import uuid7
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
-from orchestrator.intents import Problem
+from orchestrator.intents import Problem, submissions
 from orchestrator.store import checkouts, deliveries, events, inbox, read_model
 from orchestrator.store.free_text import ERASED
 from orchestrator.store.inbox import KeyReused, OrderTaken, ReasonNotKept, rejected
@@ -466,18 +466,8 @@ async def test_the_same_order_again_meets_what_it_met_before_and_creates_nothing
     assert len(await world.sql("SELECT id FROM checkouts")) == 1
 
 
-async def test_retention_erases_what_is_settled_and_old_enough_in_lists_and_nothing_without_the_setting(
-    world: Scene, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(checkouts, "ERASED_AT_ONCE", 2)
-    ids = [await accepted(world) for _ in range(5)]
-    open_one = await accepted(world)
-    for checkout in ids:
-        await ask(world, checkout, "cancel")
-        await world.processed_until(checkout, "cancelled")
-    await world.sql("UPDATE checkouts SET due_at = NULL WHERE state = 'cancelled'")
-    watched, *settled = ids
-    await world.sql("UPDATE checkouts SET due_at = clock() WHERE id = :id", id=watched)
+async def unmatched_callback(world: Scene) -> None:
+    """Store a callback that belongs to no checkout, with the marker in its content."""
     unmatched = inbox.UnmatchedCallbacks(world.db, world.encryptor, world.callbacks, grace=60.0)
     stray = checkouts.UnmatchedPayment(
         merchant_id=1,
@@ -493,16 +483,40 @@ async def test_retention_erases_what_is_settled_and_old_enough_in_lists_and_noth
     )  # fmt: skip
     await unmatched.store(callback)
     await unmatched.close()
+
+
+async def test_retention_erases_what_is_settled_and_old_enough_in_lists_and_nothing_without_the_setting(
+    world: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("orchestrator.store.checkouts.erasure.ERASED_AT_ONCE", 2)
+    ids = [await accepted(world) for _ in range(5)]
+    open_one = await accepted(world)
+    for checkout in ids:
+        await ask(world, checkout, "cancel")
+        await world.processed_until(checkout, "cancelled")
+    await world.sql("UPDATE checkouts SET due_at = NULL WHERE state = 'cancelled'")
+    watched, *settled = ids
+    await world.sql("UPDATE checkouts SET due_at = clock() WHERE id = :id", id=watched)
+    await unmatched_callback(world)
     assert in_clear(rows(world)) == set()
-    assert await Retention(world.db, world.encryptor, days=None).erase() == 0
+    unset = Retention(world.db, world.encryptor, days=None)
+    assert await unset.erase() == 0
     retention = Retention(world.db, world.encryptor, days=30.0)
     assert await retention.erase() == 0, "they ended a moment ago"
-    await world.later(days=31)
+    await world.later(days=29)
+    assert await unset.erase() == 0
+    assert len(await world.sql("SELECT id FROM callbacks WHERE checkout_id IS NULL")) == 1
+    await world.later(days=2)
+    assert await unset.erase() == 0, "callbacks without a checkout are deleted also without the setting"
+    assert await world.sql("SELECT id FROM callbacks WHERE checkout_id IS NULL") == []
     assert await retention.erase() == len(settled)
     assert await retention.erase() == 0
     erased = await world.sql("SELECT checkout_id FROM intents WHERE erased_at IS NOT NULL ORDER BY 1")
     assert [row.checkout_id for row in erased] == sorted(settled)
     assert await world.state(open_one) == "received"
+    await unmatched_callback(world)
+    await world.later(days=2)
+    assert await Retention(world.db, world.encryptor, days=1.0).erase() == 0
     assert await world.sql("SELECT id FROM callbacks WHERE checkout_id IS NULL") == []
     (entry,) = [entry for entry in await world.trail(settled[0]) if entry["action"] == "checkout:erased"]
     assert (entry["actor"], entry["evidence"]) == ("system:orchestrator", {"cause": "retention"})
@@ -516,6 +530,38 @@ async def test_refused_intents_of_an_order_are_erased_without_a_checkout(world: 
     assert [await rejected.erase(world.db, 1, order) for order in ("R-2", "R-1", "R-1")] == [0, 1, 0]
     assert (in_clear(rows(world)), decrypted(world, rows(world))) == (set(), set())
     assert await rejected.readable(world.db, 1, "R-1") == 0
+
+
+async def test_a_refused_message_is_erased_with_each_order_that_is_in_it(world: Scene):
+    """As the queue stores it: also with what was under way, and what one of its orders became."""
+    checkout, _ = await lived(world)
+    order = world.orders[checkout]
+    for merchant, orders in ((1, ("R-1", order)), (1, ("R-3",)), (1, ("R-1", "R-4")), (2, ("R-1",))):
+        body = json.dumps([marked(each) for each in orders]).encode()
+        refused = rejected.Rejection(
+            merchant_id=merchant,
+            message_id="/".join(orders),
+            number=-1,
+            order_ref=None,
+            order_refs=submissions.order_numbers(body),
+            code="token_expired",
+            problems=(Problem("token", "has expired"),),
+            body=body,
+            correlation_id="corr",
+        )
+        assert await rejected.store(world.db, world.encryptor, [refused]) == 1
+
+    async def kept() -> set[str]:
+        found = await rejected.latest(world.db, limit=9)
+        bodies = {row.message_id: await rejected.by_id(world.db, world.encryptor, row.id) for row in found}
+        return {name for name, read in bodies.items() if read is not None and read[1] is not None}
+
+    await erase(world, checkout)
+    assert await kept() == {"R-3", "R-1/R-4", "R-1"}
+    assert await rejected.readable(world.db, 1, "R-1") == 1
+    assert await rejected.erase(world.db, 1, "R-1") == 1
+    assert await kept() == {"R-3", "R-1"}
+    assert [await rejected.readable(world.db, 1, each) for each in ("R-1", "R-4", "R-3")] == [0, 0, 1]
 
 
 HINDRANCES = {

@@ -33,7 +33,7 @@ _OF_THE_EVENT: Final = frozenset({Outcome.REFUSED, Outcome.SERVER_ERROR, Outcome
 
 
 @dataclass(slots=True, eq=False)
-class Lane:
+class EndpointState:
     """One endpoint as this process serves it."""
 
     webhook: Webhook
@@ -41,9 +41,9 @@ class Lane:
     """As the endpoint's row has them: keys that sign, or the URL of a broker."""
     pace: Pace
     open_at: float
-    """When its circuit may be probed, or what it asked for is over, by our own clock; in the past: nothing
+    """When its circuit may be probed, or the end of its Retry-After, by our own clock; in the past: nothing
     holds it."""
-    hot: bool = True
+    may_be_due: bool = True
     """Something may be due."""
     failures: int = 0
     """In a row, of those that concern the endpoint."""
@@ -51,17 +51,28 @@ class Lane:
     probing: bool = False
     noted_at: float = float("-inf")
 
-    def answered(self, answer: Answer | None, began: float, *, probed: bool) -> None:
-        """Count a delivery that has ended; None if nothing was sent."""
+    def answered(self, answer: Answer | None, began: float, *, first: bool, probed: bool) -> None:
+        """Count a delivery that has ended; None if nothing was sent, or it went to another target than the
+        endpoint has now.
+
+        `first`: the event had not been tried before. `probed`: it was the probe of an open circuit.
+        """
         now = time.monotonic()
         if answer is None:
             self.pace.in_flight -= 1
-        elif answer.delivered:
+            return
+        if answer.delivered:
             self.pace.succeeded(began, now)
-        elif answer.outcome in OVERLOAD and not probed:
-            self.pace.overloaded(began, now, wait=answer.wait or 0.0)
+            return
+        if answer.outcome in OVERLOAD and not probed:
+            self.pace.overloaded(began, now)
         else:
             self.pace.refused(began, now)
+        # Deliveries that were under way when the circuit opened show nothing new.
+        if now >= self.open_at and (answer.outcome not in _OF_THE_EVENT or first):
+            self.failures += 1
+        # The row of the endpoint says the same to all deliverers once it is written.
+        self.open_at = max(self.open_at, now + (answer.wait or 0.0))
 
     async def give_back_probe(self, db: Database) -> None:
         """Allow another probe: the stream that was taken for this one had nothing to send."""
@@ -69,19 +80,19 @@ class Lane:
             await webhooks.release_probe(db, self.webhook.id)
         except Exception as error:  # noqa: BLE001 - it ends by itself
             self._not_noted(error)
-        self.open_at, self.hot = time.monotonic(), True
+        self.open_at, self.may_be_due = time.monotonic(), True
 
-    async def note(self, db: Database, answer: Answer, *, first: bool, probed: bool) -> bool:
+    async def note(self, db: Database, answer: Answer, *, probed: bool) -> bool:
         """Note what an answer says of the endpoint; return whether its row says something new.
 
-        `first`: the event had not been tried before. `probed`: it was the probe of an open circuit.
+        `probed`: it was the probe of an open circuit.
         """
         webhook = self.webhook
         try:
             if answer.delivered:
-                return await self._delivered(db)
+                return await self._delivered(db, probed=probed)
             if answer.outcome is not Outcome.GONE:
-                return await self._failed(db, answer, first=first, probed=probed)
+                return await self._failed(db, answer, probed=probed)
             if await webhooks.pause(db, webhook.id, "gone", url=webhook.url):
                 _log.warning("webhook_off", webhook=str(webhook.id), merchant=webhook.merchant_id)
         except Exception as error:  # noqa: BLE001 - the next answer notes it
@@ -89,27 +100,24 @@ class Lane:
             return False
         return True
 
-    async def _delivered(self, db: Database) -> bool:
+    async def _delivered(self, db: Database, *, probed: bool) -> bool:
         now, webhook = time.monotonic(), self.webhook
         self.failures = 0
-        back = webhook.opened > 0
+        back = probed and webhook.opened > 0
         if not self.failing and not back and now - self.noted_at < NOTED_EVERY:
             return False
         self.noted_at, self.failing = now, False
-        self.webhook = replace(webhook, opened=0, failing_since=None, failing_for=0.0)
+        self.webhook = replace(webhook, failing_since=None, failing_for=0.0)
         if back:
+            self.webhook = replace(self.webhook, opened=0)
             self.pace.restart()
             _log.info("webhook_is_back", webhook=str(webhook.id))
         await webhooks.delivered(db, webhook.id, back=back)
-        self.hot |= back
+        self.may_be_due |= back
         return back
 
-    async def _failed(self, db: Database, answer: Answer, *, first: bool, probed: bool) -> bool:
+    async def _failed(self, db: Database, answer: Answer, *, probed: bool) -> bool:
         webhook = self.webhook
-        is_open = time.monotonic() < self.open_at
-        if not is_open and (answer.outcome not in _OF_THE_EVENT or first):
-            # Deliveries that were under way when the circuit opened show nothing new.
-            self.failures += 1
         if not self.failing:
             self.failing = True
             await webhooks.failed(db, webhook.id)
@@ -122,7 +130,7 @@ class Lane:
             self.failures = 0
             opened = webhook.opened + 1
             seconds = retries.open_for(opened, at_least=answer.wait or 0.0)
-            await webhooks.open_circuit(db, webhook.id, opened=opened, seconds=seconds)
+            await webhooks.open_circuit(db, webhook, opened=opened, seconds=seconds)
             _log.warning(
                 "webhook_circuit_open",
                 webhook=str(webhook.id),
@@ -133,7 +141,7 @@ class Lane:
             self.open_at = time.monotonic() + seconds
             return True
         if answer.wait:
-            await webhooks.hold(db, webhook.id, seconds=answer.wait)
+            await webhooks.hold(db, webhook, seconds=answer.wait)
             self.open_at = max(self.open_at, time.monotonic() + answer.wait)
         return False
 
