@@ -5,7 +5,8 @@ An order number, a status of the gateway or a line of a callback may hold anythi
 character can clear the screen or write over it, and a bidirectional control shows a text in another order
 than it has. `neutralised` is for one value in one line, so that line breaks and tabs count too;
 `neutralised_lines` keeps line breaks and tabs; `escaped_json` is for a document of JSON that is printed.
-`unmarked` takes the byte order mark off a body, and `duration` writes seconds for people.
+`unmarked` takes the byte order mark off a body, `sentence` makes a sentence of words, and `duration`
+writes seconds for people.
 """
 
 from __future__ import annotations
@@ -72,6 +73,11 @@ def unmarked(raw: bytes) -> bytes:
             except UnicodeError:
                 return raw
     return raw
+
+
+def sentence(said: str) -> str:
+    """Return words as a sentence: with a capital at the beginning and a full stop at the end."""
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def duration(seconds: float) -> str:

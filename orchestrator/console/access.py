@@ -23,6 +23,7 @@ from orchestrator.auth import CONSOLE_SCOPES, OPERATOR, AccessDenied
 from orchestrator.domain.console_roles import ROLES
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.console import sessions, users
+from orchestrator.text import sentence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -121,7 +122,7 @@ class Sessions:
     @asynccontextmanager
     async def _one_hash(self) -> AsyncIterator[None]:
         if self._hashes >= MOST_HASHES:
-            raise Refused(503, "Busy", "Too many persons sign in at this moment: try again.")
+            raise Refused(503, "Busy", "Too many people sign in at this moment: try again.")
         self._hashes += 1
         try:
             async with self._hashing:
@@ -182,7 +183,7 @@ async def sign_in(request: Request, services: Services, token: str) -> str:
     except AccessDenied as error:
         if error.status == HTTPStatus.UNAUTHORIZED:
             services.limits.count_failure(source)
-        raise Refused(error.status, "Not signed in", _sentence(error.sentence)) from None
+        raise Refused(error.status, "Not signed in", sentence(error.sentence)) from None
     scopes = caller.scopes & CONSOLE_SCOPES
     if caller.merchant != OPERATOR or not scopes:
         raise Refused(
@@ -216,14 +217,20 @@ async def sign_in_by_password(
     if known is None or not usable or not matched:
         services.limits.count_failure(source)
         raise Refused(401, "Not signed in", "The name or the password is wrong.")
-    await users.signed_in(services.db, known.name)
-    return await sessions.begin(
+    value = await sessions.begin(
         services.db,
         services.encryptor,
         actor=known.name,
         scopes=frozenset(ROLES[known.role]) | {VIEW},
         seconds=sessions.LONGEST_SESSION,
     )
+    # A change of the user ends its sessions, and may have come before this one was stored.
+    now = await users.by_name(services.db, services.encryptor, name)
+    if now is None or not now.usable or (now.password, now.role) != (known.password, known.role):
+        await sessions.end(services.db, sessions.digest(value))
+        raise Refused(401, "Not signed in", "The user was changed at this moment: sign in again.")
+    await users.signed_in(services.db, known.name)
+    return value
 
 
 @cache
@@ -237,7 +244,7 @@ async def use_link(request: Request, services: Services, code: str) -> str:
     source = caller_of(request.scope, depth=services.settings.trusted_proxies)
     services.limits.refuse_failing(source)
     found = (
-        await sessions.use_link(services.db, services.encryptor, code)
+        await sessions.use_link(services.db, services.encryptor, code, (VIEW,))
         if len(code) <= 100  # noqa: PLR2004 - ours have 43 characters
         else None
     )
@@ -245,16 +252,10 @@ async def use_link(request: Request, services: Services, code: str) -> str:
         services.limits.count_failure(source)
         raise Refused(
             403,
-            "The link is used or over",
+            "The link was used or has expired",
             "A link opens one session, within an hour. `orchestrator console link` prints a new one.",
         )
-    return await sessions.begin(
-        services.db,
-        services.encryptor,
-        actor=found.actor,
-        scopes=found.scopes | {VIEW},
-        seconds=sessions.LONGEST_SESSION,
-    )
+    return found
 
 
 def set_cookie(response: Response, services: Services, value: str) -> None:
@@ -274,7 +275,3 @@ def drop_cookie(response: Response, services: Services) -> None:
     response.delete_cookie(
         cookie_name(services), path="/", secure=_secure(services), httponly=True, samesite="strict"
     )
-
-
-def _sentence(said: str) -> str:
-    return f"{said[:1].upper()}{said[1:]}."

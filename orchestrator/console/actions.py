@@ -2,15 +2,14 @@
 
 A form carries the version that the page showed. Where the order has moved since, nothing is done, and the
 page says so. Above the limit (APPROVAL_LIMITS) what moves money waits for a second person. What was
-refused is noted too. A form that is sent twice is one command.
+refused is noted too. A form that is sent twice is one command, or one approval, and the second answer is
+that of the first, also where the order has moved by then.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-from uuid import uuid4
 
 from starlette.responses import RedirectResponse
 
@@ -18,12 +17,15 @@ from orchestrator.console import choices, pages, reading
 from orchestrator.console.access import Refused
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
+from orchestrator.domain.ids import uuid7
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.store import inbox
 from orchestrator.store.console import approvals
 from orchestrator.store.inbox import KeyReused, ReasonNotKept
+from orchestrator.text import sentence
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from uuid import UUID
 
     from starlette.responses import Response
@@ -32,9 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.console.choices import Choice
     from orchestrator.domain.command_rules import CheckoutView
     from orchestrator.settings import Settings
+    from orchestrator.store.console.actions import Outcome
 
 FIELDS: Final = ("version", "nonce", "reason", "amount", "transaction", "decision", "step")
-_NONCE: Final = re.compile(r"[0-9a-f-]{36}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,10 @@ async def show(visit: Visit) -> Response:
 
 async def act(visit: Visit) -> Response:
     """Show the form again with what is wrong or with what would be done, or do it."""
-    view = await view_of(visit, reading.uuid(visit.request.path_params["id"]))
     form = visit.form
+    version, nonce = form.number("version"), form.nonce()
+    view = await view_of(visit, reading.uuid(visit.request.path_params["id"]), key=_key(nonce))
     choice = _choice(visit, view, form)
-    version, nonce = form.number("version"), form.values.get("nonce", "")
-    if _NONCE.fullmatch(nonce) is None:
-        raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
     reason = form.reason()
     amount = None
     if choice.kind in choices.TAKES_AMOUNT:
@@ -70,6 +70,8 @@ async def act(visit: Visit) -> Response:
     asked = Asked(view=view, choice=choice, amount=amount, version=version)
     if form.wrong:
         return _form(visit, view, choice, asked=asked, nonce=nonce)
+    if (done := await _sent_before(visit, asked, reason=reason, nonce=nonce)) is not None:
+        return RedirectResponse(f"/console/orders/{view.id}?done={done}", 303)
     refused = _refused(asked)
     if refused is not None:
         await note(visit, asked, "refused", reason=reason, facts={"refused": refused[0]})
@@ -79,9 +81,11 @@ async def act(visit: Visit) -> Response:
     return await _run(visit, asked, reason=reason, nonce=nonce)
 
 
-async def view_of(visit: Visit, checkout: UUID) -> CheckoutView:
-    """Return how a checkout stands; a page that says so where there is none."""
-    view = await inbox.checkout_view(visit.services.db, checkout)
+async def view_of(visit: Visit, checkout: UUID, *, key: str | None = None) -> CheckoutView:
+    """Return how a checkout stands, and the command that has this idempotency key; a page that says so where
+    there is no such checkout.
+    """
+    view = await inbox.checkout_view(visit.services.db, checkout, key=key)
     if view is None:
         raise Refused(404, "Not found", "There is no checkout of this id.")
     return view
@@ -107,9 +111,7 @@ async def store(visit: Visit, asked: Asked, *, reason: str | None, key: str, act
             grace=services.settings.hint_grace,
         )
     except KeyReused:
-        raise Refused(
-            409, "Sent before", "This form was sent before with other values. Nothing was done."
-        ) from None
+        raise _reused() from None
     except ReasonNotKept:
         return await store(visit, asked, reason=None, key=key, actor=actor)
     if stored is None:
@@ -130,37 +132,40 @@ def command_request(asked: Asked) -> CommandRequest:
     )
 
 
-def needs_approval(settings: Settings, minor: int, currency: str) -> bool:
-    """Say whether an amount is above the limit of its currency."""
+def above_limit(settings: Settings, sums: Mapping[str, int]) -> tuple[int, str] | None:
+    """Return the first amount that is above the limit of its currency; None where none is."""
     limits = settings.approval_limits
-    limit = limits.get(currency, limits.get("*"))
-    if limit is None or minor <= 0:
-        return False
-    amount = money.decimal_or_none(minor, currency)
-    return amount is None or amount > limit
+    for currency, minor in sums.items():
+        limit = limits.get(currency, limits.get("*"))
+        amount = money.decimal_or_none(minor, currency)
+        if limit is not None and minor > 0 and (amount is None or amount > limit):
+            return minor, currency
+    return None
 
 
 async def note(
     visit: Visit,
     asked: Asked,
-    outcome: str,
+    outcome: Outcome,
     *,
     reason: str,
     command: UUID | None = None,
     facts: dict[str, object] | None = None,
 ) -> None:
     """Store what the person did with an order."""
-    minor, currency = choices.at_stake(asked.view, asked.choice, asked.amount)
+    sums = choices.at_stake(asked.view, asked.choice, asked.amount)
     told: dict[str, object] = {"version": asked.version}
-    if minor:
+    for currency, minor in list(sums.items())[:1]:
         told |= {"amount": minor, "currency": currency}
+    if len(sums) > 1:
+        told["amounts"] = [money.spelled(minor, currency) for currency, minor in sums.items()]
     if asked.choice.transaction_id:
         told["transaction"] = asked.choice.transaction_id
     if asked.choice.decision:
         told["decision"] = asked.choice.decision.value
     await visit.note(
         f"order:{asked.choice.kind.value}",
-        outcome,  # type: ignore[arg-type]  # one of the three words
+        outcome,
         checkout=asked.view.id,
         merchant_id=asked.view.merchant_id,
         command=command,
@@ -169,27 +174,62 @@ async def note(
     )
 
 
-async def _run(visit: Visit, asked: Asked, *, reason: str, nonce: str) -> Response:
+def _key(nonce: UUID) -> str:
+    return f"console:{nonce}"
+
+
+def _reused() -> Refused:
+    return Refused(409, "Sent before", "This form was sent before with other values. Nothing was done.")
+
+
+async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> str | None:
+    """Return what came of the form before, "accepted" or "waiting"; None where it was not sent before."""
+    view, services = asked.view, visit.services
+    arguments = command_request(asked).arguments
+    if view.met is not None:
+        # The reason of a customer who was erased is not kept.
+        prints = [
+            inbox.fingerprint_of(
+                view.id, asked.choice.kind, arguments, reason=said, expected_version=asked.version
+            )
+            for said in (reason, None)
+        ]
+        if view.met[1] not in prints:
+            raise _reused()
+        return "accepted"
+    known = await approvals.by_id(services.db, services.encryptor, nonce)
+    if known is None:
+        return None
+    same = (known.checkout_id, known.kind, known.arguments, known.version, known.requested_by)
+    if same != (view.id, asked.choice.kind, arguments, asked.version, visit.actor):
+        raise _reused()
+    return "waiting"
+
+
+async def _run(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> Response:
     services, view, choice = visit.services, asked.view, asked.choice
-    minor, currency = choices.at_stake(view, choice, asked.amount)
+    above = above_limit(services.settings, choices.at_stake(view, choice, asked.amount))
     there = f"/console/orders/{view.id}"
-    if choice.moves_money and needs_approval(services.settings, minor, currency):
-        approval = await approvals.ask(
+    if choice.moves_money and above is not None:
+        amount, currency = above
+        fresh = await approvals.ask(
             services.db,
             services.encryptor,
+            nonce,
             checkout=view.id,
             merchant_id=view.merchant_id,
             kind=choice.kind,
             arguments=command_request(asked).arguments,
             version=asked.version,
-            amount=minor,
+            amount=amount,
             currency=currency,
             actor=visit.actor,
             reason=reason,
         )
-        await note(visit, asked, "waiting", reason=reason, facts={"approval": str(approval)})
+        if fresh:
+            await note(visit, asked, "waiting", reason=reason, facts={"approval": str(nonce)})
         return RedirectResponse(f"{there}?done=waiting", 303)
-    command = await store(visit, asked, reason=reason, key=f"console:{nonce}", actor=visit.actor)
+    command = await store(visit, asked, reason=reason, key=_key(nonce), actor=visit.actor)
     await note(visit, asked, "accepted", reason=reason, command=command)
     return RedirectResponse(f"{there}?done=accepted", 303)
 
@@ -204,7 +244,7 @@ def _refused(asked: Asked) -> tuple[str, str] | None:
         )
         return "version-changed", said
     found = command_rules.rejection(view, command_request(asked))
-    return None if found is None else (found.kind, f"{found.sentence[:1].upper()}{found.sentence[1:]}.")
+    return None if found is None else (found.kind, sentence(found.sentence))
 
 
 def _choice(visit: Visit, view: CheckoutView, fields: reading.Fields) -> Choice:
@@ -231,13 +271,13 @@ def _form(
     choice: Choice,
     *,
     asked: Asked | None = None,
-    nonce: str = "",
+    nonce: UUID | None = None,
     confirm: bool = False,
     refused: str | None = None,
     status: int = 200,
 ) -> Response:
     amount = None if asked is None else asked.amount
-    minor, currency = choices.at_stake(view, choice, amount)
+    above = above_limit(visit.services.settings, choices.at_stake(view, choice, amount))
     values = visit.form.values
     everything = money.decimal_or_none(choice.amount, choice.currency) if choice.amount else None
     return pages.render(
@@ -248,9 +288,9 @@ def _form(
         choice=choice,
         said=choices.sentence(view, choice, amount),
         takes_amount=choice.kind in choices.TAKES_AMOUNT,
-        second_person=choice.moves_money and needs_approval(visit.services.settings, minor, currency),
+        second_person=choice.moves_money and above is not None,
         version=view.version if asked is None or refused is not None else asked.version,
-        once=nonce or str(uuid4()),
+        once=nonce or uuid7(),
         wrong=visit.form.wrong,
         given={
             "reason": values.get("reason", ""),

@@ -38,6 +38,7 @@ from orchestrator.console.run_worker import RunWorker
 from orchestrator.store.console import actions as trail
 from orchestrator.store.console import sessions
 from orchestrator.store.database import is_away
+from orchestrator.text import sentence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -55,6 +56,9 @@ _log = log.get(__name__)
 
 PREFIX: Final = "/console"
 HEALTH_KEPT: Final = 10.0
+NOTED: Final = frozenset({403, 409})
+"""Statuses of refused forms that stand in the list of actions: not allowed, and too late."""
+LONGEST_PAGE: Final = 200
 TOPICS: Final = ("overview", "decisions", "approvals")
 
 
@@ -69,6 +73,8 @@ class Visit:
     console: Console
     session: Session
     form: Fields
+    noted: bool = False
+    """Whether what the person did is stored."""
 
     @property
     def actor(self) -> str:
@@ -88,6 +94,7 @@ class Visit:
         reason: str | None = None,
     ) -> None:
         """Store what the person did, or was refused."""
+        self.noted = True
         await trail.note(
             self.services.db,
             self.services.encryptor,
@@ -196,7 +203,7 @@ class Console:
             Route(f"{PREFIX}/system", view(VIEW, system.show), methods=get),
             Route(f"{PREFIX}/actions", view(VIEW, system.actions), methods=get),
             Route(f"{PREFIX}/sessions", view(VIEW, system.sessions), methods=get),
-            Route(f"{PREFIX}/sessions", act(VIEW, system.end_session, ("session",)), methods=post),
+            Route(f"{PREFIX}/sessions", act(VIEW, system.end_session, ("session", "name")), methods=post),
             Route(f"{PREFIX}/live", view(VIEW, self._stream), methods=get),
             Route(f"{PREFIX}/login", self._shown(self._login), methods=["GET", "POST"]),
             Route(single_sign_on.PATH, self._shown(self._begin_sso), methods=get),
@@ -212,8 +219,15 @@ class Console:
         """Return the endpoint of a page."""
 
         async def visit(request: Request) -> Response:
-            found = await self._visit(request, scope, reading.Fields({}))
-            return found if isinstance(found, Response) else await self._answer(found, call)
+            found = await self._visit(request)
+            if isinstance(found, Response):
+                return found
+
+            async def allowed(visit: Visit) -> Response:
+                access.need(visit.session, scope)
+                return await call(visit)
+
+            return await self._answer(found, allowed)
 
         return visit
 
@@ -223,29 +237,37 @@ class Console:
         """Return the endpoint of a form."""
 
         async def submit(request: Request) -> Response:
-            found = await self._visit(request, scope, reading.Fields({}))
+            found = await self._visit(request)
             if isinstance(found, Response):
                 return found
 
             async def checked(visit: Visit) -> Response:
-                access.check_origin(request, self._services)
-                visit.form = await reading.form(request, fields)
-                access.check_form(self._services, visit.session, visit.form.values.get("token", ""))
-                return await call(visit)
+                try:
+                    access.need(visit.session, scope)
+                    access.check_origin(request, self._services)
+                    visit.form = await reading.form(request, fields)
+                    access.check_form(self._services, visit.session, visit.form.values.get("token", ""))
+                    return await call(visit)
+                except Refused as refused:
+                    if refused.status in NOTED and not visit.noted:
+                        about = {"page": request.url.path[:LONGEST_PAGE], "refused": refused.title}
+                        await visit.note("form:refused", "refused", facts=about)
+                    raise
 
             return await self._answer(found, checked)
 
         return submit
 
-    async def _visit(self, request: Request, scope: str, form: Fields) -> Visit | Response:
+    async def _visit(self, request: Request) -> Visit | Response:
         services = self._services
         visit: Visit | None = None
         try:
             async with asyncio.timeout(DATABASE_TIMEOUT):
                 session = await self.sessions.of(request)
-            visit = Visit(request=request, services=services, console=self, session=session, form=form)
+            visit = Visit(
+                request=request, services=services, console=self, session=session, form=reading.Fields({})
+            )
             services.limits.take(request.scope, services.limits.merchant, f"console:{session.actor}")
-            access.need(session, scope)
         except SignedOut:
             if request.method == "GET" and request.url.path != f"{PREFIX}/live":
                 here = quote(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
@@ -380,10 +402,13 @@ def _page_of(visit: Visit | None, error: Exception) -> Response:
     if isinstance(error, Refused):
         return pages.refusal(visit, error)
     if isinstance(error, Refusal):
-        said = f"{error.detail[:1].upper()}{error.detail[1:]}."
-        response = pages.refusal(visit, Refused(error.status, "Refused", said))
+        response = pages.refusal(visit, Refused(error.status, "Refused", sentence(error.detail)))
         response.headers.update(error.headers or {})
         return response
+    if isinstance(error, TimeoutError) and visit is not None and visit.request.method == "GET":
+        _log.warning("console_page_timed_out", path=visit.request.url.path, **log.cause(error))
+        said = "The page took too long to read. Nothing was changed: name fewer days or one merchant, or try again."
+        return pages.refusal(visit, Refused(503, "Too slow", said))
     if is_away(error):
         _log.warning("console_without_database", **log.cause(error))
         said = "The database does not answer. What you did last may or may not be stored: look at the order before you do it again."

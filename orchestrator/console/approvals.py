@@ -1,7 +1,8 @@
 """A second person: what waits above the limit, and its decision.
 
-The person who asked cannot approve. What is approved is checked again, against the version that the first
-person saw; where the order has moved since, nothing is done.
+The person who asked cannot approve, nor can a user whose link that person made, since both may be the same
+person. What is approved is checked again, against the version and the amount that the first person
+saw; where the order has moved since, nothing is done.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from orchestrator.console.access import APPROVE, Refused
 from orchestrator.console.actions import Asked
 from orchestrator.domain import command_rules
 from orchestrator.domain.records import Decision
-from orchestrator.store.console import approvals, lists
+from orchestrator.store.console import approvals, lists, users
+from orchestrator.text import sentence
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from starlette.responses import Response
 
     from orchestrator.console.app import Visit
+    from orchestrator.store.console.actions import Outcome
     from orchestrator.store.console.approvals import Approval
 
 FIELDS: Final = ("decision",)
@@ -36,7 +41,7 @@ async def show_all(visit: Visit) -> Response:
         "approvals.html",
         live="approvals",
         waiting=waiting,
-        decided=[each for each in latest if each.state != "waiting" or each.ended],
+        decided=[each for each in latest if each.ended or not (each.state == "waiting" or each.unfinished)],
         limits=sorted(services.settings.approval_limits.items()),
         names=await lists.merchants(services.db),
     )
@@ -53,7 +58,7 @@ async def show(visit: Visit) -> Response:
         view=asked.view,
         said=choices.sentence(asked.view, asked.choice, asked.amount),
         follows=asked.choice.follows,
-        why_not=_why_not(visit, approval, asked),
+        why_not=await _why_not(visit, approval, asked),
     )
 
 
@@ -64,41 +69,63 @@ async def decide(visit: Visit) -> Response:
     decision = visit.form.values.get("decision")
     if decision == "reject":
         if not await approvals.decide(services.db, approval.id, "rejected", actor=visit.actor):
-            raise Refused(409, "Decided before", "Another person has decided it. Nothing was done.")
+            raise _decided()
         await _note(visit, approval, asked, "accepted", decided="rejected")
         return RedirectResponse("/console/approvals", 303)
     if decision != "approve":
         raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
-    why_not = _why_not(visit, approval, asked)
+    why_not = await _why_not(visit, approval, asked)
     if why_not is not None:
         await _note(visit, approval, asked, "refused", decided="approved")
-        moved = approval.waits and visit.actor != approval.requested_by
-        if moved:
-            await approvals.decide(services.db, approval.id, "outdated", actor=visit.actor)
-        raise Refused(409, "Not approved", why_not)
+        if _outdated(approval, asked):
+            await approvals.outdate(services.db, approval.id, actor=visit.actor)
+        settled = approval.state != "waiting" and not approval.unfinished
+        raise Refused(409, "Decided already" if settled else "Not approved", why_not)
+    if (command := _stored(approval, asked)) is not None:
+        await approvals.executed(services.db, approval.id, command)
+        return _approved(approval)
     # Approved before, and not stored: the process ended in between. The key makes a repeat the same command.
-    if not _unfinished(approval) and not await approvals.decide(
+    if not approval.unfinished and not await approvals.decide(
         services.db, approval.id, "approved", actor=visit.actor
     ):
-        raise Refused(409, "Decided before", "Another person has decided it. Nothing was done.")
+        raise _decided()
     # Both persons stand in the trail: the command carries both names.
-    actor = f"{approval.requested_by} approved by {visit.actor}"
-    command = await actions.store(
-        visit, asked, reason=approval.reason, key=f"console-approval:{approval.id}", actor=actor
-    )
+    actor = f"{approval.requested_by} approved by {approval.decided_by or visit.actor}"
+    command = await actions.store(visit, asked, reason=approval.reason, key=_key(approval), actor=actor)
     await approvals.executed(services.db, approval.id, command)
     await _note(visit, approval, asked, "accepted", decided="approved")
+    return _approved(approval)
+
+
+def _key(approval: Approval) -> str:
+    return f"console-approval:{approval.id}"
+
+
+def _stored(approval: Approval, asked: Asked) -> UUID | None:
+    """Return the command of an approval whose process ended after it had stored it, and before it noted that;
+    the order may have moved by it.
+    """
+    return asked.view.met[0] if approval.unfinished and asked.view.met is not None else None
+
+
+def _approved(approval: Approval) -> Response:
     return RedirectResponse(f"/console/orders/{approval.checkout_id}?done=approved", 303)
 
 
-def _unfinished(approval: Approval) -> bool:
-    return approval.state == "approved" and approval.command_id is None
+def _decided() -> Refused:
+    return Refused(409, "Decided already", "Another person has decided it. Nothing was done.")
 
 
-async def _note(visit: Visit, approval: Approval, asked: Asked, outcome: str, *, decided: str) -> None:
+def _outdated(approval: Approval, asked: Asked) -> bool:
+    """Whether the order, or the amount at stake, is not what the first person saw."""
+    sums = choices.at_stake(asked.view, asked.choice, asked.amount)
+    return asked.view.version != approval.version or sums.get(approval.currency) != approval.amount
+
+
+async def _note(visit: Visit, approval: Approval, asked: Asked, outcome: Outcome, *, decided: str) -> None:
     await visit.note(
         f"approval:{decided}",
-        outcome,  # type: ignore[arg-type]  # one of the words
+        outcome,
         checkout=approval.checkout_id,
         merchant_id=approval.merchant_id,
         facts={
@@ -121,7 +148,7 @@ async def _approval(visit: Visit) -> Approval:
 
 
 async def _asked(visit: Visit, approval: Approval) -> Asked:
-    view = await actions.view_of(visit, approval.checkout_id)
+    view = await actions.view_of(visit, approval.checkout_id, key=_key(approval))
     given = approval.arguments
     decision = given.get("decision")
     choice = choices.one(
@@ -133,19 +160,36 @@ async def _asked(visit: Visit, approval: Approval) -> Asked:
     return Asked(view=view, choice=choice, amount=given.get("amount"), version=approval.version)
 
 
-def _why_not(visit: Visit, approval: Approval, asked: Asked) -> str | None:
-    if approval.state != "waiting" and not _unfinished(approval):
+async def _why_not(visit: Visit, approval: Approval, asked: Asked) -> str | None:
+    if approval.state == "outdated":
+        return "The order had moved before it was carried out. Ask for it again."
+    if approval.state != "waiting" and not approval.unfinished:
         return f"It was {approval.state} by {approval.decided_by}."
-    if approval.ended:
-        return "No person decided it within a day, so it is over. Ask for it again."
-    if visit.actor == approval.requested_by:
-        return "You asked for it yourself: another person has to approve it."
     if not visit.session.may(APPROVE):
         return f"To approve it a session needs the scope {APPROVE}."
-    if asked.view.version != approval.version:
+    if _stored(approval, asked) is not None:
+        return None
+    if approval.ended:
+        return "It was not carried out within a day, so it has expired. Ask for it again."
+    if (same := await _one_person(visit, approval)) is not None:
+        return same
+    if _outdated(approval, asked):
         return (
-            f"The order has moved since it was asked for (version {approval.version}, now {asked.view.version}). "
-            "Nothing was done. Look at the order again, and ask for it again."
+            f"The order has moved since it was asked for (version {approval.version}, now {asked.view.version}), "
+            "or its amount has changed. Nothing was done. Look at the order again, and ask for it again."
         )
     found = command_rules.rejection(asked.view, actions.command_request(asked))
-    return None if found is None else f"{found.sentence[:1].upper()}{found.sentence[1:]}."
+    return None if found is None else sentence(found.sentence)
+
+
+async def _one_person(visit: Visit, approval: Approval) -> str | None:
+    """Return why the person who approves may be the one who asked; None where that cannot be."""
+    if visit.actor == approval.requested_by:
+        return "You asked for it yourself: another person has to approve it."
+    services = visit.services
+    if approval.requested_by in await users.makers(services.db, services.encryptor, visit.session.actor):
+        return (
+            f"{approval.requested_by} asked for it and made the link of your user, or of the admin who made it, so you may be the "
+            "same person: a person whose link was made by another one has to approve it."
+        )
+    return None

@@ -8,14 +8,17 @@ moves money.
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import RedirectResponse
 
 from orchestrator.console import choices, orders, pages, reading
 from orchestrator.console.access import Refused
+from orchestrator.domain.ids import FIRST, LAST, uuid7
 from orchestrator.domain.records import CommandKind
 from orchestrator.store.console import lists, runs
+from orchestrator.store.console.overview import id_at
 from orchestrator.store.console.runs import KINDS
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.store.console.runs import Kind
 
 MOST: Final = 100_000
-FIELDS: Final = ("kind", "reason", "number", "seen", *orders.FILTERS)
+FIELDS: Final = ("kind", "reason", "nonce", "before", "seen", *orders.FILTERS)
 LABELS: Final[dict[Kind, str]] = {
     "retry": "Retry now",
     "reconcile": "Look up at the gateway",
@@ -37,8 +40,8 @@ FOLLOWS: Final[dict[Kind, str]] = {
     "retry": choices.FOLLOWS[CommandKind.RETRY],
     "reconcile": choices.FOLLOWS[CommandKind.RECONCILE],
     "cancel": choices.FOLLOWS[CommandKind.CANCEL],
-    "dismiss": "Each question is closed. No money moves, and each order stays as it is. Orders whose question cannot be dismissed are "
-    "refused, one by one.",
+    "dismiss": "Each question is closed. No money moves, and each order stays as it is. Refused, one by one, are questions that have "
+    "other answers only, such as a late or a surplus payment, and operations whose outcome is not clear.",
 }
 PAGE: Final = 100
 
@@ -47,14 +50,14 @@ async def show_all(visit: Visit) -> Response:
     """List bulk actions, and begin a new one."""
     services = visit.services
     fields = reading.query(visit.request, ("before",))
-    found = await runs.page(
-        services.db, services.encryptor, before=fields.place("before") or lists.LAST, limit=orders.PAGE + 1
-    )
+    before = fields.place("before") or LAST
+    found = await runs.page(services.db, services.encryptor, before=before, limit=orders.PAGE + 1)
+    rows, last = pages.paged(found, orders.PAGE)
     return pages.render(
         visit,
         "bulk.html",
-        runs=found[: orders.PAGE],
-        more=found[orders.PAGE - 1].id if len(found) > orders.PAGE else None,
+        runs=rows,
+        more=last and last.id,
         labels=LABELS,
         names=await lists.merchants(services.db),
         given=dict.fromkeys(orders.FILTERS, ""),
@@ -72,7 +75,9 @@ async def preview(visit: Visit) -> Response:
 async def begin(visit: Visit) -> Response:
     """Freeze the choice and begin; refused where it is not what the preview showed."""
     form = visit.form
-    kind, reason = _kind(form), form.reason()
+    kind, reason, nonce, before = _kind(form), form.reason(), form.nonce(), form.place("before")
+    if before is None:
+        raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
     if form.wrong:
         return await _preview(visit, form, reason=reason, wrong=dict(form.wrong))
     wanted = await _filter(visit, form)
@@ -80,11 +85,13 @@ async def begin(visit: Visit) -> Response:
         return await _preview(visit, form, reason=reason, wrong={})
     chosen: dict[str, object] = {name: form.values[name] for name in orders.FILTERS if form.values.get(name)}
     try:
-        run, number = await runs.begin(
+        number = await runs.begin(
             visit.services.db,
             visit.services.encryptor,
+            nonce,
             runs.NewRun(kind=kind, chosen=chosen, actor=visit.actor, reason=reason),
             wanted=wanted,
+            before=before,
             most=MOST,
             seen=form.values.get("seen", ""),
         )
@@ -93,32 +100,29 @@ async def begin(visit: Visit) -> Response:
         return await _preview(
             visit, form, reason=reason, wrong={"choice": "orders have come, gone or moved since the preview"}
         )
-    await visit.note(
-        "bulk:begun",
-        "accepted",
-        subject=str(run),
-        facts={"kind": kind, "orders": number, "filter": chosen},
-    )
-    visit.console.run_worker.wake()
-    return RedirectResponse(f"/console/bulk/{run}", 303)
+    if number is not None:
+        facts = {"kind": kind, "orders": number, "filter": chosen}
+        await visit.note("bulk:begun", "accepted", subject=str(nonce), facts=facts)
+        visit.console.run_worker.wake()
+    return RedirectResponse(f"/console/bulk/{nonce}", 303)
 
 
 async def show(visit: Visit) -> Response:
     """Show how far a bulk action is, and what became of each order."""
     services, wanted = visit.services, reading.uuid(visit.request.path_params["id"])
-    after = reading.query(visit.request, ("after",)).place("after") or lists.FIRST
+    after = reading.query(visit.request, ("after",)).place("after") or FIRST
     run = await runs.by_id(services.db, services.encryptor, wanted)
     if run is None:
         raise Refused(404, "Not found", "There is no such bulk action.")
-    items = await runs.items(services.db, wanted, after=after, limit=PAGE + 1)
+    items, last = pages.paged(await runs.items(services.db, wanted, after=after, limit=PAGE + 1), PAGE)
     return pages.render(
         visit,
         "run.html",
         live=f"run:{wanted}",
         run=run,
         label=LABELS.get(run.kind, run.kind),
-        items=items[:PAGE],
-        more=items[PAGE - 1].checkout_id if len(items) > PAGE else None,
+        items=items,
+        more=last and last.checkout_id,
     )
 
 
@@ -136,8 +140,10 @@ async def switch(visit: Visit) -> Response:
 async def _preview(visit: Visit, fields: Fields, *, reason: str, wrong: dict[str, str]) -> Response:
     kind, names = _kind(fields), await lists.merchants(visit.services.db)
     wanted, found = await _filter(visit, fields), lists.Choice()
+    # Orders that come after the preview are not chosen, and so do not change what it shows.
+    before = id_at(datetime.now(UTC))
     if wanted is not None:
-        found = await lists.chosen(visit.services.db.read, wanted, most=MOST)
+        found = await lists.chosen(visit.services.db.read, wanted, before=before, most=MOST)
     money: Counter[str] = Counter()
     merchants: Counter[int] = Counter()
     for (merchant, currency), (number, amount) in found.amounts.items():
@@ -158,7 +164,11 @@ async def _preview(visit: Visit, fields: Fields, *, reason: str, wrong: dict[str
             ((pages.merchant_name(names, merchant), number) for merchant, number in merchants.items()),
             key=lambda pair: -pair[1],
         ),
+        cut=found.cut,
+        read=lists.MOST_READ,
         seen=found.digest,
+        before=before,
+        once=uuid7(),
         given={name: fields.values.get(name, "") for name in orders.FILTERS},
         reason=reason,
         wrong=wrong | fields.wrong,

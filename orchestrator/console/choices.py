@@ -6,11 +6,13 @@ Whether something may be done is asked of `domain.command_rules`, the rule of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.domain import command_rules, money
-from orchestrator.domain.attention import LATE, RETURNABLE, WAYS_OUT, AttentionCode, Way
+from orchestrator import text
+from orchestrator.domain import command_rules, money, reconciliation
+from orchestrator.domain.attention import RETURNABLE, WAYS_OUT, AttentionCode, Way
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision, Role
 from orchestrator.domain.states import State
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import PaymentRecord
 
 KINDS: Final = tuple(kind for kind in CommandKind if kind is not CommandKind.CHANGE)
+NAMED: Final = 3
+"""Payments that the label of a decision names."""
 TAKES_AMOUNT: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND})
 
 FOLLOWS: Final = {
@@ -157,16 +161,19 @@ def sentence(view: CheckoutView, choice: Choice, amount: int | None) -> str:
             return f"Look {order} up at the gateway now"
 
 
-def at_stake(view: CheckoutView, choice: Choice, amount: int | None) -> tuple[int, str]:
-    """Return how much money a choice moves: minor units and currency; 0 where it moves none."""
+def at_stake(view: CheckoutView, choice: Choice, amount: int | None) -> dict[str, int]:
+    """Return how much money a choice moves, as our books have it: minor units by currency; nothing where it
+    moves none.
+    """
     if choice.kind in MOVES_MONEY:
-        return (choice.amount or 0 if amount is None else amount), choice.currency
-    if choice.decision is Decision.RETURN and view.attention is not None:
-        payments = view.attention.payments
-        currencies = {payment.currency for payment in payments}
-        if len(currencies) == 1:
-            return sum(payment.amount or 0 for payment in payments), currencies.pop()
-    return (view.amount, view.currency) if choice.decision is Decision.RETURN else (0, view.currency)
+        return {choice.currency: choice.amount or 0 if amount is None else amount}
+    if choice.decision is not Decision.RETURN:
+        return {}
+    found: Counter[str] = Counter()
+    for payment in reconciliation.returned(view):
+        found[payment.currency] += payment.left
+    # A payment that our books do not have yet: at the most what was ordered is returned without a question.
+    return dict(found) or {view.currency: view.amount}
 
 
 def _much(minor: int | None, most: int, currency: str) -> str:
@@ -185,19 +192,7 @@ def _decisions(view: CheckoutView) -> list[Choice]:
         if way in {Way.KEEP, Way.RETURN, Way.DISMISS}:
             found.append(_decision(view, Decision(way.value)))
         else:
-            choice = one(view, CommandKind(way.value))
-            found.append(
-                Choice(
-                    kind=choice.kind,
-                    label=choice.label,
-                    follows=choice.follows,
-                    transaction_id=choice.transaction_id,
-                    amount=choice.amount,
-                    currency=choice.currency,
-                    refused=choice.refused,
-                    first=True,
-                )
-            )
+            found.append(replace(one(view, CommandKind(way.value)), first=True))
     return found
 
 
@@ -208,13 +203,9 @@ def _returns(found: list[Choice]) -> bool:
 
 def _about(view: CheckoutView) -> list[PaymentRecord]:
     """Return the payments that the decision is about."""
-    asked = view.attention
-    if asked is None or asked.code not in RETURNABLE:
+    if view.attention is None or view.attention.code not in RETURNABLE:
         return []
-    named = set(asked.transactions)
-    if not named and asked.code in LATE:
-        return [payment for payment in view.payments_seen if payment.role == Role.ACCEPTED]
-    return [payment for payment in view.payments_seen if payment.transaction_id in named]
+    return list(reconciliation.concerned(view))
 
 
 def _kept(view: CheckoutView, code: AttentionCode) -> str:
@@ -226,19 +217,28 @@ def _kept(view: CheckoutView, code: AttentionCode) -> str:
     return _RESERVED[code] if code is AttentionCode.SURPLUS_PAYMENT else f"{said} {_RESERVED[code]}"
 
 
+def _named(view: CheckoutView, decision: Decision) -> str:
+    """Return the payments that a decision is about, each with what our books have of it now."""
+    left = {payment.transaction_id: payment.left for payment in view.payments_seen if not payment.raw_amounts}
+    named = [
+        (left.get(payment.transaction_id, payment.amount), payment.currency, payment.transaction_id)
+        for payment in (view.attention.payments if view.attention is not None else ())
+    ]
+    if decision is Decision.RETURN and (returned := reconciliation.returned(view)):
+        named = [(payment.left, payment.currency, payment.transaction_id) for payment in returned]
+    held = [
+        f"{'an unreadable amount' if amount is None else money.spelled(amount, currency, grouped=True)} (transaction {transaction})"
+        for amount, currency, transaction in named[:NAMED]
+    ]
+    more = len(named) - NAMED
+    return (" " + " and ".join(held) if held else "") + (f" and {more} more" if more > 0 else "")
+
+
 def _decision(view: CheckoutView, decision: Decision) -> Choice:
     asked = view.attention
     request = CommandRequest(kind=CommandKind.RESOLVE, decision=decision, version=view.version)
     code = asked.code if asked is not None else AttentionCode.OTHER
-    about = ""
-    if asked is not None and asked.payments:
-        held = [
-            f"{money.spelled(payment.amount, payment.currency, grouped=True) if payment.amount is not None else 'an unreadable amount'} "
-            f"(transaction {payment.transaction_id})"
-            for payment in asked.payments[:3]
-        ]
-        more = len(asked.payments) - 3
-        about = " " + " and ".join(held) + (f" and {more} more" if more > 0 else "")
+    about = _named(view, decision)
     unclear = code is AttentionCode.OPERATION_UNCLEAR
     match decision:
         case Decision.KEEP:
@@ -292,6 +292,4 @@ def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -
 
 def _refused(view: CheckoutView, request: CommandRequest) -> str | None:
     found = command_rules.rejection(view, request)
-    if found is None:
-        return None
-    return f"{found.sentence[:1].upper()}{found.sentence[1:]}."
+    return None if found is None else text.sentence(found.sentence)

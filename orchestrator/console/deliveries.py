@@ -1,4 +1,4 @@
-"""Events on their way to merchants: endpoints, attempts, pause and replay; and intents that were refused."""
+"""Events on their way to merchants: endpoints, attempts, pause and replay; and intents that were rejected."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from starlette.responses import RedirectResponse
 
 from orchestrator.console import orders, pages, reading
 from orchestrator.console.access import Refused
+from orchestrator.domain.ids import FIRST
 from orchestrator.store import deliveries, replays, webhooks
 from orchestrator.store.console import lists
 
@@ -23,14 +24,15 @@ WHAT: Final = {"pause", "resume", "replay", "replay-failed"}
 
 async def show_all(visit: Visit) -> Response:
     """List endpoints, page by page."""
-    after = reading.query(visit.request, ("after",)).place("after") or lists.FIRST
-    rows = await lists.endpoints(visit.services.db, after=after, limit=orders.PAGE + 1)
+    after = reading.query(visit.request, ("after",)).place("after") or FIRST
+    found = await lists.endpoints(visit.services.db, after=after, limit=orders.PAGE + 1)
+    rows, last = pages.paged(found, orders.PAGE)
     return pages.render(
         visit,
         "deliveries.html",
-        rows=rows[: orders.PAGE],
-        more=rows[orders.PAGE - 1].id if len(rows) > orders.PAGE else None,
-        first=after == lists.FIRST,
+        rows=rows,
+        more=last and last.id,
+        first=after == FIRST,
     )
 
 
@@ -40,7 +42,7 @@ async def show(visit: Visit) -> Response:
     endpoint = await _endpoint(visit)
     failed = True if fields.values.get("failed") == "yes" else None
     before = fields.place("before")
-    attempts = await deliveries.attempts(
+    found = await deliveries.attempts(
         visit.services.db,
         visit.services.encryptor,
         endpoint.id,
@@ -48,15 +50,16 @@ async def show(visit: Visit) -> Response:
         limit=ATTEMPTS + 1,
         failed=failed,
     )
-    more = attempts[ATTEMPTS - 1].id if len(attempts) > ATTEMPTS else None
+    attempts, last = pages.paged(found, ATTEMPTS)
+    more = last and last.id
     if more is None and failed is not None:
         more = await deliveries.scanned_to(visit.services.db, endpoint.id, before=before)
     return pages.render(
         visit,
         "endpoint.html",
         endpoint=endpoint,
-        attempts=[(each, _text(each.answer)) for each in attempts[:ATTEMPTS]],
-        orders=await lists.order_refs(visit.services.db, [each.checkout_id for each in attempts[:ATTEMPTS]]),
+        attempts=[(each, _text(each.answer)) for each in attempts],
+        orders=await lists.order_refs(visit.services.db, [each.checkout_id for each in attempts]),
         more=more,
         failed=failed is not None,
         done=fields.text("done"),
@@ -103,14 +106,15 @@ async def act(visit: Visit) -> Response:
 
 
 async def rejected(visit: Visit) -> Response:
-    """List refused intents, the youngest first."""
+    """List rejected intents, the youngest first."""
     before = reading.query(visit.request, ("before",)).place("before")
-    rows = await lists.rejected(visit.services.db, before=before, limit=orders.PAGE + 1)
+    found = await lists.rejected(visit.services.db, before=before, limit=orders.PAGE + 1)
+    rows, last = pages.paged(found, orders.PAGE)
     return pages.render(
         visit,
         "rejected.html",
-        rows=rows[: orders.PAGE],
-        more=rows[orders.PAGE - 1].id if len(rows) > orders.PAGE else None,
+        rows=rows,
+        more=last and last.id,
         first=before is None,
     )
 

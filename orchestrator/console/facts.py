@@ -21,7 +21,7 @@ _SECONDS: Final = frozenset({"expiresIn", "lifetime"})
 _NAMES: Final = {
     "transactionId": "transaction",
     "transactionIds": "transactions",
-    "rejectedIntentId": "refused intent",
+    "rejectedIntentId": "rejected intent",
     "sessionCount": "sessions",
 }
 MEANS: Final = {PaymentMeaning.NOTHING.value: "holds nothing", PaymentMeaning.UNKNOWN.value: "unclear"}

@@ -176,12 +176,14 @@ class EventStream(Response):
             async with asyncio.timeout(LIFETIME):
                 while not gone.done() and not self._live.stopping:
                     changed = asyncio.create_task(stream.changed.wait())
-                    await asyncio.wait(
-                        (changed, gone),
-                        timeout=AGAIN if again else HEARTBEAT,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    changed.cancel()
+                    try:
+                        await asyncio.wait(
+                            (changed, gone),
+                            timeout=AGAIN if again else HEARTBEAT,
+                            return_when=asyncio.FIRST_COMPLETED,
+                        )
+                    finally:
+                        changed.cancel()
                     new = stream.changed.is_set()
                     body = b"event: changed\ndata: \n\n" if new or again else b": \n\n"
                     again = new and self._topic != "overview"  # which is drawn anew every ten seconds

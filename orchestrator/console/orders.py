@@ -14,6 +14,7 @@ from orchestrator.console import choices, facts, pages, reading, results
 from orchestrator.console.access import Refused
 from orchestrator.domain import money
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode
+from orchestrator.domain.ids import FIRST
 from orchestrator.domain.money import MoneyError
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
@@ -110,7 +111,9 @@ async def search_email(visit: Visit) -> Response:
 
 
 async def csv(visit: Visit) -> Response:
-    """Return the orders of a filter as CSV, the youngest first, at most `MOST_EXPORTED`."""
+    """Return the orders of a filter as CSV, the youngest first, at most `MOST_EXPORTED`; where there are more
+    the last line says so.
+    """
     fields = reading.query(visit.request, FILTERS)
     names = await lists.merchants(visit.services.db)
     chosen = filter_of(fields, names)
@@ -122,15 +125,19 @@ async def csv(visit: Visit) -> Response:
         "id order merchant state paymentStatus currency amount reserved captured refunded chargedBack attention createdAt".split()
     )
     before: UUID | None = None
-    number = 0
-    while number < MOST_EXPORTED:
+    number = read = 0
+    while True:
         found = await lists.checkouts(visit.services.db, chosen, before=before, limit=1000)
         for row in found.rows[: MOST_EXPORTED - number]:
             writer.writerow([_cell(value) for value in _columns(row, names)])
-        number += len(found.rows)
-        if found.after is None:
+        number, read, before = number + len(found.rows), read + lists.WINDOW, found.after
+        if before is None and number <= MOST_EXPORTED:
             break
-        before = found.after
+        if number >= MOST_EXPORTED or read >= lists.MOST_READ:
+            writer.writerow(
+                [f"The file ends here: older orders are not in it ({min(number, MOST_EXPORTED)} orders)"]
+            )
+            break
     return Response(
         out.getvalue(),
         media_type="text/csv; charset=utf-8",
@@ -146,7 +153,8 @@ async def show(visit: Visit) -> Response:
     view = await inbox.checkout_view(services.db, checkout)
     if record is None or view is None:
         raise Refused(404, "Not found", "There is no checkout of this id.")
-    entries, archived = await read_model.trail(services.db, checkout, most=MOST_SHOWN) or ([], ())
+    trail = await read_model.trail(services.db, checkout, after=-MOST_SHOWN, most=MOST_SHOWN)
+    entries, archived = trail or ([], ())
     reasons = await Reasons.of(services.db, services.encryptor, checkout)
     told = explain.explain(record)
     commands = results.of(record)
@@ -166,6 +174,7 @@ async def show(visit: Visit) -> Response:
         choices=choices.of(view),
         timeline=[_entry(row, reasons, record.currency) for row in entries],
         archived=archived,
+        older=bool(entries) and entries[0].sequence > 1 and not archived,
         callbacks=await lists.callbacks(services.db, checkout, limit=MOST_SHOWN),
         events=await lists.events(services.db, checkout, limit=MOST_SHOWN),
         streams=await lists.streams(services.db, checkout, merchant_id=view.merchant_id, limit=MOST_SHOWN),
@@ -178,9 +187,15 @@ async def show(visit: Visit) -> Response:
 async def verify(visit: Visit) -> Response:
     """Verify the chain of one order."""
     checkout = reading.uuid(visit.request.path_params["id"])
-    head, entries, archived = await lists.chain(visit.services.db, checkout, limit=lists.WINDOW)
+    head, entries, archived = await lists.chain(visit.services.db, checkout, limit=lists.WINDOW + 1)
     if head is None:
         raise Refused(404, "Not found", "There is no checkout of this id.")
+    if len(entries) > lists.WINDOW:
+        raise Refused(
+            409,
+            "Not verified",
+            "The trail is too long for this page: `orchestrator audit verify` verifies it.",
+        )
     found = Findings()
     after = Head() if archived is None else Head(archived.sequence, bytes(archived.mac), archived.state)
     audit.verify_chain(visit.services.encryptor, head, entries, found, after=after)
@@ -191,10 +206,10 @@ async def verify(visit: Visit) -> Response:
 
 async def decisions(visit: Visit) -> Response:
     """List what waits for a decision, by kind, the oldest first."""
-    after = reading.query(visit.request, ("after",)).place("after") or lists.FIRST
-    rows = await lists.decisions(visit.services.db, after=after, limit=PAGE + 1)
+    after = reading.query(visit.request, ("after",)).place("after") or FIRST
+    rows, last = pages.paged(await lists.decisions(visit.services.db, after=after, limit=PAGE + 1), PAGE)
     groups: dict[AttentionCode, list[dict[str, Any]]] = {}
-    for row in rows[:PAGE]:
+    for row in rows:
         found = read_model.CheckoutSummary(**read_model.summary(row))
         if found.attention is not None:
             groups.setdefault(found.attention.code, []).append(
@@ -206,11 +221,10 @@ async def decisions(visit: Visit) -> Response:
         "decisions.html",
         live="decisions",
         groups=oldest,
-        number=min(len(rows), PAGE),
-        more=rows[PAGE - 1].id if len(rows) > PAGE else None,
+        more=last and last.id,
         meaning=MEANING,
         ways=WAYS_OUT,
-        first=after == lists.FIRST,
+        first=after == FIRST,
     )
 
 

@@ -12,7 +12,7 @@ import secrets
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlencode
 
 import jinja2
@@ -22,16 +22,16 @@ from starlette.responses import HTMLResponse, Response
 from orchestrator.api.problems import Refusal
 from orchestrator.console import access, facts
 from orchestrator.domain import money, sentences
-from orchestrator.text import duration, neutralised, neutralised_lines
+from orchestrator.text import duration, neutralised, sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from starlette.requests import Request
 
-    from orchestrator.api.dependencies import Services
     from orchestrator.console.app import Visit
 
+Row = TypeVar("Row")
 STATIC: Final = Path(__file__).parent / "static"
 ASSETS: Final = {
     "console.css": "text/css",
@@ -88,8 +88,7 @@ def _capital(said: str) -> str:
 
 
 def _sentence(value: Any) -> str:
-    said = neutralised(sentences.of(value))
-    return f"{said[:1].upper()}{said[1:]}."
+    return sentence(neutralised(sentences.of(value)))
 
 
 def _fact(value: Any) -> str:
@@ -123,7 +122,6 @@ TEMPLATES.filters |= {
     "sentence": _sentence,
     "fact": _fact,
     "plain": lambda text: neutralised(str(text)),
-    "lines": lambda text: neutralised_lines(str(text)),
     "query": lambda values: urlencode(
         {name: value for name, value in values.items() if value not in (None, "")}
     ),
@@ -206,11 +204,14 @@ def _asset(name: str) -> bytes:
     return (STATIC / name).read_bytes()
 
 
+def paged(rows: Sequence[Row], size: int) -> tuple[Sequence[Row], Row | None]:
+    """Return the rows of a page, and the last of them where there are more: the next page begins after it.
+
+    `rows` were read with a limit of one more than `size`.
+    """
+    return rows[:size], rows[size - 1] if len(rows) > size else None
+
+
 def merchant_name(names: Mapping[int, str], merchant_id: int | None) -> str:
     """Return the name of a merchant for people."""
     return _UNKNOWN if merchant_id is None else names.get(merchant_id, f"merchant {merchant_id}")
-
-
-def secure(services: Services) -> bool:
-    """Say whether browsers reach the console over https."""
-    return services.settings.public_url.startswith("https://")

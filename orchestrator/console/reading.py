@@ -60,6 +60,15 @@ class Fields:
             raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
         return int(value)
 
+    def nonce(self) -> UUID:
+        """Return the id that the page gave its form, and that what comes of the form has: sent twice, it is
+        done once.
+        """
+        try:
+            return UUID(self.values.get("nonce", ""))
+        except ValueError:
+            raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.") from None
+
     def amount(self, name: str, currency: str) -> int | None:
         """Return an amount in minor units, more than nothing."""
         value = self.text(name, most=30)

@@ -13,7 +13,9 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
+from orchestrator.crypto import EncryptionError
 from orchestrator.domain import command_rules
+from orchestrator.domain.attention import WAYS_OUT, AttentionCode, Way
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.shutdown import cancelled
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.api.dependencies import Services
+    from orchestrator.domain.command_rules import CheckoutView
     from orchestrator.store.console.runs import Item, Result, Run
 
 _log = log.get(__name__)
@@ -70,7 +73,7 @@ class RunWorker:
 
     async def _carry_out(self, run: Run, lease: UUID) -> None:
         db = self._services.db
-        if not run.authentic or run.reason is None:
+        if not run.authentic or run.reason is None or not await runs.intact(db, run):
             _log.error("bulk_action_not_authentic", run=str(run.id))
             await runs.stop(db, run.id)
             return
@@ -102,14 +105,14 @@ class RunWorker:
         key = f"console-run:{run.id}:{item.checkout}"
         view = await inbox.checkout_view(services.db, item.checkout, merchant_id=item.merchant_id, key=key)
         if view is None:
-            return runs.Result(
-                checkout=item.checkout, outcome="refused", sentence="it does not exist any more"
-            )
+            return _refused(item, "it does not exist any more")
         if view.met is not None:
             return runs.Result(checkout=item.checkout, outcome="accepted", command=view.met[0])
+        if dismiss and not _dismissed_at_once(view):
+            return _refused(item, "this question is decided order by order, on the page of the order")
         refused = command_rules.rejection(view, request)
         if refused is not None:
-            return runs.Result(checkout=item.checkout, outcome="refused", sentence=refused.sentence)
+            return _refused(item, refused.sentence)
         try:
             stored = await inbox.request(
                 services.db,
@@ -127,10 +130,25 @@ class RunWorker:
         except ReasonNotKept:
             return await self._carry_out_item(run, item, with_reason=False)
         except KeyReused as error:
-            return runs.Result(checkout=item.checkout, outcome="refused", sentence=str(error))
+            return _refused(item, str(error))
+        except EncryptionError:
+            # The others of the run go on: this order can only be read under a key that was lost.
+            return _refused(item, "no key of this installation decrypts it")
         if stored is None:
-            return runs.Result(
-                checkout=item.checkout, outcome="refused", sentence="it does not exist any more"
-            )
+            return _refused(item, "it does not exist any more")
         services.hint_publisher.publish([item.checkout], merchant_id=item.merchant_id)
         return runs.Result(checkout=item.checkout, outcome="accepted", command=stored.id)
+
+
+def _dismissed_at_once(view: CheckoutView) -> bool:
+    """Whether a question may be dismissed for many orders: not where it has other ways out only, nor where to
+    dismiss says that a money operation was not done.
+    """
+    asked = view.attention
+    return asked is None or (
+        asked.code is not AttentionCode.OPERATION_UNCLEAR and Way.DISMISS in WAYS_OUT[asked.code]
+    )
+
+
+def _refused(item: Item, sentence: str) -> Result:
+    return runs.Result(checkout=item.checkout, outcome="refused", sentence=sentence)

@@ -18,6 +18,7 @@ from orchestrator.crypto import EncryptionError
 from orchestrator.domain.console_roles import ROLES
 from orchestrator.oidc import Flow, Provider, SignInFailed
 from orchestrator.store.console import sessions
+from orchestrator.text import sentence
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -51,7 +52,7 @@ async def begin(services: Services, known: Provider, there: str) -> tuple[str, s
     try:
         address, flow = await known.begin(there, seconds=SECONDS)
     except SignInFailed as error:
-        raise Refused(502, "Not signed in", _sentence(error)) from None
+        raise Refused(502, "Not signed in", sentence(str(error))) from None
     return address, services.encryptor.encrypt(msgspec.json.encode(flow), purpose=PURPOSE).hex()
 
 
@@ -66,7 +67,7 @@ async def finish(request: Request, services: Services, known: Provider) -> tuple
         name, roles = _person(services, claims)
     except SignInFailed as error:
         services.limits.count_failure(source)
-        raise Refused(403, "Not signed in", _sentence(error)) from None
+        raise Refused(403, "Not signed in", sentence(str(error))) from None
     scopes = frozenset(scope for role in roles for scope in ROLES[role])
     value = await sessions.begin(
         services.db,
@@ -116,8 +117,3 @@ def _person(services: Services, claims: dict[str, Any]) -> tuple[str, list[str]]
             f"the claim {settings.console_oidc_role_claim} has none of the roles {', '.join(ROLES)}"
         )
     return name, roles
-
-
-def _sentence(error: SignInFailed) -> str:
-    said = str(error)
-    return f"{said[:1].upper()}{said[1:]}."

@@ -1,4 +1,4 @@
-"""The overview, and what runs: processes, merchants, seals; what persons did, and who is signed in."""
+"""The overview, and what runs: processes, merchants, seals; what users did, and who is signed in."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _QUESTIONS: Final = {
     AttentionCode.PAYMENT_GONE: "Payment that the gateway shows no more",
     AttentionCode.PAYMENT_RELEASED: "Released at the gateway: not paid any more",
     AttentionCode.RESERVATION_LAPSES: "Reservation that lapses soon",
-    AttentionCode.OPERATION_REJECTED: "Capture, refund or release that was refused",
+    AttentionCode.OPERATION_REJECTED: "Capture, refund or release that was rejected",
 }
 """What is at stake with each question that is about money."""
 
@@ -73,8 +73,8 @@ ERRORS: Final = {
     "gateway_refused": "order refused",
 }
 """Last errors of calls to the gateway, in words; the others are words already."""
-NOT_SERVED, FEWEST = 0.5, 5
-"""From which share of calls that were not served a gateway has a warning, of how many calls at least."""
+FAILING, FEWEST = 0.5, 5
+"""From which share of calls that failed a gateway has a warning, of how many calls at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,6 @@ def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read)
         queues=queues,
         found=found,
         risks=risks(read),
-        attention=_by_code(found["attention"] or ()),
         chart=chart(found["rate"] or ()),
         gateways=gateways(processes),
         errors=[{**row, "said": ERRORS.get(row["code"], row["code"])} for row in found["errors"] or ()],
@@ -107,25 +106,36 @@ def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read)
         alive=[process for process in processes if process.alive],
         broken=health[0],
         troubles=dict.fromkeys([*health[1], *troubles(processes)]),
-        at_most=store_overview.AT_MOST,
     )
 
 
 def risks(read: Overview) -> list[dict[str, Any]]:
     """Return money at risk: what it is, currency, number, amount, and since when; the worst first."""
-    found = read.found
+    found, full = read.found, read.found["full"]
     rows: list[dict[str, Any]] = [
-        {**row, "what": f"Outcome of a {row['kind']} is not known yet", "link": "/console/decisions"}
+        {
+            **row,
+            "what": f"Outcome of a {row['kind']} is not known yet",
+            "link": "/console/decisions",
+            "full": full["moving"],
+        }
         for row in found["moving"] or ()
         if row["state"] in {"submitted", "unknown"}
     ]
     for row in found["attention"] or ():
         what = _QUESTIONS.get(row["code"])
         if what is not None:
-            rows.append({**row, "what": what, "link": f"/console/orders?attention={row['code']}"})
+            link = f"/console/orders?attention={row['code']}"
+            rows.append({**row, "what": what, "link": link, "full": full["attention"]})
     untold = found["untold"] or ()
     rows += [
-        {**row, "what": "Paid, and the shop is not told yet", "link": "/console/deliveries"} for row in untold
+        {
+            **row,
+            "what": "Paid, and the shop is not told yet",
+            "link": "/console/deliveries",
+            "full": full["unsent"],
+        }
+        for row in untold
     ]
     rows += [
         {
@@ -134,6 +144,7 @@ def risks(read: Overview) -> list[dict[str, Any]]:
             "number": number,
             "amount": amount,
             "oldest": None,
+            "full": False,
             "link": f"/console/orders?state=completed&status=authorized&currency={currency}",
         }
         for (currency, age), (number, amount) in sorted(read.held.items())
@@ -153,7 +164,7 @@ def gateways(processes: list[Process]) -> list[dict[str, Any]]:
             sums["open"] = max(sums["open"], row["openFor"])
     for sums in found.values():
         sums["share"] = sums["failed"] / sums["calls"] if sums["calls"] else 0.0
-        sums["failing"] = sums["calls"] >= FEWEST and sums["share"] >= NOT_SERVED
+        sums["failing"] = sums["calls"] >= FEWEST and sums["share"] >= FAILING
     return sorted(found.values(), key=lambda row: (-row["open"], -row["failed"], row["name"]))
 
 
@@ -176,9 +187,10 @@ async def merchants(visit: Visit) -> Response:
     """List merchants by name."""
     fields = reading.query(visit.request, ("after", "done"))
     services = visit.services
-    rows = await merchant_records.page(
+    found = await merchant_records.page(
         services.db, services.encryptor, services.settings, after=fields.text("after"), limit=MERCHANTS + 1
     )
+    rows, last = pages.paged(found, MERCHANTS)
     by_gateway: dict[str, list[bool]] = {}
     for merchant in await services.merchants.everyone():
         by_gateway.setdefault(gateway_of(merchant.account.url), []).append(merchant.paused)
@@ -186,8 +198,8 @@ async def merchants(visit: Visit) -> Response:
         visit,
         "merchants.html",
         gateways=sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS],
-        rows=rows[:MERCHANTS],
-        more=rows[MERCHANTS - 1].name if len(rows) > MERCHANTS else None,
+        rows=rows,
+        more=last and last.name,
         done=fields.text("done"),
     )
 
@@ -212,7 +224,9 @@ async def switch_merchant(visit: Visit) -> Response:
 
 
 async def switch_gateway(visit: Visit) -> Response:
-    """Pause or resume all merchants of a gateway."""
+    """Pause all merchants of a gateway, or resume all that are paused, one by one too; each is noted
+    by itself.
+    """
     form = visit.form
     gateway, what, reason = form.text("gateway"), form.values.get("what"), form.reason()
     if what not in {"pause", "resume"}:
@@ -223,10 +237,13 @@ async def switch_gateway(visit: Visit) -> Response:
     of_it = [each for each in await merchants.everyone() if gateway_of(each.account.url) == gateway]
     if gateway is None or not of_it:
         raise Refused(404, "Not found", "No merchant has this gateway.")
+    pause = what == "pause"
+    facts: dict[str, object] = {"reason": reason, "gateway": gateway}
     for merchant in of_it:
-        await merchants.pause(merchant.name, paused=what == "pause", actor=visit.actor)
-    facts = {"reason": reason, "merchants": len(of_it)}
-    await visit.note(f"gateway:{what}", "accepted", subject=gateway, facts=facts)
+        if merchant.paused is not pause and await merchants.pause(
+            merchant.name, paused=pause, actor=visit.actor
+        ):
+            await visit.note(f"merchant:{what}", "accepted", subject=merchant.name, facts=facts)
     return RedirectResponse(f"/console/merchants?done={what}", 303)
 
 
@@ -251,59 +268,59 @@ async def show(visit: Visit) -> Response:
 
 
 async def actions(visit: Visit) -> Response:
-    """List what persons did, the youngest first."""
+    """List what users did, the youngest first."""
     before = reading.query(visit.request, ("before",)).place("before")
     services = visit.services
-    rows = await trail.page(services.db, services.encryptor, before=before, limit=orders.PAGE + 1)
+    found = await trail.page(services.db, services.encryptor, before=before, limit=orders.PAGE + 1)
+    rows, last = pages.paged(found, orders.PAGE)
     return pages.render(
         visit,
         "actions.html",
-        rows=rows[: orders.PAGE],
-        more=rows[orders.PAGE - 1].id if len(rows) > orders.PAGE else None,
+        rows=rows,
+        more=last and last.id,
         names=await lists.merchants(services.db),
         first=before is None,
     )
 
 
 async def sessions(visit: Visit) -> Response:
-    """List who is signed in: oneself, and everyone for a person who may end sessions."""
-    reading.query(visit.request, ())
-    found = await store_sessions.listed(visit.services.db, visit.services.encryptor)
+    """List who is signed in: oneself, and everyone for a person who may end sessions; by name."""
+    fields = reading.query(visit.request, ("name", "after"))
     everyone = visit.session.may(ADMIN)
-    return pages.render(
-        visit,
-        "sessions.html",
-        rows=[each for each in found if everyone or each.actor == visit.session.actor],
+    found = await store_sessions.listed(
+        visit.services.db,
+        visit.services.encryptor,
+        actor=(fields.text("name") or "") if everyone else visit.session.actor,
+        after=_session_key(fields.values.get("after", "")),
         everyone=everyone,
+        limit=orders.PAGE + 1,
     )
+    rows, last = pages.paged(found, orders.PAGE)
+    return pages.render(visit, "sessions.html", rows=rows, last=last, everyone=everyone)
 
 
 async def end_session(visit: Visit) -> Response:
-    """End a session: one's own, or anyone's for a person who may."""
-    services = visit.services
-    try:
-        key = bytes.fromhex(visit.form.values.get("session", ""))
-    except ValueError:
-        raise Refused(404, "Not found", "There is no such session.") from None
-    found = await store_sessions.listed(services.db, services.encryptor)
-    wanted = next((each for each in found if each.key == key), None)
-    if wanted is None:
+    """End a session, or all sessions and links of a name: one's own, or anyone's for a person who may."""
+    services, name = visit.services, visit.form.text("name")
+    key = _session_key(visit.form.values.get("session", ""))
+    wanted = None if name is not None else await store_sessions.by_key(services.db, services.encryptor, key)
+    actor = wanted.actor if wanted is not None else name
+    if actor is None:
         raise Refused(404, "Not found", "There is no such session.")
-    if wanted.actor != visit.session.actor:
+    if actor != visit.session.actor:
         need(visit.session, ADMIN)
-    await store_sessions.end(services.db, key)
+    number = 1
+    if wanted is not None:
+        await store_sessions.end(services.db, key)
+    else:
+        number = await store_sessions.end_all(services.db, actor)
     visit.console.sessions.forget()
-    await visit.note("session:ended", "accepted", subject=wanted.actor)
+    await visit.note("session:ended", "accepted", subject=actor, facts={"sessions": number})
     return RedirectResponse("/console/sessions", 303)
 
 
-def _by_code(rows: Any) -> list[tuple[str, int, str]]:
-    """Return how many orders wait for each question, and since when the oldest."""
-    found: dict[str, tuple[int, str]] = {}
-    for row in rows:
-        number, oldest = found.get(row["code"], (0, row["oldest"]))
-        found[row["code"]] = (
-            number + row["number"],
-            min(oldest, row["oldest"]) if oldest and row["oldest"] else oldest,
-        )
-    return [(code, number, oldest) for code, (number, oldest) in found.items()]
+def _session_key(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise Refused(404, "Not found", "There is no such session.") from None

@@ -1,7 +1,8 @@
-"""Persons of the console: who may do what, and their passwords.
+"""Users of the console: who may do what, and their passwords.
 
-A new person, or one who has forgotten the password, gets a link that is shown once and opens one session, in
-which a password is chosen. No person sees or chooses the password of another.
+A new user, or one who has forgotten the password, gets a link that is shown once and opens one session, in
+which a password is chosen. Who made the link is stored, since it opens the choice of the password: what
+that person asks for above the limit is not approved by this user.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ WHAT: Final = {"role", "disable", "enable", "link"}
 
 
 async def show_all(visit: Visit) -> Response:
-    """List persons."""
+    """List users."""
     done = reading.query(visit.request, ("done",)).text("done")
     return await _page(visit, done=done)
 
 
 async def add(visit: Visit) -> Response:
-    """Add a person; the answer shows the link, once."""
+    """Add a user; the answer shows the link, once."""
     name, role, reason = visit.form.text("name") or "", visit.form.values.get("role", ""), visit.form.reason()
     if not NAME.fullmatch(name):
         visit.form.wrong["name"] = "must be 1 to 64 letters, digits, dots, hyphens, underscores or @"
@@ -46,7 +47,7 @@ async def add(visit: Visit) -> Response:
     if not visit.form.wrong and not await users.add(
         services.db, services.encryptor, name=name, role=role, by=visit.actor
     ):
-        visit.form.wrong["name"] = "is taken, or there are too many persons"
+        visit.form.wrong["name"] = "is taken, or there are too many users"
     if visit.form.wrong:
         return await _page(visit, status=422)
     await visit.note("user:added", "accepted", subject=name, facts={"role": role, "reason": reason})
@@ -54,7 +55,7 @@ async def add(visit: Visit) -> Response:
 
 
 async def change(visit: Visit) -> Response:
-    """Give a person another role, disable or enable a person, or make a new link."""
+    """Give a user another role, disable or enable it, or make a new link."""
     name, what = visit.request.path_params["name"], visit.form.values.get("what", "")
     role, reason = visit.form.values.get("role", ""), visit.form.reason()
     if what not in WHAT:
@@ -73,12 +74,12 @@ async def change(visit: Visit) -> Response:
         services.encryptor,
         name,
         role=role if what == "role" else None,
-        forget_password=what == "link",
+        linked_by=visit.actor if what == "link" else None,
         disabled={"disable": True, "enable": False}.get(what),
         keep=visit.session.key,
     )
     if not changed:
-        raise Refused(404, "Not found", "There is no such person, or the row was changed outside.")
+        raise Refused(404, "Not found", "There is no such user, or the row was changed outside.")
     visit.console.sessions.forget()
     facts: dict[str, object] = {"reason": reason, **({"role": role} if what == "role" else {})}
     await visit.note(f"user:{what}", "accepted", subject=name, facts=facts)
@@ -110,6 +111,12 @@ async def set_password(visit: Visit) -> Response:
     if known is None or not known.usable:
         raise Refused(
             409, "No password", "You are signed in by a link or a token of a person who is not on the list."
+        )
+    if known.password is None and visit.session.scopes != set(ROLES[known.role]):
+        raise Refused(
+            409,
+            "No password",
+            "The first password of a user is chosen in the session of its link: ask an admin for one.",
         )
     if known.password is not None and not await visit.console.sessions.matches(old, known.password):
         wrong["old"] = "is not your password"

@@ -124,6 +124,11 @@ class CheckoutView:
     erased: bool = False
 
     @property
+    def known(self) -> tuple[PaymentRecord, ...]:
+        """Its payments, as a claimed checkout names them."""
+        return self.payments_seen
+
+    @property
     def paying(self) -> tuple[PaymentRecord, ...]:
         """What pays the checkout: a single transaction, or the parts that a person decided to keep as a
         whole.

@@ -1,4 +1,4 @@
-"""Roles of persons in the console, and the scopes that each has."""
+"""Roles of users of the console, and the scopes that each has."""
 
 from __future__ import annotations
 

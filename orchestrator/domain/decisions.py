@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from orchestrator.domain.attention import IRREGULAR, PROBLEMS, Attention, AttentionCode, PaymentAmount
+from orchestrator.domain.attention import (
+    IRREGULAR,
+    PROBLEMS,
+    RETURNABLE,
+    WAYS_OUT,
+    Attention,
+    AttentionCode,
+    PaymentAmount,
+    Way,
+)
 from orchestrator.domain.command_result import CommandResult, ResultCode, result
 from orchestrator.domain.payment_meaning import MONEY, UNREADABLE, PaymentMeaning
 from orchestrator.domain.records import Binding, Decision, Role
@@ -33,6 +42,8 @@ FAILED: Final = frozenset({
 })  # fmt: skip
 """The gateway's words for an attempt that came to nothing (part 3)."""
 
+_DISMISSED: Final = frozenset(code for code, ways in WAYS_OUT.items() if Way.DISMISS in ways)
+
 
 class Order(Protocol):
     """What was ordered: `amount` in minor units of `currency`."""
@@ -43,6 +54,15 @@ class Order(Protocol):
     def amount(self) -> int: ...
     @property
     def order_ref(self) -> str: ...
+
+
+class Asked(Order, Protocol):
+    """An order with what waits for a decision, and its payments as our books have them."""
+
+    @property
+    def attention(self) -> Attention | None: ...
+    @property
+    def known(self) -> tuple[PaymentRecord, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +157,12 @@ def refusal(
 ) -> CommandResult | None:
     """Return why a decision on an attention cannot be executed; None if it can.
 
-    `completed`: the order is paid already, so the decision is about money beside its payment.
+    Money that is only kept or returned is not dismissed while it is held: the question would be gone, and the
+    money with it. `completed`: the order is paid already, so the decision is about money beside its payment.
     """
+    if decision == Decision.DISMISS and attention.code in RETURNABLE - _DISMISSED:
+        role = Role.SURPLUS if attention.code is AttentionCode.SURPLUS_PAYMENT else Role.ACCEPTED
+        return _money_held(payment for payment in payments if payment.role == role and payment.left > 0)
     if attention.code not in PROBLEMS or completed:
         return None
     about = open_problems(order, payments)
@@ -160,19 +184,26 @@ def refusal(
             return result(
                 ResultCode.REFUSED_HOLD_NO_MONEY, transactions=[payment.transaction_id for payment in about]
             )
-    elif decision == Decision.DISMISS:
-        ours = [payment for payment in about if payment.binding == Binding.BOUND and _may_hold(payment)]
-        if any(payment.meaning in MONEY for payment in ours):
-            held = [
-                {"transaction": payment.transaction_id, "amount": payment.left, "currency": payment.currency}
-                for payment in ours
-            ]
-            return result(ResultCode.REFUSED_MONEY_HELD, payments=held)
-        if ours:
-            return result(
-                ResultCode.REFUSED_MONEY_POSSIBLE, transaction=ours[0].transaction_id, status=ours[0].status
-            )
-    return None
+    return _not_dismissed(about) if decision == Decision.DISMISS else None
+
+
+def _not_dismissed(about: Iterable[PaymentRecord]) -> CommandResult | None:
+    ours = [payment for payment in about if payment.binding == Binding.BOUND and _may_hold(payment)]
+    if any(payment.meaning in MONEY for payment in ours):
+        return _money_held(ours)
+    if not ours:
+        return None
+    return result(
+        ResultCode.REFUSED_MONEY_POSSIBLE, transaction=ours[0].transaction_id, status=ours[0].status
+    )
+
+
+def _money_held(payments: Iterable[PaymentRecord]) -> CommandResult | None:
+    held = [
+        {"transaction": payment.transaction_id, "amount": payment.left, "currency": payment.currency}
+        for payment in payments
+    ]
+    return result(ResultCode.REFUSED_MONEY_HELD, payments=held) if held else None
 
 
 def _may_hold(payment: PaymentRecord) -> bool:

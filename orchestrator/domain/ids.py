@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Final
 from uuid import UUID
+
+FIRST: Final = UUID(int=0)
+LAST: Final = UUID(int=2**128 - 1)
+"""Below and above every id, where a list begins."""
 
 
 def uuid7() -> UUID:

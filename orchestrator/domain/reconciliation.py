@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from orchestrator.domain import decisions
-from orchestrator.domain.attention import IRREGULAR, PROBLEMS, SHOWN_BY_LOOKUPS, Attention, AttentionCode
+from orchestrator.domain.attention import (
+    IRREGULAR,
+    LATE,
+    PROBLEMS,
+    RETURNABLE,
+    SHOWN_BY_LOOKUPS,
+    Attention,
+    AttentionCode,
+)
 from orchestrator.domain.binding import bind, is_anothers, known_record, meaning_of, record
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import Binding, Decision, OperationKind, OperationState, PaymentRecord, Role
@@ -110,7 +118,7 @@ class _Judged:
         return self.transaction.transaction_id
 
 
-def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
+def concerned(checkout: decisions.Asked) -> tuple[PaymentRecord, ...]:
     """Return the transactions that the checkout's attention is about, and on which a person so decides."""
     asked = checkout.attention
     match None if asked is None else asked.code:
@@ -132,6 +140,18 @@ def concerned(checkout: ClaimedCheckout) -> tuple[PaymentRecord, ...]:
             return tuple(payment for payment in checkout.known if payment.meaning == PaymentMeaning.OPEN)
         case _:
             return tuple(payment for payment in checkout.known if payment.role == Role.ACCEPTED)
+
+
+def returned(checkout: decisions.Asked) -> list[PaymentRecord]:
+    """Return the payments whose money the decision `return` gives back: what is left of each."""
+    code = checkout.attention.code if checkout.attention is not None else None
+    return [
+        payment
+        for payment in (concerned(checkout) if code in RETURNABLE else ())
+        if payment.left > 0
+        and (code in PROBLEMS or not payment.is_decided(str(code)))
+        and (code in LATE or payment.binding == Binding.BOUND)
+    ]
 
 
 def marks(checkout: ClaimedCheckout, decision: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from orchestrator.domain.records import OperationKind, Role, left_to
 from orchestrator.domain.states import CLOSED, State
 from orchestrator.explain.record import moment
 from orchestrator.explain.trail import plain
+from orchestrator.text import sentence
 
 if TYPE_CHECKING:
     from orchestrator.domain.attention import Attention
@@ -122,8 +123,7 @@ def attention(record: Record) -> list[str]:
 
 
 def _sentence(asked: Attention) -> str:
-    said = plain(sentences.of(asked))
-    return f"{said[:1].upper()}{said[1:]}."
+    return sentence(plain(sentences.of(asked)))
 
 
 def ways(record: Record) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from orchestrator import log
 from orchestrator.audit import Action
 from orchestrator.domain import command_rules, events, operations, reconciliation, sentences
-from orchestrator.domain.attention import LATE, PROBLEMS, RETURNABLE, AttentionCode
+from orchestrator.domain.attention import PROBLEMS, RETURNABLE, AttentionCode
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.command_rules import CheckoutView, CommandRequest, Pending
 from orchestrator.domain.events import Event, EventType
@@ -20,7 +20,6 @@ from orchestrator.domain.last_error import UNCLEAR_OPERATION, ErrorCode, error
 from orchestrator.domain.payment_meaning import MONEY
 from orchestrator.domain.records import (
     MOVES_MONEY,
-    Binding,
     Cause,
     CommandKind,
     Decision,
@@ -391,12 +390,7 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
     if unclear:
         await refuse(step, command, result(ResultCode.REFUSED_PAYMENT_UNCLEAR, transaction=unclear[0]))
         return
-    targets = [
-        payment
-        for payment in concerned
-        if (code in PROBLEMS or not payment.is_decided(code))
-        and (code in LATE or payment.binding == Binding.BOUND)
-    ]
+    targets = reconciliation.returned(held)
     if not targets:
         await refuse(step, command, result(ResultCode.REFUSED_NOTHING_TO_RETURN))
         return

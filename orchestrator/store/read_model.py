@@ -250,13 +250,14 @@ def _command(row: Row[Any]) -> CommandRecord:
 
 _TRAIL: Final = text(f"""
     WITH c AS MATERIALIZED (
-        SELECT c.id, {_ARCHIVED} AS archived FROM checkouts c
+        SELECT c.id, c.audit_sequence, {_ARCHIVED} AS archived FROM checkouts c
          WHERE c.id = :id AND c.merchant_id = coalesce(CAST(:merchant_id AS int), c.merchant_id)
     )
     SELECT a.sequence, a.entry, a.key_id, a.mac, c.archived
       FROM c LEFT JOIN LATERAL (
            SELECT sequence, entry, key_id, mac FROM audit_entries
-            WHERE checkout_id = c.id AND sequence > :after ORDER BY sequence LIMIT CAST(:most AS int)) a ON true
+            WHERE checkout_id = c.id AND sequence > CAST(:after AS int) + CASE WHEN :after < 0 THEN c.audit_sequence ELSE 0 END
+            ORDER BY sequence LIMIT CAST(:most AS int)) a ON true
      ORDER BY a.sequence
 """)  # noqa: S608 - made of our own constants
 
@@ -270,7 +271,7 @@ async def trail(
     most: int | None = None,
 ) -> tuple[list[Row[Any]], tuple[Archived, ...]] | None:
     """Return the entries after a number, the oldest first (`sequence`, `entry`, `key_id`, `mac`), and the
-    archives that have others.
+    archives that have others. A number below 0 is counted from the end: the last so many.
 
     None if there is no such checkout, or it is not this merchant's (None: of any).
     """

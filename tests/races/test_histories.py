@@ -158,7 +158,7 @@ FOUND = {
     "surplus after a surplus that was decided on, beside a payment that we released": _paid(
         Pay(),
         *LOOKED_UP,
-        Ask(kind="resolve", decision="dismiss"),
+        Ask(kind="resolve", decision="keep"),
         Process(),
         Ask(kind="release"),
         Process(),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.domain import decisions
-from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.command_result import ResultCode
 from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, read
 from orchestrator.domain.reconciliation import LookupOutcome, Role, concerned, judge, marks
@@ -165,6 +165,26 @@ def test_a_surcharge_is_shown_and_pays_the_order_where_the_policy_says_so():
 def test_a_decision_that_cannot_be_carried_out_is_refused_with_the_reason(case, decision, why):
     held, _ = asked(case)
     assert why in of(refused(held, decision))
+
+
+@pytest.mark.parametrize(
+    ("code", "role", "other"),
+    [
+        (AttentionCode.SURPLUS_PAYMENT, Role.SURPLUS, Role.ACCEPTED),
+        (AttentionCode.LATE_PAYMENT, Role.ACCEPTED, Role.SURPLUS),
+    ],
+)
+def test_money_that_is_only_kept_or_returned_is_not_dismissed_while_it_is_held(code, role, other):
+    _, found = asked(CARD)
+    (payment,) = judge(checkout(), found).payments
+    beside = replace(payment, transaction_id="3", role=other)
+    asks = Attention(code=code)
+    for state in (State.COMPLETED, State.EXPIRED):
+        held = checkout(known=(replace(payment, role=role), beside), attention=asks, state=state)
+        assert of(refused(held, "dismiss")).endswith("under 2 (109.00 DKK): say keep or return")
+        assert refused(held, "keep") is None
+        gone = replace(payment, role=role, captured=10900, refunded=10900)
+        assert refused(checkout(known=(gone, beside), attention=asks, state=state), "dismiss") is None
 
 
 def test_a_decision_on_what_has_changed_since_is_refused():

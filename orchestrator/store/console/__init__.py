@@ -1,4 +1,4 @@
-"""What the operations console stores and reads: `sessions` of persons, `actions` (what persons did),
+"""What the operations console stores and reads: `sessions`, `actions` (what users did),
 `approvals`, `runs` (bulk actions), `overview`, and `lists`.
 
 Nothing here moves a checkout. Each statement reads a bounded number of rows, whatever the tables hold.

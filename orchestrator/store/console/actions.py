@@ -1,4 +1,4 @@
-"""What persons did in the console: accepted, refused, or waiting for a second person. Rows are never changed.
+"""What users did in the console: accepted, refused, or waiting for a second person. Rows are never changed.
 
 What an accepted action changed is in the audit trail of its checkout or merchant; here is also what was
 refused. A reason is free text and stands under the data key of its checkout.
@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
-from uuid import UUID
 
 from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
-from orchestrator.domain.ids import uuid7
+from orchestrator.domain.ids import LAST, uuid7
 from orchestrator.store import free_text
 from orchestrator.store.columns import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
+    from uuid import UUID
 
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
 
 Outcome = Literal["accepted", "refused", "waiting"]
 
-LAST: Final = UUID("ffffffff-ffff-ffff-ffff-ffffffffffff")
 _NOTE = text("""
     INSERT INTO console_actions (id, actor, action, outcome, merchant_id, checkout_id, command_id, subject, facts, reason)
     VALUES (:id, :actor, :action, :outcome, :merchant_id, :checkout_id, :command_id, :subject, CAST(:facts AS jsonb), :reason)

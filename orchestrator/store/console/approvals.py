@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.domain.ids import uuid7
 from orchestrator.domain.records import CommandKind
 from orchestrator.store import free_text
 from orchestrator.store.columns import json_text
 from orchestrator.store.console import actions
+from orchestrator.store.tables.console import IS_UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,24 +40,28 @@ _ADD = text("""
     INSERT INTO console_approvals (id, merchant_id, checkout_id, kind, arguments, version, amount, currency, reason, requested_by,
                                    expires_at, mac)
     VALUES (:id, :merchant_id, :checkout_id, :kind, CAST(:arguments AS jsonb), :version, :amount, :currency, :reason,
-            :requested_by, clock() + make_interval(secs => :seconds), :mac)
+            :requested_by, clock() + make_interval(secs => :seconds), :mac) ON CONFLICT (id) DO NOTHING RETURNING id
 """)
 _COLUMNS: Final = """a.id, a.merchant_id, a.checkout_id, a.kind, a.arguments, a.version, a.amount, a.currency, a.reason,
     a.requested_by, a.requested_at, a.expires_at, a.state, a.decided_by, a.decided_at, a.command_id, a.mac,
     a.expires_at <= clock() AS ended, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
 _WAITING = text(f"""
-    SELECT {_COLUMNS} FROM console_approvals a WHERE a.state = 'waiting' ORDER BY a.id LIMIT :most
+    SELECT {_COLUMNS} FROM console_approvals a WHERE {IS_UNFINISHED} ORDER BY a.id LIMIT :most
 """)  # noqa: S608 - our own words
 _DECIDED = text(f"SELECT {_COLUMNS} FROM console_approvals a ORDER BY a.id DESC LIMIT :most")  # noqa: S608 - as above
 _ONE = text(f"SELECT {_COLUMNS} FROM console_approvals a WHERE a.id = :id")  # noqa: S608 - as above
 _OF_CHECKOUT = text(f"""
-    SELECT {_COLUMNS} FROM console_approvals a WHERE a.checkout_id = :checkout AND a.state = 'waiting' ORDER BY a.id LIMIT :most
+    SELECT {_COLUMNS} FROM console_approvals a WHERE a.checkout_id = :checkout AND ({IS_UNFINISHED}) ORDER BY a.id LIMIT :most
 """)  # noqa: S608 - as above
 _DECIDE = text("""
     UPDATE console_approvals SET state = :state, decided_by = :actor, decided_at = clock()
      WHERE id = :id AND state = 'waiting' RETURNING id
 """)
+_OUTDATE = text(f"""
+    UPDATE console_approvals SET state = 'outdated', decided_by = coalesce(decided_by, :actor),
+           decided_at = coalesce(decided_at, clock()) WHERE id = :id AND ({IS_UNFINISHED}) RETURNING id
+""")  # noqa: S608 - as above
 _DONE = text("UPDATE console_approvals SET command_id = :command WHERE id = :id")
 
 
@@ -87,14 +91,15 @@ class Approval:
     """Whether it was stored by us, as it stands."""
 
     @property
-    def waits(self) -> bool:
-        """Whether a second person may decide it."""
-        return self.state == "waiting" and not self.ended and self.authentic
+    def unfinished(self) -> bool:
+        """Whether it was approved, and the process ended before the command was stored."""
+        return self.state == "approved" and self.command_id is None
 
 
 async def ask(  # noqa: PLR0913 - the columns of an approval
     db: Database,
     encryptor: Encryptor,
+    new: UUID,
     *,
     checkout: UUID,
     merchant_id: int,
@@ -105,9 +110,11 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
     currency: str,
     actor: str,
     reason: str,
-) -> UUID:
-    """Store what waits for a second person."""
-    new, sealed = uuid7(), await actions.sealed(db, encryptor, checkout, reason)
+) -> bool:
+    """Store what waits for a second person; False where there is an approval of this id already: the form was
+    sent twice.
+    """
+    sealed = await actions.sealed(db, encryptor, checkout, reason)
     signed = _signed(new, checkout, merchant_id, kind, arguments, version, amount, currency, sealed, actor)
     row = {
         "id": new,
@@ -123,12 +130,13 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
         "seconds": LASTS,
         "mac": encryptor.sign(PURPOSE, signed),
     }
-    await db.write(_ADD, row)
-    return new
+    return bool(await db.write(_ADD, row))
 
 
 async def waiting(db: Database, encryptor: Encryptor, *, checkout: UUID | None = None) -> list[Approval]:
-    """Return what waits for a second person, the oldest first; of one checkout, or of all."""
+    """Return what waits for a second person, or was approved and is not stored yet, the oldest first; of one
+    checkout, or of all.
+    """
     asked = {"most": MOST, "checkout": checkout}
     rows = await db.read(_WAITING if checkout is None else _OF_CHECKOUT, asked)
     return [found for row in rows if not (found := _read(row, encryptor)).ended]
@@ -148,6 +156,11 @@ async def by_id(db: Database, encryptor: Encryptor, approval: UUID) -> Approval 
 async def decide(db: Database, approval: UUID, state: State, *, actor: str) -> bool:
     """Decide an approval; False if it was decided before."""
     return bool(await db.write(_DECIDE, {"id": approval, "state": state, "actor": actor}))
+
+
+async def outdate(db: Database, approval: UUID, *, actor: str) -> None:
+    """End an approval that can be carried out no more, because its order has moved."""
+    await db.write(_OUTDATE, {"id": approval, "actor": actor})
 
 
 async def executed(db: Database, approval: UUID, command: UUID) -> None:

@@ -7,16 +7,17 @@ No statement depends on how rare a value is.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
+from orchestrator.domain.ids import FIRST, LAST
 from orchestrator.domain.payment_status import PaymentStatus, condition
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import columns, email_search
+from orchestrator.store.database import run as execute
 from orchestrator.store.read_model import CheckoutSummary, summary
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 WINDOW: Final = 5000
 """Checkouts that one page of a filtered list reads."""
-LAST: Final = UUID("ffffffff-ffff-ffff-ffff-ffffffffffff")
-FIRST: Final = UUID(int=0)
+MOST_READ: Final = 500_000
+"""Checkouts that a bulk action or an export reads at the most."""
 
 _SHOWN: Final = columns.with_details(CheckoutSummary.__dataclass_fields__)
 _NARROW: Final = (
@@ -93,13 +94,21 @@ async def checkouts(db: Database, chosen: Filter, *, before: UUID | None, limit:
 class Choice:
     """What a filter chooses for a bulk action, counted in the database window by window.
 
-    `amounts` are orders and minor units by merchant and currency; `digest` is the same while the same
-    checkouts of the same versions are chosen.
+    `amounts` are orders and minor units by merchant and currency. `cut`: it ended after `MOST_READ`
+    checkouts, and older ones were not looked at.
     """
 
     number: int = 0
     amounts: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
-    digest: str = ""
+    total: int = 0
+    cut: bool = False
+
+    @property
+    def digest(self) -> str:
+        """What is the same while the same checkouts of the same versions are chosen, whatever windows they
+        were read in.
+        """
+        return f"{self.number}/{self.total}"
 
     def add(self, row: Row[Any]) -> None:
         """Take the result of a window."""
@@ -108,28 +117,34 @@ class Choice:
             key = group["merchant"], group["currency"]
             number, amount = self.amounts.get(key, (0, 0))
             self.amounts[key] = number + group["number"], amount + group["amount"]
-        self.digest = hashlib.sha256(f"{self.digest}/{row.digest}".encode()).hexdigest()
+        self.total += int(row.total)
 
 
 async def chosen(
     read: Callable[[TextClause, Mapping[str, object]], Awaitable[Sequence[Row[Any]]]],
     wanted: Filter,
     *,
+    before: UUID | None = None,
     most: int,
     run: UUID | None = None,
 ) -> Choice:
-    """Count what a filter chooses, at most so many; store them as items of a run, where one is named.
+    """Count what a filter chooses below an id, at most so many; store them as items of a run, where one is
+    named.
 
     `read` runs a statement: by itself, or within the transaction that stores a run.
     """
-    found, before = Choice(), None
+    found, window, read_rows = Choice(), 2 * WINDOW, 0
     statement = _choice(wanted, stored=run is not None)
     while found.number < most:
-        values = {**_values(wanted, before), "window": 2 * WINDOW, "most": most - found.number, "run": run}
+        values = {**_values(wanted, before), "window": window, "most": most - found.number, "run": run}
         (row,) = await read(statement, values)
         found.add(row)
         before = row.edge
-        if row.rows < 2 * WINDOW:
+        read_rows += row.rows
+        if row.rows < window:
+            break
+        if read_rows >= MOST_READ:
+            found.cut = True
             break
     return found
 
@@ -202,7 +217,7 @@ def _choice(chosen: Filter, *, stored: bool) -> TextClause:
         ){items if stored else ""}
         SELECT (SELECT count(*) FROM w) AS rows, (SELECT id FROM w ORDER BY id LIMIT 1) AS edge,
                (SELECT count(*) FROM c) AS number,
-               (SELECT md5(string_agg(uuid_send(id) || int4send(version), '' ORDER BY id)) FROM c) AS digest,
+               (SELECT coalesce(sum(CAST(hashtextextended(id || '/' || version, 0) AS numeric)), 0) FROM c) AS total,
                (SELECT json_agg(json_build_object('merchant', merchant_id, 'currency', currency, 'number', number, 'amount', amount))
                   FROM (SELECT merchant_id, currency, count(*) AS number, sum(amount) AS amount FROM c GROUP BY 1, 2) g) AS groups
     """)  # noqa: S608 - made of our own words
@@ -293,7 +308,7 @@ _SEALS: Final = text(
 )
 _CALLBACKS: Final = text("""
     SELECT kind, grade, network, times, received_at, repeated_at, handled_at FROM callbacks
-     WHERE checkout_id = :id ORDER BY received_at LIMIT :most
+     WHERE checkout_id = :id ORDER BY received_at DESC LIMIT :most
 """)
 _EVENTS: Final = text("""
     SELECT sequence, kind, created_at, position FROM events WHERE checkout_id = :id ORDER BY sequence DESC LIMIT :most
@@ -356,7 +371,7 @@ async def feed(
 
 
 async def rejected(db: Database, *, before: UUID | None, limit: int) -> Sequence[Row[Any]]:
-    """Return refused intents of all merchants and of none, the youngest first."""
+    """Return rejected intents of all merchants and of none, the youngest first."""
     return await db.read(_REJECTED, {"before": before or LAST, "most": limit})
 
 
@@ -371,8 +386,8 @@ async def decisions(db: Database, *, after: UUID, limit: int) -> Sequence[Row[An
 
 
 async def callbacks(db: Database, checkout: UUID, *, limit: int) -> Sequence[Row[Any]]:
-    """Return callbacks of a checkout, without their content."""
-    return await db.read(_CALLBACKS, {"id": checkout, "most": limit})
+    """Return the last callbacks of a checkout, the oldest first, without their content."""
+    return (await db.read(_CALLBACKS, {"id": checkout, "most": limit}))[::-1]
 
 
 async def events(db: Database, checkout: UUID, *, limit: int) -> Sequence[Row[Any]]:
@@ -388,8 +403,9 @@ async def streams(db: Database, checkout: UUID, *, merchant_id: int, limit: int)
 async def chain(
     db: Database, checkout: UUID, *, limit: int
 ) -> tuple[Row[Any] | None, Sequence[Row[Any]], Row[Any] | None]:
-    """Return the head of a checkout's chain, its entries, and the head that an archive has."""
-    heads = await db.read(_CHAIN, {"id": checkout})
-    archived = await db.read(_ARCHIVED, {"id": checkout})
-    entries = await db.read(_ENTRIES, {"id": checkout, "most": limit})
+    """Return the head of a checkout's chain, its entries, and the head that an archive has, of one moment."""
+    async with db.snapshot() as tx:
+        heads = await execute(tx, _CHAIN, {"id": checkout})
+        archived = await execute(tx, _ARCHIVED, {"id": checkout})
+        entries = await execute(tx, _ENTRIES, {"id": checkout, "most": limit})
     return heads[0] if heads else None, entries, archived[0] if archived else None

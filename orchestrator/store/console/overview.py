@@ -1,8 +1,9 @@
 """The overview: what is at stake and what waits, in one statement that reads a bounded number of rows.
 
-Counts stop at a bound, and say so (`AT_MOST`). Money that is reserved and not captured is in no index, so
-that nothing is added to the path of an order: `Held` reads it in slices by primary key, a slice with each
-overview, and says how far it is.
+Counts stop at a bound, and say so (`AT_MOST`, `full`). Each list of rows is read in the order of an index, or
+the planner may read the whole table where its statistics are old. Money that is reserved and not captured is
+in no index, so that nothing is added to the path of an order: `Held` reads it in slices by primary key, a
+slice with each overview, and says how far it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from orchestrator.store.tables import IS_OPEN
+from orchestrator.store.tables.console import IS_UNFINISHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 AT_MOST: Final = 1000
 """Rows of one kind that are counted."""
-SLICE: Final = 2500
+SLICE: Final = 1500
 """Checkouts of which money is read with one overview."""
 SAMPLED: Final = 60
 """Checkouts of each five minutes from which rate and latency are taken."""
@@ -35,7 +37,7 @@ BUCKETS: Final = 12
 BUCKET: Final = 300
 
 # Of a checkout the version changes with each write of a worker, `wake` with each arrival.
-_MARKS: Final = """
+_MARKS: Final = f"""
     SELECT 'order:' || id AS topic, version || '/' || wake || '/' || (lease IS NOT NULL)::text || '/' || (
            SELECT count(*) FROM (SELECT 1 FROM commands k WHERE k.checkout_id = c.id AND handled_at IS NULL LIMIT 20) k) AS mark
       FROM checkouts c WHERE id = ANY(CAST(:checkouts AS uuid[]))
@@ -46,8 +48,8 @@ _MARKS: Final = """
         SELECT id, version FROM checkouts WHERE :decisions AND attention IS NOT NULL ORDER BY id LIMIT 500) d
     UNION ALL
     SELECT 'approvals', md5(coalesce(string_agg(CAST(id AS text), ',' ORDER BY id), '')) FROM (
-        SELECT id FROM console_approvals WHERE :approvals AND state = 'waiting' ORDER BY id LIMIT 100) a
-"""
+        SELECT id FROM console_approvals WHERE :approvals AND ({IS_UNFINISHED}) ORDER BY id LIMIT 100) a
+"""  # noqa: S608 - made of our own words
 _FOLLOWED: Final = text(_MARKS)
 NOTHING_FOLLOWED: Final[Mapping[str, object]] = {
     "checkouts": [],
@@ -59,50 +61,65 @@ NOTHING_FOLLOWED: Final[Mapping[str, object]] = {
 _OVERVIEW: Final = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     opened AS MATERIALIZED (
-        SELECT c.state, c.created_at, c.last_error FROM merchants m CROSS JOIN LATERAL (
+        SELECT m.name AS merchant, c.state, c.created_at, c.last_error FROM merchants m CROSS JOIN LATERAL (
             SELECT state, created_at, last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN}
              ORDER BY id LIMIT {AT_MOST}) c LIMIT {AT_MOST}
     ),
     asked AS MATERIALIZED (
-        SELECT attention, attention_details, attention_since, currency, amount FROM checkouts
+        SELECT id, attention, attention_details, attention_since, currency, amount FROM checkouts
          WHERE attention IS NOT NULL ORDER BY id LIMIT {AT_MOST}
     ),
     moving AS MATERIALIZED (
-        SELECT kind, state, currency, amount, coalesce(submitted_at, requested_at) AS since FROM money_operations
-         WHERE state IN ('requested', 'submitted', 'unknown') LIMIT {AT_MOST}
+        SELECT checkout_id, kind, state, currency, amount, coalesce(submitted_at, requested_at) AS since FROM money_operations
+         WHERE state IN ('requested', 'submitted', 'unknown') ORDER BY merchant_id, transaction_id LIMIT {AT_MOST}
     ),
     due AS MATERIALIZED (
         SELECT d.due_at FROM merchants m CROSS JOIN LATERAL (
             SELECT due_at FROM checkouts WHERE merchant_id = m.id AND due_at IS NOT NULL AND due_at <= (SELECT now FROM t)
              ORDER BY due_at LIMIT {AT_MOST}) d LIMIT {AT_MOST}
     ),
-    unsent AS MATERIALIZED (
-        SELECT s.endpoint_id, s.due_at, s.failing_since, c.currency, c.amount, c.ended_at, c.state
-          FROM (SELECT endpoint_id, checkout_id, due_at, failing_since FROM delivery_streams WHERE purpose = 'event' LIMIT {AT_MOST}) s
-          JOIN checkouts c ON c.id = s.checkout_id
+    streams AS MATERIALIZED (
+        SELECT s.checkout_id, s.purpose, s.due_at, s.failing_since FROM webhook_endpoints e CROSS JOIN LATERAL (
+            SELECT checkout_id, purpose, due_at, failing_since FROM delivery_streams WHERE endpoint_id = e.id
+             ORDER BY due_at LIMIT {AT_MOST}) s WHERE e.deleted_at IS NULL LIMIT {AT_MOST}
     ),
-    unread AS MATERIALIZED (SELECT received_at FROM callbacks WHERE handled_at IS NULL AND checkout_id IS NOT NULL LIMIT {AT_MOST})
+    unsent AS MATERIALIZED (
+        SELECT s.checkout_id, s.since, c.currency, c.amount, c.ended_at, c.state FROM (
+            SELECT checkout_id, min(coalesce(failing_since, due_at)) AS since FROM streams WHERE purpose = 'event' GROUP BY checkout_id) s
+         CROSS JOIN LATERAL (SELECT currency, amount, ended_at, state FROM checkouts WHERE id = s.checkout_id LIMIT 1) c
+    ),
+    unread AS MATERIALIZED (
+        SELECT received_at FROM callbacks WHERE handled_at IS NULL AND checkout_id IS NOT NULL ORDER BY checkout_id LIMIT {AT_MOST}
+    ),
+    slice AS MATERIALIZED (
+        SELECT id, state, currency, reserved, captured, ended_at, created_at FROM checkouts WHERE id > :after ORDER BY id LIMIT {SLICE}
+    )
     SELECT (SELECT now FROM t) AS now,
+      (SELECT json_object_agg(name, number >= {AT_MOST}) FROM (
+           SELECT 'open' AS name, count(*) AS number FROM opened UNION ALL SELECT 'attention', count(*) FROM asked
+           UNION ALL SELECT 'moving', count(*) FROM moving UNION ALL SELECT 'due', count(*) FROM due
+           UNION ALL SELECT 'unsent', count(*) FROM streams UNION ALL SELECT 'unread', count(*) FROM unread) f) AS "full",
       (SELECT json_agg(json_build_object('state', state, 'number', number, 'oldest', oldest)) FROM (
            SELECT state, count(*) AS number, min(created_at) AS oldest FROM opened GROUP BY state ORDER BY state) o) AS open,
       (SELECT json_agg(json_build_object('code', attention, 'currency', currency, 'number', number, 'amount', amount, 'oldest', oldest)) FROM (
-           SELECT attention, p.currency, count(*) AS number, sum(p.amount) AS amount, min(attention_since) AS oldest
+           SELECT attention, p.currency, count(DISTINCT asked.id) AS number, sum(p.amount) AS amount, min(attention_since) AS oldest
              FROM asked CROSS JOIN LATERAL (
                   SELECT coalesce(x ->> 'currency', asked.currency) AS currency, CASE WHEN x = '{{}}' THEN asked.amount ELSE CAST(x ->> 'amount' AS int8) END AS amount
                     FROM jsonb_array_elements(CASE WHEN jsonb_typeof(attention_details -> 'payments') = 'array'
                          AND jsonb_array_length(attention_details -> 'payments') > 0
                          THEN attention_details -> 'payments' ELSE '[{{}}]' END) x) p
             GROUP BY attention, p.currency ORDER BY oldest) a) AS attention,
+      (SELECT json_agg(json_build_object('code', attention, 'number', number, 'oldest', oldest)) FROM (
+           SELECT attention, count(*) AS number, min(attention_since) AS oldest FROM asked GROUP BY attention ORDER BY oldest) q) AS questions,
       (SELECT json_agg(json_build_object('kind', kind, 'state', state, 'currency', currency, 'number', number, 'amount', amount, 'oldest', oldest)) FROM (
-           SELECT kind, state, currency, count(*) AS number, sum(amount) AS amount, min(since) AS oldest FROM moving
+           SELECT kind, state, currency, count(DISTINCT checkout_id) AS number, sum(amount) AS amount, min(since) AS oldest FROM moving
             GROUP BY kind, state, currency ORDER BY oldest) x) AS moving,
       (SELECT json_build_object('number', count(*), 'oldest', min(due_at)) FROM due) AS due,
       (SELECT json_build_object('number', count(*), 'oldest', min(received_at)) FROM unread) AS unread,
       (SELECT json_agg(json_build_object('currency', currency, 'number', number, 'amount', amount, 'oldest', oldest)) FROM (
            SELECT currency, count(*) AS number, sum(amount) AS amount, min(ended_at) AS oldest FROM unsent
             WHERE state = 'completed' AND ended_at < (SELECT now FROM t) - interval '1 minute' GROUP BY currency ORDER BY currency) u) AS untold,
-      (SELECT json_build_object('number', count(*), 'oldest', min(coalesce(failing_since, due_at)),
-                                'failing', count(*) FILTER (WHERE failing_since IS NOT NULL)) FROM unsent) AS unsent,
+      (SELECT json_build_object('number', count(*), 'oldest', min(since)) FROM unsent) AS unsent,
       (SELECT json_agg(json_build_object('grade', grade, 'number', number, 'lag', lag)) FROM (
            SELECT grade, count(*) AS number,
                   extract(epoch FROM percentile_cont(0.95) WITHIN GROUP (ORDER BY handled_at - received_at)) AS lag
@@ -121,24 +138,20 @@ _OVERVIEW: Final = text(f"""
                                          'age', extract(epoch FROM (SELECT now FROM t) - seen_at)) ORDER BY kind, name)
          FROM (SELECT * FROM workers WHERE kind <> 'probe' ORDER BY seen_at DESC LIMIT 100) w) AS processes,
       (SELECT json_agg(json_build_object('merchant', merchant, 'code', last_error, 'number', number)) FROM (
-           SELECT m.name AS merchant, c.last_error, count(*) AS number FROM merchants m CROSS JOIN LATERAL (
-               SELECT last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN} ORDER BY id LIMIT 200) c
-            WHERE c.last_error IS NOT NULL AND c.last_error <> 'needs_decision' GROUP BY m.name, c.last_error ORDER BY number DESC LIMIT 20) e) AS errors,
+           SELECT merchant, last_error, count(*) AS number FROM opened
+            WHERE last_error IS NOT NULL AND last_error <> 'needs_decision' GROUP BY merchant, last_error ORDER BY number DESC LIMIT 20) e) AS errors,
       (SELECT json_agg(json_build_object('id', e.id, 'url', CASE WHEN e.kind = 'celery' THEN 'Celery task ' || e.task ELSE e.url END, 'merchant', m.name, 'failing_since', e.failing_since,
                                          'pause_reason', e.pause_reason)) FROM (
            SELECT * FROM webhook_endpoints WHERE deleted_at IS NULL AND (failing_since IS NOT NULL OR pause_reason IS NOT NULL)
             ORDER BY failing_since LIMIT 20) e JOIN merchants m ON m.id = e.merchant_id) AS endpoints,
       (SELECT json_agg(json_build_object('merchant', name, 'since', paused_at)) FROM (
            SELECT name, paused_at FROM merchants WHERE paused_at IS NOT NULL ORDER BY paused_at LIMIT 20) p) AS paused,
-      (SELECT count(*) FROM (SELECT 1 FROM console_approvals WHERE state = 'waiting' AND expires_at > (SELECT now FROM t) LIMIT 100) a) AS approvals,
+      (SELECT count(*) FROM (SELECT 1 FROM console_approvals WHERE ({IS_UNFINISHED}) AND expires_at > (SELECT now FROM t) LIMIT 100) a) AS approvals,
       (SELECT json_agg(json_build_object('id', id, 'state', state, 'currency', currency, 'held', reserved - captured,
                                          'age', extract(epoch FROM (SELECT now FROM t) - coalesce(ended_at, created_at))))
-         FROM (SELECT id, state, currency, reserved, captured, refunded, ended_at, created_at FROM checkouts
-                WHERE id > :after ORDER BY id LIMIT {SLICE}) h
-        WHERE state = 'completed' AND reserved > captured AND captured = 0) AS held,
+         FROM slice WHERE state = 'completed' AND reserved > captured AND captured = 0) AS held,
       (SELECT json_agg(json_build_object('topic', topic, 'mark', mark)) FROM ({_MARKS}) k) AS marks,
-      (SELECT json_build_object('last', max(CAST(id AS text)), 'number', count(*))
-         FROM (SELECT id FROM checkouts WHERE id > :after ORDER BY id LIMIT {SLICE}) h) AS reached
+      (SELECT json_build_object('last', max(CAST(id AS text)), 'number', count(*)) FROM slice) AS reached
 """)  # noqa: S608 - made of our own numbers and words
 
 

@@ -2,7 +2,8 @@
 
 A run is carried out by one process under a lease; when that process is killed, another goes on with the items
 that have no outcome. The command of an item has an idempotency key of its run and checkout, so an item that
-was stored and not noted is stored once. No kind of a run moves money.
+was stored and not noted is stored once. The items are under the run's MAC, by a digest that is compared
+whenever a process takes the run up. No kind of a run moves money.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
-from orchestrator.domain.ids import uuid7
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.columns import json_text
 from orchestrator.store.console import lists
@@ -36,19 +36,17 @@ Kind = Literal["retry", "reconcile", "cancel", "dismiss"]
 KINDS: Final[tuple[Kind, ...]] = ("retry", "reconcile", "cancel", "dismiss")
 LEASE: Final = 15.0
 AT_ONCE: Final = 100
-INSERTED_AT_ONCE: Final = 5000
 PURPOSE: Final = "console-run"
 
 _ADD = text("""
     INSERT INTO console_runs (id, kind, filter, actor, reason, number, mac)
-    VALUES (:id, :kind, CAST(:filter AS jsonb), :actor, :reason, :number, :mac)
+    VALUES (:id, :kind, CAST(:filter AS jsonb), :actor, :reason, 0, '') ON CONFLICT (id) DO NOTHING RETURNING id
 """)
-_ADD_ITEMS = text("""
-    INSERT INTO console_run_items (run_id, checkout_id, merchant_id, version)
-    SELECT :run, i.id, i.merchant_id, i.version
-      FROM json_to_recordset(CAST(:items AS json)) AS i(id uuid, merchant_id int, version int)
+_DIGEST = text("""
+    SELECT sha256(string_agg(uuid_send(checkout_id) || int4send(merchant_id) || int4send(version), '' ORDER BY checkout_id)) AS digest
+      FROM console_run_items WHERE run_id = :id
 """)
-_COUNT = text("UPDATE console_runs SET number = :number WHERE id = :id")
+_FREEZE = text("UPDATE console_runs SET number = :number, digest = :digest, mac = :mac WHERE id = :id")
 _CLAIM = text("""
     UPDATE console_runs SET lease = :lease, leased_until = clock() + make_interval(secs => :seconds)
      WHERE id = (SELECT id FROM console_runs WHERE state = 'running' AND (leased_until IS NULL OR leased_until <= clock())
@@ -110,6 +108,7 @@ class Run:
     refused: int
     created_at: datetime
     ended_at: datetime | None
+    digest: bytes | None
     authentic: bool
 
     @property
@@ -154,38 +153,37 @@ class ChoiceChanged(OrchestratorError):  # noqa: N818 - named for the fact
 async def begin(
     db: Database,
     encryptor: Encryptor,
+    new: UUID,
     asked: NewRun,
     *,
     wanted: Filter,
+    before: UUID,
     most: int,
     seen: str,
-) -> tuple[UUID, int]:
-    """Store a run of what a filter chooses now; return its id and how many checkouts it has.
+) -> int | None:
+    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has.
 
-    Raises `ChoiceChanged` where the digest of the choice is not the one that was seen, or nothing is chosen.
+    None where there is a run of this id already: the form was sent twice. Raises `ChoiceChanged` where the
+    digest of the choice is not the one that was seen, or nothing is chosen.
     """
-    new = uuid7()
+    row = {
+        "id": new,
+        "kind": asked.kind,
+        "filter": json_text(asked.chosen),
+        "actor": asked.actor,
+        "reason": encryptor.encrypt(asked.reason.encode(), purpose=f"{PURPOSE}/{new}"),
+    }
     async with db.transaction() as tx:
-        await execute(tx, _ADD, _row(encryptor, new, asked, number=0))
-        found = await lists.chosen(partial(execute, tx), wanted, most=most, run=new)
+        if not await execute(tx, _ADD, row):
+            return None
+        found = await lists.chosen(partial(execute, tx), wanted, before=before, most=most, run=new)
         if found.digest != seen or not found.number:
             raise ChoiceChanged
-        await execute(tx, _COUNT, {"id": new, "number": found.number})
-    return new, found.number
-
-
-async def add(db: Database, encryptor: Encryptor, asked: NewRun, items: Sequence[Item]) -> UUID:
-    """Store a run with its checkouts; it is taken up at once."""
-    new = uuid7()
-    async with db.transaction() as tx:
-        await execute(tx, _ADD, _row(encryptor, new, asked, number=len(items)))
-        for first in range(0, len(items), INSERTED_AT_ONCE):
-            part = [
-                {"id": item.checkout, "merchant_id": item.merchant_id, "version": item.version}
-                for item in items[first : first + INSERTED_AT_ONCE]
-            ]
-            await execute(tx, _ADD_ITEMS, {"run": new, "items": json_text(part)})
-    return new
+        (items,) = await execute(tx, _DIGEST, {"id": new})
+        signed = _signed(new, asked.kind, asked.actor, found.number, items.digest.hex())
+        frozen = {"number": found.number, "digest": items.digest, "mac": encryptor.sign(PURPOSE, signed)}
+        await execute(tx, _FREEZE, {"id": new, **frozen})
+    return found.number
 
 
 async def claim(db: Database, encryptor: Encryptor) -> tuple[Run, UUID] | None:
@@ -198,6 +196,12 @@ async def claim(db: Database, encryptor: Encryptor) -> tuple[Run, UUID] | None:
 async def renew(db: Database, run: UUID, lease: UUID) -> bool:
     """Keep the lease; False where the run was stopped, or taken up by another process."""
     return bool(await db.write(_RENEW, {"id": run, "lease": lease, "seconds": LEASE}))
+
+
+async def intact(db: Database, run: Run) -> bool:
+    """Say whether a run has the items that it began with."""
+    (items,) = await db.read(_DIGEST, {"id": run.id})
+    return run.digest is not None and items.digest == run.digest
 
 
 async def next_items(db: Database, run: UUID) -> list[Item]:
@@ -251,18 +255,6 @@ async def items(db: Database, run: UUID, *, after: UUID, limit: int) -> Sequence
     return await db.read(_ITEMS, {"id": run, "after": after, "most": limit})
 
 
-def _row(encryptor: Encryptor, new: UUID, asked: NewRun, *, number: int) -> dict[str, object]:
-    return {
-        "id": new,
-        "kind": asked.kind,
-        "filter": json_text(asked.chosen),
-        "actor": asked.actor,
-        "reason": encryptor.encrypt(asked.reason.encode(), purpose=f"{PURPOSE}/{new}"),
-        "number": number,
-        "mac": encryptor.sign(PURPOSE, _signed(new, asked.kind, asked.actor)),
-    }
-
-
 def _read(row: Row[Any], encryptor: Encryptor) -> Run:
     reason = None
     if row.reason is not None:
@@ -282,8 +274,12 @@ def _read(row: Row[Any], encryptor: Encryptor) -> Run:
         refused=row.refused,
         created_at=row.created_at,
         ended_at=row.ended_at,
+        digest=row.digest,
         authentic=row.kind in KINDS
-        and encryptor.signed(PURPOSE, _signed(row.id, row.kind, row.actor), bytes(row.mac)),
+        and row.digest is not None
+        and encryptor.signed(
+            PURPOSE, _signed(row.id, row.kind, row.actor, row.number, row.digest.hex()), bytes(row.mac)
+        ),
     )
 
 

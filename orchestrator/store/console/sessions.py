@@ -1,4 +1,4 @@
-"""Sessions of persons in the console, and links that begin one.
+"""Sessions of people in the console, and links that begin one.
 
 A browser has a random value, the table its digest. A row opens nothing without its MAC, so write access to
 the database makes no session. A link is used once.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Row
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
@@ -29,7 +30,6 @@ LONGEST_SESSION: Final = 12 * 3600.0
 """Seconds; a session ends with the token that it was opened with, where that is earlier."""
 LONGEST_LINK: Final = 3600.0
 PURPOSE: Final = "console-session"
-MOST_LISTED: Final = 100
 
 _ADD = text("""
     INSERT INTO console_sessions (id, kind, actor, scopes, mac, expires_at)
@@ -44,15 +44,20 @@ _FIND = text("""
     SELECT id, kind, actor, scopes, mac, created_at, expires_at FROM console_sessions
      WHERE id = :id AND kind = 'session' AND expires_at > clock()
 """)
+_LINK = text("SELECT actor FROM console_sessions WHERE id = :id AND kind = 'link'")
+_USER = text("SELECT name FROM console_users WHERE name = :actor FOR SHARE")
 _USE = text("""
     DELETE FROM console_sessions WHERE id = :id AND kind = 'link' AND expires_at > clock()
     RETURNING id, kind, actor, scopes, mac, created_at, expires_at
 """)
 _END = text("DELETE FROM console_sessions WHERE id = :id")
-_LIST = text("""
+_END_ALL = text("DELETE FROM console_sessions WHERE actor = :actor RETURNING id")
+_LIST: Final = """
     SELECT id, kind, actor, scopes, mac, created_at, expires_at FROM console_sessions
-     WHERE expires_at > clock() ORDER BY expires_at DESC LIMIT :most
-""")
+     WHERE {} AND kind = 'session' AND expires_at > clock() ORDER BY actor, id LIMIT :most
+"""
+_ALL = text(_LIST.format("(actor, id) > (:actor, :after)"))
+_OWN = text(_LIST.format("actor = :actor AND id > :after"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +92,79 @@ async def begin(
     """Store a session (or a link) that ends in so many seconds at the latest; return what the browser
     gets.
     """
-    value, kind = secrets.token_urlsafe(32), "link" if link else "session"
+    kind, most = ("link", LONGEST_LINK) if link else ("session", LONGEST_SESSION)
+    async with db.transaction() as tx:
+        await run(tx, _FORGET, {})
+        return await _add(
+            tx, encryptor, kind, actor=actor, scopes=scopes, seconds=max(min(seconds, most), 1.0)
+        )
+
+
+async def find(db: Database, encryptor: Encryptor, value: str) -> Session | None:
+    """Return the session of a browser; None where it has ended, or is none of ours."""
+    return await by_key(db, encryptor, digest(value))
+
+
+async def use_link(db: Database, encryptor: Encryptor, value: str, scopes: Iterable[str]) -> str | None:
+    """Use a link up, and return what the browser gets of its session, with these scopes beside those of the
+    link; None where it was used before or has ended.
+
+    A change of the user waits for the session, and ends it.
+    """
+    key = digest(value)
+    async with db.transaction() as tx:
+        for row in await run(tx, _LINK, {"id": key}):
+            await run(tx, _USER, {"actor": row.actor})
+        used = await run(tx, _USE, {"id": key})
+        link = _read(used[0], encryptor) if used else None
+        if link is None:
+            return None
+        return await _add(
+            tx,
+            encryptor,
+            "session",
+            actor=link.actor,
+            scopes=link.scopes | set(scopes),
+            seconds=LONGEST_SESSION,
+        )
+
+
+async def end(db: Database, key: bytes) -> None:
+    """End a session."""
+    await db.write(_END, {"id": key})
+
+
+async def end_all(db: Database, actor: str) -> int:
+    """End all sessions and links of a name; return how many there were."""
+    return len(await db.write(_END_ALL, {"actor": actor}))
+
+
+async def by_key(db: Database, encryptor: Encryptor, key: bytes) -> Session | None:
+    """Return a session that has not ended."""
+    rows = await db.read(_FIND, {"id": key})
+    return _read(rows[0], encryptor) if rows else None
+
+
+async def listed(
+    db: Database, encryptor: Encryptor, *, actor: str, after: bytes, everyone: bool, limit: int
+) -> list[Session]:
+    """Return sessions that have not ended, by name, after a name and a key: of that name, or of everyone."""
+    rows = await db.read(_ALL if everyone else _OWN, {"actor": actor, "after": after, "most": limit})
+    return [session for row in rows if (session := _read(row, encryptor)) is not None]
+
+
+async def _add(
+    tx: AsyncConnection,
+    encryptor: Encryptor,
+    kind: str,
+    *,
+    actor: str,
+    scopes: Iterable[str],
+    seconds: float,
+) -> str:
+    value = secrets.token_urlsafe(32)
     key, told = digest(value), " ".join(sorted(scopes))
-    most = LONGEST_LINK if link else LONGEST_SESSION
-    (until,) = await db.read(_UNTIL, {"seconds": max(min(seconds, most), 1.0)})
+    (until,) = await run(tx, _UNTIL, {"seconds": seconds})
     row = {
         "id": key,
         "kind": kind,
@@ -99,35 +173,8 @@ async def begin(
         "mac": encryptor.sign(PURPOSE, _signed(key, kind, actor, told, until.expires_at.timestamp())),
         "expires_at": until.expires_at,
     }
-    async with db.transaction() as tx:
-        await run(tx, _FORGET, {})
-        await run(tx, _ADD, row)
+    await run(tx, _ADD, row)
     return value
-
-
-async def find(db: Database, encryptor: Encryptor, value: str) -> Session | None:
-    """Return the session of a browser; None where it has ended, or is none of ours."""
-    rows = await db.read(_FIND, {"id": digest(value)})
-    return _read(rows[0], encryptor) if rows else None
-
-
-async def use_link(db: Database, encryptor: Encryptor, value: str) -> Session | None:
-    """Take a link, which is used with that; None where it was used before or has ended."""
-    rows = await db.write(_USE, {"id": digest(value)})
-    return _read(rows[0], encryptor) if rows else None
-
-
-async def end(db: Database, key: bytes) -> None:
-    """End a session."""
-    await db.write(_END, {"id": key})
-
-
-async def listed(db: Database, encryptor: Encryptor) -> list[Session]:
-    """Return sessions that have not ended, those that end last first."""
-    found = [
-        _read(row, encryptor) for row in await db.read(_LIST, {"most": MOST_LISTED}) if row.kind == "session"
-    ]
-    return [session for session in found if session is not None]
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Session | None:

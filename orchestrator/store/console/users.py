@@ -1,7 +1,7 @@
-"""Persons who may use the console: name, role, password.
+"""Users of the console: name, role, password, and who made the link that began each.
 
-A row counts only with its MAC, so write access to the database adds no person and gives no role. A person
-without a password signs in by a link and chooses one. What changes a person ends the person's sessions.
+A row counts only with its MAC, so write access to the database adds no user and gives no role. A user without
+a password signs in by a link and chooses one. What changes a user ends the user's sessions.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from orchestrator.store.database import Database
 
 PURPOSE: Final = "console-user"
+ACTOR: Final = "operator:"
+"""What the name of a user begins with in the audit trail."""
 MOST: Final = 1000
 
 _ADD = text("""
-    INSERT INTO console_users (name, role, password, mac, created_by) VALUES (:name, :role, NULL, :mac, :by)
+    INSERT INTO console_users (name, role, password, mac, created_by, linked_by) VALUES (:name, :role, NULL, :mac, :by, :by)
     ON CONFLICT (name) DO NOTHING RETURNING name
 """)
 _ONE = text("SELECT * FROM console_users WHERE name = :name")
 _LOCK = text("SELECT * FROM console_users WHERE name = :name FOR UPDATE")
 _ALL = text("SELECT * FROM console_users ORDER BY name LIMIT :most")
 _SET = text("""
-    UPDATE console_users SET role = :role, password = :password, mac = :mac,
+    UPDATE console_users SET role = :role, password = :password, linked_by = :linked_by, mac = :mac,
            disabled_at = CASE WHEN :disabled THEN coalesce(disabled_at, clock()) END WHERE name = :name
 """)
 _END = text("DELETE FROM console_sessions WHERE actor = :name AND id <> :but")
@@ -44,12 +46,17 @@ _COUNT = text("SELECT count(*) AS number FROM (SELECT FROM console_users LIMIT :
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """One person. `password` is what is stored of it; `authentic`: our own processes wrote the row."""
+    """One user. `password` is what is stored of it; `authentic`: our own processes wrote the row.
+
+    `linked_by` made the last link, and so could have chosen the password; None in rows from before
+    schema 0024.
+    """
 
     name: str
     role: str
     password: str | None
     created_by: str
+    linked_by: str | None
     created_at: datetime
     signed_in_at: datetime | None
     disabled_at: datetime | None
@@ -57,32 +64,32 @@ class User:
 
     @property
     def usable(self) -> bool:
-        """Whether the person may sign in."""
+        """Whether the user may sign in."""
         return self.authentic and self.disabled_at is None
 
 
 async def add(db: Database, encryptor: Encryptor, *, name: str, role: str, by: str) -> bool:
-    """Add a person; False if the name is taken, or there are too many persons."""
+    """Add a user; False if the name is taken, or there are too many users."""
     (found,) = await db.read(_COUNT, {"most": MOST})
     if found.number >= MOST:
         return False
-    mac = _mac(encryptor, name, role, None, disabled=False)
+    mac = encryptor.sign(PURPOSE, _signed(name, role, None, disabled=False, made=(by, by)))
     return bool(await db.write(_ADD, {"name": name, "role": role, "mac": mac, "by": by}))
 
 
 async def by_name(db: Database, encryptor: Encryptor, name: str) -> User | None:
-    """Return a person, or None."""
+    """Return a user, or None."""
     rows = await db.read(_ONE, {"name": name})
     return _read(rows[0], encryptor) if rows else None
 
 
 async def listed(db: Database, encryptor: Encryptor) -> list[User]:
-    """Return all persons, by name."""
+    """Return all users, by name."""
     return [_read(row, encryptor) for row in await db.read(_ALL, {"most": MOST})]
 
 
 async def signed_in(db: Database, name: str) -> None:
-    """Note that a person has signed in."""
+    """Note that a user has signed in."""
     await db.write(_SIGNED_IN, {"name": name})
 
 
@@ -93,13 +100,14 @@ async def change(
     *,
     role: str | None = None,
     password: str | None = None,
-    forget_password: bool = False,
+    linked_by: str | None = None,
     disabled: bool | None = None,
     keep: bytes = b"",
 ) -> bool:
-    """Change a person, and end the person's sessions and links, but for the one with the key `keep`.
+    """Change a user, and end the user's sessions and links, but for the one with the key `keep`.
 
-    False if there is no such person, or the row is not ours: a change must not make it count.
+    `linked_by` makes a new link, which takes the password away. False if there is no such user, or the row is
+    not ours: a change must not make it count.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"name": name})
@@ -108,28 +116,52 @@ async def change(
             return False
         off = before.disabled_at is not None if disabled is None else disabled
         after = role or before.role
-        known = None if forget_password else password or before.password
-        mac = _mac(encryptor, name, after, known, disabled=off)
-        await run(tx, _SET, {"name": name, "role": after, "password": known, "mac": mac, "disabled": off})
+        known = None if linked_by is not None else password or before.password
+        linker = linked_by or before.linked_by
+        made = before.created_by, linker
+        row = {
+            "name": name,
+            "role": after,
+            "password": known,
+            "linked_by": linker,
+            "mac": encryptor.sign(PURPOSE, _signed(name, after, known, disabled=off, made=made)),
+            "disabled": off,
+        }
+        await run(tx, _SET, row)
         await run(tx, _END, {"name": name, "but": keep})
     return True
 
 
-def _mac(encryptor: Encryptor, name: str, role: str, password: str | None, *, disabled: bool) -> bytes:
-    return encryptor.sign(PURPOSE, _signed(name, role, password, disabled))
+async def makers(db: Database, encryptor: Encryptor, name: str) -> set[str]:
+    """Return the actors who could have chosen the password of a user: who made its last link, who made the
+    last link of that one, and so on.
+    """
+    found: set[str] = set()
+    while (user := await by_name(db, encryptor, name)) is not None:
+        maker = user.linked_by or user.created_by
+        if maker in found:
+            break
+        found.add(maker)
+        name = maker.removeprefix(ACTOR)
+    return found
 
 
-def _signed(*said: object) -> bytes:
-    return msgspec.json.encode(said)
+def _signed(
+    name: str, role: str, password: str | None, *, disabled: bool, made: tuple[str, str | None]
+) -> bytes:
+    # Rows from before schema 0024 do not say who made the last link.
+    return msgspec.json.encode((name, role, password, disabled, *(made if made[1] is not None else ())))
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> User:
-    said = _signed(row.name, row.role, row.password, row.disabled_at is not None)
+    disabled, made = row.disabled_at is not None, (row.created_by, row.linked_by)
+    said = _signed(row.name, row.role, row.password, disabled=disabled, made=made)
     return User(
         name=row.name,
         role=row.role,
         password=row.password,
         created_by=row.created_by,
+        linked_by=row.linked_by,
         created_at=row.created_at,
         signed_in_at=row.signed_in_at,
         disabled_at=row.disabled_at,

@@ -1,4 +1,4 @@
-"""The tables of the operations console: sessions of persons, what persons did, approvals, and bulk actions.
+"""The tables of the operations console: users, sessions, what users did, approvals, and bulk actions.
 
 Write access to the database alone must neither open the console nor move money: sessions, approvals and runs
 carry a MAC under our key, and without it they are as if they did not exist.
@@ -23,6 +23,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from orchestrator.store.tables.core import _time, metadata
 
+IS_UNFINISHED = "state = 'waiting' OR state = 'approved' AND command_id IS NULL"
+"""An approval that no person has decided, or whose command is not stored yet."""
+
 console_users = Table(
     "console_users",
     metadata,
@@ -32,6 +35,8 @@ console_users = Table(
     Column("password", Text),
     Column("mac", LargeBinary, nullable=False),
     Column("created_by", Text, nullable=False),
+    # Who made the last link of the person; null in rows from before schema 0024.
+    Column("linked_by", Text),
     _time("created_at", now=True),
     _time("signed_in_at"),
     _time("disabled_at"),
@@ -52,6 +57,7 @@ console_sessions = Table(
     _time("expires_at", nullable=False),
     CheckConstraint("kind IN ('link', 'session')", name="kind"),
     Index("ix_console_sessions_expires_at", "expires_at"),
+    Index("ix_console_sessions_actor", "actor", "id"),
 )
 
 console_actions = Table(
@@ -104,7 +110,7 @@ console_approvals = Table(
     # Over everything that the first person asked for.
     Column("mac", LargeBinary, nullable=False),
     CheckConstraint("state IN ('waiting', 'approved', 'rejected', 'outdated')", name="state"),
-    Index("ix_console_approvals_waiting", "id", postgresql_where=text("state = 'waiting'")),
+    Index("ix_console_approvals_waiting", "id", postgresql_where=text(IS_UNFINISHED)),
     Index("ix_console_approvals_checkout_id", "checkout_id"),
 )
 
@@ -120,6 +126,8 @@ console_runs = Table(
     Column("reason", LargeBinary),
     Column("state", Text, nullable=False, server_default=text("'running'")),
     Column("number", Integer, nullable=False),
+    # SHA-256 over its items, under the MAC; null while they are being stored.
+    Column("digest", LargeBinary),
     # Items with an outcome.
     Column("accepted", Integer, nullable=False, server_default=text("0")),
     Column("refused", Integer, nullable=False, server_default=text("0")),

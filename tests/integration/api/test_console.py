@@ -197,11 +197,28 @@ async def test_a_form_of_another_site_another_session_or_without_the_scope_does_
     assert (await person.post(path, page, reason="why not", extra="x")).status_code == 400
     assert await place.api.count("commands") == 0
     assert (await person.post(path, page, reason="why not")).status_code == 303
+    # Sent twice, and the order has moved by then: the answer is that of the first time.
+    await place.api.sql("UPDATE checkouts SET version = version + 1 WHERE id = :id", id=checkout)
     again = await person.post(path, page, reason="why not")
-    assert again.status_code in {303, 409}
+    assert (again.status_code, again.headers["location"]) == (
+        303,
+        f"/console/orders/{checkout}?done=accepted",
+    )
+    assert (await person.post(path, page, reason="another reason")).status_code == 409
+    assert (await person.post(path, page, reason="why not", nonce="")).status_code == 400
     rows = await place.api.sql("SELECT kind, actor, reason, expected_version FROM commands")
     assert [(row.kind, row.actor) for row in rows] == [("cancel", "operator:a")]
     assert rows[0].reason.startswith("sealed:")
+    notes = await place.api.sql("SELECT actor, action, outcome, facts FROM console_actions ORDER BY id")
+    refused = [
+        (note.actor, note.action, note.facts["refused"]) for note in notes if note.outcome == "refused"
+    ]
+    assert refused == [
+        *[("operator:a", "form:refused", "Refused")] * 3,
+        ("operator:b", "form:refused", "Refused"),
+        ("operator:v", "form:refused", "Not allowed"),
+        ("operator:a", "form:refused", "Sent before"),
+    ]
 
 
 async def test_an_action_on_an_order_that_moved_is_refused_and_noted(place):
@@ -314,16 +331,27 @@ async def test_a_bulk_action_that_is_killed_goes_on_and_does_each_order_once(pla
     rows = await place.api.sql("SELECT checkout_id, actor FROM commands")
     assert len(rows) == len({row.checkout_id for row in rows}) == 6
     assert "6 accepted, 1 refused, 0 left" in await person.get(f"/console/bulk/{run}")
-    # A row that another program wrote is not carried out.
-    forged = await runs.add(
-        services.db,
-        services.encryptor,
-        runs.NewRun(kind="retry", chosen={}, actor="a", reason="r"),
-        [runs.Item(orders[1], 1, 1)],
+    # The same form again begins nothing new. What another program wrote to its rows is not carried out.
+    sent_twice = await person.post(path, changed.text, reason="the shop has closed")
+    assert sent_twice.headers["location"] == begun.headers["location"]
+    assert await place.api.count("console_runs") == 1
+    await worker.close()
+    wrong = (
+        "UPDATE console_runs SET kind = 'cancel' WHERE id = :id",
+        "UPDATE console_runs SET number = 1, digest = sha256('') WHERE id = :id",
+        "UPDATE console_run_items SET version = version + 1 WHERE run_id = :id",
+        "DELETE FROM console_run_items WHERE run_id = :id AND checkout_id IN (SELECT id FROM checkouts LIMIT 1)",
     )
-    await place.api.sql("UPDATE console_runs SET kind = 'cancel' WHERE id = :id", id=forged)
-    worker.wake()
-    assert (await ended(services, forged)).state == "stopped"
+    for written in wrong:
+        page = await person.get(f"{path}?kind=retry&state=received")
+        begun = await person.post(path, page, reason="the gateway was down")
+        forged = UUID(begun.headers["location"].rpartition("/")[2])
+        await place.api.sql(written, id=forged)
+        claimed = await runs.claim(services.db, services.encryptor)
+        assert claimed[0].id == forged
+        await worker._carry_out(*claimed)
+        assert (await ended(services, forged)).state == "stopped", written
+    assert await place.api.count("commands") == 6
 
 
 async def test_a_link_opens_one_session_and_a_forged_row_opens_none(place):
