@@ -1,14 +1,14 @@
 """Who made the link of a user, the items of a bulk action under its MAC, approvals that are not stored yet.
 
 Revision: 0024
-Before: 0022
+Before: 0023
 """
 
 import sqlalchemy as sa
 from alembic import op
 
 revision = "0024"
-down_revision = "0022"
+down_revision = "0023"
 branch_labels = None
 depends_on = None
 
