@@ -145,11 +145,11 @@ def test_the_extra_is_installed_for_development_and_not_in_production():
         assert wanted | pinned("requirements.txt") <= pinned(requirements), requirements
 
 
-def test_traces_can_be_kept_with_the_packages_of_the_image(python):
+def test_traces_can_be_kept_with_the_packages_of_the_image(python, tmp_path):
     wanted = {Requirement(one).name.lower() for one in PROJECT["optional-dependencies"]["traces"]}
     assert wanted <= pinned("requirements.txt")
     program = "from orchestrator import traces; traces.start('api', 'http://127.0.0.1:9/v1/traces', 1.0); assert traces.on; traces.stop()"
-    done = run(python, "-c", program)
+    done = run(python, "-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
