@@ -85,7 +85,8 @@ async def test_many_questions_are_dismissed_only_where_that_answers_them(place):
             json={"decision": "dismiss"},
             headers=place.api.bearer(scopes=EVERY),
         )
-        assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (409, "not-decidable")
+        assert answer.status_code == 422
+        assert answer.json()["type"].endswith("not-decidable")
 
 
 async def test_a_form_above_the_limit_that_is_sent_twice_asks_once(place):  # noqa: F811
