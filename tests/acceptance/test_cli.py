@@ -190,7 +190,7 @@ def test_changes_are_told_as_json(database_url):
     known["WEBHOOK_ALLOWED_NETWORKS"] = '["127.0.0.1"]'
     made = told("webhooks", "add", "http://127.0.0.1:9999/hook", "--full")
     assert (made["status"], made["content"], made["secret"][:6]) == ("active", "full", "whsec_")
-    task = told("webhooks", "add-task", "shop.events", "default.events")
+    task = told("webhooks", "add-task", "shop.events", "events:default")
     assert (task["kind"], task["task"]) == ("celery", "shop.events")
     rotated = told("webhooks", "rotate-secret", made["id"])
     assert (rotated["id"], rotated["secret"] != made["secret"]) == (made["id"], True)
