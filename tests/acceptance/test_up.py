@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from orchestrator.devkit.client import NoAnswer
+from orchestrator.devkit.client import NoAnswer, Unavailable
 from orchestrator.settings.secrets import SECRET, SECRETS
 from tests.support.command import Shop, orchestrator, running
 from tests.support.world import agree, ledger
@@ -110,7 +110,7 @@ class Shoppers:
     def _come(self, number: int) -> None:
         # The kill ends them in the middle of whatever they do.
         with (
-            suppress(httpx.HTTPError, NoAnswer, AssertionError),
+            suppress(httpx.HTTPError, NoAnswer, Unavailable, AssertionError),
             Shop(self._up, self._url, self._authorization) as shop,
         ):
             for visit in itertools.count():

@@ -20,6 +20,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.test_payment_pages import fill_card
 from tests.support.accessibility import AXE, Complaints, check
 from tests.support.command import Running, _authorized, orchestrator, running
+from tests.support.parties import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -336,7 +337,11 @@ def test_after_a_restart_the_shop_takes_its_events_without_a_visit(tmp_path: Pat
 
         (webhook,) = json.loads(webhooks("list", "--json").stdout)
         assert webhook["url"] == f"{url}/shop/webhooks"
-        tested = webhooks("test", webhook["id"])
+        # The shop registers beside all else that starts; until then it answers 503, and deliveries wait.
+        tested = until(
+            lambda: done if "HTTP 503" not in (done := webhooks("test", webhook["id"])).stdout else None,
+            seconds=30,
+        )
         assert (tested.returncode, "HTTP 204" in tested.stdout) == (0, True), tested.stdout
         assert up.end() == 0, up.said
 

@@ -139,6 +139,8 @@ async def come_to_rest(world: World, history: History) -> None:
     for leap in LEAPS:
         now = await world.rows()
         laws.after_a_step(before, now)
+        # A decision that no worker has carried out yet is about the money of now, too.
+        world.decide(now)
         before = now
         waits = [row.due_in for row in now.values() if row.due_in is not None]
         if not waits:
@@ -205,6 +207,9 @@ FOUND = {
         ),
         False,
         False,
+    ),
+    "a decision that waits while another payment comes": _paid(
+        Ask(), Stop(nth=1), Ask(kind="resolve"), Process(hinted=False), Pay()
     ),
     "a worker that sleeps before a refund until another has sent it": replace(
         _paid(
