@@ -41,7 +41,7 @@ from orchestrator.store.database import is_away
 from orchestrator.text import sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from uuid import UUID
 
     from starlette.requests import Request
@@ -90,7 +90,7 @@ class Visit:
         merchant_id: int | None = None,
         command: UUID | None = None,
         subject: str = "",
-        facts: dict[str, object] | None = None,
+        facts: Mapping[str, object] | None = None,
         reason: str | None = None,
     ) -> None:
         """Store what the person did, or was refused."""
