@@ -58,11 +58,6 @@ _LIST: Final = """
     SELECT id, kind, actor, scopes, mac, created_at, expires_at, expires_at > clock() AS lasts FROM console_sessions
      WHERE {} ORDER BY actor, id LIMIT :most
 """
-_ALL = text("DELETE FROM console_sessions WHERE actor = :actor RETURNING id")
-_LIST: Final = """
-    SELECT id, kind, actor, scopes, mac, created_at, expires_at FROM console_sessions
-     WHERE {} AND kind = 'session' AND expires_at > clock() ORDER BY actor, id LIMIT :most
-"""
 _ALL = text(_LIST.format("(actor, id) > (:actor, :after)"))
 _OWN = text(_LIST.format("actor = :actor AND id > :after"))
 
