@@ -250,7 +250,8 @@ class Console:
                     return await call(visit)
                 except Refused as refused:
                     if refused.status in NOTED and not visit.noted:
-                        about = {"page": request.url.path[:LONGEST_PAGE], "refused": refused.title}
+                        page = request.url.path[:LONGEST_PAGE]
+                        about: dict[str, object] = {"page": page, "refused": refused.title}
                         await visit.note("form:refused", "refused", facts=about)
                     raise
 

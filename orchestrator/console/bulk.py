@@ -101,7 +101,7 @@ async def begin(visit: Visit) -> Response:
             visit, form, reason=reason, wrong={"choice": "orders have come, gone or moved since the preview"}
         )
     if number is not None:
-        facts = {"kind": kind, "orders": number, "filter": chosen}
+        facts: dict[str, object] = {"kind": kind, "orders": number, "filter": chosen}
         await visit.note("bulk:begun", "accepted", subject=str(nonce), facts=facts)
         visit.console.run_worker.wake()
     return RedirectResponse(f"/console/bulk/{nonce}", 303)

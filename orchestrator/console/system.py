@@ -287,16 +287,15 @@ async def sessions(visit: Visit) -> Response:
     """List who is signed in: oneself, and everyone for a person who may end sessions; by name."""
     fields = reading.query(visit.request, ("name", "after"))
     everyone = visit.session.may(ADMIN)
-    found = await store_sessions.listed(
+    rows, edge = await store_sessions.listed(
         visit.services.db,
         visit.services.encryptor,
         actor=(fields.text("name") or "") if everyone else visit.session.actor,
         after=_session_key(fields.values.get("after", "")),
         everyone=everyone,
-        limit=orders.PAGE + 1,
+        limit=orders.PAGE,
     )
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(visit, "sessions.html", rows=rows, last=last, everyone=everyone)
+    return pages.render(visit, "sessions.html", rows=rows, edge=edge, everyone=everyone)
 
 
 async def end_session(visit: Visit) -> Response:

@@ -52,9 +52,11 @@ _USE = text("""
 """)
 _END = text("DELETE FROM console_sessions WHERE id = :id")
 _END_ALL = text("DELETE FROM console_sessions WHERE actor = :actor RETURNING id")
+# Links and sessions that have ended are left out afterwards: by the order of the index alone no more rows are
+# read than a page has.
 _LIST: Final = """
-    SELECT id, kind, actor, scopes, mac, created_at, expires_at FROM console_sessions
-     WHERE {} AND kind = 'session' AND expires_at > clock() ORDER BY actor, id LIMIT :most
+    SELECT id, kind, actor, scopes, mac, created_at, expires_at, expires_at > clock() AS lasts FROM console_sessions
+     WHERE {} ORDER BY actor, id LIMIT :most
 """
 _ALL = text(_LIST.format("(actor, id) > (:actor, :after)"))
 _OWN = text(_LIST.format("actor = :actor AND id > :after"))
@@ -147,10 +149,15 @@ async def by_key(db: Database, encryptor: Encryptor, key: bytes) -> Session | No
 
 async def listed(
     db: Database, encryptor: Encryptor, *, actor: str, after: bytes, everyone: bool, limit: int
-) -> list[Session]:
-    """Return sessions that have not ended, by name, after a name and a key: of that name, or of everyone."""
+) -> tuple[list[Session], tuple[str, bytes] | None]:
+    """Return sessions that have not ended, by name, after a name and a key: of that name, or of everyone.
+
+    Also the name and the key from which the next page goes on; None where this is the last.
+    """
     rows = await db.read(_ALL if everyone else _OWN, {"actor": actor, "after": after, "most": limit})
-    return [session for row in rows if (session := _read(row, encryptor)) is not None]
+    found = [_read(row, encryptor) for row in rows if row.kind == "session" and row.lasts]
+    edge = (rows[-1].actor, bytes(rows[-1].id)) if len(rows) == limit else None
+    return [session for session in found if session is not None], edge
 
 
 async def _add(
