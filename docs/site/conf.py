@@ -17,6 +17,8 @@ html_theme = "furo"
 html_title = project
 html_show_sphinx = False
 html_copy_source = False
+# A snippet that cannot be coloured is no fault.
+suppress_warnings = ["misc.highlighting_failure"]
 
 
 def add_contents(_: Sphinx, name: str, source: list[str]) -> None:
