@@ -73,7 +73,6 @@ PAID = "order paid-1 of merchant default"
         (("release", "paid-1", "--transaction", "8"), f"Release 139.00 DKK of {PAID} (transaction 8)?"),
         (("resolve", "paid-1", "return"), f"Return 139.00 DKK on transaction 8 of {PAID} (surplus_payment)?"),
         (("resolve", "paid-1", "keep"), f"Keep 139.00 DKK on transaction 8 of {PAID} (surplus_payment)?"),
-        (("resolve", "paid-1", "dismiss"), f"Dismiss 139.00 DKK on transaction 8 of {PAID} (surplus_payment)?"),
     ],
 )  # fmt: skip
 def test_without_a_terminal_and_without_yes_no_money_is_moved(books, arguments, question):
@@ -109,7 +108,15 @@ def test_money_is_moved_after_a_yes_alone_and_only_as_the_person_saw_it(books):
     assert (actor, expected) == ("operator:command-line/Ada Example", version)
 
 
-@pytest.mark.parametrize("decision", ["keep", "dismiss", "return"])
+def test_a_surplus_that_is_held_is_not_dismissed(books):
+    ended = orchestrator("checkouts", "resolve", "paid-1", "dismiss", "--yes", **books)
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "under 8 (139.00 DKK): say keep or return" in ended.stderr
+    assert rows(books, "SELECT count(*) FROM commands WHERE kind = 'resolve'") == [(0,)]
+
+
+@pytest.mark.parametrize("decision", ["keep", "return"])
 def test_a_decision_is_bound_to_the_attention_that_was_shown(books, decision):
     asked = Asked("checkouts", "resolve", "paid-1", decision, "--wait", "0", **books)
     rows(

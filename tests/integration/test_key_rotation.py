@@ -15,7 +15,7 @@ from orchestrator.crypto import EncryptionError, Encryptor
 from orchestrator.delivery import signature
 from orchestrator.domain.ids import uuid7
 from orchestrator.store import idempotent_answers, inbox, key_rotation, webhooks
-from orchestrator.store.console import runs
+from orchestrator.store.console import lists, runs
 from orchestrator.store.database import Database
 from orchestrator.store.inbox.callbacks import (
     Sender,
@@ -142,7 +142,9 @@ async def everything(db: Database, encryptor: Encryptor) -> dict:
         mine = await idempotent_answers.claim(db, encryptor, fingerprint=b"f", **named)
         await idempotent_answers.keep(db, encryptor, mine, b"an answer of ours", **named)
     asked = runs.NewRun(kind="cancel", chosen={}, actor="operator:1", reason="a reason of many")
-    await runs.add(db, encryptor, asked, ())
+    every, before = lists.Filter(), uuid7()
+    seen = await lists.chosen(db.read, every, before=before, most=5)
+    await runs.begin(db, encryptor, uuid7(), asked, wanted=every, before=before, most=5, seen=seen.digest)
     return {
         "checkouts": checkouts,
         "webhook": webhook.id,

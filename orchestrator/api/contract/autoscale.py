@@ -23,5 +23,6 @@ class Autoscale(Shape, kw_only=True):
         Number, about(f"Checkouts that a worker could take and that have waited for more than {YOUNG} s", 640)
     ]
     oldest_due_seconds: Annotated[
-        float, about("For how long the oldest of them has waited; 0: none waits", 8.4, minimum=0)
+        float,
+        about("For how long the oldest of them has waited; 0: none waits", 8.4, minimum=0, maximum=2**31 - 1),
     ]

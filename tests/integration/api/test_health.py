@@ -362,6 +362,7 @@ async def test_the_document_describes_every_address(api: Api):
         ("post", "/callbacks/merchant/{merchant}/{signed}"),
         ("get", "/healthz"),
         ("get", "/readyz"),
+        ("get", "/autoscale"),
     }
     text = (await api.client.get("/openapi.json")).text
     assert document["openapi"] == "3.1.0"
