@@ -20,9 +20,8 @@ from starlette.responses import Response
 
 from orchestrator.api import checkouts, dependencies, request_body
 from orchestrator.api.dependencies import DATABASE_TIMEOUT
-from orchestrator.api.problems import Refusal
+from orchestrator.api.problems import Refusal, key_reused
 from orchestrator.auth import AccessDenied
-from orchestrator.intents import Problem
 from orchestrator.store import idempotent_answers
 from orchestrator.store.inbox import AnswerUnreadable, KeyReused
 
@@ -70,8 +69,7 @@ async def _keyed(
                 services.db, services.encryptor, fingerprint=_fingerprint(request, raw), **named
             )
         except KeyReused as error:
-            wrong = [Problem("Idempotency-Key", str(error))]
-            raise Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong) from None
+            raise key_reused(error) from None
         except AnswerUnreadable as error:
             raise Refusal(409, str(error), kind="answer-unreadable") from None
     if claimed is None:

@@ -319,14 +319,21 @@ def money_question(view: CheckoutView, request: CommandRequest, merchant: str) -
     """Return what a command that moves money or decides about it is asked with, without a question mark; None
     for any other.
     """
+    from orchestrator.domain import reconciliation
+
     order = f"order {view.order_ref} of merchant {merchant}"
     if request.kind is CommandKind.RESOLVE:
         assert view.attention is not None  # noqa: S101 - the rules have refused it else
         assert request.decision is not None  # noqa: S101 - the argument is required
+        amounts = [(p.amount, p.currency, p.transaction_id) for p in view.attention.payments]
+        if request.decision is Decision.RETURN:
+            # What goes out is what the books hold by now.
+            amounts = [
+                (p.left, p.currency, p.transaction_id) for p in reconciliation.returned(view)
+            ] or amounts
         named = [
-            (f"{price(payment.amount, payment.currency)} on " if payment.amount is not None else "")
-            + f"transaction {payment.transaction_id}"
-            for payment in view.attention.payments
+            (f"{price(amount, currency)} on " if amount is not None else "") + f"transaction {transaction}"
+            for amount, currency, transaction in amounts
         ]
         what = " and ".join(named) or "what waits for a decision"
         return f"{request.decision.capitalize()} {what} of {order} ({view.attention.code})"

@@ -222,9 +222,9 @@ async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Proc
     """Look whether events reach the endpoints of merchants."""
     from orchestrator.store import webhooks
 
-    wrong = [*await webhooks.troubles(db, found), *await webhooks.failing(db)]
+    wrong = [*await webhooks.troubles(db, found, merchants=True), *await webhooks.failing(db)]
     for trouble in wrong:
-        report.ill("webhooks", f"{trouble}; see `orchestrator webhooks list`")
+        report.ill("webhooks", f"{trouble}; see `orchestrator webhooks list --merchant NAME`")
     if not wrong:
         report.well("webhooks", "no endpoint fails, and none waits for long")
 

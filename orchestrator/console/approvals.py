@@ -187,9 +187,21 @@ async def _one_person(visit: Visit, approval: Approval) -> str | None:
     if visit.actor == approval.requested_by:
         return "You asked for it yourself: another person has to approve it."
     services = visit.services
-    if approval.requested_by in await users.makers(services.db, services.encryptor, visit.session.actor):
+    makers = await users.makers(services.db, services.encryptor, visit.session.actor)
+    if users.UNKNOWN in makers:
+        return (
+            "Who made the link of your user, or of the admin who made it, is not known: it is from before schema 0024. "
+            "Have an admin make a new one, or `orchestrator console link --as NAME --role admin`."
+        )
+    if approval.requested_by in makers:
         return (
             f"{approval.requested_by} asked for it and made the link of your user, or of the admin who made it, so you may be the "
             "same person: a person whose link was made by another one has to approve it."
+        )
+    asker = approval.requested_by.removeprefix(users.ACTOR)
+    if visit.actor in await users.makers(services.db, services.encryptor, asker):
+        return (
+            f"You made the link of {approval.requested_by}, or of the admin who made it, so you may be the same person: "
+            "a person who did not make it has to approve it."
         )
     return None

@@ -64,11 +64,18 @@ async def change(visit: Visit) -> Response:
         raise Refused(422, "Not done", f"Reason: {visit.form.wrong['reason']}.")
     if what == "role" and role not in ROLES:
         raise Refused(422, "Not done", "There is no such role.")
-    if name == visit.session.actor and what != "link":
-        raise Refused(
-            409, "Not done", "Another admin changes your role or disables you: else none might be left."
-        )
     services = visit.services
+    if name == visit.session.actor:
+        raise Refused(
+            409,
+            "Not done",
+            "Another admin changes your role, disables you or makes your link; your password you change yourself.",
+        )
+    made_by = await users.makers(services.db, services.encryptor, visit.session.actor)
+    if what == "link" and f"{users.ACTOR}{name}" in made_by:
+        raise Refused(
+            409, "Not done", "Your own link comes from this user: an admin who is independent makes this one."
+        )
     changed = await users.change(
         services.db,
         services.encryptor,

@@ -289,7 +289,6 @@ class Deliverer:
         # Before the read: a notification during it causes another read.
         self._refresh_at = time.monotonic() + CHECK_EVERY
         found = await webhooks.served(self._db)
-        now = time.monotonic()
         endpoints: dict[UUID, EndpointState] = {}
         for webhook in found:
             endpoint = self._endpoints.get(webhook.id)
@@ -303,18 +302,12 @@ class Deliverer:
                     self._refuse(webhook, str(error))
                     continue
                 pace = Pace(self._settings.webhook_endpoint_in_flight) if endpoint is None else endpoint.pace
-                endpoint = endpoint or EndpointState(webhook, secrets, pace, open_at=now)
+                endpoint = endpoint or EndpointState(webhook, secrets, pace, open_at=time.monotonic())
                 endpoint.secrets = secrets
             if endpoint.webhook.target != webhook.target and endpoint.webhook.encrypted == webhook.encrypted:
                 self._refuse(webhook, "its secret was made for another target")
                 continue
-            moved = endpoint.webhook.target != webhook.target
-            resumed = endpoint.webhook.paused_at is not None and webhook.paused_at is None
-            if moved or resumed or webhook.opened < endpoint.webhook.opened:
-                endpoint.pace.restart()
-                endpoint.failures = 0
-            endpoint.webhook, endpoint.open_at = webhook, now + max(webhook.open_for, 0.0)
-            endpoint.failing = webhook.failing_since is not None
+            endpoint.refresh(webhook)
             endpoints[webhook.id] = endpoint
         self._endpoints = endpoints
         self._by_text = {str(endpoint_id): endpoint for endpoint_id, endpoint in endpoints.items()}
@@ -378,17 +371,21 @@ class Deliverer:
             probed, endpoint.probing = endpoint.probing, False
             here = answered if endpoint.webhook.target == target else None
             endpoint.answered(here, began, first=due.attempts == 0, probed=probed)
-        written = _written(due, "done") if answered is None else self._result(due, answered)
-        if await self._keep(written) and written.step == "done":
-            # Notifications that came while it was under way could not be handled then.
-            endpoint.may_be_due = True
-            self._woken.set()
-        changed = False
-        if answered is not None and endpoint.webhook.target == target:
-            changed = await endpoint.note(self._db, answered, probed=probed)
-        elif probed:
-            await endpoint.give_back_probe(self._db)
-            self._woken.set()
+        endpoint.noting += 1
+        try:
+            written = _written(due, "done") if answered is None else self._result(due, answered)
+            if await self._keep(written) and written.step == "done":
+                # Notifications that came while it was under way could not be handled then.
+                endpoint.may_be_due = True
+                self._woken.set()
+            changed = False
+            if answered is not None and endpoint.webhook.target == target:
+                changed = await endpoint.note(self._db, answered, probed=probed)
+            elif probed:
+                await endpoint.give_back_probe(self._db)
+                self._woken.set()
+        finally:
+            endpoint.noting -= 1
         if changed:
             self._refresh_at = float("-inf")
             self._woken.set()

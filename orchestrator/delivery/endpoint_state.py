@@ -50,6 +50,23 @@ class EndpointState:
     failing: bool = False
     probing: bool = False
     noted_at: float = float("-inf")
+    noting: int = 0
+    """Answers that are not in the endpoint's row yet."""
+
+    def refresh(self, webhook: Webhook) -> None:
+        """Take over what the endpoint's row says now."""
+        ended = (
+            webhook.target != self.webhook.target
+            or (webhook.paused_at is None and self.webhook.paused_at is not None)
+            or webhook.opened < self.webhook.opened
+        )
+        if ended:
+            self.pace.restart()
+            self.failures = 0
+        opens = time.monotonic() + max(webhook.open_for, 0.0)
+        # An answer that is not in the row yet may hold the endpoint for longer.
+        self.open_at = max(opens, self.open_at) if self.noting and not ended else opens
+        self.webhook, self.failing = webhook, webhook.failing_since is not None
 
     def answered(self, answer: Answer | None, began: float, *, first: bool, probed: bool) -> None:
         """Count a delivery that has ended; None if nothing was sent, or it went to another target than the

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.domain import decisions, money, sentences
+from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import (
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.domain.attention import Attention
+    from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.command_result import CommandResult
+    from orchestrator.domain.records import Command
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,3 +398,26 @@ def _amount(minor: int, payment: PaymentRecord) -> str:
 
 def _word(state: State) -> str:
     return state.value.replace("_", " ")
+
+
+def ready(held: ClaimedCheckout) -> Command | None:
+    """Return the oldest command that can be taken now; None while all wait for an operation on their
+    transaction.
+    """
+    return next((command for command in held.commands if not _blocked(held, command)), None)
+
+
+def _blocked(held: ClaimedCheckout, command: Command) -> bool:
+    if not isinstance(command.arguments, dict):
+        # The operation was not made by this system: it is rejected when it is executed.
+        return False
+    if command.kind is CommandKind.RESOLVE and command.arguments.get("decision") == Decision.RETURN:
+        unclear = held.attention is not None and held.attention.code is AttentionCode.OPERATION_UNCLEAR
+        return held.operation is not None and not unclear
+    if command.kind is CommandKind.CHANGE:
+        # The payment that the callback is about is looked up first.
+        return held.state is State.CALLBACK_RECEIVED
+    if command.kind not in MOVES_MONEY:
+        return False
+    targets = {command.transaction_id} if command.transaction_id else held.accepted
+    return any(operation.open and operation.transaction_id in targets for operation in held.operations)

@@ -162,7 +162,11 @@ def refusal(
     """
     if decision == Decision.DISMISS and attention.code in RETURNABLE - _DISMISSED:
         role = Role.SURPLUS if attention.code is AttentionCode.SURPLUS_PAYMENT else Role.ACCEPTED
-        return _money_held(payment for payment in payments if payment.role == role and payment.left > 0)
+        return _money_held(
+            payment
+            for payment in payments
+            if payment.role == role and payment.left > 0 and not payment.is_decided(attention.code)
+        )
     if attention.code not in PROBLEMS or completed:
         return None
     about = open_problems(order, payments)

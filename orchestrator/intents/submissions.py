@@ -150,6 +150,8 @@ def order_numbers(kept: bytes) -> tuple[str, ...]:
         found = _intents_in(kept)
     except (ValueError, RecursionError, SubmissionRejected):
         return ()
+    if len(found) > MOST_INTENTS:
+        return ()
     return tuple(dict.fromkeys(number for raw in found if (number := order_number(raw)) is not None))
 
 

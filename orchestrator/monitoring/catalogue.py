@@ -106,7 +106,7 @@ def reference() -> str:
         "better: take `max` of gauges and counters over instances, never `sum`. The figures are those of all merchants, for the operator alone.",
         "",
         "Gauges are read from Postgres, at most once in a second. A group of figures whose statement takes more than 10 ms is read in the",
-        "background, for at most 2 % of the time, and `orchestrator_reading_age_seconds` says how old its figures are: so a scrape stays short",
+        "background, for at most 2 % of the time (what waits is read again after 45 s all the same), and `orchestrator_reading_age_seconds` says how old its figures are: so a scrape stays short",
         "among millions of checkouts, and a figure is a count of rows and never a sum of changes. Counters are totals of all processes, alive or",
         "ended: each writes its own with its heartbeat, so a killed process loses the counts of its last five seconds, and a counter never falls.",
         "What concerns money and orders is a gauge, which loses nothing.",

@@ -32,6 +32,8 @@ FRESH: Final = 1.0
 """Seconds for which figures are shown again without a query."""
 SHARE: Final = 50.0
 """A group of figures is not read again for this many times the duration of its last statement."""
+PAUSES: Final = {"now": 45.0, "waiting": 45.0}
+"""Seconds after which a group is read again at the latest: alerts that page depend on it."""
 QUICK: Final = 0.015
 """Seconds that a scrape waits for figures that it has in an older version."""
 FIRST: Final = 5.0
@@ -55,7 +57,8 @@ class _Group:
     @property
     def due(self) -> bool:
         busy = self.reading is not None and not self.reading.done()
-        return not busy and time.monotonic() - self.tried_at >= max(FRESH, SHARE * self.took)
+        pause = min(max(FRESH, SHARE * self.took), PAUSES.get(self.name, OLDEST))
+        return not busy and time.monotonic() - self.tried_at >= pause
 
 
 class Monitor:

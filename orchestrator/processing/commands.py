@@ -49,29 +49,6 @@ def wait(held: ClaimedCheckout) -> bool:
     return bool(held.commands) or (held.cancel_requested_at is not None and held.state in UNOFFERED)
 
 
-def ready(held: ClaimedCheckout) -> Command | None:
-    """Return the oldest command that can be taken now; None while all wait for an operation on their
-    transaction.
-    """
-    return next((command for command in held.commands if not _blocked(held, command)), None)
-
-
-def _blocked(held: ClaimedCheckout, command: Command) -> bool:
-    if not isinstance(command.arguments, dict):
-        # The operation was not made by this system: it is rejected when it is executed.
-        return False
-    if command.kind is CommandKind.RESOLVE and command.arguments.get("decision") == Decision.RETURN:
-        unclear = held.attention is not None and held.attention.code is AttentionCode.OPERATION_UNCLEAR
-        return held.operation is not None and not unclear
-    if command.kind is CommandKind.CHANGE:
-        # The payment that the callback is about is looked up first.
-        return held.state is State.CALLBACK_RECEIVED
-    if command.kind not in MOVES_MONEY:
-        return False
-    targets = {command.transaction_id} if command.transaction_id else held.accepted
-    return any(operation.open and operation.transaction_id in targets for operation in held.operations)
-
-
 async def execute(step: Step, command: Command) -> None:
     """Execute a command, turn it into an operation, or refuse it with the reason."""
     held = step.held

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
 from orchestrator import counters, log, traces
 from orchestrator.audit import Action
-from orchestrator.domain import last_error, schedule
+from orchestrator.domain import command_rules, last_error, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.records import CommandKind
@@ -303,7 +303,7 @@ async def _next(step: Step) -> None:
 async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state
     """Take the next step."""
     held = step.held
-    command = commands.ready(held) if step.answering is None else None
+    command = command_rules.ready(held) if step.answering is None else None
     if command is not None:
         await commands.execute(step, command)
         return

@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator import counters, log, traces
 from orchestrator.audit import Action
-from orchestrator.domain import events, last_error, schedule, sentences
+from orchestrator.domain import command_rules, events, last_error, schedule, sentences
 from orchestrator.domain.attention import ABOUT_FAILURES, Attention, AttentionCode
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.last_error import ErrorCode
@@ -139,7 +139,9 @@ class Step:
                     **changes.get("evidence", {}),
                 }
             answered = {done for done, _ in changes["done"]}
-            if not isinstance(due_in, Keep) and any(c.id not in answered for c in self.held.commands):
+            left = tuple(command for command in self.held.commands if command.id not in answered)
+            waiting = msgspec.structs.replace(self.held, commands=left)
+            if not isinstance(due_in, Keep) and command_rules.ready(waiting) is not None:
                 # Those that came with it have waited for its answer, and are executed at once.
                 changes["due_in"] = 0.0
         move = Move(held=self.held, trigger=trigger, action=action, **changes)

@@ -473,13 +473,13 @@ async def release_probe(db: Database, webhook: UUID) -> None:
     await db.write(_RELEASE_PROBE, {"id": webhook})
 
 
-async def troubles(db: Database, processes: Sequence[Process]) -> list[str]:
-    """Return what is wrong with deliveries, a sentence each; endpoints are named by their ids."""
+async def troubles(db: Database, processes: Sequence[Process], *, merchants: bool = False) -> list[str]:
+    """Return what is wrong with deliveries, a sentence each; `merchants`: with the names of merchants."""
     found = []
     if await exist(db) and not any(process.kind == "deliverer" and process.alive for process in processes):
         found.append("no deliverer is alive: events for webhooks are stored, and wait")
     for row in await db.read(_TROUBLES):
-        name = f"webhook {row.id}"
+        name = f"webhook {row.id}{f' of merchant {row.merchant}' if merchants else ''}"
         match row.pause_reason:
             case "failing":
                 found.append(f"{name} has failed for days and is paused: its events wait until it is resumed")

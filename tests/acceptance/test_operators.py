@@ -108,6 +108,17 @@ def test_money_is_moved_after_a_yes_alone_and_only_as_the_person_saw_it(books):
     assert (actor, expected) == ("operator:command-line/Ada Example", version)
 
 
+def test_a_return_names_what_is_left_and_not_what_was_asked_about(books):
+    rows(
+        books,
+        "UPDATE payments SET meaning = 'captured', captured = 13900, refunded = 10000 WHERE transaction_id = '8' RETURNING 1",
+    )
+    ended = orchestrator("checkouts", "resolve", "paid-1", "return", given="y\n", **books)
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"Return 39.00 DKK on transaction 8 of {PAID} (surplus_payment)?" in ended.stderr
+
+
 def test_a_surplus_that_is_held_is_not_dismissed(books):
     ended = orchestrator("checkouts", "resolve", "paid-1", "dismiss", "--yes", **books)
 

@@ -183,7 +183,9 @@ def test_money_that_is_only_kept_or_returned_is_not_dismissed_while_it_is_held(c
         held = checkout(known=(replace(payment, role=role), beside), attention=asks, state=state)
         assert of(refused(held, "dismiss")).endswith("under 2 (109.00 DKK): say keep or return")
         assert refused(held, "keep") is None
+        kept = replace(payment, role=role, transaction_id="4", decided=f"{code}=keep@held")
         gone = replace(payment, role=role, captured=10900, refunded=10900)
+        assert refused(checkout(known=(gone, kept), attention=asks, state=state), "dismiss") is None
         assert refused(checkout(known=(gone, beside), attention=asks, state=state), "dismiss") is None
 
 

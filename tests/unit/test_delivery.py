@@ -6,6 +6,7 @@ import base64
 import random
 import time
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from standardwebhooks.webhooks import Webhook
@@ -155,6 +156,27 @@ def test_a_refused_event_changes_nothing_and_a_wait_holds_the_endpoint_and_not_i
     assert endpoint.failures == 1, "what was under way when the first came shows nothing new"
     endpoint.answered(None, pace.begin(now), first=True, probed=False)
     assert (pace.in_flight, endpoint.failures) == (0, 1)
+
+
+def test_what_the_row_says_shortens_no_wait_of_an_answer_that_is_not_in_it_yet():
+    def row(**values: object) -> SimpleNamespace:
+        known = {"target": "a", "paused_at": None, "opened": 0, "open_for": 0.0, "failing_since": None}
+        return SimpleNamespace(**known | values)
+
+    pace = Pace(8)
+    endpoint = EndpointState(webhook=row(), secrets=(), pace=pace, open_at=0.0)
+    now = time.monotonic()
+    endpoint.answered(Answer(Outcome.THROTTLED, 0.05, wait=60.0), pace.begin(now), first=True, probed=False)
+    endpoint.noting = 1
+    endpoint.refresh(row())
+    assert endpoint.open_at >= now + 60
+    endpoint.refresh(row(open_for=900.0))
+    assert endpoint.open_at >= now + 900
+    endpoint.refresh(row(target="b"))
+    assert endpoint.open_at < now + 60, "another URL asked for nothing"
+    endpoint.open_at, endpoint.noting = now + 60, 0
+    endpoint.refresh(row(target="b"))
+    assert endpoint.open_at < now + 60, "all is in the row"
 
 
 def test_after_a_circuit_was_open_for_long_deliveries_start_one_at_a_time_and_at_once():

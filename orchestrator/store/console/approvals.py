@@ -47,12 +47,13 @@ _COLUMNS: Final = """a.id, a.merchant_id, a.checkout_id, a.kind, a.arguments, a.
     a.expires_at <= clock() AS ended, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
 _WAITING = text(f"""
-    SELECT {_COLUMNS} FROM console_approvals a WHERE {IS_UNFINISHED} ORDER BY a.id LIMIT :most
+    SELECT {_COLUMNS} FROM console_approvals a WHERE ({IS_UNFINISHED}) AND a.expires_at > clock() ORDER BY a.id LIMIT :most
 """)  # noqa: S608 - our own words
 _DECIDED = text(f"SELECT {_COLUMNS} FROM console_approvals a ORDER BY a.id DESC LIMIT :most")  # noqa: S608 - as above
 _ONE = text(f"SELECT {_COLUMNS} FROM console_approvals a WHERE a.id = :id")  # noqa: S608 - as above
 _OF_CHECKOUT = text(f"""
-    SELECT {_COLUMNS} FROM console_approvals a WHERE a.checkout_id = :checkout AND ({IS_UNFINISHED}) ORDER BY a.id LIMIT :most
+    SELECT {_COLUMNS} FROM console_approvals a WHERE a.checkout_id = :checkout AND ({IS_UNFINISHED}) AND a.expires_at > clock()
+     ORDER BY a.id LIMIT :most
 """)  # noqa: S608 - as above
 _DECIDE = text("""
     UPDATE console_approvals SET state = :state, decided_by = :actor, decided_at = clock()
@@ -61,6 +62,10 @@ _DECIDE = text("""
 _OUTDATE = text(f"""
     UPDATE console_approvals SET state = 'outdated', decided_by = coalesce(decided_by, :actor),
            decided_at = coalesce(decided_at, clock()) WHERE id = :id AND ({IS_UNFINISHED}) RETURNING id
+""")  # noqa: S608 - as above
+# They would stay in the index of what waits.
+_EXPIRE = text(f"""
+    UPDATE console_approvals SET state = 'outdated' WHERE ({IS_UNFINISHED}) AND expires_at <= clock() - interval '30 days'
 """)  # noqa: S608 - as above
 _DONE = text("UPDATE console_approvals SET command_id = :command WHERE id = :id")
 
@@ -130,6 +135,7 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
         "seconds": LASTS,
         "mac": encryptor.sign(PURPOSE, signed),
     }
+    await db.write(_EXPIRE, {})
     return bool(await db.write(_ADD, row))
 
 
@@ -139,7 +145,7 @@ async def waiting(db: Database, encryptor: Encryptor, *, checkout: UUID | None =
     """
     asked = {"most": MOST, "checkout": checkout}
     rows = await db.read(_WAITING if checkout is None else _OF_CHECKOUT, asked)
-    return [found for row in rows if not (found := _read(row, encryptor)).ended]
+    return [_read(row, encryptor) for row in rows]
 
 
 async def latest(db: Database, encryptor: Encryptor) -> list[Approval]:

@@ -48,7 +48,7 @@ _MARKS: Final = f"""
         SELECT id, version FROM checkouts WHERE :decisions AND attention IS NOT NULL ORDER BY id LIMIT 500) d
     UNION ALL
     SELECT 'approvals', md5(coalesce(string_agg(CAST(id AS text), ',' ORDER BY id), '')) FROM (
-        SELECT id FROM console_approvals WHERE :approvals AND ({IS_UNFINISHED}) ORDER BY id LIMIT 100) a
+        SELECT id FROM console_approvals WHERE :approvals AND ({IS_UNFINISHED}) AND expires_at > clock() ORDER BY id LIMIT 100) a
 """  # noqa: S608 - made of our own words
 _FOLLOWED: Final = text(_MARKS)
 NOTHING_FOLLOWED: Final[Mapping[str, object]] = {

@@ -132,13 +132,17 @@ async def change(
     return True
 
 
+UNKNOWN: Final = ""
+"""Stands among `makers` for one who is not known: the link was made before schema 0024."""
+
+
 async def makers(db: Database, encryptor: Encryptor, name: str) -> set[str]:
     """Return the actors who could have chosen the password of a user: who made its last link, who made the
-    last link of that one, and so on.
+    last link of that one, and so on; `UNKNOWN` where a link does not say.
     """
     found: set[str] = set()
     while (user := await by_name(db, encryptor, name)) is not None:
-        maker = user.linked_by or user.created_by
+        maker = UNKNOWN if user.linked_by is None else user.linked_by
         if maker in found:
             break
         found.add(maker)

@@ -15,7 +15,7 @@ from orchestrator.console import queues as console_queues
 from orchestrator.messaging.app import app
 from orchestrator.messaging.publisher import Message, Publisher
 from orchestrator.store.console import lists, users
-from tests.integration.api.test_console import EMPTY, ORIGIN, Person, place  # noqa: F401 - a fixture
+from tests.integration.api.test_console import EMPTY, ORIGIN, Person, hidden, place  # noqa: F401 - a fixture
 from tests.support.scene import intent
 
 pytestmark = pytest.mark.anyio
@@ -104,7 +104,10 @@ async def test_an_admin_on_the_list_cannot_disable_or_demote_oneself(place):  # 
     assert opened.status_code == 303
     page = await root.get("/console/users")
     for what in ("role", "disable"):
-        answer = await root.post("/console/users/root", page, what=what, role="viewer", reason="by mistake")
+        token = hidden(page, "/console/users")["token"]
+        answer = await root.post(
+            "/console/users/root", page, token=token, what=what, role="viewer", reason="by mistake"
+        )
         assert answer.status_code == 409
     notes = await place.api.sql("SELECT actor, facts FROM console_actions WHERE action = 'form:refused'")
     assert [(note.actor, note.facts["page"]) for note in notes] == [

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from html import unescape
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import pytest
@@ -18,6 +19,9 @@ from orchestrator.store.console import approvals, lists, runs, sessions, users
 from tests.integration.api.test_commands import EVERY
 from tests.integration.api.test_console import ORIGIN, Person, ended, hidden, place  # noqa: F401 - a fixture
 from tests.integration.api.test_console_people import CHOSEN, login, signed_in_by_link
+
+if TYPE_CHECKING:
+    import httpx
 
 pytestmark = pytest.mark.anyio
 
@@ -105,6 +109,33 @@ async def test_a_form_above_the_limit_that_is_sent_twice_asks_once(place):  # no
     assert note.facts["amount"] == 13900
 
 
+async def test_approvals_that_have_expired_hide_none(place):  # noqa: F811
+    checkout, other = [await place.data.paid(f"A-{number}", captured=13900) for number in range(2)]
+    person = await Person(place, "first").signed_in()
+    expired = await asked(place, person, checkout)
+    columns = (
+        "merchant_id, checkout_id, kind, arguments, version, amount, currency, reason, requested_by, mac"
+    )
+    await place.api.sql(
+        f"INSERT INTO console_approvals (id, {columns}, expires_at) "
+        f"SELECT CAST('00000000-0000-7000-8000-' || lpad(n::text, 12, '0') AS uuid), {columns}, clock() - n * interval '1 day' "
+        f"FROM console_approvals, generate_series(1, {approvals.MOST}) n"
+    )
+    await place.api.sql("UPDATE console_approvals SET expires_at = clock() - interval '1 minute'")
+    await place.api.sql(
+        "UPDATE console_approvals SET expires_at = clock() - interval '31 days' WHERE id < '00000000-0000-7000-8000-000000000011'"
+    )
+    path = await asked(place, person, other)
+    db, encryptor = place.api.services.db, place.api.services.encryptor
+    (found,) = await approvals.waiting(db, encryptor)
+    assert path.endswith(str(found.id))
+    assert await approvals.waiting(db, encryptor, checkout=checkout) == []
+    assert path in await person.get("/console/approvals")
+    assert expired.startswith("/console/approvals/")
+    rows = await place.api.sql("SELECT state, count(*) AS number FROM console_approvals GROUP BY state")
+    assert {row.state: row.number for row in rows} == {"outdated": 10, "waiting": approvals.MOST - 10 + 2}
+
+
 async def test_an_approval_that_a_process_left_in_the_middle_is_shown_and_finished_once(place, monkeypatch):  # noqa: F811
     first, second = await Person(place, "first").signed_in(), await Person(place, "second").signed_in()
     third = await Person(place, "third").signed_in()
@@ -174,12 +205,53 @@ async def test_a_user_does_not_approve_for_the_person_who_made_its_link(place): 
     await place.api.sql("UPDATE console_users SET linked_by = 'operator:eve' WHERE name = 'bob'")
     assert not (await users.by_name(place.api.services.db, place.api.services.encryptor, "bob")).authentic
     await place.api.sql("UPDATE console_users SET linked_by = 'operator:anna' WHERE name = 'bob'")
+    # A link of which the maker is not known shows no second person.
+    db, encryptor = place.api.services.db, place.api.services.encryptor
+    old = encryptor.sign(
+        users.PURPOSE, users._signed("bob", "approver", None, disabled=False, made=("", None))
+    )
+    await place.api.sql("UPDATE console_users SET linked_by = NULL, mac = :mac WHERE name = 'bob'", mac=old)
+    await place.api.sql("UPDATE console_users SET password = NULL WHERE name = 'bob'")
+    assert (await users.by_name(db, encryptor, "bob")).authentic
+    assert await users.makers(db, encryptor, "bob") == {users.UNKNOWN}
+    assert "is not known: it is from before schema 0024" in unescape(await bob.get(path))
     page = await eve.get("/console/users")
     relinked = await eve.post("/console/users/bob", page, what="link", reason="a link of another admin")
     bob = await signed_in_by_link(place, relinked.text, "bob")
     assert await approved(bob) == 303
     (row,) = await place.api.sql("SELECT actor FROM commands")
     assert row.actor == "operator:anna approved by operator:bob"
+
+
+async def test_a_link_hides_no_link_before_it_and_its_maker_is_no_second_person(place):  # noqa: F811
+    anna = await Person(place, "anna").signed_in()
+
+    async def linked(admin: Person, whose: str, /, **values: str) -> httpx.Response:
+        page = await admin.get("/console/users")
+        values |= {"token": hidden(page, "/console/users")["token"], "reason": "new in the team"}
+        return await admin.post(f"/console/users/{whose}".removesuffix("/"), page, **values)
+
+    async def added(admin: Person, name: str, role: str) -> Person:
+        answer = await linked(admin, "", name=name, role=role)
+        return await signed_in_by_link(place, answer.text, name)
+
+    bob = await added(anna, "bob", "admin")
+    # Neither one's own link, nor that of the admin from whom it comes, over one more admin either.
+    own = await linked(bob, "bob", what="link")
+    assert (own.status_code, "Another admin" in unescape(own.text)) == (409, True)
+    carol = await added(bob, "carol", "admin")
+    circle = await linked(carol, "bob", what="link")
+    assert (circle.status_code, "comes from this user" in unescape(circle.text)) == (409, True)
+    assert 'action="/console/users/bob"' not in await bob.get("/console/users")
+    # Who made a user's link does not approve what that user asks for.
+    checkout = await place.data.paid("A-1", captured=13900)
+    path = await asked(place, carol, checkout)
+    for maker in (bob, anna):
+        page = await maker.get(path)
+        assert "You made the link of operator:carol" in unescape(page)
+        answer = await maker.post(path, page, decision="approve", token=hidden(page, path)["token"])
+        assert answer.status_code == 409
+    assert await place.api.count("commands") == 0
 
 
 async def test_a_bulk_action_has_what_its_preview_showed_however_many_orders_come(place, monkeypatch):  # noqa: F811

@@ -556,6 +556,9 @@ async def test_a_refused_message_is_erased_with_each_order_that_is_in_it(world: 
         bodies = {row.message_id: await rejected.by_id(world.db, world.encryptor, row.id) for row in found}
         return {name for name, read in bodies.items() if read is not None and read[1] is not None}
 
+    many = json.dumps([marked(f"M-{number}") for number in range(submissions.MOST_INTENTS + 1)]).encode()
+    assert submissions.order_numbers(many) == (), "no message of ours has so many"
+
     await erase(world, checkout)
     assert await kept() == {"R-3", "R-1/R-4", "R-1"}
     assert await rejected.readable(world.db, 1, "R-1") == 1
