@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,7 +131,15 @@ def every_page_is_accessible(console, page):
 
 def a_change_shows_by_itself(console, page):
     named = console.named
+
+    def slowly(route):
+        time.sleep(1)
+        route.continue_()
+
+    # htmx begins with its extensions, however slowly they come.
+    page.route("**/hx-*.js", slowly)
     page.goto(f"{console.api_url}/console/orders/{named['open']}")
+    page.unroute("**/hx-*.js")
     page.wait_for_timeout(2500)
     with psycopg.connect(console.database_url, autocommit=True) as admin:
         admin.execute(

@@ -121,6 +121,8 @@ async def refund(shopper: Shopper) -> None:
 
 async def capture_after_hand(shopper: Shopper) -> None:
     await pay(shopper)
+    # The callbacks that came are read by then: another lookup would put the capture into the books first.
+    await shopper.ask(CommandKind.RECONCILE)
     row = await shopper.paid_row()
     await shopper.shop.capture_by_hand(shopper.order, row["transactionId"])
     await shopper.ask(CommandKind.CAPTURE, amount=ALL)
