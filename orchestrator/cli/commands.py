@@ -276,7 +276,8 @@ class _Asking:
         except (Exception, asyncio.CancelledError) as error:
             if key is not None and (isinstance(error, asyncio.CancelledError) or is_away(error)):
                 say(
-                    f"It is not known whether the {self.kind} is stored: repeat the command with --key {key}, which stores it once.",
+                    f"It is not known whether the {self.kind} is stored: "
+                    f"repeat the command with --key {key}, which stores it once.",
                     err=True,
                 )
             raise

@@ -123,7 +123,8 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
         if len(rows) > limit:
             say_more(
                 limit,
-                f"ask for more with --limit, for the next with --before {rows[limit - 1].id}, or for some with --state, "
+                f"ask for more with --limit, for the next with --before {rows[limit - 1].id}, "
+                "or for some with --state, "
                 "--payment-status or --order",
             )
         if as_json:

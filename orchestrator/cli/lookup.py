@@ -111,7 +111,8 @@ async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:
         if len(merchants) > 1:
             more = f" and {len(merchants) - _NAMED} more" if len(merchants) > _NAMED else ""
             raise click.UsageError(
-                f"order number {wanted!r} belongs to several merchants ({', '.join(merchants[:_NAMED])}{more}): name the checkout "
+                f"order number {wanted!r} belongs to several merchants "
+                f"({', '.join(merchants[:_NAMED])}{more}): name the checkout "
                 f"by its id, which `orchestrator checkouts list --order {wanted}` shows"
             )
         found = await read_model.checkout(db, rows[0].id) if rows else None

@@ -408,7 +408,10 @@ def _page_of(visit: Visit | None, error: Exception) -> Response:
         return response
     if isinstance(error, TimeoutError) and visit is not None and visit.request.method == "GET":
         _log.warning("console_page_timed_out", path=visit.request.url.path, **log.cause(error))
-        said = "The page took too long to read. Nothing was changed: name fewer days or one merchant, or try again."
+        said = (
+            "The page took too long to read. Nothing was changed: "
+            "name fewer days or one merchant, or try again."
+        )
         return pages.refusal(visit, Refused(503, "Too slow", said))
     if is_away(error):
         _log.warning("console_without_database", **log.cause(error))

@@ -491,9 +491,7 @@ async def troubles(db: Database, processes: Sequence[Process], *, merchants: boo
 
 
 async def failing(db: Database) -> list[str]:
-    """Return which endpoints have failed for a minute or more, a sentence each: their own fault mostly, so
-    that the installation is well.
-    """
+    """Return which endpoints have failed for a minute, a sentence each; the installation may be well."""
     return [
         f"webhook {row.id} of merchant {row.merchant} has failed for {duration(row.seconds)}, and its events wait"
         for row in await db.read(_FAILING)

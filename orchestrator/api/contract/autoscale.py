@@ -15,7 +15,8 @@ class Autoscale(Shape, kw_only=True):
     workers: Annotated[
         Number,
         about(
-            "The larger of two figures: a worker for each 500 waiting checkouts, and one for each 15 s of the oldest one's wait",
+            "The larger of two figures: a worker for each 500 waiting checkouts, "
+            "and one for each 15 s of the oldest one's wait",
             2,
         ),
     ]
