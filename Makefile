@@ -76,11 +76,15 @@ soak: $(STAMP) pgbouncer brokers ## the slow tests, then the acceptance tests th
 		echo "make soak runs the acceptance tests through PgBouncer, and it is missing: install it (on Debian: apt-get install pgbouncer)." >&2; exit 1; }
 	@command -v redis-server >/dev/null && test -x /usr/lib/rabbitmq/bin/rabbitmq-server || { \
 		echo "make soak runs the acceptance tests on Redis and RabbitMQ, and one is missing: install them (on Debian: apt-get install redis-server rabbitmq-server)." >&2; exit 1; }
-	@$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --timeout 3600 $(ARGS)
-	@$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --through pgbouncer --timeout 600 tests/acceptance $(ARGS)
-# At most an hour for each broker.
-	@for broker in redis valkey rabbitmq; do \
-		timeout 3600 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --broker $$broker --timeout 600 tests/acceptance $(ARGS); done
+# All parts run, whichever fails; at most an hour for each broker.
+	@failed=; \
+	$(BIN)/python -m pytest -m slow -n 2 --dist worksteal --timeout 3600 $(ARGS) || failed="$$failed slow"; \
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist worksteal --through pgbouncer --timeout 600 tests/acceptance $(ARGS) \
+		|| failed="$$failed pgbouncer"; \
+	for broker in redis valkey rabbitmq; do \
+		timeout 3600 $(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal --broker $$broker --timeout 600 tests/acceptance $(ARGS) \
+			|| failed="$$failed $$broker"; done; \
+	test -z "$$failed" || { echo "make soak failed:$$failed" >&2; exit 1; }
 
 bench: $(BENCH_STAMP) ## the product beside other designs and against the limit of this machine: make bench ARGS="--quick"
 	@$(BENCH)/bin/python -m tests.benchmarks $(ARGS)
