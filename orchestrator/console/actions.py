@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import RedirectResponse
 
 from orchestrator.console import choices, pages, reading
-from orchestrator.console.access import Refused
+from orchestrator.console.access import Refused, not_found
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.ids import uuid7
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
+    from orchestrator.api.dependencies import Services
     from orchestrator.console.app import Visit
     from orchestrator.console.choices import Choice
     from orchestrator.domain.command_rules import CheckoutView
     from orchestrator.settings import Settings
     from orchestrator.store.console.actions import Outcome
 
+NO_CHECKOUT: Final = "There is no checkout of this id."
 FIELDS: Final = ("version", "nonce", "reason", "amount", "transaction", "decision", "step")
 
 
@@ -48,20 +50,30 @@ class Asked:
     amount: int | None
     version: int
 
+    @property
+    def request(self) -> CommandRequest:
+        """The command, as the rules read it."""
+        return CommandRequest(
+            kind=self.choice.kind,
+            amount=self.amount,
+            transaction_id=self.choice.transaction_id,
+            decision=self.choice.decision,
+            version=self.version,
+        )
+
 
 async def show(visit: Visit) -> Response:
     """Show what would be done, and ask for the reason and, where one is taken, the amount."""
-    fields = reading.query(visit.request, ("transaction", "decision"))
-    view = await view_of(visit, reading.uuid(visit.request.path_params["id"]))
-    choice = _choice(visit, view, fields)
-    return _form(visit, view, choice)
+    fields = visit.query("transaction", "decision")
+    view = await view_of(visit, visit.id)
+    return _form(visit, view, _choice(visit, view, fields))
 
 
 async def act(visit: Visit) -> Response:
     """Show the form again with what is wrong or with what would be done, or do it."""
     form = visit.form
     version, nonce = form.number("version"), form.nonce()
-    view = await view_of(visit, reading.uuid(visit.request.path_params["id"]), key=_key(nonce))
+    view = await view_of(visit, visit.id, key=_key(nonce))
     choice = _choice(visit, view, form)
     reason = form.reason()
     amount = None
@@ -85,51 +97,58 @@ async def view_of(visit: Visit, checkout: UUID, *, key: str | None = None) -> Ch
     """Return how a checkout stands, and the command that has this idempotency key; a page that says so where
     there is no such checkout.
     """
-    view = await inbox.checkout_view(visit.services.db, checkout, key=key)
+    view = await inbox.checkout_view(visit.db, checkout, key=key)
     if view is None:
-        raise Refused(404, "Not found", "There is no checkout of this id.")
+        raise not_found(NO_CHECKOUT)
     return view
 
 
 async def store(visit: Visit, asked: Asked, *, reason: str | None, key: str, actor: str) -> UUID:
-    """Store a command and hint at its checkout; without the reason where the customer was erased, since no
-    free text is kept of such an order.
+    """Store what is asked for, as `store_command`; a page that says so where that is not possible."""
+    try:
+        stored = await store_command(
+            visit.services, asked.view, asked.request, reason=reason, key=key, actor=actor
+        )
+    except KeyReused:
+        raise _reused() from None
+    if stored is None:
+        raise not_found(NO_CHECKOUT)
+    return stored
+
+
+async def store_command(
+    services: Services,
+    view: CheckoutView,
+    request: CommandRequest,
+    *,
+    reason: str | None,
+    key: str,
+    actor: str,
+) -> UUID | None:
+    """Store a command and hint at its checkout; None where there is no such checkout. Raises `KeyReused`.
+
+    The reason is left out where the customer was erased, since no free text is kept of such an order.
     """
-    services, view = visit.services, asked.view
     try:
         stored = await inbox.request(
             services.db,
             services.encryptor,
             view.id,
             merchant_id=view.merchant_id,
-            kind=asked.choice.kind,
+            kind=request.kind,
             actor=actor,
             reason=reason,
-            expected_version=asked.version,
-            arguments=command_request(asked).arguments,
+            expected_version=request.version,
+            arguments=request.arguments,
             idempotency_key=key,
             grace=services.settings.hint_grace,
         )
-    except KeyReused:
-        raise _reused() from None
     except ReasonNotKept:
-        return await store(visit, asked, reason=None, key=key, actor=actor)
+        return await store_command(services, view, request, reason=None, key=key, actor=actor)
     if stored is None:
-        raise Refused(404, "Not found", "There is no checkout of this id.")
+        return None
     services.hint_publisher.publish([view.id], merchant_id=view.merchant_id)
     return stored.id
-
-
-def command_request(asked: Asked) -> CommandRequest:
-    """Return what is asked for, as the rules read it."""
-    choice = asked.choice
-    return CommandRequest(
-        kind=choice.kind,
-        amount=asked.amount,
-        transaction_id=choice.transaction_id,
-        decision=choice.decision,
-        version=asked.version,
-    )
 
 
 def above_limit(settings: Settings, sums: Mapping[str, int]) -> tuple[int, str] | None:
@@ -184,8 +203,7 @@ def _reused() -> Refused:
 
 async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> str | None:
     """Return what came of the form before, "accepted" or "waiting"; None where it was not sent before."""
-    view, services = asked.view, visit.services
-    arguments = command_request(asked).arguments
+    view, arguments = asked.view, asked.request.arguments
     if view.met is not None:
         # The reason of a customer who was erased is not kept.
         prints = [
@@ -197,7 +215,7 @@ async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) 
         if view.met[1] not in prints:
             raise _reused()
         return "accepted"
-    known = await approvals.by_id(services.db, services.encryptor, nonce)
+    known = await approvals.by_id(visit.db, visit.encryptor, nonce)
     if known is None:
         return None
     same = (known.checkout_id, known.kind, known.arguments, known.version, known.requested_by)
@@ -213,13 +231,13 @@ async def _run(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> Respo
     if choice.moves_money and above is not None:
         amount, currency = above
         fresh = await approvals.ask(
-            services.db,
-            services.encryptor,
+            visit.db,
+            visit.encryptor,
             nonce,
             checkout=view.id,
             merchant_id=view.merchant_id,
             kind=choice.kind,
-            arguments=command_request(asked).arguments,
+            arguments=asked.request.arguments,
             version=asked.version,
             amount=amount,
             currency=currency,
@@ -243,26 +261,19 @@ def _refused(asked: Asked) -> tuple[str, str] | None:
             f"{view.state.value.replace('_', ' ')}. Nothing was done. Look at the order again, and decide again."
         )
         return "version-changed", said
-    found = command_rules.rejection(view, command_request(asked))
+    found = command_rules.rejection(view, asked.request)
     return None if found is None else (found.kind, sentence(found.sentence))
 
 
 def _choice(visit: Visit, view: CheckoutView, fields: reading.Fields) -> Choice:
-    try:
-        kind = CommandKind(visit.request.path_params["kind"])
-    except ValueError:
-        raise Refused(404, "Not found", "There is no such action.") from None
-    if kind not in choices.KINDS:
-        raise Refused(404, "Not found", "There is no such action.")
+    kind = next((kind for kind in choices.KINDS if kind == visit.request.path_params["kind"]), None)
     decision = fields.among("decision", Decision)
     transaction = fields.text("transaction")
-    if fields.wrong or (kind is CommandKind.RESOLVE and decision is None):
-        raise Refused(404, "Not found", "There is no such action.")
+    if kind is None or fields.wrong or (kind is CommandKind.RESOLVE and decision is None):
+        raise not_found("There is no such action.")
     if transaction is not None and view.payment(transaction) is None:
-        raise Refused(404, "Not found", "The order has no such transaction.")
-    return choices.one(
-        view, kind, transaction_id=transaction, decision=None if decision is None else Decision(decision)
-    )
+        raise not_found("The order has no such transaction.")
+    return choices.one(view, kind, transaction_id=transaction, decision=decision)
 
 
 def _form(

@@ -13,6 +13,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
+from orchestrator.console.actions import store_command
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import command_rules
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode, Way
@@ -21,7 +22,7 @@ from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.shutdown import cancelled
 from orchestrator.store import inbox
 from orchestrator.store.console import runs
-from orchestrator.store.inbox import KeyReused, ReasonNotKept
+from orchestrator.store.inbox import KeyReused
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -86,15 +87,13 @@ class RunWorker:
             results: list[Result] = []
             try:
                 for item in items:
-                    done = await self._carry_out_item(run, item)
-                    results.append(
-                        done
-                    )  # kept one by one: what is done is noted, also when the next one fails
+                    # One by one: what is done is noted, also when the next one fails.
+                    results.append(await self._carry_out_item(run, item))  # noqa: PERF401
             finally:
                 if results:
                     await runs.note(db, run.id, results)
 
-    async def _carry_out_item(self, run: Run, item: Item, *, with_reason: bool = True) -> Result:
+    async def _carry_out_item(self, run: Run, item: Item) -> Result:
         services = self._services
         dismiss = run.kind == "dismiss"
         request = CommandRequest(
@@ -114,21 +113,7 @@ class RunWorker:
         if refused is not None:
             return _refused(item, refused.sentence)
         try:
-            stored = await inbox.request(
-                services.db,
-                services.encryptor,
-                item.checkout,
-                merchant_id=item.merchant_id,
-                kind=request.kind,
-                actor=run.actor,
-                reason=run.reason if with_reason else None,
-                expected_version=item.version,
-                arguments=request.arguments,
-                idempotency_key=key,
-                grace=services.settings.hint_grace,
-            )
-        except ReasonNotKept:
-            return await self._carry_out_item(run, item, with_reason=False)
+            stored = await store_command(services, view, request, reason=run.reason, key=key, actor=run.actor)
         except KeyReused as error:
             return _refused(item, str(error))
         except EncryptionError:
@@ -136,8 +121,7 @@ class RunWorker:
             return _refused(item, "no key of this installation decrypts it")
         if stored is None:
             return _refused(item, "it does not exist any more")
-        services.hint_publisher.publish([item.checkout], merchant_id=item.merchant_id)
-        return runs.Result(checkout=item.checkout, outcome="accepted", command=stored.id)
+        return runs.Result(checkout=item.checkout, outcome="accepted", command=stored)
 
 
 def _dismissed_at_once(view: CheckoutView) -> bool:

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from orchestrator import counters, log
-from orchestrator.monitoring.catalogue import BY_NAME, PREFIX
+from orchestrator.monitoring.catalogue import GAUGES, PREFIX
 from orchestrator.monitoring.queries import GROUPS, Values
 from orchestrator.store.database import Database, is_away
 
@@ -146,9 +146,9 @@ class _Page(Collector):
         self._values = values
 
     def collect(self) -> Iterator[Metric]:
-        for name, gauge in BY_NAME.items():
+        for name, gauge in GAUGES.items():
             if name in self._values:
-                family = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
+                family = GaugeMetricFamily(PREFIX + name, gauge.help, labels=gauge.labels)
                 for labels, value in sorted(self._values[name].items()):
                     family.add_metric(labels, value)
                 yield family

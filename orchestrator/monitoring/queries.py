@@ -130,10 +130,7 @@ _COUNTS = text("""
 
 async def read_now(db: Database, _: float) -> Values:
     """Read processes, circuits, attention, operations, money at risk and webhooks."""
-    found: Values = {
-        name: {}
-        for name in ("broker_messages", "circuit_open_seconds", "attention_oldest_seconds", "operations")
-    }
+    found: Values = {"broker_messages": {}, "circuit_open_seconds": {}}
     before = time.time()
     _put_processes(found, await db.read(_PROCESSES), before)
     rows = await db.read(_ATTENTION)

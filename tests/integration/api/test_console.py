@@ -309,6 +309,10 @@ async def test_a_bulk_action_that_is_killed_goes_on_and_does_each_order_once(pla
         "UPDATE checkouts SET version = version + 1 WHERE id = :id RETURNING id", id=orders[0]
     )
     assert moved
+    unreasoned = await person.post(path, page, reason=" ")
+    assert unreasoned.status_code == 422
+    assert "Cancel: 7 orders" in unreasoned.text
+    assert "Say why, in a few words" in unreasoned.text
     changed = await person.post(path, page, reason="the shop has closed")
     assert changed.status_code == 409
     assert "since the preview" in changed.text
