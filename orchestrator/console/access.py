@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator import passwords
@@ -26,7 +25,7 @@ from orchestrator.store.console import sessions, users
 from orchestrator.text import sentence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Callable, Iterable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.api.dependencies import Services
     from orchestrator.store.console.sessions import Session
 
+Made = TypeVar("Made")
 VIEW: Final = "console:view"
 OPERATE: Final = "console:operate"
 APPROVE: Final = "console:approve"
@@ -117,22 +117,19 @@ class Sessions:
 
     async def matches(self, password: str, stored: str) -> bool:
         """Say whether a password is the stored one; off the event loop, one at a time."""
-        async with self._one_hash():
-            return await asyncio.to_thread(passwords.matches, password, stored)
+        return await self._hash(passwords.matches, password, stored)
 
     async def hashed(self, password: str) -> str:
         """Return what is stored of a password."""
-        async with self._one_hash():
-            return await asyncio.to_thread(passwords.hashed, password)
+        return await self._hash(passwords.hashed, password)
 
-    @asynccontextmanager
-    async def _one_hash(self) -> AsyncIterator[None]:
+    async def _hash(self, call: Callable[..., Made], *given: str) -> Made:
         if self._hashes >= MOST_HASHES:
             raise Refused(503, "Busy", "Too many people sign in at this moment: try again.")
         self._hashes += 1
         try:
             async with self._hashing:
-                yield
+                return await asyncio.to_thread(call, *given)
         finally:
             self._hashes -= 1
 
@@ -158,7 +155,8 @@ def check_origin(request: Request, services: Services) -> None:
     origin = request.headers.get("origin")
     host = request.headers.get("host", "")
     own = {urlsplit(services.settings.public_url).netloc, host}
-    if site not in {None, "same-origin"} or (origin is not None and urlsplit(origin).netloc not in own):
+    foreign = origin is not None and origin.partition("://")[2] not in own
+    if site not in {None, "same-origin"} or foreign:
         raise Refused(403, "Refused", "The form came from another site, so nothing was done.")
     if site is None and origin is None:
         raise Refused(

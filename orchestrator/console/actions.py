@@ -61,12 +61,24 @@ class Asked:
             version=self.version,
         )
 
+    @property
+    def said(self) -> str:
+        """What would be done, as a sentence."""
+        return choices.sentence(self.view, self.choice, self.amount)
+
+    @property
+    def at_stake(self) -> dict[str, int]:
+        """How much money it moves: minor units by currency."""
+        return choices.at_stake(self.view, self.choice, self.amount)
+
 
 async def show(visit: Visit) -> Response:
     """Show what would be done, and ask for the reason and, where one is taken, the amount."""
     fields = visit.query("transaction", "decision")
     view = await view_of(visit, visit.id)
-    return _form(visit, view, _choice(visit, view, fields))
+    choice = _choice(visit, view, fields)
+    asked = Asked(view=view, choice=choice, amount=None, version=view.version)
+    return _form(visit, asked, nonce=uuid7(), refused=choice.refused)
 
 
 async def act(visit: Visit) -> Response:
@@ -81,15 +93,15 @@ async def act(visit: Visit) -> Response:
         amount = form.amount("amount", choice.currency or view.currency)
     asked = Asked(view=view, choice=choice, amount=amount, version=version)
     if form.wrong:
-        return _form(visit, view, choice, asked=asked, nonce=nonce)
+        return _form(visit, asked, nonce=nonce, status=422)
     if (done := await _sent_before(visit, asked, reason=reason, nonce=nonce)) is not None:
         return RedirectResponse(f"/console/orders/{view.id}?done={done}", 303)
     refused = _refused(asked)
     if refused is not None:
         await note(visit, asked, "refused", reason=reason, facts={"refused": refused[0]})
-        return _form(visit, view, choice, asked=asked, nonce=nonce, refused=refused[1], status=409)
+        return _form(visit, asked, nonce=nonce, refused=refused[1], status=409)
     if form.values.get("step") != "run":
-        return _form(visit, view, choice, asked=asked, nonce=nonce, confirm=True)
+        return _form(visit, asked, nonce=nonce, confirm=True)
     return await _run(visit, asked, reason=reason, nonce=nonce)
 
 
@@ -172,7 +184,7 @@ async def note(
     facts: dict[str, object] | None = None,
 ) -> None:
     """Store what the person did with an order."""
-    sums = choices.at_stake(asked.view, asked.choice, asked.amount)
+    sums = asked.at_stake
     told: dict[str, object] = {"version": asked.version}
     for currency, minor in list(sums.items())[:1]:
         told |= {"amount": minor, "currency": currency}
@@ -225,10 +237,9 @@ async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) 
 
 
 async def _run(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> Response:
-    services, view, choice = visit.services, asked.view, asked.choice
-    above = above_limit(services.settings, choices.at_stake(view, choice, asked.amount))
-    there = f"/console/orders/{view.id}"
-    if choice.moves_money and above is not None:
+    view, there = asked.view, f"/console/orders/{asked.view.id}"
+    above = above_limit(visit.services.settings, asked.at_stake)
+    if above is not None:
         amount, currency = above
         fresh = await approvals.ask(
             visit.db,
@@ -236,7 +247,7 @@ async def _run(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> Respo
             nonce,
             checkout=view.id,
             merchant_id=view.merchant_id,
-            kind=choice.kind,
+            kind=asked.choice.kind,
             arguments=asked.request.arguments,
             version=asked.version,
             amount=amount,
@@ -278,35 +289,31 @@ def _choice(visit: Visit, view: CheckoutView, fields: reading.Fields) -> Choice:
 
 def _form(
     visit: Visit,
-    view: CheckoutView,
-    choice: Choice,
+    asked: Asked,
     *,
-    asked: Asked | None = None,
-    nonce: UUID | None = None,
+    nonce: UUID,
     confirm: bool = False,
     refused: str | None = None,
     status: int = 200,
 ) -> Response:
-    amount = None if asked is None else asked.amount
-    above = above_limit(visit.services.settings, choices.at_stake(view, choice, amount))
-    values = visit.form.values
+    choice, values = asked.choice, visit.form.values
     everything = money.decimal_or_none(choice.amount, choice.currency) if choice.amount else None
     return pages.render(
         visit,
         "action.html",
-        status=status if not visit.form.wrong else 422,
-        view=view,
+        status=status,
+        view=asked.view,
         choice=choice,
-        said=choices.sentence(view, choice, amount),
+        said=asked.said,
         takes_amount=choice.kind in choices.TAKES_AMOUNT,
-        second_person=choice.moves_money and above is not None,
-        version=view.version if asked is None or refused is not None else asked.version,
-        once=nonce or uuid7(),
+        second_person=above_limit(visit.services.settings, asked.at_stake) is not None,
+        version=asked.version if refused is None else asked.view.version,
+        once=nonce,
         wrong=visit.form.wrong,
         given={
             "reason": values.get("reason", ""),
             "amount": values.get("amount", everything if everything is not None else ""),
         },
         confirm=confirm,
-        refused=refused or (choice.refused if asked is None else None),
+        refused=refused,
     )

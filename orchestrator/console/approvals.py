@@ -53,7 +53,7 @@ async def show(visit: Visit) -> Response:
         "approval.html",
         approval=approval,
         view=asked.view,
-        said=choices.sentence(asked.view, asked.choice, asked.amount),
+        said=asked.said,
         follows=asked.choice.follows,
         why_not=await _why_not(visit, approval, asked),
     )
@@ -115,8 +115,8 @@ def _decided() -> Refused:
 
 def _outdated(approval: Approval, asked: Asked) -> bool:
     """Whether the order, or the amount at stake, is not what the first person saw."""
-    sums = choices.at_stake(asked.view, asked.choice, asked.amount)
-    return asked.view.version != approval.version or sums.get(approval.currency) != approval.amount
+    moved = asked.view.version != approval.version
+    return moved or asked.at_stake.get(approval.currency) != approval.amount
 
 
 async def _note(visit: Visit, approval: Approval, asked: Asked, outcome: Outcome, *, decided: str) -> None:

@@ -50,12 +50,11 @@ async def show_all(visit: Visit) -> Response:
     """List bulk actions, and begin a new one."""
     before = visit.query("before").place("before") or LAST
     found = await runs.page(visit.db, visit.encryptor, before=before, limit=orders.PAGE + 1)
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(
+    return pages.listing(
         visit,
         "bulk.html",
-        runs=rows,
-        more=last and last.id,
+        found,
+        orders.PAGE,
         labels=LABELS,
         names=await lists.merchants(visit.db),
         given=dict.fromkeys(orders.FILTERS, ""),
@@ -106,16 +105,9 @@ async def show(visit: Visit) -> Response:
     run = await runs.by_id(visit.db, visit.encryptor, visit.id)
     if run is None:
         raise not_found("There is no such bulk action.")
-    items, last = pages.paged(await runs.items(visit.db, run.id, after=after, limit=PAGE + 1), PAGE)
-    return pages.render(
-        visit,
-        "run.html",
-        live=f"run:{run.id}",
-        run=run,
-        label=LABELS.get(run.kind, run.kind),
-        items=items,
-        more=last and last.checkout_id,
-    )
+    found = await runs.items(visit.db, run.id, after=after, limit=PAGE + 1)
+    label, live = LABELS.get(run.kind, run.kind), f"run:{run.id}"
+    return pages.listing(visit, "run.html", found, PAGE, key="checkout_id", live=live, run=run, label=label)
 
 
 async def switch(visit: Visit) -> Response:
@@ -148,17 +140,14 @@ async def _preview(visit: Visit, fields: Fields) -> Response:
         kind=kind,
         label=LABELS[kind],
         follows=FOLLOWS[kind],
-        number=found.number,
-        full=found.number == MOST,
+        found=found,
         most=MOST,
         money=sorted(money.items()),
         merchants=sorted(
             ((pages.merchant_name(names, merchant), number) for merchant, number in merchants.items()),
             key=lambda pair: -pair[1],
         ),
-        cut=found.cut,
         read=lists.MOST_READ,
-        seen=found.digest,
         before=before,
         once=uuid7(),
         given={name: fields.values.get(name, "") for name in orders.FILTERS},

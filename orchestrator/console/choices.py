@@ -83,15 +83,9 @@ class Choice:
     """It is a way out of what waits for a decision."""
 
     @property
-    def query(self) -> dict[str, str]:
-        """The query parameters of its page."""
-        told = {"transaction": self.transaction_id, "decision": self.decision}
-        return {name: str(value) for name, value in told.items() if value is not None}
-
-    @property
-    def moves_money(self) -> bool:
-        """Whether it sends money, or gives it up."""
-        return self.kind in MOVES_MONEY or self.decision is Decision.RETURN
+    def query(self) -> dict[str, str | None]:
+        """The query parameters of its page; None: left out."""
+        return {"transaction": self.transaction_id, "decision": self.decision}
 
 
 def of(view: CheckoutView) -> list[Choice]:

@@ -29,15 +29,14 @@ async def show_all(visit: Visit) -> Response:
     """List endpoints, page by page."""
     after = visit.query("after").place("after") or FIRST
     found = await lists.endpoints(visit.db, after=after, limit=orders.PAGE + 1)
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(visit, "deliveries.html", rows=rows, more=last and last.id, first=after == FIRST)
+    return pages.listing(visit, "deliveries.html", found, orders.PAGE, first=after == FIRST)
 
 
 async def show(visit: Visit) -> Response:
     """Show one endpoint and its attempts, the youngest first."""
     fields = visit.query("before", "failed", "done")
     endpoint = await _endpoint(visit)
-    failed = True if fields.values.get("failed") == "yes" else None
+    failed = fields.values.get("failed") == "yes"
     before = fields.place("before")
     found = await deliveries.attempts(
         visit.db,
@@ -45,11 +44,11 @@ async def show(visit: Visit) -> Response:
         endpoint.id,
         before=before,
         limit=ATTEMPTS + 1,
-        failed=failed,
+        failed=failed or None,
     )
     attempts, last = pages.paged(found, ATTEMPTS)
     more = last and last.id
-    if more is None and failed is not None:
+    if more is None and failed:
         more = await deliveries.scanned_to(visit.db, endpoint.id, before=before)
     return pages.render(
         visit,
@@ -58,7 +57,7 @@ async def show(visit: Visit) -> Response:
         attempts=[(each, _text(each.answer)) for each in attempts],
         orders=await lists.order_refs(visit.db, [each.checkout_id for each in attempts]),
         more=more,
-        failed=failed is not None,
+        failed=failed,
         done=fields.text("done"),
     )
 
@@ -103,8 +102,7 @@ async def rejected(visit: Visit) -> Response:
     """List rejected intents, the youngest first."""
     before = visit.query("before").place("before")
     found = await lists.rejected(visit.db, before=before, limit=orders.PAGE + 1)
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(visit, "rejected.html", rows=rows, more=last and last.id, first=before is None)
+    return pages.listing(visit, "rejected.html", found, orders.PAGE, first=before is None)
 
 
 async def feed(visit: Visit) -> Response:

@@ -262,11 +262,10 @@ def bar(record: Record) -> list[dict[str, Any]]:
     ]
     drawn, at = [], 0.0
     for name, minor in parts:
-        if minor <= 0:
-            continue
-        width = min(100 * minor / whole, 100 - at)
-        drawn.append({"name": name, "minor": minor, "at": round(at, 2), "width": round(width, 2)})
-        at += width
+        if minor > 0:
+            width = min(100 * minor / whole, 100 - at)
+            drawn.append({"name": name, "at": round(at, 2), "width": round(width, 2)})
+            at += width
     return drawn
 
 
@@ -275,10 +274,9 @@ def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
     evidence = entry.get("evidence")
     if isinstance(evidence, dict):
         evidence = reasons.in_evidence(evidence)
-    told = facts.of(evidence, currency)
     # The first entry has no state before.
     moved = entry["from"] is not None and entry["to"] != entry["from"]
-    return {**entry, "evidence": told, "sequence": row.sequence, "moved": moved, "title": facts.title(entry)}
+    return {**entry, "evidence": facts.of(evidence, currency), "moved": moved, "title": facts.title(entry)}
 
 
 def _columns(row: CheckoutSummary, names: dict[int, str]) -> Sequence[object]:

@@ -201,6 +201,14 @@ def paged(rows: Sequence[Row], size: int) -> tuple[Sequence[Row], Row | None]:
     return rows[:size], rows[size - 1] if len(rows) > size else None
 
 
+def listing(
+    visit: Visit, template: str, found: Sequence[Any], size: int, *, key: str = "id", **told: Any
+) -> Response:
+    """Return a page of a list; the next one begins after the `key` of its last row, which is `more`."""
+    rows, last = paged(found, size)
+    return render(visit, template, rows=rows, more=last and getattr(last, key), **told)
+
+
 def merchant_name(names: Mapping[int, str], merchant_id: int) -> str:
     """Return the name of a merchant for people."""
     return names.get(merchant_id, f"merchant {merchant_id}")

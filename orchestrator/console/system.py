@@ -105,49 +105,35 @@ def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read)
 
 
 def _processes(read: Overview) -> list[Process]:
-    return [
-        Process(row["name"], row["kind"], row["age"], row["progress"])
-        for row in read.found["processes"] or ()
-    ]
+    return [Process(**row) for row in read.found["processes"] or ()]
 
 
 def risks(read: Overview) -> list[dict[str, Any]]:
     """Return money at risk: what it is, currency, number, amount, and since when; the worst first."""
     found, full = read.found, read.found["full"]
-    rows: list[dict[str, Any]] = [
-        {
-            **row,
-            "what": f"Outcome of a {row['kind']} is not known yet",
-            "link": "/console/decisions",
-            "full": full["moving"],
-        }
+    rows = [
+        _risk(row, f"Outcome of a {row['kind']} is not known yet", "decisions", full=full["moving"])
         for row in found["moving"] or ()
         if row["state"] in {"submitted", "unknown"}
     ]
-    for row in found["attention"] or ():
-        what = _QUESTIONS.get(row["code"])
-        if what is not None:
-            link = f"/console/orders?attention={row['code']}"
-            rows.append({**row, "what": what, "link": link, "full": full["attention"]})
-    told = {
-        "what": "Paid, and the shop is not told yet",
-        "link": "/console/deliveries",
-        "full": full["unsent"],
-    }
-    rows += [{**row, **told} for row in found["untold"] or ()]
     rows += [
-        {
-            "what": f"Reserved and not captured, {age}",
-            "currency": currency,
-            "number": number,
-            "amount": amount,
-            "oldest": None,
-            "full": False,
-            "link": f"/console/orders?state=completed&status=authorized&currency={currency}",
-        }
-        for (currency, age), (number, amount) in sorted(read.held.items())
+        _risk(row, _QUESTIONS[row["code"]], f"orders?attention={row['code']}", full=full["attention"])
+        for row in found["attention"] or ()
+        if row["code"] in _QUESTIONS
     ]
+    rows += [
+        _risk(row, "Paid, and the shop is not told yet", "deliveries", full=full["unsent"])
+        for row in found["untold"] or ()
+    ]
+    for (currency, age), (number, amount) in sorted(read.held.items()):
+        row = {"currency": currency, "number": number, "amount": amount, "oldest": None}
+        link = f"orders?state=completed&status=authorized&currency={currency}"
+        rows.append(_risk(row, f"Reserved and not captured, {age}", link))
     return rows
+
+
+def _risk(row: dict[str, Any], what: str, page: str, *, full: bool = False) -> dict[str, Any]:
+    return {**row, "what": what, "link": f"/console/{page}", "full": full}
 
 
 def gateways(processes: list[Process]) -> list[dict[str, Any]]:
@@ -188,18 +174,12 @@ async def merchants(visit: Visit) -> Response:
     found = await merchant_records.page(
         visit.db, visit.encryptor, services.settings, after=fields.text("after"), limit=MERCHANTS + 1
     )
-    rows, last = pages.paged(found, MERCHANTS)
     by_gateway: dict[str, list[bool]] = {}
     for merchant in await services.merchants.everyone():
         by_gateway.setdefault(gateway_of(merchant.account.url), []).append(merchant.paused)
-    return pages.render(
-        visit,
-        "merchants.html",
-        gateways=sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS],
-        rows=rows,
-        more=last and last.name,
-        done=fields.text("done"),
-    )
+    gateways = sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS]
+    done = fields.text("done")
+    return pages.listing(visit, "merchants.html", found, MERCHANTS, key="name", gateways=gateways, done=done)
 
 
 async def switch_merchant(visit: Visit) -> Response:
@@ -262,8 +242,7 @@ async def actions(visit: Visit) -> Response:
     """List what users did, the youngest first."""
     before = visit.query("before").place("before")
     found = await trail.page(visit.db, visit.encryptor, before=before, limit=orders.PAGE + 1)
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(visit, "actions.html", rows=rows, more=last and last.id, first=before is None)
+    return pages.listing(visit, "actions.html", found, orders.PAGE, first=before is None)
 
 
 async def sessions(visit: Visit) -> Response:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -228,12 +229,10 @@ class Deliverer:
         if time.monotonic() - asked > LATE:
             _log.warning("deliveries_taken_late", number=len(found))
             return 0
-        counts = dict.fromkeys(wanted, 0)
-        for due in found:
-            counts[due.endpoint_id] += 1
-        for endpoint_id, number in counts.items():
+        counts = Counter(due.endpoint_id for due in found)
+        for endpoint_id, most in wanted.items():
             # Where less was found than could be sent, there is no more, unless a notification came meanwhile.
-            self._endpoints[endpoint_id].may_be_due |= number >= wanted[endpoint_id]
+            self._endpoints[endpoint_id].may_be_due |= counts[endpoint_id] >= most
         begun = self._begin(found, probes)
         for endpoint_id in probes:
             if not counts[endpoint_id]:
@@ -295,8 +294,9 @@ class Deliverer:
                 except EncryptionError as error:
                     self._refuse(webhook, str(error))
                     continue
-                pace = Pace(self._settings.webhook_endpoint_in_flight) if endpoint is None else endpoint.pace
-                endpoint = endpoint or EndpointState(webhook, secrets, pace, open_at=time.monotonic())
+                if endpoint is None:
+                    pace = Pace(self._settings.webhook_endpoint_in_flight)
+                    endpoint = EndpointState(webhook, secrets, pace, open_at=time.monotonic())
                 endpoint.secrets = secrets
             if endpoint.webhook.target != webhook.target and endpoint.webhook.encrypted == webhook.encrypted:
                 self._refuse(webhook, "its secret was made for another target")

@@ -276,12 +276,8 @@ _FAULTS: Final[Sequence[tuple[tuple[type[BaseException], ...], Outcome]]] = (
 
 
 def _fault(error: BaseException) -> Outcome:
-    """Return the outcome of an error on the connection; an error that aiohttp wraps counts for itself."""
+    """Return the outcome of an error on the connection; one of ours that aiohttp wraps counts for itself."""
     inner = getattr(error, "os_error", None)
-    for failure in (inner, error):
-        for kinds, outcome in _FAULTS if failure is not None else ():
-            if isinstance(failure, kinds) and (
-                failure is error or outcome in {Outcome.FORBIDDEN_ADDRESS, Outcome.NAME_NOT_FOUND}
-            ):
-                return outcome
-    return Outcome.CONNECTION_LOST
+    if isinstance(inner, AddressForbidden | NameUnknown):
+        error = inner
+    return next((outcome for kinds, outcome in _FAULTS if isinstance(error, kinds)), Outcome.CONNECTION_LOST)

@@ -180,8 +180,7 @@ class TaskSender:
         finally:
             line.running, line.used_at = None, time.monotonic()
             if not line.watched:
-                line.watched = True
-                asyncio.get_running_loop().call_later(IDLE, self._check_idle, line)
+                self._check_idle_in(IDLE, line)
 
     def _in_time(self, together: list[_Waiting]) -> list[_Waiting]:
         """Return those for which there is time to connect and to publish, and answer the others.
@@ -189,11 +188,15 @@ class TaskSender:
         A list has the time of its oldest message: one that waited too long must not take the others' time.
         """
         now, least = time.monotonic(), min(self._connect, self._total / 2)
-        waiting = [each for each in together if not each.answer.done()]
-        for each in waiting:
+        in_time = []
+        for each in together:
+            if each.answer.done():
+                continue
             if each.until - now < least:
                 each.answer.set_result(Answer(Outcome.TIMED_OUT, self._total - (each.until - now)))
-        return [each for each in waiting if not each.answer.done()]
+            else:
+                in_time.append(each)
+        return in_time
 
     async def _answer(self, line: _Line, together: list[_Waiting]) -> None:
         try:
@@ -277,6 +280,10 @@ class TaskSender:
 
     # ── Connections that are not used any more ─────────────────────────────────────────────────────────────
 
+    def _check_idle_in(self, seconds: float, line: _Line) -> None:
+        line.watched = True
+        asyncio.get_running_loop().call_later(seconds, self._check_idle, line)
+
     def _check_idle(self, line: _Line) -> None:
         """Close a connection that was not used for long, or look again later."""
         line.watched = False
@@ -287,8 +294,7 @@ class TaskSender:
             self._lines = {key: value for key, value in self._lines.items() if value is not line}
             self._retire(line)
         else:
-            line.watched = True
-            asyncio.get_running_loop().call_later(max(left, 1.0), self._check_idle, line)
+            self._check_idle_in(max(left, 1.0), line)
 
     def _retire(self, line: _Line) -> None:
         """Close the connection of a line in the background, once nothing of it is under way."""

@@ -187,6 +187,7 @@ async def test_a_form_of_another_site_another_session_or_without_the_scope_does_
     page = await person.get(path)
     for headers in (
         {"Origin": "https://evil.example"},
+        {"Origin": "https://[evil"},
         {"Sec-Fetch-Site": "cross-site", **ORIGIN, "Origin": "null"},
         {},
     ):
@@ -214,7 +215,7 @@ async def test_a_form_of_another_site_another_session_or_without_the_scope_does_
         (note.actor, note.action, note.facts["refused"]) for note in notes if note.outcome == "refused"
     ]
     assert refused == [
-        *[("operator:a", "form:refused", "Refused")] * 3,
+        *[("operator:a", "form:refused", "Refused")] * 4,
         ("operator:b", "form:refused", "Refused"),
         ("operator:v", "form:refused", "Not allowed"),
         ("operator:a", "form:refused", "Sent before"),
