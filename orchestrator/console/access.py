@@ -224,10 +224,9 @@ async def sign_in_by_password(
     known = None
     if len(name) <= LONGEST_NAME and 0 < len(password) <= passwords.LONGEST:
         known = await users.by_name(services.db, services.encryptor, name)
-    usable = known is not None and known.usable and known.password is not None
-    stored = known.password if known is not None and usable else None
+    stored = known.password if known is not None and known.usable else None
     matched = await kept.matches(password[: passwords.LONGEST], stored or _no_password())
-    if known is None or not usable or not matched:
+    if known is None or stored is None or not matched:
         services.limits.count_failure(source)
         raise Refused(401, "Not signed in", "The name or the password is wrong.")
     value = await begin(services, known.name, ROLES[known.role])

@@ -129,10 +129,10 @@ async def _preview(visit: Visit, fields: Fields) -> Response:
     if wanted is not None:
         found = await lists.chosen(visit.db.read, wanted, before=before, most=MOST)
     money: Counter[str] = Counter()
-    merchants: Counter[int] = Counter()
+    merchants: Counter[str] = Counter()
     for (merchant, currency), (number, amount) in found.amounts.items():
         money[currency] += amount
-        merchants[merchant] += number
+        merchants[pages.merchant_name(names, merchant)] += number
     return pages.render(
         visit,
         "bulk_preview.html",
@@ -143,10 +143,7 @@ async def _preview(visit: Visit, fields: Fields) -> Response:
         found=found,
         most=MOST,
         money=sorted(money.items()),
-        merchants=sorted(
-            ((pages.merchant_name(names, merchant), number) for merchant, number in merchants.items()),
-            key=lambda pair: -pair[1],
-        ),
+        merchants=merchants.most_common(),
         read=lists.MOST_READ,
         before=before,
         once=uuid7(),

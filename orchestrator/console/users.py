@@ -148,7 +148,7 @@ async def _page(
         status=status,
         rows=await users.listed(visit.db, visit.encryptor),
         roles={role: ", ".join(scopes) for role, scopes in ROLES.items()},
-        given={name: visit.form.values.get(name, "") for name in ("name", "role", "reason")},
+        given={name: visit.form.values.get(name, "") for name in NEW},
         wrong=visit.form.wrong,
         done=done,
         link=link,
