@@ -93,7 +93,7 @@ async def act(visit: Visit) -> Response:
         amount = form.amount("amount", choice.currency or view.currency)
     asked = Asked(view=view, choice=choice, amount=amount, version=version)
     if form.wrong:
-        return _form(visit, asked, nonce=nonce, status=422)
+        return _form(visit, asked, nonce=nonce)
     if (done := await _sent_before(visit, asked, reason=reason, nonce=nonce)) is not None:
         return RedirectResponse(f"/console/orders/{view.id}?done={done}", 303)
     refused = _refused(asked)
@@ -302,6 +302,7 @@ def _form(
         visit,
         "action.html",
         status=status,
+        fields=visit.form,
         view=asked.view,
         choice=choice,
         said=asked.said,
@@ -309,7 +310,6 @@ def _form(
         second_person=above_limit(visit.services.settings, asked.at_stake) is not None,
         version=asked.version if refused is None else asked.view.version,
         once=nonce,
-        wrong=visit.form.wrong,
         given={
             "reason": values.get("reason", ""),
             "amount": values.get("amount", everything if everything is not None else ""),

@@ -136,7 +136,8 @@ async def _preview(visit: Visit, fields: Fields) -> Response:
     return pages.render(
         visit,
         "bulk_preview.html",
-        status=409 if "choice" in fields.wrong else 422 if fields.wrong else 200,
+        status=409 if "choice" in fields.wrong else 200,
+        fields=fields,
         kind=kind,
         label=LABELS[kind],
         follows=FOLLOWS[kind],
@@ -149,7 +150,6 @@ async def _preview(visit: Visit, fields: Fields) -> Response:
         once=uuid7(),
         given={name: fields.values.get(name, "") for name in orders.FILTERS},
         reason=fields.values.get("reason", ""),
-        wrong=fields.wrong,
     )
 
 

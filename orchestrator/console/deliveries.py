@@ -122,14 +122,13 @@ async def feed(visit: Visit) -> Response:
     return pages.render(
         visit,
         "events.html",
-        status=422 if fields.wrong else 200,
+        fields=fields,
         rows=[(row, _facts(row.payload)) for row in rows],
         after=after,
         first=before is None,
         given={"merchant": name, "kind": kind or ""},
         names=names,
         kinds=sorted(EventType),
-        wrong=fields.wrong,
         window=lists.WINDOW,
     )
 

@@ -91,11 +91,10 @@ def _found(
     return pages.render(
         visit,
         "orders.html",
-        status=422 if fields.wrong else 200,
+        fields=fields,
         found=found,
         names=names,
         given=given,
-        wrong=fields.wrong,
         first=first,
         window=lists.WINDOW,
     )

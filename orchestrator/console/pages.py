@@ -11,6 +11,7 @@ import re
 import secrets
 from datetime import UTC, datetime
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlencode
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from orchestrator.console.app import Visit
+    from orchestrator.console.reading import Fields
 
 Row = TypeVar("Row")
 STATIC: Final = Path(__file__).parent / "static"
@@ -141,13 +143,22 @@ def policy(nonce: str) -> str:
 
 
 def render(
-    visit: Visit | None, template: str, *, status: int = 200, live: str | None = None, **told: Any
+    visit: Visit | None,
+    template: str,
+    *,
+    status: int = 200,
+    live: str | None = None,
+    fields: Fields | None = None,
+    **told: Any,
 ) -> Response:
     """Return a page of a signed-in person, or of a browser without a session; `live` is the topic whose
-    change draws it anew.
+    change draws it anew. Where something is wrong with `fields`, the page says so, with the status 422.
     """
     nonce = secrets.token_urlsafe(16)
     values = {"nonce": nonce, "session": None, "live": live, **told}
+    if fields is not None:
+        values["wrong"] = fields.wrong
+        status = 422 if fields.wrong and status == HTTPStatus.OK else status
     if visit is not None:
         values |= {
             "session": visit.session,

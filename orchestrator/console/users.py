@@ -46,7 +46,7 @@ async def add(visit: Visit) -> Response:
     ):
         visit.form.wrong["name"] = "is taken, or there are too many users"
     if visit.form.wrong:
-        return await _page(visit, status=422)
+        return await _page(visit)
     await visit.note("user:added", "accepted", subject=name, facts={"role": role, "reason": reason})
     return await _page(visit, link=await _link(visit, name, role), named=name)
 
@@ -63,8 +63,8 @@ async def change(visit: Visit) -> Response:
     if name == visit.session.actor:
         said = "Another admin changes your role, disables you or makes your link; your password you change yourself."
         raise Refused(409, "Not done", said)
-    made_by = await users.makers(visit.db, visit.encryptor, visit.session.actor)
-    if what == "link" and f"{users.ACTOR}{name}" in made_by:
+    actor = visit.session.actor
+    if what == "link" and f"{users.ACTOR}{name}" in await users.makers(visit.db, visit.encryptor, actor):
         said = "Your own link comes from this user: an admin who is independent makes this one."
         raise Refused(409, "Not done", said)
     changed = await users.change(
@@ -96,7 +96,7 @@ async def show_password(visit: Visit) -> Response:
 async def set_password(visit: Visit) -> Response:
     """Set one's own password; where there is one, it must be named."""
     old, new, again = (visit.form.values.get(name, "") for name in PASSWORD)
-    wrong: dict[str, str] = {}
+    wrong = visit.form.wrong
     if not passwords.SHORTEST <= len(new) <= passwords.LONGEST:
         wrong["new"] = f"must have {passwords.SHORTEST} to {passwords.LONGEST} characters"
     elif visit.session.actor.lower() in new.lower():
@@ -114,7 +114,7 @@ async def set_password(visit: Visit) -> Response:
         wrong["old"] = "is not your password"
     if wrong:
         await visit.note("user:password", "refused", subject=known.name)
-        return await _password_page(visit, wrong=wrong, status=422)
+        return await _password_page(visit)
     stored = await visit.console.sessions.hashed(new)
     await users.change(visit.db, visit.encryptor, known.name, password=stored, keep=visit.session.key)
     await visit.note("user:password", "accepted", subject=known.name)
@@ -122,7 +122,6 @@ async def set_password(visit: Visit) -> Response:
 
 
 async def _link(visit: Visit, name: str, role: str) -> str:
-    services = visit.services
     code = await sessions.begin(
         visit.db,
         visit.encryptor,
@@ -131,13 +130,12 @@ async def _link(visit: Visit, name: str, role: str) -> str:
         seconds=sessions.LONGEST_LINK,
         link=True,
     )
-    return f"{services.settings.public_url}/console/link/{code}"
+    return f"{visit.services.settings.public_url}/console/link/{code}"
 
 
 async def _page(
     visit: Visit,
     *,
-    status: int = 200,
     done: str | None = None,
     link: str | None = None,
     named: str | None = None,
@@ -145,20 +143,17 @@ async def _page(
     return pages.render(
         visit,
         "users.html",
-        status=status,
+        fields=visit.form,
         rows=await users.listed(visit.db, visit.encryptor),
         roles={role: ", ".join(scopes) for role, scopes in ROLES.items()},
         given={name: visit.form.values.get(name, "") for name in NEW},
-        wrong=visit.form.wrong,
         done=done,
         link=link,
         named=named,
     )
 
 
-async def _password_page(
-    visit: Visit, *, status: int = 200, done: str | None = None, wrong: dict[str, str] | None = None
-) -> Response:
+async def _password_page(visit: Visit, *, done: str | None = None) -> Response:
     known = await users.by_name(visit.db, visit.encryptor, visit.session.actor)
-    told = {"known": known, "wrong": wrong or {}, "done": done, "shortest": passwords.SHORTEST}
-    return pages.render(visit, "password.html", status=status, **told)
+    shortest = passwords.SHORTEST
+    return pages.render(visit, "password.html", fields=visit.form, known=known, done=done, shortest=shortest)
