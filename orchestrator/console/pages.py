@@ -155,7 +155,7 @@ def render(
     change draws it anew. Where something is wrong with `fields`, the page says so, with the status 422.
     """
     nonce = secrets.token_urlsafe(16)
-    values = {"nonce": nonce, "session": None, "live": live, **told}
+    values: dict[str, Any] = {"nonce": nonce, "session": None, "live": live, **told}
     if fields is not None:
         values["wrong"] = fields.wrong
         status = 422 if fields.wrong and status == HTTPStatus.OK else status
