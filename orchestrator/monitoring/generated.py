@@ -164,7 +164,6 @@ def dashboard() -> str:
     """Return the dashboard of Grafana, as JSON."""
     panels: list[dict[str, Any]] = [
         {
-            "id": 1,
             "type": "alertlist",
             "title": "Broken promises",
             "gridPos": {"h": _HEIGHT, "w": 24, "x": 0, "y": 0},
@@ -175,19 +174,12 @@ def dashboard() -> str:
     ]
     top = _HEIGHT
     for title, names in _ROWS:
-        panels.append(
-            {
-                "id": len(panels) + 1,
-                "type": "row",
-                "title": title,
-                "gridPos": {"h": 1, "w": 24, "x": 0, "y": top},
-            }
-        )
+        panels.append({"type": "row", "title": title, "gridPos": {"h": 1, "w": 24, "x": 0, "y": top}})
         top += 1
         for at, name in enumerate(names):
             line, column = divmod(at, 24 // _WIDTH)
             place = {"h": _HEIGHT, "w": _WIDTH, "x": column * _WIDTH, "y": top + line * _HEIGHT}
-            panels.append({"id": len(panels) + 1, "gridPos": place, **_panel(name)})
+            panels.append({"gridPos": place, **_panel(name)})
         top += -(-len(names) // (24 // _WIDTH)) * _HEIGHT
     board = {
         "uid": "orchestrator",
@@ -200,7 +192,7 @@ def dashboard() -> str:
         "templating": {
             "list": [{"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"}]
         },
-        "panels": panels,
+        "panels": [{"id": number, **panel} for number, panel in enumerate(panels, start=1)],
     }
     return json.dumps(board, indent=1, ensure_ascii=False) + "\n"
 
