@@ -176,7 +176,7 @@ def check_form(services: Services, session: Session, given: str) -> None:
         )
 
 
-def source_of(request: Request, services: Services) -> str:
+def source_of(request: Request, services: Services) -> str | None:
     """Return the address that signs in; refused where too many attempts from there have failed."""
     source = caller_of(request.scope, depth=services.settings.trusted_proxies)
     services.limits.refuse_failing(source)
