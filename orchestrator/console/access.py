@@ -11,10 +11,9 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from contextlib import asynccontextmanager
 from functools import cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from orchestrator import passwords
@@ -26,7 +25,7 @@ from orchestrator.store.console import sessions, users
 from orchestrator.text import sentence
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Callable, Iterable
 
     from starlette.requests import Request
     from starlette.responses import Response
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.api.dependencies import Services
     from orchestrator.store.console.sessions import Session
 
+Made = TypeVar("Made")
 VIEW: Final = "console:view"
 OPERATE: Final = "console:operate"
 APPROVE: Final = "console:approve"
@@ -62,16 +62,22 @@ class Refused(OrchestratorError):  # noqa: N818 - named for the fact
         self.status, self.title, self.sentence = status, title, sentence
 
 
+def not_found(sentence: str) -> Refused:
+    """Return the refusal of what there is not."""
+    return Refused(404, "Not found", sentence)
+
+
 class SignedOut(OrchestratorError):  # noqa: N818 - named for the fact
     """The browser has no session that has not ended."""
 
 
 def cookie_name(services: Services) -> str:
     """Return the name of the cookie; over https no other host and no page over http can set it."""
-    return "__Host-console" if _secure(services) else "console"
+    return "__Host-console" if secure(services) else "console"
 
 
-def _secure(services: Services) -> bool:
+def secure(services: Services) -> bool:
+    """Whether browsers come over https, so that cookies are for it alone."""
     return services.settings.public_url.startswith("https://")
 
 
@@ -111,22 +117,19 @@ class Sessions:
 
     async def matches(self, password: str, stored: str) -> bool:
         """Say whether a password is the stored one; off the event loop, one at a time."""
-        async with self._one_hash():
-            return await asyncio.to_thread(passwords.matches, password, stored)
+        return await self._hash(passwords.matches, password, stored)
 
     async def hashed(self, password: str) -> str:
         """Return what is stored of a password."""
-        async with self._one_hash():
-            return await asyncio.to_thread(passwords.hashed, password)
+        return await self._hash(passwords.hashed, password)
 
-    @asynccontextmanager
-    async def _one_hash(self) -> AsyncIterator[None]:
+    async def _hash(self, call: Callable[..., Made], *given: str) -> Made:
         if self._hashes >= MOST_HASHES:
             raise Refused(503, "Busy", "Too many people sign in at this moment: try again.")
         self._hashes += 1
         try:
             async with self._hashing:
-                yield
+                return await asyncio.to_thread(call, *given)
         finally:
             self._hashes -= 1
 
@@ -152,7 +155,8 @@ def check_origin(request: Request, services: Services) -> None:
     origin = request.headers.get("origin")
     host = request.headers.get("host", "")
     own = {urlsplit(services.settings.public_url).netloc, host}
-    if site not in {None, "same-origin"} or (origin is not None and urlsplit(origin).netloc not in own):
+    foreign = origin is not None and origin.partition("://")[2] not in own
+    if site not in {None, "same-origin"} or foreign:
         raise Refused(403, "Refused", "The form came from another site, so nothing was done.")
     if site is None and origin is None:
         raise Refused(
@@ -172,10 +176,25 @@ def check_form(services: Services, session: Session, given: str) -> None:
         )
 
 
-async def sign_in(request: Request, services: Services, token: str) -> str:
-    """Return the cookie's value for a token of the operator; `Refused` with the reason otherwise."""
+def source_of(request: Request, services: Services) -> str | None:
+    """Return the address that signs in; refused where too many attempts from there have failed."""
     source = caller_of(request.scope, depth=services.settings.trusted_proxies)
     services.limits.refuse_failing(source)
+    return source
+
+
+async def begin(
+    services: Services, name: str, scopes: Iterable[str], *, seconds: float = sessions.LONGEST_SESSION
+) -> str:
+    """Begin a session that may see the pages; return the cookie's value."""
+    return await sessions.begin(
+        services.db, services.encryptor, actor=name, scopes={*scopes, VIEW}, seconds=seconds
+    )
+
+
+async def sign_in(request: Request, services: Services, token: str) -> str:
+    """Return the cookie's value for a token of the operator; `Refused` with the reason otherwise."""
+    source = source_of(request, services)
     if not 0 < len(token) <= LONGEST_TOKEN:
         raise Refused(401, "Not signed in", "Paste a token of the operator.")
     try:
@@ -191,13 +210,8 @@ async def sign_in(request: Request, services: Services, token: str) -> str:
             "Not signed in",
             "The token is not for the console: it must be one of the operator with a scope such as console:view.",
         )
-    return await sessions.begin(
-        services.db,
-        services.encryptor,
-        actor=caller.subject,
-        scopes=scopes | {VIEW},
-        seconds=services.authenticator.ends(token) - time.time(),
-    )
+    left = services.authenticator.ends(token) - time.time()
+    return await begin(services, caller.subject, scopes, seconds=left)
 
 
 async def sign_in_by_password(
@@ -206,24 +220,16 @@ async def sign_in_by_password(
     """Return the cookie's value for a name and a password; `Refused` otherwise, in the same words and after
     the same time whether or not there is such a person.
     """
-    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
-    services.limits.refuse_failing(source)
+    source = source_of(request, services)
     known = None
     if len(name) <= LONGEST_NAME and 0 < len(password) <= passwords.LONGEST:
         known = await users.by_name(services.db, services.encryptor, name)
-    usable = known is not None and known.usable and known.password is not None
-    stored = known.password if known is not None and usable else None
+    stored = known.password if known is not None and known.usable else None
     matched = await kept.matches(password[: passwords.LONGEST], stored or _no_password())
-    if known is None or not usable or not matched:
+    if known is None or stored is None or not matched:
         services.limits.count_failure(source)
         raise Refused(401, "Not signed in", "The name or the password is wrong.")
-    value = await sessions.begin(
-        services.db,
-        services.encryptor,
-        actor=known.name,
-        scopes=frozenset(ROLES[known.role]) | {VIEW},
-        seconds=sessions.LONGEST_SESSION,
-    )
+    value = await begin(services, known.name, ROLES[known.role])
     # A change of the user ends its sessions, and may have come before this one was stored.
     now = await users.by_name(services.db, services.encryptor, name)
     if now is None or not now.usable or (now.password, now.role) != (known.password, known.role):
@@ -241,13 +247,10 @@ def _no_password() -> str:
 
 async def use_link(request: Request, services: Services, code: str) -> str:
     """Return the cookie's value for a link that was not used before; `Refused` otherwise."""
-    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
-    services.limits.refuse_failing(source)
-    found = (
-        await sessions.use_link(services.db, services.encryptor, code, (VIEW,))
-        if len(code) <= 100  # noqa: PLR2004 - ours have 43 characters
-        else None
-    )
+    source = source_of(request, services)
+    found = None
+    if len(code) <= 100:  # noqa: PLR2004 - ours have 43 characters
+        found = await sessions.use_link(services.db, services.encryptor, code, (VIEW,))
     if found is None:
         services.limits.count_failure(source)
         raise Refused(
@@ -261,17 +264,12 @@ async def use_link(request: Request, services: Services, code: str) -> str:
 def set_cookie(response: Response, services: Services, value: str) -> None:
     """Give the browser its session."""
     response.set_cookie(
-        cookie_name(services),
-        value,
-        httponly=True,
-        samesite="strict",
-        secure=_secure(services),
-        path="/",
+        cookie_name(services), value, httponly=True, samesite="strict", secure=secure(services), path="/"
     )
 
 
 def drop_cookie(response: Response, services: Services) -> None:
     """Take the browser's session away."""
     response.delete_cookie(
-        cookie_name(services), path="/", secure=_secure(services), httponly=True, samesite="strict"
+        cookie_name(services), path="/", secure=secure(services), httponly=True, samesite="strict"
     )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import RedirectResponse
 
 from orchestrator.console import choices, pages, reading
-from orchestrator.console.access import Refused
+from orchestrator.console.access import Refused, not_found
 from orchestrator.domain import command_rules, money
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.ids import uuid7
@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
     from starlette.responses import Response
 
+    from orchestrator.api.dependencies import Services
     from orchestrator.console.app import Visit
     from orchestrator.console.choices import Choice
     from orchestrator.domain.command_rules import CheckoutView
     from orchestrator.settings import Settings
     from orchestrator.store.console.actions import Outcome
 
+NO_CHECKOUT: Final = "There is no checkout of this id."
 FIELDS: Final = ("version", "nonce", "reason", "amount", "transaction", "decision", "step")
 
 
@@ -48,20 +50,42 @@ class Asked:
     amount: int | None
     version: int
 
+    @property
+    def request(self) -> CommandRequest:
+        """The command, as the rules read it."""
+        return CommandRequest(
+            kind=self.choice.kind,
+            amount=self.amount,
+            transaction_id=self.choice.transaction_id,
+            decision=self.choice.decision,
+            version=self.version,
+        )
+
+    @property
+    def said(self) -> str:
+        """What would be done, as a sentence."""
+        return choices.sentence(self.view, self.choice, self.amount)
+
+    @property
+    def at_stake(self) -> dict[str, int]:
+        """How much money it moves: minor units by currency."""
+        return choices.at_stake(self.view, self.choice, self.amount)
+
 
 async def show(visit: Visit) -> Response:
     """Show what would be done, and ask for the reason and, where one is taken, the amount."""
-    fields = reading.query(visit.request, ("transaction", "decision"))
-    view = await view_of(visit, reading.uuid(visit.request.path_params["id"]))
+    fields = visit.query("transaction", "decision")
+    view = await view_of(visit, visit.id)
     choice = _choice(visit, view, fields)
-    return _form(visit, view, choice)
+    asked = Asked(view=view, choice=choice, amount=None, version=view.version)
+    return _form(visit, asked, nonce=uuid7(), refused=choice.refused)
 
 
 async def act(visit: Visit) -> Response:
     """Show the form again with what is wrong or with what would be done, or do it."""
     form = visit.form
     version, nonce = form.number("version"), form.nonce()
-    view = await view_of(visit, reading.uuid(visit.request.path_params["id"]), key=_key(nonce))
+    view = await view_of(visit, visit.id, key=_key(nonce))
     choice = _choice(visit, view, form)
     reason = form.reason()
     amount = None
@@ -69,15 +93,15 @@ async def act(visit: Visit) -> Response:
         amount = form.amount("amount", choice.currency or view.currency)
     asked = Asked(view=view, choice=choice, amount=amount, version=version)
     if form.wrong:
-        return _form(visit, view, choice, asked=asked, nonce=nonce)
+        return _form(visit, asked, nonce=nonce)
     if (done := await _sent_before(visit, asked, reason=reason, nonce=nonce)) is not None:
         return RedirectResponse(f"/console/orders/{view.id}?done={done}", 303)
     refused = _refused(asked)
     if refused is not None:
         await note(visit, asked, "refused", reason=reason, facts={"refused": refused[0]})
-        return _form(visit, view, choice, asked=asked, nonce=nonce, refused=refused[1], status=409)
+        return _form(visit, asked, nonce=nonce, refused=refused[1], status=409)
     if form.values.get("step") != "run":
-        return _form(visit, view, choice, asked=asked, nonce=nonce, confirm=True)
+        return _form(visit, asked, nonce=nonce, confirm=True)
     return await _run(visit, asked, reason=reason, nonce=nonce)
 
 
@@ -85,51 +109,58 @@ async def view_of(visit: Visit, checkout: UUID, *, key: str | None = None) -> Ch
     """Return how a checkout stands, and the command that has this idempotency key; a page that says so where
     there is no such checkout.
     """
-    view = await inbox.checkout_view(visit.services.db, checkout, key=key)
+    view = await inbox.checkout_view(visit.db, checkout, key=key)
     if view is None:
-        raise Refused(404, "Not found", "There is no checkout of this id.")
+        raise not_found(NO_CHECKOUT)
     return view
 
 
 async def store(visit: Visit, asked: Asked, *, reason: str | None, key: str, actor: str) -> UUID:
-    """Store a command and hint at its checkout; without the reason where the customer was erased, since no
-    free text is kept of such an order.
+    """Store what is asked for, as `store_command`; a page that says so where that is not possible."""
+    try:
+        stored = await store_command(
+            visit.services, asked.view, asked.request, reason=reason, key=key, actor=actor
+        )
+    except KeyReused:
+        raise _reused() from None
+    if stored is None:
+        raise not_found(NO_CHECKOUT)
+    return stored
+
+
+async def store_command(
+    services: Services,
+    view: CheckoutView,
+    request: CommandRequest,
+    *,
+    reason: str | None,
+    key: str,
+    actor: str,
+) -> UUID | None:
+    """Store a command and hint at its checkout; None where there is no such checkout. Raises `KeyReused`.
+
+    The reason is left out where the customer was erased, since no free text is kept of such an order.
     """
-    services, view = visit.services, asked.view
     try:
         stored = await inbox.request(
             services.db,
             services.encryptor,
             view.id,
             merchant_id=view.merchant_id,
-            kind=asked.choice.kind,
+            kind=request.kind,
             actor=actor,
             reason=reason,
-            expected_version=asked.version,
-            arguments=command_request(asked).arguments,
+            expected_version=request.version,
+            arguments=request.arguments,
             idempotency_key=key,
             grace=services.settings.hint_grace,
         )
-    except KeyReused:
-        raise _reused() from None
     except ReasonNotKept:
-        return await store(visit, asked, reason=None, key=key, actor=actor)
+        return await store_command(services, view, request, reason=None, key=key, actor=actor)
     if stored is None:
-        raise Refused(404, "Not found", "There is no checkout of this id.")
+        return None
     services.hint_publisher.publish([view.id], merchant_id=view.merchant_id)
     return stored.id
-
-
-def command_request(asked: Asked) -> CommandRequest:
-    """Return what is asked for, as the rules read it."""
-    choice = asked.choice
-    return CommandRequest(
-        kind=choice.kind,
-        amount=asked.amount,
-        transaction_id=choice.transaction_id,
-        decision=choice.decision,
-        version=asked.version,
-    )
 
 
 def above_limit(settings: Settings, sums: Mapping[str, int]) -> tuple[int, str] | None:
@@ -153,7 +184,7 @@ async def note(
     facts: dict[str, object] | None = None,
 ) -> None:
     """Store what the person did with an order."""
-    sums = choices.at_stake(asked.view, asked.choice, asked.amount)
+    sums = asked.at_stake
     told: dict[str, object] = {"version": asked.version}
     for currency, minor in list(sums.items())[:1]:
         told |= {"amount": minor, "currency": currency}
@@ -184,8 +215,7 @@ def _reused() -> Refused:
 
 async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> str | None:
     """Return what came of the form before, "accepted" or "waiting"; None where it was not sent before."""
-    view, services = asked.view, visit.services
-    arguments = command_request(asked).arguments
+    view, arguments = asked.view, asked.request.arguments
     if view.met is not None:
         # The reason of a customer who was erased is not kept.
         prints = [
@@ -197,7 +227,7 @@ async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) 
         if view.met[1] not in prints:
             raise _reused()
         return "accepted"
-    known = await approvals.by_id(services.db, services.encryptor, nonce)
+    known = await approvals.by_id(visit.db, visit.encryptor, nonce)
     if known is None:
         return None
     same = (known.checkout_id, known.kind, known.arguments, known.version, known.requested_by)
@@ -207,19 +237,18 @@ async def _sent_before(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) 
 
 
 async def _run(visit: Visit, asked: Asked, *, reason: str, nonce: UUID) -> Response:
-    services, view, choice = visit.services, asked.view, asked.choice
-    above = above_limit(services.settings, choices.at_stake(view, choice, asked.amount))
-    there = f"/console/orders/{view.id}"
-    if choice.moves_money and above is not None:
+    view, there = asked.view, f"/console/orders/{asked.view.id}"
+    above = above_limit(visit.services.settings, asked.at_stake)
+    if above is not None:
         amount, currency = above
         fresh = await approvals.ask(
-            services.db,
-            services.encryptor,
+            visit.db,
+            visit.encryptor,
             nonce,
             checkout=view.id,
             merchant_id=view.merchant_id,
-            kind=choice.kind,
-            arguments=command_request(asked).arguments,
+            kind=asked.choice.kind,
+            arguments=asked.request.arguments,
             version=asked.version,
             amount=amount,
             currency=currency,
@@ -243,59 +272,48 @@ def _refused(asked: Asked) -> tuple[str, str] | None:
             f"{view.state.value.replace('_', ' ')}. Nothing was done. Look at the order again, and decide again."
         )
         return "version-changed", said
-    found = command_rules.rejection(view, command_request(asked))
+    found = command_rules.rejection(view, asked.request)
     return None if found is None else (found.kind, sentence(found.sentence))
 
 
 def _choice(visit: Visit, view: CheckoutView, fields: reading.Fields) -> Choice:
-    try:
-        kind = CommandKind(visit.request.path_params["kind"])
-    except ValueError:
-        raise Refused(404, "Not found", "There is no such action.") from None
-    if kind not in choices.KINDS:
-        raise Refused(404, "Not found", "There is no such action.")
+    kind = next((kind for kind in choices.KINDS if kind == visit.request.path_params["kind"]), None)
     decision = fields.among("decision", Decision)
     transaction = fields.text("transaction")
-    if fields.wrong or (kind is CommandKind.RESOLVE and decision is None):
-        raise Refused(404, "Not found", "There is no such action.")
+    if kind is None or fields.wrong or (kind is CommandKind.RESOLVE and decision is None):
+        raise not_found("There is no such action.")
     if transaction is not None and view.payment(transaction) is None:
-        raise Refused(404, "Not found", "The order has no such transaction.")
-    return choices.one(
-        view, kind, transaction_id=transaction, decision=None if decision is None else Decision(decision)
-    )
+        raise not_found("The order has no such transaction.")
+    return choices.one(view, kind, transaction_id=transaction, decision=decision)
 
 
 def _form(
     visit: Visit,
-    view: CheckoutView,
-    choice: Choice,
+    asked: Asked,
     *,
-    asked: Asked | None = None,
-    nonce: UUID | None = None,
+    nonce: UUID,
     confirm: bool = False,
     refused: str | None = None,
     status: int = 200,
 ) -> Response:
-    amount = None if asked is None else asked.amount
-    above = above_limit(visit.services.settings, choices.at_stake(view, choice, amount))
-    values = visit.form.values
+    choice, values = asked.choice, visit.form.values
     everything = money.decimal_or_none(choice.amount, choice.currency) if choice.amount else None
     return pages.render(
         visit,
         "action.html",
-        status=status if not visit.form.wrong else 422,
-        view=view,
+        status=status,
+        fields=visit.form,
+        view=asked.view,
         choice=choice,
-        said=choices.sentence(view, choice, amount),
+        said=asked.said,
         takes_amount=choice.kind in choices.TAKES_AMOUNT,
-        second_person=choice.moves_money and above is not None,
-        version=view.version if asked is None or refused is not None else asked.version,
-        once=nonce or uuid7(),
-        wrong=visit.form.wrong,
+        second_person=above_limit(visit.services.settings, asked.at_stake) is not None,
+        version=asked.version if refused is None else asked.view.version,
+        once=nonce,
         given={
             "reason": values.get("reason", ""),
             "amount": values.get("amount", everything if everything is not None else ""),
         },
         confirm=confirm,
-        refused=refused or (choice.refused if asked is None else None),
+        refused=refused,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
@@ -23,7 +23,6 @@ from orchestrator.console import (
     approvals,
     bulk,
     deliveries,
-    events,
     orders,
     pages,
     reading,
@@ -31,7 +30,7 @@ from orchestrator.console import (
     system,
     users,
 )
-from orchestrator.console.access import ADMIN, APPROVE, OPERATE, VIEW, Refused, SignedOut
+from orchestrator.console.access import ADMIN, APPROVE, OPERATE, VIEW, Refused, SignedOut, not_found
 from orchestrator.console.live import EventStream, Live
 from orchestrator.console.queues import Queues
 from orchestrator.console.run_worker import RunWorker
@@ -42,6 +41,7 @@ from orchestrator.text import sentence
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from typing import TypeAlias, Unpack
     from uuid import UUID
 
     from starlette.requests import Request
@@ -49,8 +49,13 @@ if TYPE_CHECKING:
 
     from orchestrator.api.dependencies import Services
     from orchestrator.console.reading import Fields
+    from orchestrator.crypto import Encryptor
+    from orchestrator.oidc import Provider
     from orchestrator.store.console.actions import Outcome
     from orchestrator.store.console.sessions import Session
+    from orchestrator.store.database import Database
+
+    Call: TypeAlias = Callable[["Visit"], Awaitable[Response]]
 
 _log = log.get(__name__)
 
@@ -60,6 +65,17 @@ NOTED: Final = frozenset({403, 409})
 """Statuses of refused forms that stand in the list of actions: not allowed, and too late."""
 LONGEST_PAGE: Final = 200
 TOPICS: Final = ("overview", "decisions", "approvals")
+
+
+class About(TypedDict, total=False):
+    """What an action was about."""
+
+    checkout: UUID
+    merchant_id: int
+    command: UUID | None
+    subject: str
+    facts: Mapping[str, object]
+    reason: str
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,36 +97,31 @@ class Visit:
         """The person's name in the audit trail."""
         return f"operator:{self.session.actor}"
 
-    async def note(
-        self,
-        action: str,
-        outcome: Outcome,
-        *,
-        checkout: UUID | None = None,
-        merchant_id: int | None = None,
-        command: UUID | None = None,
-        subject: str = "",
-        facts: Mapping[str, object] | None = None,
-        reason: str | None = None,
-    ) -> None:
+    @property
+    def db(self) -> Database:
+        """Where the pages read and write."""
+        return self.services.db
+
+    @property
+    def encryptor(self) -> Encryptor:
+        """What proves and hides rows of the console."""
+        return self.services.encryptor
+
+    @property
+    def id(self) -> UUID:
+        """The id in the address; `Refused` where it is none."""
+        return reading.uuid(self.request.path_params["id"])
+
+    def query(self, *known: str) -> Fields:
+        """Return the query parameters; `Refused` for those that are not known."""
+        return reading.query(self.request, known)
+
+    async def note(self, action: str, outcome: Outcome, **about: Unpack[About]) -> None:
         """Store what the person did, or was refused."""
         self.noted = True
-        await trail.note(
-            self.services.db,
-            self.services.encryptor,
-            actor=self.actor,
-            action=action,
-            outcome=outcome,
-            merchant_id=merchant_id,
-            checkout=checkout,
-            command=command,
-            subject=subject,
-            facts=facts,
-            reason=reason,
-        )
-        _log.info(
-            "console_action", actor=self.actor, action=action, outcome=outcome, checkout=str(checkout or "")
-        )
+        await trail.note(self.db, self.encryptor, actor=self.actor, action=action, outcome=outcome, **about)
+        checkout = str(about.get("checkout", ""))
+        _log.info("console_action", actor=self.actor, action=action, outcome=outcome, checkout=checkout)
 
 
 class Console:
@@ -156,108 +167,87 @@ class Console:
 
     def routes(self) -> list[BaseRoute]:
         """Return where everything is."""
-        get, post = ["GET"], ["POST"]
-        view, act = self._view, self._act
-        order, endpoint = f"{PREFIX}/orders/{{id}}", f"{PREFIX}/deliveries/{{id}}"
+
+        def page(path: str, scope: str, call: Call) -> Route:
+            return Route(PREFIX + path, self._endpoint(scope, call), methods=["GET"])
+
+        def form(path: str, scope: str, call: Call, *fields: str) -> Route:
+            return Route(PREFIX + path, self._endpoint(scope, call, fields), methods=["POST"])
+
+        def signed_out(path: str, call: Callable[[Request], Awaitable[Response]], *methods: str) -> Route:
+            async def endpoint(request: Request) -> Response:
+                return await _answer(None, call(request))
+
+            return Route(PREFIX + path, endpoint, methods=["GET", *methods])
+
         return [
-            Route(PREFIX, view(VIEW, system.overview), methods=get),
-            Route(f"{PREFIX}/orders", view(VIEW, orders.search), methods=get),
-            Route(f"{PREFIX}/orders/by-email", act(VIEW, orders.search_email, ("email",)), methods=post),
-            Route(f"{PREFIX}/orders.csv", view(VIEW, orders.csv), methods=get),
-            Route(order, view(VIEW, orders.show), methods=get),
-            Route(f"{order}/verify", act(VIEW, orders.verify, ()), methods=post),
-            Route(f"{order}/do/{{kind}}", view(OPERATE, actions.show), methods=get),
-            Route(f"{order}/do/{{kind}}", act(OPERATE, actions.act, actions.FIELDS), methods=post),
-            Route(f"{PREFIX}/decisions", view(VIEW, orders.decisions), methods=get),
-            Route(f"{PREFIX}/approvals", view(VIEW, approvals.show_all), methods=get),
-            Route(f"{PREFIX}/approvals/{{id}}", view(VIEW, approvals.show), methods=get),
-            Route(
-                f"{PREFIX}/approvals/{{id}}", act(APPROVE, approvals.decide, approvals.FIELDS), methods=post
-            ),
-            Route(f"{PREFIX}/bulk", view(OPERATE, bulk.show_all), methods=get),
-            Route(f"{PREFIX}/bulk/new", view(OPERATE, bulk.preview), methods=get),
-            Route(f"{PREFIX}/bulk/new", act(OPERATE, bulk.begin, bulk.FIELDS), methods=post),
-            Route(f"{PREFIX}/bulk/{{id}}", view(VIEW, bulk.show), methods=get),
-            Route(f"{PREFIX}/bulk/{{id}}/{{what}}", act(OPERATE, bulk.switch, ()), methods=post),
-            Route(f"{PREFIX}/deliveries", view(VIEW, deliveries.show_all), methods=get),
-            Route(endpoint, view(VIEW, deliveries.show), methods=get),
-            Route(f"{endpoint}/do/{{what}}", act(OPERATE, deliveries.act, deliveries.FIELDS), methods=post),
-            Route(f"{PREFIX}/events", view(VIEW, events.show), methods=get),
-            Route(f"{PREFIX}/rejected", view(VIEW, deliveries.rejected), methods=get),
-            Route(f"{PREFIX}/merchants", view(VIEW, system.merchants), methods=get),
-            Route(
-                f"{PREFIX}/merchants/{{name}}",
-                act(ADMIN, system.switch_merchant, ("what", "reason")),
-                methods=post,
-            ),
-            Route(
-                f"{PREFIX}/gateways",
-                act(ADMIN, system.switch_gateway, ("gateway", "what", "reason")),
-                methods=post,
-            ),
-            Route(f"{PREFIX}/users", view(ADMIN, users.show_all), methods=get),
-            Route(f"{PREFIX}/users", act(ADMIN, users.add, users.NEW), methods=post),
-            Route(f"{PREFIX}/users/{{name}}", act(ADMIN, users.change, users.CHANGE), methods=post),
-            Route(f"{PREFIX}/password", view(VIEW, users.show_password), methods=get),
-            Route(f"{PREFIX}/password", act(VIEW, users.set_password, users.PASSWORD), methods=post),
-            Route(f"{PREFIX}/system", view(VIEW, system.show), methods=get),
-            Route(f"{PREFIX}/actions", view(VIEW, system.actions), methods=get),
-            Route(f"{PREFIX}/sessions", view(VIEW, system.sessions), methods=get),
-            Route(f"{PREFIX}/sessions", act(VIEW, system.end_session, ("session", "name")), methods=post),
-            Route(f"{PREFIX}/live", view(VIEW, self._stream), methods=get),
-            Route(f"{PREFIX}/login", self._shown(self._login), methods=["GET", "POST"]),
-            Route(single_sign_on.PATH, self._shown(self._begin_sso), methods=get),
-            Route(f"{single_sign_on.PATH}/answer", self._shown(self._finish_sso), methods=get),
-            Route(f"{PREFIX}/link/{{code}}", self._shown(self._link), methods=["GET", "POST"]),
-            Route(f"{PREFIX}/logout", act(VIEW, self._logout, ()), methods=post),
-            Route(f"{PREFIX}/assets/{{name}}", pages.asset, methods=get),
+            page("", VIEW, system.overview),
+            page("/orders", VIEW, orders.search),
+            form("/orders/by-email", VIEW, orders.search_email, "email"),
+            page("/orders.csv", VIEW, orders.csv),
+            page("/orders/{id}", VIEW, orders.show),
+            form("/orders/{id}/verify", VIEW, orders.verify),
+            page("/orders/{id}/do/{kind}", OPERATE, actions.show),
+            form("/orders/{id}/do/{kind}", OPERATE, actions.act, *actions.FIELDS),
+            page("/decisions", VIEW, orders.decisions),
+            page("/approvals", VIEW, approvals.show_all),
+            page("/approvals/{id}", VIEW, approvals.show),
+            form("/approvals/{id}", APPROVE, approvals.decide, "decision"),
+            page("/bulk", OPERATE, bulk.show_all),
+            page("/bulk/new", OPERATE, bulk.preview),
+            form("/bulk/new", OPERATE, bulk.begin, *bulk.FIELDS),
+            page("/bulk/{id}", VIEW, bulk.show),
+            form("/bulk/{id}/{what}", OPERATE, bulk.switch),
+            page("/deliveries", VIEW, deliveries.show_all),
+            page("/deliveries/{id}", VIEW, deliveries.show),
+            form("/deliveries/{id}/do/{what}", OPERATE, deliveries.act, "reason", "attempt"),
+            page("/events", VIEW, deliveries.feed),
+            page("/rejected", VIEW, deliveries.rejected),
+            page("/merchants", VIEW, system.merchants),
+            form("/merchants/{name}", ADMIN, system.switch_merchant, "what", "reason"),
+            form("/gateways", ADMIN, system.switch_gateway, "gateway", "what", "reason"),
+            page("/users", ADMIN, users.show_all),
+            form("/users", ADMIN, users.add, *users.NEW),
+            form("/users/{name}", ADMIN, users.change, "what", "role", "reason"),
+            page("/password", VIEW, users.show_password),
+            form("/password", VIEW, users.set_password, *users.PASSWORD),
+            page("/system", VIEW, system.show),
+            page("/actions", VIEW, system.actions),
+            page("/sessions", VIEW, system.sessions),
+            form("/sessions", VIEW, system.end_session, "session", "name"),
+            page("/live", VIEW, self._stream),
+            signed_out("/login", self._login, "POST"),
+            signed_out("/sso", self._begin_sso),
+            signed_out("/sso/answer", self._finish_sso),
+            signed_out("/link/{code}", self._link, "POST"),
+            form("/logout", VIEW, self._logout),
+            Route(f"{PREFIX}/assets/{{name}}", pages.asset, methods=["GET"]),
         ]
 
-    def _view(
-        self, scope: str, call: Callable[[Visit], Awaitable[Response]]
+    def _endpoint(
+        self, scope: str, call: Call, fields: tuple[str, ...] | None = None
     ) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a page."""
+        """Return the endpoint of a page, or of a form with these fields."""
 
-        async def visit(request: Request) -> Response:
-            found = await self._visit(request)
-            if isinstance(found, Response):
-                return found
-
-            async def allowed(visit: Visit) -> Response:
+        async def allowed(visit: Visit) -> Response:
+            try:
                 access.need(visit.session, scope)
-                return await call(visit)
-
-            return await self._answer(found, allowed)
-
-        return visit
-
-    def _act(
-        self, scope: str, call: Callable[[Visit], Awaitable[Response]], fields: tuple[str, ...]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a form."""
-
-        async def submit(request: Request) -> Response:
-            found = await self._visit(request)
-            if isinstance(found, Response):
-                return found
-
-            async def checked(visit: Visit) -> Response:
-                try:
-                    access.need(visit.session, scope)
-                    access.check_origin(request, self._services)
-                    visit.form = await reading.form(request, fields)
+                if fields is not None:
+                    access.check_origin(visit.request, self._services)
+                    visit.form = await reading.form(visit.request, fields)
                     access.check_form(self._services, visit.session, visit.form.values.get("token", ""))
-                    return await call(visit)
-                except Refused as refused:
-                    if refused.status in NOTED and not visit.noted:
-                        page = request.url.path[:LONGEST_PAGE]
-                        about: dict[str, object] = {"page": page, "refused": refused.title}
-                        await visit.note("form:refused", "refused", facts=about)
-                    raise
+                return await call(visit)
+            except Refused as refused:
+                if fields is not None and refused.status in NOTED and not visit.noted:
+                    about = {"page": visit.request.url.path[:LONGEST_PAGE], "refused": refused.title}
+                    await visit.note("form:refused", "refused", facts=about)
+                raise
 
-            return await self._answer(found, checked)
+        async def endpoint(request: Request) -> Response:
+            found = await self._visit(request)
+            return found if isinstance(found, Response) else await _answer(found, allowed(found))
 
-        return submit
+        return endpoint
 
     async def _visit(self, request: Request) -> Visit | Response:
         services = self._services
@@ -271,53 +261,27 @@ class Console:
             services.limits.take(request.scope, services.limits.merchant, f"console:{session.actor}")
         except SignedOut:
             if request.method == "GET" and request.url.path != f"{PREFIX}/live":
-                here = quote(request.url.path + (f"?{request.url.query}" if request.url.query else ""))
-                return RedirectResponse(f"{PREFIX}/login?next={here}", 303)
-            return pages.bare(
-                "refused.html",
-                status=401,
-                title="Signed out",
-                said="The session has ended. Nothing was done: sign in again.",
-                status_code=401,
-            )
+                return RedirectResponse(f"{PREFIX}/login?next={quote(pages.here(request))}", 303)
+            said = "The session has ended. Nothing was done: sign in again."
+            return pages.refusal(None, Refused(401, "Signed out", said))
         except Exception as error:  # noqa: BLE001 - every error has its page
             return _page_of(visit, error)
         return visit
 
-    async def _answer(self, visit: Visit, call: Callable[[Visit], Awaitable[Response]]) -> Response:
-        try:
-            async with asyncio.timeout(DATABASE_TIMEOUT):
-                return await call(visit)
-        except Exception as error:  # noqa: BLE001 - as above
-            return _page_of(visit, error)
-
-    def _shown(
-        self, call: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def shown(request: Request) -> Response:
-            try:
-                async with asyncio.timeout(DATABASE_TIMEOUT):
-                    return await call(request)
-            except Exception as error:  # noqa: BLE001 - as above
-                return _page_of(None, error)
-
-        return shown
-
     async def _stream(self, visit: Visit) -> Response:
         """Follow what a page shows."""
-        topic = reading.query(visit.request, ("topic",)).text("topic") or ""
-        kind, _, about = topic.partition(":")
-        if topic not in TOPICS and kind not in {"order", "run"}:
-            raise Refused(404, "Not found", "There is no such topic.")
+        topic = visit.query("topic").text("topic") or ""
         if topic not in TOPICS:
+            kind, _, about = topic.partition(":")
+            if kind not in {"order", "run"}:
+                raise not_found("There is no such topic.")
             topic = f"{kind}:{reading.uuid(about)}"
         return EventStream(self.live, topic)
 
     async def _login(self, request: Request) -> Response:
         """Show the form, or open a session for a token."""
         if request.method == "GET":
-            there = _own(reading.query(request, ("next",)).values.get("next", ""))
-            return pages.bare("login.html", there=there, wrong=None, sso=self._provider is not None)
+            return self._login_page(_own(reading.query(request, ("next",)).values.get("next", "")))
         access.check_origin(request, self._services)
         form = await reading.form(request, ("name", "credential", "next"))
         there, credential = _own(form.values.get("next", "")), form.values.get("credential", "")
@@ -329,31 +293,31 @@ class Console:
             else:
                 value = await access.sign_in(request, self._services, credential.strip())
         except Refused as refused:
-            return pages.bare(
-                "login.html",
-                status=refused.status,
-                there=there,
-                wrong=refused.sentence,
-                sso=self._provider is not None,
-            )
+            return self._login_page(there, wrong=refused.sentence, status=refused.status)
         return await self._opened(value, RedirectResponse(there, 303))
+
+    def _login_page(self, there: str, *, wrong: str | None = None, status: int = 200) -> Response:
+        sso = self._provider is not None
+        return pages.render(None, "login.html", status=status, there=there, wrong=wrong, sso=sso)
+
+    def _known_provider(self) -> Provider:
+        if self._provider is None:
+            raise not_found("This installation has no identity provider.")
+        return self._provider
 
     async def _begin_sso(self, request: Request) -> Response:
         """Send the browser to the identity provider."""
-        if self._provider is None:
-            raise Refused(404, "Not found", "This installation has no identity provider.")
+        provider = self._known_provider()
         there = _own(reading.query(request, ("next",)).values.get("next", ""))
-        address, kept = await single_sign_on.begin(self._services, self._provider, there)
+        address, kept = await single_sign_on.begin(self._services, provider, there)
         response = RedirectResponse(address, 303)
         single_sign_on.remember(response, self._services, kept)
         return response
 
     async def _finish_sso(self, request: Request) -> Response:
         """Open a session for the person whom the identity provider names."""
-        if self._provider is None:
-            raise Refused(404, "Not found", "This installation has no identity provider.")
-        value, there = await single_sign_on.finish(request, self._services, self._provider)
-        response = await self._opened(value, pages.bare("signed_in.html", there=_own(there)))
+        value, there = await single_sign_on.finish(request, self._services, self._known_provider())
+        response = await self._opened(value, pages.render(None, "signed_in.html", there=_own(there)))
         single_sign_on.remember(response, self._services, "")
         return response
 
@@ -361,7 +325,7 @@ class Console:
         """Ask whether to use a link; programs that look at links in advance do not use it."""
         code = request.path_params["code"]
         if request.method == "GET":
-            return pages.bare("link.html", code=code)
+            return pages.render(None, "link.html", code=code)
         access.check_origin(request, self._services)
         await reading.form(request, ())
         value = await access.use_link(request, self._services, code)
@@ -398,6 +362,14 @@ def _own(there: str) -> str:
     return there if inside and harmless and f"{PREFIX}/login" not in there else PREFIX
 
 
+async def _answer(visit: Visit | None, coming: Awaitable[Response]) -> Response:
+    try:
+        async with asyncio.timeout(DATABASE_TIMEOUT):
+            return await coming
+    except Exception as error:  # noqa: BLE001 - as above
+        return _page_of(visit, error)
+
+
 def _page_of(visit: Visit | None, error: Exception) -> Response:
     """Return the page of an error: what was wrong, or, of one that was not expected, that something broke."""
     if isinstance(error, Refused):
@@ -416,9 +388,7 @@ def _page_of(visit: Visit | None, error: Exception) -> Response:
     if is_away(error):
         _log.warning("console_without_database", **log.cause(error))
         said = "The database does not answer. What you did last may or may not be stored: look at the order before you do it again."
-        return pages.bare(
-            "refused.html", status=503, title="The database does not answer", said=said, status_code=503
-        )
+        return pages.refusal(None, Refused(503, "The database does not answer", said))
     _log.error("console_failed", exc_info=error)
     said = f"Something broke here. Name the correlation id {correlation.current()} when you ask about it."
-    return pages.bare("refused.html", status=500, title="Something broke", said=said, status_code=500)
+    return pages.refusal(None, Refused(500, "Something broke", said))

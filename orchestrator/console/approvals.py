@@ -7,16 +7,16 @@ saw; where the order has moved since, nothing is done.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from starlette.responses import RedirectResponse
 
 from orchestrator.console import actions, choices, pages, reading
-from orchestrator.console.access import APPROVE, Refused
+from orchestrator.console.access import APPROVE, Refused, not_found
 from orchestrator.console.actions import Asked
 from orchestrator.domain import command_rules
 from orchestrator.domain.records import Decision
-from orchestrator.store.console import approvals, lists, users
+from orchestrator.store.console import approvals, users
 from orchestrator.text import sentence
 
 if TYPE_CHECKING:
@@ -28,14 +28,12 @@ if TYPE_CHECKING:
     from orchestrator.store.console.actions import Outcome
     from orchestrator.store.console.approvals import Approval
 
-FIELDS: Final = ("decision",)
-
 
 async def show_all(visit: Visit) -> Response:
     """List what waits, and what was decided."""
     services = visit.services
-    waiting = await approvals.waiting(services.db, services.encryptor)
-    latest = await approvals.latest(services.db, services.encryptor)
+    waiting = await approvals.waiting(visit.db, visit.encryptor)
+    latest = await approvals.latest(visit.db, visit.encryptor)
     return pages.render(
         visit,
         "approvals.html",
@@ -43,7 +41,6 @@ async def show_all(visit: Visit) -> Response:
         waiting=waiting,
         decided=[each for each in latest if each.ended or not (each.state == "waiting" or each.unfinished)],
         limits=sorted(services.settings.approval_limits.items()),
-        names=await lists.merchants(services.db),
     )
 
 
@@ -56,7 +53,7 @@ async def show(visit: Visit) -> Response:
         "approval.html",
         approval=approval,
         view=asked.view,
-        said=choices.sentence(asked.view, asked.choice, asked.amount),
+        said=asked.said,
         follows=asked.choice.follows,
         why_not=await _why_not(visit, approval, asked),
     )
@@ -64,35 +61,35 @@ async def show(visit: Visit) -> Response:
 
 async def decide(visit: Visit) -> Response:
     """Approve, which stores the command; or reject."""
-    services, approval = visit.services, await _approval(visit)
+    approval = await _approval(visit)
     asked = await _asked(visit, approval)
     decision = visit.form.values.get("decision")
     if decision == "reject":
-        if not await approvals.decide(services.db, approval.id, "rejected", actor=visit.actor):
+        if not await approvals.decide(visit.db, approval.id, "rejected", actor=visit.actor):
             raise _decided()
         await _note(visit, approval, asked, "accepted", decided="rejected")
         return RedirectResponse("/console/approvals", 303)
     if decision != "approve":
-        raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
+        raise reading.incomplete()
     why_not = await _why_not(visit, approval, asked)
     if why_not is not None:
         await _note(visit, approval, asked, "refused", decided="approved")
         if _outdated(approval, asked):
-            await approvals.outdate(services.db, approval.id, actor=visit.actor)
+            await approvals.outdate(visit.db, approval.id, actor=visit.actor)
         settled = approval.state != "waiting" and not approval.unfinished
         raise Refused(409, "Decided already" if settled else "Not approved", why_not)
     if (command := _stored(approval, asked)) is not None:
-        await approvals.executed(services.db, approval.id, command)
+        await approvals.executed(visit.db, approval.id, command)
         return _approved(approval)
     # Approved before, and not stored: the process ended in between. The key makes a repeat the same command.
     if not approval.unfinished and not await approvals.decide(
-        services.db, approval.id, "approved", actor=visit.actor
+        visit.db, approval.id, "approved", actor=visit.actor
     ):
         raise _decided()
     # Both persons stand in the trail: the command carries both names.
     actor = f"{approval.requested_by} approved by {approval.decided_by or visit.actor}"
     command = await actions.store(visit, asked, reason=approval.reason, key=_key(approval), actor=actor)
-    await approvals.executed(services.db, approval.id, command)
+    await approvals.executed(visit.db, approval.id, command)
     await _note(visit, approval, asked, "accepted", decided="approved")
     return _approved(approval)
 
@@ -118,8 +115,8 @@ def _decided() -> Refused:
 
 def _outdated(approval: Approval, asked: Asked) -> bool:
     """Whether the order, or the amount at stake, is not what the first person saw."""
-    sums = choices.at_stake(asked.view, asked.choice, asked.amount)
-    return asked.view.version != approval.version or sums.get(approval.currency) != approval.amount
+    moved = asked.view.version != approval.version
+    return moved or asked.at_stake.get(approval.currency) != approval.amount
 
 
 async def _note(visit: Visit, approval: Approval, asked: Asked, outcome: Outcome, *, decided: str) -> None:
@@ -140,10 +137,9 @@ async def _note(visit: Visit, approval: Approval, asked: Asked, outcome: Outcome
 
 
 async def _approval(visit: Visit) -> Approval:
-    wanted = reading.uuid(visit.request.path_params["id"])
-    found = await approvals.by_id(visit.services.db, visit.services.encryptor, wanted)
+    found = await approvals.by_id(visit.db, visit.encryptor, visit.id)
     if found is None or not found.authentic:
-        raise Refused(404, "Not found", "There is no such approval.")
+        raise not_found("There is no such approval.")
     return found
 
 
@@ -178,7 +174,7 @@ async def _why_not(visit: Visit, approval: Approval, asked: Asked) -> str | None
             f"The order has moved since it was asked for (version {approval.version}, now {asked.view.version}), "
             "or its amount has changed. Nothing was done. Look at the order again, and ask for it again."
         )
-    found = command_rules.rejection(asked.view, actions.command_request(asked))
+    found = command_rules.rejection(asked.view, asked.request)
     return None if found is None else sentence(found.sentence)
 
 
@@ -186,8 +182,7 @@ async def _one_person(visit: Visit, approval: Approval) -> str | None:
     """Return why the person who approves may be the one who asked; None where that cannot be."""
     if visit.actor == approval.requested_by:
         return "You asked for it yourself: another person has to approve it."
-    services = visit.services
-    makers = await users.makers(services.db, services.encryptor, visit.session.actor)
+    makers = await users.makers(visit.db, visit.encryptor, visit.session.actor)
     if users.UNKNOWN in makers:
         return (
             "Who made the link of your user, or of the admin who made it, is not known: it is from before schema 0024. "
@@ -199,7 +194,7 @@ async def _one_person(visit: Visit, approval: Approval) -> str | None:
             "same person: a person whose link was made by another one has to approve it."
         )
     asker = approval.requested_by.removeprefix(users.ACTOR)
-    if visit.actor in await users.makers(services.db, services.encryptor, asker):
+    if visit.actor in await users.makers(visit.db, visit.encryptor, asker):
         return (
             f"You made the link of {approval.requested_by}, or of the admin who made it, so you may be the same person: "
             "a person who did not make it has to approve it."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from starlette.responses import RedirectResponse
 
 from orchestrator.console import choices, orders, pages, reading
-from orchestrator.console.access import Refused
+from orchestrator.console.access import not_found
 from orchestrator.domain.ids import FIRST, LAST, uuid7
 from orchestrator.domain.records import CommandKind
 from orchestrator.store.console import lists, runs
@@ -48,28 +48,23 @@ PAGE: Final = 100
 
 async def show_all(visit: Visit) -> Response:
     """List bulk actions, and begin a new one."""
-    services = visit.services
-    fields = reading.query(visit.request, ("before",))
-    before = fields.place("before") or LAST
-    found = await runs.page(services.db, services.encryptor, before=before, limit=orders.PAGE + 1)
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(
+    before = visit.query("before").place("before") or LAST
+    found = await runs.page(visit.db, visit.encryptor, before=before, limit=orders.PAGE + 1)
+    return pages.listing(
         visit,
         "bulk.html",
-        runs=rows,
-        more=last and last.id,
+        found,
+        orders.PAGE,
         labels=LABELS,
-        names=await lists.merchants(services.db),
+        names=await lists.merchants(visit.db),
         given=dict.fromkeys(orders.FILTERS, ""),
         wrong={},
-        **orders.words(),
     )
 
 
 async def preview(visit: Visit) -> Response:
     """Show what a bulk action would touch."""
-    fields = reading.query(visit.request, ("kind", *orders.FILTERS))
-    return await _preview(visit, fields, reason="", wrong={})
+    return await _preview(visit, visit.query("kind", *orders.FILTERS))
 
 
 async def begin(visit: Visit) -> Response:
@@ -77,17 +72,15 @@ async def begin(visit: Visit) -> Response:
     form = visit.form
     kind, reason, nonce, before = _kind(form), form.reason(), form.nonce(), form.place("before")
     if before is None:
-        raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
-    if form.wrong:
-        return await _preview(visit, form, reason=reason, wrong=dict(form.wrong))
-    wanted = await _filter(visit, form)
-    if wanted is None:
-        return await _preview(visit, form, reason=reason, wrong={})
+        raise reading.incomplete()
+    wanted = _filter(form, await lists.merchants(visit.db))
+    if wanted is None or form.wrong:
+        return await _preview(visit, form)
     chosen: dict[str, object] = {name: form.values[name] for name in orders.FILTERS if form.values.get(name)}
     try:
         number = await runs.begin(
-            visit.services.db,
-            visit.services.encryptor,
+            visit.db,
+            visit.encryptor,
             nonce,
             runs.NewRun(kind=kind, chosen=chosen, actor=visit.actor, reason=reason),
             wanted=wanted,
@@ -97,9 +90,8 @@ async def begin(visit: Visit) -> Response:
         )
     except runs.ChoiceChanged:
         await visit.note("bulk:begun", "refused", facts={"kind": kind, "refused": "choice-changed"})
-        return await _preview(
-            visit, form, reason=reason, wrong={"choice": "orders have come, gone or moved since the preview"}
-        )
+        form.wrong["choice"] = "orders have come, gone or moved since the preview"
+        return await _preview(visit, form)
     if number is not None:
         facts: dict[str, object] = {"kind": kind, "orders": number, "filter": chosen}
         await visit.note("bulk:begun", "accepted", subject=str(nonce), facts=facts)
@@ -109,83 +101,71 @@ async def begin(visit: Visit) -> Response:
 
 async def show(visit: Visit) -> Response:
     """Show how far a bulk action is, and what became of each order."""
-    services, wanted = visit.services, reading.uuid(visit.request.path_params["id"])
-    after = reading.query(visit.request, ("after",)).place("after") or FIRST
-    run = await runs.by_id(services.db, services.encryptor, wanted)
+    after = visit.query("after").place("after") or FIRST
+    run = await runs.by_id(visit.db, visit.encryptor, visit.id)
     if run is None:
-        raise Refused(404, "Not found", "There is no such bulk action.")
-    items, last = pages.paged(await runs.items(services.db, wanted, after=after, limit=PAGE + 1), PAGE)
-    return pages.render(
-        visit,
-        "run.html",
-        live=f"run:{wanted}",
-        run=run,
-        label=LABELS.get(run.kind, run.kind),
-        items=items,
-        more=last and last.checkout_id,
-    )
+        raise not_found("There is no such bulk action.")
+    found = await runs.items(visit.db, run.id, after=after, limit=PAGE + 1)
+    label, live = LABELS.get(run.kind, run.kind), f"run:{run.id}"
+    return pages.listing(visit, "run.html", found, PAGE, key="checkout_id", live=live, run=run, label=label)
 
 
 async def switch(visit: Visit) -> Response:
     """Stop a bulk action, or go on with it."""
-    wanted, what = reading.uuid(visit.request.path_params["id"]), visit.request.path_params["what"]
+    wanted, what = visit.id, visit.request.path_params["what"]
     if what not in {"stop", "resume"}:
-        raise Refused(404, "Not found", "There is no such action.")
-    moved = await (runs.stop if what == "stop" else runs.resume)(visit.services.db, wanted)
+        raise not_found("There is no such action.")
+    moved = await (runs.stop if what == "stop" else runs.resume)(visit.db, wanted)
     await visit.note(f"bulk:{what}", "accepted" if moved else "refused", subject=str(wanted))
     visit.console.run_worker.wake()
     return RedirectResponse(f"/console/bulk/{wanted}", 303)
 
 
-async def _preview(visit: Visit, fields: Fields, *, reason: str, wrong: dict[str, str]) -> Response:
-    kind, names = _kind(fields), await lists.merchants(visit.services.db)
-    wanted, found = await _filter(visit, fields), lists.Choice()
+async def _preview(visit: Visit, fields: Fields) -> Response:
+    kind, names = _kind(fields), await lists.merchants(visit.db)
+    wanted, found = _filter(fields, names), lists.Choice()
     # Orders that come after the preview are not chosen, and so do not change what it shows.
     before = id_at(datetime.now(UTC))
     if wanted is not None:
-        found = await lists.chosen(visit.services.db.read, wanted, before=before, most=MOST)
+        found = await lists.chosen(visit.db.read, wanted, before=before, most=MOST)
     money: Counter[str] = Counter()
-    merchants: Counter[int] = Counter()
+    merchants: Counter[str] = Counter()
     for (merchant, currency), (number, amount) in found.amounts.items():
         money[currency] += amount
-        merchants[merchant] += number
+        merchants[pages.merchant_name(names, merchant)] += number
     return pages.render(
         visit,
         "bulk_preview.html",
-        status=409 if "choice" in wrong else 422 if wrong or fields.wrong else 200,
+        status=409 if "choice" in fields.wrong else 200,
+        fields=fields,
         kind=kind,
         label=LABELS[kind],
         follows=FOLLOWS[kind],
-        number=found.number,
-        full=found.number == MOST,
+        found=found,
         most=MOST,
         money=sorted(money.items()),
-        merchants=sorted(
-            ((pages.merchant_name(names, merchant), number) for merchant, number in merchants.items()),
-            key=lambda pair: -pair[1],
-        ),
-        cut=found.cut,
+        merchants=merchants.most_common(),
         read=lists.MOST_READ,
-        seen=found.digest,
         before=before,
         once=uuid7(),
         given={name: fields.values.get(name, "") for name in orders.FILTERS},
-        reason=reason,
-        wrong=wrong | fields.wrong,
+        reason=fields.values.get("reason", ""),
     )
 
 
-async def _filter(visit: Visit, fields: Fields) -> lists.Filter | None:
+def _filter(fields: Fields, names: dict[int, str]) -> lists.Filter | None:
     """Return what is chosen by; None where that is wrong, which stands in `fields`."""
-    wanted = orders.filter_of(fields, await lists.merchants(visit.services.db))
-    if not fields.wrong and wanted == lists.Filter():
+    wanted = orders.filter_of(fields, names)
+    right = fields.wrong.keys().isdisjoint(orders.FILTERS)
+    if right and wanted == lists.Filter():
         fields.wrong["state"] = "choose by something: a bulk action over everything is refused"
-    return None if fields.wrong else wanted
+        return None
+    return wanted if right else None
 
 
 def _kind(fields: Fields) -> Kind:
     value = fields.values.get("kind", "")
     found = next((kind for kind in KINDS if kind == value), None)
     if found is None:
-        raise Refused(404, "Not found", "There is no such bulk action.")
+        raise not_found("There is no such bulk action.")
     return found

@@ -83,28 +83,22 @@ class Choice:
     """It is a way out of what waits for a decision."""
 
     @property
-    def query(self) -> dict[str, str]:
-        """The query parameters of its page."""
-        told = {"transaction": self.transaction_id, "decision": self.decision}
-        return {name: str(value) for name, value in told.items() if value is not None}
-
-    @property
-    def moves_money(self) -> bool:
-        """Whether it sends money, or gives it up."""
-        return self.kind in MOVES_MONEY or self.decision is Decision.RETURN
+    def query(self) -> dict[str, str | None]:
+        """The query parameters of its page; None: left out."""
+        return {"transaction": self.transaction_id, "decision": self.decision}
 
 
 def of(view: CheckoutView) -> list[Choice]:
     """Return what may be done with an order, what waits for a decision first."""
     found = [*_decisions(view)]
-    decided = {payment.transaction_id for payment in _about(view)} if _returns(found) else set()
+    # A release or a refund beside a decision that returns the money would do the same.
+    returns = any(choice.decision is Decision.RETURN and not choice.refused for choice in found)
+    decided = {payment.transaction_id for payment in _about(view)} if returns else set()
     for payment in view.payments_seen:
-        found += [
-            _of_payment(view, payment, kind)
-            for kind in (CommandKind.CAPTURE, CommandKind.RELEASE, CommandKind.REFUND)
-            if not (kind is CommandKind.CAPTURE and payment.role != Role.ACCEPTED)
-            and not (kind is not CommandKind.CAPTURE and payment.transaction_id in decided)
-        ]
+        kinds = [CommandKind.CAPTURE] if payment.role == Role.ACCEPTED else []
+        if payment.transaction_id not in decided:
+            kinds += [CommandKind.RELEASE, CommandKind.REFUND]
+        found += [_of_payment(view, payment, kind) for kind in kinds]
     kinds = [CommandKind.RECONCILE, CommandKind.RETRY]
     if view.state is not State.COMPLETED:
         kinds[:0] = [CommandKind.CANCEL, CommandKind.REOPEN]
@@ -147,7 +141,13 @@ def sentence(view: CheckoutView, choice: Choice, amount: int | None) -> str:
     order = f"order {view.order_ref}"
     match choice.kind:
         case CommandKind.CAPTURE | CommandKind.REFUND | CommandKind.RELEASE:
-            much = _much(choice.amount if amount is None else amount, choice.amount or 0, choice.currency)
+            most, currency = choice.amount or 0, choice.currency
+            much = money.spelled(most, currency, grouped=True)
+            if amount is None or amount == most:
+                much = f"{much} (all of it)"
+            else:
+                decimal = money.decimal_or_none(amount, currency)
+                much = f"{amount if decimal is None else decimal:,} of {much}"
             return (
                 f"{choice.kind.value.capitalize()} {much} of transaction {choice.transaction_id} of {order}"
             )
@@ -176,13 +176,6 @@ def at_stake(view: CheckoutView, choice: Choice, amount: int | None) -> dict[str
     return dict(found) or {view.currency: view.amount}
 
 
-def _much(minor: int | None, most: int, currency: str) -> str:
-    if minor is None or minor == most:
-        return f"{money.spelled(most, currency, grouped=True)} (all of it)"
-    amount = money.decimal_or_none(minor, currency)
-    return f"{minor if amount is None else amount:,} of {money.spelled(most, currency, grouped=True)}"
-
-
 def _decisions(view: CheckoutView) -> list[Choice]:
     """Return the ways out of what waits for a decision."""
     if view.attention is None:
@@ -194,11 +187,6 @@ def _decisions(view: CheckoutView) -> list[Choice]:
         else:
             found.append(replace(one(view, CommandKind(way.value)), first=True))
     return found
-
-
-def _returns(found: list[Choice]) -> bool:
-    """Whether a decision may return the money, so that a release or a refund beside it would do the same."""
-    return any(choice.decision is Decision.RETURN and not choice.refused for choice in found)
 
 
 def _about(view: CheckoutView) -> list[PaymentRecord]:
@@ -231,7 +219,7 @@ def _named(view: CheckoutView, decision: Decision) -> str:
         for amount, currency, transaction in named[:NAMED]
     ]
     more = len(named) - NAMED
-    return (" " + " and ".join(held) if held else "") + (f" and {more} more" if more > 0 else "")
+    return (f" {' and '.join(held)}" if held else "") + (f" and {more} more" if more > 0 else "")
 
 
 def _decision(view: CheckoutView, decision: Decision) -> Choice:
@@ -273,15 +261,13 @@ def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -
         transaction_id=payment.transaction_id,
         version=view.version,
     )
-    verb = kind.value.capitalize()
-    much = (
-        f"up to {money.spelled(left, payment.currency, grouped=True)}"
-        if kind in TAKES_AMOUNT
-        else money.spelled(left, payment.currency, grouped=True)
-    )
+    label = kind.value.capitalize()
+    if left > 0:
+        up_to = "up to " if kind in TAKES_AMOUNT else ""
+        label = f"{label} {up_to}{money.spelled(left, payment.currency, grouped=True)}"
     return Choice(
         kind=kind,
-        label=f"{verb} {much}" if left > 0 else verb,
+        label=label,
         follows=FOLLOWS[kind],
         transaction_id=payment.transaction_id,
         amount=left,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from orchestrator.domain.payment_meaning import PaymentMeaning
@@ -9,6 +10,7 @@ from orchestrator.explain import timeline
 from orchestrator.text import duration
 
 MOST: Final = 20
+_INNER: Final = re.compile("(?<=[a-z])[A-Z]")
 _AMOUNTS: Final = frozenset({"change", "surcharge", "left", "total", "before"})
 """Amounts in minor units, beside those of `timeline`."""
 _IDENTIFIERS: Final = frozenset({"command", "commandId", "operation", "operationId", "operations", "digest"})
@@ -27,8 +29,13 @@ _NAMES: Final = {
 MEANS: Final = {PaymentMeaning.NOTHING.value: "holds nothing", PaymentMeaning.UNKNOWN.value: "unclear"}
 
 
-def of(evidence: Any, currency: str, *, words: Any) -> list[tuple[str, str]]:
-    """Return evidence as names and short texts; `words` writes a name of a program in words."""
+def words(name: str) -> str:
+    """Write a name of a program in words: `inFlight` is "in flight", `money:done` is "money done"."""
+    return _INNER.sub(lambda found: f" {found[0].lower()}", name).replace("_", " ").replace(":", " ")
+
+
+def of(evidence: Any, currency: str) -> list[tuple[str, str]]:
+    """Return evidence as names and short texts."""
     if not isinstance(evidence, dict):
         return []
     shown = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starlette.responses import Response
 
 from orchestrator import log
+from orchestrator.api.long_poll import disconnected
 from orchestrator.store.console import overview
 
 if TYPE_CHECKING:
@@ -166,39 +168,33 @@ class EventStream(Response):
         headers = [pair for pair in self.raw_headers if pair[0] != b"content-length"]
         status = 200 if stream is not None else 503
         await send({"type": "http.response.start", "status": status, "headers": headers})
+
+        async def tell(body: bytes, *, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
         if stream is None:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await tell(b"", more=False)
             return
-        gone = asyncio.create_task(_gone(receive))
+        gone = asyncio.create_task(disconnected(receive))
+        gone.add_done_callback(lambda _: stream.changed.set())
         try:
-            await send({"type": "http.response.body", "body": b": following\n\n", "more_body": True})
+            await tell(b": following\n\n")
             again = False
             async with asyncio.timeout(LIFETIME):
                 while not gone.done() and not self._live.stopping:
-                    changed = asyncio.create_task(stream.changed.wait())
-                    try:
-                        await asyncio.wait(
-                            (changed, gone),
-                            timeout=AGAIN if again else HEARTBEAT,
-                            return_when=asyncio.FIRST_COMPLETED,
-                        )
-                    finally:
-                        changed.cancel()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(AGAIN if again else HEARTBEAT):
+                            await stream.changed.wait()
                     new = stream.changed.is_set()
                     body = b"event: changed\ndata: \n\n" if new or again else b": \n\n"
                     again = new and self._topic != "overview"  # which is drawn anew every ten seconds
                     stream.changed.clear()
                     if not gone.done() and not self._live.stopping:
-                        await send({"type": "http.response.body", "body": body, "more_body": True})
+                        await tell(body)
         except TimeoutError:
             pass  # the browser connects again
         finally:
             self._live.leave(stream)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+        await tell(b"", more=False)

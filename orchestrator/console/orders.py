@@ -10,8 +10,9 @@ from starlette.responses import RedirectResponse, Response
 
 from orchestrator import audit, explain
 from orchestrator.audit import Findings, Head
-from orchestrator.console import choices, facts, pages, reading, results
-from orchestrator.console.access import Refused
+from orchestrator.console import choices, facts, pages, results
+from orchestrator.console.access import Refused, not_found
+from orchestrator.console.actions import NO_CHECKOUT
 from orchestrator.domain import money
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode
 from orchestrator.domain.ids import FIRST
@@ -53,60 +54,49 @@ ANY_ATTENTION: Final = "any"
 
 async def search(visit: Visit) -> Response:
     """Find orders by a name (order number, id, transaction) or by a filter."""
-    fields = reading.query(visit.request, ("name", "before", *FILTERS))
-    names = await lists.merchants(visit.services.db)
+    fields = visit.query("name", "before", *FILTERS)
+    names = await lists.merchants(visit.db)
     name, chosen = fields.order("name"), filter_of(fields, names)
     before = fields.place("before")
     found = Found((), None, scanned=False)
     if not fields.wrong:
-        if name is not None:
-            found = Found(await lists.named(visit.services.db, name), None, scanned=False)
-            if len(found.rows) == 1:
-                return RedirectResponse(f"/console/orders/{found.rows[0].id}", 303)
+        if name is None:
+            found = await lists.checkouts(visit.db, chosen, before=before, limit=PAGE)
         else:
-            found = await lists.checkouts(visit.services.db, chosen, before=before, limit=PAGE)
-    given = {key: fields.values.get(key, "") for key in ("name", *FILTERS)} | {"email": ""}
-    return pages.render(
-        visit,
-        "orders.html",
-        status=422 if fields.wrong else 200,
-        rows=found.rows,
-        found=found,
-        names=names,
-        given=given,
-        kept={key: value for key, value in given.items() if value},
-        wrong=fields.wrong,
-        first=before is None,
-        window=lists.WINDOW,
-        **words(),
-    )
+            found = Found(await lists.named(visit.db, name), None, scanned=False)
+    return _found(visit, fields, found, names, first=before is None, only=name is not None)
 
 
 async def search_email(visit: Visit) -> Response:
     """Find orders by the customer's e-mail address, which is in no URL; the search is noted, without it."""
-    services = visit.services
-    email = visit.form.text("email", most=254)
+    form = visit.form
+    email = form.text("email", most=254)
     if email is None or "@" not in email:
-        visit.form.wrong["email"] = "must be an e-mail address"
+        form.wrong["email"] = "must be an e-mail address"
     rows: Sequence[CheckoutSummary] = ()
-    if email is not None and not visit.form.wrong:
-        rows = await lists.of_email(services.db, services.encryptor, email, limit=MOST_SHOWN)
+    if email is not None and not form.wrong:
+        rows = await lists.of_email(visit.db, visit.encryptor, email, limit=MOST_SHOWN)
         await visit.note("orders:searched-by-email", "accepted", facts={"found": len(rows)})
-        if len(rows) == 1:
-            return RedirectResponse(f"/console/orders/{rows[0].id}", 303)
+    names = await lists.merchants(visit.db)
+    return _found(visit, form, Found(rows, None, scanned=False), names, first=True, only=True)
+
+
+def _found(
+    visit: Visit, fields: Fields, found: Found, names: dict[int, str], *, first: bool, only: bool
+) -> Response:
+    """Show orders that were found; a single one (`only`) by its own page."""
+    if only and len(found.rows) == 1:
+        return RedirectResponse(f"/console/orders/{found.rows[0].id}", 303)
+    given = {key: fields.values.get(key, "") for key in ("name", "email", *FILTERS)}
     return pages.render(
         visit,
         "orders.html",
-        status=422 if visit.form.wrong else 200,
-        rows=rows,
-        found=Found(rows, None, scanned=False),
-        names=await lists.merchants(services.db),
-        given=dict.fromkeys(("name", *FILTERS), "") | {"email": email or ""},
-        kept={},
-        wrong=visit.form.wrong,
-        first=True,
+        fields=fields,
+        found=found,
+        names=names,
+        given=given,
+        first=first,
         window=lists.WINDOW,
-        **words(),
     )
 
 
@@ -114,8 +104,8 @@ async def csv(visit: Visit) -> Response:
     """Return the orders of a filter as CSV, the youngest first, at most `MOST_EXPORTED`; where there are more
     the last line says so.
     """
-    fields = reading.query(visit.request, FILTERS)
-    names = await lists.merchants(visit.services.db)
+    fields = visit.query(*FILTERS)
+    names = await lists.merchants(visit.db)
     chosen = filter_of(fields, names)
     if fields.wrong:
         raise Refused(422, "The filter cannot be read", "Correct it on the page of orders.")
@@ -127,7 +117,7 @@ async def csv(visit: Visit) -> Response:
     before: UUID | None = None
     number = read = 0
     while True:
-        found = await lists.checkouts(visit.services.db, chosen, before=before, limit=1000)
+        found = await lists.checkouts(visit.db, chosen, before=before, limit=1000)
         for row in found.rows[: MOST_EXPORTED - number]:
             writer.writerow([_cell(value) for value in _columns(row, names)])
         number, read, before = number + len(found.rows), read + lists.WINDOW, found.after
@@ -147,67 +137,61 @@ async def csv(visit: Visit) -> Response:
 
 async def show(visit: Visit) -> Response:
     """Show one order: what is held, what may be done, and everything that happened."""
-    services, checkout = visit.services, reading.uuid(visit.request.path_params["id"])
-    done = reading.query(visit.request, ("done",)).text("done")
-    record = await explain.gather(services.db, services.settings, checkout)
-    view = await inbox.checkout_view(services.db, checkout)
+    checkout = visit.id
+    done = visit.query("done").text("done") or ""
+    record = await explain.gather(visit.db, visit.services.settings, checkout)
+    view = await inbox.checkout_view(visit.db, checkout)
     if record is None or view is None:
-        raise Refused(404, "Not found", "There is no checkout of this id.")
-    trail = await read_model.trail(services.db, checkout, after=-MOST_SHOWN, most=MOST_SHOWN)
+        raise not_found(NO_CHECKOUT)
+    trail = await read_model.trail(visit.db, checkout, after=-MOST_SHOWN, most=MOST_SHOWN)
     entries, archived = trail or ([], ())
-    reasons = await Reasons.of(services.db, services.encryptor, checkout)
-    told = explain.explain(record)
+    reasons = await Reasons.of(visit.db, visit.encryptor, checkout)
     commands = results.of(record)
     return pages.render(
         visit,
         "order.html",
         live=f"order:{checkout}",
-        done=DONE.get(done or ""),
-        stored=STORED.get(done or "") if commands else None,
+        done=DONE.get(done),
+        stored=STORED.get(done) if commands else None,
         deciding=results.deciding(record, commands),
         beside=results.beside(record),
-        meaning=None if record.attention is None else MEANING[record.attention.code],
-        said_more=record.attention is not None and bool(record.attention.payments or record.attention.facts),
+        meaning=MEANING,
         record=record,
-        explanation=told,
+        explanation=explain.explain(record),
         bar=bar(record),
         choices=choices.of(view),
         timeline=[_entry(row, reasons, record.currency) for row in entries],
         archived=archived,
         older=bool(entries) and entries[0].sequence > 1 and not archived,
-        callbacks=await lists.callbacks(services.db, checkout, limit=MOST_SHOWN),
-        events=await lists.events(services.db, checkout, limit=MOST_SHOWN),
-        streams=await lists.streams(services.db, checkout, merchant_id=view.merchant_id, limit=MOST_SHOWN),
+        callbacks=await lists.callbacks(visit.db, checkout, limit=MOST_SHOWN),
+        events=await lists.events(visit.db, checkout, limit=MOST_SHOWN),
+        streams=await lists.streams(visit.db, checkout, merchant_id=view.merchant_id, limit=MOST_SHOWN),
         commands=[(row, reasons.shown(row.command.reason)) for row in commands],
-        waiting=await approvals.waiting(services.db, services.encryptor, checkout=checkout),
-        actions=await actions.page(services.db, services.encryptor, checkout=checkout, limit=20),
+        waiting=await approvals.waiting(visit.db, visit.encryptor, checkout=checkout),
+        actions=await actions.page(visit.db, visit.encryptor, checkout=checkout, limit=20),
     )
 
 
 async def verify(visit: Visit) -> Response:
     """Verify the chain of one order."""
-    checkout = reading.uuid(visit.request.path_params["id"])
-    head, entries, archived = await lists.chain(visit.services.db, checkout, limit=lists.WINDOW + 1)
+    head, entries, archived = await lists.chain(visit.db, visit.id, limit=lists.WINDOW + 1)
     if head is None:
-        raise Refused(404, "Not found", "There is no checkout of this id.")
+        raise not_found(NO_CHECKOUT)
     if len(entries) > lists.WINDOW:
-        raise Refused(
-            409,
-            "Not verified",
-            "The trail is too long for this page: `orchestrator audit verify` verifies it.",
-        )
+        said = "The trail is too long for this page: `orchestrator audit verify` verifies it."
+        raise Refused(409, "Not verified", said)
     found = Findings()
     after = Head() if archived is None else Head(archived.sequence, bytes(archived.mac), archived.state)
-    audit.verify_chain(visit.services.encryptor, head, entries, found, after=after)
+    audit.verify_chain(visit.encryptor, head, entries, found, after=after)
     if found.problems:
         raise Refused(409, "The audit trail does not hold", "; ".join(found.problems[:5]))
-    return RedirectResponse(f"/console/orders/{checkout}?done=verified", 303)
+    return RedirectResponse(f"/console/orders/{visit.id}?done=verified", 303)
 
 
 async def decisions(visit: Visit) -> Response:
     """List what waits for a decision, by kind, the oldest first."""
-    after = reading.query(visit.request, ("after",)).place("after") or FIRST
-    rows, last = pages.paged(await lists.decisions(visit.services.db, after=after, limit=PAGE + 1), PAGE)
+    after = visit.query("after").place("after") or FIRST
+    rows, last = pages.paged(await lists.decisions(visit.db, after=after, limit=PAGE + 1), PAGE)
     groups: dict[AttentionCode, list[dict[str, Any]]] = {}
     for row in rows:
         found = read_model.CheckoutSummary(**read_model.summary(row))
@@ -231,45 +215,35 @@ async def decisions(visit: Visit) -> Response:
 def filter_of(fields: Fields, names: dict[int, str]) -> Filter:
     """Return the filter of a request; what is wrong stands in `fields`."""
     state, status = fields.among("state", State), fields.among("status", PaymentStatus)
-    attention: AttentionCode | bool | None = None
-    if fields.text("attention") == ANY_ATTENTION:
-        attention = True
-    elif (code := fields.among("attention", AttentionCode)) is not None:
-        attention = AttentionCode(code)
-    merchant = None
-    if (name := fields.text("merchant")) is not None:
-        merchant = next((number for number, known in names.items() if known == name), None)
-        if merchant is None:
-            fields.wrong["merchant"] = "there is no such merchant"
-    currency = fields.text("currency", most=3)
-    bounds: dict[str, int | None] = {"least": None, "most": None}
-    for bound in bounds:
+    attention: AttentionCode | bool | None = fields.text("attention") == ANY_ATTENTION or fields.among(
+        "attention", AttentionCode
+    )
+    named = fields.text("merchant")
+    merchant = None if named is None else fields.merchant(named, names)
+    currency = (fields.text("currency", most=3) or "").upper() or None
+    bounds: dict[str, int] = {}
+    for bound in ("least", "most"):
         if (value := fields.text(bound, most=30)) is None:
             continue
         if currency is None:
             fields.wrong["currency"] = "name the currency of the amounts"
             continue
         try:
-            bounds[bound] = money.to_minor(value, currency.upper())
+            bounds[bound] = money.to_minor(value, currency)
         except MoneyError as error:
             fields.wrong[bound] = str(error)
     since, until = fields.day("since"), fields.day("until", end=True)
     return Filter(
         merchant_id=merchant,
-        states=frozenset() if state is None else frozenset({State(state)}),
-        status=None if status is None else PaymentStatus(status),
+        states=frozenset() if state is None else frozenset({state}),
+        status=status,
         attention=attention,
-        currency=None if currency is None else currency.upper(),
-        least=bounds["least"],
-        most=bounds["most"],
+        currency=currency,
+        least=bounds.get("least"),
+        most=bounds.get("most"),
         since=None if since is None else id_at(since),
         until=None if until is None else id_at(until),
     )
-
-
-def words() -> dict[str, Any]:
-    """Return what a filter can be made of."""
-    return {"states": list(State), "statuses": list(PaymentStatus), "codes": list(AttentionCode)}
 
 
 def bar(record: Record) -> list[dict[str, Any]]:
@@ -287,11 +261,10 @@ def bar(record: Record) -> list[dict[str, Any]]:
     ]
     drawn, at = [], 0.0
     for name, minor in parts:
-        if minor <= 0:
-            continue
-        width = min(100 * minor / whole, 100 - at)
-        drawn.append({"name": name, "minor": minor, "at": round(at, 2), "width": round(width, 2)})
-        at += width
+        if minor > 0:
+            width = min(100 * minor / whole, 100 - at)
+            drawn.append({"name": name, "at": round(at, 2), "width": round(width, 2)})
+            at += width
     return drawn
 
 
@@ -300,10 +273,9 @@ def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
     evidence = entry.get("evidence")
     if isinstance(evidence, dict):
         evidence = reasons.in_evidence(evidence)
-    told = facts.of(evidence, currency, words=pages.words)
     # The first entry has no state before.
     moved = entry["from"] is not None and entry["to"] != entry["from"]
-    return {**entry, "evidence": told, "sequence": row.sequence, "moved": moved, "title": facts.title(entry)}
+    return {**entry, "evidence": facts.of(evidence, currency), "moved": moved, "title": facts.title(entry)}
 
 
 def _columns(row: CheckoutSummary, names: dict[int, str]) -> Sequence[object]:

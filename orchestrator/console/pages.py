@@ -11,6 +11,7 @@ import re
 import secrets
 from datetime import UTC, datetime
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlencode
@@ -22,6 +23,9 @@ from starlette.responses import HTMLResponse, Response
 from orchestrator.api.problems import Refusal
 from orchestrator.console import access, facts
 from orchestrator.domain import money, sentences
+from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.payment_status import PaymentStatus
+from orchestrator.domain.states import State
 from orchestrator.text import duration, neutralised, sentence
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from orchestrator.console.app import Visit
+    from orchestrator.console.reading import Fields
 
 Row = TypeVar("Row")
 STATIC: Final = Path(__file__).parent / "static"
@@ -42,7 +47,6 @@ ASSETS: Final = {
 }
 
 _UNKNOWN: Final = "–"
-_INNER: Final = re.compile("(?<=[a-z])[A-Z]")
 _TIME: Final = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)Z")
 
 
@@ -50,12 +54,13 @@ def _price(minor: int | None, currency: str) -> str:
     return _UNKNOWN if minor is None else money.spelled(minor, currency, grouped=True)
 
 
+def _moment(at: datetime | str) -> datetime:
+    return datetime.fromisoformat(at) if isinstance(at, str) else at
+
+
 def _when(at: datetime | str | None) -> str:
     """Write a time in UTC, to the second."""
-    if at is None:
-        return _UNKNOWN
-    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return _UNKNOWN if at is None else _moment(at).astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _span(seconds: float | None) -> str:
@@ -63,19 +68,11 @@ def _span(seconds: float | None) -> str:
 
 
 def _age(at: datetime | str | None, now: datetime) -> str:
-    if at is None:
-        return _UNKNOWN
-    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
-    return _span((now - moment).total_seconds())
+    return _UNKNOWN if at is None else duration((now - _moment(at)).total_seconds())
 
 
 def _word(value: object) -> str:
     return str(value).replace("_", " ")
-
-
-def words(name: str) -> str:
-    """Write a name of a program in words: `inFlight` is "in flight", `money:done` is "money done"."""
-    return _INNER.sub(lambda found: f" {found[0].lower()}", name).replace("_", " ").replace(":", " ")
 
 
 def _told(said: str) -> str:
@@ -115,7 +112,7 @@ TEMPLATES.filters |= {
     "span": _span,
     "age": _age,
     "word": _word,
-    "words": words,
+    "words": facts.words,
     "told": _told,
     "means": facts.status,
     "capital": _capital,
@@ -126,6 +123,9 @@ TEMPLATES.filters |= {
         {name: value for name, value in values.items() if value not in (None, "")}
     ),
 }
+
+# What a filter can be made of.
+TEMPLATES.globals |= {"states": list(State), "statuses": list(PaymentStatus), "codes": list(AttentionCode)}
 
 
 def draw(template: str, **told: Any) -> Markup:
@@ -143,42 +143,31 @@ def policy(nonce: str) -> str:
 
 
 def render(
-    visit: Visit, template: str, *, status: int = 200, live: str | None = None, **told: Any
+    visit: Visit | None,
+    template: str,
+    *,
+    status: int = 200,
+    live: str | None = None,
+    fields: Fields | None = None,
+    **told: Any,
 ) -> Response:
-    """Return a page of a signed-in person; `live` is the topic whose change draws it anew."""
-    values = {
-        "session": visit.session,
-        "form_token": access.form_token(visit.services, visit.session),
-        "may": visit.session.may,
-        "path": visit.request.url.path,
-        "here": visit.request.url.path + (f"?{visit.request.url.query}" if visit.request.url.query else ""),
-        "live": live,
-        "scope": access,
-        **told,
-    }
-    return _page(template, values, status)
-
-
-def bare(template: str, *, status: int = 200, **told: Any) -> Response:
-    """Return a page for a browser without a session."""
-    return _page(template, {"session": None, "live": None, **told}, status)
-
-
-def refusal(visit: Visit | None, refused: access.Refused) -> Response:
-    """Return the page that says why nothing was done."""
-    told: dict[str, Any] = {
-        "title": refused.title,
-        "said": neutralised(refused.sentence),
-        "status_code": refused.status,
-    }
-    if visit is None:
-        return bare("refused.html", status=refused.status, **told)
-    return render(visit, "refused.html", status=refused.status, **told)
-
-
-def _page(template: str, values: Mapping[str, Any], status: int) -> Response:
+    """Return a page of a signed-in person, or of a browser without a session; `live` is the topic whose
+    change draws it anew. Where something is wrong with `fields`, the page says so, with the status 422.
+    """
     nonce = secrets.token_urlsafe(16)
-    body = TEMPLATES.get_template(template).render(nonce=nonce, **values)
+    values: dict[str, Any] = {"nonce": nonce, "session": None, "live": live, **told}
+    if fields is not None:
+        values["wrong"] = fields.wrong
+        status = 422 if fields.wrong and status == HTTPStatus.OK else status
+    if visit is not None:
+        values |= {
+            "session": visit.session,
+            "form_token": access.form_token(visit.services, visit.session),
+            "may": visit.session.may,
+            "path": visit.request.url.path,
+            "here": here(visit.request),
+        }
+    body = TEMPLATES.get_template(template).render(values)
     return HTMLResponse(
         body,
         status,
@@ -188,6 +177,17 @@ def _page(template: str, values: Mapping[str, Any], status: int) -> Response:
             "Cache-Control": "no-store",
         },
     )
+
+
+def refusal(visit: Visit | None, refused: access.Refused) -> Response:
+    """Return the page that says why nothing was done."""
+    said = neutralised(refused.sentence)
+    return render(visit, "refused.html", status=refused.status, title=refused.title, said=said)
+
+
+def here(request: Request) -> str:
+    """Return path and query of a request."""
+    return request.url.path + (f"?{request.url.query}" if request.url.query else "")
 
 
 async def asset(request: Request) -> Response:
@@ -212,6 +212,14 @@ def paged(rows: Sequence[Row], size: int) -> tuple[Sequence[Row], Row | None]:
     return rows[:size], rows[size - 1] if len(rows) > size else None
 
 
-def merchant_name(names: Mapping[int, str], merchant_id: int | None) -> str:
+def listing(
+    visit: Visit, template: str, found: Sequence[Any], size: int, *, key: str = "id", **told: Any
+) -> Response:
+    """Return a page of a list; the next one begins after the `key` of its last row, which is `more`."""
+    rows, last = paged(found, size)
+    return render(visit, template, rows=rows, more=last and getattr(last, key), **told)
+
+
+def merchant_name(names: Mapping[int, str], merchant_id: int) -> str:
     """Return the name of a merchant for people."""
-    return _UNKNOWN if merchant_id is None else names.get(merchant_id, f"merchant {merchant_id}")
+    return names.get(merchant_id, f"merchant {merchant_id}")

@@ -49,16 +49,15 @@ class Queues:
         """Return the last reading, and begin another where it is old."""
         if self._settings.broker_url is None:
             return self._read
-        if self._reading is not None and self._reading.done():
-            self._read, self._reading = self._reading.result(), None
-            self._at = time.monotonic()
         if self._reading is None and time.monotonic() - self._at >= EVERY:
             self._reading = asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
+            self._reading.add_done_callback(self._note)
         if self._reading is not None and not self._read.known:
             await asyncio.wait((self._reading,), timeout=WAIT)
-            if self._reading.done():
-                return self._reading.result()
         return self._read
+
+    def _note(self, reading: asyncio.Future[Read]) -> None:
+        self._read, self._reading, self._at = reading.result(), None, time.monotonic()
 
     def _ask(self) -> Read:
         try:

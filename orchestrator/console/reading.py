@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
-from typing import TYPE_CHECKING, Final
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import parse_qsl
 from uuid import UUID
 
 from orchestrator.api import request_body
-from orchestrator.console.access import Refused
+from orchestrator.console.access import Refused, not_found
 from orchestrator.domain import money
 from orchestrator.domain.money import MoneyError
 from orchestrator.intents import may_be_order
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from enum import StrEnum
 
     from starlette.requests import Request
 
+Word = TypeVar("Word", bound=StrEnum)
 FORM_BYTES: Final = 16_384
 MOST_FIELDS: Final = 40
 LONGEST_REASON: Final = 500
@@ -53,11 +54,18 @@ class Fields:
             return ""
         return value
 
+    def reason_or_refuse(self) -> str:
+        """Return why a person does something; `Refused` where it is wrong."""
+        reason = self.reason()
+        if self.wrong:
+            raise Refused(422, "Not done", f"Reason: {self.wrong['reason']}.")
+        return reason
+
     def number(self, name: str) -> int:
         """Return a whole number from 0 on; `Refused` for anything else, since no person typed it."""
         value = self.values.get(name, "")
         if not value.isascii() or not value.isdigit() or len(value) > 10:  # noqa: PLR2004 - a version
-            raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
+            raise incomplete()
         return int(value)
 
     def nonce(self) -> UUID:
@@ -67,7 +75,7 @@ class Fields:
         try:
             return UUID(self.values.get("nonce", ""))
         except ValueError:
-            raise Refused(400, "The form is incomplete", "Open the page again. Nothing was done.") from None
+            raise incomplete() from None
 
     def amount(self, name: str, currency: str) -> int | None:
         """Return an amount in minor units, more than nothing."""
@@ -85,7 +93,7 @@ class Fields:
             return None
         return minor
 
-    def among(self, name: str, words: type[StrEnum]) -> StrEnum | None:
+    def among(self, name: str, words: type[Word]) -> Word | None:
         """Return one of a set of words, or None where it is empty."""
         value = self.text(name)
         if value is None:
@@ -95,6 +103,13 @@ class Fields:
         except ValueError:
             self.wrong[name] = "is not a known word"
             return None
+
+    def merchant(self, named: str, names: Mapping[int, str]) -> int | None:
+        """Return the number of a merchant; it is wrong to name one that there is not."""
+        found = next((number for number, name in names.items() if name == named), None)
+        if found is None:
+            self.wrong["merchant"] = "there is no such merchant"
+        return found
 
     def day(self, name: str, *, end: bool = False) -> datetime | None:
         """Return the beginning of a day in UTC, or of the day after it (`end`)."""
@@ -122,12 +137,17 @@ class Fields:
         return None if value is None else uuid(value)
 
 
+def incomplete() -> Refused:
+    """Return the refusal of a form that is not as a page of ours sends it."""
+    return Refused(400, "The form is incomplete", "Open the page again. Nothing was done.")
+
+
 def uuid(text: str) -> UUID:
     """Return an id; `Refused` with 404 for what is none."""
     try:
         return UUID(text)
     except ValueError:
-        raise Refused(404, "Not found", "There is nothing at this address.") from None
+        raise not_found("There is nothing at this address.") from None
 
 
 def query(request: Request, known: Collection[str]) -> Fields:

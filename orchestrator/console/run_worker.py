@@ -13,6 +13,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
+from orchestrator.console.actions import store_command
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import command_rules
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode, Way
@@ -21,7 +22,7 @@ from orchestrator.domain.records import CommandKind, Decision
 from orchestrator.shutdown import cancelled
 from orchestrator.store import inbox
 from orchestrator.store.console import runs
-from orchestrator.store.inbox import KeyReused, ReasonNotKept
+from orchestrator.store.inbox import KeyReused
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -86,15 +87,20 @@ class RunWorker:
             results: list[Result] = []
             try:
                 for item in items:
-                    done = await self._carry_out_item(run, item)
-                    results.append(
-                        done
-                    )  # kept one by one: what is done is noted, also when the next one fails
+                    # One by one: what is done is noted, also when the next one fails.
+                    results.append(await self._carry_out_item(run, item))  # noqa: PERF401
             finally:
                 if results:
                     await runs.note(db, run.id, results)
 
-    async def _carry_out_item(self, run: Run, item: Item, *, with_reason: bool = True) -> Result:
+    async def _carry_out_item(self, run: Run, item: Item) -> Result:
+        done = await self._command(run, item)
+        if isinstance(done, str):
+            return runs.Result(checkout=item.checkout, outcome="refused", sentence=done)
+        return runs.Result(checkout=item.checkout, outcome="accepted", command=done)
+
+    async def _command(self, run: Run, item: Item) -> UUID | str:
+        """Store the command of an item; return it, or why it is refused."""
         services = self._services
         dismiss = run.kind == "dismiss"
         request = CommandRequest(
@@ -105,39 +111,22 @@ class RunWorker:
         key = f"console-run:{run.id}:{item.checkout}"
         view = await inbox.checkout_view(services.db, item.checkout, merchant_id=item.merchant_id, key=key)
         if view is None:
-            return _refused(item, "it does not exist any more")
+            return "it does not exist any more"
         if view.met is not None:
-            return runs.Result(checkout=item.checkout, outcome="accepted", command=view.met[0])
+            return view.met[0]
         if dismiss and not _dismissed_at_once(view):
-            return _refused(item, "this question is decided order by order, on the page of the order")
+            return "this question is decided order by order, on the page of the order"
         refused = command_rules.rejection(view, request)
         if refused is not None:
-            return _refused(item, refused.sentence)
+            return refused.sentence
         try:
-            stored = await inbox.request(
-                services.db,
-                services.encryptor,
-                item.checkout,
-                merchant_id=item.merchant_id,
-                kind=request.kind,
-                actor=run.actor,
-                reason=run.reason if with_reason else None,
-                expected_version=item.version,
-                arguments=request.arguments,
-                idempotency_key=key,
-                grace=services.settings.hint_grace,
-            )
-        except ReasonNotKept:
-            return await self._carry_out_item(run, item, with_reason=False)
+            stored = await store_command(services, view, request, reason=run.reason, key=key, actor=run.actor)
         except KeyReused as error:
-            return _refused(item, str(error))
+            return str(error)
         except EncryptionError:
             # The others of the run go on: this order can only be read under a key that was lost.
-            return _refused(item, "no key of this installation decrypts it")
-        if stored is None:
-            return _refused(item, "it does not exist any more")
-        services.hint_publisher.publish([item.checkout], merchant_id=item.merchant_id)
-        return runs.Result(checkout=item.checkout, outcome="accepted", command=stored.id)
+            return "no key of this installation decrypts it"
+        return stored or "it does not exist any more"
 
 
 def _dismissed_at_once(view: CheckoutView) -> bool:
@@ -148,7 +137,3 @@ def _dismissed_at_once(view: CheckoutView) -> bool:
     return asked is None or (
         asked.code is not AttentionCode.OPERATION_UNCLEAR and Way.DISMISS in WAYS_OUT[asked.code]
     )
-
-
-def _refused(item: Item, sentence: str) -> Result:
-    return runs.Result(checkout=item.checkout, outcome="refused", sentence=sentence)

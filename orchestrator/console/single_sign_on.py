@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.api.request_log import caller_of
-from orchestrator.console.access import VIEW, Refused
+from orchestrator.console import access
+from orchestrator.console.access import Refused
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.console_roles import ROLES
 from orchestrator.oidc import Flow, Provider, SignInFailed
-from orchestrator.store.console import sessions
 from orchestrator.text import sentence
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ async def begin(services: Services, known: Provider, there: str) -> tuple[str, s
 
 async def finish(request: Request, services: Services, known: Provider) -> tuple[str, str]:
     """Return the value of the session's cookie, and where to go; `Refused` with the reason otherwise."""
-    source = caller_of(request.scope, depth=services.settings.trusted_proxies)
-    services.limits.refuse_failing(source)
+    source = access.source_of(request, services)
     try:
         flow = _flow(services, request.cookies.get(COOKIE, ""))
         answer = {name: value for name in _ANSWER if (value := request.query_params.get(name)) is not None}
@@ -68,14 +66,7 @@ async def finish(request: Request, services: Services, known: Provider) -> tuple
     except SignInFailed as error:
         services.limits.count_failure(source)
         raise Refused(403, "Not signed in", sentence(str(error))) from None
-    scopes = frozenset(scope for role in roles for scope in ROLES[role])
-    value = await sessions.begin(
-        services.db,
-        services.encryptor,
-        actor=name,
-        scopes=scopes | {VIEW},
-        seconds=sessions.LONGEST_SESSION,
-    )
+    value = await access.begin(services, name, {scope for role in roles for scope in ROLES[role]})
     return value, flow.there
 
 
@@ -87,7 +78,7 @@ def remember(response: Response, services: Services, value: str) -> None:
         max_age=SECONDS if value else 0,
         httponly=True,
         samesite="lax",
-        secure=services.settings.public_url.startswith("https://"),
+        secure=access.secure(services),
         path=PATH,
     )
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import RedirectResponse
 
-from orchestrator.console import orders, pages, reading
-from orchestrator.console.access import ADMIN, Refused, need
+from orchestrator.console import orders, pages
+from orchestrator.console.access import ADMIN, need, not_found
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.gateway.client import gateway_of
 from orchestrator.store import merchant_records
@@ -52,7 +52,7 @@ _QUESTIONS: Final = {
 
 async def overview(visit: Visit) -> Response:
     """Show money at risk first, then what waits and what runs; drawn once for all viewers of a reading."""
-    reading.query(visit.request, ())
+    visit.query()
     read = await visit.console.live.overview()
     health = await visit.console.health(visit.request)
     queues = await visit.console.queues.read()
@@ -88,10 +88,7 @@ class Drawn:
 
 
 def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read) -> Markup:
-    found = read.found
-    processes = [
-        Process(row["name"], row["kind"], row["age"], row["progress"]) for row in found["processes"] or ()
-    ]
+    found, processes = read.found, _processes(read)
     return pages.draw(
         "overview_content.html",
         read=read,
@@ -100,56 +97,43 @@ def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read)
         risks=risks(read),
         chart=chart(found["rate"] or ()),
         gateways=gateways(processes),
-        errors=[{**row, "said": ERRORS.get(row["code"], row["code"])} for row in found["errors"] or ()],
-        troubled=sum(row["number"] for row in found["errors"] or ()),
+        said=ERRORS,
         processes=processes,
-        alive=[process for process in processes if process.alive],
         broken=health[0],
         troubles=dict.fromkeys([*health[1], *troubles(processes)]),
     )
 
 
+def _processes(read: Overview) -> list[Process]:
+    return [Process(**row) for row in read.found["processes"] or ()]
+
+
 def risks(read: Overview) -> list[dict[str, Any]]:
     """Return money at risk: what it is, currency, number, amount, and since when; the worst first."""
     found, full = read.found, read.found["full"]
-    rows: list[dict[str, Any]] = [
-        {
-            **row,
-            "what": f"Outcome of a {row['kind']} is not known yet",
-            "link": "/console/decisions",
-            "full": full["moving"],
-        }
+    rows = [
+        _risk(row, f"Outcome of a {row['kind']} is not known yet", "decisions", full=full["moving"])
         for row in found["moving"] or ()
         if row["state"] in {"submitted", "unknown"}
     ]
-    for row in found["attention"] or ():
-        what = _QUESTIONS.get(row["code"])
-        if what is not None:
-            link = f"/console/orders?attention={row['code']}"
-            rows.append({**row, "what": what, "link": link, "full": full["attention"]})
-    untold = found["untold"] or ()
     rows += [
-        {
-            **row,
-            "what": "Paid, and the shop is not told yet",
-            "link": "/console/deliveries",
-            "full": full["unsent"],
-        }
-        for row in untold
+        _risk(row, _QUESTIONS[row["code"]], f"orders?attention={row['code']}", full=full["attention"])
+        for row in found["attention"] or ()
+        if row["code"] in _QUESTIONS
     ]
     rows += [
-        {
-            "what": f"Reserved and not captured, {age}",
-            "currency": currency,
-            "number": number,
-            "amount": amount,
-            "oldest": None,
-            "full": False,
-            "link": f"/console/orders?state=completed&status=authorized&currency={currency}",
-        }
-        for (currency, age), (number, amount) in sorted(read.held.items())
+        _risk(row, "Paid, and the shop is not told yet", "deliveries", full=full["unsent"])
+        for row in found["untold"] or ()
     ]
+    for (currency, age), (number, amount) in sorted(read.held.items()):
+        row = {"currency": currency, "number": number, "amount": amount, "oldest": None}
+        link = f"orders?state=completed&status=authorized&currency={currency}"
+        rows.append(_risk(row, f"Reserved and not captured, {age}", link))
     return rows
+
+
+def _risk(row: dict[str, Any], what: str, page: str, *, full: bool = False) -> dict[str, Any]:
+    return {**row, "what": what, "link": f"/console/{page}", "full": full}
 
 
 def gateways(processes: list[Process]) -> list[dict[str, Any]]:
@@ -185,40 +169,32 @@ def chart(rate: list[dict[str, Any]] | tuple[()]) -> list[dict[str, Any]]:
 
 async def merchants(visit: Visit) -> Response:
     """List merchants by name."""
-    fields = reading.query(visit.request, ("after", "done"))
+    fields = visit.query("after", "done")
     services = visit.services
     found = await merchant_records.page(
-        services.db, services.encryptor, services.settings, after=fields.text("after"), limit=MERCHANTS + 1
+        visit.db, visit.encryptor, services.settings, after=fields.text("after"), limit=MERCHANTS + 1
     )
-    rows, last = pages.paged(found, MERCHANTS)
     by_gateway: dict[str, list[bool]] = {}
     for merchant in await services.merchants.everyone():
         by_gateway.setdefault(gateway_of(merchant.account.url), []).append(merchant.paused)
-    return pages.render(
-        visit,
-        "merchants.html",
-        gateways=sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS],
-        rows=rows,
-        more=last and last.name,
-        done=fields.text("done"),
-    )
+    gateways = sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS]
+    done = fields.text("done")
+    return pages.listing(visit, "merchants.html", found, MERCHANTS, key="name", gateways=gateways, done=done)
 
 
 async def switch_merchant(visit: Visit) -> Response:
     """Disable or enable a merchant, or pause or resume its gateway calls."""
     name, what = visit.request.path_params["name"], visit.form.values.get("what")
     if what not in SWITCHES:
-        raise Refused(404, "Not found", "There is no such action.")
-    reason = visit.form.reason()
-    if visit.form.wrong:
-        raise Refused(422, "Not done", f"Reason: {visit.form.wrong['reason']}.")
+        raise not_found("There is no such action.")
+    reason = visit.form.reason_or_refuse()
     merchants = visit.services.merchants
     if what in {"pause", "resume"}:
         found = await merchants.pause(name, paused=what == "pause", actor=visit.actor)
     else:
         found = await merchants.disable(name, disabled=what == "disable", actor=visit.actor)
     if not found:
-        raise Refused(404, "Not found", "There is no such merchant.")
+        raise not_found("There is no such merchant.")
     await visit.note(f"merchant:{what}", "accepted", subject=name, facts={"reason": reason})
     return RedirectResponse(f"/console/merchants?done={what}", 303)
 
@@ -227,16 +203,14 @@ async def switch_gateway(visit: Visit) -> Response:
     """Pause all merchants of a gateway, or resume all that are paused, one by one too; each is noted
     by itself.
     """
-    form = visit.form
-    gateway, what, reason = form.text("gateway"), form.values.get("what"), form.reason()
+    gateway, what = visit.form.values.get("gateway"), visit.form.values.get("what")
     if what not in {"pause", "resume"}:
-        raise Refused(404, "Not found", "There is no such action.")
-    if form.wrong:
-        raise Refused(422, "Not done", f"Reason: {form.wrong['reason']}.")
+        raise not_found("There is no such action.")
+    reason = visit.form.reason_or_refuse()
     merchants = visit.services.merchants
     of_it = [each for each in await merchants.everyone() if gateway_of(each.account.url) == gateway]
-    if gateway is None or not of_it:
-        raise Refused(404, "Not found", "No merchant has this gateway.")
+    if not gateway or not of_it:
+        raise not_found("No merchant has this gateway.")
     pause = what == "pause"
     facts: dict[str, object] = {"reason": reason, "gateway": gateway}
     for merchant in of_it:
@@ -249,47 +223,35 @@ async def switch_gateway(visit: Visit) -> Response:
 
 async def show(visit: Visit) -> Response:
     """Show processes, what is wrong with the installation, and seals of the trail."""
-    reading.query(visit.request, ())
+    visit.query()
     read = await visit.console.live.overview()
     broken, degraded = await visit.console.health(visit.request)
     return pages.render(
         visit,
         "system.html",
         read=read,
-        processes=[
-            Process(row["name"], row["kind"], row["age"], row["progress"])
-            for row in read.found["processes"] or ()
-        ],
+        processes=_processes(read),
         broken=broken,
         troubles=degraded,
-        seals=await lists.seals(visit.services.db, limit=SEALS),
+        seals=await lists.seals(visit.db, limit=SEALS),
         streams=len(visit.console.live),
     )
 
 
 async def actions(visit: Visit) -> Response:
     """List what users did, the youngest first."""
-    before = reading.query(visit.request, ("before",)).place("before")
-    services = visit.services
-    found = await trail.page(services.db, services.encryptor, before=before, limit=orders.PAGE + 1)
-    rows, last = pages.paged(found, orders.PAGE)
-    return pages.render(
-        visit,
-        "actions.html",
-        rows=rows,
-        more=last and last.id,
-        names=await lists.merchants(services.db),
-        first=before is None,
-    )
+    before = visit.query("before").place("before")
+    found = await trail.page(visit.db, visit.encryptor, before=before, limit=orders.PAGE + 1)
+    return pages.listing(visit, "actions.html", found, orders.PAGE, first=before is None)
 
 
 async def sessions(visit: Visit) -> Response:
     """List who is signed in: oneself, and everyone for a person who may end sessions; by name."""
-    fields = reading.query(visit.request, ("name", "after"))
+    fields = visit.query("name", "after")
     everyone = visit.session.may(ADMIN)
     rows, edge = await store_sessions.listed(
-        visit.services.db,
-        visit.services.encryptor,
+        visit.db,
+        visit.encryptor,
         actor=(fields.text("name") or "") if everyone else visit.session.actor,
         after=_session_key(fields.values.get("after", "")),
         everyone=everyone,
@@ -300,19 +262,19 @@ async def sessions(visit: Visit) -> Response:
 
 async def end_session(visit: Visit) -> Response:
     """End a session, or all sessions and links of a name: one's own, or anyone's for a person who may."""
-    services, name = visit.services, visit.form.text("name")
+    name = visit.form.text("name")
     key = _session_key(visit.form.values.get("session", ""))
-    wanted = None if name is not None else await store_sessions.by_key(services.db, services.encryptor, key)
+    wanted = None if name is not None else await store_sessions.by_key(visit.db, visit.encryptor, key)
     actor = wanted.actor if wanted is not None else name
     if actor is None:
-        raise Refused(404, "Not found", "There is no such session.")
+        raise not_found("There is no such session.")
     if actor != visit.session.actor:
         need(visit.session, ADMIN)
     number = 1
     if wanted is not None:
-        await store_sessions.end(services.db, key)
+        await store_sessions.end(visit.db, key)
     else:
-        number = await store_sessions.end_all(services.db, actor)
+        number = await store_sessions.end_all(visit.db, actor)
     visit.console.sessions.forget()
     await visit.note("session:ended", "accepted", subject=actor, facts={"sessions": number})
     return RedirectResponse("/console/sessions", 303)
@@ -322,4 +284,4 @@ def _session_key(text: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:
-        raise Refused(404, "Not found", "There is no such session.") from None
+        raise not_found("There is no such session.") from None

@@ -149,10 +149,27 @@ def checked_url(url: str, policy: AddressPolicy) -> str:
     sentence otherwise.
 
     https:// only, and a public host; with allowed networks also http:// and private names, whose addresses
-    are then checked.
+    are then checked. Every program reads it in the same way.
     """
-    host, scheme = _parts(url)
-    check_host(host, policy, secure=scheme == "https", wanted="https://")
+    _check_text(url)
+    found = _URL.fullmatch(url)
+    if found is None or _PERCENT.search(found["rest"] or ""):
+        raise WebhookUrlRejected(_EXAMPLE)
+    host = found["host"]
+    try:
+        read = urlsplit(url).hostname
+    except ValueError:
+        read = None
+    if read != host.strip("[]").lower():
+        raise WebhookUrlRejected("must be a URL with a host name that every program reads in the same way")
+    port = int(found["port"] or 0)
+    if port > LAST_PORT or (0 < port < FIRST_FREE_PORT and port not in _WEB_PORTS):
+        raise WebhookUrlRejected(
+            f"must have no port, or 80, 443, or one from {FIRST_FREE_PORT} to {LAST_PORT}"
+        )
+    if not host.startswith("["):
+        check_name(host, example=_EXAMPLE)
+    check_host(host, policy, secure=found["scheme"] == "https", wanted="https://")
     return url
 
 
@@ -174,29 +191,6 @@ def check_host(host: str, policy: AddressPolicy, *, secure: bool, wanted: str) -
         raise WebhookUrlRejected(f"must start with {wanted}")
     if reach_of(host) != "public":
         raise WebhookUrlRejected("must name a public host")
-
-
-def _parts(url: str) -> tuple[str, str]:
-    """Return host and scheme of a URL that every program reads in the same way."""
-    _check_text(url)
-    found = _URL.fullmatch(url)
-    if found is None or _PERCENT.search(found["rest"] or ""):
-        raise WebhookUrlRejected(_EXAMPLE)
-    host = found["host"]
-    try:
-        read = urlsplit(url).hostname
-    except ValueError:
-        read = None
-    if read != host.strip("[]").lower():
-        raise WebhookUrlRejected("must be a URL with a host name that every program reads in the same way")
-    port = int(found["port"] or 0)
-    if port > LAST_PORT or (0 < port < FIRST_FREE_PORT and port not in _WEB_PORTS):
-        raise WebhookUrlRejected(
-            f"must have no port, or 80, 443, or one from {FIRST_FREE_PORT} to {LAST_PORT}"
-        )
-    if not host.startswith("["):
-        check_name(host, example=_EXAMPLE)
-    return host, found["scheme"]
 
 
 def _check_text(url: str) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import ssl
 import time
+from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import amqp
 from amqp import exceptions
@@ -38,8 +39,23 @@ FULL: Final = "as many messages wait in the queue as may"
 BLOCKED: Final = "it takes no messages, because it is short of memory or disk"
 
 
-class Link(Protocol):
-    """A connection to one queue."""
+class Link(ABC):
+    """A connection to one queue; `limit`: messages that may wait in it, where that is ours to say."""
+
+    echoes: ClassVar[int]
+    """How many times what is sent may come back."""
+
+    def __init__(self, broker: Broker, queue: str, *, limit: int | None = None) -> None:
+        self._broker, self._queue, self._limit = broker, queue, limit
+        self._wire: Wire | None = None
+        self._connection: Any = None
+        self._messages: Sequence[TaskMessage] = ()
+        self._answers: list[Answer | None] = []
+        self._began = 0.0
+
+    def usable(self) -> bool:
+        """Return whether there is a connection on which nothing unexpected has come."""
+        return self._wire is not None and self._wire.idle()
 
     def publish(
         self, messages: Sequence[TaskMessage], dial: Callable[[], Wire], *, until: float
@@ -47,15 +63,56 @@ class Link(Protocol):
         """Publish messages in order, and return what came of each; raise nothing. `dial` connects where there
         is no connection.
         """
-        ...
-
-    def usable(self) -> bool:
-        """Return whether there is a connection on which nothing unexpected has come."""
-        ...
+        self._began, self._messages, self._answers = time.monotonic(), messages, [None] * len(messages)
+        try:
+            if not self.usable():
+                self.close()
+                self._wire = dial()
+                self._wire.allow(until=until)
+                self._connect(self._wire)
+            assert self._wire is not None  # noqa: S101 - just connected
+            size = sum(len(message.body) for message in messages)
+            self._wire.allow(until=until, echoed=self.echoes * size)
+            room = len(messages)
+            if self._limit is not None:
+                room = max(min(room, self._limit - self._waiting()), 0)
+            self._exchange(messages[:room])
+            missing = Answer(Outcome.THROTTLED, self._seconds(), body=FULL.encode())
+        except Exception as error:  # noqa: BLE001 - whatever a broker sends is its answer
+            missing = _answer(error, self._seconds())
+            self._drop()
+        return [missing if answer is None else answer for answer in self._answers]
 
     def close(self) -> None:
         """Close the connection."""
-        ...
+        self._drop()
+
+    def _drop(self) -> None:
+        wire, self._wire, self._connection = self._wire, None, None
+        if wire is not None:
+            wire.end()
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    @abstractmethod
+    def _connect(self, wire: Wire) -> None:
+        """Log in over a connection that is open."""
+
+    @abstractmethod
+    def _waiting(self) -> int:
+        """Return how many messages wait in the queue."""
+
+    @abstractmethod
+    def _exchange(self, messages: Sequence[TaskMessage]) -> None:
+        """Publish messages, and put the answer to each where it has its place."""
+
+
+def link_to(broker: Broker, queue: str, *, prefix: str = "", limit: int | None = None) -> Link:
+    """Return a link; `prefix` is that of kombu's keys on Redis."""
+    if broker.kind == "amqp":
+        return RabbitMqLink(broker, queue, limit=limit)
+    return RedisLink(broker, queue, prefix=prefix, limit=limit)
 
 
 class _Blocked(Exception):  # noqa: N818 - named for the fact
@@ -85,13 +142,13 @@ class _Connection(amqp.Connection):
         return transport
 
 
-class RabbitMqLink:
-    """A queue of RabbitMQ; `limit`: messages that may wait in it, where that is ours to say."""
+class RabbitMqLink(Link):
+    """A queue of RabbitMQ."""
+
+    echoes = 2
 
     def __init__(self, broker: Broker, queue: str, *, limit: int | None = None) -> None:
-        self._broker, self._queue, self._limit = broker, queue, limit
-        self._wire: Wire | None = None
-        self._connection: Any = None
+        super().__init__(broker, queue, limit=limit)
         self._channel: Any = None
         self._tag = 0
         self._blocked = False
@@ -99,38 +156,10 @@ class RabbitMqLink:
         """Places in the list of messages, by the broker's numbers."""
         self._returned: dict[str, str] = {}
         """Why a message leads to no queue, by its id."""
-        self._messages: Sequence[TaskMessage] = ()
-        self._answers: list[Answer | None] = []
-        self._began = 0.0
 
     def usable(self) -> bool:
-        """As `Link`."""
-        return self._wire is not None and not self._blocked and self._wire.idle()
-
-    def publish(
-        self, messages: Sequence[TaskMessage], dial: Callable[[], Wire], *, until: float
-    ) -> list[Answer]:
-        """As `Link`."""
-        self._began, self._messages = time.monotonic(), messages
-        self._answers, self._unconfirmed, self._returned = [None] * len(messages), {}, {}
-        try:
-            if not self.usable():
-                self.close()
-                self._connect(dial(), until)
-            assert self._wire is not None  # noqa: S101 - just connected
-            size = sum(len(message.body) for message in messages)
-            self._wire.allow(until=until, echoed=2 * size)
-            for place in range(self._room(len(messages))):
-                self._send(place, messages[place])
-            while self._unconfirmed:
-                self._connection.drain_events()
-                if self._blocked and self._unconfirmed:
-                    raise _Blocked  # noqa: TRY301 - handled as any other end of the exchange
-            missing = Answer(Outcome.THROTTLED, self._seconds(), body=FULL.encode())
-        except Exception as error:  # noqa: BLE001 - whatever a broker sends is its answer
-            missing = _answer(error, self._seconds())
-            self._drop()
-        return [missing if answer is None else answer for answer in self._answers]
+        """As `Link`; a broker that takes no messages is not."""
+        return not self._blocked and super().usable()
 
     def close(self) -> None:
         """As `Link`."""
@@ -140,14 +169,8 @@ class RabbitMqLink:
                 self._connection.close()
         self._drop()
 
-    def _drop(self) -> None:
-        wire, self._wire, self._connection, self._channel = self._wire, None, None, None
-        if wire is not None:
-            wire.end()
-
-    def _connect(self, wire: Wire, until: float) -> None:
-        self._wire, self._tag, self._blocked = wire, 0, False
-        wire.allow(until=until)
+    def _connect(self, wire: Wire) -> None:
+        self._tag, self._blocked = 0, False
         self._connection = _Connection(
             wire,
             # Nothing is resolved: the wire is open.
@@ -169,19 +192,24 @@ class RabbitMqLink:
         self._channel.events["basic_nack"].add(self._nacked)
         self._channel.events["basic_return"].add(self._note_returned)
 
-    def _room(self, wanted: int) -> int:
-        """Return how many messages may be published now."""
-        if self._limit is None:
-            return wanted
+    def _waiting(self) -> int:
         # On a channel of its own: RabbitMQ closes it where there is no such queue, and py-amqp reopens it.
         channel = self._connection.channel()
         try:
-            waiting = int(channel.queue_declare(self._queue, passive=True).message_count)
+            return int(channel.queue_declare(self._queue, passive=True).message_count)
         except exceptions.NotFound:
-            waiting = 0  # the message will be returned, and says so
+            return 0  # the message will be returned, and says so
         finally:
             channel.close()
-        return max(min(wanted, self._limit - waiting), 0)
+
+    def _exchange(self, messages: Sequence[TaskMessage]) -> None:
+        self._unconfirmed, self._returned = {}, {}
+        for place, message in enumerate(messages):
+            self._send(place, message)
+        while self._unconfirmed:
+            self._connection.drain_events()
+            if self._blocked and self._unconfirmed:
+                raise _Blocked(BLOCKED)
 
     def _send(self, place: int, message: TaskMessage) -> None:
         made = amqp.Message(
@@ -225,9 +253,6 @@ class RabbitMqLink:
     def _note_unblocked(self) -> None:
         self._blocked = False
 
-    def _seconds(self) -> float:
-        return time.monotonic() - self._began
-
 
 class _RedisConnection(RedisConnection):
     """redis-py's connection over one that is open."""
@@ -240,59 +265,16 @@ class _RedisConnection(RedisConnection):
         return self._wire
 
 
-class RedisLink:
-    """A list of Redis; `prefix` is that of kombu's keys, `limit`: messages that may wait in it."""
+class RedisLink(Link):
+    """A list of Redis; `prefix` is that of kombu's keys."""
+
+    echoes = 0
 
     def __init__(self, broker: Broker, queue: str, *, prefix: str = "", limit: int | None = None) -> None:
-        self._broker, self._queue, self._key, self._limit = broker, queue, f"{prefix}{queue}", limit
-        self._wire: Wire | None = None
-        self._connection: Any = None
+        super().__init__(broker, queue, limit=limit)
+        self._key = f"{prefix}{queue}"
 
-    def usable(self) -> bool:
-        """As `Link`."""
-        return self._wire is not None and self._wire.idle()
-
-    def publish(
-        self, messages: Sequence[TaskMessage], dial: Callable[[], Wire], *, until: float
-    ) -> list[Answer]:
-        """As `Link`."""
-        began = time.monotonic()
-        answers: list[Answer] = []
-        try:
-            if not self.usable():
-                self.close()
-                self._connect(dial(), until)
-            assert self._wire is not None  # noqa: S101 - just connected
-            self._wire.allow(until=until)
-            room = len(messages)
-            if self._limit is not None:
-                self._connection.send_command("LLEN", self._key)
-                room = max(min(room, self._limit - int(self._connection.read_response())), 0)
-            commands = [("LPUSH", self._key, redis_item(message, self._queue)) for message in messages[:room]]
-            if commands:
-                self._connection.send_packed_command(self._connection.pack_commands(commands))
-            for _ in commands:
-                try:
-                    self._connection.read_response()
-                    answers.append(Answer(Outcome.DELIVERED, time.monotonic() - began))
-                except redis_exceptions.ResponseError as error:
-                    # An answer to this command alone; the others have theirs.
-                    answers.append(_answer(error, time.monotonic() - began))
-            missing = Answer(Outcome.THROTTLED, time.monotonic() - began, body=FULL.encode())
-        except Exception as error:  # noqa: BLE001 - whatever a broker sends is its answer
-            missing = _answer(error, time.monotonic() - began)
-            self.close()
-        return answers + [missing] * (len(messages) - len(answers))
-
-    def close(self) -> None:
-        """As `Link`."""
-        wire, self._wire, self._connection = self._wire, None, None
-        if wire is not None:
-            wire.end()
-
-    def _connect(self, wire: Wire, until: float) -> None:
-        self._wire = wire
-        wire.allow(until=until)
+    def _connect(self, wire: Wire) -> None:
         self._connection = _RedisConnection(
             wire,
             host=self._broker.host,
@@ -305,6 +287,22 @@ class RedisLink:
             socket_timeout=None,
         )
         self._connection.connect()
+
+    def _waiting(self) -> int:
+        self._connection.send_command("LLEN", self._key)
+        return int(self._connection.read_response())
+
+    def _exchange(self, messages: Sequence[TaskMessage]) -> None:
+        commands = [("LPUSH", self._key, redis_item(message, self._queue)) for message in messages]
+        if commands:
+            self._connection.send_packed_command(self._connection.pack_commands(commands))
+        for place in range(len(commands)):
+            try:
+                self._connection.read_response()
+                self._answers[place] = Answer(Outcome.DELIVERED, self._seconds())
+            except redis_exceptions.ResponseError as error:
+                # An answer to this command alone; the others have theirs.
+                self._answers[place] = _answer(error, self._seconds())
 
 
 # The first match holds. RabbitMQ says 403 and 530 of a login, a virtual host or a right, and 312 and 404 of a
@@ -341,22 +339,19 @@ _FAULTS: Final[Sequence[tuple[tuple[type[BaseException], ...], Outcome]]] = (
         Outcome.CONNECTION_LOST,
     ),
 )
-_UNAVAILABLE: Final = ("MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN")
-_REFUSED: Final = ("NOAUTH", "NOPERM", "WRONGPASS")
+_WORDS: Final = {
+    **dict.fromkeys(
+        ("MISCONF", "NOREPLICAS", "LOADING", "MASTERDOWN", "TRYAGAIN", "CLUSTERDOWN"), Outcome.UNAVAILABLE
+    ),
+    **dict.fromkeys(("NOAUTH", "NOPERM", "WRONGPASS"), Outcome.ACCESS_REFUSED),
+}
+"""Words with which Redis begins an error that redis-py has no class for."""
 
 
 def _answer(error: BaseException, seconds: float) -> Answer:
     """Return what an error means for a message that was not confirmed, with the broker's own words."""
     said = neutralised(str(error))
-    outcome = Outcome.BROKER_ERROR
-    for kinds, meaning in _FAULTS:
-        if isinstance(error, kinds):
-            outcome = meaning
-            break
-    word = said.partition(" ")[0]
+    outcome = next((meaning for kinds, meaning in _FAULTS if isinstance(error, kinds)), Outcome.BROKER_ERROR)
     if outcome is Outcome.BROKER_ERROR and isinstance(error, redis_exceptions.ResponseError):
-        if word in _UNAVAILABLE:
-            outcome = Outcome.UNAVAILABLE
-        elif word in _REFUSED:
-            outcome = Outcome.ACCESS_REFUSED
+        outcome = _WORDS.get(said.partition(" ")[0], outcome)
     return Answer(outcome, seconds, body=(said or type(error).__name__).encode()[:KEPT])

@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from orchestrator.delivery.trial_event import TrialEvent
     from orchestrator.domain.events import CloudEvent
     from orchestrator.settings import Settings
-    from orchestrator.store.batch import Again, Writes
+    from orchestrator.store.batch import Writes
     from orchestrator.store.database import Database
     from orchestrator.store.deliveries import Due
     from orchestrator.store.webhooks import Webhook
@@ -100,7 +101,7 @@ class Deliverer:
         """Whether more may be due than could begin in the last round."""
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
-            self._write,
+            lambda results: deliveries.write(db, results),
             keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
             limit=settings.batch_limit,
             gather=GATHER_RESULTS,
@@ -121,13 +122,11 @@ class Deliverer:
         return self._results.writes
 
     def wake(self, payload: str = "") -> None:
-        """Look at once: at these endpoints (ids with a blank between), or at all, also for what is new about
-        them (`*`).
+        """Look at once: at these endpoints (ids with a blank between), or at all. What is no known id,
+        such as `*`, says that something is new about endpoints.
         """
-        endpoints = (
-            [self._by_text.get(text) for text in payload.split()] if payload != webhooks.CHANGED else []
-        )
-        if payload == webhooks.CHANGED or None in endpoints:
+        endpoints = [self._by_text.get(text) for text in payload.split()]
+        if None in endpoints:
             self._refresh_at = float("-inf")
         if not endpoints or None in endpoints:
             self._check_at = self._tests_at = float("-inf")
@@ -151,7 +150,7 @@ class Deliverer:
                     busy = await self.round()
                 except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                     _log.warning("deliveries_not_taken", **log.cause(error))
-                    await self._pause(AWAY, end)
+                    await asyncio.wait((end,), timeout=AWAY)
                     continue
                 if busy:
                     await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
@@ -163,19 +162,15 @@ class Deliverer:
             end.cancel()
         return await self._finish()
 
-    @staticmethod
-    async def _pause(seconds: float, end: asyncio.Task[Any]) -> None:
-        await asyncio.wait((end,), timeout=seconds)
-
     def _idle_for(self) -> float:
         """Return the seconds until something may be due without a word."""
         now = time.monotonic()
         held = [
             max(endpoint.pace.begins_at, endpoint.open_at)
             for endpoint in self._endpoints.values()
-            if endpoint.may_be_due and max(endpoint.pace.begins_at, endpoint.open_at) > now
+            if endpoint.may_be_due
         ]
-        return max(min([self._check_at, *held]) - now, 0.001)
+        return max(min([self._check_at, *(until for until in held if until > now)]) - now, 0.001)
 
     async def _finish(self) -> bool:
         """Let what is under way come to its end, within the shutdown's time; give back what does not."""
@@ -234,12 +229,10 @@ class Deliverer:
         if time.monotonic() - asked > LATE:
             _log.warning("deliveries_taken_late", number=len(found))
             return 0
-        counts = dict.fromkeys(wanted, 0)
-        for due in found:
-            counts[due.endpoint_id] += 1
-        for endpoint_id, number in counts.items():
+        counts = Counter(due.endpoint_id for due in found)
+        for endpoint_id, most in wanted.items():
             # Where less was found than could be sent, there is no more, unless a notification came meanwhile.
-            self._endpoints[endpoint_id].may_be_due |= number >= wanted[endpoint_id]
+            self._endpoints[endpoint_id].may_be_due |= counts[endpoint_id] >= most
         begun = self._begin(found, probes)
         for endpoint_id in probes:
             if not counts[endpoint_id]:
@@ -301,8 +294,9 @@ class Deliverer:
                 except EncryptionError as error:
                     self._refuse(webhook, str(error))
                     continue
-                pace = Pace(self._settings.webhook_endpoint_in_flight) if endpoint is None else endpoint.pace
-                endpoint = endpoint or EndpointState(webhook, secrets, pace, open_at=time.monotonic())
+                if endpoint is None:
+                    pace = Pace(self._settings.webhook_endpoint_in_flight)
+                    endpoint = EndpointState(webhook, secrets, pace, open_at=time.monotonic())
                 endpoint.secrets = secrets
             if endpoint.webhook.target != webhook.target and endpoint.webhook.encrypted == webhook.encrypted:
                 self._refuse(webhook, "its secret was made for another target")
@@ -358,9 +352,8 @@ class Deliverer:
             return
         if due.purpose == "test":
             answer = await self._sent(due, endpoint)
-            result: deliveries.Result | None = "delivered" if answer.delivered else None
-            tested = _written(due, "done", attempt=self._attempt(due, answer, result=result))
-            await self._keep(tested)
+            tested = self._attempt(due, answer, result="delivered" if answer.delivered else None)
+            await self._keep(_written(due, "done", attempt=tested))
             return
         answered: Answer | None = None
         target = endpoint.webhook.target
@@ -473,9 +466,6 @@ class Deliverer:
             _log.warning("delivery_not_written", webhook=str(written.endpoint_id), **log.cause(error))
             return False
 
-    async def _write(self, results: list[Written]) -> Sequence[bool | Again]:
-        return await deliveries.write(self._db, results)
-
 
 def _traced(due: Due) -> traces.Span | None:
     if due.event is None:
@@ -484,7 +474,13 @@ def _traced(due: Due) -> traces.Span | None:
     return None if place is None else traces.begin("deliver", place)
 
 
-def _written(due: Due, step: Any, *, due_in: float = 0.0, attempt: Attempt | None = None) -> Written:
+def _written(
+    due: Due,
+    step: Literal["done", "failed", "released"],
+    *,
+    due_in: float = 0.0,
+    attempt: Attempt | None = None,
+) -> Written:
     return Written(
         endpoint_id=due.endpoint_id,
         checkout_id=due.checkout_id,

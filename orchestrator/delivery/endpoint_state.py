@@ -84,7 +84,7 @@ class EndpointState:
         if answer.outcome in OVERLOAD and not probed:
             self.pace.overloaded(began, now)
         else:
-            self.pace.refused(began, now)
+            self.pace.ended(began, now)
         # Deliveries that were under way when the circuit opened show nothing new.
         if now >= self.open_at and (answer.outcome not in _OF_THE_EVENT or first):
             self.failures += 1

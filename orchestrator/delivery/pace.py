@@ -58,19 +58,21 @@ class Pace:
             self.begins_at = now + min(self._seconds / self.allowance, LONGEST_DISTANCE)
         return now
 
+    def ended(self, began: float, now: float) -> None:
+        """Count an answer that shows nothing about the endpoint's load."""
+        self.in_flight -= 1
+        if self.allowance >= 1:
+            self._seconds += _SMOOTHING * (max(now - began, SHORTEST) - self._seconds)
+
     def succeeded(self, began: float, now: float) -> None:
-        """Note an answer that took the event."""
-        self._end(began, now)
+        """Count an answer that took the event."""
+        self.ended(began, now)
         grown = min(1 / self.allowance, self.allowance * 0.1)
         if self._ceiling is not None:
             passed = self.allowance / self._ceiling
             if NEAR <= passed < FAR:
                 grown *= min(max((passed - 1) ** 3, SLOWLY), CAREFULLY)
         self.allowance = min(self.allowance + grown, float(self.limit))
-
-    def refused(self, began: float, now: float) -> None:
-        """Count an answer that refuses this event and shows nothing about the endpoint's load."""
-        self._end(began, now)
 
     def overloaded(self, began: float, now: float) -> None:
         """Count an overload of the endpoint.
@@ -92,8 +94,3 @@ class Pace:
         """
         self._ceiling = None
         self.allowance, self.begins_at = min(1.0, float(self.limit)), float("-inf")
-
-    def _end(self, began: float, now: float) -> None:
-        self.in_flight -= 1
-        if self.allowance >= 1:
-            self._seconds += _SMOOTHING * (max(now - began, SHORTEST) - self._seconds)

@@ -14,13 +14,11 @@ import ssl
 import time
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
-import certifi
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -33,6 +31,7 @@ from orchestrator.delivery.addresses import (
     checked_url,
 )
 from orchestrator.delivery.retries import RETRY_AFTER_CAP
+from orchestrator.delivery.wire import public_tls
 from orchestrator.retry_after import retry_after
 
 if TYPE_CHECKING:
@@ -104,11 +103,6 @@ class Answer:
     def delivered(self) -> bool:
         """Whether the endpoint took the event."""
         return self.outcome is Outcome.DELIVERED
-
-
-@cache
-def _tls() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=certifi.where())
 
 
 class _CheckedResolver(AbstractResolver):
@@ -203,7 +197,7 @@ class Sender:
             session = self._sessions[scheme] = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=0,
-                    ssl=self._tls or _tls(),
+                    ssl=self._tls or public_tls(),
                     resolver=_CheckedResolver(self._resolver, named_only=named_only),
                     use_dns_cache=False,
                     keepalive_timeout=KEEPALIVE,
@@ -282,12 +276,8 @@ _FAULTS: Final[Sequence[tuple[tuple[type[BaseException], ...], Outcome]]] = (
 
 
 def _fault(error: BaseException) -> Outcome:
-    """Return the outcome of an error on the connection; an error that aiohttp wraps counts for itself."""
+    """Return the outcome of an error on the connection; one of ours that aiohttp wraps counts for itself."""
     inner = getattr(error, "os_error", None)
-    for failure in (inner, error):
-        for kinds, outcome in _FAULTS if failure is not None else ():
-            if isinstance(failure, kinds) and (
-                failure is error or outcome in {Outcome.FORBIDDEN_ADDRESS, Outcome.NAME_NOT_FOUND}
-            ):
-                return outcome
-    return Outcome.CONNECTION_LOST
+    if isinstance(inner, AddressForbidden | NameUnknown):
+        error = inner
+    return next((outcome for kinds, outcome in _FAULTS if isinstance(error, kinds)), Outcome.CONNECTION_LOST)

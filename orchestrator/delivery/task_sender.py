@@ -15,6 +15,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -29,7 +30,7 @@ from orchestrator.delivery.addresses import (
     Resolver,
     WebhookUrlRejected,
 )
-from orchestrator.delivery.broker_links import RabbitMqLink, RedisLink
+from orchestrator.delivery.broker_links import link_to
 from orchestrator.delivery.sender import Answer, Outcome
 from orchestrator.delivery.task_target import Broker, broker_of, own_key_prefix
 from orchestrator.delivery.wire import dial, public_tls, tls_of
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from orchestrator.delivery.addresses import Found
     from orchestrator.delivery.broker_links import Link
+    from orchestrator.delivery.wire import Wire
     from orchestrator.messaging.task_message import TaskMessage
     from orchestrator.settings.broker_url import Endpoint
     from orchestrator.store.webhooks import Webhook
@@ -154,25 +155,18 @@ class TaskSender:
             return line
         queue = str(webhook.queue)
         broker: Broker | None = None
-        made: Link
         if secret:
             broker = broker_of(secret.decode(), self._policy)
-            made = RabbitMqLink(broker, queue) if broker.kind == "amqp" else RedisLink(broker, queue)
+            made = link_to(broker, queue)
         elif self._own is None or not self._own.limit:
             return None
         else:
-            made = self._own_link(self._own, queue)
+            own = _own_broker(self._own.endpoint)
+            made = link_to(own, queue, prefix=own_key_prefix(queue), limit=self._own.limit)
         if line is not None:
             self._retire(line)
         self._lines[webhook.id] = line = _Line(secret, webhook.target, broker, made)
         return line
-
-    @staticmethod
-    def _own_link(own: OwnBroker, queue: str) -> Link:
-        broker = _own_broker(own.endpoint)
-        if broker.kind == "amqp":
-            return RabbitMqLink(broker, queue, limit=own.limit)
-        return RedisLink(broker, queue, prefix=own_key_prefix(queue), limit=own.limit)
 
     # ── One list after the other ───────────────────────────────────────────────────────────────────────────
 
@@ -186,8 +180,7 @@ class TaskSender:
         finally:
             line.running, line.used_at = None, time.monotonic()
             if not line.watched:
-                line.watched = True
-                asyncio.get_running_loop().call_later(IDLE, self._check_idle, line)
+                self._check_idle_in(IDLE, line)
 
     def _in_time(self, together: list[_Waiting]) -> list[_Waiting]:
         """Return those for which there is time to connect and to publish, and answer the others.
@@ -195,11 +188,15 @@ class TaskSender:
         A list has the time of its oldest message: one that waited too long must not take the others' time.
         """
         now, least = time.monotonic(), min(self._connect, self._total / 2)
-        waiting = [each for each in together if not each.answer.done()]
-        for each in waiting:
+        in_time = []
+        for each in together:
+            if each.answer.done():
+                continue
             if each.until - now < least:
                 each.answer.set_result(Answer(Outcome.TIMED_OUT, self._total - (each.until - now)))
-        return [each for each in waiting if not each.answer.done()]
+            else:
+                in_time.append(each)
+        return in_time
 
     async def _answer(self, line: _Line, together: list[_Waiting]) -> None:
         try:
@@ -217,49 +214,39 @@ class TaskSender:
         began = time.monotonic()
         until = min(each.until for each in together)
 
-        def all_of(outcome: Outcome) -> list[Answer]:
-            return [Answer(outcome, time.monotonic() - began)] * len(together)
+        def connect() -> Wire:
+            return dialled(until=min(until, time.monotonic() + self._connect))
 
-        def connect() -> Any:
-            return dial(
-                addresses,
-                port,
-                host=host,
-                tls=tls,
-                check=check,
-                until=min(until, time.monotonic() + self._connect),
-            )
-
-        addresses: list[Found] = []
-        host, port, tls = "", 0, None
-        check: Callable[[Any], None] = _permitted
+        # Where there is a connection no other is opened.
+        dialled = partial(dial, (), 0, host="", tls=None, check=_permitted)
+        failed: Outcome | None = None
         try:
             if not line.link.usable():
                 async with asyncio.timeout(self._connect):
-                    host, port, tls, check, addresses = await self._where(line)
+                    dialled = await self._dialler(line)
         except AddressForbidden:
-            return all_of(Outcome.FORBIDDEN_ADDRESS)
+            failed = Outcome.FORBIDDEN_ADDRESS
         except NameUnknown:
-            return all_of(Outcome.NAME_NOT_FOUND)
+            failed = Outcome.NAME_NOT_FOUND
         except (TimeoutError, OSError, RedisError):
-            return all_of(Outcome.NOT_CONNECTED)
+            failed = Outcome.NOT_CONNECTED
+        if failed is not None:
+            return [Answer(failed, time.monotonic() - began)] * len(together)
         messages = [each.message for each in together]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(
             self._threads, lambda: line.link.publish(messages, connect, until=until)
         )
 
-    async def _where(
-        self, line: _Line
-    ) -> tuple[str, int, ssl.SSLContext | None, Callable[[Any], None], list[Found]]:
-        """Return where a connection goes, and its addresses, all of which were checked."""
+    async def _dialler(self, line: _Line) -> partial[Wire]:
+        """Return what connects, by a time: to one of the addresses of a broker, all of which were checked."""
         broker = line.broker
         if broker is None:
             assert self._own is not None  # noqa: S101 - a line of it exists
             endpoint = self._own.endpoint
             host, port = await self._own_address(endpoint)
             found = await self._own_resolver.addresses(host, port, named_only=False)
-            return host, port, tls_of(endpoint.tls), _permitted, found
+            return partial(dial, found, port, host=host, tls=tls_of(endpoint.tls), check=_permitted)
         named_only = not broker.secure
 
         def check(address: Any) -> None:
@@ -268,7 +255,7 @@ class TaskSender:
 
         found = await self._resolver.addresses(broker.host, broker.port, named_only=named_only)
         tls = (self._tls or public_tls()) if broker.secure else None
-        return broker.host, broker.port, tls, check, found
+        return partial(dial, found, broker.port, host=broker.host, tls=tls, check=check)
 
     async def _own_address(self, endpoint: Endpoint) -> tuple[str, int]:
         if endpoint.kind != "sentinel":
@@ -293,6 +280,10 @@ class TaskSender:
 
     # ── Connections that are not used any more ─────────────────────────────────────────────────────────────
 
+    def _check_idle_in(self, seconds: float, line: _Line) -> None:
+        line.watched = True
+        asyncio.get_running_loop().call_later(seconds, self._check_idle, line)
+
     def _check_idle(self, line: _Line) -> None:
         """Close a connection that was not used for long, or look again later."""
         line.watched = False
@@ -303,8 +294,7 @@ class TaskSender:
             self._lines = {key: value for key, value in self._lines.items() if value is not line}
             self._retire(line)
         else:
-            line.watched = True
-            asyncio.get_running_loop().call_later(max(left, 1.0), self._check_idle, line)
+            self._check_idle_in(max(left, 1.0), line)
 
     def _retire(self, line: _Line) -> None:
         """Close the connection of a line in the background, once nothing of it is under way."""

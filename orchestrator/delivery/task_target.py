@@ -86,10 +86,9 @@ def broker_of(url: str, policy: AddressPolicy) -> Broker:
         raise WebhookUrlRejected(f"must have a port from {FIRST_FREE_PORT} to {LAST_PORT}")
     if not host.startswith("["):
         check_name(host, example=_EXAMPLE)
-    plain = scheme.removesuffix("s") if scheme != "redis" else scheme
-    secure = scheme != plain
-    check_host(host, policy, secure=secure, wanted=f"{plain}s://")
-    kind: Literal["amqp", "redis"] = "amqp" if plain == "amqp" else "redis"
+    kind: Literal["amqp", "redis"] = "amqp" if scheme.startswith("amqp") else "redis"
+    secure = scheme != kind
+    check_host(host, policy, secure=secure, wanted=f"{kind}s://")
     if kind == "redis" and not _DATABASE.fullmatch(path):
         raise WebhookUrlRejected("must end with the number of Redis's database, for example /0")
     return Broker(

@@ -5,7 +5,7 @@ checkout.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -20,32 +20,27 @@ TYPE: Final = "webhook.test"
 class TrialEvent(msgspec.Struct, frozen=True, kw_only=True):
     """A CloudEvent 1.0 in its JSON format."""
 
-    specversion: str
+    specversion: str = "1.0"
     id: str
-    type: str
+    type: str = TYPE
     source: str
     subject: str
     time: datetime
-    datacontenttype: str
-    sequence: str
-    sequencetype: str
+    datacontenttype: str = "application/json"
+    sequence: str = "1"
+    sequencetype: str = "Integer"
     traceparent: str
-    data: dict[str, Any]
+    data: dict[str, bool]
 
 
 def document(test: UUID, merchant: str) -> TrialEvent:
     """Return the test event with this id."""
     identity = event_id(test, 1)
     return TrialEvent(
-        specversion="1.0",
         id=identity,
-        type=TYPE,
         source=f"urn:checkout-orchestrator:{merchant}",
         subject=str(test),
         time=datetime.now(UTC),
-        datacontenttype="application/json",
-        sequence="1",
-        sequencetype="Integer",
         traceparent=traceparent(str(test), identity),
         data={"test": True},
     )

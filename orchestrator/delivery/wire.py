@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 RECEIVED: Final = 1024 * 1024
 """Bytes that are received in one exchange at the most, beside what may come back of what is sent."""
 _AT_ONCE: Final = 65_536
-_KEEPALIVE: Final = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3))
 
 
 class TooMuch(OSError):  # noqa: N818 - named for the fact
@@ -129,9 +128,6 @@ def dial(
         try:
             sock.settimeout(left)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for name, value in _KEEPALIVE:
-                if hasattr(socket, name):
-                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             sock.connect((str(address), port))
             if tls is not None:
                 # Its time-out is that of the whole handshake.
@@ -149,7 +145,7 @@ def dial(
 
 @cache
 def public_tls() -> ssl.SSLContext:
-    """Return how brokers of merchants are verified: by the public authorities, and by their name."""
+    """Return how what merchants run is verified: by the public authorities, and by its name."""
     return ssl.create_default_context(cafile=certifi.where())
 
 

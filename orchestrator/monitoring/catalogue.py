@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from orchestrator import counters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 PREFIX: Final = "orchestrator_"
 AGES: Final = (("under_10m", 600.0), ("10m_to_1h", 3600.0), ("1h_to_1d", 86_400.0), ("over_1d", float("inf")))
@@ -19,45 +22,42 @@ are not settled, lookups for their budget, events for their place in the feed, e
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A figure that is read from Postgres; `group` says which statement reads it."""
+    """A figure that is read from Postgres."""
 
-    name: str
     help: str
     labels: tuple[str, ...] = ()
-    group: str = "now"
 
 
-GAUGES: Final = tuple(
-    Gauge(PREFIX + name, text, labels, group)
-    for name, text, labels, group in (
-        ("database_up", "1 if the last reading of the group `now` succeeded: Postgres answers and has the tables of this version.", (), "scrape"),
-        ("ready", "1 if `/readyz` says that requests can be served.", (), "scrape"),
-        ("problems", "Sentences that `/readyz` gives; `orchestrator doctor` has them with what to do.", (), "scrape"),
-        ("reading_age_seconds", "How old the figures of this group are; since the start of the process where they were never read.", ("group",), "scrape"),
-        ("clock_difference_seconds", "Postgres's clock minus that of a process's host, less what the time of the query may explain; of each kind the process that differs most.", ("kind",), "now"),
-        ("processes", "Processes of a kind that gave a heartbeat in the last 20 s.", ("kind",), "now"),
-        ("process_memory_bytes", "Memory in RAM of the live processes of a kind.", ("kind",), "now"),
-        ("process_troubles", "What live processes of a kind say is wrong with them.", ("kind",), "now"),
-        ("broker_messages", "Messages in a queue of the broker, as a worker saw it at its last sweep.", ("queue",), "now"),
-        ("circuit_open_seconds", "For how long calls to a gateway have failed whose circuit is open.", ("gateway",), "now"),
-        ("waiting", "What could be worked on now and is not; calls of a paused merchant wait on purpose, and are not counted.", ("queue",), "waiting"),
-        ("oldest_due_seconds", "How long the oldest of it has waited since it was due; 0: nothing waits.", ("queue",), "waiting"),
-        ("oldest_hint_seconds", "The same of what a hint was published for.", ("queue",), "waiting"),
-        ("merchant_waiting", "Due checkouts of the merchants that wait longest.", ("merchant",), "waiting"),
-        ("merchant_oldest_due_seconds", "How long the oldest of these has waited.", ("merchant",), "waiting"),
-        ("attention", "Checkouts that need a decision, by code; the runbook has a chapter for each.", ("code",), "now"),
-        ("attention_oldest_seconds", "For how long the oldest of them has needed it.", ("code",), "now"),
-        ("operations", "Captures, refunds and releases that are not settled.", ("kind", "state"), "now"),
-        ("money_at_risk", ("Money, in units of the currency, that waits: for the result of an operation (`operation`), a decision "
-         "(`attention`), as a payment beside the accepted one (`surplus`) or one that cannot be read (`unknown`), for a callback that is "
-         "not verified (`callback`; without paused merchants), reserved and not captured (`uncaptured`)."), ("currency", "kind", "age"), "now"),
-        ("webhooks", "Endpoints for events: `served`; `circuit_open`; `off`: after five days of failures (API status `paused`) or a 410 (API status `off`); `paused`: by a person. None of disabled merchants.", ("state",), "now"),
-        ("checkouts", "Checkouts by state and by what is held of the shopper's money.", ("state", "payment_status"), "books"),
-        ("money", "Totals of all checkouts, in units of the currency: reserved, captured, refunded, charged_back.", ("currency", "fact"), "books"),
-    )
-)  # fmt: skip
-BY_NAME: Final = {gauge.name.removeprefix(PREFIX): gauge for gauge in GAUGES}
-
+GAUGES: Final = {
+    "database_up": Gauge("1 if the last reading of the group `now` succeeded: Postgres answers and has the tables of this version."),
+    "ready": Gauge("1 if `/readyz` says that requests can be served."),
+    "problems": Gauge("Sentences that `/readyz` gives; `orchestrator doctor` has them with what to do."),
+    "reading_age_seconds": Gauge("How old the figures of this group are; since the start of the process where they were never read.", ("group",)),
+    "clock_difference_seconds": Gauge("Postgres's clock minus that of a process's host, less what the time of the query may explain; of each kind the process that differs most.", ("kind",)),
+    "processes": Gauge("Processes of a kind that gave a heartbeat in the last 20 s.", ("kind",)),
+    "process_memory_bytes": Gauge("Memory in RAM of the live processes of a kind.", ("kind",)),
+    "process_troubles": Gauge("What live processes of a kind say is wrong with them.", ("kind",)),
+    "broker_messages": Gauge("Messages in a queue of the broker, as a worker saw it at its last sweep.", ("queue",)),
+    "circuit_open_seconds": Gauge("For how long calls to a gateway have failed whose circuit is open.", ("gateway",)),
+    "waiting": Gauge("What could be worked on now and is not; calls of a paused merchant wait on purpose, and are not counted.", ("queue",)),
+    "oldest_due_seconds": Gauge("How long the oldest of it has waited since it was due; 0: nothing waits.", ("queue",)),
+    "oldest_hint_seconds": Gauge("The same of what a hint was published for.", ("queue",)),
+    "merchant_waiting": Gauge("Due checkouts of the merchants that wait longest.", ("merchant",)),
+    "merchant_oldest_due_seconds": Gauge("How long the oldest of these has waited.", ("merchant",)),
+    "attention": Gauge("Checkouts that need a decision, by code; the runbook has a chapter for each.", ("code",)),
+    "attention_oldest_seconds": Gauge("For how long the oldest of them has needed it.", ("code",)),
+    "operations": Gauge("Captures, refunds and releases that are not settled.", ("kind", "state")),
+    "money_at_risk": Gauge(
+        "Money, in units of the currency, that waits: for the result of an operation (`operation`), a decision "
+        "(`attention`), as a payment beside the accepted one (`surplus`) or one that cannot be read (`unknown`), for a callback that is "
+        "not verified (`callback`; without paused merchants), reserved and not captured (`uncaptured`).",
+        ("currency", "kind", "age"),
+    ),
+    "webhooks": Gauge("Endpoints for events: `served`; `circuit_open`; `off`: after five days of failures (API status `paused`) or a 410 (API status `off`); `paused`: by a person. None of disabled merchants.", ("state",)),
+    "checkouts": Gauge("Checkouts by state and by what is held of the shopper's money.", ("state", "payment_status")),
+    "money": Gauge("Totals of all checkouts, in units of the currency: reserved, captured, refunded, charged_back.", ("currency", "fact")),
+}  # fmt: skip
+"""By their names without the prefix."""
 
 SCRAPING: Final = """\
 ## Scraping
@@ -117,9 +117,9 @@ def reference() -> str:
         "",
         "| metric | labels | what it says |",
         "|---|---|---|",
-        *(f"| `{g.name}` | {_listed(g.labels)} | {g.help} |" for g in GAUGES),
+        *(f"| `{PREFIX}{name}` | {_listed(gauge.labels)} | {gauge.help} |" for name, gauge in GAUGES.items()),
         "",
-        f"Queues are {_listed(QUEUES)}; ages are {_listed([name for name, _ in AGES])}. At most {MERCHANTS} merchants have series of",
+        f"Queues are {_listed(QUEUES)}; ages are {_listed(name for name, _ in AGES)}. At most {MERCHANTS} merchants have series of",
         "their own; the others are added up as `(others)`.",
         "",
         "## Counters and histograms",
@@ -134,5 +134,5 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _listed(names: object) -> str:
-    return ", ".join(f"`{name}`" for name in names)  # type: ignore[attr-defined]  # any iterable of names
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

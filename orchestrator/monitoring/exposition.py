@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -17,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from orchestrator import counters, log
-from orchestrator.monitoring.catalogue import BY_NAME, PREFIX
+from orchestrator.monitoring.catalogue import GAUGES, PREFIX
 from orchestrator.monitoring.queries import GROUPS, Values
 from orchestrator.store.database import Database, is_away
 
@@ -146,9 +147,9 @@ class _Page(Collector):
         self._values = values
 
     def collect(self) -> Iterator[Metric]:
-        for name, gauge in BY_NAME.items():
+        for name, gauge in GAUGES.items():
             if name in self._values:
-                family = GaugeMetricFamily(gauge.name, gauge.help, labels=gauge.labels)
+                family = GaugeMetricFamily(PREFIX + name, gauge.help, labels=gauge.labels)
                 for labels, value in sorted(self._values[name].items()):
                     family.add_metric(labels, value)
                 yield family
@@ -166,21 +167,9 @@ class _Page(Collector):
 
 def _histogram(metric: counters.Histogram, values: dict[tuple[str, ...], float]) -> Metric:
     family = HistogramMetricFamily(PREFIX + metric.name, metric.help, labels=metric.labels)
-    found: dict[tuple[str, ...], list[float]] = {}
-    sums: dict[tuple[str, ...], float] = {}
-    for (*of, part), value in values.items():
-        labels = tuple(of)
-        if len(labels) != len(metric.labels):
-            continue  # counted by another version
-        buckets = found.setdefault(labels, [0.0] * (len(metric.bounds) + 1))
-        if part == "sum":
-            sums[labels] = value
-        elif part[:1] == "#" and part[1:].isdigit() and int(part[1:]) < len(buckets):
-            buckets[int(part[1:])] += value
-    for labels, buckets in sorted(found.items()):
-        added, cumulated = 0.0, []
-        for bound, number in zip((*map(str, metric.bounds), "+Inf"), buckets, strict=True):
-            added += number
-            cumulated.append((bound, added))
-        family.add_metric(labels, cumulated, sums.get(labels, 0.0))
+    bounds = (*map(str, metric.bounds), "+Inf")
+    # What another version has counted may have other labels.
+    for labels in sorted({key[:-1] for key in values if len(key) == len(metric.labels) + 1}):
+        numbers = accumulate(values.get((*labels, f"#{at}"), 0.0) for at in range(len(bounds)))
+        family.add_metric(labels, list(zip(bounds, numbers, strict=True)), values.get((*labels, "sum"), 0.0))
     return family

@@ -164,7 +164,6 @@ def dashboard() -> str:
     """Return the dashboard of Grafana, as JSON."""
     panels: list[dict[str, Any]] = [
         {
-            "id": 1,
             "type": "alertlist",
             "title": "Broken promises",
             "gridPos": {"h": _HEIGHT, "w": 24, "x": 0, "y": 0},
@@ -175,19 +174,12 @@ def dashboard() -> str:
     ]
     top = _HEIGHT
     for title, names in _ROWS:
-        panels.append(
-            {
-                "id": len(panels) + 1,
-                "type": "row",
-                "title": title,
-                "gridPos": {"h": 1, "w": 24, "x": 0, "y": top},
-            }
-        )
+        panels.append({"type": "row", "title": title, "gridPos": {"h": 1, "w": 24, "x": 0, "y": top}})
         top += 1
         for at, name in enumerate(names):
             line, column = divmod(at, 24 // _WIDTH)
             place = {"h": _HEIGHT, "w": _WIDTH, "x": column * _WIDTH, "y": top + line * _HEIGHT}
-            panels.append({"id": len(panels) + 1, "gridPos": place, **_panel(name)})
+            panels.append({"gridPos": place, **_panel(name)})
         top += -(-len(names) // (24 // _WIDTH)) * _HEIGHT
     board = {
         "uid": "orchestrator",
@@ -200,33 +192,31 @@ def dashboard() -> str:
         "templating": {
             "list": [{"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"}]
         },
-        "panels": panels,
+        "panels": [{"id": number, **panel} for number, panel in enumerate(panels, start=1)],
     }
     return json.dumps(board, indent=1, ensure_ascii=False) + "\n"
 
 
 def _panel(name: str) -> dict[str, Any]:
-    metric = counters.known().get(name)
-    if metric is None:
-        gauge = next(gauge for gauge in GAUGES if gauge.name == PREFIX + name)
-        by, text = ", ".join(gauge.labels), gauge.help
-        expressions = [(f"max by ({by}) ({gauge.name})", _legend(gauge.labels))]
-    elif isinstance(metric, counters.Counter):
-        by, text = ", ".join(metric.labels), metric.help
+    metric = counters.known().get(name) or GAUGES[name]
+    by, legend = ", ".join(metric.labels), " ".join(f"{{{{{label}}}}}" for label in metric.labels)
+    if isinstance(metric, counters.Counter):
         rate = f"sum by ({by}) (max without (instance, pod) (rate({PREFIX}{name}_total[5m])))"
-        expressions = [(rate, _legend(metric.labels))]
-    else:
-        by, text = ", ".join(("le", *metric.labels)), metric.help
+        expressions = [(rate, legend)]
+    elif isinstance(metric, counters.Histogram):
+        by = ", ".join(("le", *metric.labels))
         of = f"sum by ({by}) (max without (instance, pod) (rate({PREFIX}{name}_bucket[5m])))"
         expressions = [
-            (f"histogram_quantile({part}, {of})", f"{_legend(metric.labels)} {part * 100:.0f} %".strip())
+            (f"histogram_quantile({part}, {of})", f"{legend} {part * 100:.0f} %".strip())
             for part in (0.5, 0.95, 0.99)
         ]
+    else:
+        expressions = [(f"max by ({by}) ({PREFIX}{name})", legend)]
     unit = next((unit for end, unit in _UNITS.items() if name.endswith(end)), "short")
     return {
         "type": "timeseries",
         "title": name.replace("_", " "),
-        "description": text,
+        "description": metric.help,
         "datasource": {"type": "prometheus", "uid": "${source}"},
         "fieldConfig": {
             "defaults": {"unit": unit, "min": None if "difference" in name else 0},
@@ -237,10 +227,6 @@ def _panel(name: str) -> dict[str, Any]:
             for at, (expression, legend) in enumerate(expressions)
         ],
     }
-
-
-def _legend(labels: tuple[str, ...]) -> str:
-    return " ".join(f"{{{{{label}}}}}" for label in labels)
 
 
 # ── YAML ──────────────────────────────────────────────────────────────────────────────────────────────────

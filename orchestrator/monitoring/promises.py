@@ -33,7 +33,7 @@ class Promise:
 
     name: str
     expression: str
-    lasts: str
+    lasts: str = "30s"
     """How long the expression must hold, in Prometheus's notation."""
     severity: Literal["page", "ticket"]
     summary: str
@@ -113,7 +113,6 @@ PROMISES: Final = (
     Promise(
         name="DatabaseAway",
         expression=f"min({PREFIX}database_up) == 0 or min({PREFIX}ready) == 0",
-        lasts="30s",
         severity="page",
         summary="Postgres cannot be used: nothing is accepted.",
         meaning="Postgres is out of reach, read-only or full, or its schema is another one. Orders are answered 503; callbacks are repeated by the gateway.",
@@ -125,7 +124,6 @@ PROMISES: Final = (
     Promise(
         name="NoWorker",
         expression=f"{_top('processes', 'kind', kind='=~worker|scheduler')} == 0",
-        lasts="30s",
         severity="page",
         summary="No worker, or no scheduler, is alive: orders are stored, and wait.",
         meaning="The last heartbeat of this kind of process is more than 20 s old. Without a worker nothing moves; without a scheduler workers sweep by themselves, slowly.",
@@ -138,7 +136,6 @@ PROMISES: Final = (
     Promise(
         name="WorkStandsStill",
         expression=f"{_top('oldest_due_seconds', 'queue', queue='=~checkouts|callbacks')} > 60",
-        lasts="30s",
         severity="page",
         summary="Checkouts have been due for more than a minute, and no worker takes them.",
         meaning="Work waits, whatever queues and processes look like. The age counts from when it was due, and no sweep resets it.",
@@ -151,7 +148,6 @@ PROMISES: Final = (
     Promise(
         name="OperationUnclear",
         expression=f"{_due('operations')} > 600",
-        lasts="30s",
         severity="page",
         summary="A capture, refund or release has had no result for ten minutes.",
         meaning="It was sent, or could not be sent, and the gateway's books do not show the result yet. It is never sent twice meanwhile.",
@@ -163,7 +159,6 @@ PROMISES: Final = (
     Promise(
         name="CommandWaits",
         expression=f"{_due('commands')} > 900",
-        lasts="30s",
         severity="ticket",
         summary="A command of a merchant or operator has waited for a quarter of an hour.",
         meaning="A command waits for an open operation, for a gateway whose circuit is open, or for a worker.",
@@ -175,7 +170,6 @@ PROMISES: Final = (
     Promise(
         name="CallbackUnverified",
         expression=f"{_top('money_at_risk', 'currency, age', kind='callback', age='!=under_10m')} > 0",
-        lasts="30s",
         severity="page",
         summary="A proven callback has not been verified with the gateway for ten minutes: a paid order may be open.",
         meaning="The gateway told us of a payment, and no lookup has confirmed it. The shopper may have paid, and the shop does not know.",
@@ -213,7 +207,6 @@ PROMISES: Final = (
     Promise(
         name="DecisionsWait",
         expression=f"{_top('attention_oldest_seconds', 'code')} > 3600",
-        lasts="30s",
         severity="ticket",
         summary="A checkout has needed a decision for more than an hour.",
         meaning="Its money or its order waits for a person; the code says why.",
@@ -226,7 +219,6 @@ PROMISES: Final = (
     Promise(
         name="EventsWait",
         expression=f"{_due('events')} > 60",
-        lasts="30s",
         severity="page",
         summary="Events have waited for a minute for their place in the feed: merchants do not see them.",
         meaning="No worker numbers them. Feeds and webhooks stand still; no event is lost.",
@@ -238,7 +230,6 @@ PROMISES: Final = (
     Promise(
         name="DeliveriesLate",
         expression=f"{_due('deliveries')} > 600 or ({_top('processes', kind='deliverer')} == 0 and {_top('waiting', queue='deliveries')} > 0)",
-        lasts="30s",
         severity="ticket",
         summary="Events for a webhook are ten minutes late, or no deliverer is alive.",
         meaning="An endpoint of a merchant refuses or is slow, or nothing sends. The feed has every event; deliveries are tried for thirty days.",
@@ -250,7 +241,6 @@ PROMISES: Final = (
     Promise(
         name="WebhookOff",
         expression=f"{_top('webhooks', state='off')} > 0",
-        lasts="30s",
         severity="ticket",
         summary="A webhook is off: it failed for days, or answered 410.",
         meaning="It failed for five days (status `paused`): its events wait until it is resumed. Or it answered 410 (status `off`): no events wait for it from then on; the feed has them.",
@@ -262,7 +252,6 @@ PROMISES: Final = (
     Promise(
         name="LookupsWait",
         expression=f"{_due('lookups')} > 300",
-        lasts="30s",
         severity="ticket",
         summary="Lookups have waited for five minutes for their merchant's budget.",
         meaning="Paid orders whose callbacks were lost complete that late.",
@@ -277,7 +266,6 @@ PROMISES: Final = (
             f"max by (queue) (min_over_time({_series('broker_messages', queue='intents')}[1m]) > 0 "
             f"unless on (instance) sum by (instance) (increase({PREFIX}queued_intents_total[1m])) > 0)"
         ),
-        lasts="30s",
         severity="page",
         summary="Messages wait in the queue intents, and none is taken.",
         meaning="Orders that merchants published to the broker are not stored. A message is the only copy until then.",
@@ -290,7 +278,6 @@ PROMISES: Final = (
     Promise(
         name="ProcessTrouble",
         expression=f"{_top('process_troubles', 'kind')} > 0",
-        lasts="30s",
         severity="page",
         summary="A live process says that it cannot do its work.",
         meaning="It has no broker, cannot write or claim, or its dispatcher stands still.",
@@ -315,7 +302,6 @@ PROMISES: Final = (
     Promise(
         name="ClockDiffers",
         expression=f"max by (kind) (abs({PREFIX}clock_difference_seconds)) > 5",
-        lasts="30s",
         severity="ticket",
         summary="The clocks of Postgres and of the host of a process differ by more than five seconds.",
         meaning="Leases and deadlines use Postgres's clock and stay right; signatures of callbacks and webhooks and tokens use the host's, and may be refused.",
@@ -416,7 +402,6 @@ PROMISES: Final = (
     Promise(
         name="FiguresMissing",
         expression=f"{_top('reading_age_seconds', 'group', group='=~now|waiting')} > 75 and on () min({PREFIX}database_up) == 1",
-        lasts="30s",
         severity="page",
         summary="What waits is not known: alerts on ages and money get no data.",
         meaning="The statements of this group of figures have failed, and its figures are not shown; or they take very long, and its figures are old. Alerts that use them are silent or late, whatever happens.",
@@ -429,7 +414,6 @@ PROMISES: Final = (
     Promise(
         name="FiguresOld",
         expression=f"{_top('reading_age_seconds', 'group')} > 300",
-        lasts="30s",
         severity="ticket",
         summary="Figures are more than five minutes old.",
         meaning="The statement that reads them takes very long: Postgres is busy, or tables are large beyond what was measured.",

@@ -130,10 +130,7 @@ _COUNTS = text("""
 
 async def read_now(db: Database, _: float) -> Values:
     """Read processes, circuits, attention, operations, money at risk and webhooks."""
-    found: Values = {
-        name: {}
-        for name in ("broker_messages", "circuit_open_seconds", "attention_oldest_seconds", "operations")
-    }
+    found: Values = {"broker_messages": {}, "circuit_open_seconds": {}}
     before = time.time()
     _put_processes(found, await db.read(_PROCESSES), before)
     rows = await db.read(_ATTENTION)
@@ -150,10 +147,10 @@ async def read_now(db: Database, _: float) -> Values:
 def _put_processes(found: Values, rows: Iterable[Any], before: float) -> None:
     for name in ("processes", "process_memory_bytes", "process_troubles"):
         found[name] = {(kind,): 0.0 for kind in ("api", "worker", "scheduler", "deliverer")}
-    youngest: dict[str, float] = defaultdict(lambda: float("inf"))
     clocks = found["clock_difference_seconds"] = {}
     after = time.time()
-    for row in rows:
+    # The youngest comes last: what it says of a queue holds.
+    for row in sorted(rows, key=lambda row: -row.age):
         # The clock of this host, and those that other processes have compared.
         own = row.now - min(max(row.now, before), after)
         for kind, apart in (("api", own), (row.kind, float(row.progress.get("clockSeconds", 0.0)))):
@@ -167,9 +164,7 @@ def _put_processes(found: Values, rows: Iterable[Any], before: float) -> None:
         ):
             found[name][kind] = found[name].get(kind, 0.0) + value
         for queue, number in row.progress.get("queued", {}).items():
-            if row.age < youngest[queue]:
-                youngest[queue] = row.age
-                found["broker_messages"][queue,] = float(number)
+            found["broker_messages"][queue,] = float(number)
         for circuit in row.progress.get("circuits", ()):
             gateway = (str(circuit.get("gateway", ""))[:80],)
             since = float(circuit.get("since", 0.0)) + row.age

@@ -42,7 +42,7 @@ TRANSACTION = {
     ],
 )
 def test_a_fact_is_written_in_words(name, value, shown):
-    assert facts.of({name: value}, "DKK", words=pages.words) == ([] if shown is None else [shown])
+    assert facts.of({name: value}, "DKK") == ([] if shown is None else [shown])
 
 
 def test_an_entry_about_money_names_its_operation():
@@ -53,9 +53,9 @@ def test_an_entry_about_money_names_its_operation():
 
 
 def test_what_is_no_mapping_has_no_facts_and_many_facts_are_cut():
-    assert facts.of("text", "DKK", words=pages.words) == []
+    assert facts.of("text", "DKK") == []
     many = {f"fact{number}": number for number in range(100)}
-    assert len(facts.of(many, "DKK", words=pages.words)) == facts.MOST
+    assert len(facts.of(many, "DKK")) == facts.MOST
 
 
 def test_times_of_a_sentence_are_written_as_in_tables():

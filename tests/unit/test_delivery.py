@@ -12,9 +12,12 @@ import pytest
 from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
+from orchestrator.delivery.broker_links import RabbitMqLink
 from orchestrator.delivery.endpoint_state import EndpointState
 from orchestrator.delivery.pace import Pace
 from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
+from orchestrator.delivery.task_target import Broker
+from orchestrator.messaging.task_message import message
 from orchestrator.retry_after import retry_after
 
 
@@ -145,7 +148,7 @@ def test_an_allowance_grows_to_the_limit_and_shrinks_once_for_one_overload():
 def test_a_refused_event_changes_nothing_and_a_wait_holds_the_endpoint_and_not_its_pace():
     pace = Pace(8)
     before = pace.allowance
-    pace.refused(pace.begin(0), 1)
+    pace.ended(pace.begin(0), 1)
     assert pace.allowance == before
     endpoint = EndpointState(webhook=None, secrets=(), pace=pace, open_at=0.0)
     now = time.monotonic()
@@ -198,3 +201,26 @@ def test_a_probe_that_fails_shows_nothing_about_the_load_that_an_endpoint_takes(
         pace.begin(time.monotonic())
         endpoint.answered(Answer(outcome, 0.05), time.monotonic(), first=True, probed=probed)
         assert (pace.allowance, pace.in_flight) == (pytest.approx(after), 0)
+
+
+class Blocking:
+    """A RabbitMQ that confirms nothing and says that it is short of memory, in place of py-amqp's objects."""
+
+    link: RabbitMqLink
+
+    def drain_events(self) -> None:
+        self.link._note_blocked("low on memory")
+
+    def __getattr__(self, _: str):
+        return lambda *_, **__: None
+
+
+def test_a_broker_that_takes_no_messages_is_named_with_its_reason():
+    broker = Broker(kind="amqp", secure=False, host="localhost", port=5672, username=None, password=None)
+    link = RabbitMqLink(broker, "events")
+    link._wire = link._connection = link._channel = Blocking()
+    link._wire.idle = lambda: True
+    link._wire.link = link
+    (answer,) = link.publish([message("task", "a-1", b"{}")], lambda: None, until=time.monotonic() + 5)
+    assert answer.outcome is Outcome.THROTTLED
+    assert answer.body == b"it takes no messages, because it is short of memory or disk"

@@ -187,6 +187,7 @@ async def test_a_form_of_another_site_another_session_or_without_the_scope_does_
     page = await person.get(path)
     for headers in (
         {"Origin": "https://evil.example"},
+        {"Origin": "https://[evil"},
         {"Sec-Fetch-Site": "cross-site", **ORIGIN, "Origin": "null"},
         {},
     ):
@@ -214,7 +215,7 @@ async def test_a_form_of_another_site_another_session_or_without_the_scope_does_
         (note.actor, note.action, note.facts["refused"]) for note in notes if note.outcome == "refused"
     ]
     assert refused == [
-        *[("operator:a", "form:refused", "Refused")] * 3,
+        *[("operator:a", "form:refused", "Refused")] * 4,
         ("operator:b", "form:refused", "Refused"),
         ("operator:v", "form:refused", "Not allowed"),
         ("operator:a", "form:refused", "Sent before"),
@@ -309,6 +310,10 @@ async def test_a_bulk_action_that_is_killed_goes_on_and_does_each_order_once(pla
         "UPDATE checkouts SET version = version + 1 WHERE id = :id RETURNING id", id=orders[0]
     )
     assert moved
+    unreasoned = await person.post(path, page, reason=" ")
+    assert unreasoned.status_code == 422
+    assert "Cancel: 7 orders" in unreasoned.text
+    assert "Say why, in a few words" in unreasoned.text
     changed = await person.post(path, page, reason="the shop has closed")
     assert changed.status_code == 409
     assert "since the preview" in changed.text

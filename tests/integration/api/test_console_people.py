@@ -277,10 +277,11 @@ async def test_a_merchant_is_paused_and_resumed_with_a_reason(place):  # noqa: F
         ("merchant:pause", True),
         ("merchant:resume", True),
     ]
-    unknown = await person.post(
-        "/console/gateways", form, what="pause", reason="a guess", gateway="https://x"
-    )
-    assert unknown.status_code == 404
+    for gateway in ("https://x", f"https://{'a' * 200}.example:443"):
+        unknown = await person.post(
+            "/console/gateways", form, what="pause", reason="a guess", gateway=gateway
+        )
+        assert unknown.status_code == 404
     rows = await place.api.services.db.read(text("SELECT entry FROM merchant_changes ORDER BY sequence"))
     said = [json.loads(row.entry) for row in rows]
     assert [(each["action"], each["details"], each["actor"]) for each in said] == [
