@@ -143,7 +143,7 @@ async def live(world: Scene, orders: Sequence[Order], gateway: Counting, capsys)
         while due := await checkouts.due(world.db, most=LOT):
             await world.take(*(row.id for row in due))
         course.queues += (queues := await lookup_budget.queues(world.db))
-        if queues and queues[0].waiting > 100 and not course.said:
+        if queues and queues[0].overdue and not course.said:
             course.said = await told(world, queues[0], capsys)
         for done in await world.sql(
             "SELECT checkout_id, extract(epoch FROM created_at - :first)::float8 AS at FROM events WHERE kind = 'checkout.completed'",
