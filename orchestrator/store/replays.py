@@ -8,18 +8,22 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from orchestrator.domain.ids import FIRST
 from orchestrator.errors import OrchestratorError
+from orchestrator.store import events
 from orchestrator.store.database import run
-from orchestrator.store.notifications import DELIVERIES, NOTIFY
+from orchestrator.store.notifications import notify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
+
+    from sqlalchemy import TextClause
 
     from orchestrator.store.database import Database
 
@@ -87,9 +91,6 @@ _OLDER = text("""
 _FAILED = text("""
     SELECT id FROM delivery_attempts WHERE endpoint_id = :endpoint_id AND result = 'given_up' AND id > :after ORDER BY id LIMIT :most
 """)
-_FEED = text("""
-    SELECT f.kept_after, f.last_position FROM event_feeds f WHERE f.merchant_id = :merchant_id
-""")
 _KINDS = text("SELECT kinds FROM webhook_endpoints WHERE id = :endpoint_id")
 _OF_ATTEMPT = text("""
     SELECT a.endpoint_id, a.checkout_id, a.sequence
@@ -142,18 +143,17 @@ async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datet
     Events still to be sent are left out. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in
     it.
     """
-    feed = await db.read(_FEED, {"merchant_id": merchant_id})
+    feed = await events.feed(db, merchant_id)
     kinds = await db.read(_KINDS, {"endpoint_id": endpoint})
-    if not feed or not kinds:
+    if not kinds:
         return 0
-    kept_after, end = feed[0].kept_after, feed[0].last_position
-    after = await _until(db, merchant_id, (kept_after, end), moment=since)
-    last = await _until(db, merchant_id, (after, end), moment=before)
+    after = await _until(db, merchant_id, (feed.kept_after, feed.last), moment=since)
+    last = await _until(db, merchant_id, (after, feed.last), moment=before)
     if last - after > MOST_REPLAYED:
         raise PeriodTooLong
     number = 0
-    after = await _until(db, merchant_id, (kept_after, after), moment=since, seconds=-DISORDER)
-    last = await _until(db, merchant_id, (last, end), moment=before, seconds=DISORDER)
+    after = await _until(db, merchant_id, (feed.kept_after, after), moment=since, seconds=-DISORDER)
+    last = await _until(db, merchant_id, (last, feed.last), moment=before, seconds=DISORDER)
     while after < last:
         until = min(after + REPLAYED_AT_ONCE, last)
         asked = {
@@ -172,20 +172,18 @@ async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datet
 
 async def given_up(db: Database, endpoint: UUID) -> int:
     """Send again what was given up, as far as the feed still has it; return how many events."""
-    after, number = "00000000-0000-0000-0000-000000000000", 0
-    while True:
-        rows = await db.read(_FAILED, {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE})
-        if not rows:
-            return number
-        until = str(rows[-1].id)
-        number += await _replay(db, _REPLAY_FAILED, {"endpoint_id": endpoint, "after": after, "until": until})
-        after = until
+    asked, number = {"endpoint_id": endpoint, "after": FIRST}, 0
+    while rows := await db.read(_FAILED, {**asked, "most": REPLAYED_AT_ONCE}):
+        until = rows[-1].id
+        number += await _replay(db, _REPLAY_FAILED, {**asked, "until": until})
+        asked["after"] = until
+    return number
 
 
-async def _replay(db: Database, statement: Any, asked: Mapping[str, object]) -> int:
+async def _replay(db: Database, statement: TextClause, asked: Mapping[str, object]) -> int:
     async with db.transaction() as tx:
         rows = await run(tx, statement, asked)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": str(asked["endpoint_id"])})
+        await notify(tx, str(asked["endpoint_id"]))
     return int(rows[0].events)
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import text
 
-from orchestrator.domain.ids import uuid7
+from orchestrator.domain.ids import FIRST, uuid7
 from orchestrator.errors import OrchestratorError
 from orchestrator.store import deliveries
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
-from orchestrator.store.notifications import DELIVERIES, NOTIFY
+from orchestrator.store.notifications import notify
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
@@ -47,14 +48,16 @@ PauseReason = Literal["asked", "failing", "gone"]
 Status = Literal["active", "paused", "off"]
 Kind = Literal["webhook", "celery"]
 
-_COLUMNS: Final = """e.id, e.merchant_id, e.kind, e.url, e.task, e.queue, e.description, e.kinds, e.content, e.secret, e.previous_secret, e.previous_until,
-    coalesce(e.previous_until > clock(), false) AS previous_holds, e.paused_at, e.pause_reason, e.failing_since, e.delivered_at,
-    e.open_until, e.opened, e.created_at,
+_COLUMNS: Final = """e.id, e.merchant_id, e.kind, e.url, e.task, e.queue, e.description, e.kinds, e.content, e.secret AS encrypted,
+    CASE WHEN e.previous_until > clock() THEN e.previous_secret END AS previous,
+    CASE WHEN e.previous_until > clock() THEN e.previous_until END AS previous_until, e.paused_at, e.pause_reason, e.failing_since,
+    e.delivered_at, e.open_until, e.opened, e.created_at,
     coalesce(extract(epoch FROM clock() - e.failing_since), 0)::float8 AS failing_for,
     coalesce(extract(epoch FROM e.open_until - clock()), 0)::float8 AS open_for"""
 _WAITING: Final = f"""
     (SELECT count(*) FROM (SELECT FROM delivery_streams s WHERE s.endpoint_id = e.id LIMIT {COUNTED}) s) AS waiting,
     (SELECT min(s.due_at) FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.lease IS NULL AND s.due_at <= clock()) AS waiting_since"""  # noqa: S608 - made of our own constants
+_NOT_COUNTED: Final = "0 AS waiting, NULL::timestamptz AS waiting_since"
 _COUNT = text("""
     SELECT count(*) AS number FROM webhook_endpoints WHERE merchant_id = :merchant_id AND deleted_at IS NULL
 """)
@@ -62,23 +65,23 @@ _MERCHANT = text("SELECT id FROM merchants WHERE id = :merchant_id FOR NO KEY UP
 _ADD = text(f"""
     INSERT INTO webhook_endpoints AS e (id, merchant_id, kind, url, task, queue, description, kinds, content, secret)
     VALUES (:id, :merchant_id, :kind, :url, :task, :queue, :description, CAST(:kinds AS text[]), :content, :secret)
-    RETURNING {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since
+    RETURNING {_COLUMNS}, {_NOT_COUNTED}
 """)  # noqa: S608 - made of our own constants, as below
 _ONE = text(f"""
     SELECT {_COLUMNS}, {_WAITING} FROM webhook_endpoints e
      WHERE e.id = :id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
 """)  # noqa: S608 - made of our own constants
 _LOCK = text(f"""
-    SELECT {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since FROM webhook_endpoints e
+    SELECT {_COLUMNS}, {_NOT_COUNTED} FROM webhook_endpoints e
      WHERE e.id = :id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL FOR NO KEY UPDATE
 """)  # noqa: S608 - made of our own constants
 _PAGE = text(f"""
     SELECT {_COLUMNS}, {_WAITING} FROM webhook_endpoints e
-     WHERE e.merchant_id = :merchant_id AND e.deleted_at IS NULL AND e.id > coalesce(:after, CAST('00000000-0000-0000-0000-000000000000' AS uuid))
+     WHERE e.merchant_id = :merchant_id AND e.deleted_at IS NULL AND e.id > :after
      ORDER BY e.id LIMIT :most
 """)  # noqa: S608 - made of our own constants
 _SERVED = text(f"""
-    SELECT {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since FROM webhook_endpoints e
+    SELECT {_COLUMNS}, {_NOT_COUNTED} FROM webhook_endpoints e
       JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
      WHERE e.deleted_at IS NULL
 """)  # noqa: S608 - made of our own constants
@@ -92,7 +95,7 @@ _SET = text("""
 """)
 _ROTATE = text("""
     UPDATE webhook_endpoints SET previous_secret = secret, previous_until = clock() + make_interval(secs => :seconds), secret = :secret
-     WHERE id = :id AND merchant_id = :merchant_id AND deleted_at IS NULL
+     WHERE id = :id
 """)
 _PAUSE = text("""
     UPDATE webhook_endpoints SET paused_at = coalesce(paused_at, clock()), pause_reason = :reason
@@ -138,7 +141,7 @@ _RELEASE_PROBE = text("""
     UPDATE webhook_endpoints SET open_until = clock() WHERE id = :id AND opened > 0
 """)
 _TROUBLES = text(f"""
-    SELECT e.id, e.pause_reason, e.paused_at, m.name AS merchant,
+    SELECT e.id, e.pause_reason, m.name AS merchant,
            coalesce(extract(epoch FROM clock() - d.due_at), 0)::float8 AS overdue
       FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
       LEFT JOIN LATERAL (SELECT s.due_at FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.purpose <> 'test'
@@ -229,33 +232,7 @@ class TooManyWebhooks(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 def _read(row: Row[Any]) -> Webhook:
-    return Webhook(
-        id=row.id,
-        merchant_id=row.merchant_id,
-        kind=row.kind,
-        url=row.url,
-        task=row.task,
-        queue=row.queue,
-        description=row.description,
-        kinds=None if row.kinds is None else tuple(row.kinds),
-        content=row.content,
-        encrypted=bytes(row.secret),
-        previous=bytes(row.previous_secret)
-        if row.previous_secret is not None and row.previous_holds
-        else None,
-        previous_until=row.previous_until if row.previous_holds else None,
-        paused_at=row.paused_at,
-        pause_reason=row.pause_reason,
-        failing_since=row.failing_since,
-        failing_for=row.failing_for,
-        delivered_at=row.delivered_at,
-        open_until=row.open_until,
-        open_for=row.open_for,
-        opened=row.opened,
-        created_at=row.created_at,
-        waiting=row.waiting,
-        waiting_since=row.waiting_since,
-    )
+    return record(Webhook, row, kinds=None if row.kinds is None else tuple(row.kinds))
 
 
 # ── What merchants ask for ────────────────────────────────────────────────────────────────────────────────
@@ -301,7 +278,7 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
         if count.number >= MOST_WEBHOOKS:
             raise TooManyWebhooks
         (made,) = await run(tx, _ADD, row)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return _read(made)
 
 
@@ -313,7 +290,7 @@ async def by_id(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | N
 
 async def page(db: Database, *, merchant_id: int, after: UUID | None, limit: int) -> list[Webhook]:
     """Return a merchant's endpoints in the order in which they were made."""
-    rows = await db.read(_PAGE, {"merchant_id": merchant_id, "after": after, "most": limit})
+    rows = await db.read(_PAGE, {"merchant_id": merchant_id, "after": after or FIRST, "most": limit})
     return [_read(row) for row in rows]
 
 
@@ -367,7 +344,7 @@ async def change(
         if moved:
             # Failures at the previous target say nothing about the new one.
             await deliveries.retry_now(tx, webhook)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return await by_id(db, webhook, merchant_id=merchant_id)
 
 
@@ -381,10 +358,8 @@ async def rotate(
             return None
         purpose = secret_purpose(webhook, merchant_id, _read(rows[0]).target)
         encrypted = encryptor.encrypt(secret, purpose=purpose)
-        await run(
-            tx, _ROTATE, {"id": webhook, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
-        )
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await run(tx, _ROTATE, {"id": webhook, "secret": encrypted, "seconds": overlap})
+        await notify(tx, CHANGED)
     return await by_id(db, webhook, merchant_id=merchant_id)
 
 
@@ -398,7 +373,7 @@ async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | 
     """
     async with db.transaction() as tx:
         rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER, "url": url})
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return bool(rows)
 
 
@@ -408,7 +383,7 @@ async def resume(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
         if not await run(tx, _RESUME, {"id": webhook, "merchant_id": merchant_id}):
             return False
         await deliveries.retry_now(tx, webhook)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return True
 
 
@@ -416,7 +391,7 @@ async def delete(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     """Delete an endpoint; what was to be sent to it is not."""
     async with db.transaction() as tx:
         rows = await run(tx, _DELETE, {"id": webhook, "merchant_id": merchant_id})
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return bool(rows)
 
 
