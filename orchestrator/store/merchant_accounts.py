@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
+COLUMNS: Final = """m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
+    m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now"""
+"""What `opened` reads of a row of `TABLES`; the time is the last."""
+TABLES: Final = "merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id"
 POLICIES_PURPOSE: Final = "merchant-policies"
 """The purpose of the key under which policies are signed."""
 
@@ -106,8 +110,8 @@ def genuine(encryptor: Encryptor, row: Row[Any]) -> dict[str, Any]:
     """Return the stored policies without those that move money, unless our MAC is on these."""
     stored = row.policies if isinstance(row.policies, dict) else {}
     told = [name for name in BOUND if name in stored]
-    mac = bytes(row.policies_mac or b"")
-    if not told or encryptor.signed(POLICIES_PURPOSE, policies_text(row.name, stored), mac):
+    said = policies_text(row.name, stored)
+    if not told or encryptor.signed(POLICIES_PURPOSE, said, row.policies_mac or b""):
         return dict(stored)
     _log.error("policies_not_authentic", security=True, merchant=row.name, ignored=told)
     return {name: value for name, value in stored.items() if name not in told}
@@ -117,7 +121,7 @@ def current_secrets(encryptor: Encryptor, row: Row[Any], settings: Settings) -> 
     """Return the callback secrets of a row, newest first: its own, or those of the settings."""
     if row.callback_secrets is None:
         return tuple(secret.get_secret_value() for secret in settings.gateway_secrets)
-    plain = encryptor.decrypt(bytes(row.callback_secrets), purpose=secrets_purpose(row.name))
+    plain = encryptor.decrypt(row.callback_secrets, purpose=secrets_purpose(row.name))
     return msgspec.json.decode(plain, type=tuple[str, ...])
 
 
@@ -125,7 +129,7 @@ def retired_secrets(encryptor: Encryptor, row: Row[Any]) -> tuple[RetiredSecret,
     """Return the retired callback secrets of a row that have not ended at `row.now`."""
     if row.retired is None:
         return ()
-    plain = encryptor.decrypt(bytes(row.retired), purpose=retired_purpose(row.name))
+    plain = encryptor.decrypt(row.retired, purpose=retired_purpose(row.name))
     now = row.now.timestamp()
     found = msgspec.json.decode(plain, type=tuple[RetiredSecret, ...])
     return tuple(secret for secret in found if secret.until > now)
@@ -156,7 +160,7 @@ def opened(encryptor: Encryptor, row: Row[Any], settings: Settings) -> Merchant:
 
 def _password(encryptor: Encryptor, row: Row[Any], settings: Settings) -> str:
     if row.password is not None:
-        return encryptor.decrypt(bytes(row.password), purpose=purpose_of(row)).decode()
+        return encryptor.decrypt(row.password, purpose=purpose_of(row)).decode()
     usual = (
         (row.gateway_url, settings.gateway_url),
         (row.merchant_api_url, settings.merchant_api),

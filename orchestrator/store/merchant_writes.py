@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets as random_secrets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, UnsetType
@@ -31,7 +32,7 @@ from orchestrator.store.merchant_fields import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -53,12 +54,9 @@ _ADD = text("""
     VALUES (:name, :gateway_url, :merchant_api_url, :username, :password, :callback_secrets, CAST(:policies AS jsonb), :mac)
     ON CONFLICT (name) DO NOTHING RETURNING id
 """)
-_LOCK = text("""
-    SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now
-      FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
-     WHERE m.name = :name FOR NO KEY UPDATE OF m
-""")
+_LOCK = text(f"""
+    SELECT {accounts.COLUMNS} FROM {accounts.TABLES} WHERE m.name = :name FOR NO KEY UPDATE OF m
+""")  # noqa: S608 - our own words
 _SET = text("""
     UPDATE merchants
        SET gateway_url = :gateway_url, merchant_api_url = :merchant_api_url, username = :username, password = :password,
@@ -218,9 +216,7 @@ class MerchantWrites:
         async with self._db.transaction() as tx:
             found = await run(tx, _LOCK, {"name": name})
             for row in found:
-                encrypted = accounts.encrypted_secrets(self._encryptor, name, secrets)
-                await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
-                await run(tx, _FORGET, {"id": row.id})
+                await self._write_secrets(tx, row, secrets, retired=[])
                 details = {"callbackSecrets": len(secrets)}
                 await self._record(tx, row.id, name, MerchantAction.SECRETS_SET, actor, details)
         self._changed()
@@ -238,35 +234,35 @@ class MerchantWrites:
         made = None if secret is not None else random_secrets.token_urlsafe(_SECRET_BYTES)
         (new,) = checked_secrets((secret if secret is not None else str(made),))
         async with self._db.transaction() as tx:
-            for row in await run(tx, _LOCK, {"name": name}):
-                current = accounts.current_secrets(self._encryptor, row, self._settings)
-                earlier = accounts.retired_secrets(self._encryptor, row)
-                if new in current or any(new == known.secret for known in earlier):
-                    raise MerchantRejected("callback secret", "is in use already: take another one")
-                until = row.now.timestamp() + overlap
-                retired = [RetiredSecret(known, until) for known in current] if overlap > 0 else []
-                retired += earlier
-                if len(retired) >= MOST_SECRETS:
-                    problem = f"would be {len(retired) + 1} at once, and the most is {MOST_SECRETS}: wait until one ends, or take a shorter overlap"
-                    raise MerchantRejected("callback secrets", problem)
-                ends = accounts.moment(until) if current and overlap > 0 else None
-                await self._retire(tx, row, new, retired)
-                details = {
-                    "retired": len(retired),
-                    "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
-                    "made": made is not None,
-                }
-                await self._record(tx, row.id, name, MerchantAction.SECRET_ROTATED, actor, details)
-                break
-            else:
+            rows = await run(tx, _LOCK, {"name": name})
+            if not rows:
                 return None
+            (row,) = rows
+            current = accounts.current_secrets(self._encryptor, row, self._settings)
+            earlier = accounts.retired_secrets(self._encryptor, row)
+            if new in current or any(new == known.secret for known in earlier):
+                raise MerchantRejected("callback secret", "is in use already: take another one")
+            until = row.now.timestamp() + overlap
+            retired = [RetiredSecret(known, until) for known in current] if overlap > 0 else []
+            retired += earlier
+            if len(retired) >= MOST_SECRETS:
+                problem = f"would be {len(retired) + 1} at once, and the most is {MOST_SECRETS}: wait until one ends, or take a shorter overlap"
+                raise MerchantRejected("callback secrets", problem)
+            ends = accounts.moment(until) if current and overlap > 0 else None
+            await self._write_secrets(tx, row, (new,), retired=retired)
+            details = {
+                "retired": len(retired),
+                "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
+                "made": made is not None,
+            }
+            await self._record(tx, row.id, name, MerchantAction.SECRET_ROTATED, actor, details)
         self._changed()
         return Rotated(made, ends)
 
-    async def _retire(
-        self, tx: AsyncConnection, row: Row[Any], new: str, retired: list[RetiredSecret]
+    async def _write_secrets(
+        self, tx: AsyncConnection, row: Row[Any], secrets: tuple[str, ...], *, retired: list[RetiredSecret]
     ) -> None:
-        encrypted = accounts.encrypted_secrets(self._encryptor, row.name, (new,))
+        encrypted = accounts.encrypted_secrets(self._encryptor, row.name, secrets)
         await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
         if retired:
             sealed = accounts.encrypted_retired(self._encryptor, row.name, retired)
@@ -276,23 +272,17 @@ class MerchantWrites:
 
     def _checked(self, update: MerchantUpdate) -> dict[str, Any]:
         """Return what is to be changed, by the names of the columns; raises what is wrong with it."""
-        given: dict[str, Any] = {}
-        if update.gateway_url is not UNSET:
-            given["gateway_url"] = self._allowed("gateway URL", update.gateway_url)
-        if update.merchant_api_url is not UNSET:
-            url = update.merchant_api_url
-            given["merchant_api_url"] = None if url is None else self._allowed("Merchant API URL", url)
-        if update.username is not UNSET:
-            given["username"] = checked_username(update.username)
-        if update.password is not UNSET:
-            given["password"] = checked_password(update.password)
-        if update.policies is not UNSET:
-            given["policies"] = {key: policy(key, value) for key, value in update.policies.items()}
-        if update.disabled is not UNSET:
-            given["disabled"] = update.disabled
-        if update.paused is not UNSET:
-            given["paused"] = update.paused
-        return given
+        checks: dict[str, Callable[[Any], object]] = {
+            "gateway_url": partial(self._allowed, "gateway URL"),
+            "merchant_api_url": lambda url: None if url is None else self._allowed("Merchant API URL", url),
+            "username": checked_username,
+            "password": checked_password,
+            "policies": lambda given: {key: policy(key, value) for key, value in given.items()},
+            "disabled": bool,
+            "paused": bool,
+        }
+        given = ((name, getattr(update, name)) for name in checks)
+        return {name: checks[name](value) for name, value in given if value is not UNSET}
 
     async def _write(self, tx: AsyncConnection, row: Row[Any], given: dict[str, Any], actor: str) -> None:
         url = given.get("gateway_url", row.gateway_url)
@@ -388,8 +378,7 @@ def _difference(row: Row[Any], given: Mapping[str, Any], policies: Mapping[str, 
     }
     if changed:
         found["policies"] = changed
-    if "disabled" in given and given["disabled"] != (row.disabled_at is not None):
-        found["disabled"] = given["disabled"]
-    if "paused" in given and given["paused"] != (row.paused_at is not None):
-        found["paused"] = given["paused"]
+    for name in ("disabled", "paused"):
+        if name in given and given[name] != (getattr(row, f"{name}_at") is not None):
+            found[name] = given[name]
     return found

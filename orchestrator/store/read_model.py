@@ -8,7 +8,7 @@ adds columns to `statement`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003 - JSON of Postgres is converted by these annotations
 from typing import TYPE_CHECKING, Any, Final
 
@@ -110,8 +110,8 @@ class CheckoutRecord(CheckoutSummary):
         return [payment for payment in self.payments if payment.role == Role.ACCEPTED]
 
 
-_ROW: Final = tuple(field.name for field in fields(CheckoutSummary))
-_LISTED: Final = columns.with_details(_ROW)
+LISTED: Final = columns.with_details(CheckoutSummary.__dataclass_fields__)
+"""The columns of a summary."""
 _LAST: Final = f"""(k.handled_at IS NULL OR k.id IN (
     SELECT id FROM commands WHERE checkout_id = c.id ORDER BY requested_at DESC, id DESC LIMIT {COMMANDS_SHOWN}))"""  # noqa: S608 - a number of ours
 _ARCHIVED: Final = """(SELECT CAST(json_agg(json_build_object('until', h.sequence, 'file', f.file, 'at', f.at) ORDER BY h.sequence) AS text)
@@ -124,7 +124,7 @@ def statement(*more: str, joined: str = "") -> TextClause:
     are further columns.
     """
     shown = [
-        columns.listed(_LISTED, "c"),
+        columns.listed(LISTED, "c"),
         "m.name AS merchant",
         "clock() AS now",
         "CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until",
@@ -141,13 +141,19 @@ def statement(*more: str, joined: str = "") -> TextClause:
     """)  # noqa: S608 - made of our own names
 
 
+def summary(row: Row[Any]) -> CheckoutSummary:
+    """Return a summary from a row that has its columns."""
+    return columns.record(CheckoutSummary, row, **_told(row))
+
+
+def record(row: Row[Any]) -> CheckoutRecord:
+    """Return a record from a row of `statement`."""
+    return columns.record(CheckoutRecord, row, **values(row))
+
+
 def values(row: Row[Any]) -> dict[str, Any]:
-    """Return the fields of a record from a row of `statement`."""
-    return summary(row) | {
-        "merchant": row.merchant,
-        "now": row.now,
-        "leased_until": row.leased_until,
-        "erased_at": row.erased_at,
+    """Return those fields of a record that are no column as it stands in a row of `statement`."""
+    return _told(row) | {
         "payments": columns.payments(row.payments),
         "operations": columns.operations(row.operations),
         "commands": columns.commands(row.commands),
@@ -155,10 +161,8 @@ def values(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def summary(row: Row[Any]) -> dict[str, Any]:
-    """Return the fields of a summary from a row that has its columns."""
-    told = columns.coded(row, "attention", "last_error")
-    return {name: getattr(row, name) for name in _ROW} | told | {"state": State(row.state)}
+def _told(row: Row[Any]) -> dict[str, Any]:
+    return columns.coded(row, "attention", "last_error") | {"state": State(row.state)}
 
 
 _ONE: Final = statement()
@@ -167,7 +171,7 @@ _ONE: Final = statement()
 async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
     """Return the record of a checkout of any merchant; None if there is none of this id."""
     rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": None})
-    return CheckoutRecord(**values(rows[0])) if rows else None
+    return record(rows[0]) if rows else None
 
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -234,15 +238,8 @@ def _command(row: Row[Any]) -> CommandRecord:
         cancel_requested_at=row.cancel_requested_at,
         ended_at=row.ended_at,
     )
-    return CommandRecord(
-        command=told,
-        merchant_id=row.merchant_id,
-        checkout_id=row.checkout_id,
-        order_ref=row.order_ref,
-        currency=row.currency,
-        operations=begun,
-        state=state,
-        finished_at=finished_at,
+    return columns.record(
+        CommandRecord, row, command=told, operations=begun, state=state, finished_at=finished_at
     )
 
 
@@ -377,7 +374,7 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
 
     `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
     """
-    wanted = select(*(_c[name] for name in _LISTED))
+    wanted = select(*(_c[name] for name in LISTED))
     if among is not None:
         wanted = wanted.where(*among.conditions)
     if merchant_id is not None:
@@ -403,7 +400,7 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     else:
         both = union_all(*(part.subquery().select() for part in parts)).subquery("found")
         chosen = select(both).order_by(both.c.id.desc()).limit(limit)
-    return [CheckoutSummary(**summary(row)) for row in await db.read(chosen)]
+    return [summary(row) for row in await db.read(chosen)]
 
 
 def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:

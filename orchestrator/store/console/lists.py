@@ -7,6 +7,7 @@ No statement depends on how rare a value is.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -18,7 +19,7 @@ from orchestrator.domain.payment_status import PaymentStatus, condition
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import columns, email_search
 from orchestrator.store.database import run as execute
-from orchestrator.store.read_model import CheckoutSummary, summary
+from orchestrator.store.read_model import LISTED, summary
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 
 if TYPE_CHECKING:
@@ -29,18 +30,18 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import AttentionCode
     from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CheckoutSummary
 
 WINDOW: Final = 5000
 """Checkouts that one page of a filtered list reads."""
 MOST_READ: Final = 500_000
 """Checkouts that a bulk action or an export reads at the most."""
 
-_SHOWN: Final = columns.with_details(CheckoutSummary.__dataclass_fields__)
 _NARROW: Final = (
     "id, merchant_id, version, state, currency, amount, reserved, captured, refunded, charged_back, attention"
 )
 """What a filter reads, and what a bulk action needs."""
-_C: Final = columns.listed(_SHOWN, "c")
+_C: Final = columns.listed(LISTED, "c")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +83,11 @@ async def checkouts(db: Database, chosen: Filter, *, before: UUID | None, limit:
     """Return a page of checkouts, the youngest first."""
     window = limit + 1 if chosen.empty else WINDOW
     rows = await db.read(_statement(chosen), {**_values(chosen, before), "window": window, "most": limit + 1})
-    edge = rows[0].edge if rows else None
-    more = rows[0].rows == window if rows else False
-    found = [CheckoutSummary(**summary(row)) for row in rows if row.id is not None]
+    found = [summary(row) for row in rows if row.id is not None]
     if len(found) > limit:
         return Found(found[:limit], found[limit - 1].id, scanned=False)
-    return Found(found, edge if more else None, scanned=more)
+    more = rows[0].rows == window
+    return Found(found, rows[0].edge if more else None, scanned=more)
 
 
 @dataclass(slots=True)
@@ -165,7 +165,7 @@ def _values(chosen: Filter, before: UUID | None) -> dict[str, object]:
 def _window(chosen: Filter) -> str:
     """Return what a window is read by, in the words of an index."""
     within = ["id < :before", "id >= :since"]
-    if chosen.attention is not None and chosen.attention is not False:
+    if chosen.attention not in {None, False}:
         within.append("attention IS NOT NULL")
     elif chosen.merchant_id is not None:
         within.append(IS_OPEN if chosen.states and not chosen.states & ENDED else IS_LISTED)
@@ -184,7 +184,7 @@ def _which(chosen: Filter) -> str:
         which.append(condition([chosen.status]))
     if chosen.attention is False:
         which.append("c.attention IS NULL")
-    elif chosen.attention is not None and chosen.attention is not True:
+    elif chosen.attention not in {None, True}:
         which.append("c.attention = :attention")
     if chosen.currency is not None:
         which.append("c.currency = :currency")
@@ -243,15 +243,10 @@ _BY_ID: Final = text(f"SELECT {_C} FROM checkouts c WHERE c.id = :id")  # noqa: 
 
 async def named(db: Database, name: str) -> list[CheckoutSummary]:
     """Return checkouts with this id, order number or transaction; of any merchant, the youngest first."""
-    found: dict[UUID, CheckoutSummary] = {}
-    try:
-        rows = list(await db.read(_BY_ID, {"id": UUID(name)}))
-    except ValueError:
-        rows = []
-    rows += await db.read(_BY_ORDER, {"name": name})
-    rows += await db.read(_BY_TRANSACTION, {"name": name})
-    for row in rows:
-        found.setdefault(row.id, CheckoutSummary(**summary(row)))
+    rows = [*await db.read(_BY_ORDER, {"name": name}), *await db.read(_BY_TRANSACTION, {"name": name})]
+    with suppress(ValueError):
+        rows += await db.read(_BY_ID, {"id": UUID(name)})
+    found = {row.id: summary(row) for row in rows}
     return sorted(found.values(), key=lambda each: each.id, reverse=True)
 
 
@@ -268,7 +263,7 @@ async def of_email(
     """Return the youngest checkouts of a customer's e-mail address, of any merchant."""
     tags = email_search.tags(encryptor, email)
     rows = await db.read(_BY_EMAIL, {"tags": tags, "most": limit})
-    return [CheckoutSummary(**summary(row)) for row in rows]
+    return [summary(row) for row in rows]
 
 
 # ── Everything else ───────────────────────────────────────────────────────────────────────────────────────
@@ -367,7 +362,7 @@ async def feed(
     found = [row for row in rows if row.position is not None]
     if len(found) > limit:
         return found[:limit], found[limit - 1].position
-    return found, rows[0].edge if rows and rows[0].rows == window else None
+    return found, rows[0].edge if rows[0].rows == window else None
 
 
 async def rejected(db: Database, *, before: UUID | None, limit: int) -> Sequence[Row[Any]]:

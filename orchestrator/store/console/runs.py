@@ -8,6 +8,7 @@ whenever a process takes the run up. No kind of a run moves money.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,7 +19,7 @@ from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import json_text, record
 from orchestrator.store.console import lists
 from orchestrator.store.database import run as execute
 
@@ -58,14 +59,14 @@ _RENEW = text("""
      WHERE id = :id AND lease = :lease AND state = 'running' RETURNING id
 """)
 _NEXT = text("""
-    SELECT checkout_id, merchant_id, version FROM console_run_items
+    SELECT checkout_id AS checkout, merchant_id, version FROM console_run_items
      WHERE run_id = :id AND outcome IS NULL ORDER BY checkout_id LIMIT :most
 """)
 _NOTE = text("""
     WITH noted AS (
-        UPDATE console_run_items t SET outcome = n.outcome, command_id = n.command_id, sentence = n.sentence
-          FROM json_to_recordset(CAST(:results AS json)) AS n(checkout_id uuid, outcome text, command_id uuid, sentence text)
-         WHERE t.run_id = :id AND t.checkout_id = n.checkout_id AND t.outcome IS NULL
+        UPDATE console_run_items t SET outcome = n.outcome, command_id = n.command, sentence = n.sentence
+          FROM json_to_recordset(CAST(:results AS json)) AS n(checkout uuid, outcome text, command uuid, sentence text)
+         WHERE t.run_id = :id AND t.checkout_id = n.checkout AND t.outcome IS NULL
         RETURNING t.outcome
     )
     UPDATE console_runs SET accepted = accepted + (SELECT count(*) FROM noted WHERE outcome = 'accepted'),
@@ -99,7 +100,6 @@ class Run:
 
     id: UUID
     kind: Kind
-    filter: Mapping[str, Any]
     actor: str
     reason: str | None
     state: Literal["running", "stopped", "done"]
@@ -207,21 +207,12 @@ async def intact(db: Database, run: Run) -> bool:
 async def next_items(db: Database, run: UUID) -> list[Item]:
     """Return the next checkouts without an outcome."""
     rows = await db.read(_NEXT, {"id": run, "most": AT_ONCE})
-    return [Item(row.checkout_id, row.merchant_id, row.version) for row in rows]
+    return [record(Item, row) for row in rows]
 
 
 async def note(db: Database, run: UUID, results: Sequence[Result]) -> None:
     """Store what became of items."""
-    told = [
-        {
-            "checkout_id": result.checkout,
-            "outcome": result.outcome,
-            "command_id": result.command,
-            "sentence": result.sentence,
-        }
-        for result in results
-    ]
-    await db.write(_NOTE, {"id": run, "results": json_text(told)})
+    await db.write(_NOTE, {"id": run, "results": json_text(results)})
 
 
 async def finish(db: Database, run: UUID, lease: UUID) -> None:
@@ -258,29 +249,16 @@ async def items(db: Database, run: UUID, *, after: UUID, limit: int) -> Sequence
 def _read(row: Row[Any], encryptor: Encryptor) -> Run:
     reason = None
     if row.reason is not None:
-        try:
-            reason = encryptor.decrypt(bytes(row.reason), purpose=f"{PURPOSE}/{row.id}").decode()
-        except EncryptionError:
-            reason = None
-    return Run(
-        id=row.id,
-        kind=row.kind,
-        filter=row.filter,
-        actor=row.actor,
-        reason=reason,
-        state=row.state,
-        number=row.number,
-        accepted=row.accepted,
-        refused=row.refused,
-        created_at=row.created_at,
-        ended_at=row.ended_at,
-        digest=row.digest,
-        authentic=row.kind in KINDS
+        with suppress(EncryptionError):
+            reason = encryptor.decrypt(row.reason, purpose=f"{PURPOSE}/{row.id}").decode()
+    authentic = (
+        row.kind in KINDS
         and row.digest is not None
         and encryptor.signed(
-            PURPOSE, _signed(row.id, row.kind, row.actor, row.number, row.digest.hex()), bytes(row.mac)
-        ),
+            PURPOSE, _signed(row.id, row.kind, row.actor, row.number, row.digest.hex()), row.mac
+        )
     )
+    return record(Run, row, reason=reason, authentic=authentic)
 
 
 def _signed(*told: object) -> bytes:

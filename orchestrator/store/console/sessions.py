@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ async def listed(
     """
     rows = await db.read(_ALL if everyone else _OWN, {"actor": actor, "after": after, "most": limit})
     found = [_read(row, encryptor) for row in rows if row.kind == "session" and row.lasts]
-    edge = (rows[-1].actor, bytes(rows[-1].id)) if len(rows) == limit else None
+    edge = (rows[-1].actor, rows[-1].id) if len(rows) == limit else None
     return [session for session in found if session is not None], edge
 
 
@@ -185,18 +186,10 @@ async def _add(
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Session | None:
-    key = bytes(row.id)
-    if not encryptor.signed(
-        PURPOSE, _signed(key, row.kind, row.actor, row.scopes, row.expires_at.timestamp()), bytes(row.mac)
-    ):
+    said = _signed(row.id, row.kind, row.actor, row.scopes, row.expires_at.timestamp())
+    if not encryptor.signed(PURPOSE, said, row.mac):
         return None
-    return Session(
-        key=key,
-        actor=row.actor,
-        scopes=frozenset(row.scopes.split()),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-    )
+    return record(Session, row, key=row.id, scopes=frozenset(row.scopes.split()))
 
 
 def _signed(*told: object) -> bytes:

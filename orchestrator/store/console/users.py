@@ -13,6 +13,7 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.console_roles import ROLES
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
@@ -160,14 +161,4 @@ def _signed(
 def _read(row: Row[Any], encryptor: Encryptor) -> User:
     disabled, made = row.disabled_at is not None, (row.created_by, row.linked_by)
     said = _signed(row.name, row.role, row.password, disabled=disabled, made=made)
-    return User(
-        name=row.name,
-        role=row.role,
-        password=row.password,
-        created_by=row.created_by,
-        linked_by=row.linked_by,
-        created_at=row.created_at,
-        signed_in_at=row.signed_in_at,
-        disabled_at=row.disabled_at,
-        authentic=row.role in ROLES and encryptor.signed(PURPOSE, said, bytes(row.mac)),
-    )
+    return record(User, row, authentic=row.role in ROLES and encryptor.signed(PURPOSE, said, row.mac))
