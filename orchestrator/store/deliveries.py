@@ -321,10 +321,7 @@ async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:
 
 
 async def test(db: Database, endpoint: UUID) -> UUID:
-    """Have a test event sent to an endpoint; return the id that stands for its checkout.
-
-    `TooManyTests` if as many wait as may.
-    """
+    """Have a test event sent; return the id that stands for its checkout. Raises `TooManyTests`."""
     made = uuid7()
     async with db.transaction() as tx:
         if not await run(tx, _TEST, {"endpoint_id": endpoint, "checkout_id": made}):
@@ -372,9 +369,7 @@ ANSWER: Final = "webhook-answer"
 
 
 def sealed(encryptor: Encryptor, due: Due, answer: bytes) -> str | None:
-    """Encrypt an answer for its row, under the data key of its checkout; None where that was destroyed, or
-    there is no answer.
-    """
+    """Encrypt an answer under the data key of its checkout; None where that was destroyed, or without one."""
     if not answer:
         return None
     if due.purpose == "test":

@@ -160,9 +160,7 @@ _SINCE = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The range of a merchant's feed: the last position, and the last position that is not kept any more; 0
-    where there is none.
-    """
+    """The last position of a merchant's feed, and the last one that is not kept any more; 0: none."""
 
     last: int = 0
     kept_after: int = 0
@@ -204,9 +202,7 @@ async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
 
 
 async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ONCE) -> int | None:
-    """Delete the beginning of each feed that is older than so many seconds; return how many events went, or
-    None as `place` does.
-    """
+    """Delete older events at the beginning of feeds; return how many, or None as `place` does."""
     async with db.transaction() as tx:
         (turn,) = await run(tx, _TURN, {})
         if not turn.ours:

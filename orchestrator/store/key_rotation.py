@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
+from orchestrator.domain.ids import FIRST
 from orchestrator.store import idempotent_answers
 from orchestrator.store import merchant_accounts as accounts
 from orchestrator.store.columns import json_text
@@ -31,6 +31,7 @@ from orchestrator.store.webhooks import secret_purpose, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from sqlalchemy import Row, TextClause
 
@@ -45,6 +46,10 @@ _COLLISIONS: Final = frozenset({"40P01", "40001"})
 """States of Postgres: a deadlock with other writers, which ends one of the two."""
 _ID: Final = 4
 """Bytes at the beginning of a value that name its key."""
+
+
+_FIRST: Final[dict[str, UUID | int | str]] = {"uuid": FIRST, "int4": -1, "text": ""}
+"""By the type of a key, what is before all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +69,6 @@ class _Sealed:
     beside: str = "NULL"
     only: str = "true"
     skip: int = 0
-
-    @property
-    def first(self) -> UUID | int | str:
-        """A key before all others."""
-        if self.type == "uuid":
-            return UUID(int=0)
-        return "" if self.type == "text" else -1
 
     def page(self) -> TextClause:
         """Return the statement that reads a list; a row without such a value is read without it."""
@@ -228,7 +226,7 @@ async def rotate(
     """Encrypt everything again that is not under the newest key; return what was done."""
     done = Rotation()
     for sealed in _SEALED:
-        after, page, replace = sealed.first, sealed.page(), sealed.replace()
+        after, page, replace = _FIRST[sealed.type], sealed.page(), sealed.replace()
         while rows := await db.read(page, {"after": after, "most": list_size}):
             outdated = _encrypted_again(encryptor, sealed, rows, done)
             if outdated:
@@ -250,7 +248,7 @@ def _encrypted_again(
         if row.value is None:
             continue
         done.read += 1
-        value, skip = bytes(row.value), sealed.skip
+        value, skip = row.value, sealed.skip
         if value[skip : skip + _ID] == newest:
             continue
         purpose = sealed.purpose(row)
@@ -284,7 +282,7 @@ async def _sign_policies(db: Database, encryptor: Encryptor) -> None:
     for row in await db.read(_POLICIES):
         said = accounts.policies_text(row.name, row.policies)
         mac = encryptor.sign(accounts.POLICIES_PURPOSE, said)
-        before = bytes(row.policies_mac)
+        before = row.policies_mac
         if mac != before and encryptor.signed(accounts.POLICIES_PURPOSE, said, before):
             same = {"id": row.id, "mac": mac, "before": before, "policies": json_text(row.policies)}
             await db.write(_SIGN, same)

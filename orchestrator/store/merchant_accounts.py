@@ -8,7 +8,7 @@ with a MAC under our key. Pure: nothing here uses the database.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,9 +39,7 @@ POLICIES_PURPOSE: Final = "merchant-policies"
 
 @dataclass(frozen=True, slots=True)
 class Merchant:
-    """One merchant as the processes need it; retired callback secrets that have not ended are among its
-    callback secrets.
-    """
+    """One merchant as the processes need it; its secrets are also the retired ones that have not ended."""
 
     id: int
     name: str
@@ -67,9 +65,7 @@ class RetiredSecret(msgspec.Struct, frozen=True):
 def password_purpose(
     name: str, gateway_url: str | None, merchant_api_url: str | None, username: str | None
 ) -> str:
-    """Return what a merchant's password is bound to: it opens only for the same merchant, URLs
-    and user name.
-    """
+    """Return what a password is bound to: it opens for the same merchant, URLs and user name only."""
     bound = msgspec.json.encode([name, gateway_url, merchant_api_url, username]).decode()
     return f"merchant-password/{bound}"
 
@@ -178,9 +174,9 @@ def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
     What is not known, or says nothing known, counts as not set: the cautious defaults stand.
     """
     read: dict[str, Any] = {}
-    for name, value in stored.items() if isinstance(stored, dict) else ():
+    for name, value in stored.items():
         try:
             read[name] = policy(name, value)
         except PolicyRejected as error:
             _log.warning("policy_ignored", merchant=merchant, policy=name, reason=str(error))
-    return replace(Policies(), **read)
+    return Policies(**read)

@@ -93,9 +93,7 @@ is stored.
 
 
 def policy(name: str, value: object) -> str | int:
-    """Return the value of a policy as it is stored, from text or from the row; `PolicyRejected` says what it
-    takes.
-    """
+    """Return the value of a policy as it is stored, from text or from the row. Raises `PolicyRejected`."""
     if name in RENAMED:
         raise PolicyRejected(f"the policy {name} is now called {RENAMED[name]}")
     if name not in POLICIES:

@@ -88,10 +88,7 @@ class Merchants(MerchantWrites):
         ]
 
     def known(self, merchant_id: int) -> Merchant | None:
-        """Return a merchant from memory; None if it was last read more than a minute ago.
-
-        Makes no query.
-        """
+        """Return a merchant from memory, without a query; None if it was last read over a minute ago."""
         if time.monotonic() - self._read_at > _STALE:
             return None
         return self._by_id.get(merchant_id)

@@ -35,9 +35,7 @@ AGAIN: Final = 5.0
 
 
 async def notify(tx: AsyncConnection, said: str) -> None:
-    """Tell deliverers what is new, once the transaction is committed; all is to be checked where that is too
-    long for a notification.
-    """
+    """Tell deliverers after the commit what is new; where that is too long, to check everything."""
     await run(tx, _NOTIFY, {"channel": DELIVERIES, "said": said if len(said) <= _LONGEST else ""})
 
 

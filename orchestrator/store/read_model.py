@@ -404,9 +404,7 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
 
 
 def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:
-    """Return the states that a checkout of one of these statuses can have: with them a part that cannot match
-    is not read.
-    """
+    """Return the states that these payment statuses can have; a part that cannot match is not read."""
     paid = frozenset({State.COMPLETED})
     if PaymentStatus.UNPAID not in statuses:
         return paid

@@ -118,9 +118,7 @@ class Process:
 
     @property
     def troubles(self) -> list[str]:
-        """What the process itself says is wrong with it, a sentence each; nothing where it said so too long
-        ago.
-        """
+        """What the process itself says is wrong with it, a sentence each; nothing that is old."""
         if self.age > FAULTS_WITHIN:
             return []
         told, found = self.progress, []

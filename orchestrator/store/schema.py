@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,8 +32,10 @@ from orchestrator.store.tables import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from pydantic import SecretStr
+    from sqlalchemy import Connection
 
     from orchestrator.store.database import Database
 
@@ -81,6 +84,10 @@ def _config(url: str | None = None) -> Config:
     return config
 
 
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
 def migrate(
     url: str,
     *,
@@ -115,12 +122,10 @@ def served() -> list[str]:
     """Return the earlier revisions whose processes may run on this code's schema: those before migrations
     that only add (`SERVES_EARLIER = True` in their modules), the youngest first.
     """
-    found: list[str] = []
-    for script in ScriptDirectory.from_config(_config()).walk_revisions():
-        if not getattr(script.module, "SERVES_EARLIER", False):
-            break
-        found.append(str(script.down_revision))
-    return found
+    adding = takewhile(
+        lambda script: getattr(script.module, "SERVES_EARLIER", False), _scripts().walk_revisions()
+    )
+    return [str(script.down_revision) for script in adding]
 
 
 def _note_served(url: str, to: str) -> None:
@@ -129,15 +134,13 @@ def _note_served(url: str, to: str) -> None:
     """
     names = served() if to == "head" else []
     said = f"{_SERVES}{' '.join(names)}" if names else None
-    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
-    with engine.begin() as connection:
+    with _transaction(url) as connection:
         if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is not None:
             row = connection.execute(_VERSION).first()
             if row is not None and row.version_num in _known() and row.served != said:
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
                 written = "NULL" if said is None else f"'{said}'"
                 connection.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS {written}")
-    engine.dispose()
 
 
 # What a table allows the application where that is less than all four. The trail is written and never
@@ -189,8 +192,7 @@ def _grant(url: str, role: str | None) -> None:
     """Let a role do what the processes do, and nothing else: what it was granted before on these tables is
     taken back first.
     """
-    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
-    with engine.begin() as connection:
+    with _transaction(url) as connection:
         if role is None:
             role = APPLICATION
             if not connection.execute(_OURS, {"role": role}).scalar_one():
@@ -208,7 +210,10 @@ def _grant(url: str, role: str | None) -> None:
                 connection.exec_driver_sql(f"GRANT {allowed} ON {name} TO {to}")
         connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {to}")
         connection.exec_driver_sql(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {to}")
-    engine.dispose()
+
+
+def _transaction(url: str) -> AbstractContextManager[Connection]:
+    return create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool).begin()
 
 
 def connect(url: str) -> psycopg.Connection:
@@ -231,7 +236,7 @@ def make_roles(url: str, *, owner_password: str, application_password: str) -> N
 @lru_cache(maxsize=1)
 def wanted() -> str:
     """Return the revision that this code needs."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
+    head = _scripts().get_current_head()
     if head is None:
         message = f"no migrations in {_MIGRATIONS}"
         raise FileNotFoundError(message)
@@ -240,7 +245,7 @@ def wanted() -> str:
 
 @lru_cache(maxsize=1)
 def _known() -> frozenset[str]:
-    return frozenset(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+    return frozenset(script.revision for script in _scripts().walk_revisions())
 
 
 def difference(found: str | None) -> str | None:
@@ -249,10 +254,9 @@ def difference(found: str | None) -> str | None:
     """
     if found == wanted():
         return None
-    if found is None:
-        return f"the database has no schema, and needs {wanted()}: run `orchestrator migrate`"
-    if found in _known():
-        return f"the database has schema {found}, and needs {wanted()}: run `orchestrator migrate`"
+    if found is None or found in _known():
+        has = "no schema" if found is None else f"schema {found}"
+        return f"the database has {has}, and needs {wanted()}: run `orchestrator migrate`"
     return f"the database has schema {found}, which this code does not know: it is older than the schema, deploy the newer version"
 
 

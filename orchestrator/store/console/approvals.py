@@ -122,9 +122,7 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
     actor: str,
     reason: str,
 ) -> bool:
-    """Store what waits for a second person; False where there is an approval of this id already: the form was
-    sent twice.
-    """
+    """Store what waits for a second person; False if it is stored already: the form was sent twice."""
     sealed = await free_text.sealed(db, encryptor, checkout, reason)
     row = {
         "id": new,
@@ -144,9 +142,7 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
 
 
 async def waiting(db: Database, encryptor: Encryptor, *, checkout: UUID | None = None) -> list[Approval]:
-    """Return what waits for a second person, or was approved and is not stored yet, the oldest first; of one
-    checkout, or of all.
-    """
+    """Return what waits for a second person, or was approved and is not stored yet, the oldest first."""
     asked = {"most": MOST, "checkout": checkout}
     rows = await db.read(_WAITING if checkout is None else _OF_CHECKOUT, asked)
     return [_read(row, encryptor) for row in rows]

@@ -7,7 +7,6 @@ No statement depends on how rare a value is.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -105,9 +104,7 @@ class Choice:
 
     @property
     def digest(self) -> str:
-        """What is the same while the same checkouts of the same versions are chosen, whatever windows they
-        were read in.
-        """
+        """The same while the same checkouts of the same versions are chosen, in whatever windows."""
         return f"{self.number}/{self.total}"
 
     def add(self, row: Row[Any]) -> None:
@@ -225,29 +222,28 @@ def _choice(chosen: Filter, *, stored: bool) -> TextClause:
 
 # ── One thing by its name ─────────────────────────────────────────────────────────────────────────────────
 
-_BY_ORDER: Final = text(f"""
-    SELECT {_C} FROM merchants m CROSS JOIN LATERAL (
-        (SELECT * FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND {IS_LIVE} LIMIT 50)
+_NAMED: Final = text(f"""
+    WITH found AS MATERIALIZED (
+        SELECT CAST(:id AS uuid) AS id
         UNION ALL
-        (SELECT * FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND NOT ({IS_LIVE}) LIMIT 50)) c
-     ORDER BY c.id DESC LIMIT 100
+        SELECT c.id FROM merchants m CROSS JOIN LATERAL (
+            (SELECT id FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND {IS_LIVE} LIMIT 50)
+            UNION ALL
+            (SELECT id FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND NOT ({IS_LIVE}) LIMIT 50)
+            UNION ALL
+            (SELECT checkout_id FROM payments WHERE merchant_id = m.id AND transaction_id = :name LIMIT 1)) c
+    )
+    SELECT {_C} FROM checkouts c WHERE c.id = ANY(ARRAY(SELECT id FROM found)) ORDER BY c.id DESC LIMIT 200
 """)  # noqa: S608 - made of our own words
-_BY_TRANSACTION: Final = text(f"""
-    SELECT {_C} FROM merchants m
-      JOIN payments p ON p.merchant_id = m.id AND p.transaction_id = :name
-      JOIN checkouts c ON c.id = p.checkout_id
-     ORDER BY c.id DESC LIMIT 100
-""")  # noqa: S608 - as above
-_BY_ID: Final = text(f"SELECT {_C} FROM checkouts c WHERE c.id = :id")  # noqa: S608 - as above
 
 
 async def named(db: Database, name: str) -> list[CheckoutSummary]:
     """Return checkouts with this id, order number or transaction; of any merchant, the youngest first."""
-    rows = [*await db.read(_BY_ORDER, {"name": name}), *await db.read(_BY_TRANSACTION, {"name": name})]
-    with suppress(ValueError):
-        rows += await db.read(_BY_ID, {"id": UUID(name)})
-    found = {row.id: summary(row) for row in rows}
-    return sorted(found.values(), key=lambda each: each.id, reverse=True)
+    try:
+        wanted = UUID(name)
+    except ValueError:
+        wanted = None
+    return [summary(row) for row in await db.read(_NAMED, {"id": wanted, "name": name})]
 
 
 _BY_EMAIL: Final = text(f"""

@@ -42,21 +42,20 @@ _FORGET = text("""
         SELECT id FROM console_sessions WHERE expires_at < clock() ORDER BY expires_at LIMIT 1000))
 """)
 _FIND = text("""
-    SELECT id, kind, actor, scopes, mac, created_at, expires_at FROM console_sessions
-     WHERE id = :id AND kind = 'session' AND expires_at > clock()
+    SELECT * FROM console_sessions WHERE id = :id AND kind = 'session' AND expires_at > clock()
 """)
 _LINK = text("SELECT actor FROM console_sessions WHERE id = :id AND kind = 'link'")
 _USER = text("SELECT name FROM console_users WHERE name = :actor FOR SHARE")
 _USE = text("""
     DELETE FROM console_sessions WHERE id = :id AND kind = 'link' AND expires_at > clock()
-    RETURNING id, kind, actor, scopes, mac, created_at, expires_at
+    RETURNING *
 """)
 _END = text("DELETE FROM console_sessions WHERE id = :id")
 _END_ALL = text("DELETE FROM console_sessions WHERE actor = :actor RETURNING id")
 # Links and sessions that have ended are left out afterwards: by the order of the index alone no more rows are
 # read than a page has.
 _LIST: Final = """
-    SELECT id, kind, actor, scopes, mac, created_at, expires_at, expires_at > clock() AS lasts FROM console_sessions
+    SELECT *, expires_at > clock() AS lasts FROM console_sessions
      WHERE {} ORDER BY actor, id LIMIT :most
 """
 _ALL = text(_LIST.format("(actor, id) > (:actor, :after)"))
@@ -92,9 +91,7 @@ async def begin(
     seconds: float,
     link: bool = False,
 ) -> str:
-    """Store a session (or a link) that ends in so many seconds at the latest; return what the browser
-    gets.
-    """
+    """Store a session (or a link) that ends in so many seconds at most; return what the browser gets."""
     kind, most = ("link", LONGEST_LINK) if link else ("session", LONGEST_SESSION)
     async with db.transaction() as tx:
         await run(tx, _FORGET, {})

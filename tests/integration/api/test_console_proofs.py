@@ -337,6 +337,12 @@ async def test_the_overview_counts_orders_once_and_says_of_each_row_that_there_m
         said=json.dumps({"payments": payments}),
         id=named["surplus_payment"],
     )
+    taken_back = [{"transaction_id": "T-9", "amount": 0, "currency": "DKK"}]
+    await place.api.sql(
+        "UPDATE checkouts SET charged_back = 5000, attention_details = CAST(:said AS jsonb) WHERE id = :id",
+        said=json.dumps({"payments": taken_back}),
+        id=named["charged_back"],
+    )
     person = await Person(place, "a").signed_in()
 
     async def row(what: str) -> str:
@@ -346,6 +352,7 @@ async def test_the_overview_counts_orders_once_and_says_of_each_row_that_there_m
 
     assert (await row("Paid, and the shop is not told yet")).startswith("1 139.00 DKK")
     assert (await row("Paid more than once (surplus)")).startswith("1 100.00 DKK")
+    assert (await row("Charged back")).startswith("1 50.00 DKK"), "which its payments hold no more"
     assert (await row("Orders with unsent events")).startswith("1 ")
     await place.api.sql(COPIES)
     # The rows that are counted end at 1,000 together: each kind may have more.
