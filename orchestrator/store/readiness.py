@@ -162,9 +162,7 @@ class Backlog:
 
     @property
     def suspicious(self) -> bool:
-        """Whether something waits and nothing has progressed for long; true for a moment after a long quiet
-        time, too.
-        """
+        """Whether something waits and nothing progresses for long; for a moment also after a quiet time."""
         return self.waiting > 0 and (self.progressed is None or self.progressed > OVERDUE)
 
 

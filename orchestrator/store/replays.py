@@ -190,9 +190,7 @@ async def _replay(db: Database, statement: TextClause, asked: Mapping[str, objec
 async def _until(
     db: Database, merchant_id: int, between: tuple[int, int], *, moment: datetime, seconds: float = 0.0
 ) -> int:
-    """Return a position up to which events were written before a moment, so many seconds later; found by
-    halving.
-    """
+    """Return a position up to which events were written before a moment, so many seconds later."""
     low, high = between
     while low < high:
         middle = (low + high) // 2

@@ -180,18 +180,14 @@ _NEEDED: Final = [
 
 
 async def lacking(db: Database) -> dict[str, str]:
-    """Return by table what the role of this database may not do with it, and the processes do: "INSERT,
-    UPDATE".
-    """
+    """Return by table what this database's role may not do, and the processes do: "INSERT, UPDATE"."""
     names, privileges = zip(*_NEEDED, strict=True)
     rows = await db.read(_LACKING, {"names": list(names), "privileges": list(privileges)})
     return {row.name: row.privileges for row in rows}
 
 
 def _grant(url: str, role: str | None) -> None:
-    """Let a role do what the processes do, and nothing else: what it was granted before on these tables is
-    taken back first.
-    """
+    """Let a role do what the processes do and nothing else: what it had on these tables is taken back."""
     with _transaction(url) as connection:
         if role is None:
             role = APPLICATION
@@ -224,9 +220,7 @@ def connect(url: str) -> psycopg.Connection:
 
 
 def make_roles(url: str, *, owner_password: str, application_password: str) -> None:
-    """Make the two roles as a superuser of the database at `url`, and give the owner what is there
-    (migrations/roles.sql).
-    """
+    """Make the two roles as a superuser, and give the owner what is there (migrations/roles.sql)."""
     with connect(url) as connection:
         for name, password in (("owner", owner_password), ("application", application_password)):
             connection.execute("SELECT set_config(%s, %s, true)", [f"orchestrator.{name}_password", password])
@@ -249,9 +243,7 @@ def _known() -> frozenset[str]:
 
 
 def difference(found: str | None) -> str | None:
-    """Return in a sentence what is wrong with a database that has revision `found`, and what to do; None if
-    it is the wanted one.
-    """
+    """Say what is wrong with a database that has revision `found`, and what to do; None: nothing."""
     if found == wanted():
         return None
     if found is None or found in _known():
@@ -278,8 +270,6 @@ async def current(db: Database) -> str | None:
 
 
 async def newest_key(db: Database) -> str | None:
-    """Return the id of the secret key under which the youngest checkout's audit trail was last written; None
-    without any.
-    """
+    """Return the id of the secret key that wrote the youngest checkout's trail last; None without any."""
     rows = await db.read(_NEWEST_KEY)
     return str(rows[0].key_id) if rows else None
