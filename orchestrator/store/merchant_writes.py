@@ -7,6 +7,7 @@ lock on the merchant's row. What is wrong is found before anything is written; n
 from __future__ import annotations
 
 import secrets as random_secrets
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -32,7 +33,7 @@ from orchestrator.store.merchant_fields import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -48,11 +49,13 @@ LONGEST_OVERLAP: Final = 30 * 86_400
 OVERLAP: Final = 86_400
 """Seconds for which the callback secrets before a new one are valid, where nothing else is said."""
 _SECRET_BYTES: Final = 32
+_TARGET: Final = {"gateway_url": "gatewayUrl", "merchant_api_url": "merchantApiUrl", "username": "username"}
+"""What the password is bound to: columns, and their names in the record of changes."""
 
 _ADD = text("""
     INSERT INTO merchants (name, gateway_url, merchant_api_url, username, password, callback_secrets, policies, policies_mac)
     VALUES (:name, :gateway_url, :merchant_api_url, :username, :password, :callback_secrets, CAST(:policies AS jsonb), :mac)
-    ON CONFLICT (name) DO NOTHING RETURNING id
+    ON CONFLICT (name) DO NOTHING RETURNING id, name
 """)
 _LOCK = text(f"""
     SELECT {accounts.COLUMNS} FROM {accounts.TABLES} WHERE m.name = :name FOR NO KEY UPDATE OF m
@@ -150,17 +153,12 @@ class MerchantWrites:
             "policies": json_text(chosen),
             "mac": self._encryptor.sign(POLICIES_PURPOSE, policies_text(name, chosen)) if chosen else None,
         }
-        details: dict[str, object] = {
-            "gatewayUrl": gateway_url,
-            "merchantApiUrl": merchant_api_url,
-            "username": username,
-            "callbackSecrets": len(secrets),
-            "policies": chosen,
-        }
+        details = {shown: row[column] for column, shown in _TARGET.items()}
+        details |= {"callbackSecrets": len(secrets), "policies": chosen}
         async with self._db.transaction() as tx:
             added = await run(tx, _ADD, row)
             for merchant in added:
-                await self._record(tx, merchant.id, name, MerchantAction.ADDED, actor, details)
+                await self._record(tx, merchant, MerchantAction.ADDED, actor, details)
         self._changed()
         return bool(added)
 
@@ -172,12 +170,10 @@ class MerchantWrites:
         changed.
         """
         given = self._checked(update)
-        async with self._db.transaction() as tx:
-            found = await run(tx, _LOCK, {"name": name})
-            for row in found:
+        async with self._locked(name) as (tx, row):
+            if row is not None:
                 await self._write(tx, row, given, actor)
-        self._changed()
-        return bool(found)
+        return row is not None
 
     async def disable(self, name: str, *, disabled: bool, actor: str = OPERATOR) -> bool:
         """Disable (or enable again) a merchant; False if there is none of this name."""
@@ -213,14 +209,12 @@ class MerchantWrites:
         character.
         """
         secrets = checked_secrets(secrets)
-        async with self._db.transaction() as tx:
-            found = await run(tx, _LOCK, {"name": name})
-            for row in found:
+        async with self._locked(name) as (tx, row):
+            if row is not None:
                 await self._write_secrets(tx, row, secrets, retired=[])
                 details = {"callbackSecrets": len(secrets)}
-                await self._record(tx, row.id, name, MerchantAction.SECRETS_SET, actor, details)
-        self._changed()
-        return bool(found)
+                await self._record(tx, row, MerchantAction.SECRETS_SET, actor, details)
+        return row is not None
 
     async def rotate_secret(
         self, name: str, secret: str | None, *, overlap: float = OVERLAP, actor: str = OPERATOR
@@ -233,11 +227,9 @@ class MerchantWrites:
         """
         made = None if secret is not None else random_secrets.token_urlsafe(_SECRET_BYTES)
         (new,) = checked_secrets((secret if secret is not None else str(made),))
-        async with self._db.transaction() as tx:
-            rows = await run(tx, _LOCK, {"name": name})
-            if not rows:
+        async with self._locked(name) as (tx, row):
+            if row is None:
                 return None
-            (row,) = rows
             current = accounts.current_secrets(self._encryptor, row, self._settings)
             earlier = accounts.retired_secrets(self._encryptor, row)
             if new in current or any(new == known.secret for known in earlier):
@@ -255,9 +247,16 @@ class MerchantWrites:
                 "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
                 "made": made is not None,
             }
-            await self._record(tx, row.id, name, MerchantAction.SECRET_ROTATED, actor, details)
-        self._changed()
+            await self._record(tx, row, MerchantAction.SECRET_ROTATED, actor, details)
         return Rotated(made, ends)
+
+    @asynccontextmanager
+    async def _locked(self, name: str) -> AsyncIterator[tuple[AsyncConnection, Row[Any] | None]]:
+        """Open the transaction of a change, with the lock on the merchant's row; None: there is none."""
+        async with self._db.transaction() as tx:
+            rows = await run(tx, _LOCK, {"name": name})
+            yield tx, rows[0] if rows else None
+        self._changed()
 
     async def _write_secrets(
         self, tx: AsyncConnection, row: Row[Any], secrets: tuple[str, ...], *, retired: list[RetiredSecret]
@@ -285,16 +284,14 @@ class MerchantWrites:
         return {name: checks[name](value) for name, value in given if value is not UNSET}
 
     async def _write(self, tx: AsyncConnection, row: Row[Any], given: dict[str, Any], actor: str) -> None:
-        url = given.get("gateway_url", row.gateway_url)
-        merchant_api = given.get("merchant_api_url", row.merchant_api_url)
-        username = given.get("username", row.username)
-        moved = (url, merchant_api, username) != (row.gateway_url, row.merchant_api_url, row.username)
+        target = {name: given.get(name, getattr(row, name)) for name in _TARGET}
+        moved = any(target[name] != getattr(row, name) for name in _TARGET)
         if moved and "password" not in given:
             problem = "must be given again with another gateway URL, Merchant API URL or user name: the stored one is for the previous ones"
             raise MerchantRejected("password", problem)
         sealed = row.password
         if "password" in given:
-            purpose = accounts.password_purpose(row.name, url, merchant_api, username)
+            purpose = accounts.password_purpose(row.name, **target)
             sealed = self._encryptor.encrypt(given["password"].encode(), purpose=purpose)
         # What did not count before must not be signed along with what is changed now.
         before = accounts.genuine(self._encryptor, row)
@@ -309,10 +306,8 @@ class MerchantWrites:
             tx,
             _SET,
             {
+                **target,
                 "id": row.id,
-                "gateway_url": url,
-                "merchant_api_url": merchant_api,
-                "username": username,
                 "password": sealed,
                 "policies": json_text(after if "policies" in given else row.policies),
                 "mac": mac,
@@ -327,13 +322,12 @@ class MerchantWrites:
             action = MerchantAction.DISABLED if given["disabled"] else MerchantAction.ENABLED
         if details.keys() == {"paused"}:
             action = MerchantAction.PAUSED if given["paused"] else MerchantAction.RESUMED
-        await self._record(tx, row.id, row.name, action, actor, details)
+        await self._record(tx, row, action, actor, details)
 
     async def _record(  # noqa: PLR0917 - the words of an entry
         self,
         tx: AsyncConnection,
-        merchant_id: int,
-        name: str,
+        row: Row[Any],
         action: MerchantAction,
         actor: str,
         details: Mapping[str, object],
@@ -341,8 +335,8 @@ class MerchantWrites:
         await record(
             tx,
             self._encryptor,
-            merchant_id=merchant_id,
-            merchant=name,
+            merchant_id=row.id,
+            merchant=row.name,
             action=action,
             actor=actor,
             details=details,
@@ -355,18 +349,11 @@ class MerchantWrites:
         return checked
 
 
-_SHOWN: Final = {
-    "gateway_url": "gatewayUrl",
-    "merchant_api_url": "merchantApiUrl",
-    "username": "username",
-}
-
-
 def _difference(row: Row[Any], given: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, object]:
     """Return what an update changes of a row, as it is recorded: from and to, and of a password only that."""
     found: dict[str, object] = {
         shown: {"from": getattr(row, name), "to": given[name]}
-        for name, shown in _SHOWN.items()
+        for name, shown in _TARGET.items()
         if name in given and given[name] != getattr(row, name)
     }
     if "password" in given:
