@@ -237,8 +237,6 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRow:
-    """An attempt as it is read."""
-
     id: UUID
     checkout_id: UUID
     sequence: int

@@ -223,7 +223,6 @@ async def skip(db: Database, positions: int) -> int:
 
 
 async def feed(db: Database, merchant_id: int) -> Feed:
-    """Return how far the feed of a merchant goes."""
     rows = await db.read(_FEED, {"merchant_id": merchant_id})
     return record(Feed, rows[0]) if rows else Feed()
 

@@ -57,7 +57,6 @@ class Reasons:
 
     @classmethod
     async def of(cls, db: Database, encryptor: Encryptor, checkout: UUID) -> Reasons:
-        """Read the data key of a checkout."""
         return cls(encryptor, checkout, await _data_key(db, checkout))
 
     def shown(self, reason: str | None) -> str | None:

@@ -82,7 +82,6 @@ async def claim(
 async def keep(
     db: Database, encryptor: Encryptor, mine: UUID, answer: bytes, *, merchant_id: int, key: str
 ) -> None:
-    """Keep the answer of a claim."""
     encrypted = encryptor.encrypt(answer, purpose=purpose(merchant_id, key))
     await db.write(_KEEP, {"merchant_id": merchant_id, "key": key, "claim": mine, "answer": encrypted})
 

@@ -71,27 +71,22 @@ def password_purpose(
 
 
 def purpose_of(row: Row[Any]) -> str:
-    """Return what the password of a row is bound to."""
     return password_purpose(row.name, row.gateway_url, row.merchant_api_url, row.username)
 
 
 def secrets_purpose(name: str) -> str:
-    """Return what a merchant's callback secrets are bound to."""
     return f"merchant/{name}/secrets"
 
 
 def retired_purpose(name: str) -> str:
-    """Return what a merchant's retired callback secrets are bound to."""
     return f"merchant/{name}/retired-secrets"
 
 
 def encrypted_secrets(encryptor: Encryptor, name: str, secrets: Sequence[str]) -> bytes:
-    """Encrypt callback secrets for the row of a merchant."""
     return encryptor.encrypt(msgspec.json.encode(secrets), purpose=secrets_purpose(name))
 
 
 def encrypted_retired(encryptor: Encryptor, name: str, retired: Sequence[RetiredSecret]) -> bytes:
-    """Encrypt retired callback secrets of a merchant."""
     return encryptor.encrypt(msgspec.json.encode(retired), purpose=retired_purpose(name))
 
 
@@ -132,7 +127,6 @@ def retired_secrets(encryptor: Encryptor, row: Row[Any]) -> tuple[RetiredSecret,
 
 
 def moment(until: float) -> datetime:
-    """Return the end of a retired secret as a time."""
     return datetime.fromtimestamp(until, UTC)
 
 

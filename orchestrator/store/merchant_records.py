@@ -71,7 +71,6 @@ async def page(
 
 
 async def by_name(db: Database, encryptor: Encryptor, settings: Settings, name: str) -> MerchantRecord | None:
-    """Return the merchant of this name, or None."""
     rows = await db.read(_PAGE, {"name": name, "after": None, "most": 1})
     return _record(rows[0], encryptor, settings) if rows else None
 

@@ -65,7 +65,6 @@ class Merchants(MerchantWrites):
             raise UnknownMerchant(merchant_id) from None
 
     async def named(self, name: str) -> Merchant | None:
-        """Return the merchant with this name, or None."""
         await self._refresh(missing=name not in self._by_name)
         return self._by_name.get(name)
 

@@ -84,7 +84,6 @@ class CheckoutSummary:
 
     @property
     def payment_status(self) -> PaymentStatus:
-        """What is held of the shopper's money."""
         return payment_status(self.state, self)
 
 
@@ -280,7 +279,6 @@ async def trail(
 
 
 def entry(row: Row[Any]) -> dict[str, Any]:
-    """Return the content of an entry of `trail`."""
     told: dict[str, Any] = msgspec.json.decode(row.entry)
     return told
 
@@ -310,7 +308,6 @@ class Among:
 
     @property
     def conditions(self) -> list[ColumnElement[bool]]:
-        """What a checkout must be."""
         found: list[ColumnElement[bool]] = []
         if self.ids is not None:
             found.append(_c.id.in_(sorted(self.ids)))

@@ -113,7 +113,6 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it gave a heartbeat lately."""
         return self.age <= SEEN_WITHIN
 
     @property
@@ -196,7 +195,6 @@ async def backlog(db: Database) -> Backlog:
 
 
 async def unplaced(db: Database) -> Unplaced:
-    """Return which events wait for their position in a feed."""
     (row,) = await db.read(_UNPLACED, {"most": COUNTED})
     return Unplaced(row.number, row.age)
 

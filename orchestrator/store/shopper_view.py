@@ -91,6 +91,5 @@ async def session(db: Database, checkout_id: UUID) -> Row[Any] | None:
 
 
 async def versions(db: Database, ids: Collection[UUID]) -> dict[UUID, int]:
-    """Return the versions that checkouts have by now."""
     rows = await db.read(_VERSIONS, {"ids": sorted(ids)})
     return {row.id: row.version for row in rows}

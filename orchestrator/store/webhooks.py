@@ -192,7 +192,6 @@ class Webhook:
 
     @property
     def status(self) -> Status:
-        """Whether it is served."""
         if self.pause_reason is None:
             return "active"
         return "off" if self.pause_reason == "gone" else "paused"

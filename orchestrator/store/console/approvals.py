@@ -154,7 +154,6 @@ async def latest(db: Database, encryptor: Encryptor) -> list[Approval]:
 
 
 async def by_id(db: Database, encryptor: Encryptor, approval: UUID) -> Approval | None:
-    """Return one approval."""
     rows = await db.read(_ONE, {"id": approval})
     return _read(rows[0], encryptor) if rows else None
 

@@ -108,7 +108,6 @@ class Choice:
         return f"{self.number}/{self.total}"
 
     def add(self, row: Row[Any]) -> None:
-        """Take the result of a window."""
         self.number += row.number
         for group in row.groups or ():
             key = group["merchant"], group["currency"]
@@ -172,7 +171,6 @@ def _window(chosen: Filter) -> str:
 
 
 def _which(chosen: Filter) -> str:
-    """Return the condition of the rows of a window."""
     which = ["true"]
     if chosen.states:
         words = ", ".join(f"'{state}'" for state in sorted(chosen.states))
@@ -341,7 +339,6 @@ async def endpoints(
 
 
 async def order_refs(db: Database, ids: Sequence[UUID]) -> dict[UUID, str]:
-    """Return the order numbers of checkouts by id."""
     return {row.id: row.order_ref for row in await db.read(_ORDER_REFS, {"ids": sorted(set(ids))})}
 
 
@@ -367,7 +364,6 @@ async def rejected(db: Database, *, before: UUID | None, limit: int) -> Sequence
 
 
 async def seals(db: Database, *, limit: int) -> Sequence[Row[Any]]:
-    """Return the last seals of the trail."""
     return await db.read(_SEALS, {"most": limit})
 
 

@@ -138,8 +138,6 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of an item."""
-
     checkout: UUID
     outcome: Literal["accepted", "refused"]
     command: UUID | None = None
@@ -205,13 +203,11 @@ async def intact(db: Database, run: Run) -> bool:
 
 
 async def next_items(db: Database, run: UUID) -> list[Item]:
-    """Return the next checkouts without an outcome."""
     rows = await db.read(_NEXT, {"id": run, "most": AT_ONCE})
     return [record(Item, row) for row in rows]
 
 
 async def note(db: Database, run: UUID, results: Sequence[Result]) -> None:
-    """Store what became of items."""
     await db.write(_NOTE, {"id": run, "results": json_text(results)})
 
 
@@ -226,12 +222,10 @@ async def stop(db: Database, run: UUID) -> bool:
 
 
 async def resume(db: Database, run: UUID) -> bool:
-    """Go on with a run that was stopped."""
     return bool(await db.write(_RESUME, {"id": run}))
 
 
 async def by_id(db: Database, encryptor: Encryptor, run: UUID) -> Run | None:
-    """Return one run."""
     rows = await db.read(_ONE, {"id": run})
     return _read(rows[0], encryptor) if rows else None
 

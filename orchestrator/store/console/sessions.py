@@ -73,7 +73,6 @@ class Session:
     expires_at: datetime
 
     def may(self, scope: str) -> bool:
-        """Whether the person may do what needs this scope."""
         return scope in self.scopes
 
 
@@ -130,7 +129,6 @@ async def use_link(db: Database, encryptor: Encryptor, value: str, scopes: Itera
 
 
 async def end(db: Database, key: bytes) -> None:
-    """End a session."""
     await db.write(_END, {"id": key})
 
 

@@ -79,13 +79,11 @@ async def add(db: Database, encryptor: Encryptor, *, name: str, role: str, by: s
 
 
 async def by_name(db: Database, encryptor: Encryptor, name: str) -> User | None:
-    """Return a user, or None."""
     rows = await db.read(_ONE, {"name": name})
     return _read(rows[0], encryptor) if rows else None
 
 
 async def listed(db: Database, encryptor: Encryptor) -> list[User]:
-    """Return all users, by name."""
     return [_read(row, encryptor) for row in await db.read(_ALL, {"most": MOST})]
 
 
