@@ -82,12 +82,8 @@ def retired_purpose(name: str) -> str:
     return f"merchant/{name}/retired-secrets"
 
 
-def encrypted_secrets(encryptor: Encryptor, name: str, secrets: Sequence[str]) -> bytes:
-    return encryptor.encrypt(msgspec.json.encode(secrets), purpose=secrets_purpose(name))
-
-
-def encrypted_retired(encryptor: Encryptor, name: str, retired: Sequence[RetiredSecret]) -> bytes:
-    return encryptor.encrypt(msgspec.json.encode(retired), purpose=retired_purpose(name))
+def encrypted(encryptor: Encryptor, secrets: Sequence[str | RetiredSecret], purpose: str) -> bytes:
+    return encryptor.encrypt(msgspec.json.encode(secrets), purpose=purpose)
 
 
 def policies_text(name: str, policies: Mapping[str, object]) -> bytes:

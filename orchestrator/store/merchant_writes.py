@@ -149,7 +149,7 @@ class MerchantWrites:
             "merchant_api_url": merchant_api_url,
             "username": username,
             "password": self._encryptor.encrypt(password.encode(), purpose=purpose),
-            "callback_secrets": accounts.encrypted_secrets(self._encryptor, name, secrets),
+            "callback_secrets": accounts.encrypted(self._encryptor, secrets, accounts.secrets_purpose(name)),
             "policies": json_text(chosen),
             "mac": self._encryptor.sign(POLICIES_PURPOSE, policies_text(name, chosen)) if chosen else None,
         }
@@ -261,11 +261,11 @@ class MerchantWrites:
     async def _write_secrets(
         self, tx: AsyncConnection, row: Row[Any], secrets: tuple[str, ...], *, retired: list[RetiredSecret]
     ) -> None:
-        encrypted = accounts.encrypted_secrets(self._encryptor, row.name, secrets)
+        encrypted = accounts.encrypted(self._encryptor, secrets, accounts.secrets_purpose(row.name))
         await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
         if retired:
-            sealed = accounts.encrypted_retired(self._encryptor, row.name, retired)
-            await run(tx, _RETIRE, {"id": row.id, "secrets": sealed})
+            encrypted = accounts.encrypted(self._encryptor, retired, accounts.retired_purpose(row.name))
+            await run(tx, _RETIRE, {"id": row.id, "secrets": encrypted})
         else:
             await run(tx, _FORGET, {"id": row.id})
 

@@ -19,7 +19,6 @@ from orchestrator.store.database import run
 from orchestrator.store.notifications import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -127,13 +126,9 @@ async def event(db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUI
     """Send one event again, or at once if it is still to be sent; return how many: 0 if the endpoint does not
     want it, or the feed has it no more.
     """
-    asked = {
-        "endpoint_id": endpoint,
-        "merchant_id": merchant_id,
-        "checkout_id": checkout,
-        "sequence": sequence,
-    }
-    return await _replay(db, _REPLAY_ONE, asked)
+    return await _replay(
+        db, _REPLAY_ONE, endpoint, merchant_id=merchant_id, checkout_id=checkout, sequence=sequence
+    )
 
 
 async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime) -> int:
@@ -151,39 +146,31 @@ async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datet
     last = await _until(db, merchant_id, (after, feed.last), moment=before)
     if last - after > MOST_REPLAYED:
         raise PeriodTooLong
+    period = {"merchant_id": merchant_id, "since": since, "before": before, "kinds": kinds[0].kinds}
     number = 0
     after = await _until(db, merchant_id, (feed.kept_after, after), moment=since, seconds=-DISORDER)
     last = await _until(db, merchant_id, (last, feed.last), moment=before, seconds=DISORDER)
     while after < last:
         until = min(after + REPLAYED_AT_ONCE, last)
-        asked = {
-            "endpoint_id": endpoint,
-            "merchant_id": merchant_id,
-            "since": since,
-            "before": before,
-            "kinds": kinds[0].kinds,
-            "after": after,
-            "until": until,
-        }
-        number += await _replay(db, _REPLAY_PERIOD, asked)
+        number += await _replay(db, _REPLAY_PERIOD, endpoint, **period, after=after, until=until)
         after = until
     return number
 
 
 async def given_up(db: Database, endpoint: UUID) -> int:
     """Send again what was given up, as far as the feed still has it; return how many events."""
-    asked, number = {"endpoint_id": endpoint, "after": FIRST}, 0
-    while rows := await db.read(_FAILED, {**asked, "most": REPLAYED_AT_ONCE}):
+    after, number = FIRST, 0
+    while rows := await db.read(_FAILED, {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE}):
         until = rows[-1].id
-        number += await _replay(db, _REPLAY_FAILED, {**asked, "until": until})
-        asked["after"] = until
+        number += await _replay(db, _REPLAY_FAILED, endpoint, after=after, until=until)
+        after = until
     return number
 
 
-async def _replay(db: Database, statement: TextClause, asked: Mapping[str, object]) -> int:
+async def _replay(db: Database, statement: TextClause, endpoint: UUID, **asked: object) -> int:
     async with db.transaction() as tx:
-        rows = await run(tx, statement, asked)
-        await notify(tx, str(asked["endpoint_id"]))
+        rows = await run(tx, statement, {"endpoint_id": endpoint, **asked})
+        await notify(tx, str(endpoint))
     return int(rows[0].events)
 
 

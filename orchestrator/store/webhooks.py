@@ -8,7 +8,7 @@ deleted endpoint is gone for its merchant at once, and its rows are removed in l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import text
@@ -87,7 +87,7 @@ _SERVED = text(f"""
 """)  # noqa: S608 - made of our own constants
 _SET = text("""
     UPDATE webhook_endpoints SET url = :url, task = :task, queue = :queue, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
-           secret = :secret, previous_secret = :previous_secret,
+           secret = :encrypted, previous_secret = :previous,
            opened = CASE WHEN :moved THEN 0 ELSE opened END, open_until = CASE WHEN :moved THEN NULL ELSE open_until END,
            failing_since = CASE WHEN :moved THEN NULL ELSE failing_since END,
            resumed_at = CASE WHEN :moved THEN clock() ELSE resumed_at END
@@ -324,22 +324,8 @@ async def change(
             held = before.secrets(encryptor) if secret is None else (secret,)
             encrypted = [encryptor.encrypt(each, purpose=purpose) for each in held]
             after = replace(after, encrypted=encrypted[0], previous=encrypted[1] if encrypted[1:] else None)
-        await run(
-            tx,
-            _SET,
-            {
-                "id": webhook,
-                "url": after.url,
-                "task": after.task,
-                "queue": after.queue,
-                "description": after.description,
-                "kinds": None if after.kinds is None else sorted(after.kinds),
-                "content": after.content,
-                "secret": after.encrypted,
-                "previous_secret": after.previous,
-                "moved": moved,
-            },
-        )
+        kinds = None if after.kinds is None else sorted(after.kinds)
+        await run(tx, _SET, {**asdict(after), "kinds": kinds, "moved": moved})
         if moved:
             # Failures at the previous target say nothing about the new one.
             await deliveries.retry_now(tx, webhook)

@@ -44,8 +44,10 @@ _FORGET = text("""
 _FIND = text("""
     SELECT * FROM console_sessions WHERE id = :id AND kind = 'session' AND expires_at > clock()
 """)
-_LINK = text("SELECT actor FROM console_sessions WHERE id = :id AND kind = 'link'")
-_USER = text("SELECT name FROM console_users WHERE name = :actor FOR SHARE")
+_USER = text("""
+    SELECT u.name FROM console_sessions s JOIN console_users u ON u.name = s.actor
+     WHERE s.id = :id AND s.kind = 'link' FOR SHARE OF u
+""")
 _USE = text("""
     DELETE FROM console_sessions WHERE id = :id AND kind = 'link' AND expires_at > clock()
     RETURNING *
@@ -112,8 +114,7 @@ async def use_link(db: Database, encryptor: Encryptor, value: str, scopes: Itera
     """
     key = digest(value)
     async with db.transaction() as tx:
-        for row in await run(tx, _LINK, {"id": key}):
-            await run(tx, _USER, {"actor": row.actor})
+        await run(tx, _USER, {"id": key})
         used = await run(tx, _USE, {"id": key})
         link = _read(used[0], encryptor) if used else None
         if link is None:
