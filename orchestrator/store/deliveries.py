@@ -264,10 +264,8 @@ class TooManyTests(OrchestratorError):  # noqa: N818 - named for the fact
 async def take(
     db: Database, wanted: Mapping[UUID, int], *, probes: Collection[UUID] = (), seconds: float
 ) -> list[Due]:
-    """Take streams that are due, of each endpoint at most so many, those first that have been due longest.
-
-    None of an endpoint that is paused, or whose circuit is open, unless it is among `probes`. Each is held
-    for so many seconds.
+    """Take streams that are due, of each endpoint at most so many, and hold them for so many seconds; none of
+    an endpoint that is paused, or whose circuit is open unless it is among `probes`.
     """
     asked = {
         "endpoints": list(wanted),
@@ -291,9 +289,7 @@ def _due(row: Row[Any]) -> Due:
 
 async def write(db: Database, results: list[Written]) -> list[bool]:
     """Write the results of streams, no two of which are the same; return for each whether anything of it is
-    still to be sent.
-
-    Nothing is written for a stream whose lease has passed to another deliverer.
+    still to be sent. Nothing is written for a stream whose lease has passed to another deliverer.
     """
     ordered = sorted(results, key=lambda result: (result.endpoint_id, result.checkout_id, result.purpose))
     keys = {

@@ -240,15 +240,8 @@ async def history(
     kinds: Collection[str] | None = None,
     after: int | None = None,
 ) -> list[StoredEvent]:
-    """Return the first events of a checkout after a position, or else its newest, those without a position
-    too; in the order of their sequence.
-    """
-    asked = {
-        "checkout_id": checkout,
-        "most": limit,
-        "kinds": _listed(kinds),
-        "after": after,
-    }
+    """Return the first events of a checkout after a position, or else its newest; the oldest first."""
+    asked = {"checkout_id": checkout, "most": limit, "kinds": _listed(kinds), "after": after}
     rows = [record(StoredEvent, row) for row in await db.read(_HISTORY, asked)]
     return rows[::-1] if after is None else rows
 

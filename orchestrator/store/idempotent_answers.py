@@ -55,10 +55,7 @@ async def claim(
     db: Database, encryptor: Encryptor, *, merchant_id: int, key: str, fingerprint: bytes
 ) -> UUID | bytes | None:
     """Claim a key: return the claim, or the answer that was given under it, or None while another request
-    works on it.
-
-    `KeyReused` if it was used for other content, `AnswerUnreadable` if no key of this installation opens the
-    answer.
+    works on it. Raises `KeyReused` and `AnswerUnreadable`.
     """
     await db.write(_FORGET, {})
     mine = uuid4()

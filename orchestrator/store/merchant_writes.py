@@ -104,7 +104,12 @@ class Rotated:
 
 
 class MerchantWrites:
-    """The changes of merchants; `actor` of each is who asked for it."""
+    """The changes of merchants; `actor` of each is who asked for it.
+
+    Each returns False, or None, where there is no merchant of this name. Where a value is wrong it raises
+    `MerchantRejected`, `PolicyRejected`, or `GatewayNotAllowed` if the installation names its gateways and
+    not this one, and nothing is changed.
+    """
 
     def __init__(self, db: Database, encryptor: Encryptor, settings: Settings) -> None:
         self._db, self._encryptor, self._settings = db, encryptor, settings
@@ -124,11 +129,7 @@ class MerchantWrites:
         policies: Mapping[str, object] | None = None,
         actor: str = OPERATOR,
     ) -> bool:
-        """Add a merchant with a gateway account of its own; False if the name is taken.
-
-        `MerchantRejected` or `PolicyRejected` if a value is wrong, `GatewayNotAllowed` if the installation
-        names its gateways and not this one.
-        """
+        """Add a merchant with a gateway account of its own; False if the name is taken."""
         if not NAME.fullmatch(name):
             raise MerchantRejected(
                 "name", "must be 1 to 63 small letters, digits, dots, hyphens or underscores"
@@ -163,11 +164,9 @@ class MerchantWrites:
         return bool(added)
 
     async def change(self, name: str, update: MerchantUpdate, *, actor: str = OPERATOR) -> bool:
-        """Change some fields of a merchant in one transaction; False if there is none of this name.
+        """Change some fields in one transaction.
 
         Another URL or user name needs the password again: the stored one is for the previous ones.
-        `MerchantRejected`, `PolicyRejected` or `GatewayNotAllowed` if a value is wrong, and then nothing is
-        changed.
         """
         given = self._checked(update)
         async with self._locked(name) as (tx, row):
@@ -176,38 +175,21 @@ class MerchantWrites:
         return row is not None
 
     async def disable(self, name: str, *, disabled: bool, actor: str = OPERATOR) -> bool:
-        """Disable (or enable again) a merchant; False if there is none of this name."""
         return await self.change(name, MerchantUpdate(disabled=disabled), actor=actor)
 
     async def pause(self, name: str, *, paused: bool, actor: str = OPERATOR) -> bool:
-        """Pause (or resume) a merchant's gateway calls; False if there is none of this name.
-
-        Checkouts wait where they are, with their commands and callbacks; new ones are taken.
-        """
+        """Pause gateway calls, or resume them. Checkouts wait with their commands; new ones are taken."""
         return await self.change(name, MerchantUpdate(paused=paused), actor=actor)
 
     async def set_password(self, name: str, password: str, *, actor: str = OPERATOR) -> bool:
-        """Give a merchant's API user another password, for the URLs and user name of its row.
-
-        False if there is none of this name, `MerchantRejected` if the password is wrong. The caller must have
-        seen the URLs: the password is sent there from now on.
-        """
+        """Set the API user's password. The caller must have seen the URLs of the row: it is sent there."""
         return await self.change(name, MerchantUpdate(password=password), actor=actor)
 
     async def set_policies(self, name: str, changes: Mapping[str, object], *, actor: str = OPERATOR) -> bool:
-        """Change some policies; `PolicyRejected` for what is none, and then nothing is changed.
-
-        False if there is no such merchant.
-        """
         return await self.change(name, MerchantUpdate(policies=changes), actor=actor)
 
     async def set_secrets(self, name: str, secrets: tuple[str, ...], *, actor: str = OPERATOR) -> bool:
-        """Set all of a merchant's callback secrets, newest first; none: callbacks are not checked. Retired
-        secrets end at once.
-
-        False if there is no such merchant, `MerchantRejected` if a secret is too short or holds a control
-        character.
-        """
+        """Set all callback secrets, newest first (none: callbacks are not checked). Retired ones end."""
         secrets = checked_secrets(secrets)
         async with self._locked(name) as (tx, row):
             if row is not None:
@@ -221,9 +203,6 @@ class MerchantWrites:
     ) -> Rotated | None:
         """Give a merchant a new callback secret: `secret`, or one that is made here. Those before it are
         valid for `overlap` seconds more, and those that were retired before until their own end.
-
-        None if there is no such merchant; `MerchantRejected` if the secret is in use already or wrong, or if
-        too many would be valid at once.
         """
         made = None if secret is not None else random_secrets.token_urlsafe(_SECRET_BYTES)
         (new,) = checked_secrets((secret if secret is not None else str(made),))

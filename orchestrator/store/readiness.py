@@ -210,9 +210,7 @@ def troubles(found: Sequence[Process]) -> list[str]:
 
 async def refusals(db: Database) -> list[str]:
     """Return what the database refuses, though its connections work: rights, and new connections; a sentence
-    each.
-
-    Not for every second: it connects anew.
+    each. Not for every second: it connects anew.
     """
     found = [
         f"the database refuses its role {privileges} on {table}: grant it, or run `orchestrator migrate` as the owner of the tables"

@@ -133,10 +133,7 @@ async def event(db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUI
 
 async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime) -> int:
     """Send again what was written in a period, as far as the endpoint wants it and the feed still has it;
-    return how many events.
-
-    Events still to be sent are left out. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in
-    it.
+    return how many events. Events still to be sent are left out. Raises `PeriodTooLong`.
     """
     feed = await events.feed(db, merchant_id)
     kinds = await db.read(_KINDS, {"endpoint_id": endpoint})

@@ -250,8 +250,7 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
     task: str | None = None,
     queue: str | None = None,
 ) -> Webhook:
-    """Add an endpoint, which is served from the next event on; `TooManyWebhooks` if the merchant has as many
-    as it may.
+    """Add an endpoint, which is served from the next event on. Raises `TooManyWebhooks`.
 
     With `task` and `queue` a Celery task: `secret` is the broker's URL with its login, `url` the same without
     it; both are empty for our own broker.
@@ -349,12 +348,8 @@ async def rotate(
 
 
 async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | None = None) -> bool:
-    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone.
-
-    Return whether it was not paused before.
-
-    For `failing`: only if it has really failed for as long as that takes. `url`: only if this is still its
-    URL.
+    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone. Return whether it was
+    not paused before. `failing`: only if it has failed for as long as that takes; `url`: only if it is its.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER, "url": url})
