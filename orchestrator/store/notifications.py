@@ -60,19 +60,16 @@ class Listener:
         while True:
             try:
                 connection = await self._server.connect()
-            except psycopg.Error as error:
-                _log.info("not_listening", **log.cause(error))
-            else:
                 if connection.pooled:
                     await connection.close()
                     return
                 try:
                     await self._listen(connection)
-                except psycopg.Error as error:
-                    _log.info("not_listening", **log.cause(error))
                 finally:
                     self.listening = False
                     connection.pgconn.finish()
+            except psycopg.Error as error:
+                _log.info("not_listening", **log.cause(error))
             await asyncio.sleep(AGAIN)
 
     async def _listen(self, connection: Connection) -> None:

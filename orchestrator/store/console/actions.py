@@ -111,9 +111,7 @@ async def page(
         record(
             ActionRow,
             row,
-            reason=None
-            if row.checkout_id is None
-            else free_text.Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason),
+            reason=free_text.Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason),
         )
         for row in rows
     ]

@@ -7,7 +7,7 @@ No statement depends on how rare a value is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -147,14 +147,10 @@ async def chosen(
 
 def _values(chosen: Filter, before: UUID | None) -> dict[str, object]:
     ends = [end for end in (before, chosen.until) if end is not None]
-    return {
-        "merchant_id": chosen.merchant_id,
+    return asdict(chosen) | {
         "before": min(ends, default=LAST),
         "since": chosen.since or FIRST,
-        "currency": chosen.currency,
-        "least": chosen.least,
         "largest": chosen.most,
-        "attention": None if isinstance(chosen.attention, bool) else chosen.attention,
     }
 
 
