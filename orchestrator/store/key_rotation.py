@@ -94,7 +94,16 @@ class _Sealed:
         """)  # noqa: S608 - as above
 
 
+def _of_webhook(row: Row[Any]) -> str:
+    return secret_purpose(row.key, row.merchant_id, target(row.url, row.task, row.queue))
+
+
+def _of_data_key(row: Row[Any]) -> str:
+    return f"data-key/{row.key}"
+
+
 _MERCHANT: Final = "t.name, t.gateway_url, t.merchant_api_url, t.username"
+_WEBHOOK: Final = "t.merchant_id, t.url, t.task, t.queue"
 _SEALED: Final = (
     _Sealed(
         "merchant passwords", "merchants", "password", accounts.purpose_of, type="int4", beside=_MERCHANT
@@ -116,30 +125,11 @@ _SEALED: Final = (
         type="int4",
         beside="(SELECT name FROM merchants m WHERE m.id = t.merchant_id) AS name",
     ),
-    *(
-        _Sealed(
-            kind,
-            "webhook_endpoints",
-            column,
-            lambda row: secret_purpose(row.key, row.merchant_id, target(row.url, row.task, row.queue)),
-            beside="t.merchant_id, t.url, t.task, t.queue",
-        )
-        for kind, column in (
-            # Of a Celery task the broker's URL.
-            ("webhook secrets", "secret"),
-            ("previous webhook secrets", "previous_secret"),
-        )
-    ),
-    _Sealed(
-        "data keys of checkouts",
-        "intents",
-        "data_key",
-        lambda row: f"data-key/{row.key}",
-        key="t.checkout_id",
-    ),
-    _Sealed(
-        "data keys of refused intents", "rejected_intents", "data_key", lambda row: f"data-key/{row.key}"
-    ),
+    # Of a Celery task the broker's URL.
+    _Sealed("webhook secrets", "webhook_endpoints", "secret", _of_webhook, beside=_WEBHOOK),
+    _Sealed("previous webhook secrets", "webhook_endpoints", "previous_secret", _of_webhook, beside=_WEBHOOK),
+    _Sealed("data keys of checkouts", "intents", "data_key", _of_data_key, key="t.checkout_id"),
+    _Sealed("data keys of refused intents", "rejected_intents", "data_key", _of_data_key),
     *(
         # Of no checkout, or of one whose data key no key of this installation unwraps.
         _Sealed(

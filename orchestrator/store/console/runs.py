@@ -178,9 +178,8 @@ async def begin(
         if found.digest != seen or not found.number:
             raise ChoiceChanged
         (items,) = await execute(tx, _DIGEST, {"id": new})
-        signed = _signed(new, asked.kind, asked.actor, found.number, items.digest.hex())
-        frozen = {"number": found.number, "digest": items.digest, "mac": encryptor.sign(PURPOSE, signed)}
-        await execute(tx, _FREEZE, {"id": new, **frozen})
+        row |= {"number": found.number, "digest": items.digest}
+        await execute(tx, _FREEZE, {**row, "mac": encryptor.sign(PURPOSE, _signed(row))})
     return found.number
 
 
@@ -248,12 +247,10 @@ def _read(row: Row[Any], encryptor: Encryptor) -> Run:
     authentic = (
         row.kind in KINDS
         and row.digest is not None
-        and encryptor.signed(
-            PURPOSE, _signed(row.id, row.kind, row.actor, row.number, row.digest.hex()), row.mac
-        )
+        and encryptor.signed(PURPOSE, _signed(row._asdict()), row.mac)
     )
     return record(Run, row, reason=reason, authentic=authentic)
 
 
-def _signed(*told: object) -> bytes:
-    return msgspec.json.encode(told)
+def _signed(row: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode((row["id"], row["kind"], row["actor"], row["number"], row["digest"].hex()))

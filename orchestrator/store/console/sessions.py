@@ -18,7 +18,7 @@ from orchestrator.store.columns import record
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -158,35 +158,27 @@ async def listed(
 
 
 async def _add(
-    tx: AsyncConnection,
-    encryptor: Encryptor,
-    kind: str,
-    *,
-    actor: str,
-    scopes: Iterable[str],
-    seconds: float,
+    tx: AsyncConnection, encryptor: Encryptor, kind: str, *, actor: str, scopes: Iterable[str], seconds: float
 ) -> str:
     value = secrets.token_urlsafe(32)
-    key, told = digest(value), " ".join(sorted(scopes))
     (until,) = await run(tx, _UNTIL, {"seconds": seconds})
     row = {
-        "id": key,
+        "id": digest(value),
         "kind": kind,
         "actor": actor,
-        "scopes": told,
-        "mac": encryptor.sign(PURPOSE, _signed(key, kind, actor, told, until.expires_at.timestamp())),
+        "scopes": " ".join(sorted(scopes)),
         "expires_at": until.expires_at,
     }
-    await run(tx, _ADD, row)
+    await run(tx, _ADD, {**row, "mac": encryptor.sign(PURPOSE, _signed(row))})
     return value
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Session | None:
-    said = _signed(row.id, row.kind, row.actor, row.scopes, row.expires_at.timestamp())
-    if not encryptor.signed(PURPOSE, said, row.mac):
+    if not encryptor.signed(PURPOSE, _signed(row._asdict()), row.mac):
         return None
     return record(Session, row, key=row.id, scopes=frozenset(row.scopes.split()))
 
 
-def _signed(*told: object) -> bytes:
-    return msgspec.json.encode([value.hex() if isinstance(value, bytes) else value for value in told])
+def _signed(row: Mapping[str, Any]) -> bytes:
+    told = row["id"].hex(), row["kind"], row["actor"], row["scopes"], row["expires_at"].timestamp()
+    return msgspec.json.encode(told)
