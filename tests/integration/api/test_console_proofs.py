@@ -208,7 +208,10 @@ async def test_a_user_does_not_approve_for_the_person_who_made_its_link(place): 
     # A link of which the maker is not known shows no second person.
     db, encryptor = place.api.services.db, place.api.services.encryptor
     old = encryptor.sign(
-        users.PURPOSE, users._signed("bob", "approver", None, disabled=False, made=("", None))
+        users.PURPOSE,
+        users._signed(
+            {"name": "bob", "role": "approver", "password": None, "disabled": False, "linked_by": None}
+        ),
     )
     await place.api.sql("UPDATE console_users SET linked_by = NULL, mac = :mac WHERE name = 'bob'", mac=old)
     await place.api.sql("UPDATE console_users SET password = NULL WHERE name = 'bob'")
