@@ -18,7 +18,7 @@ from orchestrator.domain.payment_status import PaymentStatus, condition
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import columns, email_search
 from orchestrator.store.database import run as execute
-from orchestrator.store.read_model import LISTED, summary
+from orchestrator.store.read_model import LISTED, in_states, summary
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 
 if TYPE_CHECKING:
@@ -169,8 +169,7 @@ def _window(chosen: Filter) -> str:
 def _which(chosen: Filter) -> str:
     which = ["true"]
     if chosen.states:
-        words = ", ".join(f"'{state}'" for state in sorted(chosen.states))
-        which.append(f"c.state IN ({words})")
+        which.append(in_states(chosen.states))
     if chosen.status is not None:
         which.append(condition([chosen.status]))
     if chosen.attention is False:
