@@ -335,9 +335,7 @@ async def attempts(
     failed: bool | None = None,
 ) -> list[AttemptRow]:
     """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None.
-
-    With a filter it reads `SCANNED_AT_ONCE` attempts at the most, so there may be more than it returns: see
-    `scanned_to`.
+    With a filter it reads `SCANNED_AT_ONCE` attempts at the most: see `scanned_to`.
     """
     asked = {
         "endpoint_id": endpoint,

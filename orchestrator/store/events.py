@@ -212,10 +212,9 @@ async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ON
 
 
 async def skip(db: Database, positions: int) -> int:
-    """Leave so many positions of every merchant's feed free, and return how many feeds there are.
-
-    A database that was restored would give positions again that consumers have read already, and a consumer
-    would take new events for those that it knows. A cursor within what is free goes on with the next event.
+    """Leave so many positions of every merchant's feed free, and return how many feeds there are. A database
+    that was restored would give new events positions that consumers have read already. A cursor within what
+    is free goes on with the next event.
     """
     async with db.transaction() as tx:
         await run(tx, _WAIT_FOR_TURN, {})
@@ -250,7 +249,6 @@ async def newest(
     db: Database, merchant_id: int, *, limit: int, kinds: Collection[str] | None = None
 ) -> list[FeedRow]:
     """Return the newest events of a merchant's feed, at most `limit`, of some types only; the oldest first.
-
     With types it reads backwards, `SCANNED_AT_ONCE` positions at a time.
     """
     known = await feed(db, merchant_id)

@@ -54,10 +54,9 @@ _FIRST: Final[dict[str, UUID | int | str]] = {"uuid": FIRST, "int4": -1, "text":
 
 @dataclass(frozen=True, slots=True)
 class _Sealed:
-    """One kind of value: its column, what it is bound to, and the bytes before it that are not encrypted.
-
-    `only`: SQL that says which rows hold such a value. `key`: SQL of what names a row. `beside`: columns that
-    the purpose needs.
+    """One kind of value: its column, what it is bound to, and how many bytes before it are not encrypted.
+    `only`: SQL that says which rows hold it. `key`: SQL of what names a row. `beside`: columns that the
+    purpose needs.
     """
 
     kind: str

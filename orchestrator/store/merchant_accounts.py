@@ -159,10 +159,7 @@ def _password(encryptor: Encryptor, row: Row[Any], settings: Settings) -> str:
 
 
 def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
-    """Read the policies of a row.
-
-    What is not known, or says nothing known, counts as not set: the cautious defaults stand.
-    """
+    """Read the policies of a row. What is not known, or says nothing known, counts as not set."""
     read: dict[str, Any] = {}
     for name, value in stored.items():
         try:

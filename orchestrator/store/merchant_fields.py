@@ -114,10 +114,8 @@ def policy(name: str, value: object) -> str | int:
 
 
 def checked_gateway_url(field_name: str, url: str, settings: Settings) -> str:
-    """Return the base URL of a merchant's gateway.
-
-    HTTPS and a public host, unless the installation's own GATEWAY_URL is without them too: then it works with
-    a sandbox, or behind a network of its own, and a private host may be called, over http:// as well.
+    """Return the base URL of a merchant's gateway: HTTPS and a public host, unless the installation's own
+    GATEWAY_URL names a private one, as of a sandbox; then a private one may be called, over http:// as well.
     """
     try:
         checked = http_url(url)

@@ -95,8 +95,8 @@ class MerchantUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """A callback secret that is valid from now on; `made` where it is our own, and then shown once. The
-    secrets before it are valid until `retired_until`; None: they ended at once, or there were none.
+    """A callback secret that is valid from now on; `made` where it is our own, and shown once. Those before
+    it are valid until `retired_until`; None: they ended at once, or there were none.
     """
 
     made: str | None = field(repr=False)

@@ -87,9 +87,8 @@ class CheckoutSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutRecord(CheckoutSummary):
-    """One checkout at one moment (`now`), with all that belongs to it.
-
-    `leased_until` is set while a worker holds it, `erased_at` once its personal data was erased.
+    """One checkout at one moment (`now`), with all that belongs to it. `leased_until` is set while a worker
+    holds it, `erased_at` once its personal data was erased.
     """
 
     merchant: str
@@ -176,9 +175,8 @@ async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRecord:
-    """One command with what it began.
-
-    `currency` is that of the payment that it is about, or else of its checkout.
+    """One command with what it began. `currency`: that of the payment that it is about, or else of its
+    checkout.
     """
 
     command: Command
@@ -264,10 +262,9 @@ async def trail(
     after: int = 0,
     most: int | None = None,
 ) -> tuple[list[Row[Any]], tuple[Archived, ...]] | None:
-    """Return the entries after a number, the oldest first (`sequence`, `entry`, `key_id`, `mac`), and the
-    archives that have others. A number below 0 is counted from the end: the last so many.
-
-    None if there is no such checkout, or it is not this merchant's (None: of any).
+    """Return the entries (`sequence`, `entry`, `key_id`, `mac`) after a number (below 0: the last so many),
+    the oldest first, and the archives that have others. None: no such checkout, or not of this merchant
+    (None: of any).
     """
     asked = {"id": checkout_id, "merchant_id": merchant_id, "after": after, "most": most}
     rows = await db.read(_TRAIL, asked)
@@ -304,10 +301,8 @@ _CHOSEN: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Among:
-    """A choice for operators: checkouts with these ids, or of a period, and of one amount; None: whatever.
-
-    `after` is an id below those of the period, so that the statement reads no others; `amount` is in minor
-    units of the currency beside it.
+    """A choice for operators; None: whatever. `after` is an id below those of the period, so that the
+    statement reads no others; `amount` is in minor units of the currency beside it.
     """
 
     ids: Collection[UUID] | None = None
@@ -362,9 +357,8 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     among: Among | None = None,
     limit: int,
 ) -> list[CheckoutSummary]:
-    """Return checkouts, the youngest first: of a merchant, or of all.
-
-    `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
+    """Return checkouts, the youngest first: of a merchant, or of all. `waiting`: only those that wait for a
+    decision, only those with this attention code, or only the others.
     """
     chosen = among or Among()
     amount, currency = chosen.amount or (None, None)
@@ -448,9 +442,8 @@ async def payments(
     before: tuple[datetime, str] | None = None,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """Return the rows of payments, the youngest first: of a merchant, or of all.
-
-    `before` is when a payment was first seen, and its id.
+    """Return the rows of payments, the youngest first, of a merchant or of all; `before`: first seen, and the
+    id.
     """
     asked: dict[str, object] = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
     which = ["true"]

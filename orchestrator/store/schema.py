@@ -96,12 +96,10 @@ def migrate(
     grant_to: str | None = None,
     direct: bool = False,
 ) -> None:
-    """Bring the database at `url` to revision `to`; two at once wait for each other.
-
-    `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they
-    need them. The role `grant_to` is then granted what the processes need; None: the role `orchestrator_app`,
-    where there is one and the schema is ours. Raises `NoDatabase` behind a pooler, unless the caller says
-    that the URL is `direct`: it leads to a session of its own.
+    """Bring the database at `url` to revision `to`; two at once wait for each other. `keys` are SECRET_KEYS,
+    newest first: some migrations encrypt or sign rows again. The role `grant_to` is granted what the
+    processes need; None: the role `orchestrator_app`, where there is one and the schema is ours. Raises
+    `NoDatabase` behind a pooler, unless the URL is `direct`: it leads to a session of its own.
     """
     config = _config(url)
     config.attributes["secret_keys"] = keys

@@ -50,9 +50,8 @@ _VERSIONS: Final = text("SELECT id, version FROM checkouts WHERE id = ANY(CAST(:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShopperView:
-    """A checkout as it was at `now`; amounts are in minor units.
-
-    `methods` are those of a session that is valid; `intent` is encrypted, and there once it has ended.
+    """A checkout as it was at `now`, amounts in minor units. `methods` are those of a session that is valid;
+    `intent` is encrypted, and there once it has ended.
     """
 
     id: UUID

@@ -250,10 +250,9 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
     task: str | None = None,
     queue: str | None = None,
 ) -> Webhook:
-    """Add an endpoint, which is served from the next event on. Raises `TooManyWebhooks`.
-
-    With `task` and `queue` a Celery task: `secret` is the broker's URL with its login, `url` the same without
-    it; both are empty for our own broker.
+    """Add an endpoint, which is served from the next event on. Raises `TooManyWebhooks`. With `task` and
+    `queue` a Celery task: `secret` is the broker's URL with its login, `url` the same without it; empty for
+    our own broker.
     """
     new = uuid7()
     row = {
@@ -302,11 +301,9 @@ async def change(
     secret: bytes | None = None,
     check: Callable[[Webhook], None] | None = None,
 ) -> Webhook | None:
-    """Change url, task, queue, description, kinds or content of an endpoint; None if the merchant has none of
-    this id. `secret`: another one, which comes with another broker.
-
-    `check` is called with the endpoint as it would be, under its lock, and raises where that must not be: two
-    changes at once may each be right, and wrong together.
+    """Change some fields of an endpoint; None if the merchant has none of this id. `secret`: another one,
+    which comes with another broker. `check` is called with the endpoint as it would be, under its lock, and
+    raises where that must not be: two changes at once may each be right, and wrong together.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})

@@ -45,8 +45,7 @@ _C: Final = columns.listed(LISTED, "c")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What checkouts are chosen by; None and empty: whatever. Amounts in minor units of `currency`.
-
+    """What checkouts are chosen by; None and empty: whatever. Amounts are in minor units of `currency`;
     `since` and `until` are ids, which are times.
     """
 
@@ -68,9 +67,8 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One page: rows, and the id from which the next goes on (None: this is the last).
-
-    `scanned` is true where the window ended before the page was full.
+    """One page: rows, the id from which the next goes on (None: this is the last), and whether the window
+    ended before the page was full.
     """
 
     rows: Sequence[CheckoutSummary]
@@ -91,10 +89,8 @@ async def checkouts(db: Database, chosen: Filter, *, before: UUID | None, limit:
 
 @dataclass(slots=True)
 class Choice:
-    """What a filter chooses for a bulk action, counted in the database window by window.
-
-    `amounts` are orders and minor units by merchant and currency. `cut`: it ended after `MOST_READ`
-    checkouts, and older ones were not looked at.
+    """What a filter chooses, counted window by window: orders and minor units by merchant and currency.
+    `cut`: it ended after `MOST_READ` checkouts, and older ones were not looked at.
     """
 
     number: int = 0
@@ -124,10 +120,8 @@ async def chosen(
     most: int,
     run: UUID | None = None,
 ) -> Choice:
-    """Count what a filter chooses below an id, at most so many; store them as items of a run, where one is
-    named.
-
-    `read` runs a statement: by itself, or within the transaction that stores a run.
+    """Count what a filter chooses below an id, at most so many, and store them as items of a run where one is
+    named. `read` runs a statement: by itself, or within the transaction that stores the run.
     """
     found, window, read_rows = Choice(), 2 * WINDOW, 0
     statement = _choice(wanted, stored=run is not None)
@@ -341,8 +335,7 @@ async def feed(
     db: Database, merchant_id: int, *, kind: str | None, before: int | None, limit: int
 ) -> tuple[Sequence[Row[Any]], int | None]:
     """Return a page of a merchant's feed, the youngest first, and the position from which the next goes on.
-
-    With a kind a window of so many events is read, and the page may have fewer than `limit`.
+    With a kind it reads a window of so many events, and may have fewer than `limit`.
     """
     window = limit + 1 if kind is None else WINDOW
     asked = {"merchant_id": merchant_id, "before": before, "window": window, "kind": kind, "most": limit + 1}

@@ -151,9 +151,8 @@ _OVERVIEW: Final = text(f"""
 
 @dataclass(slots=True)
 class Held:
-    """Money that is reserved and not captured, by currency and age, as far as it was read.
-
-    `total` is of the last complete reading; `at` when that ended, by the clock of the database.
+    """Money that is reserved and not captured, by currency and age. `total` is of the last complete reading;
+    `at` when that ended, by the clock of the database.
     """
 
     total: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)

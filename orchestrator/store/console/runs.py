@@ -159,10 +159,9 @@ async def begin(
     most: int,
     seen: str,
 ) -> int | None:
-    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has.
-
-    None where there is a run of this id already: the form was sent twice. Raises `ChoiceChanged` where the
-    digest of the choice is not the one that was seen, or nothing is chosen.
+    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has. None:
+    there is a run of this id already, as of a form sent twice. `ChoiceChanged`: the choice is not the one
+    that was seen, or is empty.
     """
     row = {
         "id": new,

@@ -108,9 +108,7 @@ async def find(db: Database, encryptor: Encryptor, value: str) -> Session | None
 
 async def use_link(db: Database, encryptor: Encryptor, value: str, scopes: Iterable[str]) -> str | None:
     """Use a link up, and return what the browser gets of its session, with these scopes beside those of the
-    link; None where it was used before or has ended.
-
-    A change of the user waits for the session, and ends it.
+    link; None where it was used before or has ended. A change of the user waits for the session, and ends it.
     """
     key = digest(value)
     async with db.transaction() as tx:
@@ -147,9 +145,8 @@ async def by_key(db: Database, encryptor: Encryptor, key: bytes) -> Session | No
 async def listed(
     db: Database, encryptor: Encryptor, *, actor: str, after: bytes, everyone: bool, limit: int
 ) -> tuple[list[Session], tuple[str, bytes] | None]:
-    """Return sessions that have not ended, by name, after a name and a key: of that name, or of everyone.
-
-    Also the name and the key from which the next page goes on; None where this is the last.
+    """Return sessions that have not ended, of a name or of everyone, after a name and a key; and the name and
+    the key from which the next page goes on, None where this is the last.
     """
     rows = await db.read(_ALL if everyone else _OWN, {"actor": actor, "after": after, "most": limit})
     found = [_read(row, encryptor) for row in rows if row.kind == "session" and row.lasts]

@@ -48,10 +48,8 @@ _COUNT = text("SELECT count(*) AS number FROM (SELECT FROM console_users LIMIT :
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """One user. `password` is what is stored of it; `authentic`: our own processes wrote the row.
-
-    `linked_by` made the last link, and so could have chosen the password; None in rows from before
-    schema 0024.
+    """One user. `password` is what is stored of it; `authentic`: our own processes wrote the row; `linked_by`
+    made the last link, and so could have chosen the password (None in rows from before schema 0024).
     """
 
     name: str
@@ -104,10 +102,9 @@ async def change(
     disabled: bool | None = None,
     keep: bytes = b"",
 ) -> bool:
-    """Change a user, and end the user's sessions and links, but for the one with the key `keep`.
-
-    `linked_by` makes a new link, which takes the password away. False if there is no such user, or the row is
-    not ours: a change must not make it count.
+    """Change a user, and end its sessions and links, but for the one with the key `keep`. `linked_by` makes a
+    new link, which takes the password away. False: there is no such user, or the row is not ours and must not
+    count.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"name": name})
