@@ -138,12 +138,12 @@ async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datet
     last = await _until(db, merchant_id, (after, feed.last), moment=before)
     if last - after > MOST_REPLAYED:
         raise PeriodTooLong
-    period, number = {"merchant_id": merchant_id, "since": since, "before": before}, 0
+    asked, number = {"merchant_id": merchant_id, "since": since, "before": before}, 0
     after = await _until(db, merchant_id, (feed.kept_after, after), moment=since, seconds=-DISORDER)
     last = await _until(db, merchant_id, (last, feed.last), moment=before, seconds=DISORDER)
     while after < last:
         until = min(after + REPLAYED_AT_ONCE, last)
-        number += await _replay(db, _REPLAY_PERIOD, endpoint, **period, after=after, until=until)
+        number += await _replay(db, _REPLAY_PERIOD, endpoint, **asked, after=after, until=until)
         after = until
     return number
 
