@@ -227,7 +227,7 @@ _NAMED: Final = text(f"""
 async def named(db: Database, name: str) -> list[CheckoutSummary]:
     """Return checkouts with this id, order number or transaction; of any merchant, the youngest first."""
     try:
-        wanted = UUID(name)
+        wanted: UUID | None = UUID(name)
     except ValueError:
         wanted = None
     return [summary(row) for row in await db.read(_NAMED, {"id": wanted, "name": name})]
