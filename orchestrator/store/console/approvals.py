@@ -129,16 +129,16 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
         "merchant_id": merchant_id,
         "checkout_id": checkout,
         "kind": kind,
-        "arguments": json_text(arguments),
+        "arguments": arguments,
         "version": version,
         "amount": amount,
         "currency": currency,
         "reason": sealed,
         "requested_by": actor,
     }
-    mac = encryptor.sign(PURPOSE, _signed(row))
+    stored = {"arguments": json_text(arguments), "mac": encryptor.sign(PURPOSE, _signed(row))}
     await db.write(_EXPIRE, {})
-    return bool(await db.write(_ADD, {**row, "seconds": LASTS, "mac": mac}))
+    return bool(await db.write(_ADD, {**row, **stored, "seconds": LASTS}))
 
 
 async def waiting(db: Database, encryptor: Encryptor, *, checkout: UUID | None = None) -> list[Approval]:
