@@ -239,7 +239,7 @@ async def history(
     kinds: Collection[str] | None = None,
     after: int | None = None,
 ) -> list[StoredEvent]:
-    """Return a checkout's first events after a position, or else its newest, also unplaced, in their order."""
+    """Return a checkout's first events after a position, or else its newest, also unplaced, in order."""
     asked = {"checkout_id": checkout, "most": limit, "kinds": _listed(kinds), "after": after}
     rows = [record(StoredEvent, row) for row in await db.read(_HISTORY, asked)]
     return rows[::-1] if after is None else rows
