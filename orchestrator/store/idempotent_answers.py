@@ -54,8 +54,8 @@ _FREE: Final = text("""
 async def claim(
     db: Database, encryptor: Encryptor, *, merchant_id: int, key: str, fingerprint: bytes
 ) -> UUID | bytes | None:
-    """Claim a key: return the claim, or the answer that was given under it, or None while another request
-    works on it. Raises `KeyReused` and `AnswerUnreadable`.
+    """Claim a key: return the claim, or the answer that was given under it; None: another request works on
+    it. Raises `KeyReused` and `AnswerUnreadable`.
     """
     await db.write(_FORGET, {})
     mine = uuid4()

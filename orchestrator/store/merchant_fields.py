@@ -46,9 +46,7 @@ class GatewayNotAllowed(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class MerchantRejected(OrchestratorError):  # noqa: N818 - named for the fact
-    """A value that a merchant cannot have; the sentence names the field and says what it takes, and never
-    repeats a secret.
-    """
+    """A value that a merchant cannot have; the sentence names the field, and repeats no secret."""
 
     def __init__(self, field_name: str, problem: str) -> None:
         super().__init__(f"{field_name} {problem}")

@@ -175,9 +175,7 @@ async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRecord:
-    """One command with what it began. `currency`: that of the payment that it is about, or else of its
-    checkout.
-    """
+    """One command with what it began; `currency` is that of its payment, or else of its checkout."""
 
     command: Command
     merchant_id: int
@@ -442,9 +440,7 @@ async def payments(
     before: tuple[datetime, str] | None = None,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """Return the rows of payments, the youngest first, of a merchant or of all; `before`: first seen, and the
-    id.
-    """
+    """Return payments, the youngest first, of a merchant or of all; `before`: when first seen, and the id."""
     asked: dict[str, object] = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
     which = ["true"]
     if merchant_id is not None:

@@ -82,9 +82,7 @@ async def views(db: Database, ids: Collection[UUID]) -> dict[UUID, ShopperView]:
 
 
 async def session(db: Database, checkout_id: UUID) -> Row[Any] | None:
-    """Return the session of a checkout while its token is valid: `session_id`, `token` (encrypted under
-    `data_key`) and `expires_at`.
-    """
+    """Return `session_id`, `token` (under `data_key`) and `expires_at` of a session with a valid token."""
     rows = await db.read(_SESSION, {"id": checkout_id})
     return rows[0] if rows else None
 

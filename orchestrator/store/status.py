@@ -118,9 +118,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Money:
-    """Money that waits, in minor units: `name` is an attention's code or an operation's kind, `state` is the
-    operation's.
-    """
+    """Money that waits, in minor units; `name` is an attention's code, or an operation's kind."""
 
     name: str
     number: int

@@ -202,9 +202,7 @@ class Webhook:
         return target(self.url, self.task, self.queue)
 
     def secrets(self, encryptor: Encryptor) -> tuple[bytes, ...]:
-        """Return the secrets that sign, the newest first; of a Celery task the broker's URL with its login,
-        empty for our own broker. `EncryptionError` if the row was changed.
-        """
+        """Decrypt what signs, newest first (of a task the broker's URL, or empty). Raises `EncryptionError`."""
         purpose = secret_purpose(self.id, self.merchant_id, self.target)
         return tuple(
             encryptor.decrypt(encrypted, purpose=purpose)

@@ -249,8 +249,6 @@ async def of_email(
     return [summary(row) for row in rows]
 
 
-# ── Everything else ───────────────────────────────────────────────────────────────────────────────────────
-
 _MERCHANTS: Final = text("SELECT id, name FROM merchants ORDER BY id LIMIT 1000")
 NAMED: Final = """CASE WHEN e.kind = 'celery'
     THEN 'Celery task ' || e.task || ' in ' || e.queue || ' at ' || coalesce(nullif(e.url, ''), 'our own broker') ELSE e.url END AS url"""
