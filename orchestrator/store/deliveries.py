@@ -291,7 +291,7 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
     """Write the results of streams, no two of which are the same; return for each whether anything of it is
     still to be sent. Nothing is written for a stream whose lease has passed to another deliverer.
     """
-    ordered = sorted(results, key=lambda result: (result.endpoint_id, result.checkout_id, result.purpose))
+    ordered = sorted(results, key=_stream)
     keys = {
         "endpoints": [result.endpoint_id for result in ordered],
         "checkouts": [result.checkout_id for result in ordered],
@@ -301,8 +301,12 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
         # In a statement of its own: the next one must see streams that are extended meanwhile.
         await run(tx, _LOCK, keys)
         rows = await run(tx, _WRITE, {"results": json_text(results)})
-    left = {(row.endpoint_id, row.checkout_id, row.purpose) for row in rows}
-    return [(result.endpoint_id, result.checkout_id, result.purpose) in left for result in results]
+    left = set(map(_stream, rows))
+    return [_stream(result) in left for result in results]
+
+
+def _stream(of: Written | Row[Any]) -> tuple[UUID, UUID, Purpose]:
+    return of.endpoint_id, of.checkout_id, of.purpose
 
 
 async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:

@@ -202,7 +202,7 @@ class Webhook:
         return target(self.url, self.task, self.queue)
 
     def secrets(self, encryptor: Encryptor) -> tuple[bytes, ...]:
-        """Decrypt what signs, newest first (of a task the broker's URL, or empty). Raises `EncryptionError`."""
+        """Decrypt what signs, the newest first (of a task the broker's URL). Raises `EncryptionError`."""
         purpose = secret_purpose(self.id, self.merchant_id, self.target)
         return tuple(
             encryptor.decrypt(encrypted, purpose=purpose)
