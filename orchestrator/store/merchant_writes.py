@@ -204,8 +204,8 @@ class MerchantWrites:
         """Give a merchant a new callback secret: `secret`, or one that is made here. Those before it are
         valid for `overlap` seconds more, and those that were retired before until their own end.
         """
-        made = None if secret is not None else random_secrets.token_urlsafe(_SECRET_BYTES)
-        (new,) = checked_secrets((secret if secret is not None else str(made),))
+        made = secret is None
+        (new,) = checked_secrets((random_secrets.token_urlsafe(_SECRET_BYTES) if secret is None else secret,))
         async with self._locked(name) as (tx, row):
             if row is None:
                 return None
@@ -224,10 +224,10 @@ class MerchantWrites:
             details = {
                 "retired": len(retired),
                 "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
-                "made": made is not None,
+                "made": made,
             }
             await self._record(tx, row, MerchantAction.SECRET_ROTATED, actor, details)
-        return Rotated(made, ends)
+        return Rotated(new if made else None, ends)
 
     @asynccontextmanager
     async def _locked(self, name: str) -> AsyncIterator[tuple[AsyncConnection, Row[Any] | None]]:

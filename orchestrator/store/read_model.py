@@ -8,7 +8,7 @@ adds columns to `statement`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime  # noqa: TC003 - JSON of Postgres is converted by these annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -291,8 +291,7 @@ _CHOSEN: Final = {
     "after": "id > :after",
     "since": "created_at >= :since",
     "until": "created_at < :until",
-    "amount": "amount = :amount",
-    "currency": "currency = :currency",
+    "amount": "amount = :amount AND currency = :currency",
 }
 """What checkouts are chosen by; a value that is None chooses nothing."""
 
@@ -358,20 +357,12 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     """Return checkouts, the youngest first: of a merchant, or of all. `waiting`: only those that wait for a
     decision, only those with this attention code, or only the others.
     """
-    chosen = among or Among()
-    amount, currency = chosen.amount or (None, None)
-    asked: dict[str, object] = {
-        "merchant_id": merchant_id,
-        "order_ref": order_ref,
-        "before": before,
-        "ids": None if chosen.ids is None else sorted(chosen.ids),
-        "after": chosen.after,
-        "since": chosen.since,
-        "until": chosen.until,
-        "amount": amount,
-        "currency": currency,
-    }
-    which = [_CHOSEN[name] for name, value in asked.items() if value is not None]
+    asked = {"merchant_id": merchant_id, "order_ref": order_ref, "before": before, **asdict(among or Among())}
+    if asked["ids"] is not None:
+        asked["ids"] = sorted(asked["ids"])
+    if asked["amount"] is not None:
+        asked["amount"], asked["currency"] = asked["amount"]
+    which = [words for name, words in _CHOSEN.items() if asked[name] is not None]
     allowed = frozenset(states)
     if statuses:
         which.append(condition(statuses))
