@@ -357,7 +357,8 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     """Return checkouts, the youngest first: of a merchant, or of all. `waiting`: only those that wait for a
     decision, only those with this attention code, or only the others.
     """
-    asked = {"merchant_id": merchant_id, "order_ref": order_ref, "before": before, **asdict(among or Among())}
+    asked: dict[str, Any] = asdict(among or Among())
+    asked |= {"merchant_id": merchant_id, "order_ref": order_ref, "before": before}
     if asked["ids"] is not None:
         asked["ids"] = sorted(asked["ids"])
     if asked["amount"] is not None:
