@@ -160,7 +160,7 @@ def parts(name: str, value: Attention | LastError | CommandResult | None) -> dic
 T = TypeVar("T", bound="DataclassInstance")
 
 
-def record(kind: type[T], row: Row[Any], **made: Any) -> T:
+def record(kind: type[T], row: Row[Any], /, **made: Any) -> T:
     """Make a record of the columns that have the names of its fields; `made` are its other fields."""
     return kind(
         **{name: getattr(row, name) for name in kind.__dataclass_fields__ if name not in made}, **made

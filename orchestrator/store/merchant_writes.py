@@ -144,7 +144,7 @@ class MerchantWrites:
         secrets = checked_secrets(callback_secrets)
         chosen = {key: policy(key, value) for key, value in (policies or {}).items()}
         purpose = accounts.password_purpose(name, gateway_url, merchant_api_url, username)
-        row = {
+        row: dict[str, object] = {
             "name": name,
             "gateway_url": gateway_url,
             "merchant_api_url": merchant_api_url,

@@ -163,7 +163,7 @@ async def begin(
     there is a run of this id already, as of a form sent twice. `ChoiceChanged`: the choice is not the one
     that was seen, or is empty.
     """
-    row = {
+    row: dict[str, object] = {
         "id": new,
         "kind": asked.kind,
         "filter": json_text(asked.chosen),
