@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
 
-    from sqlalchemy import TextClause
-
     from orchestrator.store.database import Database
 
 PLACED_AT_ONCE: Final = 1000
@@ -35,9 +33,7 @@ SCANNED_AT_ONCE: Final = 5000
 
 # In an order, or the planner may read the whole table for a single row, where its statistics are of a moment
 # at which many waited.
-_WAITING = text("""
-    SELECT (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1) IS NOT NULL AS waiting
-""")
+_WAITING = text("SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1")
 # The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be
 # numbered twice.
 _TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.events')) AS ours")
@@ -120,21 +116,20 @@ _FEED = text("SELECT last_position AS last, kept_after FROM event_feeds WHERE me
 _COLUMNS: Final = """e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position,
     (SELECT m.name FROM merchants m WHERE m.id = e.merchant_id) AS merchant"""
 _OF_KINDS: Final = "(CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))"
-
-
 # Positions have no gaps but that of `skip`, so a range of positions limits the work, however rare the wanted
 # events are.
-def _stretch(order: str, which: str = "true") -> TextClause:
-    return text(f"""
+_FORWARDS, _BACKWARDS, _OF_CHECKOUT = (
+    text(f"""
         SELECT {_COLUMNS} FROM events e
          WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until AND {which} AND {_OF_KINDS}
          ORDER BY {order} LIMIT :most
     """)  # noqa: S608 - made of our own constants
-
-
-_FORWARDS = _stretch("e.position")
-_BACKWARDS = _stretch("e.position DESC")
-_OF_CHECKOUT = _stretch("e.sequence", "e.checkout_id = :checkout_id")
+    for which, order in (
+        ("true", "e.position"),
+        ("true", "e.position DESC"),
+        ("e.checkout_id = :checkout_id", "e.sequence"),
+    )
+)
 _NEXT = text("""
     SELECT position FROM events WHERE merchant_id = :merchant_id AND position > :after ORDER BY position LIMIT 1
 """)
@@ -183,8 +178,7 @@ class Page:
 
 async def waiting(db: Database) -> bool:
     """Say whether an event that is committed has no position yet."""
-    (row,) = await db.read(_WAITING)
-    return bool(row.waiting)
+    return bool(await db.read(_WAITING))
 
 
 async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:

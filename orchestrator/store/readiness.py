@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from orchestrator import log
 from orchestrator.store import schema
+from orchestrator.store.columns import record
 from orchestrator.store.database import is_away
 from orchestrator.store.sqlstates import READ_ONLY, state_of
 from orchestrator.text import duration
@@ -186,17 +187,18 @@ async def probe(db: Database, name: str) -> None:
 
 async def processes(db: Database) -> list[Process]:
     """Return every process that has given a heartbeat and has not deleted its row."""
-    return [Process(row.name, row.kind, row.age, row.progress) for row in await db.read(_PROCESSES)]
+    return [record(Process, row) for row in await db.read(_PROCESSES)]
 
 
 async def backlog(db: Database) -> Backlog:
     """Return what waits. It reads every unsettled checkout: not for every second."""
-    return Backlog(**(await db.read(_BACKLOG, {"late": OVERDUE}))[0]._asdict())
+    (row,) = await db.read(_BACKLOG, {"late": OVERDUE})
+    return record(Backlog, row)
 
 
 async def unplaced(db: Database) -> Unplaced:
     (row,) = await db.read(_UNPLACED, {"most": COUNTED})
-    return Unplaced(row.number, row.age)
+    return record(Unplaced, row)
 
 
 def troubles(found: Sequence[Process]) -> list[str]:

@@ -15,6 +15,7 @@ from sqlalchemy import text
 from orchestrator.domain.ids import FIRST
 from orchestrator.errors import OrchestratorError
 from orchestrator.store import events
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
 from orchestrator.store.notifications import notify
 
@@ -90,7 +91,7 @@ _FAILED = text("""
     SELECT id FROM delivery_attempts WHERE endpoint_id = :endpoint_id AND result = 'given_up' AND id > :after ORDER BY id LIMIT :most
 """)
 _OF_ATTEMPT = text("""
-    SELECT a.endpoint_id, a.checkout_id, a.sequence
+    SELECT a.endpoint_id AS webhook, a.checkout_id AS checkout, a.sequence
       FROM delivery_attempts a JOIN webhook_endpoints e ON e.id = a.endpoint_id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
      WHERE a.id = :id
 """)
@@ -117,7 +118,7 @@ class Sent:
 async def of_attempt(db: Database, attempt: UUID, *, merchant_id: int) -> Sent | None:
     """Return what an attempt was of; None if the merchant has none of this id."""
     rows = await db.read(_OF_ATTEMPT, {"id": attempt, "merchant_id": merchant_id})
-    return Sent(rows[0].endpoint_id, rows[0].checkout_id, rows[0].sequence) if rows else None
+    return record(Sent, rows[0]) if rows else None
 
 
 async def event(db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUID, sequence: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from orchestrator.domain.states import State
+from orchestrator.store.columns import record
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -78,7 +79,7 @@ class ShopperView:
 async def views(db: Database, ids: Collection[UUID]) -> dict[UUID, ShopperView]:
     """Return checkouts by their ids; unknown ids are left out."""
     rows = await db.read(_VIEWS, {"ids": sorted(ids)})
-    return {row.id: ShopperView(**{**row._asdict(), "state": State(row.state)}) for row in rows}
+    return {row.id: record(ShopperView, row, state=State(row.state)) for row in rows}
 
 
 async def session(db: Database, checkout_id: UUID) -> Row[Any] | None:

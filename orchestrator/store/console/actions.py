@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import TextClause
-
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
 
@@ -34,16 +32,12 @@ _NOTE = text("""
 _COLUMNS: Final = """a.id, a.at, a.actor, a.action, a.outcome, a.merchant_id, a.checkout_id, a.command_id, a.subject, a.facts,
     a.reason, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
-
-
-def _youngest(which: str = "true") -> TextClause:
-    return text(f"""
+_PAGE, _OF_CHECKOUT = (
+    text(f"""
         SELECT {_COLUMNS} FROM console_actions a WHERE {which} AND a.id < :before ORDER BY a.id DESC LIMIT :most
     """)  # noqa: S608 - made of our own words
-
-
-_PAGE = _youngest()
-_OF_CHECKOUT = _youngest("a.checkout_id = :checkout")
+    for which in ("true", "a.checkout_id = :checkout")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from uuid import UUID
 
-    from sqlalchemy import Row, TextClause
+    from sqlalchemy import Row
 
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
@@ -48,17 +48,13 @@ _COLUMNS: Final = """a.id, a.merchant_id, a.checkout_id, a.kind, a.arguments, a.
     a.requested_by, a.requested_at, a.expires_at, a.state, a.decided_by, a.decided_at, a.command_id, a.mac,
     a.expires_at <= clock() AS ended, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
-
-
-def _unfinished(which: str = "true") -> TextClause:
-    return text(f"""
+_WAITING, _OF_CHECKOUT = (
+    text(f"""
         SELECT {_COLUMNS} FROM console_approvals a WHERE {which} AND ({IS_UNFINISHED}) AND a.expires_at > clock()
          ORDER BY a.id LIMIT :most
     """)  # noqa: S608 - our own words
-
-
-_WAITING = _unfinished()
-_OF_CHECKOUT = _unfinished("a.checkout_id = :checkout")
+    for which in ("true", "a.checkout_id = :checkout")
+)
 _DECIDED = text(f"SELECT {_COLUMNS} FROM console_approvals a ORDER BY a.id DESC LIMIT :most")  # noqa: S608 - as above
 _ONE = text(f"SELECT {_COLUMNS} FROM console_approvals a WHERE a.id = :id")  # noqa: S608 - as above
 _DECIDE = text("""

@@ -144,7 +144,7 @@ _OVERVIEW: Final = text(f"""
       (SELECT json_agg(json_build_object('id', id, 'state', state, 'currency', currency, 'held', reserved - captured,
                                          'age', extract(epoch FROM (SELECT now FROM t) - coalesce(ended_at, created_at))))
          FROM slice WHERE state = 'completed' AND reserved > captured AND captured = 0) AS held,
-      (SELECT json_agg(json_build_object('topic', topic, 'mark', mark)) FROM ({_MARKS}) k) AS marks,
+      (SELECT json_object_agg(topic, mark) FROM ({_MARKS}) k) AS marks,
       (SELECT json_build_object('last', max(CAST(id AS text)), 'number', count(*)) FROM slice) AS reached
 """)  # noqa: S608 - made of our own numbers and words
 
@@ -213,12 +213,11 @@ async def read(db: Database, held: Held, followed: Mapping[str, object] = NOTHIN
     (row,) = await db.read(_OVERVIEW, {**followed, "after": held.begin(now), "ids": bounds})
     found = row._asdict()
     reached = found.pop("reached")
-    told = {each["topic"]: each["mark"] for each in found.pop("marks") or ()}
     held.add(found.pop("held") or (), reached["last"], reached["number"], row.now)
     return Overview(
         now=row.now,
+        marks=found.pop("marks") or {},
         found=found,
-        marks=told,
         held=dict(held.total),
         held_at=held.at,
         held_share=held.share(now),
