@@ -206,9 +206,8 @@ async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ON
 
 
 async def skip(db: Database, positions: int) -> int:
-    """Leave so many positions of every merchant's feed free, and return how many feeds there are. A database
-    that was restored would give new events positions that consumers have read already. A cursor within what
-    is free goes on with the next event.
+    """Leave so many positions of every merchant's feed free, and return how many feeds there are: a database
+    that was restored would give new events positions that consumers have read already.
     """
     async with db.transaction() as tx:
         await run(tx, _WAIT_FOR_TURN, {})

@@ -1,9 +1,7 @@
 """What is read of a checkout: API, explanations and command line show it from these statements.
 
-Nothing is written here.
-
-Nothing of the customer and no secret is in a record. A caller that shows more, such as the session,
-adds columns to `statement`.
+Nothing is written here, and nothing of the customer and no secret is in a record. A caller that shows more,
+such as the session, adds columns to `statement`.
 """
 
 from __future__ import annotations

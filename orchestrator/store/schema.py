@@ -1,5 +1,4 @@
-"""Bringing a database to the schema that this code needs, and checking whether it has it and is the intended
-one.
+"""Bringing a database to the schema that this code needs, and checking whether it is the intended one.
 
 A database that cannot be used is reported in one sentence: `NoDatabase`.
 """

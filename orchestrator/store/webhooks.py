@@ -253,6 +253,7 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
     our own broker.
     """
     new = uuid7()
+    purpose = secret_purpose(new, merchant_id, target(url, task, queue))
     row = {
         "id": new,
         "merchant_id": merchant_id,
@@ -263,9 +264,7 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
         "description": description,
         "kinds": None if kinds is None else sorted(kinds),
         "content": content,
-        "secret": encryptor.encrypt(
-            secret, purpose=secret_purpose(new, merchant_id, target(url, task, queue))
-        ),
+        "secret": encryptor.encrypt(secret, purpose=purpose),
     }
     async with db.transaction() as tx:
         await run(tx, _MERCHANT, row)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from sqlalchemy import text
 
 from orchestrator.domain.ids import LAST, uuid7
-from orchestrator.store import free_text
 from orchestrator.store.columns import json_text, record
+from orchestrator.store.free_text import Reasons, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,9 +83,7 @@ async def note(  # noqa: PLR0913 - the columns of an action
         "command_id": command,
         "subject": subject,
         "facts": json_text(dict(facts or {})),
-        "reason": None
-        if checkout is None or not reason
-        else await free_text.sealed(db, encryptor, checkout, reason),
+        "reason": await sealed(db, encryptor, checkout, reason) if checkout and reason else None,
     }
     await db.write(_NOTE, row)
 
@@ -102,10 +100,6 @@ async def page(
     asked = {"before": before or LAST, "most": limit, "checkout": checkout}
     rows = await db.read(_PAGE if checkout is None else _OF_CHECKOUT, asked)
     return [
-        record(
-            ActionRow,
-            row,
-            reason=free_text.Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason),
-        )
+        record(ActionRow, row, reason=Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason))
         for row in rows
     ]

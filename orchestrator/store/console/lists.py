@@ -244,8 +244,7 @@ async def of_email(
     db: Database, encryptor: Encryptor, email: str, *, limit: int
 ) -> Sequence[CheckoutSummary]:
     """Return the youngest checkouts of a customer's e-mail address, of any merchant."""
-    tags = email_search.tags(encryptor, email)
-    rows = await db.read(_BY_EMAIL, {"tags": tags, "most": limit})
+    rows = await db.read(_BY_EMAIL, {"tags": email_search.tags(encryptor, email), "most": limit})
     return [summary(row) for row in rows]
 
 

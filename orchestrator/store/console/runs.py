@@ -159,9 +159,8 @@ async def begin(
     most: int,
     seen: str,
 ) -> int | None:
-    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has. None:
-    there is a run of this id already, as of a form sent twice. `ChoiceChanged`: the choice is not the one
-    that was seen, or is empty.
+    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has; None:
+    it is stored already. Raises `ChoiceChanged`, also where nothing is chosen.
     """
     row: dict[str, object] = {
         "id": new,

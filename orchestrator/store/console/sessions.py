@@ -94,11 +94,10 @@ async def begin(
 ) -> str:
     """Store a session (or a link) that ends in so many seconds at most; return what the browser gets."""
     kind, most = ("link", LONGEST_LINK) if link else ("session", LONGEST_SESSION)
+    lasts = max(min(seconds, most), 1.0)
     async with db.transaction() as tx:
         await run(tx, _FORGET, {})
-        return await _add(
-            tx, encryptor, kind, actor=actor, scopes=scopes, seconds=max(min(seconds, most), 1.0)
-        )
+        return await _add(tx, encryptor, kind, actor=actor, scopes=scopes, seconds=lasts)
 
 
 async def find(db: Database, encryptor: Encryptor, value: str) -> Session | None:
@@ -117,14 +116,8 @@ async def use_link(db: Database, encryptor: Encryptor, value: str, scopes: Itera
         link = _read(used[0], encryptor) if used else None
         if link is None:
             return None
-        return await _add(
-            tx,
-            encryptor,
-            "session",
-            actor=link.actor,
-            scopes=link.scopes | set(scopes),
-            seconds=LONGEST_SESSION,
-        )
+        both = link.scopes | set(scopes)
+        return await _add(tx, encryptor, "session", actor=link.actor, scopes=both, seconds=LONGEST_SESSION)
 
 
 async def end(db: Database, key: bytes) -> None:

@@ -103,8 +103,7 @@ async def change(
     keep: bytes = b"",
 ) -> bool:
     """Change a user, and end its sessions and links, but for the one with the key `keep`. `linked_by` makes a
-    new link, which takes the password away. False: there is no such user, or the row is not ours and must not
-    count.
+    new link, which takes the password away. False: there is no such user, or the row is not ours.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"name": name})
