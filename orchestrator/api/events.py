@@ -30,7 +30,6 @@ from orchestrator.store.events import Page
 
 if TYPE_CHECKING:
     from orchestrator.store.events import Feed
-    from orchestrator.store.merchants import Merchant
 
 _log = log.get(__name__)
 
@@ -75,7 +74,7 @@ async def show(  # noqa: PLR0917 - FastAPI calls it by name
     if page is None and wait:
         page = await _next(request, services, wanted, seconds=wait)
     page = page or Page((), wanted.after)
-    return answer(answers.EventPage(events=await _documents(page, merchant, content), next=str(page.until)))
+    return answer(answers.EventPage(events=await _documents(page, content), next=str(page.until)))
 
 
 async def show_types(request: Request) -> Response:
@@ -162,13 +161,13 @@ async def _next(request: Request, services: Services, wanted: Waiting, *, second
     return found
 
 
-async def _documents(page: Page, merchant: Merchant, content: Content) -> list[CloudEvent]:
+async def _documents(page: Page, content: Content) -> list[CloudEvent]:
     found: list[CloudEvent] = []
     for number, row in enumerate(page.events, start=1):
         if number % AT_A_TIME == 0:
             await asyncio.sleep(0)  # a long page must not keep other requests waiting
         try:
-            found.append(events.document(row.stored(merchant.name), content=content))
+            found.append(events.document(row, content=content))
         except (ValueError, KeyError):
             # Its place in the sequence of its checkout stays empty, which a client can see.
             _log.exception("event_unreadable", checkout=str(row.checkout_id), sequence=row.sequence)

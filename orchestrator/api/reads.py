@@ -72,7 +72,7 @@ async def checkout(
     rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": merchant_id})
     if not rows:
         return None
-    record = CheckoutRecord(**read_model.values(rows[0]))
+    record = read_model.record(rows[0])
     session = _session(rows[0], record, encryptor)
     return answers.Checkout(
         **_facts(record),

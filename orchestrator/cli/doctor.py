@@ -187,10 +187,11 @@ async def _months(db: Database, report: Report) -> None:
     from sqlalchemy import text
 
     from orchestrator.audit import archive
+    from orchestrator.domain.ids import first_id
 
     soon = (await db.read(text("SELECT clock() AS now")))[0].now + timedelta(days=31)
     until = max(month.until for month in await archive.months_of(db) if month.until is not None)
-    if until < archive.first_id(soon):
+    if until < first_id(soon):
         report.ill(
             "months",
             "the audit trail has no month to come: run `orchestrator archive`, which makes a year of them",

@@ -118,15 +118,14 @@ async def _of_feed(
 
     number = await merchant_id(db, merchant)
     if after is None:
-        found = await feeds.newest(db, number, limit=limit, kinds=kinds)
-        return [row.stored(merchant) for row in found]
+        return list(await feeds.newest(db, number, limit=limit, kinds=kinds))
     feed = await feeds.feed(db, number)
     rows: list[StoredEvent] = []
     while len(rows) < limit and after < feed.last:
         page = await feeds.page(
             db, number, after=after, until=feed.last, limit=limit - len(rows), kinds=kinds
         )
-        rows += [row.stored(merchant) for row in page.events]
+        rows += page.events
         after = page.until
     return rows
 
@@ -185,19 +184,17 @@ async def _coming(db: Database, only: int | None, *, after: int | None) -> Async
     """Give events as they come: of all merchants, or of one merchant after a position of its feed."""
     from orchestrator.store import events as feeds
 
-    names: dict[int, str] = {}
     cursors: dict[int, int] = {}
     for query in count():
         if query % NEWCOMERS == 0:
-            for number, (name, feed) in (await feeds.all_feeds(db)).items():
-                if only in {None, number} and number not in names:
-                    names[number] = name
+            for number, feed in (await feeds.all_feeds(db)).items():
+                if only in {None, number} and number not in cursors:
                     # Of a merchant that came meanwhile everything is new.
                     cursors[number] = (feed.last if query == 0 else 0) if after is None else after
         found = await feeds.since(db, cursors, most=MOST)
         for number, rows in found.items():
             for row in rows:
-                yield row.stored(names[number])
+                yield row
             cursors[number] = rows[-1].position
         if not found:
             await asyncio.sleep(INTERVAL)

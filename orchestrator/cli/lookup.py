@@ -88,10 +88,10 @@ class SpanOrMoment(click.ParamType["float | datetime"]):
 
 def first_id(now: datetime, before: float) -> UUID:
     """Return the lowest UUIDv7 of the millisecond `before` seconds ago (below 0: of a time to come)."""
-    from orchestrator.audit import archive
+    from orchestrator.domain import ids
 
     ago = min(max(before, -_LONGEST_SPAN), now.timestamp())
-    return archive.first_id(now - timedelta(seconds=ago))
+    return ids.first_id(now - timedelta(seconds=ago))
 
 
 async def find_checkout(db: Database, wanted: str) -> CheckoutRecord:

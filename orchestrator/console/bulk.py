@@ -15,10 +15,9 @@ from starlette.responses import RedirectResponse
 
 from orchestrator.console import choices, orders, pages, reading
 from orchestrator.console.access import not_found
-from orchestrator.domain.ids import FIRST, LAST, uuid7
+from orchestrator.domain.ids import FIRST, LAST, first_id, uuid7
 from orchestrator.domain.records import CommandKind
 from orchestrator.store.console import lists, runs
-from orchestrator.store.console.overview import id_at
 from orchestrator.store.console.runs import KINDS
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ async def _preview(visit: Visit, fields: Fields) -> Response:
     kind, names = _kind(fields), await lists.merchants(visit.db)
     wanted, found = _filter(fields, names), lists.Choice()
     # Orders that come after the preview are not chosen, and so do not change what it shows.
-    before = id_at(datetime.now(UTC))
+    before = first_id(datetime.now(UTC))
     if wanted is not None:
         found = await lists.chosen(visit.db.read, wanted, before=before, most=MOST)
     money: Counter[str] = Counter()

@@ -15,7 +15,7 @@ from orchestrator.console.access import Refused, not_found
 from orchestrator.console.actions import NO_CHECKOUT
 from orchestrator.domain import money
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode
-from orchestrator.domain.ids import FIRST
+from orchestrator.domain.ids import FIRST, first_id
 from orchestrator.domain.money import MoneyError
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
@@ -23,7 +23,6 @@ from orchestrator.explain.advice import MEANING
 from orchestrator.store import inbox, read_model
 from orchestrator.store.console import actions, approvals, lists
 from orchestrator.store.console.lists import Filter, Found
-from orchestrator.store.console.overview import id_at
 from orchestrator.store.free_text import Reasons
 
 if TYPE_CHECKING:
@@ -194,7 +193,7 @@ async def decisions(visit: Visit) -> Response:
     rows, last = pages.paged(await lists.decisions(visit.db, after=after, limit=PAGE + 1), PAGE)
     groups: dict[AttentionCode, list[dict[str, Any]]] = {}
     for row in rows:
-        found = read_model.CheckoutSummary(**read_model.summary(row))
+        found = read_model.summary(row)
         if found.attention is not None:
             groups.setdefault(found.attention.code, []).append(
                 {"order": found, "merchant": row.merchant, "age": row.age}
@@ -241,8 +240,8 @@ def filter_of(fields: Fields, names: dict[int, str]) -> Filter:
         currency=currency,
         least=bounds.get("least"),
         most=bounds.get("most"),
-        since=None if since is None else id_at(since),
-        until=None if until is None else id_at(until),
+        since=None if since is None else first_id(since),
+        until=None if until is None else first_id(until),
     )
 
 

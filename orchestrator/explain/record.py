@@ -18,6 +18,7 @@ from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.records import MOVES_MONEY, Command, Operation, PaymentRecord, Role
 from orchestrator.gateway.client import gateway_of
 from orchestrator.store import read_model
+from orchestrator.store.columns import record
 from orchestrator.store.free_text import Reasons
 from orchestrator.store.read_model import CheckoutRecord
 from orchestrator.store.readiness import SEEN_WITHIN
@@ -242,14 +243,13 @@ async def gather(
             replace(command, reason=reasons.shown(command.reason)) for command in values["commands"]
         )
     last = values["last_error"]
-    return Record(
+    return record(
+        Record,
+        row,
         **values,
-        paused_at=row.paused_at,
         circuit=await _circuit(db, settings, checkout_id)
         if last is not None and last.code is ErrorCode.CIRCUIT_OPEN
         else None,
-        token_expires_at=row.token_expires_at,
-        callbacks=row.callbacks,
         entries=tuple(msgspec.json.decode(entry, type=Entry) for entry in row.entries or ()),
         queue=None if row.queue is None else msgspec.json.decode(row.queue, type=Queue),
         deadline_grace=settings.deadline_grace,

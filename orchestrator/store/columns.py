@@ -5,7 +5,7 @@ the table.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from sqlalchemy.dialects import postgresql
@@ -17,6 +17,7 @@ from orchestrator.domain.records import Command, Operation, PaymentRecord
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from _typeshed import DataclassInstance
     from sqlalchemy import Row, Table
 
     from orchestrator.domain.command_result import CommandResult
@@ -154,3 +155,13 @@ def parts(name: str, value: Attention | LastError | CommandResult | None) -> dic
         name: value.code,
         f"{name}_details": value.details if isinstance(value, Attention) else value.facts,
     }
+
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+def record(kind: type[T], row: Row[Any], /, **made: Any) -> T:
+    """Make a record of the columns that have the names of its fields; `made` are its other fields."""
+    return kind(
+        **{name: getattr(row, name) for name in kind.__dataclass_fields__ if name not in made}, **made
+    )

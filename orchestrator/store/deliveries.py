@@ -18,10 +18,11 @@ from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.events import StoredEvent
-from orchestrator.domain.ids import uuid7
+from orchestrator.domain.ids import LAST, uuid7
 from orchestrator.errors import OrchestratorError
+from orchestrator.store.columns import json_text, record
 from orchestrator.store.database import run
-from orchestrator.store.notifications import DELIVERIES, NOTIFY
+from orchestrator.store.notifications import notify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -42,25 +43,24 @@ SCANNED_AT_ONCE: Final = 5000
 Purpose = Literal["event", "replay", "test"]
 Result = Literal["delivered", "given_up"]
 
-_EVENT: Final = """
+_TAKEN: Final = """
+    leased AS (
+        UPDATE delivery_streams s SET lease = :lease, due_at = clock() + make_interval(secs => :seconds)
+         WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
+        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since, s.lease
+    )
+    SELECT l.*, clock() AS now,
+           CASE WHEN l.failing_since IS NULL THEN 0
+                ELSE extract(epoch FROM clock() - greatest(l.failing_since, e.resumed_at)) END::float8 AS failing_for,
+           n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key
       FROM leased l JOIN webhook_endpoints e ON e.id = l.endpoint_id JOIN merchants m ON m.id = e.merchant_id
       LEFT JOIN LATERAL (
            SELECT v.sequence, v.kind, v.payload, v.correlation_id, v.created_at, v.position FROM events v
             WHERE v.checkout_id = l.checkout_id AND v.sequence >= l.next_sequence AND v.sequence <= l.last_sequence
               AND (e.kinds IS NULL OR v.kind = ANY(e.kinds)) AND l.purpose <> 'test'
             ORDER BY v.sequence LIMIT 1) n ON true
-      LEFT JOIN LATERAL (SELECT data_key FROM intents WHERE checkout_id = l.checkout_id LIMIT 1) i ON true"""
-_TAKEN: Final = f"""
-    leased AS (
-        UPDATE delivery_streams s SET lease = :lease, due_at = clock() + make_interval(secs => :seconds)
-         WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
-        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since
-    )
-    SELECT l.*, clock() AS now,
-           CASE WHEN l.failing_since IS NULL THEN 0
-                ELSE extract(epoch FROM clock() - greatest(l.failing_since, e.resumed_at)) END::float8 AS failing_for,
-           n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key {_EVENT}
-"""  # noqa: S608 - made of our own constants, as below
+      LEFT JOIN LATERAL (SELECT data_key FROM intents WHERE checkout_id = l.checkout_id LIMIT 1) i ON true
+"""
 # One index lookup for each endpoint, however much waits for another endpoint.
 _TAKE = text(f"""
     WITH wanted AS MATERIALIZED (
@@ -148,7 +148,7 @@ _TEST = text(f"""
 _ATTEMPTS = text("""
     SELECT a.*, i.data_key FROM (
            SELECT * FROM delivery_attempts
-            WHERE endpoint_id = :endpoint_id AND id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+            WHERE endpoint_id = :endpoint_id AND id < :before
             ORDER BY id DESC LIMIT :scanned) a
       LEFT JOIN intents i ON i.checkout_id = a.checkout_id
      WHERE (CAST(:checkout_id AS uuid) IS NULL OR a.checkout_id = :checkout_id)
@@ -157,7 +157,7 @@ _ATTEMPTS = text("""
 """)
 _SCANNED_TO = text("""
     SELECT id FROM delivery_attempts
-     WHERE endpoint_id = :endpoint_id AND id < coalesce(:before, CAST('ffffffff-ffff-ffff-ffff-ffffffffffff' AS uuid))
+     WHERE endpoint_id = :endpoint_id AND id < :before
      ORDER BY id DESC OFFSET :scanned - 1 LIMIT 1
 """)
 _OLDEST = text("""
@@ -172,15 +172,15 @@ _FORGET = text("""
 _DELETED = text("""
     SELECT id FROM webhook_endpoints WHERE deleted_at < clock() - interval '1 minute' ORDER BY deleted_at LIMIT 10
 """)
-_CLEAR: Final = {
-    table: text(f"""
+_CLEAR: Final = tuple(
+    text(f"""
         WITH gone AS (
             SELECT ctid FROM {table} WHERE endpoint_id = :id LIMIT :most FOR UPDATE SKIP LOCKED
         )
         DELETE FROM {table} t USING gone g WHERE t.ctid = g.ctid RETURNING 1
     """)  # noqa: S608 - made of our own constants
     for table in ("delivery_streams", "delivery_attempts")
-}
+)
 _REMOVE = text("""
     DELETE FROM webhook_endpoints e WHERE id = :id AND deleted_at IS NOT NULL
        AND NOT EXISTS (SELECT FROM delivery_streams s WHERE s.endpoint_id = e.id)
@@ -237,8 +237,6 @@ class Written(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRow:
-    """An attempt as it is read."""
-
     id: UUID
     checkout_id: UUID
     sequence: int
@@ -266,65 +264,34 @@ class TooManyTests(OrchestratorError):  # noqa: N818 - named for the fact
 async def take(
     db: Database, wanted: Mapping[UUID, int], *, probes: Collection[UUID] = (), seconds: float
 ) -> list[Due]:
-    """Take streams that are due, of each endpoint at most so many, those first that have been due longest.
-
-    None of an endpoint that is paused, or whose circuit is open, unless it is among `probes`. Each is held
-    for so many seconds.
+    """Take streams that are due, of each endpoint at most so many, and hold them for so many seconds; none of
+    an endpoint that is paused, or whose circuit is open unless it is among `probes`.
     """
-    lease = uuid4()
     asked = {
         "endpoints": list(wanted),
         "slots": list(wanted.values()),
         "probes": [endpoint_id in probes for endpoint_id in wanted],
-        "lease": lease,
+        "lease": uuid4(),
         "seconds": seconds,
     }
-    return [_due(row, lease) for row in await db.write(_TAKE, asked)]
+    return [_due(row) for row in await db.write(_TAKE, asked)]
 
 
 async def take_tests(db: Database, *, most: int, seconds: float) -> list[Due]:
     """Take test events, at most so many, whatever their endpoints are like."""
-    lease = uuid4()
-    asked = {"lease": lease, "most": most, "seconds": seconds}
-    return [_due(row, lease) for row in await db.write(_TAKE_TESTS, asked)]
+    asked = {"lease": uuid4(), "most": most, "seconds": seconds}
+    return [_due(row) for row in await db.write(_TAKE_TESTS, asked)]
 
 
-def _due(row: Row[Any], lease: UUID) -> Due:
-    event = None
-    if row.sequence is not None:
-        event = StoredEvent(
-            merchant=row.merchant,
-            checkout_id=row.checkout_id,
-            sequence=row.sequence,
-            kind=row.kind,
-            payload=row.payload,
-            correlation_id=row.correlation_id,
-            created_at=row.created_at,
-            position=row.position,
-        )
-    return Due(
-        endpoint_id=row.endpoint_id,
-        checkout_id=row.checkout_id,
-        purpose=row.purpose,
-        lease=lease,
-        sequence=row.sequence,
-        last_sequence=row.last_sequence,
-        attempts=row.attempts,
-        now=row.now,
-        failing_for=row.failing_for,
-        event=event,
-        merchant=row.merchant,
-        data_key=None if row.data_key is None else bytes(row.data_key),
-    )
+def _due(row: Row[Any]) -> Due:
+    return record(Due, row, event=None if row.sequence is None else record(StoredEvent, row))
 
 
 async def write(db: Database, results: list[Written]) -> list[bool]:
     """Write the results of streams, no two of which are the same; return for each whether anything of it is
-    still to be sent.
-
-    Nothing is written for a stream whose lease has passed to another deliverer.
+    still to be sent. Nothing is written for a stream whose lease has passed to another deliverer.
     """
-    ordered = sorted(results, key=lambda result: (result.endpoint_id, result.checkout_id, result.purpose))
+    ordered = sorted(results, key=_stream)
     keys = {
         "endpoints": [result.endpoint_id for result in ordered],
         "checkouts": [result.checkout_id for result in ordered],
@@ -333,9 +300,13 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
     async with db.transaction() as tx:
         # In a statement of its own: the next one must see streams that are extended meanwhile.
         await run(tx, _LOCK, keys)
-        rows = await run(tx, _WRITE, {"results": msgspec.json.encode(results).decode()})
-    left = {(row.endpoint_id, row.checkout_id, row.purpose) for row in rows}
-    return [(result.endpoint_id, result.checkout_id, result.purpose) in left for result in results]
+        rows = await run(tx, _WRITE, {"results": json_text(results)})
+    left = set(map(_stream, rows))
+    return [_stream(result) in left for result in results]
+
+
+def _stream(of: Written | Row[Any]) -> tuple[UUID, UUID, Purpose]:
+    return of.endpoint_id, of.checkout_id, of.purpose
 
 
 async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:
@@ -348,15 +319,12 @@ async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:
 
 
 async def test(db: Database, endpoint: UUID) -> UUID:
-    """Have a test event sent to an endpoint; return the id that stands for its checkout.
-
-    `TooManyTests` if as many wait as may.
-    """
+    """Have a test event sent; return the id that stands for its checkout. Raises `TooManyTests`."""
     made = uuid7()
     async with db.transaction() as tx:
         if not await run(tx, _TEST, {"endpoint_id": endpoint, "checkout_id": made}):
             raise TooManyTests
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": ""})
+        await notify(tx, "")
     return made
 
 
@@ -371,45 +339,24 @@ async def attempts(
     failed: bool | None = None,
 ) -> list[AttemptRow]:
     """Return attempts to reach an endpoint, the youngest first; an answer whose key was destroyed is None.
-
-    With a filter it reads `SCANNED_AT_ONCE` attempts at the most, so there may be more than it returns: see
-    `scanned_to`.
+    With a filter it reads `SCANNED_AT_ONCE` attempts at the most: see `scanned_to`.
     """
-    scanned = limit if checkout is None and failed is None else SCANNED_AT_ONCE
     asked = {
         "endpoint_id": endpoint,
-        "before": before,
+        "before": before or LAST,
         "checkout_id": checkout,
         "failed": failed,
         "most": limit,
-        "scanned": scanned,
+        "scanned": limit if checkout is None and failed is None else SCANNED_AT_ONCE,
     }
     return [
-        AttemptRow(
-            id=row.id,
-            checkout_id=row.checkout_id,
-            sequence=row.sequence,
-            kind=row.kind,
-            purpose=row.purpose,
-            number=row.number,
-            at=row.at,
-            outcome=row.outcome,
-            status=row.status,
-            milliseconds=row.milliseconds,
-            result=row.result,
-            answer=None
-            if row.answer is None
-            else opened(
-                encryptor, row.checkout_id, row.purpose, data_key=row.data_key, answer=bytes(row.answer)
-            ),
-        )
-        for row in await db.read(_ATTEMPTS, asked)
+        record(AttemptRow, row, answer=_opened(encryptor, row)) for row in await db.read(_ATTEMPTS, asked)
     ]
 
 
 async def scanned_to(db: Database, endpoint: UUID, *, before: UUID | None) -> UUID | None:
     """Return the last attempt that `attempts` reads with a filter; None if it reads all there are."""
-    asked = {"endpoint_id": endpoint, "before": before, "scanned": SCANNED_AT_ONCE}
+    asked = {"endpoint_id": endpoint, "before": before or LAST, "scanned": SCANNED_AT_ONCE}
     rows = await db.read(_SCANNED_TO, asked)
     return rows[0].id if rows else None
 
@@ -418,29 +365,25 @@ ANSWER: Final = "webhook-answer"
 
 
 def sealed(encryptor: Encryptor, due: Due, answer: bytes) -> str | None:
-    """Encrypt an answer for its row, under the data key of its checkout; None where that was destroyed, or
-    there is no answer.
-    """
+    """Encrypt an answer under the data key of its checkout; None where that was destroyed, or without one."""
     if not answer:
         return None
     if due.purpose == "test":
         return encryptor.encrypt(answer, purpose=f"{ANSWER}/{due.checkout_id}").hex()
-    if due.data_key is None:
-        return None
     try:
         return encryptor.data_key(due.checkout_id, due.data_key).encrypt(answer, purpose=ANSWER).hex()
     except EncryptionError:
         return None
 
 
-def opened(
-    encryptor: Encryptor, checkout: UUID, purpose: Purpose, *, data_key: bytes | None, answer: bytes
-) -> bytes | None:
-    """Decrypt an answer; None where its key was destroyed."""
+def _opened(encryptor: Encryptor, row: Row[Any]) -> bytes | None:
+    """Decrypt the answer of an attempt; None where its key was destroyed, or there is no answer."""
+    if row.answer is None:
+        return None
     try:
-        if purpose == "test":
-            return encryptor.decrypt(answer, purpose=f"{ANSWER}/{checkout}")
-        return encryptor.data_key(checkout, data_key).decrypt(answer, purpose=ANSWER)
+        if row.purpose == "test":
+            return encryptor.decrypt(row.answer, purpose=f"{ANSWER}/{row.checkout_id}")
+        return encryptor.data_key(row.checkout_id, row.data_key).decrypt(row.answer, purpose=ANSWER)
     except EncryptionError:
         return None
 
@@ -460,7 +403,7 @@ async def clear(db: Database) -> int:
     """Delete some rows of endpoints that were deleted, and at last the endpoints; return how many rows."""
     number = 0
     for row in await db.read(_DELETED):
-        for statement in _CLEAR.values():
+        for statement in _CLEAR:
             number += len(await db.write(statement, {"id": row.id, "most": DELETED_AT_ONCE}))
         await db.write(_REMOVE, {"id": row.id})
     return number

@@ -10,20 +10,18 @@ records up to where.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.events import StoredEvent
+from orchestrator.store.columns import json_text, record
 from orchestrator.store.database import run
-from orchestrator.store.notifications import DELIVERIES, LONGEST, NOTIFY
+from orchestrator.store.notifications import notify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from uuid import UUID
-
-    from sqlalchemy import Row
 
     from orchestrator.store.database import Database
 
@@ -35,9 +33,7 @@ SCANNED_AT_ONCE: Final = 5000
 
 # In an order, or the planner may read the whole table for a single row, where its statistics are of a moment
 # at which many waited.
-_WAITING = text("""
-    SELECT (SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1) IS NOT NULL AS waiting
-""")
+_WAITING = text("SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1")
 # The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be
 # numbered twice.
 _TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.events')) AS ours")
@@ -116,44 +112,38 @@ _SKIP = text("""
     ON CONFLICT (merchant_id) DO UPDATE SET last_position = f.last_position + excluded.last_position
     RETURNING merchant_id
 """)
-_FEED = text("SELECT last_position, kept_after FROM event_feeds WHERE merchant_id = :merchant_id")
-_COLUMNS: Final = (
-    "e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position"
-)
+_FEED = text("SELECT last_position AS last, kept_after FROM event_feeds WHERE merchant_id = :merchant_id")
+_COLUMNS: Final = """e.checkout_id, e.sequence, e.merchant_id, e.kind, e.payload, e.correlation_id, e.created_at, e.position,
+    (SELECT m.name FROM merchants m WHERE m.id = e.merchant_id) AS merchant"""
+_OF_KINDS: Final = "(CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))"
 # Positions have no gaps but that of `skip`, so a range of positions limits the work, however rare the wanted
 # events are.
-_STRETCH = text(f"""
-    SELECT {_COLUMNS} FROM events e
-     WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
-       AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
-     ORDER BY e.position LIMIT :most
-""")  # noqa: S608 - made of our own constant
+_FORWARDS, _BACKWARDS, _OF_CHECKOUT = (
+    text(f"""
+        SELECT {_COLUMNS} FROM events e
+         WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until AND {which} AND {_OF_KINDS}
+         ORDER BY {order} LIMIT :most
+    """)  # noqa: S608 - made of our own constants
+    for which, order in (
+        ("true", "e.position"),
+        ("true", "e.position DESC"),
+        ("e.checkout_id = :checkout_id", "e.sequence"),
+    )
+)
 _NEXT = text("""
     SELECT position FROM events WHERE merchant_id = :merchant_id AND position > :after ORDER BY position LIMIT 1
 """)
-_OF_CHECKOUT = text(f"""
-    SELECT {_COLUMNS} FROM events e
-     WHERE e.checkout_id = :checkout_id AND e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
-       AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
-     ORDER BY e.sequence LIMIT :most
-""")  # noqa: S608 - made of our own constant
-_BACKWARDS = text(f"""
-    SELECT {_COLUMNS} FROM events e
-     WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
-       AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
-     ORDER BY e.position DESC LIMIT :most
-""")  # noqa: S608 - made of our own constant
 _LAST = text("""
     SELECT position FROM events WHERE merchant_id = :merchant_id AND position <= :until ORDER BY position DESC LIMIT 1
 """)
 _HISTORY = text(f"""
-    SELECT {_COLUMNS}, m.name FROM events e JOIN merchants m ON m.id = e.merchant_id
-     WHERE e.checkout_id = :checkout_id AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+    SELECT {_COLUMNS} FROM events e
+     WHERE e.checkout_id = :checkout_id AND {_OF_KINDS}
        AND (CAST(:after AS int8) IS NULL OR e.position > :after)
      ORDER BY CASE WHEN CAST(:after AS int8) IS NULL THEN -e.sequence ELSE e.sequence END LIMIT :most
 """)  # noqa: S608 - made of our own constant
 _FEEDS = text("""
-    SELECT m.id, m.name, coalesce(f.last_position, 0) AS last, coalesce(f.kept_after, 0) AS kept_after
+    SELECT m.id, coalesce(f.last_position, 0) AS last, coalesce(f.kept_after, 0) AS kept_after
       FROM merchants m LEFT JOIN event_feeds f ON f.merchant_id = m.id ORDER BY m.id
 """)
 _SINCE = text(f"""
@@ -165,39 +155,17 @@ _SINCE = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The range of a merchant's feed: the last position, and the last position that is not kept any more; 0
-    where there is none.
-    """
+    """The last position of a merchant's feed, and the last one that is not kept any more; 0: none."""
 
     last: int = 0
     kept_after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class FeedRow:
-    """An event in the feed."""
+class FeedRow(StoredEvent):
+    """An event that has its position in the feed."""
 
-    merchant_id: int
     position: int
-    checkout_id: UUID
-    sequence: int
-    kind: str
-    payload: Mapping[str, Any]
-    correlation_id: str
-    created_at: Any
-
-    def stored(self, merchant: str) -> StoredEvent:
-        """Return what its document is made of; `merchant` is the name of its merchant."""
-        return StoredEvent(
-            merchant=merchant,
-            checkout_id=self.checkout_id,
-            sequence=self.sequence,
-            kind=self.kind,
-            payload=self.payload,
-            correlation_id=self.correlation_id,
-            created_at=self.created_at,
-            position=self.position,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,8 +178,7 @@ class Page:
 
 async def waiting(db: Database) -> bool:
     """Say whether an event that is committed has no position yet."""
-    (row,) = await db.read(_WAITING)
-    return bool(row.waiting)
+    return bool(await db.read(_WAITING))
 
 
 async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
@@ -224,15 +191,12 @@ async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
             return None
         (row,) = await run(tx, _PLACE, {"most": most})
         if row.endpoints is not None:
-            said = row.endpoints if len(row.endpoints) <= LONGEST else ""
-            await run(tx, NOTIFY, {"channel": DELIVERIES, "said": said})
+            await notify(tx, row.endpoints)
     return int(row.placed)
 
 
 async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ONCE) -> int | None:
-    """Delete the beginning of each feed that is older than so many seconds; return how many events went, or
-    None as `place` does.
-    """
+    """Delete older events at the beginning of feeds; return how many, or None as `place` does."""
     async with db.transaction() as tx:
         (turn,) = await run(tx, _TURN, {})
         if not turn.ours:
@@ -242,10 +206,8 @@ async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ON
 
 
 async def skip(db: Database, positions: int) -> int:
-    """Leave so many positions of every merchant's feed free, and return how many feeds there are.
-
-    A database that was restored would give positions again that consumers have read already, and a consumer
-    would take new events for those that it knows. A cursor within what is free goes on with the next event.
+    """Leave so many positions of every merchant's feed free, and return how many feeds there are: a database
+    that was restored would give new events positions that consumers have read already.
     """
     async with db.transaction() as tx:
         await run(tx, _WAIT_FOR_TURN, {})
@@ -253,14 +215,13 @@ async def skip(db: Database, positions: int) -> int:
 
 
 async def feed(db: Database, merchant_id: int) -> Feed:
-    """Return how far the feed of a merchant goes."""
     rows = await db.read(_FEED, {"merchant_id": merchant_id})
-    return Feed(rows[0].last_position, rows[0].kept_after) if rows else Feed()
+    return record(Feed, rows[0]) if rows else Feed()
 
 
-async def all_feeds(db: Database) -> dict[int, tuple[str, Feed]]:
-    """Return the name and the feed of every merchant, by id."""
-    return {row.id: (row.name, Feed(row.last, row.kept_after)) for row in await db.read(_FEEDS)}
+async def all_feeds(db: Database) -> dict[int, Feed]:
+    """Return the feed of every merchant, by id."""
+    return {row.id: record(Feed, row) for row in await db.read(_FEEDS)}
 
 
 async def history(
@@ -271,16 +232,9 @@ async def history(
     kinds: Collection[str] | None = None,
     after: int | None = None,
 ) -> list[StoredEvent]:
-    """Return the first events of a checkout after a position, or else its newest, those without a position
-    too; in the order of their sequence.
-    """
-    asked = {
-        "checkout_id": checkout,
-        "most": limit,
-        "kinds": None if kinds is None else sorted(kinds),
-        "after": after,
-    }
-    rows = [_read(row).stored(row.name) for row in await db.read(_HISTORY, asked)]
+    """Return a checkout's first events after a position, or else its newest, also unplaced, in order."""
+    asked = {"checkout_id": checkout, "most": limit, "kinds": _listed(kinds), "after": after}
+    rows = [record(StoredEvent, row) for row in await db.read(_HISTORY, asked)]
     return rows[::-1] if after is None else rows
 
 
@@ -288,11 +242,10 @@ async def newest(
     db: Database, merchant_id: int, *, limit: int, kinds: Collection[str] | None = None
 ) -> list[FeedRow]:
     """Return the newest events of a merchant's feed, at most `limit`, of some types only; the oldest first.
-
     With types it reads backwards, `SCANNED_AT_ONCE` positions at a time.
     """
     known = await feed(db, merchant_id)
-    asked = {"merchant_id": merchant_id, "kinds": None if kinds is None else sorted(kinds)}
+    asked = {"merchant_id": merchant_id, "kinds": _listed(kinds)}
     found: list[FeedRow] = []
     until = known.last
     while len(found) < limit and until > known.kept_after:
@@ -300,7 +253,7 @@ async def newest(
         rows = await db.read(
             _BACKWARDS, {**asked, "after": after, "until": until, "most": limit - len(found)}
         )
-        found += map(_read, rows)
+        found += [record(FeedRow, row) for row in rows]
         if not rows and after > known.kept_after:
             # Beyond positions that `skip` left free.
             before = await db.read(_LAST, {"merchant_id": merchant_id, "until": after})
@@ -330,7 +283,7 @@ async def page(
         "after": after,
         "until": until,
         "most": limit,
-        "kinds": None if kinds is None else sorted(kinds),
+        "kinds": _listed(kinds),
     }
     if checkout is not None:
         rows = await db.read(_OF_CHECKOUT, {**asked, "checkout_id": checkout})
@@ -338,11 +291,11 @@ async def page(
         last = until
         if kinds is not None:
             asked["until"] = until = min(last, after + SCANNED_AT_ONCE)
-        rows = await db.read(_STRETCH, asked)
+        rows = await db.read(_FORWARDS, asked)
         if not rows and until < last:
             beyond = await db.read(_NEXT, {"merchant_id": merchant_id, "after": until})
             until = min(last, beyond[0].position - 1) if beyond else last
-    found = [_read(row) for row in rows]
+    found = [record(FeedRow, row) for row in rows]
     return Page(found, found[-1].position if len(found) == limit else max(until, after))
 
 
@@ -350,19 +303,10 @@ async def since(db: Database, cursors: Mapping[int, int], *, most: int) -> dict[
     """Return, by merchant, the next events after each merchant's position, at most so many of each."""
     asked = [{"merchant_id": merchant, "after": after} for merchant, after in sorted(cursors.items())]
     found: dict[int, list[FeedRow]] = {}
-    for row in await db.read(_SINCE, {"cursors": msgspec.json.encode(asked).decode(), "most": most}):
-        found.setdefault(row.merchant_id, []).append(_read(row))
+    for row in await db.read(_SINCE, {"cursors": json_text(asked), "most": most}):
+        found.setdefault(row.merchant_id, []).append(record(FeedRow, row))
     return found
 
 
-def _read(row: Row[Any]) -> FeedRow:
-    return FeedRow(
-        row.merchant_id,
-        row.position,
-        row.checkout_id,
-        row.sequence,
-        row.kind,
-        row.payload,
-        row.correlation_id,
-        row.created_at,
-    )
+def _listed(kinds: Collection[str] | None) -> list[str] | None:
+    return None if kinds is None else sorted(kinds)

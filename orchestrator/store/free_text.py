@@ -36,6 +36,19 @@ def seal(key: DataKey, reason: str) -> str:
     return SEALED + b64encode(key.encrypt(reason.encode(), purpose=PURPOSE)).decode()
 
 
+async def sealed(db: Database, encryptor: Encryptor, checkout: UUID, reason: str) -> str | None:
+    """Return a reason under the data key of a checkout; None where that was destroyed."""
+    try:
+        return seal(encryptor.data_key(checkout, await _data_key(db, checkout)), reason)
+    except EncryptionError:
+        return None
+
+
+async def _data_key(db: Database, checkout: UUID) -> bytes | None:
+    rows = await db.read(_DATA_KEY, {"id": checkout})
+    return rows[0].data_key if rows else None
+
+
 class Reasons:
     """Decrypts the reasons of one checkout."""
 
@@ -44,9 +57,7 @@ class Reasons:
 
     @classmethod
     async def of(cls, db: Database, encryptor: Encryptor, checkout: UUID) -> Reasons:
-        """Read the data key of a checkout."""
-        rows = await db.read(_DATA_KEY, {"id": checkout})
-        return cls(encryptor, checkout, rows[0].data_key if rows else None)
+        return cls(encryptor, checkout, await _data_key(db, checkout))
 
     def shown(self, reason: str | None) -> str | None:
         """Return a stored reason as text; where its key was destroyed or is not known, words that say so."""

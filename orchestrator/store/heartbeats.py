@@ -79,10 +79,7 @@ class Heart:
         await _note(self._db, _FORGET, {})
 
     async def beat(self, progress: Mapping[str, object]) -> bool:
-        """Write the row; return whether it is written.
-
-        A heartbeat that fails is detected by its absence, so it stops no process.
-        """
+        """Write the row; return whether it is written. Its absence shows a failure, and stops no process."""
         counted = counters.snapshot(self._kind)
         row = await self._write(progress, counted)
         if row is None:

@@ -54,11 +54,8 @@ _FREE: Final = text("""
 async def claim(
     db: Database, encryptor: Encryptor, *, merchant_id: int, key: str, fingerprint: bytes
 ) -> UUID | bytes | None:
-    """Claim a key: return the claim, or the answer that was given under it, or None while another request
-    works on it.
-
-    `KeyReused` if it was used for other content, `AnswerUnreadable` if no key of this installation opens the
-    answer.
+    """Claim a key: return the claim, or the answer that was given under it; None: another request works on
+    it. Raises `KeyReused` and `AnswerUnreadable`.
     """
     await db.write(_FORGET, {})
     mine = uuid4()
@@ -82,7 +79,6 @@ async def claim(
 async def keep(
     db: Database, encryptor: Encryptor, mine: UUID, answer: bytes, *, merchant_id: int, key: str
 ) -> None:
-    """Keep the answer of a claim."""
     encrypted = encryptor.encrypt(answer, purpose=purpose(merchant_id, key))
     await db.write(_KEEP, {"merchant_id": merchant_id, "key": key, "claim": mine, "answer": encrypted})
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
+from orchestrator.domain.ids import FIRST
 from orchestrator.store import idempotent_answers
 from orchestrator.store import merchant_accounts as accounts
 from orchestrator.store.columns import json_text
@@ -31,6 +31,7 @@ from orchestrator.store.webhooks import secret_purpose, target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from uuid import UUID
 
     from sqlalchemy import Row, TextClause
 
@@ -47,12 +48,15 @@ _ID: Final = 4
 """Bytes at the beginning of a value that name its key."""
 
 
+_FIRST: Final[dict[str, UUID | int | str]] = {"uuid": FIRST, "int4": -1, "text": ""}
+"""By the type of a key, what is before all others."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Sealed:
-    """One kind of value: its column, what it is bound to, and the bytes before it that are not encrypted.
-
-    `only`: SQL that says which rows hold such a value. `key`: SQL of what names a row. `beside`: columns that
-    the purpose needs.
+    """One kind of value: its column, what it is bound to, and how many bytes before it are not encrypted.
+    `only`: SQL that says which rows hold it. `key`: SQL of what names a row. `beside`: columns that the
+    purpose needs.
     """
 
     kind: str
@@ -64,13 +68,6 @@ class _Sealed:
     beside: str = "NULL"
     only: str = "true"
     skip: int = 0
-
-    @property
-    def first(self) -> UUID | int | str:
-        """A key before all others."""
-        if self.type == "uuid":
-            return UUID(int=0)
-        return "" if self.type == "text" else -1
 
     def page(self) -> TextClause:
         """Return the statement that reads a list; a row without such a value is read without it."""
@@ -96,7 +93,16 @@ class _Sealed:
         """)  # noqa: S608 - as above
 
 
+def _of_webhook(row: Row[Any]) -> str:
+    return secret_purpose(row.key, row.merchant_id, target(row.url, row.task, row.queue))
+
+
+def _of_data_key(row: Row[Any]) -> str:
+    return f"data-key/{row.key}"
+
+
 _MERCHANT: Final = "t.name, t.gateway_url, t.merchant_api_url, t.username"
+_WEBHOOK: Final = "t.merchant_id, t.url, t.task, t.queue"
 _SEALED: Final = (
     _Sealed(
         "merchant passwords", "merchants", "password", accounts.purpose_of, type="int4", beside=_MERCHANT
@@ -118,30 +124,11 @@ _SEALED: Final = (
         type="int4",
         beside="(SELECT name FROM merchants m WHERE m.id = t.merchant_id) AS name",
     ),
-    *(
-        _Sealed(
-            kind,
-            "webhook_endpoints",
-            column,
-            lambda row: secret_purpose(row.key, row.merchant_id, target(row.url, row.task, row.queue)),
-            beside="t.merchant_id, t.url, t.task, t.queue",
-        )
-        for kind, column in (
-            # Of a Celery task the broker's URL.
-            ("webhook secrets", "secret"),
-            ("previous webhook secrets", "previous_secret"),
-        )
-    ),
-    _Sealed(
-        "data keys of checkouts",
-        "intents",
-        "data_key",
-        lambda row: f"data-key/{row.key}",
-        key="t.checkout_id",
-    ),
-    _Sealed(
-        "data keys of refused intents", "rejected_intents", "data_key", lambda row: f"data-key/{row.key}"
-    ),
+    # Of a Celery task the broker's URL.
+    _Sealed("webhook secrets", "webhook_endpoints", "secret", _of_webhook, beside=_WEBHOOK),
+    _Sealed("previous webhook secrets", "webhook_endpoints", "previous_secret", _of_webhook, beside=_WEBHOOK),
+    _Sealed("data keys of checkouts", "intents", "data_key", _of_data_key, key="t.checkout_id"),
+    _Sealed("data keys of refused intents", "rejected_intents", "data_key", _of_data_key),
     *(
         # Of no checkout, or of one whose data key no key of this installation unwraps.
         _Sealed(
@@ -228,7 +215,7 @@ async def rotate(
     """Encrypt everything again that is not under the newest key; return what was done."""
     done = Rotation()
     for sealed in _SEALED:
-        after, page, replace = sealed.first, sealed.page(), sealed.replace()
+        after, page, replace = _FIRST[sealed.type], sealed.page(), sealed.replace()
         while rows := await db.read(page, {"after": after, "most": list_size}):
             outdated = _encrypted_again(encryptor, sealed, rows, done)
             if outdated:
@@ -250,7 +237,7 @@ def _encrypted_again(
         if row.value is None:
             continue
         done.read += 1
-        value, skip = bytes(row.value), sealed.skip
+        value, skip = row.value, sealed.skip
         if value[skip : skip + _ID] == newest:
             continue
         purpose = sealed.purpose(row)
@@ -284,7 +271,7 @@ async def _sign_policies(db: Database, encryptor: Encryptor) -> None:
     for row in await db.read(_POLICIES):
         said = accounts.policies_text(row.name, row.policies)
         mac = encryptor.sign(accounts.POLICIES_PURPOSE, said)
-        before = bytes(row.policies_mac)
+        before = row.policies_mac
         if mac != before and encryptor.signed(accounts.POLICIES_PURPOSE, said, before):
             same = {"id": row.id, "mac": mac, "before": before, "policies": json_text(row.policies)}
             await db.write(_SIGN, same)

@@ -8,7 +8,7 @@ with a MAC under our key. Pure: nothing here uses the database.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
+COLUMNS: Final = """m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
+    m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now"""
+"""What `opened` reads of a row of `TABLES`; the time is the last."""
+TABLES: Final = "merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id"
 POLICIES_PURPOSE: Final = "merchant-policies"
 """The purpose of the key under which policies are signed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Merchant:
-    """One merchant as the processes need it; retired callback secrets that have not ended are among its
-    callback secrets.
-    """
+    """One merchant as the processes need it; its secrets are also the retired ones that have not ended."""
 
     id: int
     name: str
@@ -63,36 +65,25 @@ class RetiredSecret(msgspec.Struct, frozen=True):
 def password_purpose(
     name: str, gateway_url: str | None, merchant_api_url: str | None, username: str | None
 ) -> str:
-    """Return what a merchant's password is bound to: it opens only for the same merchant, URLs
-    and user name.
-    """
+    """Return what a password is bound to: it opens for the same merchant, URLs and user name only."""
     bound = msgspec.json.encode([name, gateway_url, merchant_api_url, username]).decode()
     return f"merchant-password/{bound}"
 
 
 def purpose_of(row: Row[Any]) -> str:
-    """Return what the password of a row is bound to."""
     return password_purpose(row.name, row.gateway_url, row.merchant_api_url, row.username)
 
 
 def secrets_purpose(name: str) -> str:
-    """Return what a merchant's callback secrets are bound to."""
     return f"merchant/{name}/secrets"
 
 
 def retired_purpose(name: str) -> str:
-    """Return what a merchant's retired callback secrets are bound to."""
     return f"merchant/{name}/retired-secrets"
 
 
-def encrypted_secrets(encryptor: Encryptor, name: str, secrets: Sequence[str]) -> bytes:
-    """Encrypt callback secrets for the row of a merchant."""
-    return encryptor.encrypt(msgspec.json.encode(secrets), purpose=secrets_purpose(name))
-
-
-def encrypted_retired(encryptor: Encryptor, name: str, retired: Sequence[RetiredSecret]) -> bytes:
-    """Encrypt retired callback secrets of a merchant."""
-    return encryptor.encrypt(msgspec.json.encode(retired), purpose=retired_purpose(name))
+def encrypted(encryptor: Encryptor, secrets: Sequence[str | RetiredSecret], purpose: str) -> bytes:
+    return encryptor.encrypt(msgspec.json.encode(secrets), purpose=purpose)
 
 
 def policies_text(name: str, policies: Mapping[str, object]) -> bytes:
@@ -106,8 +97,8 @@ def genuine(encryptor: Encryptor, row: Row[Any]) -> dict[str, Any]:
     """Return the stored policies without those that move money, unless our MAC is on these."""
     stored = row.policies if isinstance(row.policies, dict) else {}
     told = [name for name in BOUND if name in stored]
-    mac = bytes(row.policies_mac or b"")
-    if not told or encryptor.signed(POLICIES_PURPOSE, policies_text(row.name, stored), mac):
+    said = policies_text(row.name, stored)
+    if not told or encryptor.signed(POLICIES_PURPOSE, said, row.policies_mac or b""):
         return dict(stored)
     _log.error("policies_not_authentic", security=True, merchant=row.name, ignored=told)
     return {name: value for name, value in stored.items() if name not in told}
@@ -117,7 +108,7 @@ def current_secrets(encryptor: Encryptor, row: Row[Any], settings: Settings) -> 
     """Return the callback secrets of a row, newest first: its own, or those of the settings."""
     if row.callback_secrets is None:
         return tuple(secret.get_secret_value() for secret in settings.gateway_secrets)
-    plain = encryptor.decrypt(bytes(row.callback_secrets), purpose=secrets_purpose(row.name))
+    plain = encryptor.decrypt(row.callback_secrets, purpose=secrets_purpose(row.name))
     return msgspec.json.decode(plain, type=tuple[str, ...])
 
 
@@ -125,14 +116,13 @@ def retired_secrets(encryptor: Encryptor, row: Row[Any]) -> tuple[RetiredSecret,
     """Return the retired callback secrets of a row that have not ended at `row.now`."""
     if row.retired is None:
         return ()
-    plain = encryptor.decrypt(bytes(row.retired), purpose=retired_purpose(row.name))
+    plain = encryptor.decrypt(row.retired, purpose=retired_purpose(row.name))
     now = row.now.timestamp()
     found = msgspec.json.decode(plain, type=tuple[RetiredSecret, ...])
     return tuple(secret for secret in found if secret.until > now)
 
 
 def moment(until: float) -> datetime:
-    """Return the end of a retired secret as a time."""
     return datetime.fromtimestamp(until, UTC)
 
 
@@ -156,7 +146,7 @@ def opened(encryptor: Encryptor, row: Row[Any], settings: Settings) -> Merchant:
 
 def _password(encryptor: Encryptor, row: Row[Any], settings: Settings) -> str:
     if row.password is not None:
-        return encryptor.decrypt(bytes(row.password), purpose=purpose_of(row)).decode()
+        return encryptor.decrypt(row.password, purpose=purpose_of(row)).decode()
     usual = (
         (row.gateway_url, settings.gateway_url),
         (row.merchant_api_url, settings.merchant_api),
@@ -169,14 +159,11 @@ def _password(encryptor: Encryptor, row: Row[Any], settings: Settings) -> str:
 
 
 def _policies(merchant: str, stored: Mapping[str, object]) -> Policies:
-    """Read the policies of a row.
-
-    What is not known, or says nothing known, counts as not set: the cautious defaults stand.
-    """
+    """Read the policies of a row. What is not known, or says nothing known, counts as not set."""
     read: dict[str, Any] = {}
-    for name, value in stored.items() if isinstance(stored, dict) else ():
+    for name, value in stored.items():
         try:
             read[name] = policy(name, value)
         except PolicyRejected as error:
             _log.warning("policy_ignored", merchant=merchant, policy=name, reason=str(error))
-    return replace(Policies(), **read)
+    return Policies(**read)

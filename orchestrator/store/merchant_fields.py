@@ -14,7 +14,6 @@ from orchestrator.settings.values import callback_secret, http_url
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
-
 UnexpectedPaymentPolicy = Literal["ask", "keep", "return"]
 """What becomes of money without an order to pay: a person decides; it completes the checkout; it is given
 back."""
@@ -22,8 +21,6 @@ Capture = Literal["manual", "automatic"]
 Surcharge = Literal["ask", "keep"]
 MAX_LOOKUPS_PER_MINUTE: Final = 100_000
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-
-
 LONGEST_CREDENTIAL: Final = 255
 MOST_SECRETS: Final = 10
 
@@ -49,9 +46,7 @@ class GatewayNotAllowed(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class MerchantRejected(OrchestratorError):  # noqa: N818 - named for the fact
-    """A value that a merchant cannot have; the sentence names the field and says what it takes, and never
-    repeats a secret.
-    """
+    """A value that a merchant cannot have; the sentence names the field, and repeats no secret."""
 
     def __init__(self, field_name: str, problem: str) -> None:
         super().__init__(f"{field_name} {problem}")
@@ -86,15 +81,9 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
     "capture": get_args(Capture),
     "surcharge": get_args(Surcharge),
 }
-
-
 BOUND: Final = ("late", "surplus", "unknown_order", "capture", "surcharge")
 """Policies that decide on money, with those of later versions; they count only under our MAC."""
-
-
 POLICIES: Final = tuple(field.name for field in fields(Policies))
-
-
 RENAMED: Final = {"looks_per_minute": "lookups_per_minute"}
 """Earlier names of policies, which are refused with the present one. Migration 0011 renames what
 is stored.
@@ -102,9 +91,7 @@ is stored.
 
 
 def policy(name: str, value: object) -> str | int:
-    """Return the value of a policy as it is stored, from text or from the row; `PolicyRejected` says what it
-    takes.
-    """
+    """Return the value of a policy as it is stored, from text or from the row. Raises `PolicyRejected`."""
     if name in RENAMED:
         raise PolicyRejected(f"the policy {name} is now called {RENAMED[name]}")
     if name not in POLICIES:
@@ -125,24 +112,20 @@ def policy(name: str, value: object) -> str | int:
 
 
 def checked_gateway_url(field_name: str, url: str, settings: Settings) -> str:
-    """Return the base URL of a merchant's gateway.
-
-    HTTPS and a public host, unless the installation's own GATEWAY_URL is without them too: then it works with
-    a sandbox, or behind a network of its own, and a private host may be called, over http:// as well.
+    """Return the base URL of a merchant's gateway: HTTPS and a public host, unless the installation's own
+    GATEWAY_URL names a private one, as of a sandbox; then a private one may be called, over http:// as well.
     """
     try:
         checked = http_url(url)
     except ValueError as error:
         raise MerchantRejected(field_name, str(error)) from None
-    private = _is_private(checked)
-    if not private and checked.startswith("https://"):
-        return checked
-    if private and settings.gateway_url is not None and _is_private(settings.gateway_url):
-        return checked
-    if private:
-        problem = "must name a public host: a private one is taken where the installation's own GATEWAY_URL names one too"
-        raise MerchantRejected(field_name, problem)
-    raise MerchantRejected(field_name, "must start with https://, since passwords are sent there")
+    if _is_private(checked):
+        if settings.gateway_url is None or not _is_private(settings.gateway_url):
+            problem = "must name a public host: a private one is taken where the installation's own GATEWAY_URL names one too"
+            raise MerchantRejected(field_name, problem)
+    elif not checked.startswith("https://"):
+        raise MerchantRejected(field_name, "must start with https://, since passwords are sent there")
+    return checked
 
 
 def _is_private(url: str) -> bool:

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.store import merchant_accounts as accounts
+from orchestrator.store.columns import record
 from orchestrator.store.merchant_fields import GatewayNotAllowed
 
 if TYPE_CHECKING:
@@ -24,15 +25,14 @@ if TYPE_CHECKING:
 
 Status = Literal["enabled", "disabled", "unusable"]
 
-_PAGE = text("""
-    SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, m.paused_at, m.created_at, r.secrets AS retired, clock() AS now,
+_PAGE = text(f"""
+    SELECT {accounts.COLUMNS}, m.created_at,
            (SELECT coalesce(max(sequence), 0) FROM merchant_changes c WHERE c.merchant_id = m.id)::int4 AS changes,
            (SELECT count(*) FROM webhook_endpoints w WHERE w.merchant_id = m.id AND w.deleted_at IS NULL)::int4 AS webhooks
-      FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
+      FROM {accounts.TABLES}
      WHERE (CAST(:name AS text) IS NULL OR m.name = :name) AND (CAST(:after AS text) IS NULL OR m.name > :after)
      ORDER BY m.name LIMIT :most
-""")
+""")  # noqa: S608 - made of our own words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,6 @@ async def page(
 
 
 async def by_name(db: Database, encryptor: Encryptor, settings: Settings, name: str) -> MerchantRecord | None:
-    """Return the merchant of this name, or None."""
     rows = await db.read(_PAGE, {"name": name, "after": None, "most": 1})
     return _record(rows[0], encryptor, settings) if rows else None
 
@@ -88,22 +87,16 @@ def _record(row: Row[Any], encryptor: Encryptor, settings: Settings) -> Merchant
     except (EncryptionError, GatewayNotAllowed) as error:
         problem = str(error)
     status: Status = "disabled" if row.disabled_at is not None else "enabled"
-    return MerchantRecord(
-        id=row.id,
-        name=row.name,
+    return record(
+        MerchantRecord,
+        row,
         status=status if problem is None else "unusable",
         problem=problem,
         gateway_url=row.gateway_url or None,
-        merchant_api_url=row.merchant_api_url,
         username=row.username or None,
         own_password=row.password is not None,
         callback_secrets=secrets,
         retired_until=tuple(sorted(accounts.moment(end) for end in ends)),
         policies=policies,
-        webhooks=row.webhooks,
-        changes=row.changes,
-        created_at=row.created_at,
-        disabled_at=row.disabled_at,
-        paused_at=row.paused_at,
         account=account,
     )

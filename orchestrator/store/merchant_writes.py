@@ -7,7 +7,9 @@ lock on the merchant's row. What is wrong is found before anything is written; n
 from __future__ import annotations
 
 import secrets as random_secrets
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import UNSET, UnsetType
@@ -31,7 +33,7 @@ from orchestrator.store.merchant_fields import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -47,18 +49,17 @@ LONGEST_OVERLAP: Final = 30 * 86_400
 OVERLAP: Final = 86_400
 """Seconds for which the callback secrets before a new one are valid, where nothing else is said."""
 _SECRET_BYTES: Final = 32
+_TARGET: Final = {"gateway_url": "gatewayUrl", "merchant_api_url": "merchantApiUrl", "username": "username"}
+"""What the password is bound to: columns, and their names in the record of changes."""
 
 _ADD = text("""
     INSERT INTO merchants (name, gateway_url, merchant_api_url, username, password, callback_secrets, policies, policies_mac)
     VALUES (:name, :gateway_url, :merchant_api_url, :username, :password, :callback_secrets, CAST(:policies AS jsonb), :mac)
-    ON CONFLICT (name) DO NOTHING RETURNING id
+    ON CONFLICT (name) DO NOTHING RETURNING id, name
 """)
-_LOCK = text("""
-    SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now
-      FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
-     WHERE m.name = :name FOR NO KEY UPDATE OF m
-""")
+_LOCK = text(f"""
+    SELECT {accounts.COLUMNS} FROM {accounts.TABLES} WHERE m.name = :name FOR NO KEY UPDATE OF m
+""")  # noqa: S608 - our own words
 _SET = text("""
     UPDATE merchants
        SET gateway_url = :gateway_url, merchant_api_url = :merchant_api_url, username = :username, password = :password,
@@ -94,8 +95,8 @@ class MerchantUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Rotated:
-    """A callback secret that is valid from now on; `made` where it is our own, and then shown once. The
-    secrets before it are valid until `retired_until`; None: they ended at once, or there were none.
+    """A callback secret that is valid from now on; `made` where it is our own, and shown once. Those before
+    it are valid until `retired_until`; None: they ended at once, or there were none.
     """
 
     made: str | None = field(repr=False)
@@ -103,7 +104,12 @@ class Rotated:
 
 
 class MerchantWrites:
-    """The changes of merchants; `actor` of each is who asked for it."""
+    """The changes of merchants; `actor` of each is who asked for it.
+
+    Each returns False, or None, where there is no merchant of this name. Where a value is wrong it raises
+    `MerchantRejected`, `PolicyRejected`, or `GatewayNotAllowed` if the installation names its gateways and
+    not this one, and nothing is changed.
+    """
 
     def __init__(self, db: Database, encryptor: Encryptor, settings: Settings) -> None:
         self._db, self._encryptor, self._settings = db, encryptor, settings
@@ -123,11 +129,7 @@ class MerchantWrites:
         policies: Mapping[str, object] | None = None,
         actor: str = OPERATOR,
     ) -> bool:
-        """Add a merchant with a gateway account of its own; False if the name is taken.
-
-        `MerchantRejected` or `PolicyRejected` if a value is wrong, `GatewayNotAllowed` if the installation
-        names its gateways and not this one.
-        """
+        """Add a merchant with a gateway account of its own; False if the name is taken."""
         if not NAME.fullmatch(name):
             raise MerchantRejected(
                 "name", "must be 1 to 63 small letters, digits, dots, hyphens or underscores"
@@ -142,169 +144,133 @@ class MerchantWrites:
         secrets = checked_secrets(callback_secrets)
         chosen = {key: policy(key, value) for key, value in (policies or {}).items()}
         purpose = accounts.password_purpose(name, gateway_url, merchant_api_url, username)
-        row = {
+        row: dict[str, object] = {
             "name": name,
             "gateway_url": gateway_url,
             "merchant_api_url": merchant_api_url,
             "username": username,
             "password": self._encryptor.encrypt(password.encode(), purpose=purpose),
-            "callback_secrets": accounts.encrypted_secrets(self._encryptor, name, secrets),
+            "callback_secrets": accounts.encrypted(self._encryptor, secrets, accounts.secrets_purpose(name)),
             "policies": json_text(chosen),
             "mac": self._encryptor.sign(POLICIES_PURPOSE, policies_text(name, chosen)) if chosen else None,
         }
-        details: dict[str, object] = {
-            "gatewayUrl": gateway_url,
-            "merchantApiUrl": merchant_api_url,
-            "username": username,
-            "callbackSecrets": len(secrets),
-            "policies": chosen,
-        }
+        details = {shown: row[column] for column, shown in _TARGET.items()}
+        details |= {"callbackSecrets": len(secrets), "policies": chosen}
         async with self._db.transaction() as tx:
             added = await run(tx, _ADD, row)
             for merchant in added:
-                await self._record(tx, merchant.id, name, MerchantAction.ADDED, actor, details)
+                await self._record(tx, merchant, MerchantAction.ADDED, actor, details)
         self._changed()
         return bool(added)
 
     async def change(self, name: str, update: MerchantUpdate, *, actor: str = OPERATOR) -> bool:
-        """Change some fields of a merchant in one transaction; False if there is none of this name.
+        """Change some fields in one transaction.
 
         Another URL or user name needs the password again: the stored one is for the previous ones.
-        `MerchantRejected`, `PolicyRejected` or `GatewayNotAllowed` if a value is wrong, and then nothing is
-        changed.
         """
         given = self._checked(update)
-        async with self._db.transaction() as tx:
-            found = await run(tx, _LOCK, {"name": name})
-            for row in found:
+        async with self._locked(name) as (tx, row):
+            if row is not None:
                 await self._write(tx, row, given, actor)
-        self._changed()
-        return bool(found)
+        return row is not None
 
     async def disable(self, name: str, *, disabled: bool, actor: str = OPERATOR) -> bool:
-        """Disable (or enable again) a merchant; False if there is none of this name."""
         return await self.change(name, MerchantUpdate(disabled=disabled), actor=actor)
 
     async def pause(self, name: str, *, paused: bool, actor: str = OPERATOR) -> bool:
-        """Pause (or resume) a merchant's gateway calls; False if there is none of this name.
-
-        Checkouts wait where they are, with their commands and callbacks; new ones are taken.
-        """
+        """Pause gateway calls, or resume them. Checkouts wait with their commands; new ones are taken."""
         return await self.change(name, MerchantUpdate(paused=paused), actor=actor)
 
     async def set_password(self, name: str, password: str, *, actor: str = OPERATOR) -> bool:
-        """Give a merchant's API user another password, for the URLs and user name of its row.
-
-        False if there is none of this name, `MerchantRejected` if the password is wrong. The caller must have
-        seen the URLs: the password is sent there from now on.
-        """
+        """Set the API user's password. The caller must have seen the URLs of the row: it is sent there."""
         return await self.change(name, MerchantUpdate(password=password), actor=actor)
 
     async def set_policies(self, name: str, changes: Mapping[str, object], *, actor: str = OPERATOR) -> bool:
-        """Change some policies; `PolicyRejected` for what is none, and then nothing is changed.
-
-        False if there is no such merchant.
-        """
         return await self.change(name, MerchantUpdate(policies=changes), actor=actor)
 
     async def set_secrets(self, name: str, secrets: tuple[str, ...], *, actor: str = OPERATOR) -> bool:
-        """Set all of a merchant's callback secrets, newest first; none: callbacks are not checked. Retired
-        secrets end at once.
-
-        False if there is no such merchant, `MerchantRejected` if a secret is too short or holds a control
-        character.
-        """
+        """Set all callback secrets, newest first (none: callbacks are not checked). Retired ones end."""
         secrets = checked_secrets(secrets)
-        async with self._db.transaction() as tx:
-            found = await run(tx, _LOCK, {"name": name})
-            for row in found:
-                encrypted = accounts.encrypted_secrets(self._encryptor, name, secrets)
-                await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
-                await run(tx, _FORGET, {"id": row.id})
+        async with self._locked(name) as (tx, row):
+            if row is not None:
+                await self._write_secrets(tx, row, secrets, retired=[])
                 details = {"callbackSecrets": len(secrets)}
-                await self._record(tx, row.id, name, MerchantAction.SECRETS_SET, actor, details)
-        self._changed()
-        return bool(found)
+                await self._record(tx, row, MerchantAction.SECRETS_SET, actor, details)
+        return row is not None
 
     async def rotate_secret(
         self, name: str, secret: str | None, *, overlap: float = OVERLAP, actor: str = OPERATOR
     ) -> Rotated | None:
         """Give a merchant a new callback secret: `secret`, or one that is made here. Those before it are
         valid for `overlap` seconds more, and those that were retired before until their own end.
-
-        None if there is no such merchant; `MerchantRejected` if the secret is in use already or wrong, or if
-        too many would be valid at once.
         """
-        made = None if secret is not None else random_secrets.token_urlsafe(_SECRET_BYTES)
-        (new,) = checked_secrets((secret if secret is not None else str(made),))
-        async with self._db.transaction() as tx:
-            for row in await run(tx, _LOCK, {"name": name}):
-                current = accounts.current_secrets(self._encryptor, row, self._settings)
-                earlier = accounts.retired_secrets(self._encryptor, row)
-                if new in current or any(new == known.secret for known in earlier):
-                    raise MerchantRejected("callback secret", "is in use already: take another one")
-                until = row.now.timestamp() + overlap
-                retired = [RetiredSecret(known, until) for known in current] if overlap > 0 else []
-                retired += earlier
-                if len(retired) >= MOST_SECRETS:
-                    problem = f"would be {len(retired) + 1} at once, and the most is {MOST_SECRETS}: wait until one ends, or take a shorter overlap"
-                    raise MerchantRejected("callback secrets", problem)
-                ends = accounts.moment(until) if current and overlap > 0 else None
-                await self._retire(tx, row, new, retired)
-                details = {
-                    "retired": len(retired),
-                    "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
-                    "made": made is not None,
-                }
-                await self._record(tx, row.id, name, MerchantAction.SECRET_ROTATED, actor, details)
-                break
-            else:
+        made = secret is None
+        (new,) = checked_secrets((random_secrets.token_urlsafe(_SECRET_BYTES) if secret is None else secret,))
+        async with self._locked(name) as (tx, row):
+            if row is None:
                 return None
-        self._changed()
-        return Rotated(made, ends)
+            current = accounts.current_secrets(self._encryptor, row, self._settings)
+            earlier = accounts.retired_secrets(self._encryptor, row)
+            if new in current or any(new == known.secret for known in earlier):
+                raise MerchantRejected("callback secret", "is in use already: take another one")
+            until = row.now.timestamp() + overlap
+            retired = [RetiredSecret(known, until) for known in current] if overlap > 0 else []
+            retired += earlier
+            if len(retired) >= MOST_SECRETS:
+                problem = f"would be {len(retired) + 1} at once, and the most is {MOST_SECRETS}: wait until one ends, or take a shorter overlap"
+                raise MerchantRejected("callback secrets", problem)
+            ends = accounts.moment(until) if current and overlap > 0 else None
+            await self._write_secrets(tx, row, (new,), retired=retired)
+            details = {
+                "retired": len(retired),
+                "retiredUntil": None if ends is None else ends.isoformat(timespec="seconds"),
+                "made": made,
+            }
+            await self._record(tx, row, MerchantAction.SECRET_ROTATED, actor, details)
+        return Rotated(new if made else None, ends)
 
-    async def _retire(
-        self, tx: AsyncConnection, row: Row[Any], new: str, retired: list[RetiredSecret]
+    @asynccontextmanager
+    async def _locked(self, name: str) -> AsyncIterator[tuple[AsyncConnection, Row[Any] | None]]:
+        """Open the transaction of a change, with the lock on the merchant's row; None: there is none."""
+        async with self._db.transaction() as tx:
+            rows = await run(tx, _LOCK, {"name": name})
+            yield tx, rows[0] if rows else None
+        self._changed()
+
+    async def _write_secrets(
+        self, tx: AsyncConnection, row: Row[Any], secrets: tuple[str, ...], *, retired: list[RetiredSecret]
     ) -> None:
-        encrypted = accounts.encrypted_secrets(self._encryptor, row.name, (new,))
+        encrypted = accounts.encrypted(self._encryptor, secrets, accounts.secrets_purpose(row.name))
         await run(tx, _SET_SECRETS, {"id": row.id, "secrets": encrypted})
         if retired:
-            sealed = accounts.encrypted_retired(self._encryptor, row.name, retired)
-            await run(tx, _RETIRE, {"id": row.id, "secrets": sealed})
+            encrypted = accounts.encrypted(self._encryptor, retired, accounts.retired_purpose(row.name))
+            await run(tx, _RETIRE, {"id": row.id, "secrets": encrypted})
         else:
             await run(tx, _FORGET, {"id": row.id})
 
     def _checked(self, update: MerchantUpdate) -> dict[str, Any]:
         """Return what is to be changed, by the names of the columns; raises what is wrong with it."""
-        given: dict[str, Any] = {}
-        if update.gateway_url is not UNSET:
-            given["gateway_url"] = self._allowed("gateway URL", update.gateway_url)
-        if update.merchant_api_url is not UNSET:
-            url = update.merchant_api_url
-            given["merchant_api_url"] = None if url is None else self._allowed("Merchant API URL", url)
-        if update.username is not UNSET:
-            given["username"] = checked_username(update.username)
-        if update.password is not UNSET:
-            given["password"] = checked_password(update.password)
-        if update.policies is not UNSET:
-            given["policies"] = {key: policy(key, value) for key, value in update.policies.items()}
-        if update.disabled is not UNSET:
-            given["disabled"] = update.disabled
-        if update.paused is not UNSET:
-            given["paused"] = update.paused
-        return given
+        checks: dict[str, Callable[[Any], object]] = {
+            "gateway_url": partial(self._allowed, "gateway URL"),
+            "merchant_api_url": lambda url: None if url is None else self._allowed("Merchant API URL", url),
+            "username": checked_username,
+            "password": checked_password,
+            "policies": lambda given: {key: policy(key, value) for key, value in given.items()},
+            "disabled": bool,
+            "paused": bool,
+        }
+        given = ((name, getattr(update, name)) for name in checks)
+        return {name: checks[name](value) for name, value in given if value is not UNSET}
 
     async def _write(self, tx: AsyncConnection, row: Row[Any], given: dict[str, Any], actor: str) -> None:
-        url = given.get("gateway_url", row.gateway_url)
-        merchant_api = given.get("merchant_api_url", row.merchant_api_url)
-        username = given.get("username", row.username)
-        moved = (url, merchant_api, username) != (row.gateway_url, row.merchant_api_url, row.username)
+        target = {name: given.get(name, getattr(row, name)) for name in _TARGET}
+        moved = any(target[name] != getattr(row, name) for name in _TARGET)
         if moved and "password" not in given:
             problem = "must be given again with another gateway URL, Merchant API URL or user name: the stored one is for the previous ones"
             raise MerchantRejected("password", problem)
         sealed = row.password
         if "password" in given:
-            purpose = accounts.password_purpose(row.name, url, merchant_api, username)
+            purpose = accounts.password_purpose(row.name, **target)
             sealed = self._encryptor.encrypt(given["password"].encode(), purpose=purpose)
         # What did not count before must not be signed along with what is changed now.
         before = accounts.genuine(self._encryptor, row)
@@ -319,10 +285,8 @@ class MerchantWrites:
             tx,
             _SET,
             {
+                **target,
                 "id": row.id,
-                "gateway_url": url,
-                "merchant_api_url": merchant_api,
-                "username": username,
                 "password": sealed,
                 "policies": json_text(after if "policies" in given else row.policies),
                 "mac": mac,
@@ -337,13 +301,12 @@ class MerchantWrites:
             action = MerchantAction.DISABLED if given["disabled"] else MerchantAction.ENABLED
         if details.keys() == {"paused"}:
             action = MerchantAction.PAUSED if given["paused"] else MerchantAction.RESUMED
-        await self._record(tx, row.id, row.name, action, actor, details)
+        await self._record(tx, row, action, actor, details)
 
     async def _record(  # noqa: PLR0917 - the words of an entry
         self,
         tx: AsyncConnection,
-        merchant_id: int,
-        name: str,
+        row: Row[Any],
         action: MerchantAction,
         actor: str,
         details: Mapping[str, object],
@@ -351,8 +314,8 @@ class MerchantWrites:
         await record(
             tx,
             self._encryptor,
-            merchant_id=merchant_id,
-            merchant=name,
+            merchant_id=row.id,
+            merchant=row.name,
             action=action,
             actor=actor,
             details=details,
@@ -365,18 +328,11 @@ class MerchantWrites:
         return checked
 
 
-_SHOWN: Final = {
-    "gateway_url": "gatewayUrl",
-    "merchant_api_url": "merchantApiUrl",
-    "username": "username",
-}
-
-
 def _difference(row: Row[Any], given: Mapping[str, Any], policies: Mapping[str, Any]) -> dict[str, object]:
     """Return what an update changes of a row, as it is recorded: from and to, and of a password only that."""
     found: dict[str, object] = {
         shown: {"from": getattr(row, name), "to": given[name]}
-        for name, shown in _SHOWN.items()
+        for name, shown in _TARGET.items()
         if name in given and given[name] != getattr(row, name)
     }
     if "password" in given:
@@ -388,8 +344,7 @@ def _difference(row: Row[Any], given: Mapping[str, Any], policies: Mapping[str, 
     }
     if changed:
         found["policies"] = changed
-    if "disabled" in given and given["disabled"] != (row.disabled_at is not None):
-        found["disabled"] = given["disabled"]
-    if "paused" in given and given["paused"] != (row.paused_at is not None):
-        found["paused"] = given["paused"]
+    for name in ("disabled", "paused"):
+        if name in given and given[name] != (getattr(row, f"{name}_at") is not None):
+            found[name] = given[name]
     return found

@@ -17,7 +17,7 @@ from sqlalchemy import text
 from orchestrator import log
 from orchestrator.crypto import EncryptionError
 from orchestrator.store.database import DatabaseAway, is_away
-from orchestrator.store.merchant_accounts import Merchant, opened
+from orchestrator.store.merchant_accounts import COLUMNS, TABLES, Merchant, opened
 from orchestrator.store.merchant_fields import GatewayNotAllowed, UnknownMerchant
 from orchestrator.store.merchant_writes import MerchantWrites
 
@@ -40,11 +40,7 @@ FRESH: Final = 10.0
 _MOMENT: Final = 1.0
 _WATCHED: Final = 5.0
 _STALE: Final = 60.0
-_READ = text("""
-    SELECT m.id, m.name, m.gateway_url, m.merchant_api_url, m.username, m.password, m.callback_secrets, m.policies,
-           m.policies_mac, m.disabled_at, m.paused_at, r.secrets AS retired, clock() AS now
-      FROM merchants m LEFT JOIN retired_callback_secrets r ON r.merchant_id = m.id
-""")
+_READ = text(f"SELECT {COLUMNS} FROM {TABLES}")  # noqa: S608 - our own words
 
 
 class Merchants(MerchantWrites):
@@ -69,7 +65,6 @@ class Merchants(MerchantWrites):
             raise UnknownMerchant(merchant_id) from None
 
     async def named(self, name: str) -> Merchant | None:
-        """Return the merchant with this name, or None."""
         await self._refresh(missing=name not in self._by_name)
         return self._by_name.get(name)
 
@@ -92,10 +87,7 @@ class Merchants(MerchantWrites):
         ]
 
     def known(self, merchant_id: int) -> Merchant | None:
-        """Return a merchant from memory; None if it was last read more than a minute ago.
-
-        Makes no query.
-        """
+        """Return a merchant from memory, without a query; None if it was last read over a minute ago."""
         if time.monotonic() - self._read_at > _STALE:
             return None
         return self._by_id.get(merchant_id)

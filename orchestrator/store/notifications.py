@@ -14,9 +14,12 @@ from sqlalchemy import text
 
 from orchestrator import log
 from orchestrator.store.connection import Server
+from orchestrator.store.database import run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.store.connection import Connection, Prepared
 
@@ -24,11 +27,16 @@ _log = log.get(__name__)
 
 DELIVERIES: Final = "orchestrator_deliveries"
 """Endpoints with new events, as ids separated by blanks; `*`: an endpoint has changed; empty: check all."""
-LONGEST: Final = 7000
+_LONGEST: Final = 7000
 """Bytes of a notification."""
-NOTIFY = text("SELECT pg_notify(:channel, :said)")
+_NOTIFY = text("SELECT pg_notify(:channel, :said)")
 AGAIN: Final = 5.0
 """Seconds between two connections."""
+
+
+async def notify(tx: AsyncConnection, said: str) -> None:
+    """Tell deliverers after the commit what is new; where that is too long, to check everything."""
+    await run(tx, _NOTIFY, {"channel": DELIVERIES, "said": said if len(said) <= _LONGEST else ""})
 
 
 class Listener:
@@ -52,19 +60,16 @@ class Listener:
         while True:
             try:
                 connection = await self._server.connect()
-            except psycopg.Error as error:
-                _log.info("not_listening", **log.cause(error))
-            else:
                 if connection.pooled:
                     await connection.close()
                     return
                 try:
                     await self._listen(connection)
-                except psycopg.Error as error:
-                    _log.info("not_listening", **log.cause(error))
                 finally:
                     self.listening = False
                     connection.pgconn.finish()
+            except psycopg.Error as error:
+                _log.info("not_listening", **log.cause(error))
             await asyncio.sleep(AGAIN)
 
     async def _listen(self, connection: Connection) -> None:

@@ -1,19 +1,18 @@
 """What is read of a checkout: API, explanations and command line show it from these statements.
 
-Nothing is written here.
-
-Nothing of the customer and no secret is in a record. A caller that shows more, such as the session,
-adds columns to `statement`.
+Nothing is written here, and nothing of the customer and no secret is in a record. A caller that shows more,
+such as the session, adds columns to `statement`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime  # noqa: TC003 - JSON of Postgres is converted by these annotations
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from sqlalchemy import bindparam, or_, select, text, true, tuple_, union_all
+from sqlalchemy import text
 
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.command_progress import FINAL, CommandState, progress
@@ -22,15 +21,12 @@ from orchestrator.domain.records import Command, Operation, PaymentRecord, Role
 from orchestrator.domain.states import CLOSED, ENDED, State
 from orchestrator.store import columns
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
-from orchestrator.store.tables import checkouts as _checkouts
-from orchestrator.store.tables import payments as _payments
-from orchestrator.store.tables.core import merchants as _merchants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from uuid import UUID
 
-    from sqlalchemy import ColumnElement, Row, Select, TextClause
+    from sqlalchemy import Row, TextClause
 
     from orchestrator.domain.attention import Attention
     from orchestrator.domain.last_error import LastError
@@ -84,15 +80,13 @@ class CheckoutSummary:
 
     @property
     def payment_status(self) -> PaymentStatus:
-        """What is held of the shopper's money."""
         return payment_status(self.state, self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckoutRecord(CheckoutSummary):
-    """One checkout at one moment (`now`), with all that belongs to it.
-
-    `leased_until` is set while a worker holds it, `erased_at` once its personal data was erased.
+    """One checkout at one moment (`now`), with all that belongs to it. `leased_until` is set while a worker
+    holds it, `erased_at` once its personal data was erased.
     """
 
     merchant: str
@@ -110,8 +104,8 @@ class CheckoutRecord(CheckoutSummary):
         return [payment for payment in self.payments if payment.role == Role.ACCEPTED]
 
 
-_ROW: Final = tuple(field.name for field in fields(CheckoutSummary))
-_LISTED: Final = columns.with_details(_ROW)
+LISTED: Final = columns.with_details(CheckoutSummary.__dataclass_fields__)
+"""The columns of a summary."""
 _LAST: Final = f"""(k.handled_at IS NULL OR k.id IN (
     SELECT id FROM commands WHERE checkout_id = c.id ORDER BY requested_at DESC, id DESC LIMIT {COMMANDS_SHOWN}))"""  # noqa: S608 - a number of ours
 _ARCHIVED: Final = """(SELECT CAST(json_agg(json_build_object('until', h.sequence, 'file', f.file, 'at', f.at) ORDER BY h.sequence) AS text)
@@ -124,7 +118,7 @@ def statement(*more: str, joined: str = "") -> TextClause:
     are further columns.
     """
     shown = [
-        columns.listed(_LISTED, "c"),
+        columns.listed(LISTED, "c"),
         "m.name AS merchant",
         "clock() AS now",
         "CASE WHEN c.leased_until > clock() THEN c.leased_until END AS leased_until",
@@ -141,13 +135,19 @@ def statement(*more: str, joined: str = "") -> TextClause:
     """)  # noqa: S608 - made of our own names
 
 
+def summary(row: Row[Any]) -> CheckoutSummary:
+    """Return a summary from a row that has its columns."""
+    return columns.record(CheckoutSummary, row, **_told(row))
+
+
+def record(row: Row[Any]) -> CheckoutRecord:
+    """Return a record from a row of `statement`."""
+    return columns.record(CheckoutRecord, row, **values(row))
+
+
 def values(row: Row[Any]) -> dict[str, Any]:
-    """Return the fields of a record from a row of `statement`."""
-    return summary(row) | {
-        "merchant": row.merchant,
-        "now": row.now,
-        "leased_until": row.leased_until,
-        "erased_at": row.erased_at,
+    """Return those fields of a record that are no column as it stands in a row of `statement`."""
+    return _told(row) | {
         "payments": columns.payments(row.payments),
         "operations": columns.operations(row.operations),
         "commands": columns.commands(row.commands),
@@ -155,10 +155,8 @@ def values(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-def summary(row: Row[Any]) -> dict[str, Any]:
-    """Return the fields of a summary from a row that has its columns."""
-    told = columns.coded(row, "attention", "last_error")
-    return {name: getattr(row, name) for name in _ROW} | told | {"state": State(row.state)}
+def _told(row: Row[Any]) -> dict[str, Any]:
+    return columns.coded(row, "attention", "last_error") | {"state": State(row.state)}
 
 
 _ONE: Final = statement()
@@ -167,7 +165,7 @@ _ONE: Final = statement()
 async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
     """Return the record of a checkout of any merchant; None if there is none of this id."""
     rows = await db.read(_ONE, {"id": checkout_id, "merchant_id": None})
-    return CheckoutRecord(**values(rows[0])) if rows else None
+    return record(rows[0]) if rows else None
 
 
 # ── Commands ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -175,10 +173,7 @@ async def checkout(db: Database, checkout_id: UUID) -> CheckoutRecord | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandRecord:
-    """One command with what it began.
-
-    `currency` is that of the payment that it is about, or else of its checkout.
-    """
+    """One command with what it began; `currency` is that of its payment, or else of its checkout."""
 
     command: Command
     merchant_id: int
@@ -234,15 +229,8 @@ def _command(row: Row[Any]) -> CommandRecord:
         cancel_requested_at=row.cancel_requested_at,
         ended_at=row.ended_at,
     )
-    return CommandRecord(
-        command=told,
-        merchant_id=row.merchant_id,
-        checkout_id=row.checkout_id,
-        order_ref=row.order_ref,
-        currency=row.currency,
-        operations=begun,
-        state=state,
-        finished_at=finished_at,
+    return columns.record(
+        CommandRecord, row, command=told, operations=begun, state=state, finished_at=finished_at
     )
 
 
@@ -270,10 +258,9 @@ async def trail(
     after: int = 0,
     most: int | None = None,
 ) -> tuple[list[Row[Any]], tuple[Archived, ...]] | None:
-    """Return the entries after a number, the oldest first (`sequence`, `entry`, `key_id`, `mac`), and the
-    archives that have others. A number below 0 is counted from the end: the last so many.
-
-    None if there is no such checkout, or it is not this merchant's (None: of any).
+    """Return the entries (`sequence`, `entry`, `key_id`, `mac`) after a number (below 0: the last so many),
+    the oldest first, and the archives that have others. None: no such checkout, or not of this merchant
+    (None: of any).
     """
     asked = {"id": checkout_id, "merchant_id": merchant_id, "after": after, "most": most}
     rows = await db.read(_TRAIL, asked)
@@ -283,7 +270,6 @@ async def trail(
 
 
 def entry(row: Row[Any]) -> dict[str, Any]:
-    """Return the content of an entry of `trail`."""
     told: dict[str, Any] = msgspec.json.decode(row.entry)
     return told
 
@@ -294,15 +280,24 @@ def _archived(told: str | None) -> tuple[Archived, ...]:
 
 # ── Lists ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-_c, _p = _checkouts.c, _payments.c
+_text = lru_cache(maxsize=256)(text)
+_CHOSEN: Final = {
+    "merchant_id": "merchant_id = :merchant_id",
+    "order_ref": "order_ref = :order_ref",
+    "before": "id < :before",
+    "ids": "id = ANY(CAST(:ids AS uuid[]))",
+    "after": "id > :after",
+    "since": "created_at >= :since",
+    "until": "created_at < :until",
+    "amount": "amount = :amount AND currency = :currency",
+}
+"""What checkouts are chosen by; a value that is None chooses nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Among:
-    """A choice for operators: checkouts with these ids, or of a period, and of one amount; None: whatever.
-
-    `after` is an id below those of the period, so that the statement reads no others; `amount` is in minor
-    units of the currency beside it.
+    """A choice for operators; None: whatever. `after` is an id below those of the period, so that the
+    statement reads no others; `amount` is in minor units of the currency beside it.
     """
 
     ids: Collection[UUID] | None = None
@@ -310,22 +305,6 @@ class Among:
     since: datetime | None = None
     until: datetime | None = None
     amount: tuple[int, str] | None = None
-
-    @property
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """What a checkout must be."""
-        found: list[ColumnElement[bool]] = []
-        if self.ids is not None:
-            found.append(_c.id.in_(sorted(self.ids)))
-        if self.after is not None:
-            found.append(_c.id > self.after)
-        if self.since is not None:
-            found.append(_c.created_at >= self.since)
-        if self.until is not None:
-            found.append(_c.created_at < self.until)
-        if self.amount is not None:
-            found += [_c.amount == self.amount[0], _c.currency == self.amount[1]]
-        return found
 
 
 # A transaction's number is unique for a merchant: each merchant's index is asked, and nothing is scanned.
@@ -373,76 +352,73 @@ async def checkouts(  # noqa: PLR0913 - what a list is chosen by
     among: Among | None = None,
     limit: int,
 ) -> list[CheckoutSummary]:
-    """Return checkouts, the youngest first: of a merchant, or of all.
-
-    `waiting`: only those that wait for a decision, only those with this attention code, or only the others.
+    """Return checkouts, the youngest first: of a merchant, or of all. `waiting`: only those that wait for a
+    decision, only those with this attention code, or only the others.
     """
-    wanted = select(*(_c[name] for name in _LISTED))
-    if among is not None:
-        wanted = wanted.where(*among.conditions)
-    if merchant_id is not None:
-        wanted = wanted.where(_c.merchant_id == merchant_id)
+    asked: dict[str, Any] = asdict(among or Among())
+    asked |= {"merchant_id": merchant_id, "order_ref": order_ref, "before": before}
+    if asked["ids"] is not None:
+        asked["ids"] = sorted(asked["ids"])
+    if asked["amount"] is not None:
+        asked["amount"], asked["currency"] = asked["amount"]
+    which = [words for name, words in _CHOSEN.items() if asked[name] is not None]
     allowed = frozenset(states)
     if statuses:
-        wanted = wanted.where(text(condition(statuses)))
+        which.append(condition(statuses))
         allowed = (allowed or frozenset(State)) & _states_of(frozenset(statuses))
         if not allowed:
             return []
+    if waiting is not None:
+        # With the words of the partial index, also beside a code.
+        which.append("attention IS NOT NULL" if waiting else "attention IS NULL")
     if isinstance(waiting, AttentionCode):
-        # With the words of the partial index beside it: through a parameter the planner does not recognise
-        # it.
-        wanted = wanted.where(_c.attention.is_not(None), _c.attention == waiting)
-    elif waiting is not None:
-        wanted = wanted.where(_c.attention.is_not(None) if waiting else _c.attention.is_(None))
-    if before is not None:
-        wanted = wanted.where(_c.id < before)
-    youngest = wanted.order_by(_c.id.desc()).limit(limit)
-    parts = _by_index(youngest, order_ref, allowed, each=merchant_id is None)
-    if len(parts) == 1:
-        chosen = parts[0]
-    else:
-        both = union_all(*(part.subquery().select() for part in parts)).subquery("found")
-        chosen = select(both).order_by(both.c.id.desc()).limit(limit)
-    return [CheckoutSummary(**summary(row)) for row in await db.read(chosen)]
+        which.append("attention = :waiting")
+    named, each, most = order_ref is not None, merchant_id is None, "ORDER BY id DESC LIMIT :most"
+    statement = _by_index(columns.listed(LISTED), which, allowed, named=named, each=each, most=most)
+    rows = await db.read(statement, {**asked, "waiting": waiting, "most": limit})
+    return [summary(row) for row in rows]
 
 
 def _states_of(statuses: frozenset[PaymentStatus]) -> frozenset[State]:
-    """Return the states that a checkout of one of these statuses can have: with them a part that cannot match
-    is not read.
-    """
+    """Return the states that these payment statuses can have; a part that cannot match is not read."""
     paid = frozenset({State.COMPLETED})
     if PaymentStatus.UNPAID not in statuses:
         return paid
     return frozenset(State) - paid if len(statuses) == 1 else frozenset(State)
 
 
+def in_states(states: Collection[State]) -> str:
+    """Return the SQL condition of the checkouts in these states."""
+    words = ", ".join(f"'{state}'" for state in sorted(states))
+    return f"state IN ({words})"
+
+
 def _by_index(
-    wanted: Select[Any], order_ref: str | None, states: frozenset[State], *, each: bool
-) -> list[Select[Any]]:
-    """Return what is wanted in parts, each in the very words of a partial index: through parameters the
-    planner sees none.
+    names: str, which: Sequence[str], states: frozenset[State], *, named: bool, each: bool, most: str = ""
+) -> TextClause:
+    """Return the statement of these columns of what is chosen, in parts, each in the very words of a partial
+    index: through parameters the planner sees none. `most`: the order and the number of the rows.
 
-    `each`: of every merchant, one after the other, where the index begins with the merchant.
+    `named`: by an order number; of `each` merchant, one after the other, where the index begins with the
+    merchant.
     """
-    if order_ref is not None:
-        mine = wanted.where(_c.order_ref == order_ref)
-        if states:
-            mine = mine.where(_c.state.in_(sorted(states)))
-        parts = [mine.where(text(IS_LIVE)), mine.where(text(f"NOT ({IS_LIVE})"))]
-        return [_of_each_merchant(part) for part in parts] if each else parts
-    if not states or len(states) == len(State):
-        return [wanted.where(text(IS_LISTED))]
-    groups = (
-        (states - ENDED, IS_OPEN),
-        (states & CLOSED, f"NOT ({IS_LIVE})"),
-        (states & ENDED - CLOSED, IS_LISTED),
-    )
-    return [wanted.where(_c.state.in_(sorted(group)), text(words)) for group, words in groups if group]
-
-
-def _of_each_merchant(wanted: Select[Any]) -> Select[Any]:
-    rows = wanted.where(_c.merchant_id == _merchants.c.id).correlate(_merchants).lateral()
-    return select(rows).select_from(_merchants.join(rows, true()))
+    groups: list[tuple[frozenset[State], str]] = [(frozenset(), IS_LISTED)]
+    if named:
+        groups = [(states, IS_LIVE), (states, f"NOT ({IS_LIVE})")]
+    elif states and len(states) < len(State):
+        parts = (
+            (states - ENDED, IS_OPEN),
+            (states & CLOSED, f"NOT ({IS_LIVE})"),
+            (states & ENDED - CLOSED, IS_LISTED),
+        )
+        groups = [(group, words) for group, words in parts if group]
+    mine = ["merchant_id = m.id"] if named and each else []
+    statements = []
+    for group, words in groups:
+        within = " AND ".join([*mine, *which, *([in_states(group)] if group else []), words])
+        rows = f"SELECT {names} FROM checkouts WHERE {within} {most}"  # noqa: S608 - our own words, as below
+        statements.append(f"SELECT c.* FROM merchants m CROSS JOIN LATERAL ({rows}) c" if mine else rows)  # noqa: S608
+    return _text(f"SELECT * FROM (({') UNION ALL ('.join(statements)})) c {most}")  # noqa: S608
 
 
 async def payments(
@@ -454,24 +430,26 @@ async def payments(
     before: tuple[datetime, str] | None = None,
     limit: int,
 ) -> Sequence[Row[Any]]:
-    """Return the rows of payments, the youngest first: of a merchant, or of all.
-
-    `before` is when a payment was first seen, and its id.
-    """
-    wanted = select(_payments)
+    """Return payments, the youngest first, of a merchant or of all; `before`: when first seen, and the id."""
+    asked: dict[str, object] = {"merchant_id": merchant_id, "order_ref": order_ref, "most": limit}
+    which = ["true"]
     if merchant_id is not None:
-        wanted = wanted.where(_p.merchant_id == merchant_id)
-    if role is not None:
-        # As a literal: through a parameter the planner would not see that a partial index will do.
-        wanted = wanted.where(_p.role == bindparam("role", role, literal_execute=True))
+        which.append(_CHOSEN["merchant_id"])
     if order_ref is not None:
         # Payments have no index by order number; their checkouts have, and payments of no checkout are few.
-        ids = select(_c.id) if merchant_id is None else select(_c.id).where(_c.merchant_id == merchant_id)
-        named = await db.read(union_all(*_by_index(ids, order_ref, frozenset(), each=merchant_id is None)))
-        wanted = wanted.where(
-            _p.order_ref == order_ref,
-            or_(_p.checkout_id.in_([row.id for row in named]), _p.checkout_id.is_(None)),
+        chosen = [*which, _CHOSEN["order_ref"]]
+        statement = _by_index("id", chosen, frozenset(), named=True, each=merchant_id is None)
+        asked["ids"] = [row.id for row in await db.read(statement, asked)]
+        which.append(
+            "order_ref = :order_ref AND (checkout_id = ANY(CAST(:ids AS uuid[])) OR checkout_id IS NULL)"
         )
+    if role is not None:
+        # As a literal: through a parameter the planner would not see that a partial index will do.
+        which.append(f"role = '{role}'")
     if before is not None:
-        wanted = wanted.where(tuple_(_p.first_seen_at, _p.transaction_id) < before)
-    return await db.read(wanted.order_by(_p.first_seen_at.desc(), _p.transaction_id.desc()).limit(limit))
+        asked["at"], asked["transaction_id"] = before
+        which.append("(first_seen_at, transaction_id) < (:at, :transaction_id)")
+    statement = _text(f"""
+        SELECT * FROM payments WHERE {" AND ".join(which)} ORDER BY first_seen_at DESC, transaction_id DESC LIMIT :most
+    """)  # noqa: S608 - our own words
+    return await db.read(statement, asked)

@@ -15,6 +15,7 @@ from sqlalchemy import text
 
 from orchestrator import log
 from orchestrator.store import schema
+from orchestrator.store.columns import record
 from orchestrator.store.database import is_away
 from orchestrator.store.sqlstates import READ_ONLY, state_of
 from orchestrator.text import duration
@@ -113,14 +114,11 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether it gave a heartbeat lately."""
         return self.age <= SEEN_WITHIN
 
     @property
     def troubles(self) -> list[str]:
-        """What the process itself says is wrong with it, a sentence each; nothing where it said so too long
-        ago.
-        """
+        """What the process itself says is wrong with it, a sentence each; nothing that is old."""
         if self.age > FAULTS_WITHIN:
             return []
         told, found = self.progress, []
@@ -164,9 +162,7 @@ class Backlog:
 
     @property
     def suspicious(self) -> bool:
-        """Whether something waits and nothing has progressed for long; true for a moment after a long quiet
-        time, too.
-        """
+        """Whether something waits and nothing progresses for long; for a moment also after a quiet time."""
         return self.waiting > 0 and (self.progressed is None or self.progressed > OVERDUE)
 
 
@@ -191,18 +187,18 @@ async def probe(db: Database, name: str) -> None:
 
 async def processes(db: Database) -> list[Process]:
     """Return every process that has given a heartbeat and has not deleted its row."""
-    return [Process(row.name, row.kind, row.age, row.progress) for row in await db.read(_PROCESSES)]
+    return [record(Process, row) for row in await db.read(_PROCESSES)]
 
 
 async def backlog(db: Database) -> Backlog:
     """Return what waits. It reads every unsettled checkout: not for every second."""
-    return Backlog(**(await db.read(_BACKLOG, {"late": OVERDUE}))[0]._asdict())
+    (row,) = await db.read(_BACKLOG, {"late": OVERDUE})
+    return record(Backlog, row)
 
 
 async def unplaced(db: Database) -> Unplaced:
-    """Return which events wait for their position in a feed."""
     (row,) = await db.read(_UNPLACED, {"most": COUNTED})
-    return Unplaced(row.number, row.age)
+    return record(Unplaced, row)
 
 
 def troubles(found: Sequence[Process]) -> list[str]:
@@ -216,9 +212,7 @@ def troubles(found: Sequence[Process]) -> list[str]:
 
 async def refusals(db: Database) -> list[str]:
     """Return what the database refuses, though its connections work: rights, and new connections; a sentence
-    each.
-
-    Not for every second: it connects anew.
+    each. Not for every second: it connects anew.
     """
     found = [
         f"the database refuses its role {privileges} on {table}: grant it, or run `orchestrator migrate` as the owner of the tables"

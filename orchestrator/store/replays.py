@@ -8,18 +8,22 @@ it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
+from orchestrator.domain.ids import FIRST
 from orchestrator.errors import OrchestratorError
+from orchestrator.store import events
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
-from orchestrator.store.notifications import DELIVERIES, NOTIFY
+from orchestrator.store.notifications import notify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from datetime import datetime
     from uuid import UUID
+
+    from sqlalchemy import TextClause
 
     from orchestrator.store.database import Database
 
@@ -61,10 +65,9 @@ _REPLAY_ONE = text(f"""
 """)  # noqa: S608 - made of our own constants
 _REPLAY_PERIOD = text(f"""
     WITH chosen AS MATERIALIZED (
-        SELECT e.checkout_id, e.sequence FROM events e
+        SELECT e.checkout_id, e.sequence FROM events e JOIN webhook_endpoints w ON w.id = :endpoint_id AND w.deleted_at IS NULL
          WHERE e.merchant_id = :merchant_id AND e.position > :after AND e.position <= :until
-           AND e.created_at >= :since AND e.created_at < :before
-           AND (CAST(:kinds AS text[]) IS NULL OR e.kind = ANY(CAST(:kinds AS text[])))
+           AND e.created_at >= :since AND e.created_at < :before AND (w.kinds IS NULL OR e.kind = ANY(w.kinds))
            AND NOT EXISTS (SELECT FROM delivery_streams s
                             WHERE s.endpoint_id = :endpoint_id AND s.checkout_id = e.checkout_id AND s.purpose = 'event'
                               AND s.next_sequence <= e.sequence AND s.last_sequence >= e.sequence)
@@ -87,12 +90,8 @@ _OLDER = text("""
 _FAILED = text("""
     SELECT id FROM delivery_attempts WHERE endpoint_id = :endpoint_id AND result = 'given_up' AND id > :after ORDER BY id LIMIT :most
 """)
-_FEED = text("""
-    SELECT f.kept_after, f.last_position FROM event_feeds f WHERE f.merchant_id = :merchant_id
-""")
-_KINDS = text("SELECT kinds FROM webhook_endpoints WHERE id = :endpoint_id")
 _OF_ATTEMPT = text("""
-    SELECT a.endpoint_id, a.checkout_id, a.sequence
+    SELECT a.endpoint_id AS webhook, a.checkout_id AS checkout, a.sequence
       FROM delivery_attempts a JOIN webhook_endpoints e ON e.id = a.endpoint_id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
      WHERE a.id = :id
 """)
@@ -119,82 +118,58 @@ class Sent:
 async def of_attempt(db: Database, attempt: UUID, *, merchant_id: int) -> Sent | None:
     """Return what an attempt was of; None if the merchant has none of this id."""
     rows = await db.read(_OF_ATTEMPT, {"id": attempt, "merchant_id": merchant_id})
-    return Sent(rows[0].endpoint_id, rows[0].checkout_id, rows[0].sequence) if rows else None
+    return record(Sent, rows[0]) if rows else None
 
 
 async def event(db: Database, endpoint: UUID, *, merchant_id: int, checkout: UUID, sequence: int) -> int:
     """Send one event again, or at once if it is still to be sent; return how many: 0 if the endpoint does not
     want it, or the feed has it no more.
     """
-    asked = {
-        "endpoint_id": endpoint,
-        "merchant_id": merchant_id,
-        "checkout_id": checkout,
-        "sequence": sequence,
-    }
-    return await _replay(db, _REPLAY_ONE, asked)
+    return await _replay(
+        db, _REPLAY_ONE, endpoint, merchant_id=merchant_id, checkout_id=checkout, sequence=sequence
+    )
 
 
 async def period(db: Database, endpoint: UUID, *, merchant_id: int, since: datetime, before: datetime) -> int:
     """Send again what was written in a period, as far as the endpoint wants it and the feed still has it;
-    return how many events.
-
-    Events still to be sent are left out. `PeriodTooLong` if more than `MOST_REPLAYED` events were written in
-    it.
+    return how many events. Events still to be sent are left out. Raises `PeriodTooLong`.
     """
-    feed = await db.read(_FEED, {"merchant_id": merchant_id})
-    kinds = await db.read(_KINDS, {"endpoint_id": endpoint})
-    if not feed or not kinds:
-        return 0
-    kept_after, end = feed[0].kept_after, feed[0].last_position
-    after = await _until(db, merchant_id, (kept_after, end), moment=since)
-    last = await _until(db, merchant_id, (after, end), moment=before)
+    feed = await events.feed(db, merchant_id)
+    after = await _until(db, merchant_id, (feed.kept_after, feed.last), moment=since)
+    last = await _until(db, merchant_id, (after, feed.last), moment=before)
     if last - after > MOST_REPLAYED:
         raise PeriodTooLong
-    number = 0
-    after = await _until(db, merchant_id, (kept_after, after), moment=since, seconds=-DISORDER)
-    last = await _until(db, merchant_id, (last, end), moment=before, seconds=DISORDER)
+    asked, number = {"merchant_id": merchant_id, "since": since, "before": before}, 0
+    after = await _until(db, merchant_id, (feed.kept_after, after), moment=since, seconds=-DISORDER)
+    last = await _until(db, merchant_id, (last, feed.last), moment=before, seconds=DISORDER)
     while after < last:
         until = min(after + REPLAYED_AT_ONCE, last)
-        asked = {
-            "endpoint_id": endpoint,
-            "merchant_id": merchant_id,
-            "since": since,
-            "before": before,
-            "kinds": kinds[0].kinds,
-            "after": after,
-            "until": until,
-        }
-        number += await _replay(db, _REPLAY_PERIOD, asked)
+        number += await _replay(db, _REPLAY_PERIOD, endpoint, **asked, after=after, until=until)
         after = until
     return number
 
 
 async def given_up(db: Database, endpoint: UUID) -> int:
     """Send again what was given up, as far as the feed still has it; return how many events."""
-    after, number = "00000000-0000-0000-0000-000000000000", 0
-    while True:
-        rows = await db.read(_FAILED, {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE})
-        if not rows:
-            return number
-        until = str(rows[-1].id)
-        number += await _replay(db, _REPLAY_FAILED, {"endpoint_id": endpoint, "after": after, "until": until})
+    after, number = FIRST, 0
+    while rows := await db.read(_FAILED, {"endpoint_id": endpoint, "after": after, "most": REPLAYED_AT_ONCE}):
+        until = rows[-1].id
+        number += await _replay(db, _REPLAY_FAILED, endpoint, after=after, until=until)
         after = until
+    return number
 
 
-async def _replay(db: Database, statement: Any, asked: Mapping[str, object]) -> int:
+async def _replay(db: Database, statement: TextClause, endpoint: UUID, **asked: object) -> int:
     async with db.transaction() as tx:
-        rows = await run(tx, statement, asked)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": str(asked["endpoint_id"])})
+        rows = await run(tx, statement, {"endpoint_id": endpoint, **asked})
+        await notify(tx, str(endpoint))
     return int(rows[0].events)
 
 
 async def _until(
     db: Database, merchant_id: int, between: tuple[int, int], *, moment: datetime, seconds: float = 0.0
 ) -> int:
-    """Return a position up to which events were written before a moment, so many seconds later; found by
-    halving.
-    """
+    """Return a position up to which events were written before a moment, so many seconds later."""
     low, high = between
     while low < high:
         middle = (low + high) // 2

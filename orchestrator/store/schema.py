@@ -1,5 +1,4 @@
-"""Bringing a database to the schema that this code needs, and checking whether it has it and is the intended
-one.
+"""Bringing a database to the schema that this code needs, and checking whether it is the intended one.
 
 A database that cannot be used is reported in one sentence: `NoDatabase`.
 """
@@ -8,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,8 +31,10 @@ from orchestrator.store.tables import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from pydantic import SecretStr
+    from sqlalchemy import Connection
 
     from orchestrator.store.database import Database
 
@@ -81,6 +83,10 @@ def _config(url: str | None = None) -> Config:
     return config
 
 
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
 def migrate(
     url: str,
     *,
@@ -89,12 +95,10 @@ def migrate(
     grant_to: str | None = None,
     direct: bool = False,
 ) -> None:
-    """Bring the database at `url` to revision `to`; two at once wait for each other.
-
-    `keys` are SECRET_KEYS, newest first: some migrations encrypt or sign rows again, and say so where they
-    need them. The role `grant_to` is then granted what the processes need; None: the role `orchestrator_app`,
-    where there is one and the schema is ours. Raises `NoDatabase` behind a pooler, unless the caller says
-    that the URL is `direct`: it leads to a session of its own.
+    """Bring the database at `url` to revision `to`; two at once wait for each other. `keys` are SECRET_KEYS,
+    newest first: some migrations encrypt or sign rows again. The role `grant_to` is granted what the
+    processes need; None: the role `orchestrator_app`, where there is one and the schema is ours. Raises
+    `NoDatabase` behind a pooler, unless the URL is `direct`: it leads to a session of its own.
     """
     config = _config(url)
     config.attributes["secret_keys"] = keys
@@ -115,12 +119,10 @@ def served() -> list[str]:
     """Return the earlier revisions whose processes may run on this code's schema: those before migrations
     that only add (`SERVES_EARLIER = True` in their modules), the youngest first.
     """
-    found: list[str] = []
-    for script in ScriptDirectory.from_config(_config()).walk_revisions():
-        if not getattr(script.module, "SERVES_EARLIER", False):
-            break
-        found.append(str(script.down_revision))
-    return found
+    adding = takewhile(
+        lambda script: getattr(script.module, "SERVES_EARLIER", False), _scripts().walk_revisions()
+    )
+    return [str(script.down_revision) for script in adding]
 
 
 def _note_served(url: str, to: str) -> None:
@@ -129,15 +131,13 @@ def _note_served(url: str, to: str) -> None:
     """
     names = served() if to == "head" else []
     said = f"{_SERVES}{' '.join(names)}" if names else None
-    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
-    with engine.begin() as connection:
+    with _transaction(url) as connection:
         if connection.exec_driver_sql("SELECT to_regclass('alembic_version')").scalar_one() is not None:
             row = connection.execute(_VERSION).first()
             if row is not None and row.version_num in _known() and row.served != said:
                 connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
                 written = "NULL" if said is None else f"'{said}'"
                 connection.exec_driver_sql(f"COMMENT ON TABLE alembic_version IS {written}")
-    engine.dispose()
 
 
 # What a table allows the application where that is less than all four. The trail is written and never
@@ -177,20 +177,15 @@ _NEEDED: Final = [
 
 
 async def lacking(db: Database) -> dict[str, str]:
-    """Return by table what the role of this database may not do with it, and the processes do: "INSERT,
-    UPDATE".
-    """
+    """Return by table what this database's role may not do, and the processes do: "INSERT, UPDATE"."""
     names, privileges = zip(*_NEEDED, strict=True)
     rows = await db.read(_LACKING, {"names": list(names), "privileges": list(privileges)})
     return {row.name: row.privileges for row in rows}
 
 
 def _grant(url: str, role: str | None) -> None:
-    """Let a role do what the processes do, and nothing else: what it was granted before on these tables is
-    taken back first.
-    """
-    engine = create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool)
-    with engine.begin() as connection:
+    """Let a role do what the processes do and nothing else: what it had on these tables is taken back."""
+    with _transaction(url) as connection:
         if role is None:
             role = APPLICATION
             if not connection.execute(_OURS, {"role": role}).scalar_one():
@@ -208,7 +203,10 @@ def _grant(url: str, role: str | None) -> None:
                 connection.exec_driver_sql(f"GRANT {allowed} ON {name} TO {to}")
         connection.exec_driver_sql(f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA {schema} TO {to}")
         connection.exec_driver_sql(f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema} TO {to}")
-    engine.dispose()
+
+
+def _transaction(url: str) -> AbstractContextManager[Connection]:
+    return create_engine("postgresql+psycopg://", creator=lambda: connect(url), poolclass=NullPool).begin()
 
 
 def connect(url: str) -> psycopg.Connection:
@@ -219,9 +217,7 @@ def connect(url: str) -> psycopg.Connection:
 
 
 def make_roles(url: str, *, owner_password: str, application_password: str) -> None:
-    """Make the two roles as a superuser of the database at `url`, and give the owner what is there
-    (migrations/roles.sql).
-    """
+    """Make the two roles as a superuser, and give the owner what is there (migrations/roles.sql)."""
     with connect(url) as connection:
         for name, password in (("owner", owner_password), ("application", application_password)):
             connection.execute("SELECT set_config(%s, %s, true)", [f"orchestrator.{name}_password", password])
@@ -231,7 +227,7 @@ def make_roles(url: str, *, owner_password: str, application_password: str) -> N
 @lru_cache(maxsize=1)
 def wanted() -> str:
     """Return the revision that this code needs."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
+    head = _scripts().get_current_head()
     if head is None:
         message = f"no migrations in {_MIGRATIONS}"
         raise FileNotFoundError(message)
@@ -240,19 +236,16 @@ def wanted() -> str:
 
 @lru_cache(maxsize=1)
 def _known() -> frozenset[str]:
-    return frozenset(script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions())
+    return frozenset(script.revision for script in _scripts().walk_revisions())
 
 
 def difference(found: str | None) -> str | None:
-    """Return in a sentence what is wrong with a database that has revision `found`, and what to do; None if
-    it is the wanted one.
-    """
+    """Say what is wrong with a database that has revision `found`, and what to do; None: nothing."""
     if found == wanted():
         return None
-    if found is None:
-        return f"the database has no schema, and needs {wanted()}: run `orchestrator migrate`"
-    if found in _known():
-        return f"the database has schema {found}, and needs {wanted()}: run `orchestrator migrate`"
+    if found is None or found in _known():
+        has = "no schema" if found is None else f"schema {found}"
+        return f"the database has {has}, and needs {wanted()}: run `orchestrator migrate`"
     return f"the database has schema {found}, which this code does not know: it is older than the schema, deploy the newer version"
 
 
@@ -274,8 +267,6 @@ async def current(db: Database) -> str | None:
 
 
 async def newest_key(db: Database) -> str | None:
-    """Return the id of the secret key under which the youngest checkout's audit trail was last written; None
-    without any.
-    """
+    """Return the id of the secret key that wrote the youngest checkout's trail last; None without any."""
     rows = await db.read(_NEWEST_KEY)
     return str(rows[0].key_id) if rows else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import text
 
 from orchestrator.domain.states import State
+from orchestrator.store.columns import record
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -50,9 +51,8 @@ _VERSIONS: Final = text("SELECT id, version FROM checkouts WHERE id = ANY(CAST(:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShopperView:
-    """A checkout as it was at `now`; amounts are in minor units.
-
-    `methods` are those of a session that is valid; `intent` is encrypted, and there once it has ended.
+    """A checkout as it was at `now`, amounts in minor units. `methods` are those of a session that is valid;
+    `intent` is encrypted, and there once it has ended.
     """
 
     id: UUID
@@ -79,18 +79,15 @@ class ShopperView:
 async def views(db: Database, ids: Collection[UUID]) -> dict[UUID, ShopperView]:
     """Return checkouts by their ids; unknown ids are left out."""
     rows = await db.read(_VIEWS, {"ids": sorted(ids)})
-    return {row.id: ShopperView(**{**row._asdict(), "state": State(row.state)}) for row in rows}
+    return {row.id: record(ShopperView, row, state=State(row.state)) for row in rows}
 
 
 async def session(db: Database, checkout_id: UUID) -> Row[Any] | None:
-    """Return the session of a checkout while its token is valid: `session_id`, `token` (encrypted under
-    `data_key`) and `expires_at`.
-    """
+    """Return `session_id`, `token` (under `data_key`) and `expires_at` of a session with a valid token."""
     rows = await db.read(_SESSION, {"id": checkout_id})
     return rows[0] if rows else None
 
 
 async def versions(db: Database, ids: Collection[UUID]) -> dict[UUID, int]:
-    """Return the versions that checkouts have by now."""
     rows = await db.read(_VERSIONS, {"ids": sorted(ids)})
     return {row.id: row.version for row in rows}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from orchestrator.audit import archive
+from orchestrator.domain.ids import first_id
 from orchestrator.domain.states import State
 from orchestrator.store import due_work, readiness, webhooks
+from orchestrator.store.columns import record
 from orchestrator.store.tables import IS_OPEN
 from orchestrator.text import duration
 
@@ -33,30 +34,42 @@ RECENT: Final = 60
 
 _NOW = text("SELECT clock() AS clock, now() AS now")
 _OPEN = text(f"""
-    SELECT o.state, count(*) AS number, count(o.last_error) AS failing,
+    SELECT o.state AS name, count(*) AS number, count(o.last_error) AS failing,
            extract(epoch FROM clock() - min(o.created_at))::float8 AS age
       FROM (SELECT c.state, c.created_at, c.last_error FROM merchants m CROSS JOIN LATERAL (
                 SELECT state, created_at, last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN} ORDER BY id LIMIT {AT_MOST}) c
              LIMIT {AT_MOST}) o
      GROUP BY o.state
 """)  # noqa: S608 - made of our own words
-# What a decision is about: the payments that it names, or the whole order where it names none; of a
-# chargeback what was taken back, which its payments no longer hold.
+
+
+def decisions(most: int) -> str:
+    """Return the SELECT of checkouts that wait for a decision, at most so many, with the amount of their
+    order; of a chargeback with what was taken back, which its payments no longer hold.
+    """
+    return f"""
+        SELECT id, attention, attention_details AS details, attention_since, currency,
+               CASE attention WHEN 'charged_back' THEN charged_back ELSE amount END AS amount FROM checkouts
+         WHERE attention IS NOT NULL ORDER BY id LIMIT {most}
+    """  # noqa: S608 - made of our own words
+
+
+PAYMENTS: Final = """CROSS JOIN LATERAL (
+    SELECT coalesce(x ->> 'currency', a.currency) AS currency,
+           CASE WHEN x = '{}' THEN a.amount ELSE CAST(x ->> 'amount' AS int8) END AS amount
+      FROM jsonb_array_elements(CASE WHEN a.attention <> 'charged_back' AND jsonb_typeof(a.details -> 'payments') = 'array'
+                                      AND jsonb_array_length(a.details -> 'payments') > 0
+                                THEN a.details -> 'payments' ELSE '[{}]' END) x) p"""
+"""What a decision `a` is about: the payments that it names, or the whole order where it names none. The
+amount of a payment that is not readable is null."""
 _DECISIONS = text(f"""
-    SELECT a.attention, p.currency, sum(p.amount)::int8 AS amount, count(DISTINCT a.id) AS number,
+    SELECT a.attention AS name, p.currency, coalesce(sum(p.amount), 0)::int8 AS amount, count(DISTINCT a.id) AS number,
            coalesce(extract(epoch FROM clock() - min(a.attention_since)), 0)::float8 AS age
-      FROM (SELECT id, attention, attention_details AS details, attention_since, currency,
-                   CASE attention WHEN 'charged_back' THEN charged_back ELSE amount END AS amount FROM checkouts
-             WHERE attention IS NOT NULL ORDER BY id LIMIT {AT_MOST}) a CROSS JOIN LATERAL (
-           SELECT coalesce(x ->> 'currency', a.currency) AS currency,
-                  CASE WHEN x = '{{}}' THEN a.amount ELSE coalesce(CAST(x ->> 'amount' AS int8), 0) END AS amount
-             FROM jsonb_array_elements(CASE WHEN a.attention <> 'charged_back' AND jsonb_typeof(a.details -> 'payments') = 'array'
-                                             AND jsonb_array_length(a.details -> 'payments') > 0
-                                       THEN a.details -> 'payments' ELSE '[{{}}]' END) x) p
+      FROM ({decisions(AT_MOST)}) a {PAYMENTS}
      GROUP BY a.attention, p.currency ORDER BY age DESC
-""")  # noqa: S608 - made of our own numbers
+""")  # noqa: S608 - made of our own words
 _OPERATIONS = text(f"""
-    SELECT kind, state, currency, sum(amount)::int8 AS amount, count(*) AS number,
+    SELECT kind AS name, state, currency, sum(amount)::int8 AS amount, count(*) AS number,
            extract(epoch FROM clock() - min(coalesce(submitted_at, requested_at)))::float8 AS age
       FROM (SELECT * FROM money_operations WHERE state IN ('requested', 'submitted', 'unknown')
              ORDER BY merchant_id, transaction_id LIMIT {AT_MOST}) o
@@ -105,9 +118,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Money:
-    """Money that waits, in minor units: `name` is an attention's code or an operation's kind, `state` is the
-    operation's.
-    """
+    """Money that waits, in minor units; `name` is an attention's code, or an operation's kind."""
 
     name: str
     number: int
@@ -146,21 +157,17 @@ class Status:
 async def read(db: Database, *, grace: float) -> Status:
     """Read how the installation stands; `grace` are the seconds between a hint and its due time."""
     (now,) = await db.read(_NOW)
-    opened = {row.state: row for row in await db.read(_OPEN)}
-    queues = [_waiting(row.name, row) for row in await db.read(_QUEUES, {"grace": grace})]
+    opened = {row.name: record(Waiting, row) for row in await db.read(_OPEN)}
+    queues = [record(Waiting, row, failing=0) for row in await db.read(_QUEUES, {"grace": grace})]
     unplaced = await readiness.unplaced(db)
     queues.append(Waiting(name="events", number=unplaced.number, age=unplaced.age))
     processes = await readiness.processes(db)
-    (created,) = await db.read(_CREATED, {"first": archive.first_id(now.now - timedelta(seconds=RECENT))})
+    (created,) = await db.read(_CREATED, {"first": first_id(now.now - timedelta(seconds=RECENT))})
     return Status(
         at=now.clock,
-        decisions=[_money(row.attention, row) for row in await db.read(_DECISIONS)],
-        operations=[_money(row.kind, row, state=row.state) for row in await db.read(_OPERATIONS)],
-        open=[
-            _waiting(state, opened[state], failing=opened[state].failing)
-            for state in State
-            if state in opened
-        ],
+        decisions=[record(Money, row, state=None) for row in await db.read(_DECISIONS)],
+        operations=[record(Money, row) for row in await db.read(_OPERATIONS)],
+        open=[opened[state] for state in State if state in opened],
         queues=queues,
         created=created.number,
         processes=processes,
@@ -183,13 +190,3 @@ def _overdue(queues: Sequence[Waiting], unplaced: readiness.Unplaced) -> list[st
     if unplaced.overdue:
         found.append(f"events have waited for {duration(unplaced.age)} for their place in the feed")
     return found
-
-
-def _waiting(name: str, row: Any, *, failing: int = 0) -> Waiting:
-    return Waiting(name=name, number=row.number, age=row.age, failing=failing)
-
-
-def _money(name: str, row: Any, *, state: str | None = None) -> Money:
-    return Money(
-        name=name, number=row.number, currency=row.currency, amount=row.amount, age=row.age, state=state
-    )

@@ -8,16 +8,17 @@ deleted endpoint is gone for its merchant at once, and its rows are removed in l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import text
 
-from orchestrator.domain.ids import uuid7
+from orchestrator.domain.ids import FIRST, uuid7
 from orchestrator.errors import OrchestratorError
 from orchestrator.store import deliveries
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
-from orchestrator.store.notifications import DELIVERIES, NOTIFY
+from orchestrator.store.notifications import notify
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
@@ -47,14 +48,16 @@ PauseReason = Literal["asked", "failing", "gone"]
 Status = Literal["active", "paused", "off"]
 Kind = Literal["webhook", "celery"]
 
-_COLUMNS: Final = """e.id, e.merchant_id, e.kind, e.url, e.task, e.queue, e.description, e.kinds, e.content, e.secret, e.previous_secret, e.previous_until,
-    coalesce(e.previous_until > clock(), false) AS previous_holds, e.paused_at, e.pause_reason, e.failing_since, e.delivered_at,
-    e.open_until, e.opened, e.created_at,
+_COLUMNS: Final = """e.id, e.merchant_id, e.kind, e.url, e.task, e.queue, e.description, e.kinds, e.content, e.secret AS encrypted,
+    CASE WHEN e.previous_until > clock() THEN e.previous_secret END AS previous,
+    CASE WHEN e.previous_until > clock() THEN e.previous_until END AS previous_until, e.paused_at, e.pause_reason, e.failing_since,
+    e.delivered_at, e.open_until, e.opened, e.created_at,
     coalesce(extract(epoch FROM clock() - e.failing_since), 0)::float8 AS failing_for,
     coalesce(extract(epoch FROM e.open_until - clock()), 0)::float8 AS open_for"""
 _WAITING: Final = f"""
     (SELECT count(*) FROM (SELECT FROM delivery_streams s WHERE s.endpoint_id = e.id LIMIT {COUNTED}) s) AS waiting,
     (SELECT min(s.due_at) FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.lease IS NULL AND s.due_at <= clock()) AS waiting_since"""  # noqa: S608 - made of our own constants
+_NOT_COUNTED: Final = "0 AS waiting, NULL::timestamptz AS waiting_since"
 _COUNT = text("""
     SELECT count(*) AS number FROM webhook_endpoints WHERE merchant_id = :merchant_id AND deleted_at IS NULL
 """)
@@ -62,29 +65,29 @@ _MERCHANT = text("SELECT id FROM merchants WHERE id = :merchant_id FOR NO KEY UP
 _ADD = text(f"""
     INSERT INTO webhook_endpoints AS e (id, merchant_id, kind, url, task, queue, description, kinds, content, secret)
     VALUES (:id, :merchant_id, :kind, :url, :task, :queue, :description, CAST(:kinds AS text[]), :content, :secret)
-    RETURNING {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since
+    RETURNING {_COLUMNS}, {_NOT_COUNTED}
 """)  # noqa: S608 - made of our own constants, as below
 _ONE = text(f"""
     SELECT {_COLUMNS}, {_WAITING} FROM webhook_endpoints e
      WHERE e.id = :id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL
 """)  # noqa: S608 - made of our own constants
 _LOCK = text(f"""
-    SELECT {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since FROM webhook_endpoints e
+    SELECT {_COLUMNS}, {_NOT_COUNTED} FROM webhook_endpoints e
      WHERE e.id = :id AND e.merchant_id = :merchant_id AND e.deleted_at IS NULL FOR NO KEY UPDATE
 """)  # noqa: S608 - made of our own constants
 _PAGE = text(f"""
     SELECT {_COLUMNS}, {_WAITING} FROM webhook_endpoints e
-     WHERE e.merchant_id = :merchant_id AND e.deleted_at IS NULL AND e.id > coalesce(:after, CAST('00000000-0000-0000-0000-000000000000' AS uuid))
+     WHERE e.merchant_id = :merchant_id AND e.deleted_at IS NULL AND e.id > :after
      ORDER BY e.id LIMIT :most
 """)  # noqa: S608 - made of our own constants
 _SERVED = text(f"""
-    SELECT {_COLUMNS}, 0 AS waiting, NULL::timestamptz AS waiting_since FROM webhook_endpoints e
+    SELECT {_COLUMNS}, {_NOT_COUNTED} FROM webhook_endpoints e
       JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
      WHERE e.deleted_at IS NULL
 """)  # noqa: S608 - made of our own constants
 _SET = text("""
     UPDATE webhook_endpoints SET url = :url, task = :task, queue = :queue, description = :description, kinds = CAST(:kinds AS text[]), content = :content,
-           secret = :secret, previous_secret = :previous_secret,
+           secret = :encrypted, previous_secret = :previous,
            opened = CASE WHEN :moved THEN 0 ELSE opened END, open_until = CASE WHEN :moved THEN NULL ELSE open_until END,
            failing_since = CASE WHEN :moved THEN NULL ELSE failing_since END,
            resumed_at = CASE WHEN :moved THEN clock() ELSE resumed_at END
@@ -92,7 +95,7 @@ _SET = text("""
 """)
 _ROTATE = text("""
     UPDATE webhook_endpoints SET previous_secret = secret, previous_until = clock() + make_interval(secs => :seconds), secret = :secret
-     WHERE id = :id AND merchant_id = :merchant_id AND deleted_at IS NULL
+     WHERE id = :id
 """)
 _PAUSE = text("""
     UPDATE webhook_endpoints SET paused_at = coalesce(paused_at, clock()), pause_reason = :reason
@@ -138,7 +141,7 @@ _RELEASE_PROBE = text("""
     UPDATE webhook_endpoints SET open_until = clock() WHERE id = :id AND opened > 0
 """)
 _TROUBLES = text(f"""
-    SELECT e.id, e.pause_reason, e.paused_at, m.name AS merchant,
+    SELECT e.id, e.pause_reason, m.name AS merchant,
            coalesce(extract(epoch FROM clock() - d.due_at), 0)::float8 AS overdue
       FROM webhook_endpoints e JOIN merchants m ON m.id = e.merchant_id AND m.disabled_at IS NULL
       LEFT JOIN LATERAL (SELECT s.due_at FROM delivery_streams s WHERE s.endpoint_id = e.id AND s.purpose <> 'test'
@@ -153,7 +156,7 @@ _FAILING = text("""
      WHERE e.deleted_at IS NULL AND e.paused_at IS NULL AND e.failing_since < clock() - interval '1 minute'
      ORDER BY e.failing_since LIMIT 20
 """)
-_ANY = text("SELECT EXISTS (SELECT FROM webhook_endpoints WHERE deleted_at IS NULL) AS found")
+_ANY = text("SELECT id FROM webhook_endpoints WHERE deleted_at IS NULL LIMIT 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +192,6 @@ class Webhook:
 
     @property
     def status(self) -> Status:
-        """Whether it is served."""
         if self.pause_reason is None:
             return "active"
         return "off" if self.pause_reason == "gone" else "paused"
@@ -200,9 +202,7 @@ class Webhook:
         return target(self.url, self.task, self.queue)
 
     def secrets(self, encryptor: Encryptor) -> tuple[bytes, ...]:
-        """Return the secrets that sign, the newest first; of a Celery task the broker's URL with its login,
-        empty for our own broker. `EncryptionError` if the row was changed.
-        """
+        """Decrypt what signs, the newest first (of a task the broker's URL). Raises `EncryptionError`."""
         purpose = secret_purpose(self.id, self.merchant_id, self.target)
         return tuple(
             encryptor.decrypt(encrypted, purpose=purpose)
@@ -229,33 +229,7 @@ class TooManyWebhooks(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 def _read(row: Row[Any]) -> Webhook:
-    return Webhook(
-        id=row.id,
-        merchant_id=row.merchant_id,
-        kind=row.kind,
-        url=row.url,
-        task=row.task,
-        queue=row.queue,
-        description=row.description,
-        kinds=None if row.kinds is None else tuple(row.kinds),
-        content=row.content,
-        encrypted=bytes(row.secret),
-        previous=bytes(row.previous_secret)
-        if row.previous_secret is not None and row.previous_holds
-        else None,
-        previous_until=row.previous_until if row.previous_holds else None,
-        paused_at=row.paused_at,
-        pause_reason=row.pause_reason,
-        failing_since=row.failing_since,
-        failing_for=row.failing_for,
-        delivered_at=row.delivered_at,
-        open_until=row.open_until,
-        open_for=row.open_for,
-        opened=row.opened,
-        created_at=row.created_at,
-        waiting=row.waiting,
-        waiting_since=row.waiting_since,
-    )
+    return record(Webhook, row, kinds=None if row.kinds is None else tuple(row.kinds))
 
 
 # ── What merchants ask for ────────────────────────────────────────────────────────────────────────────────
@@ -274,13 +248,12 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
     task: str | None = None,
     queue: str | None = None,
 ) -> Webhook:
-    """Add an endpoint, which is served from the next event on; `TooManyWebhooks` if the merchant has as many
-    as it may.
-
-    With `task` and `queue` a Celery task: `secret` is the broker's URL with its login, `url` the same without
-    it; both are empty for our own broker.
+    """Add an endpoint, which is served from the next event on. Raises `TooManyWebhooks`. With `task` and
+    `queue` a Celery task: `secret` is the broker's URL with its login, `url` the same without it; empty for
+    our own broker.
     """
     new = uuid7()
+    purpose = secret_purpose(new, merchant_id, target(url, task, queue))
     row = {
         "id": new,
         "merchant_id": merchant_id,
@@ -291,9 +264,7 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
         "description": description,
         "kinds": None if kinds is None else sorted(kinds),
         "content": content,
-        "secret": encryptor.encrypt(
-            secret, purpose=secret_purpose(new, merchant_id, target(url, task, queue))
-        ),
+        "secret": encryptor.encrypt(secret, purpose=purpose),
     }
     async with db.transaction() as tx:
         await run(tx, _MERCHANT, row)
@@ -301,7 +272,7 @@ async def add(  # noqa: PLR0913 - what an endpoint is made of
         if count.number >= MOST_WEBHOOKS:
             raise TooManyWebhooks
         (made,) = await run(tx, _ADD, row)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return _read(made)
 
 
@@ -313,7 +284,7 @@ async def by_id(db: Database, webhook: UUID, *, merchant_id: int) -> Webhook | N
 
 async def page(db: Database, *, merchant_id: int, after: UUID | None, limit: int) -> list[Webhook]:
     """Return a merchant's endpoints in the order in which they were made."""
-    rows = await db.read(_PAGE, {"merchant_id": merchant_id, "after": after, "most": limit})
+    rows = await db.read(_PAGE, {"merchant_id": merchant_id, "after": after or FIRST, "most": limit})
     return [_read(row) for row in rows]
 
 
@@ -327,11 +298,9 @@ async def change(
     secret: bytes | None = None,
     check: Callable[[Webhook], None] | None = None,
 ) -> Webhook | None:
-    """Change url, task, queue, description, kinds or content of an endpoint; None if the merchant has none of
-    this id. `secret`: another one, which comes with another broker.
-
-    `check` is called with the endpoint as it would be, under its lock, and raises where that must not be: two
-    changes at once may each be right, and wrong together.
+    """Change some fields of an endpoint; None if the merchant has none of this id. `secret`: another one,
+    which comes with another broker. `check` is called with the endpoint as it would be, under its lock, and
+    raises where that must not be: two changes at once may each be right, and wrong together.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"id": webhook, "merchant_id": merchant_id})
@@ -348,26 +317,12 @@ async def change(
             held = before.secrets(encryptor) if secret is None else (secret,)
             encrypted = [encryptor.encrypt(each, purpose=purpose) for each in held]
             after = replace(after, encrypted=encrypted[0], previous=encrypted[1] if encrypted[1:] else None)
-        await run(
-            tx,
-            _SET,
-            {
-                "id": webhook,
-                "url": after.url,
-                "task": after.task,
-                "queue": after.queue,
-                "description": after.description,
-                "kinds": None if after.kinds is None else sorted(after.kinds),
-                "content": after.content,
-                "secret": after.encrypted,
-                "previous_secret": after.previous,
-                "moved": moved,
-            },
-        )
+        kinds = None if after.kinds is None else sorted(after.kinds)
+        await run(tx, _SET, {**asdict(after), "kinds": kinds, "moved": moved})
         if moved:
             # Failures at the previous target say nothing about the new one.
             await deliveries.retry_now(tx, webhook)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return await by_id(db, webhook, merchant_id=merchant_id)
 
 
@@ -381,24 +336,18 @@ async def rotate(
             return None
         purpose = secret_purpose(webhook, merchant_id, _read(rows[0]).target)
         encrypted = encryptor.encrypt(secret, purpose=purpose)
-        await run(
-            tx, _ROTATE, {"id": webhook, "merchant_id": merchant_id, "secret": encrypted, "seconds": overlap}
-        )
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await run(tx, _ROTATE, {"id": webhook, "secret": encrypted, "seconds": overlap})
+        await notify(tx, CHANGED)
     return await by_id(db, webhook, merchant_id=merchant_id)
 
 
 async def pause(db: Database, webhook: UUID, reason: PauseReason, *, url: str | None = None) -> bool:
-    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone.
-
-    Return whether it was not paused before.
-
-    For `failing`: only if it has really failed for as long as that takes. `url`: only if this is still its
-    URL.
+    """Send nothing to an endpoint any more; what comes for it waits, unless it is gone. Return whether it was
+    not paused before. `failing`: only if it has failed for as long as that takes; `url`: only if it is its.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _PAUSE, {"id": webhook, "reason": reason, "after": PAUSE_AFTER, "url": url})
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return bool(rows)
 
 
@@ -408,7 +357,7 @@ async def resume(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
         if not await run(tx, _RESUME, {"id": webhook, "merchant_id": merchant_id}):
             return False
         await deliveries.retry_now(tx, webhook)
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return True
 
 
@@ -416,7 +365,7 @@ async def delete(db: Database, webhook: UUID, *, merchant_id: int) -> bool:
     """Delete an endpoint; what was to be sent to it is not."""
     async with db.transaction() as tx:
         rows = await run(tx, _DELETE, {"id": webhook, "merchant_id": merchant_id})
-        await run(tx, NOTIFY, {"channel": DELIVERIES, "said": CHANGED})
+        await notify(tx, CHANGED)
     return bool(rows)
 
 
@@ -430,8 +379,7 @@ async def served(db: Database) -> list[Webhook]:
 
 async def exist(db: Database) -> bool:
     """Say whether there is any endpoint, paused ones too."""
-    (row,) = await db.read(_ANY)
-    return bool(row.found)
+    return bool(await db.read(_ANY))
 
 
 async def failed(db: Database, webhook: UUID) -> None:

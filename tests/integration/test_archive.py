@@ -23,7 +23,7 @@ from orchestrator.audit.archive.lock_timeout import patiently
 from orchestrator.audit.archive.months import _drop
 from orchestrator.crypto import Encryptor
 from orchestrator.domain.command_result import ResultCode, result
-from orchestrator.domain.ids import uuid7
+from orchestrator.domain.ids import first_id, uuid7
 from orchestrator.domain.records import Operation
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import inbox
@@ -779,7 +779,7 @@ async def later_than_all(core):
 async def test_an_insert_never_fails_for_want_of_a_month(core):
     await later_than_all(core)
     (now,) = await core.all("SELECT clock()")
-    id_ = UUID(int=archive.first_id(now).int | 0x7 << 76 | 0x2 << 62)
+    id_ = UUID(int=first_id(now).int | 0x7 << 76 | 0x2 << 62)
     checkout = await core.accept(id=id_)
     assert await core.all("SELECT checkout_id FROM audit_entries_rest") == [checkout]
     assert await problems(core) == []
@@ -800,7 +800,7 @@ async def test_months_are_made_ahead_and_only_where_they_are_missing(own):
     assert await archive.make_ahead(own.db, ahead=2) == []
     assert (await archive.months_of(own.db))[-1].name == "audit_entries_rest"
     (now,) = await own.all("SELECT clock()")
-    checkout = await own.accept(id=UUID(int=archive.first_id(now).int | 0x7 << 76 | 0x2 << 62))
+    checkout = await own.accept(id=UUID(int=first_id(now).int | 0x7 << 76 | 0x2 << 62))
     assert await own.all(f"SELECT checkout_id FROM {made[0]}") == [checkout]
     for change in ("DELETE FROM {}", "TRUNCATE {}", "UPDATE {} SET action = 'x'"):
         async with await psycopg.AsyncConnection.connect(own.url, autocommit=True) as owner:
@@ -811,7 +811,7 @@ async def test_months_are_made_ahead_and_only_where_they_are_missing(own):
 async def test_a_month_whose_entries_are_in_the_rest_already_is_left_out(own):
     await later_than_all(own)
     (now,) = await own.all("SELECT clock()")
-    await own.accept(id=UUID(int=archive.first_id(now).int | 0x7 << 76 | 0x2 << 62))
+    await own.accept(id=UUID(int=first_id(now).int | 0x7 << 76 | 0x2 << 62))
     made = await archive.make_ahead(own.db, ahead=1)
     assert len(made) == 1
     assert f"{now + timedelta(days=31):%Y_%m}" in made[0] or f"{now:%Y_%m}" not in made[0]
@@ -854,5 +854,5 @@ async def test_a_month_that_was_written_to_meanwhile_is_not_dropped(own):
 
 def test_an_id_has_its_time_also_a_time_that_no_calendar_has():
     now = datetime(2026, 2, 3, 4, 5, 6, 789000, tzinfo=UTC)
-    assert archive.moment_of(archive.first_id(now)) == now
+    assert archive.moment_of(first_id(now)) == now
     assert archive.moment_of(UUID(int=2**128 - 1)).year == 9999

@@ -15,6 +15,7 @@ from psycopg import errors
 
 from orchestrator import audit
 from orchestrator.audit import archive
+from orchestrator.domain.ids import first_id
 from orchestrator.domain.states import State, Trigger
 from orchestrator.store import schema
 from tests.support.factories import COMPLETED, core, payment
@@ -104,7 +105,7 @@ async def test_a_trail_becomes_a_partition_as_it_is_and_comes_back_as_it_was(url
 async def test_an_id_of_the_future_stays_where_it_is_and_so_does_all_before_it(url, encryptor, year):
     """A payment may name an id that we did not make, and its checkout keeps it."""
     await asyncio.to_thread(schema.migrate, url)
-    at = archive.first_id(datetime(year, 5, 5, tzinfo=UTC))
+    at = first_id(datetime(year, 5, 5, tzinfo=UTC))
     async with core(url, encryptor) as new_core:
         far = await new_core.accept(id=UUID(int=at.int | 0x7 << 76 | 0x2 << 62))
         near = await new_core.accept()

@@ -205,7 +205,7 @@ async def test_every_statement_of_the_core_runs_on_this_postgres(url, encryptor)
         assert list(await events.since(new_core.db, {1: 0}, most=9)) == [1]
         assert len(await events.history(new_core.db, held.id, limit=9)) == 1
         assert await events.forget(new_core.db, older_than=86_400.0) == 0
-        assert await events.all_feeds(new_core.db) == {1: ("default", events.Feed(1, 0))}
+        assert await events.all_feeds(new_core.db) == {1: events.Feed(1, 0)}
         assert await audit.seal(new_core.db, encryptor) == 1
         found = await audit.verify(new_core.db, encryptor)
         assert (found.checkouts, found.entries, found.seals, found.problems) == (1, 2, 1, [])

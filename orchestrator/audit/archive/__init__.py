@@ -13,5 +13,5 @@ checkouts are locked.
 
 from orchestrator.audit.archive.batch import Archived, candidates, choose, take
 from orchestrator.audit.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
-from orchestrator.audit.archive.months import drop_empty, first_id, make_ahead, moment_of, months_of
+from orchestrator.audit.archive.months import drop_empty, make_ahead, moment_of, months_of
 from orchestrator.audit.archive.runs import Result, prepare, run

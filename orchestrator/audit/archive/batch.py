@@ -19,7 +19,7 @@ from orchestrator.audit import Head
 from orchestrator.audit.archive import files
 from orchestrator.audit.archive.errors import ArchiveBusy, ArchiveError, ArchiveUnread
 from orchestrator.audit.archive.lock_timeout import set_lock_timeout
-from orchestrator.audit.archive.months import first_id
+from orchestrator.domain.ids import first_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence

@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator import log
 from orchestrator.audit.archive.errors import ArchiveBusy
 from orchestrator.audit.archive.lock_timeout import patiently, set_lock_timeout
+from orchestrator.domain.ids import first_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -140,11 +141,6 @@ async def _drop(db: Database, name: str) -> bool:
         await tx.execute(text(f"ALTER TABLE audit_entries DETACH PARTITION {name}"))
         await tx.execute(text(f"DROP TABLE {name}"))
     return True
-
-
-def first_id(moment: datetime) -> UUID:
-    """Return the smallest id that a checkout of this moment can have (UUIDv7: milliseconds come first)."""
-    return UUID(int=int(moment.timestamp() * 1000) << 80)
 
 
 def moment_of(checkout_id: UUID) -> datetime:

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import text
 
-from orchestrator.crypto import EncryptionError
 from orchestrator.domain.ids import LAST, uuid7
-from orchestrator.store import free_text
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import json_text, record
+from orchestrator.store.free_text import Reasons, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,12 +32,12 @@ _NOTE = text("""
 _COLUMNS: Final = """a.id, a.at, a.actor, a.action, a.outcome, a.merchant_id, a.checkout_id, a.command_id, a.subject, a.facts,
     a.reason, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
-_PAGE = text(f"SELECT {_COLUMNS} FROM console_actions a WHERE a.id < :before ORDER BY a.id DESC LIMIT :most")  # noqa: S608 - our own words
-_OF_CHECKOUT = text(f"""
-    SELECT {_COLUMNS} FROM console_actions a
-     WHERE a.checkout_id = :checkout AND a.id < :before ORDER BY a.id DESC LIMIT :most
-""")  # noqa: S608 - made of our own words
-_KEY = text("SELECT data_key FROM intents WHERE checkout_id = :id")
+_PAGE, _OF_CHECKOUT = (
+    text(f"""
+        SELECT {_COLUMNS} FROM console_actions a WHERE {which} AND a.id < :before ORDER BY a.id DESC LIMIT :most
+    """)  # noqa: S608 - made of our own words
+    for which in ("true", "a.checkout_id = :checkout")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,18 +83,9 @@ async def note(  # noqa: PLR0913 - the columns of an action
         "command_id": command,
         "subject": subject,
         "facts": json_text(dict(facts or {})),
-        "reason": None if checkout is None or not reason else await sealed(db, encryptor, checkout, reason),
+        "reason": await sealed(db, encryptor, checkout, reason) if checkout and reason else None,
     }
     await db.write(_NOTE, row)
-
-
-async def sealed(db: Database, encryptor: Encryptor, checkout: UUID, reason: str) -> str | None:
-    """Return a reason under the data key of a checkout; None where that was destroyed."""
-    rows = await db.read(_KEY, {"id": checkout})
-    try:
-        return free_text.seal(encryptor.data_key(checkout, rows[0].data_key if rows else None), reason)
-    except EncryptionError:
-        return None
 
 
 async def page(
@@ -110,21 +100,6 @@ async def page(
     asked = {"before": before or LAST, "most": limit, "checkout": checkout}
     rows = await db.read(_PAGE if checkout is None else _OF_CHECKOUT, asked)
     return [
-        ActionRow(
-            id=row.id,
-            at=row.at,
-            actor=row.actor,
-            action=row.action,
-            outcome=row.outcome,
-            merchant_id=row.merchant_id,
-            checkout_id=row.checkout_id,
-            command_id=row.command_id,
-            subject=row.subject,
-            facts=row.facts,
-            reason=None
-            if row.checkout_id is None
-            else free_text.Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason),
-            order_ref=row.order_ref,
-        )
+        record(ActionRow, row, reason=Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason))
         for row in rows
     ]

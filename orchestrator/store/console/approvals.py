@@ -15,8 +15,7 @@ from sqlalchemy import text
 
 from orchestrator.domain.records import CommandKind
 from orchestrator.store import free_text
-from orchestrator.store.columns import json_text
-from orchestrator.store.console import actions
+from orchestrator.store.columns import json_text, record
 from orchestrator.store.tables.console import IS_UNFINISHED
 
 if TYPE_CHECKING:
@@ -36,6 +35,9 @@ LASTS: Final = 86_400.0
 PURPOSE: Final = "console-approval"
 MOST: Final = 100
 
+_SIGNED: Final = (
+    "id", "checkout_id", "merchant_id", "kind", "arguments", "version", "amount", "currency", "reason", "requested_by",
+)  # fmt: skip
 _ADD = text("""
     INSERT INTO console_approvals (id, merchant_id, checkout_id, kind, arguments, version, amount, currency, reason, requested_by,
                                    expires_at, mac)
@@ -46,15 +48,15 @@ _COLUMNS: Final = """a.id, a.merchant_id, a.checkout_id, a.kind, a.arguments, a.
     a.requested_by, a.requested_at, a.expires_at, a.state, a.decided_by, a.decided_at, a.command_id, a.mac,
     a.expires_at <= clock() AS ended, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
-_WAITING = text(f"""
-    SELECT {_COLUMNS} FROM console_approvals a WHERE ({IS_UNFINISHED}) AND a.expires_at > clock() ORDER BY a.id LIMIT :most
-""")  # noqa: S608 - our own words
+_WAITING, _OF_CHECKOUT = (
+    text(f"""
+        SELECT {_COLUMNS} FROM console_approvals a WHERE {which} AND ({IS_UNFINISHED}) AND a.expires_at > clock()
+         ORDER BY a.id LIMIT :most
+    """)  # noqa: S608 - our own words
+    for which in ("true", "a.checkout_id = :checkout")
+)
 _DECIDED = text(f"SELECT {_COLUMNS} FROM console_approvals a ORDER BY a.id DESC LIMIT :most")  # noqa: S608 - as above
 _ONE = text(f"SELECT {_COLUMNS} FROM console_approvals a WHERE a.id = :id")  # noqa: S608 - as above
-_OF_CHECKOUT = text(f"""
-    SELECT {_COLUMNS} FROM console_approvals a WHERE a.checkout_id = :checkout AND ({IS_UNFINISHED}) AND a.expires_at > clock()
-     ORDER BY a.id LIMIT :most
-""")  # noqa: S608 - as above
 _DECIDE = text("""
     UPDATE console_approvals SET state = :state, decided_by = :actor, decided_at = clock()
      WHERE id = :id AND state = 'waiting' RETURNING id
@@ -116,33 +118,27 @@ async def ask(  # noqa: PLR0913 - the columns of an approval
     actor: str,
     reason: str,
 ) -> bool:
-    """Store what waits for a second person; False where there is an approval of this id already: the form was
-    sent twice.
-    """
-    sealed = await actions.sealed(db, encryptor, checkout, reason)
-    signed = _signed(new, checkout, merchant_id, kind, arguments, version, amount, currency, sealed, actor)
+    """Store what waits for a second person; False if it is stored already: the form was sent twice."""
+    sealed = await free_text.sealed(db, encryptor, checkout, reason)
     row = {
         "id": new,
         "merchant_id": merchant_id,
         "checkout_id": checkout,
         "kind": kind,
-        "arguments": json_text(arguments),
+        "arguments": arguments,
         "version": version,
         "amount": amount,
         "currency": currency,
         "reason": sealed,
         "requested_by": actor,
-        "seconds": LASTS,
-        "mac": encryptor.sign(PURPOSE, signed),
     }
+    stored = {"arguments": json_text(arguments), "mac": encryptor.sign(PURPOSE, _signed(row))}
     await db.write(_EXPIRE, {})
-    return bool(await db.write(_ADD, row))
+    return bool(await db.write(_ADD, {**row, **stored, "seconds": LASTS}))
 
 
 async def waiting(db: Database, encryptor: Encryptor, *, checkout: UUID | None = None) -> list[Approval]:
-    """Return what waits for a second person, or was approved and is not stored yet, the oldest first; of one
-    checkout, or of all.
-    """
+    """Return what waits for a second person, or was approved and is not stored yet, the oldest first."""
     asked = {"most": MOST, "checkout": checkout}
     rows = await db.read(_WAITING if checkout is None else _OF_CHECKOUT, asked)
     return [_read(row, encryptor) for row in rows]
@@ -154,7 +150,6 @@ async def latest(db: Database, encryptor: Encryptor) -> list[Approval]:
 
 
 async def by_id(db: Database, encryptor: Encryptor, approval: UUID) -> Approval | None:
-    """Return one approval."""
     rows = await db.read(_ONE, {"id": approval})
     return _read(rows[0], encryptor) if rows else None
 
@@ -175,33 +170,14 @@ async def executed(db: Database, approval: UUID, command: UUID) -> None:
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Approval:
-    kind = CommandKind(row.kind)
-    signed = _signed(
-        row.id, row.checkout_id, row.merchant_id, kind, row.arguments, row.version, row.amount, row.currency,
-        row.reason, row.requested_by,
-    )  # fmt: skip
-    return Approval(
-        id=row.id,
-        merchant_id=row.merchant_id,
-        checkout_id=row.checkout_id,
-        order_ref=row.order_ref,
-        kind=kind,
-        arguments=row.arguments,
-        version=row.version,
-        amount=row.amount,
-        currency=row.currency,
+    return record(
+        Approval,
+        row,
+        kind=CommandKind(row.kind),
         reason=free_text.Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason),
-        requested_by=row.requested_by,
-        requested_at=row.requested_at,
-        expires_at=row.expires_at,
-        state=row.state,
-        decided_by=row.decided_by,
-        decided_at=row.decided_at,
-        command_id=row.command_id,
-        ended=row.ended,
-        authentic=encryptor.signed(PURPOSE, signed, bytes(row.mac)),
+        authentic=encryptor.signed(PURPOSE, _signed(row._asdict()), row.mac),
     )
 
 
-def _signed(*told: object) -> bytes:
-    return msgspec.json.encode(told, order="sorted")
+def _signed(row: Mapping[str, object]) -> bytes:
+    return msgspec.json.encode([row[name] for name in _SIGNED], order="sorted")

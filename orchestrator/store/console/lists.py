@@ -7,7 +7,7 @@ No statement depends on how rare a value is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from orchestrator.domain.payment_status import PaymentStatus, condition
 from orchestrator.domain.states import ENDED, State
 from orchestrator.store import columns, email_search
 from orchestrator.store.database import run as execute
-from orchestrator.store.read_model import CheckoutSummary, summary
+from orchestrator.store.read_model import LISTED, in_states, summary
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 
 if TYPE_CHECKING:
@@ -29,24 +29,23 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import AttentionCode
     from orchestrator.store.database import Database
+    from orchestrator.store.read_model import CheckoutSummary
 
 WINDOW: Final = 5000
 """Checkouts that one page of a filtered list reads."""
 MOST_READ: Final = 500_000
 """Checkouts that a bulk action or an export reads at the most."""
 
-_SHOWN: Final = columns.with_details(CheckoutSummary.__dataclass_fields__)
 _NARROW: Final = (
     "id, merchant_id, version, state, currency, amount, reserved, captured, refunded, charged_back, attention"
 )
 """What a filter reads, and what a bulk action needs."""
-_C: Final = columns.listed(_SHOWN, "c")
+_C: Final = columns.listed(LISTED, "c")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What checkouts are chosen by; None and empty: whatever. Amounts in minor units of `currency`.
-
+    """What checkouts are chosen by; None and empty: whatever. Amounts are in minor units of `currency`;
     `since` and `until` are ids, which are times.
     """
 
@@ -68,9 +67,8 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One page: rows, and the id from which the next goes on (None: this is the last).
-
-    `scanned` is true where the window ended before the page was full.
+    """One page: rows, the id from which the next goes on (None: this is the last), and whether the window
+    ended before the page was full.
     """
 
     rows: Sequence[CheckoutSummary]
@@ -82,20 +80,17 @@ async def checkouts(db: Database, chosen: Filter, *, before: UUID | None, limit:
     """Return a page of checkouts, the youngest first."""
     window = limit + 1 if chosen.empty else WINDOW
     rows = await db.read(_statement(chosen), {**_values(chosen, before), "window": window, "most": limit + 1})
-    edge = rows[0].edge if rows else None
-    more = rows[0].rows == window if rows else False
-    found = [CheckoutSummary(**summary(row)) for row in rows if row.id is not None]
+    found = [summary(row) for row in rows if row.id is not None]
     if len(found) > limit:
         return Found(found[:limit], found[limit - 1].id, scanned=False)
-    return Found(found, edge if more else None, scanned=more)
+    more = rows[0].rows == window
+    return Found(found, rows[0].edge if more else None, scanned=more)
 
 
 @dataclass(slots=True)
 class Choice:
-    """What a filter chooses for a bulk action, counted in the database window by window.
-
-    `amounts` are orders and minor units by merchant and currency. `cut`: it ended after `MOST_READ`
-    checkouts, and older ones were not looked at.
+    """What a filter chooses, counted window by window: orders and minor units by merchant and currency.
+    `cut`: it ended after `MOST_READ` checkouts, and older ones were not looked at.
     """
 
     number: int = 0
@@ -105,13 +100,10 @@ class Choice:
 
     @property
     def digest(self) -> str:
-        """What is the same while the same checkouts of the same versions are chosen, whatever windows they
-        were read in.
-        """
+        """The same while the same checkouts of the same versions are chosen, in whatever windows."""
         return f"{self.number}/{self.total}"
 
     def add(self, row: Row[Any]) -> None:
-        """Take the result of a window."""
         self.number += row.number
         for group in row.groups or ():
             key = group["merchant"], group["currency"]
@@ -128,10 +120,8 @@ async def chosen(
     most: int,
     run: UUID | None = None,
 ) -> Choice:
-    """Count what a filter chooses below an id, at most so many; store them as items of a run, where one is
-    named.
-
-    `read` runs a statement: by itself, or within the transaction that stores a run.
+    """Count what a filter chooses below an id, at most so many, and store them as items of a run where one is
+    named. `read` runs a statement: by itself, or within the transaction that stores the run.
     """
     found, window, read_rows = Choice(), 2 * WINDOW, 0
     statement = _choice(wanted, stored=run is not None)
@@ -151,21 +141,17 @@ async def chosen(
 
 def _values(chosen: Filter, before: UUID | None) -> dict[str, object]:
     ends = [end for end in (before, chosen.until) if end is not None]
-    return {
-        "merchant_id": chosen.merchant_id,
+    return asdict(chosen) | {
         "before": min(ends, default=LAST),
         "since": chosen.since or FIRST,
-        "currency": chosen.currency,
-        "least": chosen.least,
         "largest": chosen.most,
-        "attention": None if isinstance(chosen.attention, bool) else chosen.attention,
     }
 
 
 def _window(chosen: Filter) -> str:
     """Return what a window is read by, in the words of an index."""
     within = ["id < :before", "id >= :since"]
-    if chosen.attention is not None and chosen.attention is not False:
+    if chosen.attention not in {None, False}:
         within.append("attention IS NOT NULL")
     elif chosen.merchant_id is not None:
         within.append(IS_OPEN if chosen.states and not chosen.states & ENDED else IS_LISTED)
@@ -175,16 +161,14 @@ def _window(chosen: Filter) -> str:
 
 
 def _which(chosen: Filter) -> str:
-    """Return the condition of the rows of a window."""
     which = ["true"]
     if chosen.states:
-        words = ", ".join(f"'{state}'" for state in sorted(chosen.states))
-        which.append(f"c.state IN ({words})")
+        which.append(in_states(chosen.states))
     if chosen.status is not None:
         which.append(condition([chosen.status]))
     if chosen.attention is False:
         which.append("c.attention IS NULL")
-    elif chosen.attention is not None and chosen.attention is not True:
+    elif chosen.attention not in {None, True}:
         which.append("c.attention = :attention")
     if chosen.currency is not None:
         which.append("c.currency = :currency")
@@ -225,34 +209,28 @@ def _choice(chosen: Filter, *, stored: bool) -> TextClause:
 
 # ── One thing by its name ─────────────────────────────────────────────────────────────────────────────────
 
-_BY_ORDER: Final = text(f"""
-    SELECT {_C} FROM merchants m CROSS JOIN LATERAL (
-        (SELECT * FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND {IS_LIVE} LIMIT 50)
+_NAMED: Final = text(f"""
+    WITH found AS MATERIALIZED (
+        SELECT CAST(:id AS uuid) AS id
         UNION ALL
-        (SELECT * FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND NOT ({IS_LIVE}) LIMIT 50)) c
-     ORDER BY c.id DESC LIMIT 100
+        SELECT c.id FROM merchants m CROSS JOIN LATERAL (
+            (SELECT id FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND {IS_LIVE} LIMIT 50)
+            UNION ALL
+            (SELECT id FROM checkouts WHERE merchant_id = m.id AND order_ref = :name AND NOT ({IS_LIVE}) LIMIT 50)
+            UNION ALL
+            (SELECT checkout_id FROM payments WHERE merchant_id = m.id AND transaction_id = :name LIMIT 1)) c
+    )
+    SELECT {_C} FROM checkouts c WHERE c.id = ANY(ARRAY(SELECT id FROM found)) ORDER BY c.id DESC LIMIT 200
 """)  # noqa: S608 - made of our own words
-_BY_TRANSACTION: Final = text(f"""
-    SELECT {_C} FROM merchants m
-      JOIN payments p ON p.merchant_id = m.id AND p.transaction_id = :name
-      JOIN checkouts c ON c.id = p.checkout_id
-     ORDER BY c.id DESC LIMIT 100
-""")  # noqa: S608 - as above
-_BY_ID: Final = text(f"SELECT {_C} FROM checkouts c WHERE c.id = :id")  # noqa: S608 - as above
 
 
 async def named(db: Database, name: str) -> list[CheckoutSummary]:
     """Return checkouts with this id, order number or transaction; of any merchant, the youngest first."""
-    found: dict[UUID, CheckoutSummary] = {}
     try:
-        rows = list(await db.read(_BY_ID, {"id": UUID(name)}))
+        wanted: UUID | None = UUID(name)
     except ValueError:
-        rows = []
-    rows += await db.read(_BY_ORDER, {"name": name})
-    rows += await db.read(_BY_TRANSACTION, {"name": name})
-    for row in rows:
-        found.setdefault(row.id, CheckoutSummary(**summary(row)))
-    return sorted(found.values(), key=lambda each: each.id, reverse=True)
+        wanted = None
+    return [summary(row) for row in await db.read(_NAMED, {"id": wanted, "name": name})]
 
 
 _BY_EMAIL: Final = text(f"""
@@ -266,12 +244,9 @@ async def of_email(
     db: Database, encryptor: Encryptor, email: str, *, limit: int
 ) -> Sequence[CheckoutSummary]:
     """Return the youngest checkouts of a customer's e-mail address, of any merchant."""
-    tags = email_search.tags(encryptor, email)
-    rows = await db.read(_BY_EMAIL, {"tags": tags, "most": limit})
-    return [CheckoutSummary(**summary(row)) for row in rows]
+    rows = await db.read(_BY_EMAIL, {"tags": email_search.tags(encryptor, email), "most": limit})
+    return [summary(row) for row in rows]
 
-
-# ── Everything else ───────────────────────────────────────────────────────────────────────────────────────
 
 _MERCHANTS: Final = text("SELECT id, name FROM merchants ORDER BY id LIMIT 1000")
 NAMED: Final = """CASE WHEN e.kind = 'celery'
@@ -350,7 +325,6 @@ async def endpoints(
 
 
 async def order_refs(db: Database, ids: Sequence[UUID]) -> dict[UUID, str]:
-    """Return the order numbers of checkouts by id."""
     return {row.id: row.order_ref for row in await db.read(_ORDER_REFS, {"ids": sorted(set(ids))})}
 
 
@@ -358,8 +332,7 @@ async def feed(
     db: Database, merchant_id: int, *, kind: str | None, before: int | None, limit: int
 ) -> tuple[Sequence[Row[Any]], int | None]:
     """Return a page of a merchant's feed, the youngest first, and the position from which the next goes on.
-
-    With a kind a window of so many events is read, and the page may have fewer than `limit`.
+    With a kind it reads a window of so many events, and may have fewer than `limit`.
     """
     window = limit + 1 if kind is None else WINDOW
     asked = {"merchant_id": merchant_id, "before": before, "window": window, "kind": kind, "most": limit + 1}
@@ -367,7 +340,7 @@ async def feed(
     found = [row for row in rows if row.position is not None]
     if len(found) > limit:
         return found[:limit], found[limit - 1].position
-    return found, rows[0].edge if rows and rows[0].rows == window else None
+    return found, rows[0].edge if rows[0].rows == window else None
 
 
 async def rejected(db: Database, *, before: UUID | None, limit: int) -> Sequence[Row[Any]]:
@@ -376,7 +349,6 @@ async def rejected(db: Database, *, before: UUID | None, limit: int) -> Sequence
 
 
 async def seals(db: Database, *, limit: int) -> Sequence[Row[Any]]:
-    """Return the last seals of the trail."""
     return await db.read(_SEALS, {"most": limit})
 
 

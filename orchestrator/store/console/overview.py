@@ -16,6 +16,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from orchestrator.domain.ids import first_id
+from orchestrator.store.status import PAYMENTS, decisions
 from orchestrator.store.tables import IS_OPEN
 from orchestrator.store.tables.console import IS_UNFINISHED
 
@@ -65,10 +67,7 @@ _OVERVIEW: Final = text(f"""
             SELECT state, created_at, last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN}
              ORDER BY id LIMIT {AT_MOST}) c LIMIT {AT_MOST}
     ),
-    asked AS MATERIALIZED (
-        SELECT id, attention, attention_details, attention_since, currency, amount FROM checkouts
-         WHERE attention IS NOT NULL ORDER BY id LIMIT {AT_MOST}
-    ),
+    asked AS MATERIALIZED ({decisions(AT_MOST)}),
     moving AS MATERIALIZED (
         SELECT checkout_id, kind, state, currency, amount, coalesce(submitted_at, requested_at) AS since FROM money_operations
          WHERE state IN ('requested', 'submitted', 'unknown') ORDER BY merchant_id, transaction_id LIMIT {AT_MOST}
@@ -102,13 +101,8 @@ _OVERVIEW: Final = text(f"""
       (SELECT json_agg(json_build_object('state', state, 'number', number, 'oldest', oldest)) FROM (
            SELECT state, count(*) AS number, min(created_at) AS oldest FROM opened GROUP BY state ORDER BY state) o) AS open,
       (SELECT json_agg(json_build_object('code', attention, 'currency', currency, 'number', number, 'amount', amount, 'oldest', oldest)) FROM (
-           SELECT attention, p.currency, count(DISTINCT asked.id) AS number, sum(p.amount) AS amount, min(attention_since) AS oldest
-             FROM asked CROSS JOIN LATERAL (
-                  SELECT coalesce(x ->> 'currency', asked.currency) AS currency, CASE WHEN x = '{{}}' THEN asked.amount ELSE CAST(x ->> 'amount' AS int8) END AS amount
-                    FROM jsonb_array_elements(CASE WHEN jsonb_typeof(attention_details -> 'payments') = 'array'
-                         AND jsonb_array_length(attention_details -> 'payments') > 0
-                         THEN attention_details -> 'payments' ELSE '[{{}}]' END) x) p
-            GROUP BY attention, p.currency ORDER BY oldest) a) AS attention,
+           SELECT attention, p.currency, count(DISTINCT a.id) AS number, sum(p.amount) AS amount, min(attention_since) AS oldest
+             FROM asked a {PAYMENTS} GROUP BY attention, p.currency ORDER BY oldest) a) AS attention,
       (SELECT json_agg(json_build_object('code', attention, 'number', number, 'oldest', oldest)) FROM (
            SELECT attention, count(*) AS number, min(attention_since) AS oldest FROM asked GROUP BY attention ORDER BY oldest) q) AS questions,
       (SELECT json_agg(json_build_object('kind', kind, 'state', state, 'currency', currency, 'number', number, 'amount', amount, 'oldest', oldest)) FROM (
@@ -150,22 +144,15 @@ _OVERVIEW: Final = text(f"""
       (SELECT json_agg(json_build_object('id', id, 'state', state, 'currency', currency, 'held', reserved - captured,
                                          'age', extract(epoch FROM (SELECT now FROM t) - coalesce(ended_at, created_at))))
          FROM slice WHERE state = 'completed' AND reserved > captured AND captured = 0) AS held,
-      (SELECT json_agg(json_build_object('topic', topic, 'mark', mark)) FROM ({_MARKS}) k) AS marks,
+      (SELECT json_object_agg(topic, mark) FROM ({_MARKS}) k) AS marks,
       (SELECT json_build_object('last', max(CAST(id AS text)), 'number', count(*)) FROM slice) AS reached
 """)  # noqa: S608 - made of our own numbers and words
 
 
-def id_at(moment: datetime) -> UUID:
-    """Return the lowest id (UUIDv7) that a checkout of this moment may have."""
-    milliseconds = max(int(moment.timestamp() * 1000), 0)
-    return UUID(int=milliseconds << 80)
-
-
 @dataclass(slots=True)
 class Held:
-    """Money that is reserved and not captured, by currency and age, as far as it was read.
-
-    `total` is of the last complete reading; `at` when that ended, by the clock of the database.
+    """Money that is reserved and not captured, by currency and age. `total` is of the last complete reading;
+    `at` when that ended, by the clock of the database.
     """
 
     total: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
@@ -176,7 +163,7 @@ class Held:
     def begin(self, now: datetime) -> UUID:
         """Return the id after which the next slice begins."""
         if self.after is None:
-            self.after = id_at(now - HELD_FOR)
+            self.after = first_id(now - HELD_FOR)
         return self.after
 
     def add(self, rows: Sequence[Mapping[str, Any]], last: str | None, number: int, now: datetime) -> None:
@@ -222,16 +209,15 @@ async def read(db: Database, held: Held, followed: Mapping[str, object] = NOTHIN
     """Read the overview, the next slice of what is held, and the marks of pages that are followed."""
     started = time.perf_counter()
     now = datetime.now(UTC)
-    bounds = [id_at(now - timedelta(seconds=(BUCKETS - n) * BUCKET)) for n in range(BUCKETS + 1)]
+    bounds = [first_id(now - timedelta(seconds=(BUCKETS - n) * BUCKET)) for n in range(BUCKETS + 1)]
     (row,) = await db.read(_OVERVIEW, {**followed, "after": held.begin(now), "ids": bounds})
     found = row._asdict()
     reached = found.pop("reached")
-    told = {each["topic"]: each["mark"] for each in found.pop("marks") or ()}
     held.add(found.pop("held") or (), reached["last"], reached["number"], row.now)
     return Overview(
         now=row.now,
+        marks=found.pop("marks") or {},
         found=found,
-        marks=told,
         held=dict(held.total),
         held_at=held.at,
         held_share=held.share(now),

@@ -8,6 +8,7 @@ whenever a process takes the run up. No kind of a run moves money.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -18,7 +19,7 @@ from sqlalchemy import text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.errors import OrchestratorError
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import json_text, record
 from orchestrator.store.console import lists
 from orchestrator.store.database import run as execute
 
@@ -58,14 +59,14 @@ _RENEW = text("""
      WHERE id = :id AND lease = :lease AND state = 'running' RETURNING id
 """)
 _NEXT = text("""
-    SELECT checkout_id, merchant_id, version FROM console_run_items
+    SELECT checkout_id AS checkout, merchant_id, version FROM console_run_items
      WHERE run_id = :id AND outcome IS NULL ORDER BY checkout_id LIMIT :most
 """)
 _NOTE = text("""
     WITH noted AS (
-        UPDATE console_run_items t SET outcome = n.outcome, command_id = n.command_id, sentence = n.sentence
-          FROM json_to_recordset(CAST(:results AS json)) AS n(checkout_id uuid, outcome text, command_id uuid, sentence text)
-         WHERE t.run_id = :id AND t.checkout_id = n.checkout_id AND t.outcome IS NULL
+        UPDATE console_run_items t SET outcome = n.outcome, command_id = n.command, sentence = n.sentence
+          FROM json_to_recordset(CAST(:results AS json)) AS n(checkout uuid, outcome text, command uuid, sentence text)
+         WHERE t.run_id = :id AND t.checkout_id = n.checkout AND t.outcome IS NULL
         RETURNING t.outcome
     )
     UPDATE console_runs SET accepted = accepted + (SELECT count(*) FROM noted WHERE outcome = 'accepted'),
@@ -99,7 +100,6 @@ class Run:
 
     id: UUID
     kind: Kind
-    filter: Mapping[str, Any]
     actor: str
     reason: str | None
     state: Literal["running", "stopped", "done"]
@@ -138,8 +138,6 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What became of an item."""
-
     checkout: UUID
     outcome: Literal["accepted", "refused"]
     command: UUID | None = None
@@ -161,12 +159,10 @@ async def begin(
     most: int,
     seen: str,
 ) -> int | None:
-    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has.
-
-    None where there is a run of this id already: the form was sent twice. Raises `ChoiceChanged` where the
-    digest of the choice is not the one that was seen, or nothing is chosen.
+    """Store a run of what a filter chooses now below the id `before`; return how many checkouts it has; None:
+    it is stored already. Raises `ChoiceChanged`, also where nothing is chosen.
     """
-    row = {
+    row: dict[str, object] = {
         "id": new,
         "kind": asked.kind,
         "filter": json_text(asked.chosen),
@@ -180,9 +176,8 @@ async def begin(
         if found.digest != seen or not found.number:
             raise ChoiceChanged
         (items,) = await execute(tx, _DIGEST, {"id": new})
-        signed = _signed(new, asked.kind, asked.actor, found.number, items.digest.hex())
-        frozen = {"number": found.number, "digest": items.digest, "mac": encryptor.sign(PURPOSE, signed)}
-        await execute(tx, _FREEZE, {"id": new, **frozen})
+        row |= {"number": found.number, "digest": items.digest}
+        await execute(tx, _FREEZE, {**row, "mac": encryptor.sign(PURPOSE, _signed(row))})
     return found.number
 
 
@@ -205,23 +200,12 @@ async def intact(db: Database, run: Run) -> bool:
 
 
 async def next_items(db: Database, run: UUID) -> list[Item]:
-    """Return the next checkouts without an outcome."""
     rows = await db.read(_NEXT, {"id": run, "most": AT_ONCE})
-    return [Item(row.checkout_id, row.merchant_id, row.version) for row in rows]
+    return [record(Item, row) for row in rows]
 
 
 async def note(db: Database, run: UUID, results: Sequence[Result]) -> None:
-    """Store what became of items."""
-    told = [
-        {
-            "checkout_id": result.checkout,
-            "outcome": result.outcome,
-            "command_id": result.command,
-            "sentence": result.sentence,
-        }
-        for result in results
-    ]
-    await db.write(_NOTE, {"id": run, "results": json_text(told)})
+    await db.write(_NOTE, {"id": run, "results": json_text(results)})
 
 
 async def finish(db: Database, run: UUID, lease: UUID) -> None:
@@ -235,12 +219,10 @@ async def stop(db: Database, run: UUID) -> bool:
 
 
 async def resume(db: Database, run: UUID) -> bool:
-    """Go on with a run that was stopped."""
     return bool(await db.write(_RESUME, {"id": run}))
 
 
 async def by_id(db: Database, encryptor: Encryptor, run: UUID) -> Run | None:
-    """Return one run."""
     rows = await db.read(_ONE, {"id": run})
     return _read(rows[0], encryptor) if rows else None
 
@@ -258,30 +240,15 @@ async def items(db: Database, run: UUID, *, after: UUID, limit: int) -> Sequence
 def _read(row: Row[Any], encryptor: Encryptor) -> Run:
     reason = None
     if row.reason is not None:
-        try:
-            reason = encryptor.decrypt(bytes(row.reason), purpose=f"{PURPOSE}/{row.id}").decode()
-        except EncryptionError:
-            reason = None
-    return Run(
-        id=row.id,
-        kind=row.kind,
-        filter=row.filter,
-        actor=row.actor,
-        reason=reason,
-        state=row.state,
-        number=row.number,
-        accepted=row.accepted,
-        refused=row.refused,
-        created_at=row.created_at,
-        ended_at=row.ended_at,
-        digest=row.digest,
-        authentic=row.kind in KINDS
+        with suppress(EncryptionError):
+            reason = encryptor.decrypt(row.reason, purpose=f"{PURPOSE}/{row.id}").decode()
+    authentic = (
+        row.kind in KINDS
         and row.digest is not None
-        and encryptor.signed(
-            PURPOSE, _signed(row.id, row.kind, row.actor, row.number, row.digest.hex()), bytes(row.mac)
-        ),
+        and encryptor.signed(PURPOSE, _signed(row._asdict()), row.mac)
     )
+    return record(Run, row, reason=reason, authentic=authentic)
 
 
-def _signed(*told: object) -> bytes:
-    return msgspec.json.encode(told)
+def _signed(row: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode((row["id"], row["kind"], row["actor"], row["number"], row["digest"].hex()))

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -41,21 +42,22 @@ _FORGET = text("""
         SELECT id FROM console_sessions WHERE expires_at < clock() ORDER BY expires_at LIMIT 1000))
 """)
 _FIND = text("""
-    SELECT id, kind, actor, scopes, mac, created_at, expires_at FROM console_sessions
-     WHERE id = :id AND kind = 'session' AND expires_at > clock()
+    SELECT * FROM console_sessions WHERE id = :id AND kind = 'session' AND expires_at > clock()
 """)
-_LINK = text("SELECT actor FROM console_sessions WHERE id = :id AND kind = 'link'")
-_USER = text("SELECT name FROM console_users WHERE name = :actor FOR SHARE")
+_USER = text("""
+    SELECT u.name FROM console_sessions s JOIN console_users u ON u.name = s.actor
+     WHERE s.id = :id AND s.kind = 'link' FOR SHARE OF u
+""")
 _USE = text("""
     DELETE FROM console_sessions WHERE id = :id AND kind = 'link' AND expires_at > clock()
-    RETURNING id, kind, actor, scopes, mac, created_at, expires_at
+    RETURNING *
 """)
 _END = text("DELETE FROM console_sessions WHERE id = :id")
 _END_ALL = text("DELETE FROM console_sessions WHERE actor = :actor RETURNING id")
 # Links and sessions that have ended are left out afterwards: by the order of the index alone no more rows are
 # read than a page has.
 _LIST: Final = """
-    SELECT id, kind, actor, scopes, mac, created_at, expires_at, expires_at > clock() AS lasts FROM console_sessions
+    SELECT *, expires_at > clock() AS lasts FROM console_sessions
      WHERE {} ORDER BY actor, id LIMIT :most
 """
 _ALL = text(_LIST.format("(actor, id) > (:actor, :after)"))
@@ -73,7 +75,6 @@ class Session:
     expires_at: datetime
 
     def may(self, scope: str) -> bool:
-        """Whether the person may do what needs this scope."""
         return scope in self.scopes
 
 
@@ -91,15 +92,12 @@ async def begin(
     seconds: float,
     link: bool = False,
 ) -> str:
-    """Store a session (or a link) that ends in so many seconds at the latest; return what the browser
-    gets.
-    """
+    """Store a session (or a link) that ends in so many seconds at most; return what the browser gets."""
     kind, most = ("link", LONGEST_LINK) if link else ("session", LONGEST_SESSION)
+    lasts = max(min(seconds, most), 1.0)
     async with db.transaction() as tx:
         await run(tx, _FORGET, {})
-        return await _add(
-            tx, encryptor, kind, actor=actor, scopes=scopes, seconds=max(min(seconds, most), 1.0)
-        )
+        return await _add(tx, encryptor, kind, actor=actor, scopes=scopes, seconds=lasts)
 
 
 async def find(db: Database, encryptor: Encryptor, value: str) -> Session | None:
@@ -109,30 +107,20 @@ async def find(db: Database, encryptor: Encryptor, value: str) -> Session | None
 
 async def use_link(db: Database, encryptor: Encryptor, value: str, scopes: Iterable[str]) -> str | None:
     """Use a link up, and return what the browser gets of its session, with these scopes beside those of the
-    link; None where it was used before or has ended.
-
-    A change of the user waits for the session, and ends it.
+    link; None where it was used before or has ended. A change of the user waits for the session, and ends it.
     """
     key = digest(value)
     async with db.transaction() as tx:
-        for row in await run(tx, _LINK, {"id": key}):
-            await run(tx, _USER, {"actor": row.actor})
+        await run(tx, _USER, {"id": key})
         used = await run(tx, _USE, {"id": key})
         link = _read(used[0], encryptor) if used else None
         if link is None:
             return None
-        return await _add(
-            tx,
-            encryptor,
-            "session",
-            actor=link.actor,
-            scopes=link.scopes | set(scopes),
-            seconds=LONGEST_SESSION,
-        )
+        both = link.scopes | set(scopes)
+        return await _add(tx, encryptor, "session", actor=link.actor, scopes=both, seconds=LONGEST_SESSION)
 
 
 async def end(db: Database, key: bytes) -> None:
-    """End a session."""
     await db.write(_END, {"id": key})
 
 
@@ -150,54 +138,37 @@ async def by_key(db: Database, encryptor: Encryptor, key: bytes) -> Session | No
 async def listed(
     db: Database, encryptor: Encryptor, *, actor: str, after: bytes, everyone: bool, limit: int
 ) -> tuple[list[Session], tuple[str, bytes] | None]:
-    """Return sessions that have not ended, by name, after a name and a key: of that name, or of everyone.
-
-    Also the name and the key from which the next page goes on; None where this is the last.
+    """Return sessions that have not ended, of a name or of everyone, after a name and a key; and the name and
+    the key from which the next page goes on, None where this is the last.
     """
     rows = await db.read(_ALL if everyone else _OWN, {"actor": actor, "after": after, "most": limit})
     found = [_read(row, encryptor) for row in rows if row.kind == "session" and row.lasts]
-    edge = (rows[-1].actor, bytes(rows[-1].id)) if len(rows) == limit else None
+    edge = (rows[-1].actor, rows[-1].id) if len(rows) == limit else None
     return [session for session in found if session is not None], edge
 
 
 async def _add(
-    tx: AsyncConnection,
-    encryptor: Encryptor,
-    kind: str,
-    *,
-    actor: str,
-    scopes: Iterable[str],
-    seconds: float,
+    tx: AsyncConnection, encryptor: Encryptor, kind: str, *, actor: str, scopes: Iterable[str], seconds: float
 ) -> str:
     value = secrets.token_urlsafe(32)
-    key, told = digest(value), " ".join(sorted(scopes))
     (until,) = await run(tx, _UNTIL, {"seconds": seconds})
     row = {
-        "id": key,
+        "id": digest(value),
         "kind": kind,
         "actor": actor,
-        "scopes": told,
-        "mac": encryptor.sign(PURPOSE, _signed(key, kind, actor, told, until.expires_at.timestamp())),
+        "scopes": " ".join(sorted(scopes)),
         "expires_at": until.expires_at,
     }
-    await run(tx, _ADD, row)
+    await run(tx, _ADD, {**row, "mac": encryptor.sign(PURPOSE, _signed(row))})
     return value
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> Session | None:
-    key = bytes(row.id)
-    if not encryptor.signed(
-        PURPOSE, _signed(key, row.kind, row.actor, row.scopes, row.expires_at.timestamp()), bytes(row.mac)
-    ):
+    if not encryptor.signed(PURPOSE, _signed(row._asdict()), row.mac):
         return None
-    return Session(
-        key=key,
-        actor=row.actor,
-        scopes=frozenset(row.scopes.split()),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-    )
+    return record(Session, row, key=row.id, scopes=frozenset(row.scopes.split()))
 
 
-def _signed(*told: object) -> bytes:
-    return msgspec.json.encode([value.hex() if isinstance(value, bytes) else value for value in told])
+def _signed(row: Mapping[str, Any]) -> bytes:
+    told = row["id"].hex(), row["kind"], row["actor"], row["scopes"], row["expires_at"].timestamp()
+    return msgspec.json.encode(told)

@@ -13,9 +13,11 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.console_roles import ROLES
+from orchestrator.store.columns import record
 from orchestrator.store.database import run
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sqlalchemy import Row
@@ -29,7 +31,7 @@ ACTOR: Final = "operator:"
 MOST: Final = 1000
 
 _ADD = text("""
-    INSERT INTO console_users (name, role, password, mac, created_by, linked_by) VALUES (:name, :role, NULL, :mac, :by, :by)
+    INSERT INTO console_users (name, role, password, mac, created_by, linked_by) VALUES (:name, :role, NULL, :mac, :created_by, :linked_by)
     ON CONFLICT (name) DO NOTHING RETURNING name
 """)
 _ONE = text("SELECT * FROM console_users WHERE name = :name")
@@ -46,10 +48,8 @@ _COUNT = text("SELECT count(*) AS number FROM (SELECT FROM console_users LIMIT :
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """One user. `password` is what is stored of it; `authentic`: our own processes wrote the row.
-
-    `linked_by` made the last link, and so could have chosen the password; None in rows from before
-    schema 0024.
+    """One user. `password` is what is stored of it; `authentic`: our own processes wrote the row; `linked_by`
+    made the last link, and so could have chosen the password (None in rows from before schema 0024).
     """
 
     name: str
@@ -73,18 +73,16 @@ async def add(db: Database, encryptor: Encryptor, *, name: str, role: str, by: s
     (found,) = await db.read(_COUNT, {"most": MOST})
     if found.number >= MOST:
         return False
-    mac = encryptor.sign(PURPOSE, _signed(name, role, None, disabled=False, made=(by, by)))
-    return bool(await db.write(_ADD, {"name": name, "role": role, "mac": mac, "by": by}))
+    row = {"name": name, "role": role, "password": None, "disabled": False, "created_by": by, "linked_by": by}
+    return bool(await db.write(_ADD, {**row, "mac": encryptor.sign(PURPOSE, _signed(row))}))
 
 
 async def by_name(db: Database, encryptor: Encryptor, name: str) -> User | None:
-    """Return a user, or None."""
     rows = await db.read(_ONE, {"name": name})
     return _read(rows[0], encryptor) if rows else None
 
 
 async def listed(db: Database, encryptor: Encryptor) -> list[User]:
-    """Return all users, by name."""
     return [_read(row, encryptor) for row in await db.read(_ALL, {"most": MOST})]
 
 
@@ -104,30 +102,23 @@ async def change(
     disabled: bool | None = None,
     keep: bytes = b"",
 ) -> bool:
-    """Change a user, and end the user's sessions and links, but for the one with the key `keep`.
-
-    `linked_by` makes a new link, which takes the password away. False if there is no such user, or the row is
-    not ours: a change must not make it count.
+    """Change a user, and end its sessions and links, but for the one with the key `keep`. `linked_by` makes a
+    new link, which takes the password away. False: there is no such user, or the row is not ours.
     """
     async with db.transaction() as tx:
         rows = await run(tx, _LOCK, {"name": name})
         before = _read(rows[0], encryptor) if rows else None
         if before is None or not before.authentic:
             return False
-        off = before.disabled_at is not None if disabled is None else disabled
-        after = role or before.role
-        known = None if linked_by is not None else password or before.password
-        linker = linked_by or before.linked_by
-        made = before.created_by, linker
         row = {
             "name": name,
-            "role": after,
-            "password": known,
-            "linked_by": linker,
-            "mac": encryptor.sign(PURPOSE, _signed(name, after, known, disabled=off, made=made)),
-            "disabled": off,
+            "role": role or before.role,
+            "password": None if linked_by is not None else password or before.password,
+            "created_by": before.created_by,
+            "linked_by": linked_by or before.linked_by,
+            "disabled": before.disabled_at is not None if disabled is None else disabled,
         }
-        await run(tx, _SET, row)
+        await run(tx, _SET, {**row, "mac": encryptor.sign(PURPOSE, _signed(row))})
         await run(tx, _END, {"name": name, "but": keep})
     return True
 
@@ -150,24 +141,12 @@ async def makers(db: Database, encryptor: Encryptor, name: str) -> set[str]:
     return found
 
 
-def _signed(
-    name: str, role: str, password: str | None, *, disabled: bool, made: tuple[str, str | None]
-) -> bytes:
+def _signed(row: Mapping[str, object]) -> bytes:
     # Rows from before schema 0024 do not say who made the last link.
-    return msgspec.json.encode((name, role, password, disabled, *(made if made[1] is not None else ())))
+    made = () if row["linked_by"] is None else (row["created_by"], row["linked_by"])
+    return msgspec.json.encode((row["name"], row["role"], row["password"], row["disabled"], *made))
 
 
 def _read(row: Row[Any], encryptor: Encryptor) -> User:
-    disabled, made = row.disabled_at is not None, (row.created_by, row.linked_by)
-    said = _signed(row.name, row.role, row.password, disabled=disabled, made=made)
-    return User(
-        name=row.name,
-        role=row.role,
-        password=row.password,
-        created_by=row.created_by,
-        linked_by=row.linked_by,
-        created_at=row.created_at,
-        signed_in_at=row.signed_in_at,
-        disabled_at=row.disabled_at,
-        authentic=row.role in ROLES and encryptor.signed(PURPOSE, said, bytes(row.mac)),
-    )
+    said = _signed({**row._asdict(), "disabled": row.disabled_at is not None})
+    return record(User, row, authentic=row.role in ROLES and encryptor.signed(PURPOSE, said, row.mac))

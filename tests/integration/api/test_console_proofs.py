@@ -208,7 +208,10 @@ async def test_a_user_does_not_approve_for_the_person_who_made_its_link(place): 
     # A link of which the maker is not known shows no second person.
     db, encryptor = place.api.services.db, place.api.services.encryptor
     old = encryptor.sign(
-        users.PURPOSE, users._signed("bob", "approver", None, disabled=False, made=("", None))
+        users.PURPOSE,
+        users._signed(
+            {"name": "bob", "role": "approver", "password": None, "disabled": False, "linked_by": None}
+        ),
     )
     await place.api.sql("UPDATE console_users SET linked_by = NULL, mac = :mac WHERE name = 'bob'", mac=old)
     await place.api.sql("UPDATE console_users SET password = NULL WHERE name = 'bob'")
@@ -337,6 +340,12 @@ async def test_the_overview_counts_orders_once_and_says_of_each_row_that_there_m
         said=json.dumps({"payments": payments}),
         id=named["surplus_payment"],
     )
+    taken_back = [{"transaction_id": "T-9", "amount": 0, "currency": "DKK"}]
+    await place.api.sql(
+        "UPDATE checkouts SET charged_back = 5000, attention_details = CAST(:said AS jsonb) WHERE id = :id",
+        said=json.dumps({"payments": taken_back}),
+        id=named["charged_back"],
+    )
     person = await Person(place, "a").signed_in()
 
     async def row(what: str) -> str:
@@ -346,6 +355,7 @@ async def test_the_overview_counts_orders_once_and_says_of_each_row_that_there_m
 
     assert (await row("Paid, and the shop is not told yet")).startswith("1 139.00 DKK")
     assert (await row("Paid more than once (surplus)")).startswith("1 100.00 DKK")
+    assert (await row("Charged back")).startswith("1 50.00 DKK"), "which its payments hold no more"
     assert (await row("Orders with unsent events")).startswith("1 ")
     await place.api.sql(COPIES)
     # The rows that are counted end at 1,000 together: each kind may have more.
