@@ -212,8 +212,7 @@ def test_a_child_that_dies_is_started_again_and_ctrl_c_ends_everything_cleanly(t
         up.until_said("scheduler was started again")
         up.until_said("worker-1 was started again")
         assert before.isdisjoint({up.child("worker").pid, up.child("scheduler").pid})
-        server = next(process for process in up.family.values() if "valkey-server" in process.name())
-        server.kill()
+        up.servers("valkey-server")[0].kill()
         up.until_said("the embedded servers were started again")
         with Shop(up, up.until_up()["public_url"]) as shop:
             shop.until(shop.create(), "awaiting_payment")

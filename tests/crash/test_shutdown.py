@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import psutil
-
     from tests.support.command import Running
 
 pytestmark = pytest.mark.timeout(400)
@@ -347,14 +345,6 @@ def settled_for(*, brief: bool) -> dict[str, str]:
     return {"SHUTDOWN_TIMEOUT": str(BRIEF)} if brief else {}
 
 
-def server_of(up: Running, name: str) -> psutil.Process:
-    return next(
-        process
-        for process in up.family.values()
-        if name in process.name() and process.ppid() == up.process.pid
-    )
-
-
 @pytest.mark.parametrize(
     ("hangs", "brief"),
     [
@@ -368,7 +358,7 @@ def test_up_ends_in_time_though_one_of_its_servers_hangs_and_reports_unfinished_
     with running("up", "--port", "0", data_dir=tmp_path / "data", **settled_for(brief=brief)) as up:
         with Shop(up, up.until_up()["public_url"]) as shop:
             shop.until(shop.create(), "awaiting_payment")
-        with frozen(server_of(up, hangs).pid):
+        with frozen(up.servers(hangs)[0].pid):
             time.sleep(HANGING_FOR)
             status = end(up, brief=brief)
         up.read_to_the_end()

@@ -109,7 +109,7 @@ def settings_of(arguments: tuple[object, ...], given: dict[str, str]) -> dict[st
     """Return what a command line needs besides the settings that it is given (without their prefix) to have
     the broker of the test run.
     """
-    if _running is None or not (arguments or given) or "BROKER_URL" in given:
+    if _running is None or not arguments or "BROKER_URL" in given:
         return {}
     words = [str(argument) for argument in arguments]
     place = words[words.index("--data-dir") + 1] if "--data-dir" in words else words[0]

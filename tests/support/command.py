@@ -144,6 +144,15 @@ class Running:
                     return child
         return None
 
+    def servers(self, name: str) -> list[psutil.Process]:
+        """The servers of that name that it has started itself and that run."""
+        found = []
+        for process in self.family.values():
+            with suppress(psutil.NoSuchProcess):
+                if name in process.name() and process.ppid() == self.process.pid:
+                    found.append(process)
+        return found
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait(10)
