@@ -120,7 +120,6 @@ def steps_of(name: str, detail: str) -> tuple[tuple[str, ...], bool]:
 
 
 def label_of(name: str) -> str:
-    """Return the words for a message's name."""
     if name in LABELS:
         return LABELS[name]
     known, _, kind = name.rpartition(":")
