@@ -12,5 +12,5 @@ meter.
     database_probe.py  what Postgres has          ledger.py   the gateway's books; lost, doubled, unequal
     usage.py           CPU, memory, the disk      figures.py  percentiles     ramp.py  the highest rate held
     result.py          a run as figures           display.py  on the terminal
-    report.py          as a page with charts.py
+    report.py          as a page with charts
 """

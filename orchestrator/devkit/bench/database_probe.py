@@ -107,9 +107,7 @@ class DatabaseProbe:
 
 
 async def others(db: Database, *, ours: str) -> tuple[int, int]:
-    """Return how many unsettled checkouts are not a bench's (counted up to a thousand), and how many workers
-    run here.
-    """
+    """Return the unsettled checkouts that are no bench's (up to a thousand), and the running workers."""
     if not (await db.read(_HAS_SCHEMA))[0].known:
         return 0, 0
     row = (await db.read(_OTHERS, {"ours": ours}))[0]

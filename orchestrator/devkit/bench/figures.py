@@ -13,9 +13,7 @@ TOLD: Final = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """Return a percentile by nearest rank (a measured value, never one in between) of values in ascending
-    order.
-    """
+    """Return a percentile of ascending values by nearest rank: a measured value, never one in between."""
     if not ordered:
         message = "there is no percentile of nothing"
         raise ValueError(message)
@@ -47,12 +45,3 @@ def waiting(begins: Iterable[float], ends: Iterable[float], *, seconds: int) -> 
         left += more - fewer
         series.append(left)
     return series
-
-
-def number(value: float) -> str:
-    """Write a number with three digits that count, and no more than two decimals."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    decimals = min(max(2 - math.floor(math.log10(abs(value))), 0), 2)
-    text = f"{value:,.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text

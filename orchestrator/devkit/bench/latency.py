@@ -23,15 +23,12 @@ _TAKES: Final = "0, a number of milliseconds, or lognormal:P50,P99 such as logno
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A distribution of answer times: `median` in seconds, `sigma` of its logarithm (0: always
-    the median).
-    """
+    """Answer times: `median` in seconds, `sigma` of its logarithm (0: always the median)."""
 
     median: float
     sigma: float = 0.0
 
     def draw(self, random: Random) -> float:
-        """Return the seconds of a single answer."""
         if not self.sigma:
             return self.median
         return self.median * math.exp(random.gauss(0.0, self.sigma))

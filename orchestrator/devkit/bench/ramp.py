@@ -60,9 +60,7 @@ class Try:
 
 
 async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tuple[float | None, list[Try]]:
-    """Return the highest rate that was held (None: not even a slow rate was) and all that was
-    tried, in turn.
-    """
+    """Return the highest rate that was held (None: not even a slow one), and all that was tried."""
     tries: list[Try] = []
     held: float | None = None
     refused: float | None = None

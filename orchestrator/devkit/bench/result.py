@@ -33,28 +33,18 @@ class Conditions:
     durable: bool
     flush_ms: float
     workers: int
-    latency: str
+    gateway_latency: str
     faults: float
     think_s: float
     """The longest that a shopper waits before paying; 0 where no shopper pays."""
 
     def document(self) -> dict[str, object]:
-        return {
-            "version": self.version,
-            "python": self.python,
-            "cpus": self.cpus,
-            "postgres": self.postgres,
-            "durable": self.durable,
-            "workers": self.workers,
-            "gateway_latency": self.latency,
-            "faults": self.faults,
-        }
+        beside = {"flush_ms", "think_s"}
+        return {name: value for name, value in asdict(self).items() if name not in beside}
 
 
 def latencies(run: Run) -> dict[str, list[float]]:
-    """Return the milliseconds of every answer, readiness, completion and callback of the orders that were
-    taken.
-    """
+    """Return the milliseconds of all answers, readiness, completions and callbacks of taken orders."""
     due = {
         load.order_ref(run.job.prefix, number): moment
         for number, (moment, status) in enumerate(zip(run.sent.due, run.sent.statuses, strict=True))
@@ -77,7 +67,7 @@ def latencies(run: Run) -> dict[str, list[float]]:
             for row in run.rows
             if row.ended_at is not None and row.completed and row.order_ref in paid_at
         ],
-        "callback": [took for told in run.gateway["callbacks"].values() for took in told["milliseconds"]],
+        "callback": [took for told in run.gateway.callbacks.values() for took in told.milliseconds],
     }
 
 
@@ -95,9 +85,7 @@ def throughput(run: Run) -> float:
 
 
 def drained_after(run: Run, *, think: float) -> float | None:
-    """Return how long after the last arrival, and after what the last shopper thought, the last order ended;
-    None: not all did.
-    """
+    """Return the seconds from the last arrival and its shopper's thinking to the last end; None: not all."""
     ended = run.ended
     if len(ended) < run.taken or not ended:
         return None
@@ -116,19 +104,13 @@ def tried(run: Run, *, think: float) -> Try:
     )
 
 
-def cpu_per_order(run: Run) -> dict[str, float]:
-    """Return CPU milliseconds for one order by kind of process; what was not measured is left out."""
-    orders = max(run.taken, 1)
-    return {kind: round(run.cpu[kind] * 1000 / orders, 3) for kind in (*PRODUCT, *BESIDE) if kind in run.cpu}
-
-
 def document(
     run: Run, conditions: Conditions, *, tries: Sequence[Try] = (), extra: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """Return a run as the object that `--json` prints."""
-    cpu = cpu_per_order(run)
+    orders = max(run.taken, 1)
+    cpu = {kind: round(run.cpu[kind] * 1000 / orders, 3) for kind in (*PRODUCT, *BESIDE) if kind in run.cpu}
     measured = tried(run, think=conditions.think_s)
-    callbacks = run.gateway["callbacks"]
     return {
         "stage": "whole" if run.whole else "ready",
         "orders": run.taken,
@@ -149,9 +131,9 @@ def document(
         "flush_ms": round(conditions.flush_ms, 3),
         "others_cpu_percent": round(run.others * 100, 1),
         "gateway": {
-            "calls": run.gateway["calls"],
-            "faults": run.gateway["faults"],
-            "callbacks": {kind: told["answers"] for kind, told in callbacks.items()},
+            "calls": run.gateway.calls,
+            "faults": run.gateway.faults,
+            "callbacks": {kind: told.answers for kind, told in run.gateway.callbacks.items()},
         },
         "webhook": None if run.events is None else asdict(run.events),
         "ramp": [{"rate": round(each.rate, 2), "held": each.held, "why": each.why} for each in tries] or None,
