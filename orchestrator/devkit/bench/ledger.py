@@ -11,7 +11,7 @@ completed order whose money differs from the gateway's by as little as a minor u
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -167,8 +167,8 @@ class Ledger:
     def sentences(self) -> list[str]:
         """Say what is wrong, with a few examples of each kind."""
         said = []
-        for word, found in (("lost", self.lost), ("doubled", self.doubled), ("unequal", self.unequal)):
-            if found:
+        for word in ("lost", "doubled", "unequal"):
+            if found := getattr(self, word):
                 some = "; ".join(f"{order_ref}: {why}" for order_ref, why in list(found.items())[:SHOWN])
                 more = " …" if len(found) > SHOWN else ""
                 said.append(f"{len(found)} {word} ({some}{more})")
@@ -181,17 +181,13 @@ def check(taken: Collection[str], rows: Sequence[Row], books: Books, *, whole: b
     `whole`: orders were to be completed; otherwise they were to be offered to the shopper, and no shopper
     paid.
     """
-    by_order: dict[str, list[Row]] = {}
+    by_order: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_order.setdefault(row.order_ref, []).append(row)
-    paid: dict[str, list[Payment]] = {}
+        by_order[row.order_ref].append(row)
+    paid: defaultdict[str, list[Payment]] = defaultdict(list)
     for payment in books.payments:
-        paid.setdefault(payment.order_ref, []).append(payment)
-    lost = {
-        order_ref: why
-        for order_ref in taken
-        if (why := _unfinished(by_order.get(order_ref, ()), whole=whole)) is not None
-    }
+        paid[payment.order_ref].append(payment)
+    lost = {ref: why for ref in taken if (why := _unfinished(by_order.get(ref, ()), whole=whole))}
     lost |= {
         order_ref: "paid, and not completed"
         for order_ref in paid
@@ -201,11 +197,9 @@ def check(taken: Collection[str], rows: Sequence[Row], books: Books, *, whole: b
     unequal = {}
     for order_ref, ours in by_order.items():
         theirs = paid.get(order_ref, ())
-        twice = _twice(ours, sum(payment.captured for payment in theirs))
-        if twice is not None:
+        if twice := _twice(ours, sum(payment.captured for payment in theirs)):
             doubled[order_ref] = twice
-        differs = _differs(ours, theirs)
-        if differs is not None:
+        if differs := _differs(ours, theirs):
             unequal[order_ref] = differs
     return Ledger(lost, doubled, unequal)
 

@@ -121,18 +121,9 @@ class _Load:
         self._job = job
         self._lines = http_pool.HttpPool(job.host, job.port, most=CONNECTIONS)
         self.progress = LoadProgress()
-        self.sent = Sent(0.0, [], [], [])
-
-    def plan(self) -> None:
-        """Decide on every moment and make room for the answers."""
-        job = self._job
-        self.sent.moments = (
-            [0.0] * job.orders
-            if job.orders
-            else moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
-        )
-        count = len(self.sent.moments)
-        self.sent.milliseconds, self.sent.statuses = [0.0] * count, [0] * count
+        # Every moment is decided on, and there is room for the answers, before anything is sent.
+        planned = [0.0] * job.orders or moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
+        self.sent = Sent(0.0, planned, [0.0] * len(planned), [0] * len(planned))
 
     async def on_schedule(self) -> None:
         """Send every intent at its moment, and wait for the last answer."""
@@ -182,7 +173,6 @@ class _Load:
 async def fire(job: Job, *, tell: Callable[[LoadProgress], None]) -> Sent:
     """Do a job on this event loop; `tell` is called now and then with the progress."""
     load = _Load(job)
-    load.plan()
 
     async def keep_telling() -> None:
         while True:

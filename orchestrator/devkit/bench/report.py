@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jinja2
 from markupsafe import Markup
 
-from orchestrator.devkit.bench import figures, result
+from orchestrator.devkit.bench import result
 from orchestrator.devkit.bench.display import NAMES
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def page(run: Run, document: dict[str, Any]) -> str:
     product = ("api + worker + scheduler + deliverer", document["product_cpu_ms_per_order"])
     cpu = [(kind, f"{spent:.2f}") for kind, spent in (*document["cpu_ms_per_order"].items(), product)]
     times = [
-        (NAMES[name], *(_NONE if each[share] is None else f"{each[share]:.1f}" for share in figures.TOLD))
+        (NAMES[name], *(_NONE if each[share] is None else f"{each[share]:.1f}" for share in result.TOLD))
         for name, each in document["latency_ms"].items()
     ]
     tried = [
@@ -47,7 +47,7 @@ def page(run: Run, document: dict[str, Any]) -> str:
         for each in document.get("ramp") or ()
     ]
     tables = [
-        ("Times in milliseconds", [("", *figures.TOLD)], times),
+        ("Times in milliseconds", [("", *result.TOLD)], times),
         ("CPU milliseconds for one order", [("process", "ms")], cpu),
         *([("Rates tried", [("rate", "", "why")], tried)] if tried else ()),
         (
@@ -99,8 +99,8 @@ def _plots(run: Run) -> list[tuple[str, Markup]]:
         }
         return lines([Series(*each) for each in middles.items()], along="seconds")
 
-    arrivals = {name: figures.per_second(each, seconds=seconds) for name, each in rates.items()}
-    waiting = {name: figures.waiting(arrived, each, seconds=seconds) for name, each in left.items()}
+    arrivals = {name: result.per_second(each, seconds=seconds) for name, each in rates.items()}
+    waiting = {name: result.waiting(arrived, each, seconds=seconds) for name, each in left.items()}
     return [
         ("Latency by percentile, milliseconds", _percentiles(run)),
         ("Orders a second", over_time(arrivals)),
@@ -115,7 +115,7 @@ def _percentiles(run: Run) -> Markup:
     for name, values in result.latencies(run).items():
         ordered = sorted(values)
         shares = [share for share in _SHARES if len(ordered) * (100 - share) >= _FEWEST]
-        points = [(_nines(share), max(figures.percentile(ordered, share), 0.1)) for share in shares]
+        points = [(_nines(share), max(result.percentile(ordered, share), 0.1)) for share in shares]
         if points:
             series.append(Series(NAMES[name], points))
     marks = [(_nines(share), f"p{share:g}") for share in (50, 90, 99, 99.9)]

@@ -7,19 +7,22 @@ moment at which it was to be sent.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench import figures, load
+from orchestrator.devkit.bench import load
 from orchestrator.devkit.bench.ramp import Try
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from orchestrator.devkit.bench.setup import Run
 
 PRODUCT: Final = ("api", "worker", "scheduler", "deliverer")
 BESIDE: Final = ("postgres", "redis", "gateway", "load", "bench")
+TOLD: Final = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+"""The percentiles that a result names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +102,7 @@ def tried(run: Run, *, think: float) -> Try:
         rate=run.job.rate,
         clean=run.ledger.clean,
         failed=run.failed,
-        intake_p99=figures.percentile(intake, 99) if intake else float("inf"),
+        intake_p99=percentile(intake, 99) if intake else float("inf"),
         drained_after=drained_after(run, think=think),
     )
 
@@ -115,9 +118,7 @@ def document(
         "stage": "whole" if run.whole else "ready",
         "orders": run.taken,
         "failed": run.failed,
-        "lost": len(run.ledger.lost),
-        "doubled": len(run.ledger.doubled),
-        "unequal": len(run.ledger.unequal),
+        **{wrong: len(getattr(run.ledger, wrong)) for wrong in ("lost", "doubled", "unequal")},
         "rate": run.job.rate or None,
         "seconds": run.job.seconds or None,
         "held": measured.held if run.job.rate else None,
@@ -125,7 +126,7 @@ def document(
         "orders_per_s": round(throughput(run), 2),
         "cpu_ms_per_order": cpu,
         "product_cpu_ms_per_order": round(sum(cpu.get(kind, 0.0) for kind in PRODUCT), 3),
-        "latency_ms": {name: figures.summary(values) for name, values in latencies(run).items()},
+        "latency_ms": {name: summary(values) for name, values in latencies(run).items()},
         "worker_rss_mb": round(max((peak for peak, _ in run.workers), default=0.0), 1),
         "workers_rss_mb": [{"peak": round(peak, 1), "final": round(last, 1)} for peak, last in run.workers],
         "flush_ms": round(conditions.flush_ms, 3),
@@ -140,3 +141,41 @@ def document(
         "conditions": conditions.document(),
         **(extra or {}),
     }
+
+
+# ── Arithmetic: percentiles of what was measured, and counts of what happened in each second ──
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Return a percentile of ascending values by nearest rank: a measured value, never one in between."""
+    if not ordered:
+        message = "there is no percentile of nothing"
+        raise ValueError(message)
+    # Rounded first: 99 % of 100 is 99, and not a hair more.
+    rank = math.ceil(round(share / 100 * len(ordered), 9))
+    return ordered[max(rank, 1) - 1]
+
+
+def summary(values: Iterable[float]) -> dict[str, float | None]:
+    """Return the percentiles that a result names, with two decimals; None where nothing was measured."""
+    ordered = sorted(values)
+    return {name: round(percentile(ordered, share), 2) if ordered else None for name, share in TOLD.items()}
+
+
+def per_second(moments: Iterable[float], *, seconds: int) -> list[int]:
+    """Count moments (seconds from the beginning) by second; what is outside is left out."""
+    counts = [0] * seconds
+    for moment in moments:
+        if 0 <= moment < seconds:
+            counts[int(moment)] += 1
+    return counts
+
+
+def waiting(begins: Iterable[float], ends: Iterable[float], *, seconds: int) -> list[int]:
+    """Return how many had begun and not ended at the end of each second."""
+    left, series = 0, []
+    began, ended = per_second(begins, seconds=seconds), per_second(ends, seconds=seconds)
+    for more, fewer in zip(began, ended, strict=True):
+        left += more - fewer
+        series.append(left)
+    return series

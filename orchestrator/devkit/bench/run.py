@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rich.text import Text
 
-from orchestrator.devkit.bench import database_probe, display, figures, ramp, report, result
+from orchestrator.devkit.bench import database_probe, display, ramp, report, result
 from orchestrator.devkit.bench.setup import NAMED, TIMEOUT, BenchRun, prepared
 from orchestrator.devkit.bench.shoppers import ShopperProfile
 from orchestrator.devkit.bench.usage import cores, flush_time
@@ -118,7 +118,7 @@ class _Bench:
             )
             if plan.sequential:
                 measured, beyond = await self._bench_run.one_by_one(plan.sequential, show=show)
-                return self._told(measured, (), stage="sequential", beyond_gateway_ms=figures.summary(beyond))
+                return self._told(measured, (), stage="sequential", beyond_gateway_ms=result.summary(beyond))
             rate = plan.rate or FIRST_RATE
             tries: list[Try] = []
             if plan.ramp:

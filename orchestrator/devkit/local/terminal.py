@@ -43,6 +43,7 @@ _BAR: Final = 40
 """Columns of the longest bar."""
 _WINDOW: Final = 10.0
 _SHOWN: Final = 3
+_KEPT: Final = 1000
 _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
 
 
@@ -159,6 +160,8 @@ class Terminal:
         since, count = self._seen.get(key, (now, 0))
         if now - since > _WINDOW:
             since, count = now, 0
+        if len(self._seen) >= _KEPT:  # a child may write ever other lines
+            self._seen.clear()
         self._seen[key] = since, count + 1
         if count == _SHOWN:
             self.step(f"… more of {event or 'this'} from {child.name}: see {child.log}")
