@@ -410,6 +410,15 @@ def test_a_place_that_cannot_keep_a_port_is_named_and_not_the_ports(tmp_path: Pa
         free_port(tmp_path / "missing/api.port")
 
 
+def test_what_starts_together_never_has_one_port(tmp_path: Path) -> None:
+    """A port is free again until its server listens, and is stored for every later start."""
+    first = free_port(tmp_path / "api.port")
+    shutil.copy(tmp_path / "api.port", tmp_path / "shop.port")
+    second = free_port(tmp_path / "shop.port", but=[first])
+    assert second != first
+    assert free_port(tmp_path / "shop.port") == second
+
+
 def test_a_password_that_is_lost_is_reported_in_one_sentence(tmp_path: Path) -> None:
     with Embedded.start(tmp_path, durable=False, redis=False):
         pass

@@ -129,9 +129,9 @@ class Up:
         held.callback(self._stop_servers)
         ports = {"api": options.port or free_port(self.data_dir / "api.port")}
         if given.gateway_url is None or options.gateway:
-            ports["sandbox"] = free_port(self.data_dir / "sandbox.port")
+            ports["sandbox"] = free_port(self.data_dir / "sandbox.port", but=ports.values())
         if options.shop and given.gateway_url is None and not options.gateway:
-            ports["shop"] = free_port(self.data_dir / "shop.port")
+            ports["shop"] = free_port(self.data_dir / "shop.port", but=ports.values())
         urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
         self.url, self.sandbox_url, self.shop_url = urls["api"], urls.get("sandbox"), urls.get("shop")
         self.settings = self._settings(given)

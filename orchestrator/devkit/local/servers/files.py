@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 from orchestrator.devkit.errors import UpFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
 HOST: Final = "127.0.0.1"
@@ -58,15 +59,15 @@ def private(path: Path, content: str | bytes) -> None:
     half_done.rename(path)
 
 
-def free_port(memory: Path) -> int:
-    """Return the port of 127.0.0.1 that was used last, or another free one, and store it."""
+def free_port(memory: Path, *, but: Collection[int] = ()) -> int:
+    """Return the port of 127.0.0.1 that was used last, or another free one but these, and store it."""
     remembered = 0
     with suppress(OSError, ValueError):
         remembered = int(memory.read_text())
-    for wanted in (remembered, 0):
+    for wanted in (remembered, 0, 0):
         with suppress(OSError, OverflowError):
-            port = bound(wanted)
-            break
+            if (port := bound(wanted)) not in but:
+                break
     else:
         message = "no port of 127.0.0.1 is free"
         raise OSError(message)
