@@ -46,7 +46,7 @@ def page(run: Run, document: dict[str, Any]) -> str:
         (f"{each['rate']:.1f}/s", "held" if each["held"] else "not held", each["why"])
         for each in document.get("ramp") or ()
     ]
-    tables = [
+    tables: list[tuple[str, Any, Any]] = [
         ("Times in milliseconds", [("", *result.TOLD)], times),
         ("CPU milliseconds for one order", [("process", "ms")], cpu),
         *([("Rates tried", [("rate", "", "why")], tried)] if tried else ()),

@@ -199,7 +199,8 @@ class Faults:
                 self._store.put("plan", order_id, plan)
                 return Fault(status=plan.fail_status, after=plan.fail_after, retry_after=plan.retry_after)
         everywhere = self.everywhere
-        for burst in (getattr(everywhere, endpoint.replace("-", "_"), None), everywhere.all):
+        own: Burst | None = getattr(everywhere, endpoint.replace("-", "_"), None)
+        for burst in (own, everywhere.all):
             if burst is not None and burst.count > 0:
                 burst.count -= 1
                 self._store.put("faults", "everywhere", everywhere)
