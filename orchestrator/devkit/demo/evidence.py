@@ -269,14 +269,10 @@ def charged_back(observed: Observations) -> str | None:
     return None if ours == whole else f"all of it charged back in our books, and not {ours}"
 
 
-def bound_by(binding: str) -> Evidence:
-    """The payment was known as the order's by this, and by nothing better."""
-
-    def evidence(observed: Observations) -> str | None:
-        seen = {payment.binding for payment in observed.checkout.payments}
-        return None if seen == {binding} else f"payments bound by {binding}, and not {sorted(seen)}"
-
-    return evidence
+def bound_by_number(observed: Observations) -> str | None:
+    """The payment was known as the order's by its number, and by nothing better."""
+    seen = {payment.binding for payment in observed.checkout.payments}
+    return None if seen == {"order_ref"} else f"payments bound by order_ref, and not {sorted(seen)}"
 
 
 # ── The money of a whole run ──

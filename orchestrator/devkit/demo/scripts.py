@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orchestrator.devkit.demo import steps
 from orchestrator.devkit.demo.evidence import (
-    bound_by,
+    bound_by_number,
     charged_back,
     disbelieved,
     entries,
@@ -249,7 +249,7 @@ _MONEY: Final = (
         proven, in_time,
     ),
     _paid(
-        "unbound", "pays; the gateway gives our id back nowhere", steps.pay, RESERVED, proven, bound_by("order_ref"),
+        "unbound", "pays; the gateway gives our id back nowhere", steps.pay, RESERVED, proven, bound_by_number,
         plan={"bindings": False},
     ),
     _paid(
