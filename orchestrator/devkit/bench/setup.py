@@ -298,7 +298,7 @@ class BenchRun:
             ledger=ledger.check(taken, rows, books, whole=whole),
             cpu=self._usage.used(),
             samples=list(self._usage.samples),
-            workers=self._usage.workers(),
+            workers=self._usage.memory("worker"),
             others=self._usage.others(),
             events=Events(len(written), len(written.intersection(books.events))) if self._webhook else None,
         )

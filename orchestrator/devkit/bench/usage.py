@@ -76,12 +76,12 @@ class Usage:
             used[meter.kind] = used.get(meter.kind, 0.0) + meter.latest - meter.first
         return used
 
-    def workers(self) -> list[tuple[float, float]]:
-        """Return the peak and the last of each worker's resident memory, in megabytes."""
+    def memory(self, kind: str) -> list[tuple[float, float]]:
+        """Return for each process of a kind the peak and the last of its resident memory, in megabytes."""
         return [
             (max(meter.rss) / MEGABYTE, meter.rss[-1] / MEGABYTE)
             for meter in self._meters.values()
-            if meter.kind == "worker" and meter.rss
+            if meter.kind == kind and meter.rss
         ]
 
     def others(self) -> float:
