@@ -59,8 +59,11 @@ def running(data_dir: Path) -> Runtime | None:
         return None
     try:
         found = msgspec.json.decode(raw, type=Runtime)
+    except msgspec.DecodeError:
+        return None
+    try:
         os.kill(found.pid, 0)
-    except (msgspec.DecodeError, ProcessLookupError):
+    except ProcessLookupError:
         return None
     except PermissionError:
         pass  # it lives, and is another account's

@@ -298,7 +298,7 @@ def _check_callbacks(callbacks: dict[str, Any]) -> None:
     _need(callbacks.get("bodyFormat") in (None, "XML", "JSON"), "callbacks.bodyFormat must be XML or JSON")
 
 
-def _country(customer: dict[str, Any], configuration: dict[str, Any]) -> str | None:
+def _country(customer: Any, configuration: Any) -> str | None:
     for address in (customer.get("billingAddress"), customer.get("shippingAddress"), configuration):
         if isinstance(address, dict) and isinstance(address.get("country"), str):
             return str(address["country"]).upper()

@@ -146,13 +146,13 @@ def _claim(data_dir: Path, starting: ExitStack) -> Path:
     """Make the data directory if need be, and lock it for as long as the servers run."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data_dir = data_dir.resolve()
-        lock = starting.enter_context(
-            os.fdopen(os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "r+")
-        )
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileExistsError as error:
         raise EmbeddedError(f"{data_dir} is a file, and a data directory is wanted") from error
+    data_dir = data_dir.resolve()
+    opened = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    lock = starting.enter_context(os.fdopen(opened, "r+"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         holder = lock.read().strip() or "unknown"
         raise EmbeddedError(
