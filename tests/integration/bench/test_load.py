@@ -64,7 +64,6 @@ async def test_latency_counts_from_the_scheduled_moment_although_the_load_itself
 
     async with Misbehaving(answer) as server:
         loading = load._Load(job(server, rate=10, seconds=1))
-        loading.plan()
         due = asyncio.get_running_loop().time() - 5.0  # it should have left five seconds ago
         await loading._send(0, due)
         loading._lines.close()
