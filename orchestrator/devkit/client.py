@@ -31,10 +31,8 @@ from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
     from orchestrator.domain.records import CommandKind
-
 
 T = TypeVar("T")
 Param = str | int | list[str]
@@ -148,9 +146,7 @@ class Client:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -161,7 +157,6 @@ class Client:
     # Checkouts.
 
     async def create(self, intent: Mapping[str, Any] | bytes) -> Created:
-        """Hand an intent over."""
         body = intent if isinstance(intent, bytes) else msgspec.json.encode(intent)
         status, raw = await self._sent("POST", "/v1/checkouts", body=body)
         return Created(_read("POST /v1/checkouts", raw, answers.Accepted), status == httpx.codes.ACCEPTED)
@@ -212,17 +207,13 @@ class Client:
         key: str | None = None,
     ) -> answers.CommandAccepted:
         """Send a command for a checkout, under a key of its own or this key."""
-        path = f"/v1/checkouts/{checkout}/{kind}"
-        _, raw = await self._sent("POST", path, body=msgspec.json.encode(body or {}), key=key or str(uuid4()))
-        return _read(f"POST {path}", raw, answers.CommandAccepted)
+        return await self._asked("POST", f"/v1/checkouts/{checkout}/{kind}", body or {}, key)
 
     async def change(
         self, checkout: UUID | str, patch: Mapping[str, object], *, key: str | None = None
     ) -> answers.CommandAccepted:
         """Change the order of a checkout by a merge patch, under a key of its own or this key."""
-        path = f"/v1/checkouts/{checkout}"
-        _, raw = await self._sent("PATCH", path, body=msgspec.json.encode(patch), key=key or str(uuid4()))
-        return _read(f"PATCH {path}", raw, answers.CommandAccepted)
+        return await self._asked("PATCH", f"/v1/checkouts/{checkout}", patch, key)
 
     async def finished(
         self,
@@ -233,9 +224,7 @@ class Client:
         key: str | None = None,
         within: float = 60.0,
     ) -> answers.CommandProgress:
-        """Ask something of a checkout, and return it once it is finished, or as it stands after about
-        `within` seconds.
-        """
+        """Send a command; return it once it is finished, or as it stands after about `within` seconds."""
         path, deadline = f"/v1/checkouts/{checkout}/{kind}", time.monotonic() + within
         encoded, key = msgspec.json.encode(body or {}), key or str(uuid4())
         while True:
@@ -250,17 +239,10 @@ class Client:
                 await asyncio.sleep(NOT_WAITED)
 
     async def progress(self, command: UUID | str) -> answers.CommandProgress:
-        """Return how far a command is."""
         return await self._got(f"/v1/commands/{command}", answers.CommandProgress)
 
     async def events(
-        self,
-        *,
-        after: int,
-        limit: int = 100,
-        wait: int = 0,
-        kinds: Sequence[str] = (),
-        content: str = "thin",
+        self, *, after: int, limit: int = 100, wait: int = 0, kinds: Sequence[str] = (), content: str = "thin"
     ) -> RawEvents:
         """Return the events after a position of the feed, as they were sent; it waits so many seconds for
         one, fewer than this client's own time-out.
@@ -271,6 +253,12 @@ class Client:
     async def get(self, path: str, **params: str | int) -> dict[str, Any]:
         """Return the JSON object at any path, as it was sent."""
         return await self._got(path, dict[str, Any], params)
+
+    async def _asked(
+        self, method: str, path: str, body: Mapping[str, object], key: str | None
+    ) -> answers.CommandAccepted:
+        _, raw = await self._sent(method, path, body=msgspec.json.encode(body), key=key or str(uuid4()))
+        return _read(f"{method} {path}", raw, answers.CommandAccepted)
 
     async def _got(self, path: str, kind: type[T], params: Mapping[str, Param] | None = None) -> T:
         _, raw = await self._sent("GET", path, params=params)
@@ -286,16 +274,10 @@ class Client:
         key: str | None = None,
         prefer: str | None = None,
     ) -> tuple[int, bytes]:
-        """Send a request that may be repeated until it is answered for good; return status and body of what
-        is no problem.
-        """
-        headers = dict(self._headers)
-        if body is not None:
-            headers["content-type"] = "application/json"
-        if key is not None:
-            headers["idempotency-key"] = key
-        if prefer is not None:
-            headers["prefer"] = prefer
+        """Send a request that may be repeated, until it is answered; return status and body."""
+        kind = None if body is None else "application/json"
+        more = {"content-type": kind, "idempotency-key": key, "prefer": prefer}
+        headers = self._headers | {name: value for name, value in more.items() if value is not None}
         left, most = self._attempts, FIRST_PAUSE
         while True:
             request = self._http.build_request(
@@ -345,9 +327,7 @@ def _read(name: str, raw: bytes, kind: type[T]) -> T:
 
 
 def _refusal(name: str, response: httpx.Response, raw: bytes) -> Refused:
-    """Return the error of an answer; an answer that is no problem document (a proxy's page) is described by
-    its status.
-    """
+    """Return the error of an answer; one that is no problem document (a proxy's page) has its status."""
     status = response.status_code
     try:
         problem = msgspec.json.decode(raw, type=answers.Problem)

@@ -33,9 +33,7 @@ class BenchFailed(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class EmbeddedError(OrchestratorError):
-    """A server could not be started or found: one sentence; with `log` it ends in the last error of the
-    server's log.
-    """
+    """A server that could not be started or found; with `log` the sentence ends in the log's last error."""
 
     def __init__(self, sentence: str, *, log: Path | None = None) -> None:
         self.log = log

@@ -18,14 +18,7 @@ import httpx
 import msgspec
 
 from orchestrator.delivery import signature
-from orchestrator.devkit.client import (
-    LONGEST_WAIT,
-    BadAnswer,
-    Client,
-    ClientError,
-    Denied,
-    Refused,
-)
+from orchestrator.devkit.client import LONGEST_WAIT, BadAnswer, Client, ClientError, Denied, Refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -159,23 +152,18 @@ class Listener:
                 page = await self._connected(http).events(
                     after=after, limit=PAGE, wait=LONGEST_WAIT, kinds=self.kinds, content=self.content
                 )
-            except Refused as refusal:
-                oldest = refusal.problem.oldest
-                if refusal.status == httpx.codes.GONE and isinstance(oldest, str):
+            except ClientError as error:
+                gone = isinstance(error, Refused) and error.status == httpx.codes.GONE
+                oldest = error.problem.oldest if isinstance(error, Refused) and gone else None
+                if isinstance(oldest, str):
                     self.say(f"Events up to position {oldest} are not kept any more; going on after it.")
                     after = int(oldest)
-                    continue
-                if isinstance(refusal, Denied) and time.monotonic() - self._made_at > YOUNG:
+                elif isinstance(error, Denied) and time.monotonic() - self._made_at > YOUNG:
                     self._client = None  # the token may have expired
-                    continue
-                if not refusal.passing:
+                elif error.passing:
+                    failures = await self._paused(error, failures)
+                else:
                     raise
-                failures = await self._paused(refusal, failures)
-                continue
-            except ClientError as error:
-                if not error.passing:
-                    raise
-                failures = await self._paused(error, failures)
                 continue
             if failures:
                 self.say("The API answers again.")
@@ -256,9 +244,7 @@ async def _beginning(answer: httpx.Response) -> None:
 
 
 def _as_webhook(raw: msgspec.Raw) -> bytes:
-    """Return an event as an endpoint gets it: without its position in the feed, every value in its own
-    bytes.
-    """
+    """Return an event as an endpoint gets it: without its position, every value in its own bytes."""
     members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     return msgspec.json.encode({name: value for name, value in members.items() if name != "position"})
 

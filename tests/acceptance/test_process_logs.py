@@ -12,7 +12,6 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from orchestrator.devkit.local.servers.children import LINUX
 from tests.conftest import JWT_SECRET, SECRET_KEY
 from tests.support.command import ROOT, environment
 from tests.support.pooler import direct
@@ -25,7 +24,6 @@ def takes_sigterm(pid: int) -> bool:
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.skipif(not LINUX, reason="a handler for SIGTERM is seen in /proc: run on Linux to see it")
 @pytest.mark.parametrize("command", ["worker", "scheduler"])
 def test_every_line_of_a_process_is_json_also_while_it_shuts_down(database_url, servers, command):
     process = subprocess.Popen(

@@ -1,13 +1,15 @@
-"""Pictures of bars as SVG for a document, without any package; light or dark by a style of their own."""
+"""How figures are written in a document: numbers, tables of Markdown, and pictures of bars as SVG, light or
+dark by a style of their own.
+"""
 
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.devkit.bench.charts import COLOURS
-from orchestrator.devkit.bench.figures import number
+from orchestrator.devkit.bench.report import COLOURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +27,21 @@ _STYLE: Final = (
     "text{font:13px system-ui,sans-serif;fill:#333}.title{font-weight:600;font-size:14px}.value{font-variant-numeric:tabular-nums}"
     "line{stroke:#333}@media(prefers-color-scheme:dark){text{fill:#ddd}line{stroke:#ddd}}"
 )
+
+
+def number(value: float) -> str:
+    """Write a number with three digits that count, and no more than two decimals."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = min(max(2 - math.floor(math.log10(abs(value))), 0), 2)
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table of Markdown."""
+    drawn = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*drawn, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 @dataclass(frozen=True, slots=True)

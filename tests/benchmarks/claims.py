@@ -12,7 +12,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench.figures import number
+from tests.benchmarks.bars import number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ LEAST: Final = {"in_flight": 2000, "sequential": 100}
 """Orders in a run."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Claim:
     """One row. `more` says that more is better; `aim` of None: there is none beyond `at_least`."""
 
@@ -37,8 +37,8 @@ class Claim:
     at_least: float
     aim: float | None
     unit: str
-    more: bool
     measured: float | None = None
+    more: bool = True
 
     def _good(self, wanted: float) -> bool:
         if self.measured is None:
@@ -68,16 +68,9 @@ class Claim:
         return f"{sign}{number(value)} {self.unit}"
 
     def document(self) -> dict[str, Any]:
-        return {
-            "key": self.key,
-            "what": self.what,
-            "at_least": self.at_least,
-            "aim": self.aim,
-            "unit": self.unit,
-            "measured": None if self.measured is None else round(self.measured, 3),
-            "reached": self.reached,
-            "verdict": self.verdict,
-        }
+        shown = {name: getattr(self, name) for name in ("key", "what", "at_least", "aim", "unit")}
+        measured = None if self.measured is None else round(self.measured, 3)
+        return {**shown, "measured": measured, "reached": self.reached, "verdict": self.verdict}
 
 
 # ── From the document of a run ────────────────────────────────────────────────────────────────────────────
@@ -165,103 +158,42 @@ def claims(document: Mapping[str, Any]) -> list[Claim]:
     """Return all rows with what this run measured."""
     return [
         Claim(
-            key="celery_0",
-            what="intake → awaiting_payment, 0 ms gateway, against the usual Celery design",
-            at_least=10,
-            aim=15,
-            unit="×",
-            more=True,
-            measured=ratio(document, "product", "a", latency=0),
+            "celery_0", "intake → awaiting_payment, 0 ms gateway, against the usual Celery design", 10, 15, "×",
+            ratio(document, "product", "a", latency=0),
+        ),
+        Claim("dbos_0", "the same against DBOS Transact", 8, 12, "×", ratio(document, "product", "c", "c2", latency=0)),
+        Claim("bare_0", "the same against the bare limit", 0.5, 0.7, "×", ratio(document, "product", "e", latency=0)),
+        Claim(
+            "celery_200", "200 ms gateway, against the usual Celery design with 8 processes", 40, 60, "×",
+            ratio(document, "product", "a", latency=200),
         ),
         Claim(
-            key="dbos_0",
-            what="the same against DBOS Transact",
-            at_least=8,
-            aim=12,
-            unit="×",
-            more=True,
-            measured=ratio(document, "product", "c", "c2", latency=0),
+            "highest",
+            "whole lifecycle, gateway log-normal p50 120 ms / p99 380 ms, 0.7 % faults, 60 s open model: highest rate "
+            "held, nothing lost or doubled", 150, 250, "/s", _highest(document),
         ),
         Claim(
-            key="bare_0",
-            what="the same against the bare limit",
-            at_least=0.5,
-            aim=0.7,
-            unit="×",
-            more=True,
-            measured=ratio(document, "product", "e", latency=0),
+            "answers", "the same at 100/s: intake answer p99 and callback answer p99, the greater of them", 100, 50, "ms",
+            _answers(document), more=False,
         ),
         Claim(
-            key="celery_200",
-            what="200 ms gateway, against the usual Celery design with 8 processes",
-            at_least=40,
-            aim=60,
-            unit="×",
-            more=True,
-            measured=ratio(document, "product", "a", latency=200),
-        ),
-        Claim(
-            key="highest",
-            what="whole lifecycle, gateway log-normal p50 120 ms / p99 380 ms, 0.7 % faults, 60 s open model: highest rate "
-            "held, nothing lost or doubled",
-            at_least=150,
-            aim=250,
-            unit="/s",
-            more=True,
-            measured=_highest(document),
-        ),
-        Claim(
-            key="answers",
-            what="the same at 100/s: intake answer p99 and callback answer p99, the greater of them",
-            at_least=100,
-            aim=50,
-            unit="ms",
+            "cpu", "CPU of api + worker + scheduler per whole lifecycle, at that highest rate", 5, 3, "ms", _cpu(document),
             more=False,
-            measured=_answers(document),
         ),
         Claim(
-            key="cpu",
-            what="CPU of api + worker + scheduler per whole lifecycle, at that highest rate",
-            at_least=5,
-            aim=3,
-            unit="ms",
-            more=False,
-            measured=_cpu(document),
+            "sequential", "one order at a time: intake → awaiting_payment beyond the gateway's own time, p50", 20, 10, "ms",
+            _at(document, "sequential", "beyond_gateway_ms", "p50"), more=False,
         ),
         Claim(
-            key="sequential",
-            what="one order at a time: intake → awaiting_payment beyond the gateway's own time, p50",
-            at_least=20,
-            aim=10,
-            unit="ms",
-            more=False,
-            measured=_at(document, "sequential", "beyond_gateway_ms", "p50"),
+            "memory", "memory of a worker process with 1,000 orders in flight", 200, None, "MB",
+            _at(document, "in_flight", "worker_rss_mb"), more=False,
         ),
         Claim(
-            key="memory",
-            what="memory of a worker process with 1,000 orders in flight",
-            at_least=200,
-            aim=None,
-            unit="MB",
-            more=False,
-            measured=_at(document, "in_flight", "worker_rss_mb"),
+            "growth", "throughput with 2 million finished checkouts in the tables, against empty tables", 0.9, None, "×",
+            _growth(document),
         ),
         Claim(
-            key="growth",
-            what="throughput with 2 million finished checkouts in the tables, against empty tables",
-            at_least=0.9,
-            aim=None,
-            unit="×",
-            more=True,
-            measured=_growth(document),
+            "quiet", "p99 of a quiet merchant while another sends 20 × its rate, against alone", 2, None, "×",
+            _quiet(document), more=False,
         ),
-        Claim(
-            key="quiet",
-            what="p99 of a quiet merchant while another sends 20 × its rate, against alone",
-            at_least=2,
-            aim=None,
-            unit="×",
-            more=False,
-            measured=_quiet(document),
-        ),
-    ]
+    ]  # fmt: skip

@@ -13,11 +13,11 @@ import asyncio
 import json
 import statistics
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench.figures import percentile
+from orchestrator.devkit.bench.result import percentile
 from tests.benchmarks import delivery_clients, delivery_report, lifecycle
 from tests.benchmarks.conditions import conditions
 from tests.benchmarks.delivery_scene import NEARLY_NONE, WAIT, scene
@@ -26,7 +26,7 @@ from tests.benchmarks.receiver import Conduct, Receiver, Seen, is_poisoned, rece
 from tests.benchmarks.work import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 ON_GROUND: Final = ("stream", "backlog", "poison", "outage", "clients")
 """The parts on a database of their own; the others start everything themselves."""
@@ -138,7 +138,7 @@ async def backlog(ground: Ground, receiver: Receiver, length: Length) -> list[di
             await there.fill(checkouts, each=4)
             with (
                 there.deliverer("deliverer-1"),
-                there.deliverer("deliverer-2") if number == 2 else _nothing(),
+                there.deliverer("deliverer-2") if number == 2 else nullcontext(),
             ):
                 await there.received(0, 1)
                 before, began = there.spent(), time.time()
@@ -163,11 +163,6 @@ async def backlog(ground: Ground, receiver: Receiver, length: Length) -> list[di
                 }
             )
     return found
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 async def poison(ground: Ground, receiver: Receiver, length: Length) -> dict[str, Any]:
@@ -317,24 +312,17 @@ def measure(
 ) -> dict[str, Any]:
     """Return the document of these parts, those of `ON_GROUND` on a ground; main thread only."""
     found: dict[str, Any] = {"rounds": length.rounds}
-    titles = {
-        "stream": "events to endpoints: from commit to first byte",
-        "backlog": "events to endpoints: deliveries a second",
-        "poison": "an endpoint that refuses one checkout in a hundred",
-        "outage": "an endpoint that was down for a day",
-        "clients": "deliveries by aiohttp and by httpx",
-    }
     works = {
-        "stream": stream,
-        "backlog": backlog,
-        "poison": poison,
-        "outage": outage,
-        "clients": delivery_clients.compare,
+        "stream": ("events to endpoints: from commit to first byte", stream),
+        "backlog": ("events to endpoints: deliveries a second", backlog),
+        "poison": ("an endpoint that refuses one checkout in a hundred", poison),
+        "outage": ("an endpoint that was down for a day", outage),
+        "clients": ("deliveries by aiohttp and by httpx", delivery_clients.compare),
     }
     with nullcontext() if ground is None else receiving() as receiver:
-        for part, work in works.items():
+        for part, (title, work) in works.items():
             if part in parts and ground is not None and receiver is not None:
-                show(titles[part])
+                show(title)
                 found[part] = asyncio.run(work(ground, receiver, length))
                 show(json.dumps(found[part]))
     for part, bench in (("orders", orders), ("highest", highest)):

@@ -7,8 +7,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench.figures import number
 from orchestrator.devkit.bench.result import PRODUCT
+from tests.benchmarks.bars import number, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -280,9 +280,3 @@ def _bears(run: Mapping[str, Any]) -> str:
     if bears["rate"]:
         return f"{number(bears['rate'])}/s (429 beyond)"
     return f"{bears['at_once']} at a time, {number(bears['seconds'] * 1000)} ms each (503 beyond)"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table of Markdown."""
-    drawn = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*drawn, *(f"| {' | '.join(row)} |" for row in rows)])

@@ -16,16 +16,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import Any
 
-import aiohttp
 import psycopg
 import uvloop
 from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions, run_dbos_database_migrations
-from psycopg_pool import AsyncConnectionPool
 from sqlalchemy import create_engine
 
 from tests.benchmarks import work
+from tests.benchmarks.async_peer import asked, fetched, move, tools
 
 HERE = work.Surroundings.here()
 NAME = "peer"
@@ -34,28 +32,6 @@ AT_ONCE = int(os.environ.get("BENCH_AT_ONCE", "100"))
 POLL = float(os.environ.get("BENCH_POLL", "0.1"))
 POOL = int(os.environ.get("BENCH_POOL", "20"))
 THREADS = int(os.environ.get("BENCH_THREADS", "32"))
-
-
-class Tools:
-    """What the worker's loop keeps."""
-
-    http: aiohttp.ClientSession
-    rows: AsyncConnectionPool
-
-
-async def asked(
-    method: str, path: str, authorization: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    headers = {"Authorization": authorization}
-    async with Tools.http.request(method, work.API + path, headers=headers, json=body) as answer:
-        answer.raise_for_status()
-        found: dict[str, Any] = await answer.json()
-        return found
-
-
-async def move(order_id: str, step: int, evidence: str = "{}", **gained: object) -> None:
-    async with Tools.rows.connection() as connection:
-        await connection.execute(work.MOVE, work.moved(order_id, step, evidence=evidence, **gained))
 
 
 @DBOS.step()
@@ -67,12 +43,8 @@ async def authenticate(order_id: str) -> str:
 
 @DBOS.step()
 async def open_session(order_id: str, token: str) -> str:
-    async with Tools.rows.connection() as connection:
-        row = await (await connection.execute(work.FETCH, (order_id,))).fetchone()
-    assert row is not None
-    session: str = (await asked("POST", "/session", f"Bearer {token}", work.session_body(order_id, row[1])))[
-        "sessionId"
-    ]
+    body = work.session_body(order_id, (await fetched(order_id))[1])
+    session: str = (await asked("POST", "/session", f"Bearer {token}", body))["sessionId"]
     await move(order_id, 1, json.dumps({"session": session}), session_id=session)
     return session
 
@@ -105,11 +77,7 @@ async def work_off() -> None:
         "max_executor_threads": THREADS,
         "log_level": "WARNING",
     }
-    rows = AsyncConnectionPool(
-        HERE.database_url, kwargs={"autocommit": True}, min_size=POOL, max_size=POOL, open=False
-    )
-    connector = aiohttp.TCPConnector(limit=AT_ONCE)
-    async with aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http, rows as Tools.rows:
+    async with tools(HERE, at_once=AT_ONCE, pool=POOL):
         DBOS(config=config)
         DBOS.launch()
         await DBOS.register_queue_async(QUEUE, worker_concurrency=AT_ONCE, polling_interval_sec=POLL)

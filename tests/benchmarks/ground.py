@@ -92,16 +92,7 @@ class Ground:
         """Return the URL of the gateway that answers after `latency` milliseconds; no shopper pays there."""
         if latency not in self._gateways:
             port = free_port(self.place / f"gateway-{latency}.port")
-            command = [
-                "-m",
-                "orchestrator",
-                "bench-gateway",
-                "--port",
-                str(port),
-                "--latency",
-                str(latency),
-                "--no-shoppers",
-            ]
+            command = f"-m orchestrator bench-gateway --port {port} --latency {latency} --no-shoppers".split()
             process = self._held.enter_context(self.running(f"gateway-{latency}", command, dict(os.environ)))
             url = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + TIMEOUT
@@ -166,13 +157,13 @@ class Ground:
         """Read what these, Postgres and Redis have used so far, and all that we have started together beside
         the whole machine.
         """
-        postmaster, here = psutil.Process(self.servers.postgres_pid), psutil.Process()
+        postmaster, here = psutil.Process(self.servers.pids["postgres"]), psutil.Process()
         ended = usage.spent(postmaster, ended=True) - usage.spent(postmaster)
         busy, whole = usage.machine()
         return Meter(
             own=sum(map(usage.spent, (member for process in processes for member in process.family))),
             postgres=ended + sum(map(usage.spent, [postmaster, *postmaster.children(recursive=True)])),
-            redis=usage.spent(psutil.Process(self.servers.redis_pid)),
+            redis=usage.spent(psutil.Process(self.servers.pids["redis"])),
             ours=ended + sum(map(usage.spent, [here, *here.children(recursive=True)])),
             busy=busy,
             whole=whole,

@@ -65,7 +65,7 @@ def measure(servers: Embedded, place: Path, *, form: str, number: int, command: 
             out.write(COLUMNS + "\n")
         out.writelines((delimited if form == "csv" else ndjson)(row) + "\n" for row in range(number))
     arguments = ["checkouts", "import", str(file), "--results", str(place / "results.ndjson")]
-    before = cpu_of(servers.postgres_pid)
+    before = cpu_of(servers.pids["postgres"])
     began = time.monotonic()
     with subprocess.Popen(
         [*command, *arguments],
@@ -85,7 +85,7 @@ def measure(servers: Embedded, place: Path, *, form: str, number: int, command: 
             "SELECT (SELECT count(*) FROM checkouts), (SELECT count(*) FROM intents), (SELECT count(*) FROM audit_entries)"
         ).fetchone()
     assert found == (number, number, number), f"{found} checkouts, intents and audit entries"
-    postgres = cpu_of(servers.postgres_pid) - before
+    postgres = cpu_of(servers.pids["postgres"]) - before
     shown = {
         "form": form,
         "orders": number,

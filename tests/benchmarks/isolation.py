@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from sqlalchemy import text
 from orchestrator import auth
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.bench import load
+from orchestrator.devkit.local.servers.files import bound
 from orchestrator.devkit.local.terminal import Terminal
 from orchestrator.devkit.local.up import Options, Up
 from orchestrator.store.database import Database
@@ -105,9 +105,7 @@ def measure(
 
 @contextmanager
 def _gateway(latency: str) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = bound(0)
     command = ["bench-gateway", "--port", str(port), "--latency", latency, "--no-shoppers"]
     process = subprocess.Popen([sys.executable, "-m", "orchestrator", *command])
     try:

@@ -17,15 +17,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from typing import Any
 
-import aiohttp
 import procrastinate
 import psycopg
 import uvloop
-from psycopg_pool import AsyncConnectionPool
 
 from tests.benchmarks import work
+from tests.benchmarks.async_peer import asked, fetched, move, tools
 
 HERE = work.Surroundings.here()
 AT_ONCE = int(os.environ.get("BENCH_AT_ONCE", "50"))
@@ -36,37 +34,9 @@ app = procrastinate.App(
 )
 
 
-class Tools:
-    """What the worker's loop keeps.
-
-    The rows have a pool of their own: procrastinate's checks each connection each time.
-    """
-
-    http: aiohttp.ClientSession
-    rows: AsyncConnectionPool
-
-
-async def asked(
-    method: str, path: str, authorization: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    headers = {"Authorization": authorization}
-    async with Tools.http.request(method, work.API + path, headers=headers, json=body) as answer:
-        answer.raise_for_status()
-        found: dict[str, Any] = await answer.json()
-        return found
-
-
-async def move(order_id: str, step: int, evidence: str = "{}", **gained: object) -> None:
-    async with Tools.rows.connection() as connection:
-        await connection.execute(work.MOVE, work.moved(order_id, step, evidence=evidence, **gained))
-
-
 @app.task(name="carry", retry=procrastinate.RetryStrategy(max_attempts=10, exponential_wait=2))
 async def process(order_id: str) -> None:
-    async with Tools.rows.connection() as connection:
-        row = await (await connection.execute(work.FETCH, (order_id,))).fetchone()
-    assert row is not None
-    state, document, token, session = row
+    state, document, token, session = await fetched(order_id)
     if state == "received":
         token = (await asked("POST", "/authenticate", work.BASIC))["token"]
         await move(order_id, 0, token=token)
@@ -85,15 +55,8 @@ async def process(order_id: str) -> None:
 
 
 async def work_off() -> None:
-    connector = aiohttp.TCPConnector(limit=AT_ONCE)
-    rows = AsyncConnectionPool(
-        HERE.database_url, kwargs={"autocommit": True}, min_size=POOL, max_size=POOL, open=False
-    )
-    async with (
-        aiohttp.ClientSession(HERE.gateway_url, connector=connector) as Tools.http,
-        rows as Tools.rows,
-        app.open_async(),
-    ):
+    # The rows have a pool of their own: procrastinate's checks each connection each time.
+    async with tools(HERE, at_once=AT_ONCE, pool=POOL), app.open_async():
         await app.run_worker_async(
             concurrency=AT_ONCE, delete_jobs="successful", fetch_job_polling_interval=1
         )

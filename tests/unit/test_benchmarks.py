@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.devkit.bench.figures import number
 from tests.benchmarks import delivery_report, report
-from tests.benchmarks.bars import Bar, bars
+from tests.benchmarks.bars import Bar, bars, number
 from tests.benchmarks.claims import NOT_MEASURED, Claim, claims, ratio
 
 

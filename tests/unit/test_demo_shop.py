@@ -14,7 +14,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from orchestrator.devkit.shop import example
+from orchestrator.devkit.shop import example, stage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -116,6 +116,25 @@ async def test_a_page_of_another_site_starts_no_payment(site, status):
         answer = await client.post("/shop/orders/open/pay", data={"method": "card"}, headers=headers)
     assert answer.status_code == status
     assert (answer.headers.get("location") == "http://gateway.example/page") == (status == 303)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b'{"name": "methods", "count": 2}', 204),
+        (b'{"name": "payment", "count": 0}', 422),
+        (b"{", 422),
+        (b'{"name": "\xff"}', 422),
+    ],
+)
+async def test_a_browser_says_only_what_it_can_see(said, status):
+    page = {"script_url": "", "script_integrity": "", "policy": ""}
+    made = stage.DemoShop(URL, "http://api.example", "token", sandbox=URL, control="", **page)
+    made.orders = {"k": example.Order("k", "S-k", checkout="c")}
+    transport = httpx.ASGITransport(Starlette(routes=made.routes()))
+    async with httpx.AsyncClient(transport=transport, base_url=URL) as client:
+        assert (await client.post("/shop/orders/k/messages", content=said)).status_code == status
+    await made.close()
 
 
 MINE = {"id": "w-2", "url": f"{URL}/shop/webhooks"}

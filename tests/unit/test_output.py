@@ -143,6 +143,14 @@ def test_what_a_child_process_logs_cannot_steer_the_terminal_of_up(monkeypatch):
     assert all(text in printed for text in MARKUP)
 
 
+def test_a_child_that_writes_ever_other_lines_takes_no_more_and_more_memory(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    lines = [f"trouble number {number}" for number in range(2500)]
+    terminal = Terminal(least="debug")
+    terminal.relay(SimpleNamespace(name="api", log="api.log", news=lambda: lines))
+    assert len(terminal._seen) <= 1000
+
+
 @pytest.mark.parametrize("currency", ["BGN", "HRK", "XYZ", "", "dkk", "[/b]"])
 def test_stored_money_of_any_currency_is_shown(currency):
     assert "139" in lookup.price(13900, currency)

@@ -10,7 +10,7 @@ meter.
     load.py            the load's process, and what it sends when: http_pool.py
     gateway.py         the light gateway's process: documents.py, shoppers.py, latency.py
     database_probe.py  what Postgres has          ledger.py   the gateway's books; lost, doubled, unequal
-    usage.py           CPU, memory, the disk      figures.py  percentiles     ramp.py  the highest rate held
+    usage.py           CPU, memory, the disk      ramp.py  the highest rate held
     result.py          a run as figures           display.py  on the terminal
-    report.py          as a page with charts.py
+    report.py          as a page with charts
 """

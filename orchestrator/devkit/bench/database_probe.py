@@ -7,7 +7,7 @@ statement that wrote them), so that rare queries make nothing late. Reads only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
@@ -31,7 +31,7 @@ _ROWS: Final = text("""
       FROM checkouts c WHERE c.merchant_id = :merchant AND starts_with(c.order_ref, :prefix)
 """)
 _OFFERED: Final = text("""
-    SELECT extract(epoch FROM offered_at)::float8 AS offered_at, state FROM checkouts
+    SELECT extract(epoch FROM offered_at)::float8 AS offered_at FROM checkouts
      WHERE merchant_id = :merchant AND order_ref = :order_ref
 """)
 _EVENTS: Final = text("""
@@ -82,8 +82,7 @@ class DatabaseProbe:
         return Left(row.open, row.unready)
 
     async def rows(self, prefix: str) -> list[Row]:
-        found: list[Any] = list(await self._db.read(_ROWS, self._of(prefix)))
-        return [Row(**row._asdict()) for row in found]
+        return [Row(**row._asdict()) for row in await self._db.read(_ROWS, self._of(prefix))]
 
     async def offered_at(self, order_ref: str) -> float | None:
         """Return when an order was offered to its shopper, in seconds since 1970; None: not yet."""
@@ -107,9 +106,7 @@ class DatabaseProbe:
 
 
 async def others(db: Database, *, ours: str) -> tuple[int, int]:
-    """Return how many unsettled checkouts are not a bench's (counted up to a thousand), and how many workers
-    run here.
-    """
+    """Return the unsettled checkouts that are no bench's (up to a thousand), and the running workers."""
     if not (await db.read(_HAS_SCHEMA))[0].known:
         return 0, 0
     row = (await db.read(_OTHERS, {"ours": ours}))[0]

@@ -16,7 +16,6 @@ from orchestrator.devkit.local.terminal import bars
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from orchestrator.devkit.bench.ramp import Try
     from orchestrator.devkit.bench.setup import Progress
     from orchestrator.devkit.local.terminal import Terminal
 
@@ -31,13 +30,11 @@ _NOTICED: Final = 5.0
 
 @contextmanager
 def watching(terminal: Terminal) -> Iterator[Callable[[Progress], None]]:
-    """Give what shows a run's progress."""
     with terminal.watching(transient=True) as show:
         yield lambda progress: show(lambda: _drawn(progress), lambda: line(progress))
 
 
 def line(progress: Progress) -> str:
-    """Say how far a run is."""
     sent, seconds = progress.sent, time.monotonic() - progress.began
     failed = f", {sent.failed} not taken" if sent.failed else ""
     what = "waiting for the last" if progress.over else f"slowest answer {sent.slowest:.0f} ms"
@@ -63,12 +60,6 @@ def _drawn(progress: Progress) -> Group:
     return Group(Text(f"\n  {progress.title}   {seconds:.0f} s   {what}", style="dim"), table)
 
 
-def ramp_line(attempt: Try) -> Text:
-    """Return the result of one rate as a line."""
-    mark, style = ("✓", "green") if attempt.held else ("✗", "red")
-    return Text.assemble((f"  {mark} ", style), f"{attempt.rate:7.1f}/s  ", (attempt.why, "dim"))
-
-
 def summary(document: dict[str, Any]) -> Table:
     """Draw the times that a run measured."""
     times = Table(box=None, padding=(0, 2, 0, 2), header_style="dim", pad_edge=False)
@@ -88,46 +79,29 @@ def facts(document: dict[str, Any]) -> Sequence[tuple[str, str]]:
     """Return the other figures of a run, a line each."""
     conditions, gateway = document["conditions"], document["gateway"]
     durable = "every commit is on disk" if conditions["durable"] else "commits may be lost with the machine"
-    rows = [
-        ("Processed", f"{document['orders']} orders, {document['orders_per_s']:.1f}/s"),
-        (
-            "CPU",
-            f"{document['product_cpu_ms_per_order']:.2f} ms an order: {_spent(document, PRODUCT)}; beside it {_spent(document, BESIDE)}",
-        ),
-        (
-            "Memory",
-            ", ".join(
-                f"worker {worker['peak']:.0f} MB at most, {worker['final']:.0f} MB at the end"
-                for worker in document["workers_rss_mb"]
-            ),
-        ),
-        (
-            "Postgres",
-            f"{conditions['postgres']}, {durable}; a flush of this disk takes {document['flush_ms']:.2f} ms",
-        ),
-    ]
+    cpu = document["cpu_ms_per_order"]
+    ours, beside = (
+        ", ".join(f"{kind} {cpu[kind]:.2f}" for kind in kinds if kind in cpu) for kinds in (PRODUCT, BESIDE)
+    )
+    memory = (
+        f"worker {worker['peak']:.0f} MB at most, {worker['final']:.0f} MB at the end"
+        for worker in document["workers_rss_mb"]
+    )
+    rows = {
+        "Processed": f"{document['orders']} orders, {document['orders_per_s']:.1f}/s",
+        "CPU": f"{document['product_cpu_ms_per_order']:.2f} ms an order: {ours}; beside it {beside}",
+        "Memory": ", ".join(memory),
+        "Postgres": f"{conditions['postgres']}, {durable}; a flush of this disk takes {document['flush_ms']:.2f} ms",
+    }
     if gateway["calls"]:
-        faults = sum(gateway["faults"].values())
-        rows.append(
-            (
-                "Gateway",
-                f"{sum(gateway['calls'].values())} calls, {faults} of them broken; latency {conditions['gateway_latency']}",
-            )
-        )
-    if document["webhook"]:
-        delivered = document["webhook"]
-        rows.append(("Webhook", f"{delivered['received']} of {delivered['written']} events delivered"))
+        calls, faults = (sum(gateway[name].values()) for name in ("calls", "faults"))
+        latency = conditions["gateway_latency"]
+        rows["Gateway"] = f"{calls} calls, {faults} of them broken; latency {latency}"
+    if delivered := document["webhook"]:
+        rows["Webhook"] = f"{delivered['received']} of {delivered['written']} events delivered"
     others = document["others_cpu_percent"]
     if others >= _NOTICED:
-        rows.append(
-            (
-                "Machine",
-                f"{others:.0f} % of its CPU went to other processes: figures are worse than they would be alone",
-            )
+        rows["Machine"] = (
+            f"{others:.0f} % of its CPU went to other processes: figures are worse than they would be alone"
         )
-    return [row for row in rows if row[1]]
-
-
-def _spent(document: dict[str, Any], kinds: Sequence[str]) -> str:
-    cpu = document["cpu_ms_per_order"]
-    return ", ".join(f"{kind} {cpu[kind]:.2f}" for kind in kinds if kind in cpu)
+    return [row for row in rows.items() if row[1]]

@@ -12,7 +12,6 @@ import hashlib
 import hmac
 import re
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_plus
 from uuid import UUID, uuid4, uuid5
@@ -26,6 +25,8 @@ from orchestrator.domain import money
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.devkit.bench.ledger import Payment
+
 SAFE: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
 """What an order number or our id must be: it is put into documents as it stands."""
 TOKEN_LIFETIME: Final = 3600
@@ -38,9 +39,7 @@ _NAMESPACE: Final = UUID("6f1a3a0e-6a1b-4a8e-9a58-0d6f3f0f7c51")
 
 
 class Tokens:
-    """Bearer tokens as the gateway's (RS256, seven claims), the same for all sessions; `renew` makes another,
-    older ones stay valid.
-    """
+    """Bearer tokens as the gateway's (RS256, seven claims), shared by sessions; all of them stay valid."""
 
     def __init__(self) -> None:
         self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -75,61 +74,36 @@ def session(session_id: str, asked: bytes) -> bytes:
     return b'{"sessionId":"%b","context":{"browser":{}},%b' % (session_id.encode(), asked.lstrip()[1:])
 
 
+_METHODS: Final = (
+    ("Bench Card Terminal", "CARD", "Card", "Pay with a debit or credit card"),
+    ("Bench Mobile Wallet Terminal", "MOBILE_WALLET", "Mobile wallet", "Confirm in the app on your phone"),
+)
+
+
 def methods(base: str) -> bytes:
     """Return the answer of `payment-methods`: a card and a wallet."""
-    return msgspec.json.encode(
+    ids = {terminal: str(uuid5(_NAMESPACE, terminal)) for terminal, *_ in _METHODS}
+    described = [
         {
-            "methods": [
-                _method(
-                    base,
-                    terminal="Bench Card Terminal",
-                    kind="CARD",
-                    name="Card",
-                    description="Pay with a debit or credit card",
-                ),
-                _method(
-                    base,
-                    terminal="Bench Mobile Wallet Terminal",
-                    kind="MOBILE_WALLET",
-                    name="Mobile wallet",
-                    description="Confirm in the app on your phone",
-                ),
-            ]
+            "id": ids[terminal],
+            "type": kind,
+            "name": name,
+            "description": description,
+            "logoUrl": f"{base}/logos/{ids[terminal]}.svg",
+            "display": "BUTTON",
+            "onInitiatePayment": {
+                "type": "URL",
+                "value": f"{base}/checkout/v1/api/payment/initiate/{ids[terminal]}",
+            },
+            "onRenderCheck": None,
+            "metadata": {"terminalName": terminal},
         }
-    )
-
-
-def _method(base: str, *, terminal: str, kind: str, name: str, description: str) -> dict[str, object]:
-    method_id = str(uuid5(_NAMESPACE, terminal))
-    return {
-        "id": method_id,
-        "type": kind,
-        "name": name,
-        "description": description,
-        "logoUrl": f"{base}/logos/{method_id}.svg",
-        "display": "BUTTON",
-        "onInitiatePayment": {"type": "URL", "value": f"{base}/checkout/v1/api/payment/initiate/{method_id}"},
-        "onRenderCheck": None,
-        "metadata": {"terminalName": terminal},
-    }
+        for terminal, kind, name, description in _METHODS
+    ]
+    return msgspec.json.encode({"methods": described})
 
 
 # ── Payments ──────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True, slots=True)
-class Paid:
-    """One payment that succeeded; `checkout` is our id as the session brought it (None: it brought none)."""
-
-    order_ref: str
-    checkout: str | None
-    transaction_id: str
-    payment_id: str
-    amount: int
-    currency: str
-    captured: bool
-    at: float
-    """Seconds since 1970."""
 
 
 _HEADER: Final = (
@@ -187,10 +161,8 @@ _FORM_BOUND: Final = (
 )
 
 
-def payments(paid: Sequence[Paid]) -> bytes:
-    """Return the answer of the Merchant API's `payments` for an order: no transaction, or those
-    that paid it.
-    """
+def payments(paid: Sequence[Payment]) -> bytes:
+    """Return the answer of the Merchant API's `payments` for an order: the transactions that paid it."""
     rows = "".join(
         (_UNBOUND if payment.checkout is None else _BOUND).format_map(_facts(payment, _DATE))
         for payment in paid
@@ -199,17 +171,15 @@ def payments(paid: Sequence[Paid]) -> bytes:
     return f"{head}{rows.join(_PAID) if paid else '<Result/>'}{_END}".encode()
 
 
-def callback(paid: Paid) -> bytes:
-    """Return the form of a callback (facts 2.2) about a payment that succeeded; success and notification
-    bring the same.
-    """
+def callback(paid: Payment) -> bytes:
+    """Return the form of a callback (facts 2.2) about a success, of both kinds the same."""
     # What is filled in means the same when it is encoded, but for spaces, colons and the sign in dates.
     facts = _facts(paid, _DATE.replace(" ", "+").replace(":", "%%3A"))
     facts["now"] = _encoded(_stamp(time.time(), _NOW))
     return (_FORM_UNBOUND if paid.checkout is None else _FORM_BOUND).format_map(facts).encode()
 
 
-def _facts(paid: Paid, date: str) -> dict[str, str | None]:
+def _facts(paid: Payment, date: str) -> dict[str, str | None]:
     amount = _plain(paid.amount, paid.currency)
     return {
         "order": paid.order_ref,
@@ -222,7 +192,7 @@ def _facts(paid: Paid, date: str) -> dict[str, str | None]:
         "numeric": money.numeric_code(paid.currency),
         "currency": paid.currency,
         "amount": amount,
-        "captured": amount if paid.captured else "0.00",
+        "captured": _plain(paid.captured, paid.currency),
         "made": _stamp(paid.at, date),
         "until": _stamp(paid.at + _RESERVED_DAYS * _DAY, date),
     }

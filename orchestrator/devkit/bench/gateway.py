@@ -55,9 +55,7 @@ _REASONS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class GatewayProfile:
-    """The behaviour of the gateway: its latency, the share of calls that fail, and who pays (None: no shopper
-    pays).
-    """
+    """The gateway's latency, the share of its calls that fail, and who pays there (None: no shopper)."""
 
     latency: Latency = field(default_factory=lambda: Latency(0.0))
     faults: float = 0.0
@@ -121,7 +119,6 @@ class Gateway:
             self._tokens.renew()
 
     def close(self) -> None:
-        """Send the shoppers home."""
         if self._shoppers is not None:
             self._shoppers.close()
 
@@ -231,7 +228,7 @@ class Gateway:
             case b"GET", b"/bench/state":
                 return 200, msgspec.json.encode(self.books.state())
             case b"GET", b"/bench/books":
-                return 200, msgspec.json.encode(self.books.document())
+                return 200, msgspec.json.encode(self.books.books())
             case b"POST", b"/bench/reset":
                 self.books.reset()
                 return 200, b"{}"

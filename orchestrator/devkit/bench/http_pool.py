@@ -9,7 +9,6 @@ is sent once more on a new connection.
 from __future__ import annotations
 
 import asyncio
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import httptools
@@ -22,20 +21,12 @@ TIMEOUT: Final = 30.0
 
 
 class Answer(NamedTuple):
-    """What came back."""
-
     status: int
     body: bytes
 
-    @property
-    def good(self) -> bool:
-        return self.status < HTTPStatus.BAD_REQUEST
-
 
 class HttpPool:
-    """Connections to one address: opened as they are needed, kept, at most `most` at a time; on one event
-    loop.
-    """
+    """Connections to one address, kept, at most `most` at a time; on one event loop."""
 
     def __init__(self, host: str, port: int, *, most: int) -> None:
         self._host, self._port = host, port
@@ -43,9 +34,7 @@ class HttpPool:
         self._idle: list[_Line] = []
 
     async def exchange(self, request: bytes, *, timeout: float = TIMEOUT) -> Answer:
-        """Send a request and return its answer; `OSError` (or `TimeoutError`, which is one) where
-        none came.
-        """
+        """Return the answer to a request; `OSError` (`TimeoutError` is one) where none came."""
         async with asyncio.timeout(timeout), self._room:
             line = self._kept()
             if line is not None:
@@ -54,26 +43,21 @@ class HttpPool:
                 except ConnectionResetError:
                     if line.received:
                         raise
-            return await self._ask(await self._open(), request)
+            connecting = asyncio.get_running_loop().create_connection(_Line, self._host, self._port)
+            return await self._ask((await connecting)[1], request)
 
     def close(self) -> None:
-        """Close what is idle."""
         for line in self._idle:
             line.close()
         self._idle.clear()
 
     def _kept(self) -> _Line | None:
-        # The connection used last: those that the load does not need grow old and are closed by the other
-        # side.
+        # The connection used last: others grow old, and are closed by the other side.
         while self._idle:
             line = self._idle.pop()
             if line.open:
                 return line
         return None
-
-    async def _open(self) -> _Line:
-        _, line = await asyncio.get_running_loop().create_connection(_Line, self._host, self._port)
-        return line
 
     async def _ask(self, line: _Line, request: bytes) -> Answer:
         try:
@@ -150,7 +134,6 @@ class _Line(asyncio.Protocol):
 def request(
     method: str, host: str, path: str, *, headers: Mapping[str, str], body: bytes | None = None
 ) -> bytes:
-    """Return a request as bytes."""
     lines = [
         f"{method} {path} HTTP/1.1",
         f"Host: {host}",

@@ -7,6 +7,7 @@ service. Numbers drawn here are seconds.
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -23,15 +24,12 @@ _TAKES: Final = "0, a number of milliseconds, or lognormal:P50,P99 such as logno
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """A distribution of answer times: `median` in seconds, `sigma` of its logarithm (0: always
-    the median).
-    """
+    """Answer times: `median` in seconds, `sigma` of its logarithm (0: always the median)."""
 
     median: float
     sigma: float = 0.0
 
     def draw(self, random: Random) -> float:
-        """Return the seconds of a single answer."""
         if not self.sigma:
             return self.median
         return self.median * math.exp(random.gauss(0.0, self.sigma))
@@ -40,23 +38,18 @@ class Latency:
 def parse(text: str) -> Latency:
     """Read a latency as it is typed; `ValueError` with what it takes."""
     kind, separator, rest = text.strip().partition(":")
-    try:
+    with suppress(ValueError):
         if not separator:
             return Latency(_seconds(kind))
         median, high = (_seconds(part) for part in rest.split(","))
-    except ValueError:
-        raise _wrong(text) from None
-    if kind != "lognormal" or not 0 < median <= high:
-        raise _wrong(text)
-    return Latency(median, math.log(high / median) / Z99)
+        if kind == "lognormal" and 0 < median <= high:
+            return Latency(median, math.log(high / median) / Z99)
+    message = f"must be {_TAKES}, not {text!r}"
+    raise ValueError(message)
 
 
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value <= LONGEST:  # NaN compares false
-        raise _wrong(text)
+        raise ValueError
     return value / 1000
-
-
-def _wrong(text: str) -> ValueError:
-    return ValueError(f"must be {_TAKES}, not {text!r}")

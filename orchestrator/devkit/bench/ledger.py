@@ -11,18 +11,33 @@ completed order whose money differs from the gateway's by as little as a minor u
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    from orchestrator.devkit.bench.documents import Paid
-
 # ── The gateway's books ──
 
 KINDS = ("authenticate", "session", "payment-methods", "payments")
+
+
+class Payment(msgspec.Struct, frozen=True, kw_only=True):
+    """One payment that succeeded; `checkout` is our id as the session brought it (None: it brought none)."""
+
+    order_ref: str
+    checkout: str | None = None
+    transaction_id: str = ""
+    payment_id: str = ""
+    amount: int
+    """Minor units, as is what was captured of it."""
+    captured: int = 0
+    currency: str
+    at: float
+    """Seconds since 1970."""
 
 
 @dataclass(slots=True)
@@ -40,17 +55,25 @@ class Order:
     sessions: int = 0
     expected: bool = False
     """A shopper is there, or was."""
-    paid: list[Paid] = field(default_factory=list)
+    paid: list[Payment] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class CallbackResults:
-    """The results of one kind of callback: milliseconds until each answer, and the answers by status (or by
-    error).
-    """
+class CallbackResults(msgspec.Struct):
+    """Of one kind of callback: milliseconds until each answer, and answers by status (or by error)."""
 
-    milliseconds: list[float] = field(default_factory=list)
-    answers: Counter[str] = field(default_factory=Counter)
+    milliseconds: list[float] = []
+    answers: dict[str, int] = {}
+
+
+class Books(msgspec.Struct, kw_only=True):
+    """The gateway's side of a run; `doubled` are the orders with more than one session or payment."""
+
+    payments: list[Payment] = []
+    doubled: list[str] = []
+    calls: dict[str, int] = {}
+    faults: dict[str, int] = {}
+    callbacks: dict[str, CallbackResults] = {}
+    events: list[str] = []
 
 
 class GatewayLedger:
@@ -89,33 +112,16 @@ class GatewayLedger:
             "waitedSeconds": self.waited,
         }
 
-    def document(self) -> dict[str, object]:
-        """Say everything."""
-        return {
-            **self.state(),
-            "payments": [
-                {
-                    "orderId": paid.order_ref,
-                    "checkoutId": paid.checkout,
-                    "transactionId": paid.transaction_id,
-                    "paidAt": paid.at,
-                    "amountMinor": paid.amount,
-                    "currency": paid.currency,
-                    "capturedMinor": paid.amount if paid.captured else 0,
-                }
-                for order in self.orders.values()
-                for paid in order.paid
-            ],
-            "events": [event_id.decode("ascii", "replace") for event_id in self.events],
-            "doubled": {
-                "sessions": [order.order_ref for order in self.orders.values() if order.sessions > 1],
-                "payments": [order.order_ref for order in self.orders.values() if len(order.paid) > 1],
-            },
-            "callbacks": {
-                kind: {"milliseconds": results.milliseconds, "answers": dict(results.answers)}
-                for kind, results in self.callback_results.items()
-            },
-        }
+    def books(self) -> Books:
+        orders = self.orders.values()
+        return Books(
+            payments=[payment for order in orders for payment in order.paid],
+            doubled=[order.order_ref for order in orders if order.sessions > 1 or len(order.paid) > 1],
+            calls=dict(self.calls),
+            faults=dict(self.faults),
+            callbacks=self.callback_results,
+            events=[event_id.decode("ascii", "replace") for event_id in self.events],
+        )
 
 
 # ── The check ──
@@ -146,25 +152,6 @@ class Row:
         return self.state == "completed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Payment:
-    """What the gateway's books hold of one payment."""
-
-    order_ref: str
-    paid_at: float
-    amount: int
-    currency: str
-    captured: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Books:
-    """The gateway's side of a run: payments, and the orders with more than one session or payment."""
-
-    payments: Sequence[Payment] = ()
-    doubled: Collection[str] = ()
-
-
 @dataclass(frozen=True, slots=True)
 class Ledger:
     """The verdict: order numbers with what is wrong with each."""
@@ -180,8 +167,8 @@ class Ledger:
     def sentences(self) -> list[str]:
         """Say what is wrong, with a few examples of each kind."""
         said = []
-        for word, found in (("lost", self.lost), ("doubled", self.doubled), ("unequal", self.unequal)):
-            if found:
+        for word in ("lost", "doubled", "unequal"):
+            if found := getattr(self, word):
                 some = "; ".join(f"{order_ref}: {why}" for order_ref, why in list(found.items())[:SHOWN])
                 more = " …" if len(found) > SHOWN else ""
                 said.append(f"{len(found)} {word} ({some}{more})")
@@ -194,17 +181,13 @@ def check(taken: Collection[str], rows: Sequence[Row], books: Books, *, whole: b
     `whole`: orders were to be completed; otherwise they were to be offered to the shopper, and no shopper
     paid.
     """
-    by_order: dict[str, list[Row]] = {}
+    by_order: defaultdict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_order.setdefault(row.order_ref, []).append(row)
-    paid: dict[str, list[Payment]] = {}
+        by_order[row.order_ref].append(row)
+    paid: defaultdict[str, list[Payment]] = defaultdict(list)
     for payment in books.payments:
-        paid.setdefault(payment.order_ref, []).append(payment)
-    lost = {
-        order_ref: why
-        for order_ref in taken
-        if (why := _unfinished(by_order.get(order_ref, ()), whole=whole)) is not None
-    }
+        paid[payment.order_ref].append(payment)
+    lost = {ref: why for ref in taken if (why := _unfinished(by_order.get(ref, ()), whole=whole))}
     lost |= {
         order_ref: "paid, and not completed"
         for order_ref in paid
@@ -214,11 +197,9 @@ def check(taken: Collection[str], rows: Sequence[Row], books: Books, *, whole: b
     unequal = {}
     for order_ref, ours in by_order.items():
         theirs = paid.get(order_ref, ())
-        twice = _twice(ours, sum(payment.captured for payment in theirs))
-        if twice is not None:
+        if twice := _twice(ours, sum(payment.captured for payment in theirs)):
             doubled[order_ref] = twice
-        differs = _differs(ours, theirs)
-        if differs is not None:
+        if differs := _differs(ours, theirs):
             unequal[order_ref] = differs
     return Ledger(lost, doubled, unequal)
 

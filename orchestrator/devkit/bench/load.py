@@ -38,9 +38,7 @@ _START: Final = 0.1
 
 
 class Job(msgspec.Struct, frozen=True, rename="camel"):
-    """What to send: `rate` a second for `seconds`, or, with `orders`, so many as fast as `at_once` open
-    requests allow.
-    """
+    """What to send: `rate` a second for `seconds`, or `orders`, as fast as `at_once` requests allow."""
 
     host: str
     port: int
@@ -87,8 +85,6 @@ class Sent(msgspec.Struct, rename="camel"):
 
 
 class Line(msgspec.Struct, omit_defaults=True):
-    """One line of stdout."""
-
     progress: LoadProgress | None = None
     sent: Sent | None = None
 
@@ -121,25 +117,13 @@ def _say(progress: LoadProgress | None = None, sent: Sent | None = None) -> None
 
 
 class _Load:
-    """One job under way."""
-
     def __init__(self, job: Job) -> None:
         self._job = job
         self._lines = http_pool.HttpPool(job.host, job.port, most=CONNECTIONS)
-        self._headers = {"Authorization": f"Bearer {job.token}", "Content-Type": "application/json"}
         self.progress = LoadProgress()
-        self.sent = Sent(0.0, [], [], [])
-
-    def plan(self) -> None:
-        """Decide on every moment and make room for the answers."""
-        job = self._job
-        self.sent.moments = (
-            [0.0] * job.orders
-            if job.orders
-            else moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
-        )
-        count = len(self.sent.moments)
-        self.sent.milliseconds, self.sent.statuses = [0.0] * count, [0] * count
+        # Every moment is decided on, and there is room for the answers, before anything is sent.
+        planned = [0.0] * job.orders or moments(job.rate, job.seconds, evenly=job.evenly, seed=job.seed)
+        self.sent = Sent(0.0, planned, [0.0] * len(planned), [0] * len(planned))
 
     async def on_schedule(self) -> None:
         """Send every intent at its moment, and wait for the last answer."""
@@ -171,18 +155,12 @@ class _Load:
             await self._send(number, now)
 
     async def _send(self, number: int, due: float) -> None:
-        job, progress = self._job, self.progress
-        body = intent(job.prefix, number)
-        request = http_pool.request(
-            "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=self._headers, body=body
-        )
+        progress = self.progress
         progress.sent += 1
         try:
-            answer = await self._lines.exchange(request)
+            status = (await self._lines.exchange(request(self._job, number))).status
         except OSError:
             status = 0
-        else:
-            status = answer.status
         took = (asyncio.get_running_loop().time() - due) * 1000
         self.sent.milliseconds[number], self.sent.statuses[number] = round(took, 2), status
         if accepted(status):
@@ -195,7 +173,6 @@ class _Load:
 async def fire(job: Job, *, tell: Callable[[LoadProgress], None]) -> Sent:
     """Do a job on this event loop; `tell` is called now and then with the progress."""
     load = _Load(job)
-    load.plan()
 
     async def keep_telling() -> None:
         while True:
@@ -226,9 +203,7 @@ _STEP: Final = 37
 
 
 def moments(rate: float, seconds: float, *, evenly: bool, seed: int) -> list[float]:
-    """Return the moments of all arrivals, seconds from the beginning: Poisson, as independent shoppers are,
-    or evenly spaced.
-    """
+    """Return all arrivals in seconds from the beginning: Poisson, as of independent shoppers, or evenly."""
     if evenly:
         return [number / rate for number in range(int(rate * seconds))]
     random = Random(seed)  # noqa: S311 - a run is to be repeatable
@@ -241,8 +216,13 @@ def moments(rate: float, seconds: float, *, evenly: bool, seed: int) -> list[flo
 
 
 def amount(number: int) -> int:
-    """Return the amount of an order, in minor units."""
     return LEAST + number * _STEP % _SPREAD
+
+
+def request(job: Job, number: int) -> bytes:
+    headers = {"Authorization": f"Bearer {job.token}", "Content-Type": "application/json"}
+    body = intent(job.prefix, number)
+    return http_pool.request("POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=headers, body=body)
 
 
 def order_ref(prefix: str, number: int) -> str:

@@ -60,30 +60,23 @@ class Try:
 
 
 async def search(start: float, attempt: Callable[[float], Awaitable[Try]]) -> tuple[float | None, list[Try]]:
-    """Return the highest rate that was held (None: not even a slow rate was) and all that was
-    tried, in turn.
-    """
+    """Return the highest rate that was held (None: not even a slow one), and all that was tried."""
     tries: list[Try] = []
     held: float | None = None
     refused: float | None = None
     rate = start
+
+    async def holds(rate: float) -> bool:
+        tries.append(await attempt(rate))
+        return tries[-1].held
+
     while len(tries) < MOST_STEPS and (held is None or refused is None) and rate >= LEAST_RATE:
-        tried = await attempt(rate)
-        tries.append(tried)
-        if tried.held:
-            held = rate
-            rate *= STEP
+        if await holds(rate):
+            held, rate = rate, rate * STEP
         else:
-            refused = rate
-            rate /= 2
-    for _ in range(BISECTIONS):
-        if held is None or refused is None:
-            break
-        rate = (held + refused) / 2
-        tried = await attempt(rate)
-        tries.append(tried)
-        if tried.held:
-            held = rate
-        else:
-            refused = rate
+            refused, rate = rate, rate / 2
+    if held is not None and refused is not None:
+        for _ in range(BISECTIONS):
+            middle = (held + refused) / 2
+            held, refused = (middle, refused) if await holds(middle) else (held, middle)
     return held, tries

@@ -1,22 +1,25 @@
 """A run as one page that needs nothing else: key figures, plots as inline SVG, tables, conditions.
 
 No script, no font, no address: it can be sent by mail and read in ten years. Nothing in it is about a
-shopper.
+shopper. The colours of the plots can be distinguished by colour-blind readers.
 """
 
 from __future__ import annotations
 
 import html
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench import figures, result
-from orchestrator.devkit.bench.charts import Series, lines
+import jinja2
+from markupsafe import Markup
+
+from orchestrator.devkit.bench import result
 from orchestrator.devkit.bench.display import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from orchestrator.devkit.bench.setup import Run
 
@@ -24,61 +27,43 @@ _NONE: Final = "·"
 _SHARES: Final = (25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9)
 _FEWEST: Final = 100.0
 """A percentile is drawn where at least one value lies beyond it."""
-
-_STYLE: Final = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --dim: #666; --line: #ddd; --paper: #fff; --card: #f6f6f4 }
-@media (prefers-color-scheme: dark) { :root { --ink: #eaeaea; --dim: #a0a0a0; --line: #3a3a3a; --paper: #161616; --card: #202020 } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.5rem; margin: 0 } h2 { font-size: 1rem; margin: 0 0 .5rem } p { margin: .3rem 0 1.2rem; color: var(--dim) }
-.good { color: #009e73 } .bad { color: #d55e00; font-weight: 600 }
-.keys { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1.2rem 0 }
-.keys div { background: var(--card); border-radius: 8px; padding: .6rem 1rem; min-width: 8rem }
-.keys b { display: block; font-size: 1.45rem; font-weight: 600 } .keys span { color: var(--dim); font-size: .82rem }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 1.2rem }
-figure { margin: 0; background: var(--card); border-radius: 8px; padding: .9rem }
-svg { width: 100%; height: auto; display: block } svg text { fill: var(--dim); font-size: 11px }
-svg .grid { stroke: var(--line) } .legend { display: flex; flex-wrap: wrap; gap: .2rem 1rem; font-size: .82rem; color: var(--dim) }
-.legend i { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .4em }
-table { border-collapse: collapse; margin: 0 0 1rem; width: 100% }
-td, th { padding: .2rem .6rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
-td:first-child, th:first-child { text-align: left } th { font-weight: 400; color: var(--dim) }
-"""
+_TEMPLATES: Final = jinja2.Environment(
+    loader=jinja2.PackageLoader("orchestrator.devkit.bench"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+)
 
 
 def page(run: Run, document: dict[str, Any]) -> str:
-    """Return the page."""
-    wrong = run.ledger.sentences()
-    verdict = (
-        f'<span class="bad">{html.escape("; ".join(wrong))}</span>'
-        if wrong
-        else '<span class="good">Nothing was lost or doubled; both books agree to the minor unit.</span>'
-    )
-    conditions = document["conditions"]
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"/><title>orchestrator bench</title>',
-            f'<meta name="viewport" content="width=device-width"/><style>{_STYLE}</style></head><body>',
-            f"<h1>{document['orders']} orders, {document['orders_per_s']:.1f} a second</h1><p>{verdict}</p>",
-            _keys(document),
-            '<div class="plots">',
-            *(_figure(title, drawn) for title, drawn in _plots(run)),
-            _figure("Times in milliseconds", _times(document)),
-            _figure("CPU milliseconds for one order", _costs(document)),
-            *([_figure("Rates tried", _tries(document["ramp"]))] if document.get("ramp") else []),
-            _figure(
-                "Conditions",
-                _table(
-                    ("", ""), [(name.replace("_", " "), str(value)) for name, value in conditions.items()]
-                ),
-            ),
-            "</div></body></html>",
-        ]
-    )
+    product = ("api + worker + scheduler + deliverer", document["product_cpu_ms_per_order"])
+    cpu = [(kind, f"{spent:.2f}") for kind, spent in (*document["cpu_ms_per_order"].items(), product)]
+    times = [
+        (NAMES[name], *(_NONE if each[share] is None else f"{each[share]:.1f}" for share in result.TOLD))
+        for name, each in document["latency_ms"].items()
+    ]
+    tried = [
+        (f"{each['rate']:.1f}/s", "held" if each["held"] else "not held", each["why"])
+        for each in document.get("ramp") or ()
+    ]
+    tables: list[tuple[str, Any, Any]] = [
+        ("Times in milliseconds", [("", *result.TOLD)], times),
+        ("CPU milliseconds for one order", [("process", "ms")], cpu),
+        *([("Rates tried", [("rate", "", "why")], tried)] if tried else ()),
+        (
+            "Conditions",
+            [],
+            [(name.replace("_", " "), value) for name, value in document["conditions"].items()],
+        ),
+    ]
+    shown = {"keys": _keys(document), "plots": _plots(run), "tables": tables}
+    template = _TEMPLATES.get_template("report.html")
+    return template.render(document=document, wrong=run.ledger.sentences(), **shown)
 
 
-def _keys(document: dict[str, Any]) -> str:
+def _keys(document: dict[str, Any]) -> list[tuple[str, str]]:
     latency = document["latency_ms"]
-    keys = [
+    return [
         (f"{document['rate']:.1f}/s" if document["rate"] else "as fast as taken", "arrivals"),
         (_ms(latency["intake"]["p99"]), "intake answered, p99"),
         (_ms(latency["ready"]["p50"]), "until it can be paid, p50"),
@@ -89,64 +74,48 @@ def _keys(document: dict[str, Any]) -> str:
         (f"{document['flush_ms']:.2f} ms", "a flush of the disk"),
         (f"{document['others_cpu_percent']:.0f} %", "of the machine's CPU taken by others"),
     ]
-    return (
-        '<div class="keys">'
-        + "".join(f"<div><b>{key}</b><span>{what}</span></div>" for key, what in keys)
-        + "</div>"
-    )
 
 
 def _ms(value: float | None) -> str:
     return _NONE if value is None else f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms"  # noqa: PLR2004 - three digits
 
 
-def _plots(run: Run) -> list[tuple[str, str]]:
+def _plots(run: Run) -> list[tuple[str, Markup]]:
     began = run.sent.began
     last = max([*run.ended, *(run.sent.due or [began])], default=began) - began
     seconds = max(math.ceil(last + 0.001), 1)
     arrived = run.sent.moments
     ready = [row.offered_at - began for row in run.rows if row.offered_at is not None]
     ended = [moment - began for moment in run.ended]
-    rates = [
-        ("arrived", arrived),
-        ("ready to be paid", ready),
-        *([("completed", ended)] if run.whole else []),
-    ]
-    left = [("not ready yet", ready), *([("not completed yet", ended)] if run.whole else [])]
+    rates = {"arrived": arrived, "ready to be paid": ready}
+    left = {"not ready yet": ready}
+    if run.whole:
+        rates["completed"] = left["not completed yet"] = ended
 
-    def over_time(counts: Sequence[int]) -> list[tuple[float, float]]:
-        return [(second + 0.5, float(count)) for second, count in enumerate(counts)]
+    def over_time(counted: dict[str, list[int]]) -> Markup:
+        middles = {
+            name: [(second + 0.5, float(n)) for second, n in enumerate(counts)]
+            for name, counts in counted.items()
+        }
+        return lines([Series(*each) for each in middles.items()], along="seconds")
 
+    arrivals = {name: result.per_second(each, seconds=seconds) for name, each in rates.items()}
+    waiting = {name: result.waiting(arrived, each, seconds=seconds) for name, each in left.items()}
     return [
         ("Latency by percentile, milliseconds", _percentiles(run)),
-        (
-            "Orders a second",
-            lines(
-                [Series(name, over_time(figures.per_second(each, seconds=seconds))) for name, each in rates],
-                along="seconds",
-            ),
-        ),
-        (
-            "Orders under way",
-            lines(
-                [
-                    Series(name, over_time(figures.waiting(arrived, each, seconds=seconds)))
-                    for name, each in left
-                ],
-                along="seconds",
-            ),
-        ),
+        ("Orders a second", over_time(arrivals)),
+        ("Orders under way", over_time(waiting)),
         ("CPU, percent of one core", lines(_processor(run), along="seconds")),
     ]
 
 
-def _percentiles(run: Run) -> str:
+def _percentiles(run: Run) -> Markup:
     """Draw each percentile's time; towards the right the rare ones are pulled apart, as logarithms."""
     series = []
     for name, values in result.latencies(run).items():
         ordered = sorted(values)
         shares = [share for share in _SHARES if len(ordered) * (100 - share) >= _FEWEST]
-        points = [(_nines(share), max(figures.percentile(ordered, share), 0.1)) for share in shares]
+        points = [(_nines(share), max(result.percentile(ordered, share), 0.1)) for share in shares]
         if points:
             series.append(Series(NAMES[name], points))
     marks = [(_nines(share), f"p{share:g}") for share in (50, 90, 99, 99.9)]
@@ -175,40 +144,83 @@ def _processor(run: Run) -> list[Series]:
     return series
 
 
-def _figure(title: str, inside: str) -> str:
-    return f"<figure><h2>{html.escape(title)}</h2>{inside}</figure>"
+# ── Charts ──
+
+COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#b8a900")
+"""Okabe and Ito."""
+
+_WIDTH, _HEIGHT = 560, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 22, 12, 34
+_TICKS: Final = 5
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+@dataclass(frozen=True, slots=True)
+class Series:
+    name: str
+    points: list[tuple[float, float]]
 
-    return (
-        f"<table>{row(head, 'th') if any(head) else ''}{''.join(row(cells, 'td') for cells in rows)}</table>"
+
+def lines(
+    series: Sequence[Series],
+    *,
+    along: str,
+    marks: Sequence[tuple[float, str]] = (),
+    logarithmic: bool = False,
+) -> Markup:
+    """Return lines with a grid and a legend, as HTML; `marks` replace the numbers of the axis `along`."""
+    points = [point for line in series for point in line.points]
+    if not points:
+        return Markup("<p>Nothing was measured.</p>")
+    low, high = min(x for x, _ in points), max(x for x, _ in points)
+    most = max(y for _, y in points)
+    ticks = _powers(min(y for _, y in points), most) if logarithmic else _steps(most)
+    scaled: Callable[[float], float] = math.log10 if logarithmic else float
+    bottom, top = scaled(ticks[0]), scaled(ticks[-1])
+
+    def across(x: float) -> float:
+        return _LEFT + (x - low) / ((high - low) or 1) * (_WIDTH - _LEFT - _RIGHT)
+
+    def up(y: float) -> float:
+        return _HEIGHT - _BOTTOM - (scaled(y) - bottom) / ((top - bottom) or 1) * (_HEIGHT - _TOP - _BOTTOM)
+
+    def text(x: object, y: object, words: str, anchor: str) -> str:
+        return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{html.escape(words)}</text>'
+
+    drawn = [
+        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{up(tick):.1f}" y2="{up(tick):.1f}"/>'
+        + text(_LEFT - 6, f"{up(tick) + 4:.1f}", f"{tick:g}", "end")
+        for tick in ticks
+    ]
+    drawn += [
+        text(f"{across(x):.1f}", _HEIGHT - _BOTTOM + 16, name, "middle")
+        for x, name in marks or [(x, f"{x:g}") for x in _steps(high)]
+        if low <= x <= high
+    ]
+    drawn.append(text(_WIDTH - _RIGHT, _HEIGHT - 4, along, "end"))
+    legend = ""
+    for place, line in enumerate(series):
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line.points)
+        colour = COLOURS[place % len(COLOURS)]
+        drawn.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"/>'
+        )
+        legend += f'<span><i style="background:{colour}"></i>{html.escape(line.name)}</span>'
+    return Markup(  # noqa: S704 - every text in it is escaped
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(drawn)}</svg><div class="legend">{legend}</div>'
     )
 
 
-def _times(document: dict[str, Any]) -> str:
-    spans = {NAMES[name]: values for name, values in document["latency_ms"].items()}
-    rows = [
-        (name, *(_NONE if values[share] is None else f"{values[share]:.1f}" for share in figures.TOLD))
-        for name, values in spans.items()
-    ]
-    return _table(("", *figures.TOLD), rows)
+def _steps(most: float) -> list[float]:
+    """Return round numbers from 0 to at least `most`."""
+    if most <= 0:
+        return [0.0, 1.0]
+    rough = most / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return [round(step * number, 10) for number in range(math.ceil(round(most / step, 9)) + 1)]
 
 
-def _costs(document: dict[str, Any]) -> str:
-    cpu = document["cpu_ms_per_order"]
-    rows = [(kind, f"{value:.2f}") for kind, value in cpu.items()]
-    return _table(
-        ("process", "ms"),
-        [*rows, ("api + worker + scheduler + deliverer", f"{document['product_cpu_ms_per_order']:.2f}")],
-    )
-
-
-def _tries(ramp: Sequence[dict[str, Any]]) -> str:
-    rows = [
-        (f"{attempt['rate']:.1f}/s", "held" if attempt["held"] else "not held", attempt["why"])
-        for attempt in ramp
-    ]
-    return _table(("rate", "", "why"), rows)
+def _powers(least: float, most: float) -> list[float]:
+    """Return the powers of ten from at most `least` to at least `most`."""
+    first, last = math.floor(math.log10(least)), math.ceil(math.log10(most))
+    return [10.0**power for power in range(first, max(last, first + 1) + 1)]

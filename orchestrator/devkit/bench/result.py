@@ -7,19 +7,22 @@ moment at which it was to be sent.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from orchestrator.devkit.bench import figures, load
+from orchestrator.devkit.bench import load
 from orchestrator.devkit.bench.ramp import Try
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from orchestrator.devkit.bench.setup import Run
 
 PRODUCT: Final = ("api", "worker", "scheduler", "deliverer")
 BESIDE: Final = ("postgres", "redis", "gateway", "load", "bench")
+TOLD: Final = {"p50": 50.0, "p95": 95.0, "p99": 99.0}
+"""The percentiles that a result names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,28 +36,18 @@ class Conditions:
     durable: bool
     flush_ms: float
     workers: int
-    latency: str
+    gateway_latency: str
     faults: float
     think_s: float
     """The longest that a shopper waits before paying; 0 where no shopper pays."""
 
     def document(self) -> dict[str, object]:
-        return {
-            "version": self.version,
-            "python": self.python,
-            "cpus": self.cpus,
-            "postgres": self.postgres,
-            "durable": self.durable,
-            "workers": self.workers,
-            "gateway_latency": self.latency,
-            "faults": self.faults,
-        }
+        beside = {"flush_ms", "think_s"}
+        return {name: value for name, value in asdict(self).items() if name not in beside}
 
 
 def latencies(run: Run) -> dict[str, list[float]]:
-    """Return the milliseconds of every answer, readiness, completion and callback of the orders that were
-    taken.
-    """
+    """Return the milliseconds of all answers, readiness, completions and callbacks of taken orders."""
     due = {
         load.order_ref(run.job.prefix, number): moment
         for number, (moment, status) in enumerate(zip(run.sent.due, run.sent.statuses, strict=True))
@@ -77,7 +70,7 @@ def latencies(run: Run) -> dict[str, list[float]]:
             for row in run.rows
             if row.ended_at is not None and row.completed and row.order_ref in paid_at
         ],
-        "callback": [took for told in run.gateway["callbacks"].values() for took in told["milliseconds"]],
+        "callback": [took for told in run.gateway.callbacks.values() for took in told.milliseconds],
     }
 
 
@@ -95,9 +88,7 @@ def throughput(run: Run) -> float:
 
 
 def drained_after(run: Run, *, think: float) -> float | None:
-    """Return how long after the last arrival, and after what the last shopper thought, the last order ended;
-    None: not all did.
-    """
+    """Return the seconds from the last arrival and its shopper's thinking to the last end; None: not all."""
     ended = run.ended
     if len(ended) < run.taken or not ended:
         return None
@@ -111,31 +102,23 @@ def tried(run: Run, *, think: float) -> Try:
         rate=run.job.rate,
         clean=run.ledger.clean,
         failed=run.failed,
-        intake_p99=figures.percentile(intake, 99) if intake else float("inf"),
+        intake_p99=percentile(intake, 99) if intake else float("inf"),
         drained_after=drained_after(run, think=think),
     )
-
-
-def cpu_per_order(run: Run) -> dict[str, float]:
-    """Return CPU milliseconds for one order by kind of process; what was not measured is left out."""
-    orders = max(run.taken, 1)
-    return {kind: round(run.cpu[kind] * 1000 / orders, 3) for kind in (*PRODUCT, *BESIDE) if kind in run.cpu}
 
 
 def document(
     run: Run, conditions: Conditions, *, tries: Sequence[Try] = (), extra: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
     """Return a run as the object that `--json` prints."""
-    cpu = cpu_per_order(run)
+    orders = max(run.taken, 1)
+    cpu = {kind: round(run.cpu[kind] * 1000 / orders, 3) for kind in (*PRODUCT, *BESIDE) if kind in run.cpu}
     measured = tried(run, think=conditions.think_s)
-    callbacks = run.gateway["callbacks"]
     return {
         "stage": "whole" if run.whole else "ready",
         "orders": run.taken,
         "failed": run.failed,
-        "lost": len(run.ledger.lost),
-        "doubled": len(run.ledger.doubled),
-        "unequal": len(run.ledger.unequal),
+        **{wrong: len(getattr(run.ledger, wrong)) for wrong in ("lost", "doubled", "unequal")},
         "rate": run.job.rate or None,
         "seconds": run.job.seconds or None,
         "held": measured.held if run.job.rate else None,
@@ -143,18 +126,56 @@ def document(
         "orders_per_s": round(throughput(run), 2),
         "cpu_ms_per_order": cpu,
         "product_cpu_ms_per_order": round(sum(cpu.get(kind, 0.0) for kind in PRODUCT), 3),
-        "latency_ms": {name: figures.summary(values) for name, values in latencies(run).items()},
+        "latency_ms": {name: summary(values) for name, values in latencies(run).items()},
         "worker_rss_mb": round(max((peak for peak, _ in run.workers), default=0.0), 1),
         "workers_rss_mb": [{"peak": round(peak, 1), "final": round(last, 1)} for peak, last in run.workers],
         "flush_ms": round(conditions.flush_ms, 3),
         "others_cpu_percent": round(run.others * 100, 1),
         "gateway": {
-            "calls": run.gateway["calls"],
-            "faults": run.gateway["faults"],
-            "callbacks": {kind: told["answers"] for kind, told in callbacks.items()},
+            "calls": run.gateway.calls,
+            "faults": run.gateway.faults,
+            "callbacks": {kind: told.answers for kind, told in run.gateway.callbacks.items()},
         },
         "webhook": None if run.events is None else asdict(run.events),
         "ramp": [{"rate": round(each.rate, 2), "held": each.held, "why": each.why} for each in tries] or None,
         "conditions": conditions.document(),
         **(extra or {}),
     }
+
+
+# ── Arithmetic: percentiles of what was measured, and counts of what happened in each second ──
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """Return a percentile of ascending values by nearest rank: a measured value, never one in between."""
+    if not ordered:
+        message = "there is no percentile of nothing"
+        raise ValueError(message)
+    # Rounded first: 99 % of 100 is 99, and not a hair more.
+    rank = math.ceil(round(share / 100 * len(ordered), 9))
+    return ordered[max(rank, 1) - 1]
+
+
+def summary(values: Iterable[float]) -> dict[str, float | None]:
+    """Return the percentiles that a result names, with two decimals; None where nothing was measured."""
+    ordered = sorted(values)
+    return {name: round(percentile(ordered, share), 2) if ordered else None for name, share in TOLD.items()}
+
+
+def per_second(moments: Iterable[float], *, seconds: int) -> list[int]:
+    """Count moments (seconds from the beginning) by second; what is outside is left out."""
+    counts = [0] * seconds
+    for moment in moments:
+        if 0 <= moment < seconds:
+            counts[int(moment)] += 1
+    return counts
+
+
+def waiting(begins: Iterable[float], ends: Iterable[float], *, seconds: int) -> list[int]:
+    """Return how many had begun and not ended at the end of each second."""
+    left, series = 0, []
+    began, ended = per_second(begins, seconds=seconds), per_second(ends, seconds=seconds)
+    for more, fewer in zip(began, ended, strict=True):
+        left += more - fewer
+        series.append(left)
+    return series

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from orchestrator.devkit.bench import database_probe, display, figures, ramp, report, result
+from rich.text import Text
+
+from orchestrator.devkit.bench import database_probe, display, ramp, report, result
 from orchestrator.devkit.bench.setup import NAMED, TIMEOUT, BenchRun, prepared
 from orchestrator.devkit.bench.shoppers import ShopperProfile
 from orchestrator.devkit.bench.usage import cores, flush_time
@@ -70,19 +72,9 @@ class Plan:
         return self.stage == "whole" and not self.sequential
 
     def gateway(self) -> tuple[str, ...]:
-        """Return the command of the light gateway for this plan."""
-        return (
-            "bench-gateway",
-            "--latency",
-            self.latency,
-            "--faults",
-            str(self.faults),
-            "--seed",
-            str(self.seed),
-            "--think",
-            str(self.think),
-            "--shoppers" if self.pays else "--no-shoppers",
-        )
+        options = {"latency": self.latency, "faults": self.faults, "seed": self.seed, "think": self.think}
+        given = (part for name, value in options.items() for part in (f"--{name}", str(value)))
+        return ("bench-gateway", *given, "--shoppers" if self.pays else "--no-shoppers")
 
 
 def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
@@ -112,8 +104,6 @@ def run(plan: Plan, terminal: Terminal) -> tuple[int, dict[str, Any] | None]:
 
 
 class _Bench:
-    """One run of a plan."""
-
     def __init__(
         self, plan: Plan, bench_run: BenchRun, terminal: Terminal, conditions: result.Conditions
     ) -> None:
@@ -128,7 +118,7 @@ class _Bench:
             )
             if plan.sequential:
                 measured, beyond = await self._bench_run.one_by_one(plan.sequential, show=show)
-                return self._told(measured, (), stage="sequential", beyond_gateway_ms=figures.summary(beyond))
+                return self._told(measured, (), stage="sequential", beyond_gateway_ms=result.summary(beyond))
             rate = plan.rate or FIRST_RATE
             tries: list[Try] = []
             if plan.ramp:
@@ -149,7 +139,8 @@ class _Bench:
             job, whole=self._plan.pays, title=f"{rate:.1f}/s", show=show, timeout=TRY_TIMEOUT
         )
         tried = result.tried(measured, think=self._conditions.think_s)
-        self._terminal.say(display.ramp_line(tried))
+        mark, style = ("✓", "green") if tried.held else ("✗", "red")
+        self._terminal.say(Text.assemble((f"  {mark} ", style), f"{tried.rate:7.1f}/s  ", (tried.why, "dim")))
         # What a rate beyond the limit leaves unfinished is the rate's fault; what it does twice is ours.
         self._twice += [
             f"at {rate:.1f}/s {order_ref}: {why}"
@@ -212,14 +203,13 @@ async def _conditions(plan: Plan, bench_run: BenchRun, up: Up) -> result.Conditi
         durable=server.durable,
         flush_ms=flush_time(up.data_dir),
         workers=plan.workers,
-        latency=plan.latency,
+        gateway_latency=plan.latency,
         faults=plan.faults,
         think_s=plan.think * (1 + usual.jitter) if plan.pays else 0.0,
     )
 
 
 def _refuse_others() -> None:
-    """Refuse a database that others use."""
     settings = load()
     url = settings.database_url
     if url is None:

@@ -56,8 +56,6 @@ _TOKEN_LIFETIME: Final = 86_400.0
 
 @dataclass(slots=True)
 class Progress:
-    """The progress of a run, for display."""
-
     title: str
     began: float = field(default_factory=time.monotonic)
     sent: load.LoadProgress = field(default_factory=load.LoadProgress)
@@ -90,8 +88,7 @@ class Run:
     job: load.Job
     sent: load.Sent
     rows: list[Row]
-    gateway: dict[str, Any]
-    """The light gateway's books."""
+    gateway: ledger.Books
     ledger: Ledger
     cpu: dict[str, float]
     """Seconds by kind of process."""
@@ -113,13 +110,11 @@ class Run:
 
     @property
     def paid_at(self) -> dict[str, float]:
-        return {payment["orderId"]: payment["paidAt"] for payment in self.gateway["payments"]}
+        return {payment.order_ref: payment.at for payment in self.gateway.payments}
 
     @property
     def ended(self) -> list[float]:
-        """When each order came to what the run is about: its end, or its offer to the shopper; in ascending
-        order.
-        """
+        """When each order came to its end, or to its offer where the run is about that; ascending."""
         moments = (row.ended_at if self.whole else row.offered_at for row in self.rows)
         return sorted(moment for moment in moments if moment is not None)
 
@@ -143,15 +138,12 @@ class BenchRun:
         self._api = _address(up.url)
         self._gateway = _address(str(up.sandbox_url))
 
-    def next_prefix(self) -> str:
-        """Return the beginning of order numbers that no other run has."""
-        self._runs += 1
-        return f"{self._merchant.removeprefix(NAMED)}-{self._runs}"
-
     def job(self, **what: Any) -> load.Job:
-        """Return a job against the API, under order numbers of its own."""
+        """Return a job against the API, under order numbers that no other has."""
+        self._runs += 1
         host, port = self._api
-        return load.Job(host=host, port=port, token=self.token, prefix=self.next_prefix(), **what)
+        prefix = f"{self._merchant.removeprefix(NAMED)}-{self._runs}"
+        return load.Job(host=host, port=port, token=self.token, prefix=prefix, **what)
 
     async def measure(
         self,
@@ -182,21 +174,14 @@ class BenchRun:
         return await self._read(job, sent, whole=whole)
 
     async def one_by_one(self, orders: int, *, show: Callable[[Progress], None]) -> tuple[Run, list[float]]:
-        """Process orders one after the other until each is ready; return the run, and the milliseconds that
-        were not the gateway's own.
-        """
+        """Process orders one after the other; return the run, and the milliseconds beside the gateway's."""
         await self._control("POST", "/bench/reset")
         job, beyond = self.job(orders=orders, at_once=1), []
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
         lines, progress = http_pool.HttpPool(job.host, job.port, most=1), Progress("one order at a time")
         self._usage.begin()
         sent = load.Sent(time.time(), [], [], [])
         for number in range(orders):
-            before = await self._waited()
-            body = load.intent(job.prefix, number)
-            request = http_pool.request(
-                "POST", f"{job.host}:{job.port}", "/v1/checkouts", headers=headers, body=body
-            )
+            before, request = await self._waited(), load.request(job, number)
             began, ticked = time.time(), time.perf_counter()
             answer = await lines.exchange(request)
             sent.milliseconds.append((time.perf_counter() - ticked) * 1000)
@@ -215,7 +200,7 @@ class BenchRun:
 
     async def _waited(self) -> float:
         """Return how long the gateway has taken for all its answers, in seconds."""
-        return float((await self._control("GET", "/bench/state"))["waitedSeconds"])
+        return float((await self._state())["waitedSeconds"])
 
     async def _offered(self, order_ref: str, began: float) -> float:
         deadline = time.monotonic() + TIMEOUT
@@ -230,14 +215,9 @@ class BenchRun:
 
     @asynccontextmanager
     async def _loading(self, job: load.Job) -> AsyncIterator[Callable[[Progress], Awaitable[load.Sent]]]:
-        """Start the load's process; what is given hands it the job, notes how far it is, and returns what it
-        sent.
-        """
+        """Start the load's process; what is given does the job in it and returns what it sent."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "orchestrator",
-            "bench-load",
+            *(sys.executable, "-m", "orchestrator", "bench-load"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=load.LONGEST_LINE,
@@ -287,40 +267,22 @@ class BenchRun:
             await asyncio.sleep(_POLL_EVERY)
 
     async def _drained(self, prefix: str, *, whole: bool, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+        async def under_way() -> bool:
             left = await self.probe.left(prefix)
-            if (left.open if whole else left.unready) == 0:
-                break
-            await asyncio.sleep(_SLEEP)
+            return bool(left.open if whole else left.unready)
+
+        async def telling() -> bool:
+            return bool((await self._state())["telling"])
+
+        await _over(under_way, timeout)
         # A callback may be answered after the order has ended by the other one.
-        deadline = time.monotonic() + _TELLING_TIMEOUT
-        while time.monotonic() < deadline:
-            if not (await self._control("GET", "/bench/state"))["telling"]:
-                break
-            await asyncio.sleep(_SLEEP)
-        deadline = time.monotonic() + _TELLING_TIMEOUT
-        while self._webhook and time.monotonic() < deadline:
-            if not await self.probe.undelivered():
-                break
-            await asyncio.sleep(_SLEEP)
+        await _over(telling, _TELLING_TIMEOUT)
+        if self._webhook:
+            await _over(self.probe.undelivered, _TELLING_TIMEOUT)
 
     async def _read(self, job: load.Job, sent: load.Sent, *, whole: bool) -> Run:
         rows = await self.probe.rows(job.prefix)
-        told = await self._control("GET", "/bench/books")
-        books = ledger.Books(
-            payments=[
-                ledger.Payment(
-                    order_ref=payment["orderId"],
-                    paid_at=payment["paidAt"],
-                    amount=payment["amountMinor"],
-                    currency=payment["currency"],
-                    captured=payment["capturedMinor"],
-                )
-                for payment in told["payments"]
-            ],
-            doubled={*told["doubled"]["sessions"], *told["doubled"]["payments"]},
-        )
+        books = msgspec.json.decode(await self._control("GET", "/bench/books"), type=ledger.Books)
         taken = [
             load.order_ref(job.prefix, number)
             for number, status in enumerate(sent.statuses)
@@ -332,13 +294,13 @@ class BenchRun:
             job=job,
             sent=sent,
             rows=rows,
-            gateway=told,
+            gateway=books,
             ledger=ledger.check(taken, rows, books, whole=whole),
             cpu=self._usage.used(),
             samples=list(self._usage.samples),
             workers=self._usage.memory("worker"),
             others=self._usage.others(),
-            events=Events(len(written), len(written & set(told["events"]))) if self._webhook else None,
+            events=Events(len(written), len(written.intersection(books.events))) if self._webhook else None,
         )
 
     def _processes(self) -> dict[str, int]:
@@ -346,16 +308,25 @@ class BenchRun:
         found["bench"] = os.getpid()
         return found if self._load_pid is None else {**found, "load": self._load_pid}
 
-    async def _control(self, method: str, path: str) -> dict[str, Any]:
+    async def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = msgspec.json.decode(await self._control("GET", "/bench/state"))
+        return state
+
+    async def _control(self, method: str, path: str) -> bytes:
         """Ask the light gateway itself. A connection for each call: they are few, and it closes none."""
         host, port = self._gateway
         lines = http_pool.HttpPool(host, port, most=1)
         try:
-            answer = await lines.exchange(http_pool.request(method, f"{host}:{port}", path, headers={}))
+            return (await lines.exchange(http_pool.request(method, f"{host}:{port}", path, headers={}))).body
         finally:
             lines.close()
-        decoded: dict[str, Any] = msgspec.json.decode(answer.body)
-        return decoded
+
+
+async def _over(unfinished: Callable[[], Awaitable[bool]], within: float) -> None:
+    """Wait until nothing is unfinished, or so many seconds."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline and await unfinished():  # noqa: ASYNC110 - other processes work
+        await asyncio.sleep(_SLEEP)
 
 
 @asynccontextmanager

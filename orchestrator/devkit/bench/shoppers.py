@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from orchestrator.devkit.bench import documents, http_pool
+from orchestrator.devkit.bench.ledger import Payment
 
 if TYPE_CHECKING:
     from random import Random
@@ -30,9 +31,7 @@ FIRST_TRANSACTION: Final = 539_101
 
 @dataclass(frozen=True, slots=True)
 class ShopperProfile:
-    """What shoppers do: `think` seconds before they pay, more or less a share `jitter` of it; the secret
-    signs callbacks.
-    """
+    """Shoppers think so many seconds, more or less a share `jitter`; the secret signs callbacks."""
 
     think: float = 1.0
     jitter: float = 0.5
@@ -71,14 +70,14 @@ class Shoppers:
         ledger = self._ledger
         ledger.thinking -= 1
         number, self._transactions = str(self._transactions), self._transactions + 1
-        paid = documents.Paid(
+        paid = Payment(
             order_ref=order.order_ref,
             checkout=order.checkout,
             transaction_id=number,
             payment_id=str(UUID(int=self._random.getrandbits(128), version=4)),
             amount=order.amount,
             currency=order.currency,
-            captured=order.captures,
+            captured=order.amount if order.captures else 0,
             at=time.time(),
         )
         order.paid.append(paid)
@@ -109,4 +108,4 @@ class Shoppers:
             self._ledger.telling -= 1
             results = self._ledger.callback_results[kind]
             results.milliseconds.append(round((time.perf_counter() - began) * 1000, 2))
-            results.answers[outcome] += 1
+            results.answers[outcome] = results.answers.get(outcome, 0) + 1

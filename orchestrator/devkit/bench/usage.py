@@ -45,9 +45,7 @@ class Sample:
 
 
 class Usage:
-    """A meter over processes by name (`worker-1`) and number; `kinds` merges names such as `worker-1` and
-    `worker-2`.
-    """
+    """A meter over processes by name and number; `worker-1` and `worker-2` are of one kind."""
 
     def __init__(self, processes: Callable[[], Mapping[str, int]]) -> None:
         self._processes = processes
@@ -57,7 +55,6 @@ class Usage:
         self.samples: list[Sample] = []
 
     def begin(self) -> None:
-        """Start from nothing."""
         self._meters.clear()
         self.samples.clear()
         self._machine = machine()
@@ -67,11 +64,9 @@ class Usage:
         self._counts_from_start = True
 
     def sample(self) -> None:
-        """Look at every process that there is now."""
         for name, number in self._processes().items():
-            kind = name.partition("-")[0]
             with suppress(psutil.NoSuchProcess):
-                self._sample_process(kind, psutil.Process(number), family=kind == "postgres")
+                self._sample_process(name.partition("-")[0], psutil.Process(number))
         self.samples.append(Sample(time.time(), self.used()))
 
     def used(self) -> dict[str, float]:
@@ -90,13 +85,12 @@ class Usage:
         ]
 
     def others(self) -> float:
-        """Return the share of the machine's CPU time that went to processes not measured here: it is missing
-        to those that are.
-        """
+        """Return the share of the machine's CPU time that went to processes not measured here."""
         busy, whole = (now - before for now, before in zip(machine(), self._machine, strict=True))
         return max(busy - sum(self.used().values()), 0.0) / whole if whole > 0 else 0.0
 
-    def _sample_process(self, kind: str, process: psutil.Process, *, family: bool) -> None:
+    def _sample_process(self, kind: str, process: psutil.Process) -> None:
+        family = kind == "postgres"
         with process.oneshot():
             own, rss = spent(process, ended=family), process.memory_info().rss
         if family:
@@ -110,9 +104,7 @@ class Usage:
 
 
 def spent(process: psutil.Process, *, ended: bool = False) -> float:
-    """Return the CPU seconds of a process, with `ended` also those of its children that have ended; 0 if it
-    is gone.
-    """
+    """Return the CPU seconds of a process, and with `ended` of its children that have ended; 0 if gone."""
     with suppress(psutil.NoSuchProcess):
         times = process.cpu_times()
         # The postmaster counts ended backends.

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.demo.evidence import Balance
     from orchestrator.devkit.demo.runner import Outcome
-    from orchestrator.devkit.demo.scripts import Script
     from orchestrator.devkit.local.up import Up
 
 _WIDE: Final = 108
@@ -58,9 +57,7 @@ def line(states: Mapping[str, int], outcomes: Sequence[Outcome], *, seconds: flo
 
 
 def summary(outcomes: Sequence[Outcome], *, width: int) -> Table:
-    """Draw how many orders of each script ended as it says, and how long they took; what it says where there
-    is room.
-    """
+    """Draw how each script's orders ended and how long they took; what it says where there is room."""
     wide = width >= _WIDE
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("script", no_wrap=True)
@@ -72,21 +69,17 @@ def summary(outcomes: Sequence[Outcome], *, width: int) -> Table:
     for script in scripts_of("all"):
         mine = [outcome for outcome in outcomes if outcome.order.script is script]
         if mine:
-            name, *rest = _row(script, mine)
-            table.add_row(name, *([script.says] if wide else []), *rest)
+            good = sum(outcome.scripted for outcome in mine)
+            mark, style = ("✓", "green") if good == len(mine) else ("✗", "bold red")
+            times = [outcome.seconds for outcome in mine if outcome.seconds is not None]
+            table.add_row(
+                Text(script.name, style="bold"),
+                *([script.says] if wide else []),
+                Text(script.ends, style=STYLES[script.ends]),
+                Text(f"{good} of {len(mine)} {mark}", style=style),
+                f"{statistics.median(times):.1f} s" if times else "",
+            )
     return table
-
-
-def _row(script: Script, mine: Sequence[Outcome]) -> list[RenderableType]:
-    good = sum(outcome.scripted for outcome in mine)
-    whole = good == len(mine)
-    times = [outcome.seconds for outcome in mine if outcome.seconds is not None]
-    return [
-        Text(script.name, style="bold"),
-        Text(script.ends, style=STYLES[script.ends]),
-        Text(f"{good} of {len(mine)} {'✓' if whole else '✗'}", style="green" if whole else "bold red"),
-        f"{statistics.median(times):.1f} s" if times else "",
-    ]
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[Text]:
@@ -134,24 +127,14 @@ def balances(found: Sequence[Balance]) -> list[Text]:
 
 def explained(outcomes: Sequence[Outcome]) -> RenderableType | None:
     """Explain one order in sentences: one that came late, and on which the orchestrator acted."""
-    known = [
-        (outcome.observed, outcome.observed.explained)
-        for outcome in outcomes
-        if outcome.observed and outcome.observed.explained
-    ]
+    known = [outcome.observed for outcome in outcomes if outcome.observed and outcome.observed.explained]
     if not known:
         return None
-    observed, why = max(
-        known,
-        key=lambda outcome: (
-            outcome[0].checkout.late,
-            len(outcome[0].checkout.operations),
-            -len(outcome[0].trail),
-        ),
+    observed = max(
+        known, key=lambda each: (each.checkout.late, len(each.checkout.operations), -len(each.trail))
     )
-    said = [why.summary, *why.because, *why.evidence]
     title = Text.assemble(("One order explained: ", "bold"), observed.checkout.order_id)
-    return Group(title, *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in said))
+    return Group(title, *(Padding(Text(sentence), (0, 0, 0, 2)) for sentence in observed.sentences))
 
 
 def slowest(outcomes: Sequence[Outcome]) -> RenderableType | None:

@@ -20,7 +20,7 @@ from orchestrator.domain import money
 from orchestrator.domain.states import State, Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import httpx
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Sums: TypeAlias = tuple[int, int, int]
 """Reserved, captured, refunded."""
 
+Evidence: TypeAlias = "Callable[[Observations], str | None]"
 _SENTENCE = re.compile(r"[A-Z0-9].+ .+\.")
 
 
@@ -62,9 +63,7 @@ class Observations:
 
     @property
     def in_books(self) -> dict[str, Sums]:
-        """What our books say of each transaction of the order that is more than an attempt, or
-        holds money.
-        """
+        """What our books say of each transaction that is more than an attempt, or holds money."""
         seen = {
             payment.transaction_id: _sums(payment, payment.currency) for payment in self.checkout.payments
         }
@@ -94,13 +93,10 @@ class Observations:
         return sum(entry.to == to and entry.before != to for entry in self.trail)
 
     def callbacks_read(self) -> Iterator[dict[str, Any]]:
-        """Yield the callbacks that the trail says were read, with how well each was proven."""
-        return (callback for entry in self.trail for callback in entry.evidence.get("callbacks", ()))
+        return callbacks_of(self.trail)
 
     def check_money(self) -> None:
-        """Compare ledger and books, transaction by transaction; `Unscripted` unless they agree to the minor
-        unit.
-        """
+        """Raise `Unscripted` unless ledger and books agree to the minor unit in each transaction."""
         theirs, ours = self.at_gateway, self.in_books
         for number in sorted(theirs.keys() | ours.keys()):
             at, here = theirs.get(number), ours.get(number)
@@ -133,11 +129,21 @@ class Observations:
 
     def check_explanation(self) -> None:
         """Check that the explanation has a summary, reasons and evidence, each a whole sentence."""
-        explained = self.explained
-        said = () if explained is None else (explained.summary, *explained.because, *explained.evidence)
-        whole = explained is not None and explained.because and explained.evidence
+        said, why = self.sentences, self.explained
+        whole = why is not None and why.because and why.evidence
         if not whole or not all(_SENTENCE.fullmatch(sentence) for sentence in said):
             raise Unscripted(expected="an explanation in whole sentences", seen=str(said))
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What the explanation says."""
+        why = self.explained
+        return () if why is None else (why.summary, *why.because, *why.evidence)
+
+
+def callbacks_of(trail: Iterable[answers.AuditEntry]) -> Iterator[dict[str, Any]]:
+    """Yield the callbacks that a trail says were read, with how well each was proven."""
+    return (callback for entry in trail for callback in entry.evidence.get("callbacks", ()))
 
 
 def _sums(amounts: answers.HeldMoney | answers.Payment, currency: str) -> Sums:
@@ -150,21 +156,35 @@ def _sums(amounts: answers.HeldMoney | answers.Payment, currency: str) -> Sums:
 # ── What a script wants to find ──
 
 
-def nothing_more(_: Observations) -> str | None:
-    return None
+def _that(missing: str, holds: Callable[[Observations], object]) -> Evidence:
+    """Return what is missing where something does not hold."""
+    return lambda observed: None if holds(observed) else missing
 
 
-def one_declined(observed: Observations) -> str | None:
-    return None if observed.attempts_without_money == 1 else "a declined attempt in the ledger"
+def every(*parts: Evidence) -> Evidence:
+    return lambda observed: next((missing for part in parts if (missing := part(observed)) is not None), None)
 
 
-def only(kind: str, lost: str) -> Callable[[Observations], str | None]:
-    def evidence(observed: Observations) -> str | None:
-        if observed.delivered(kind) and not observed.delivered(lost):
-            return None
-        return f"a {kind} callback that was delivered and no {lost} callback that was"
+one_declined = _that(
+    "a declined attempt in the ledger", lambda observed: observed.attempts_without_money == 1
+)
+never_tried = _that("no attempt to pay in the ledger", lambda observed: not observed.attempts_without_money)
+late = _that("a checkout that is marked late", lambda observed: observed.checkout.late)
+in_time = _that("a checkout that is not marked late", lambda observed: not observed.checkout.late)
+unasked = _that("no operation of ours", lambda observed: not observed.checkout.operations)
+never_completed = _that(
+    "an order that was never completed", lambda observed: not observed.moves(State.COMPLETED)
+)
+reopened = _that(
+    "one entry checkout:reopened in the trail", lambda observed: observed.actions("checkout:reopened") == 1
+)
 
-    return evidence
+
+def only(kind: str, lost: str) -> Evidence:
+    return _that(
+        f"a {kind} callback that was delivered and no {lost} callback that was",
+        lambda observed: observed.delivered(kind) and not observed.delivered(lost),
+    )
 
 
 def three_of_each(observed: Observations) -> str | None:
@@ -178,14 +198,6 @@ def two_failures(observed: Observations) -> str | None:
     return None if count == 2 else f"two failed calls in the trail, and not {count}"  # noqa: PLR2004 - the script's
 
 
-def never_tried(observed: Observations) -> str | None:
-    return None if not observed.attempts_without_money else "no attempt to pay in the ledger"
-
-
-def every(*parts: Callable[[Observations], str | None]) -> Callable[[Observations], str | None]:
-    return lambda observed: next((missing for part in parts if (missing := part(observed)) is not None), None)
-
-
 def proven(observed: Observations) -> str | None:
     """Every callback that was read was signed, and none came from elsewhere than the gateway."""
     read = {(callback["grade"], callback["network"]) for callback in observed.callbacks_read()}
@@ -193,7 +205,7 @@ def proven(observed: Observations) -> str | None:
     return None if good else f"signed callbacks from the gateway alone, and not {sorted(read)}"
 
 
-def settled_by(**wanted: int) -> Callable[[Observations], str | None]:
+def settled_by(**wanted: int) -> Evidence:
     """So many operations succeeded for each cause (asked, automatic, returned), and no others."""
 
     def evidence(observed: Observations) -> str | None:
@@ -209,7 +221,7 @@ def settled_by(**wanted: int) -> Callable[[Observations], str | None]:
     return evidence
 
 
-def entries(**wanted: int) -> Callable[[Observations], str | None]:
+def entries(**wanted: int) -> Evidence:
     """So many entries in the trail of these actions of an operation (`unknown`, `submitted` and so on)."""
 
     def evidence(observed: Observations) -> str | None:
@@ -222,18 +234,6 @@ def entries(**wanted: int) -> Callable[[Observations], str | None]:
     return evidence
 
 
-def late(observed: Observations) -> str | None:
-    return None if observed.checkout.late else "a checkout that is marked late"
-
-
-def in_time(observed: Observations) -> str | None:
-    return "a checkout that is not marked late" if observed.checkout.late else None
-
-
-def unasked(observed: Observations) -> str | None:
-    return "no operation of ours" if observed.checkout.operations else None
-
-
 def found_by_lookup(observed: Observations) -> str | None:
     if any(True for _ in observed.callbacks_read()):
         return "no callback in the trail"
@@ -241,7 +241,7 @@ def found_by_lookup(observed: Observations) -> str | None:
     return "no callback that was delivered" if lost else None
 
 
-def disbelieved(grade: str, *, never: bool) -> Callable[[Observations], str | None]:
+def disbelieved(grade: str, *, never: bool) -> Evidence:
     """Callbacks were read that proved nothing; `never`: no callback moved the checkout at all."""
 
     def evidence(observed: Observations) -> str | None:
@@ -269,23 +269,10 @@ def charged_back(observed: Observations) -> str | None:
     return None if ours == whole else f"all of it charged back in our books, and not {ours}"
 
 
-def never_completed(observed: Observations) -> str | None:
-    return "an order that was never completed" if observed.moves(State.COMPLETED) else None
-
-
-def bound_by(binding: str) -> Callable[[Observations], str | None]:
-    """The payment was known as the order's by this, and by nothing better."""
-
-    def evidence(observed: Observations) -> str | None:
-        seen = {payment.binding for payment in observed.checkout.payments}
-        return None if seen == {binding} else f"payments bound by {binding}, and not {sorted(seen)}"
-
-    return evidence
-
-
-def reopened(observed: Observations) -> str | None:
-    once = observed.actions("checkout:reopened") == 1
-    return None if once else "one entry checkout:reopened in the trail"
+def bound_by_number(observed: Observations) -> str | None:
+    """The payment was known as the order's by its number, and by nothing better."""
+    seen = {payment.binding for payment in observed.checkout.payments}
+    return None if seen == {"order_ref"} else f"payments bound by order_ref, and not {sorted(seen)}"
 
 
 # ── The money of a whole run ──

@@ -40,17 +40,16 @@ class Order:
 
     id: str
     script: Script
-    currency: str
-    country: str
+    currency: str = "DKK"
+    country: str = "DK"
     amount: int
-    method: Method
-    auto_capture: bool
-    challenged: bool
-    expires_in: float | None
-    arrives: float
+    method: Method = "CARD"
+    auto_capture: bool = False
+    challenged: bool = False
+    expires_in: float | None = None
+    arrives: float = 0.0
 
     def intent(self) -> dict[str, Any]:
-        """Return what the shop posts."""
         value = float(money.to_decimal(self.amount, self.currency))
         intent: dict[str, Any] = {
             "order": {

@@ -168,24 +168,19 @@ def _conclude(
     moving = any(outcome.order.script.holds for outcome in outcomes)
     if moving or not agree:
         for line in display.balances(balances):
-            terminal.console.print(line, soft_wrap=True)
+            terminal.line(line)
     bad = display.failures(outcomes)
     for line in bad:
-        terminal.console.print(line, soft_wrap=True)
+        terminal.line(line)
     if bad or not agree:
         said = f"{len(bad)} of {len(outcomes)} orders did not end as scripted" if bad else ""
         unequal = "" if agree else "the sandbox's ledger and our books do not agree"
-        terminal.console.print(
-            f"{'; '.join(sentence for sentence in (said, unequal) if sentence)}.",
-            style="bold red",
-            soft_wrap=True,
-        )
+        terminal.line(f"{'; '.join(filter(None, (said, unequal)))}.", style="bold red")
         return
     if not moving:
-        terminal.console.print(display.totals(outcomes), soft_wrap=True)
+        terminal.line(display.totals(outcomes))
     once = " No order was captured or refunded twice." if moving else ""
-    terminal.console.print(
+    terminal.line(
         f"All {len(outcomes)} orders ended as scripted; the sandbox's ledger and our books agree to the minor unit.{once}",
         style="bold green",
-        soft_wrap=True,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from orchestrator.devkit.demo import steps
 from orchestrator.devkit.demo.evidence import (
-    bound_by,
+    bound_by_number,
     charged_back,
     disbelieved,
     entries,
@@ -25,7 +25,6 @@ from orchestrator.devkit.demo.evidence import (
     late,
     never_completed,
     never_tried,
-    nothing_more,
     one_declined,
     only,
     proven,
@@ -36,13 +35,13 @@ from orchestrator.devkit.demo.evidence import (
     two_failures,
     unasked,
 )
+from orchestrator.devkit.demo.shopper import Shopper
 from orchestrator.domain.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-    from orchestrator.devkit.demo.evidence import Observations, Sums
-    from orchestrator.devkit.demo.shopper import Shopper
+    from orchestrator.devkit.demo.evidence import Evidence, Sums
 
 Method = Literal["CARD", "BANK_PAYMENT", "MOBILE_WALLET"]
 
@@ -56,9 +55,9 @@ class Script:
 
     name: str
     says: str
-    act: Callable[[Shopper], Awaitable[None]]
-    ends: State
-    evidence: Callable[[Observations], str | None]
+    act: Callable[[Shopper], Awaitable[object]]
+    ends: State = State.COMPLETED
+    evidence: Evidence
     plan: dict[str, Any] = field(default_factory=dict)
     expires_in: int | None = None
     method: Method | None = None
@@ -87,40 +86,46 @@ class Script:
 
 _RACE: Final = {"callbacks": {"times": 3, "simultaneous": True, "order": "race"}}
 
+
+def _script(
+    name: str, says: str, act: Callable[[Shopper], Awaitable[object]], *evidence: Evidence, **more: Any
+) -> Script:
+    """Return a script of which all evidence is wanted."""
+    return Script(name=name, says=says, act=act, evidence=every(*evidence), **more)
+
+
 _CHECKOUT: Final = (
-    Script(name="pays_at_once", says="pays at once", act=steps.pay_and_return, ends=State.COMPLETED, evidence=nothing_more),
-    Script(
-        name="declined_then_pays", says="is declined, tries again and pays", act=steps.be_declined_then_pay,
-        ends=State.COMPLETED, evidence=one_declined, method="CARD",
+    _script("pays_at_once", "pays at once", steps.pay_and_return),
+    _script(
+        "declined_then_pays", "is declined, tries again and pays", steps.be_declined_then_pay, one_declined, method="CARD",
     ),
-    Script(
-        name="declined_and_leaves", says="is declined and leaves", act=steps.be_declined, ends=State.EXPIRED,
-        evidence=one_declined, method="CARD", expires_in=SHORT,
+    _script(
+        "declined_and_leaves", "is declined and leaves", steps.be_declined, one_declined, ends=State.EXPIRED, method="CARD",
+        expires_in=SHORT,
     ),
-    Script(
-        name="only_notification", says="pays; only the notification arrives", act=steps.pay_seeing_no_shop,
-        ends=State.COMPLETED, evidence=only("notification", "success"),
+    _script(
+        "only_notification", "pays; only the notification arrives", steps.pay_seeing_no_shop, only("notification", "success"),
         plan={"callbacks": {"success": False, "failure": False}},
     ),
-    Script(
-        name="only_success_page", says="pays; only the success page is called", act=steps.pay_and_return, ends=State.COMPLETED,
-        evidence=only("success", "notification"), plan={"callbacks": {"notification": False}},
+    _script(
+        "only_success_page", "pays; only the success page is called", steps.pay_and_return, only("success", "notification"),
+        plan={"callbacks": {"notification": False}},
     ),
-    Script(
-        name="success_and_notification_race", says="pays; both callbacks at once, three times each", act=steps.pay_and_return,
-        ends=State.COMPLETED, evidence=three_of_each, plan=_RACE,
+    _script(
+        "success_and_notification_race", "pays; both callbacks at once, three times each", steps.pay_and_return,
+        three_of_each, plan=_RACE,
     ),
-    Script(
-        name="gateway_fails_twice", says="pays after the gateway failed twice", act=steps.pay_and_return, ends=State.COMPLETED,
-        evidence=two_failures, plan={"fail": {"session": 1, "payment-methods": 1}},
+    _script(
+        "gateway_fails_twice", "pays after the gateway failed twice", steps.pay_and_return, two_failures,
+        plan={"fail": {"session": 1, "payment-methods": 1}},
     ),
-    Script(
-        name="merchant_cancels", says="waits too long: the merchant cancels", act=steps.merchant_cancels,
-        ends=State.CANCELLED, evidence=never_tried,
+    _script(
+        "merchant_cancels", "waits too long: the merchant cancels", Shopper.merchant_cancels, never_tried,
+        ends=State.CANCELLED,
     ),
-    Script(
-        name="leaves_without_paying", says="opens the page and leaves", act=steps.abandon, ends=State.EXPIRED,
-        evidence=never_tried, expires_in=SHORT,
+    _script(
+        "leaves_without_paying", "opens the page and leaves", Shopper.open_page, never_tried, ends=State.EXPIRED,
+        expires_in=SHORT,
     ),
 )  # fmt: skip
 
@@ -151,13 +156,7 @@ NOTHING: Final = (0, 0, 0)
 order's amount.
 """
 
-_LOST: Final = {"callbacks": {"success": False, "failure": False, "notification": False}}
-_PAID: Final[dict[str, Any]] = {
-    "ends": State.COMPLETED,
-    "merchant": ASKS,
-    "method": "CARD",
-    "auto_capture": False,
-}
+LOST: Final = {"callbacks": {"success": False, "failure": False, "notification": False}}
 
 
 def _lost_answer(call: str, **more: object) -> dict[str, Any]:
@@ -165,157 +164,161 @@ def _lost_answer(call: str, **more: object) -> dict[str, Any]:
     return {"fail": {call: 1}, "failAfter": True, "failStatus": "reset", **more}
 
 
+def _paid(
+    name: str,
+    says: str,
+    act: Callable[[Shopper], Awaitable[object]],
+    holds: Sums,
+    *evidence: Evidence,
+    **more: Any,
+) -> Script:
+    """Return a script about money: paid by card where it does not say otherwise."""
+    usual = {"holds": holds, "merchant": ASKS, "method": "CARD", "auto_capture": False}
+    return _script(name, says, act, *evidence, **(usual | more))
+
+
 _MONEY: Final = (
-    Script(
-        name="captured_in_parts", says="pays; captured in two parts, and never more", act=steps.capture_in_parts, **_PAID,
-        holds=CAPTURED, moves=("captured",) * 2, evidence=every(proven, settled_by(asked=2), entries(submitted=2)),
+    _paid(
+        "captured_in_parts", "pays; captured in two parts, and never more", steps.capture_in_parts, CAPTURED, proven,
+        settled_by(asked=2), entries(submitted=2), moves=("captured",) * 2,
     ),
-    Script(
-        name="refunded_in_parts", says="pays; captured, refunded in two parts, a third is refused", act=steps.refund_in_parts,
-        **_PAID, holds=REFUNDED, moves=("captured", "refunded", "refunded"), evidence=every(proven, settled_by(asked=3)),
+    _paid(
+        "refunded_in_parts", "pays; captured, refunded in two parts, a third is refused", steps.refund_in_parts, REFUNDED,
+        proven, settled_by(asked=3), moves=("captured", "refunded", "refunded"),
     ),
-    Script(
-        name="released", says="pays; the shop releases the money", act=steps.release, **_PAID, holds=NOTHING, moves=("released",),
-        evidence=every(proven, settled_by(asked=1)),
+    _paid(
+        "released", "pays; the shop releases the money", steps.release, NOTHING, proven, settled_by(asked=1),
+        moves=("released",),
     ),
-    Script(
-        name="captured_with_one_key", says="pays; one capture is asked for four times over", act=steps.capture_twice_with_one_key,
-        **_PAID, holds=CAPTURED, moves=("captured",), evidence=every(settled_by(asked=1), entries(submitted=1)),
+    _paid(
+        "captured_with_one_key", "pays; one capture is asked for four times over", steps.capture_twice_with_one_key, CAPTURED,
+        settled_by(asked=1), entries(submitted=1), moves=("captured",),
     ),
-    Script(
-        name="capture_answer_lost", says="pays; the capture is done, its answer lost", act=steps.capture, **_PAID, holds=CAPTURED,
-        moves=("captured",), plan=_lost_answer("capture"), evidence=every(settled_by(asked=1), entries(submitted=1, unknown=1)),
+    _paid(
+        "capture_answer_lost", "pays; the capture is done, its answer lost", steps.capture, CAPTURED, settled_by(asked=1),
+        entries(submitted=1, unknown=1), moves=("captured",), plan=_lost_answer("capture"),
     ),
-    Script(
-        name="capture_call_lost", says="pays; the capture is lost on its way, and sent again", act=steps.capture, **_PAID,
-        holds=CAPTURED, moves=("captured",), plan={"fail": {"capture": 1}, "failStatus": "reset"},
-        evidence=every(settled_by(asked=1), entries(submitted=2, unknown=1, withdrawn=1)),
+    _paid(
+        "capture_call_lost", "pays; the capture is lost on its way, and sent again", steps.capture, CAPTURED,
+        settled_by(asked=1), entries(submitted=2, unknown=1, withdrawn=1), moves=("captured",),
+        plan={"fail": {"capture": 1}, "failStatus": "reset"},
     ),
-    Script(
-        name="refund_answer_lost", says="pays; a refund's answer is lost, its name never shown", act=steps.refund, **_PAID,
-        holds=REFUNDED, moves=("captured", "refunded"), plan=_lost_answer("refund", echo=False),
-        evidence=every(settled_by(asked=2), entries(submitted=2, unknown=1)),
+    _paid(
+        "refund_answer_lost", "pays; a refund's answer is lost, its name never shown", steps.refund, REFUNDED,
+        settled_by(asked=2), entries(submitted=2, unknown=1), moves=("captured", "refunded"),
+        plan=_lost_answer("refund", echo=False),
     ),
-    Script(
-        name="captured_by_hand", says="pays; captured by hand at the gateway, then asked for", act=steps.capture_after_hand, **_PAID,
-        holds=CAPTURED, moves=("captured",), evidence=every(settled_by(asked=1), entries(submitted=0)),
+    _paid(
+        "captured_by_hand", "pays; captured by hand at the gateway, then asked for", steps.capture_after_hand, CAPTURED,
+        settled_by(asked=1), entries(submitted=0), moves=("captured",),
     ),
-    Script(
-        name="capture_refused", says="pays; the gateway refuses a capture, then does it", act=steps.capture_refused_then_done,
-        **_PAID, holds=CAPTURED, moves=("captured",), plan={"refuse": {"capture": 1}},
-        evidence=every(settled_by(asked=1), entries(submitted=2, rejected=1)),
+    _paid(
+        "capture_refused", "pays; the gateway refuses a capture, then does it", steps.capture_refused_then_done, CAPTURED,
+        settled_by(asked=1), entries(submitted=2, rejected=1), moves=("captured",), plan={"refuse": {"capture": 1}},
     ),
-    Script(
-        name="gateway_captures", says="pays; the gateway captures by itself", act=steps.pay_captured_by_itself,
-        **{**_PAID, "auto_capture": True}, holds=CAPTURED, evidence=every(proven, unasked),
+    _paid(
+        "gateway_captures", "pays; the gateway captures by itself", steps.pay_captured_by_itself, CAPTURED, proven, unasked,
+        auto_capture=True,
     ),
-    Script(
-        name="capture_required", says="pays; the gateway was to capture, and leaves it to us", act=steps.pay_captured_by_itself,
-        **{**_PAID, "auto_capture": True}, holds=CAPTURED, moves=("captured",), plan={"requireCapture": True},
-        evidence=every(proven, settled_by(automatic=1)),
+    _paid(
+        "capture_required", "pays; the gateway was to capture, and leaves it to us", steps.pay_captured_by_itself, CAPTURED,
+        proven, settled_by(automatic=1), auto_capture=True, moves=("captured",), plan={"requireCapture": True},
     ),
-    Script(
-        name="policy_captures", says="pays; captured as the merchant's policy says", act=steps.pay_captured_by_itself,
-        **{**_PAID, "merchant": CAPTURES}, holds=CAPTURED, moves=("captured",), evidence=settled_by(automatic=1),
+    _paid(
+        "policy_captures", "pays; captured as the merchant's policy says", steps.pay_captured_by_itself, CAPTURED,
+        settled_by(automatic=1), merchant=CAPTURES, moves=("captured",),
     ),
-    Script(
-        name="callbacks_lost", says="pays; every callback is lost: found by a lookup", act=steps.pay_unheard, **_PAID,
-        holds=RESERVED, plan=_LOST, evidence=every(found_by_lookup, in_time),
+    _paid(
+        "callbacks_lost", "pays; every callback is lost: found by a lookup", steps.pay_unheard, RESERVED, found_by_lookup,
+        in_time, plan=LOST,
     ),
-    Script(
-        name="callbacks_forged", says="is forged a success (401, not believed), then pays", act=steps.be_forged_then_pay, **_PAID,
-        holds=RESERVED, evidence=disbelieved("wrong", never=False),
+    _paid(
+        "callbacks_forged", "is forged a success (401, not believed), then pays", steps.be_forged_then_pay, RESERVED,
+        disbelieved("wrong", never=False),
     ),
-    Script(
-        name="callbacks_replayed", says="pays; all signatures are too old: found by a lookup", act=steps.pay_unheard, **_PAID,
-        holds=RESERVED, plan={"callbacks": {"tamper": "staleTimestamp"}},
-        evidence=every(disbelieved("stale", never=True), refused_401),
+    _paid(
+        "callbacks_replayed", "pays; all signatures are too old: found by a lookup", steps.pay_unheard, RESERVED,
+        disbelieved("stale", never=True), refused_401, plan={"callbacks": {"tamper": "staleTimestamp"}},
     ),
-    Script(
-        name="callbacks_garbled", says="pays; the XML in every callback is broken", act=steps.pay, **_PAID, holds=RESERVED,
-        plan={"callbacks": {"tamper": "invalidXml"}}, evidence=every(proven, in_time),
+    _paid(
+        "callbacks_garbled", "pays; the XML in every callback is broken", steps.pay, RESERVED, proven, in_time,
+        plan={"callbacks": {"tamper": "invalidXml"}},
     ),
-    Script(
-        name="failure_after_success", says="pays, goes back: a failure is called after the success", act=steps.fail_after_success,
-        **_PAID, holds=RESERVED, evidence=every(proven, in_time),
+    _paid(
+        "failure_after_success", "pays, goes back: a failure is called after the success", steps.fail_after_success, RESERVED,
+        proven, in_time,
     ),
-    Script(
-        name="unbound", says="pays; the gateway gives our id back nowhere", act=steps.pay, **_PAID, holds=RESERVED,
-        plan={"bindings": False}, evidence=every(proven, bound_by("order_ref")),
+    _paid(
+        "unbound", "pays; the gateway gives our id back nowhere", steps.pay, RESERVED, proven, bound_by_number,
+        plan={"bindings": False},
     ),
-    Script(
-        name="late_kept_by_person", says="pays after the deadline; a person keeps it", act=steps.late_and_a_person("keep"),
-        **_PAID, holds=RESERVED, expires_in=SHORT, evidence=every(late, unasked),
+    _paid(
+        "late_kept_by_person", "pays after the deadline; a person keeps it", steps.late_and_a_person("keep"), RESERVED, late,
+        unasked, expires_in=SHORT,
     ),
-    Script(
-        name="late_returned_by_person", says="pays after the deadline; a person returns it", act=steps.late_and_a_person("return"),
-        **_PAID, holds=NOTHING, moves=("released",), expires_in=SHORT, evidence=every(late, settled_by(returned=1)),
+    _paid(
+        "late_returned_by_person", "pays after the deadline; a person returns it", steps.late_and_a_person("return"), NOTHING,
+        late, settled_by(returned=1), moves=("released",), expires_in=SHORT,
     ),
-    Script(
-        name="late_kept_by_policy", says="pays after the deadline; policy keeps it", act=steps.pay_late,
-        **{**_PAID, "merchant": KEEPS}, holds=RESERVED, expires_in=SHORT, evidence=every(late, unasked),
+    _paid(
+        "late_kept_by_policy", "pays after the deadline; policy keeps it", steps.pay_late, RESERVED, late, unasked,
+        merchant=KEEPS, expires_in=SHORT,
     ),
-    Script(
-        name="late_returned_by_policy", says="pays after the deadline; policy releases it", act=steps.late_returned_by_policy,
-        **{**_PAID, "merchant": RETURNS}, holds=NOTHING, moves=("released",), expires_in=SHORT,
-        evidence=every(late, settled_by(returned=1), entries(submitted=1)),
+    _paid(
+        "late_returned_by_policy", "pays after the deadline; policy releases it", steps.late_returned_by_policy, NOTHING,
+        late, settled_by(returned=1), entries(submitted=1), merchant=RETURNS, moves=("released",), expires_in=SHORT,
     ),
-    Script(
-        name="late_bank_money_refunded", says="pays by bank after the deadline; policy refunds it", act=steps.late_returned_by_policy,
-        **{**_PAID, "merchant": RETURNS, "method": "BANK_PAYMENT"}, holds=REFUNDED, moves=("refunded",), expires_in=SHORT,
-        evidence=every(late, settled_by(returned=1), entries(submitted=1)),
+    _paid(
+        "late_bank_money_refunded", "pays by bank after the deadline; policy refunds it", steps.late_returned_by_policy,
+        REFUNDED, late, settled_by(returned=1), entries(submitted=1), merchant=RETURNS, method="BANK_PAYMENT",
+        moves=("refunded",), expires_in=SHORT,
     ),
-    Script(
-        name="cancelled_then_paid", says="pays after the shop cancelled; a person keeps it", act=steps.be_cancelled_then_pay, **_PAID,
-        holds=RESERVED, evidence=every(late, unasked),
+    _paid(
+        "cancelled_then_paid", "pays after the shop cancelled; a person keeps it", steps.be_cancelled_then_pay, RESERVED,
+        late, unasked,
     ),
-    Script(
-        name="reopened_then_paid", says="is too late, comes back, pays", act=steps.be_reopened_then_pay, **_PAID, holds=RESERVED,
-        expires_in=SHORT, evidence=every(in_time, reopened),
+    _paid(
+        "reopened_then_paid", "is too late, comes back, pays", steps.be_reopened_then_pay, RESERVED, in_time, reopened,
+        expires_in=SHORT,
     ),
-    Script(
-        name="surplus_released_by_hand", says="pays in two tabs; the second payment is released", act=steps.surplus_by_hand, **_PAID,
-        holds=RESERVED, moves=("released",), evidence=settled_by(asked=1),
+    _paid(
+        "surplus_released_by_hand", "pays in two tabs; the second payment is released", steps.surplus_by_hand, RESERVED,
+        settled_by(asked=1), moves=("released",),
     ),
-    Script(
-        name="surplus_returned_by_policy", says="pays in two tabs; policy returns the second", act=steps.surplus_by_policy,
-        **{**_PAID, "merchant": RETURNS}, holds=RESERVED, moves=("released",),
-        evidence=every(settled_by(returned=1), entries(submitted=1)),
+    _paid(
+        "surplus_returned_by_policy", "pays in two tabs; policy returns the second", steps.surplus_by_policy, RESERVED,
+        settled_by(returned=1), entries(submitted=1), merchant=RETURNS, moves=("released",),
     ),
-    Script(
-        name="unknown_order_kept", says="pays an order without an intent; a person keeps it", act=steps.unknown_order_kept, **_PAID,
-        holds=RESERVED, handed_over=False, evidence=every(late, unasked),
+    _paid(
+        "unknown_order_kept", "pays an order without an intent; a person keeps it", steps.unknown_order_kept, RESERVED, late,
+        unasked, handed_over=False,
     ),
-    Script(
-        name="unknown_order_returned", says="pays an order without an intent; policy returns it", act=steps.unknown_order_returned,
-        **{**_PAID, "merchant": RETURNS}, holds=NOTHING, moves=("released",), handed_over=False,
-        evidence=every(late, settled_by(returned=1), entries(submitted=1)),
+    _paid(
+        "unknown_order_returned", "pays an order without an intent; policy returns it", steps.unknown_order_returned, NOTHING,
+        late, settled_by(returned=1), entries(submitted=1), merchant=RETURNS, moves=("released",), handed_over=False,
     ),
-    Script(
-        name="wrong_amount", says="is charged another amount: never completed, returned", act=steps.pay_another_amount,
-        **{**_PAID, "ends": State.EXPIRED}, holds=NOTHING, moves=("released",), plan={"amountMinor": 1_999},
-        expires_in=SHORT, evidence=every(never_completed, settled_by(returned=1)),
+    _paid(
+        "wrong_amount", "is charged another amount: never completed, returned", steps.pay_another_amount, NOTHING,
+        never_completed, settled_by(returned=1), ends=State.EXPIRED, moves=("released",), plan={"amountMinor": 1_999},
+        expires_in=SHORT,
     ),
-    Script(
-        name="wrong_currency", says="is charged in another currency: never completed, returned", act=steps.pay_another_amount,
-        **{**_PAID, "ends": State.EXPIRED}, holds=NOTHING, moves=("released",), plan={"currency": "NOK"},
-        expires_in=SHORT, evidence=every(never_completed, settled_by(returned=1)),
+    _paid(
+        "wrong_currency", "is charged in another currency: never completed, returned", steps.pay_another_amount, NOTHING,
+        never_completed, settled_by(returned=1), ends=State.EXPIRED, moves=("released",), plan={"currency": "NOK"},
+        expires_in=SHORT,
     ),
-    Script(
-        name="charged_back", says="pays, and takes it back at the bank", act=steps.charge_back, **_PAID, holds=CAPTURED,
-        moves=("captured",), evidence=every(charged_back, settled_by(asked=1)),
+    _paid(
+        "charged_back", "pays, and takes it back at the bank", steps.charge_back, CAPTURED, charged_back, settled_by(asked=1),
+        moves=("captured",),
     ),
-    Script(
-        name="refunded_at_gateway", says="pays; half is refunded at the gateway, the rest by us", act=steps.refunded_at_gateway,
-        **_PAID, holds=REFUNDED, moves=("captured", "refunded"), evidence=settled_by(asked=2),
+    _paid(
+        "refunded_at_gateway", "pays; half is refunded at the gateway, the rest by us", steps.refunded_at_gateway, REFUNDED,
+        settled_by(asked=2), moves=("captured", "refunded"),
     ),
-    Script(
-        name="released_at_gateway", says="pays; the money is released at the gateway", act=steps.released_at_gateway, **_PAID,
-        holds=NOTHING, evidence=unasked,
-    ),
-    Script(
-        name="open_beyond_deadline", says="pays by bank, which says so after the deadline", act=steps.pay_open_until_after_deadline,
-        **{**_PAID, "method": "BANK_PAYMENT"}, holds=CAPTURED, expires_in=SHORT, evidence=every(in_time, unasked),
+    _paid("released_at_gateway", "pays; the money is released at the gateway", steps.released_at_gateway, NOTHING, unasked),
+    _paid(
+        "open_beyond_deadline", "pays by bank, which says so after the deadline", steps.pay_open_until_after_deadline,
+        CAPTURED, in_time, unasked, method="BANK_PAYMENT", expires_in=SHORT,
     ),
 )  # fmt: skip
 
@@ -337,9 +340,7 @@ def scripts_of(name: str) -> tuple[Script, ...]:
 
 
 def choose(names: Iterable[str]) -> list[Script]:
-    """Return the scripts of some names, each once, the usual group without any; `ValueError` says what there
-    is instead.
-    """
+    """Return the scripts of some names, without any the usual group; `ValueError` says what there is."""
     chosen: dict[str, Script] = {}
     for name in list(names) or [USUAL]:
         try:

@@ -16,7 +16,7 @@ import httpx
 
 from orchestrator import auth, callback_urls
 from orchestrator.crypto import Encryptor
-from orchestrator.devkit.client import Client, Conflict, Invalid
+from orchestrator.devkit.client import Client
 from orchestrator.domain import money
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.merchant_fields import UnknownMerchant
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from orchestrator.devkit.demo.orders import Order
     from orchestrator.devkit.local.up import Up
-    from orchestrator.domain.records import CommandKind
     from orchestrator.store.database import Database
     from orchestrator.store.merchants import Merchant
 
@@ -44,7 +43,6 @@ class Unscripted(OrchestratorError):  # noqa: N818 - named for the fact
 
     def __init__(self, *, expected: str, seen: str) -> None:
         super().__init__(f"expected {expected}, saw {seen}")
-        self.expected, self.seen = expected, seen
 
 
 @dataclass(slots=True)
@@ -61,34 +59,9 @@ class Shop:
     public_url: str
     encryptor: Encryptor
 
-    # The API.
-
-    async def refused(
-        self,
-        checkout: UUID,
-        kind: CommandKind,
-        body: Mapping[str, object],
-        *,
-        why: str,
-        key: str | None = None,
-    ) -> None:
-        """Ask something that must be refused, and for this reason (the last word of the problem's type)."""
-        try:
-            await self.client.command(checkout, kind, body, key=key)
-        except (Conflict, Invalid) as refusal:
-            if refusal.kind == why:
-                return
-            seen = refusal.detail
-        else:
-            seen = "that it was taken"
-        raise Unscripted(expected=f"the {kind} to be refused as {why}", seen=seen)
-
-    # The sandbox.
-
     async def control(
         self, method: str, path: str, body: Mapping[str, object] | None = None, **params: str
     ) -> Any:
-        """Call the sandbox's script API."""
         url = f"{self.sandbox}/sandbox/{path}"
         answer = await self.http.request(
             method, url, params=params, json=None if body is None else dict(body)
@@ -97,14 +70,11 @@ class Shop:
         return answer.json()
 
     async def ledger(self, order: Order) -> list[dict[str, Any]]:
-        """Return the sandbox's ledger of the order's payments."""
         found = await self.control("GET", "ledger", orderId=order.id)
         return [row for entry in found["orders"] for row in entry["payments"]]
 
     async def pay_elsewhere(self, order: Order) -> None:
-        """Pay an order number at the gateway without an intent; its terminals have the merchant's own
-        address.
-        """
+        """Pay an order number without an intent; its terminals have the merchant's own address."""
         url = callback_urls.merchant_url(self.encryptor, self.public_url, self.merchant.name)
         payment = {
             "orderId": order.id,
@@ -125,9 +95,7 @@ class Shop:
         need(answer, (200,), "the gateway to capture by hand")
 
     async def forge(self, order: Order, checkout: UUID) -> int:
-        """Send a success notification as a sender would who has the address and no secret; return the
-        answer's status.
-        """
+        """Send a success as a sender would who has no secret; return the answer's status."""
         pages = {"success": "", "failure": ""}
         urls = callback_urls.callback_urls(
             self.encryptor, self.public_url, checkout, pages, merchant_id=self.merchant.id
@@ -156,9 +124,7 @@ async def opened(
     *,
     gateway: str,
 ) -> dict[str, Shop]:
-    """Return a shop for each merchant by name, added or set to its policies; a merchant without policies
-    stays as it is.
-    """
+    """Return a shop for each merchant by name, added or set to its policies where it has some."""
     encryptor = Encryptor(up.settings.secret_keys)
     merchants = Merchants(db, encryptor, up.settings)
     added = [

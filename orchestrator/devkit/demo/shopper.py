@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin, urlsplit
 
-from orchestrator.devkit.demo.evidence import Observations
+from orchestrator.devkit.client import Conflict, Invalid
+from orchestrator.devkit.demo.evidence import Observations, callbacks_of
 from orchestrator.devkit.demo.orders import SORRY, THANKS
 from orchestrator.devkit.demo.shop import Unscripted, need
 from orchestrator.domain import money
@@ -45,7 +46,7 @@ _PAGES: Final = {"thanks": THANKS, "sorry": SORRY}
 
 
 class Shopper:
-    """A shopper with an order; `play` runs the script and returns the result."""
+    """A shopper with an order; `run` plays the script and returns the result."""
 
     def __init__(self, shop: Shop, order: Order, *, timeout: float) -> None:
         self.shop, self.client, self.order = shop, shop.client, order
@@ -63,7 +64,9 @@ class Shopper:
             await self.shop.control("PUT", f"orders/{self.order.id}", script.plan)
         if script.handed_over:
             self.checkout = (await self.client.create(self.order.intent())).checkout.id
-            await self.until("the checkout to be offered", lambda found: found.session is not None)
+            await self.until(
+                "the checkout to be offered", lambda found: found.session is not None, alive=True
+            )
         await script.act(self)
         found = await self.until(f"state {script.ends}", lambda found: found.state in ENDED)
         self.ended = time.monotonic()
@@ -72,9 +75,7 @@ class Shopper:
         return await self._settled(self.known)
 
     async def _settled(self, checkout: UUID) -> Observations:
-        """Return the evidence at the end; callbacks that were sent beside the one that counted get a moment
-        to arrive.
-        """
+        """Return the evidence at the end; callbacks beside the one that counted get a moment to come."""
         deadline = time.monotonic() + _LATECOMERS
         while True:
             ledger = await self.shop.ledger(self.order)
@@ -117,7 +118,7 @@ class Shopper:
 
     async def open_page(self) -> str:
         """Choose the method, start a payment, open the gateway's page; return its address."""
-        found = await self.until("a session to pay with", lambda found: found.session is not None)
+        found = await self.until("a session to pay with", lambda found: found.session is not None, alive=True)
         session, methods = found.session, found.payment_methods
         assert session is not None  # noqa: S101 - waited for above
         method = next((each for each in methods if each["type"] == self.order.method), None)
@@ -135,13 +136,10 @@ class Shopper:
         return page
 
     async def merchant_cancels(self) -> None:
-        """Have the shop cancel the checkout."""
         await self.client.command(self.known, CommandKind.CANCEL, {"reason": "the shopper took too long"})
 
     def expect_page(self, name: str | None) -> None:
-        """See where the gateway sent the shopper: to a page of the shop's with the order's number, or
-        nowhere.
-        """
+        """See where the gateway sent the shopper: to the shop's page for the order, or nowhere."""
         seen = self._page or "no redirect"
         if name is None:
             if self._page is not None:
@@ -173,7 +171,6 @@ class Shopper:
         return self.checkout
 
     def price(self, minor: int) -> dict[str, object]:
-        """Return an amount as the API takes it."""
         return {"value": float(money.to_decimal(minor, self.order.currency)), "currency": self.order.currency}
 
     async def ask(self, kind: CommandKind, *, fails: bool = False, **body: object) -> None:
@@ -185,9 +182,8 @@ class Shopper:
         await self.executed(accepted.command.id, fails=fails)
 
     async def executed(self, command: UUID, *, fails: bool = False) -> None:
-        """Wait until a command is executed."""
         found = await self.until(
-            "the command to be carried out", lambda found: _fate(found, command) is not None, ended=True
+            "the command to be carried out", lambda found: _fate(found, command) is not None
         )
         fate = _fate(found, command)
         if fate != ("rejected" if fails else "done"):
@@ -196,8 +192,16 @@ class Shopper:
             )
 
     async def refused(self, kind: CommandKind, *, why: str, key: str | None = None, **body: object) -> None:
-        """Ask for something that must not be taken."""
-        await self.shop.refused(self.known, kind, body, why=why, key=key)
+        """Ask for something that must be refused, for this reason (the last word of the problem's type)."""
+        try:
+            await self.client.command(self.known, kind, body, key=key)
+        except (Conflict, Invalid) as refusal:
+            if refusal.kind == why:
+                return
+            seen = refusal.detail
+        else:
+            seen = "that it was taken"
+        raise Unscripted(expected=f"the {kind} to be refused as {why}", seen=seen)
 
     async def paid_row(self) -> dict[str, Any]:
         """Return the payment in the gateway's ledger that holds money."""
@@ -211,41 +215,37 @@ class Shopper:
         await self.shop.control("POST", f"payments/{(await self.paid_row())['paymentId']}/{what}", body)
 
     async def paid(self) -> None:
-        """Wait until the checkout is paid."""
-        await self.until("state completed", lambda found: found.state == State.COMPLETED, ended=True)
+        await self.until("state completed", lambda found: found.state == State.COMPLETED)
 
     async def attention(self, code: AttentionCode) -> answers.Checkout:
         """Wait until it needs a decision for this reason; return the checkout."""
         return await self.until(
-            f"attention {code}",
-            lambda found: found.attention is not None and found.attention.code is code,
-            ended=True,
+            f"attention {code}", lambda found: found.attention is not None and found.attention.code is code
         )
 
     async def without_attention(self) -> None:
-        """Wait until no attention is raised."""
-        await self.until("no attention", lambda found: found.attention is None, ended=True)
+        await self.until("no attention", lambda found: found.attention is None)
+
+    async def decide(self, code: AttentionCode, decision: str, *, reason: str) -> None:
+        """Have a person decide once a decision is asked for, for this reason."""
+        await self.attention(code)
+        await self.ask(CommandKind.RESOLVE, decision=decision, reason=reason)
+        await self.without_attention()
 
     async def callback(self, grade: str, *, status: str = "succeeded") -> None:
         """Wait until a callback of this grade that says this is read."""
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
-            read = (entry.evidence.get("callbacks", ()) for entry in await self.client.trail(self.known))
-            if any(
-                (callback["grade"], callback["status"]) == (grade, status)
-                for callbacks in read
-                for callback in callbacks
-            ):
+            read = callbacks_of(await self.client.trail(self.known))
+            if any((callback["grade"], callback["status"]) == (grade, status) for callback in read):
                 return
             await asyncio.sleep(_LONGEST_PAUSE)
         raise Unscripted(expected=f"a callback {status} with grade {grade} in the trail", seen="none")
 
     async def until(
-        self, what: str, there: Callable[[answers.Checkout], bool], *, ended: bool = False
+        self, what: str, there: Callable[[answers.Checkout], bool], *, alive: bool = False
     ) -> answers.Checkout:
-        """Read the checkout until a condition holds; fail at the timeout, or if it has ended without it,
-        unless that is allowed.
-        """
+        """Wait until a condition holds; fail at the timeout, and with `alive` if it ends without it."""
         deadline = time.monotonic() + self._timeout
         pause = _PAUSE
         while True:
@@ -253,7 +253,7 @@ class Shopper:
             if there(found):
                 return found
             overdue = time.monotonic() > deadline
-            if overdue or (found.state in ENDED and not ended):
+            if overdue or (alive and found.state in ENDED):
                 waited = f" after {self._timeout:g} s" if overdue else ""
                 error = f", last error: {found.last_error}" if found.last_error else ""
                 attention = f", attention: {found.attention.message}" if found.attention else ""
@@ -292,9 +292,7 @@ class Shopper:
 
 
 def _fate(found: answers.Checkout, command: UUID) -> str | None:
-    """Return what became of a command: done, rejected (by the gateway), why it was refused; None while that
-    is open.
-    """
+    """Return what became of a command: done, rejected (by the gateway), or why refused; None: open."""
     answer = next((found_command for found_command in found.commands if found_command.id == command), None)
     if answer is None or answer.result_code is None:
         return None

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from orchestrator.api.contract import answers
     from orchestrator.devkit.demo.shopper import Shopper
 
 _AFTER_DEADLINE: Final = 3.0
@@ -40,32 +39,21 @@ async def pay_seeing_no_shop(shopper: Shopper) -> None:
     shopper.expect_page(None)
 
 
-async def be_declined_then_pay(shopper: Shopper) -> None:
-    await shopper.be_declined()
-    shopper.expect_page("sorry")
-    await shopper.pay()
-    shopper.expect_page("thanks")
-
-
 async def be_declined(shopper: Shopper) -> None:
     await shopper.be_declined()
     shopper.expect_page("sorry")
 
 
-async def abandon(shopper: Shopper) -> None:
-    await shopper.open_page()
-
-
-async def merchant_cancels(shopper: Shopper) -> None:
-    await shopper.merchant_cancels()
+async def be_declined_then_pay(shopper: Shopper) -> None:
+    await be_declined(shopper)
+    await pay_and_return(shopper)
 
 
 # ── After the payment ─────────────────────────────────────────────────────────────────────────────────────
 
 
 async def pay(shopper: Shopper) -> None:
-    await shopper.pay()
-    shopper.expect_page("thanks")
+    await pay_and_return(shopper)
     await shopper.paid()
 
 
@@ -136,23 +124,19 @@ async def capture_refused_then_done(shopper: Shopper) -> None:
 
 async def pay_captured_by_itself(shopper: Shopper) -> None:
     await pay(shopper)
-    await shopper.until("all of it captured", _all_captured, ended=True)
+    await shopper.until("all of it captured", lambda found: found.money.captured == found.amount.value)
 
 
 async def charge_back(shopper: Shopper) -> None:
     await capture(shopper)
     await shopper.at_gateway("chargeback")
-    await shopper.attention(AttentionCode.CHARGED_BACK)
-    await shopper.ask(CommandKind.RESOLVE, decision="dismiss", reason="answered at the gateway")
-    await shopper.without_attention()
+    await shopper.decide(AttentionCode.CHARGED_BACK, "dismiss", reason="answered at the gateway")
 
 
 async def refunded_at_gateway(shopper: Shopper) -> None:
     await capture(shopper)
     await shopper.at_gateway("refund", amountMinor=shopper.order.amount // 2)
-    await shopper.until(
-        "the gateway's refund in our books", lambda found: bool(found.money.refunded), ended=True
-    )
+    await shopper.until("the gateway's refund in our books", lambda found: bool(found.money.refunded))
     # What is left, and no more than that, can be refunded by us.
     await shopper.refused(CommandKind.REFUND, why="too-much", amount=shopper.price(shopper.order.amount))
     await shopper.ask(CommandKind.REFUND, amount=ALL)
@@ -161,9 +145,9 @@ async def refunded_at_gateway(shopper: Shopper) -> None:
 async def released_at_gateway(shopper: Shopper) -> None:
     await pay(shopper)
     await shopper.at_gateway("release")
-    await shopper.attention(AttentionCode.PAYMENT_RELEASED)
-    await shopper.ask(CommandKind.RESOLVE, decision="dismiss", reason="the shop released it at the gateway")
-    await shopper.without_attention()
+    await shopper.decide(
+        AttentionCode.PAYMENT_RELEASED, "dismiss", reason="the shop released it at the gateway"
+    )
 
 
 # ── Evidence ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -171,15 +155,12 @@ async def released_at_gateway(shopper: Shopper) -> None:
 
 async def pay_unheard(shopper: Shopper) -> None:
     """Pay while callbacks are rejected or lost: a lookup finds the payment."""
-    await shopper.pay()
-    shopper.expect_page(None)
+    await pay_seeing_no_shop(shopper)
     await shopper.paid()
 
 
 async def fail_after_success(shopper: Shopper) -> None:
-    """Pay, go back in the browser and send the empty form: the gateway calls the failure page although it
-    holds the money.
-    """
+    """Pay, go back and send the empty form: the gateway calls the failure page, and holds the money."""
     await pay(shopper)
     await shopper.at_gateway("send", kind="failure", status="failed")
     await shopper.callback("signed", status="failed")
@@ -203,57 +184,48 @@ async def be_forged_then_pay(shopper: Shopper) -> None:
 # ── Late, surplus and unknown money ───────────────────────────────────────────────────────────────────────
 
 
-async def _let_expire(shopper: Shopper) -> str:
-    """Open the gateway's page and wait until the checkout is expired; return the page, on which can still be
-    paid.
-    """
+async def _let_end(shopper: Shopper, state: State) -> str:
+    """Open the gateway's page, wait until the checkout has ended so; return the page, still payable."""
     page = await shopper.open_page()
-    await shopper.until("state expired", lambda found: found.state == State.EXPIRED, ended=True)
+    if state is State.CANCELLED:
+        await shopper.merchant_cancels()
+    await shopper.until(f"state {state}", lambda found: found.state == state)
     return page
 
 
 async def pay_late(shopper: Shopper) -> None:
-    await shopper.pay_on(await _let_expire(shopper))
+    await shopper.pay_on(await _let_end(shopper, State.EXPIRED))
     await shopper.paid()
 
 
 def late_and_a_person(decision: str) -> Callable[[Shopper], Any]:
     async def act(shopper: Shopper) -> None:
         await pay_late(shopper)
-        await shopper.attention(AttentionCode.LATE_PAYMENT)
-        await shopper.ask(CommandKind.RESOLVE, decision=decision, reason="asked the shopper")
-        await shopper.without_attention()
+        await shopper.decide(AttentionCode.LATE_PAYMENT, decision, reason="asked the shopper")
 
     return act
 
 
 async def be_cancelled_then_pay(shopper: Shopper) -> None:
-    page = await shopper.open_page()
-    await shopper.merchant_cancels()
-    await shopper.until("state cancelled", lambda found: found.state == State.CANCELLED, ended=True)
-    await shopper.pay_on(page)
+    await shopper.pay_on(await _let_end(shopper, State.CANCELLED))
     await shopper.paid()
-    await shopper.attention(AttentionCode.LATE_PAYMENT)
-    await shopper.ask(CommandKind.RESOLVE, decision="keep", reason="the shopper wants the goods after all")
-    await shopper.without_attention()
+    await shopper.decide(AttentionCode.LATE_PAYMENT, "keep", reason="the shopper wants the goods after all")
 
 
 async def be_reopened_then_pay(shopper: Shopper) -> None:
-    await _let_expire(shopper)
+    await _let_end(shopper, State.EXPIRED)
     await shopper.ask(CommandKind.REOPEN, expiresIn=60, reason="the shopper is back")
     await pay(shopper)
 
 
-async def _pay_in_two_tabs(shopper: Shopper) -> None:
+async def pay_in_two_tabs(shopper: Shopper) -> None:
     tabs = [await shopper.open_page(), await shopper.open_page()]
     await asyncio.gather(*(shopper.pay_on(tab) for tab in tabs))
-    await shopper.until(
-        "both payments in our books", lambda found: len(found.payments) == len(tabs), ended=True
-    )
+    await shopper.until("both payments in our books", lambda found: len(found.payments) == len(tabs))
 
 
 async def surplus_by_hand(shopper: Shopper) -> None:
-    await _pay_in_two_tabs(shopper)
+    await pay_in_two_tabs(shopper)
     found = await shopper.attention(AttentionCode.SURPLUS_PAYMENT)
     [second] = [payment.transaction_id for payment in found.payments if payment.role == "surplus"]
     await shopper.ask(CommandKind.RELEASE, transactionId=second, reason="paid twice")
@@ -261,7 +233,7 @@ async def surplus_by_hand(shopper: Shopper) -> None:
 
 
 async def surplus_by_policy(shopper: Shopper) -> None:
-    await _pay_in_two_tabs(shopper)
+    await pay_in_two_tabs(shopper)
     await _returned_by_policy(shopper)
 
 
@@ -278,13 +250,13 @@ async def _pay_elsewhere(shopper: Shopper) -> None:
 
 async def unknown_order_kept(shopper: Shopper) -> None:
     await _pay_elsewhere(shopper)
-    await shopper.attention(AttentionCode.UNKNOWN_ORDER)
-    await shopper.ask(CommandKind.RESOLVE, decision="keep", reason="an order by telephone")
-    await shopper.without_attention()
+    await shopper.decide(AttentionCode.UNKNOWN_ORDER, "keep", reason="an order by telephone")
 
 
 async def _returned_by_policy(shopper: Shopper) -> None:
-    await shopper.until("the money returned", _operations_over, ended=True)
+    await shopper.until(
+        "the money returned", lambda found: {each.state for each in found.operations} == {"succeeded"}
+    )
     await shopper.ask(CommandKind.RECONCILE)
     await shopper.without_attention()
 
@@ -319,14 +291,3 @@ async def pay_open_until_after_deadline(shopper: Shopper) -> None:
     [row] = await shopper.shop.ledger(shopper.order)
     await shopper.shop.control("POST", f"payments/{row['paymentId']}/resolve", {"outcome": "succeeded"})
     await shopper.paid()
-
-
-# ── What a checkout shows ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _all_captured(found: answers.Checkout) -> bool:
-    return found.money.captured == found.amount.value
-
-
-def _operations_over(found: answers.Checkout) -> bool:
-    return bool(found.operations) and all(operation.state == "succeeded" for operation in found.operations)

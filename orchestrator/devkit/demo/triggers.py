@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 import httpx
 
 from orchestrator import auth
-from orchestrator.api.contract.bodies import ALL
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.client import Client
+from orchestrator.devkit.demo import steps
+from orchestrator.devkit.demo.evidence import every
 from orchestrator.devkit.demo.orders import Order
-from orchestrator.devkit.demo.scripts import Script
+from orchestrator.devkit.demo.scripts import LOST, Script
 from orchestrator.devkit.demo.shop import Shop, Unscripted
 from orchestrator.devkit.demo.shopper import Shopper
 from orchestrator.devkit.errors import NoSandbox
-from orchestrator.domain.records import CommandKind
-from orchestrator.domain.states import ENDED, State
+from orchestrator.domain.states import ENDED
 from orchestrator.store.merchant_fields import UnknownMerchant
 from orchestrator.store.merchants import Merchants
 
@@ -50,7 +50,6 @@ _PAUSE: Final = 0.25
 _SCOPES: Final = ("checkouts:write", "checkouts:read", "money:write")
 _TOKEN_LIFETIME: Final = 600.0
 _HTTP_TIMEOUT: Final = 15.0
-_LOST: Final = {"callbacks": {"success": False, "failure": False, "notification": False}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +62,7 @@ class Case:
     name: str
     about: str
     then: str
-    act: Callable[[Shopper], Awaitable[None]] | None
+    act: Callable[[Shopper], Awaitable[object]] | None
     look: tuple[str, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
     expires_in: int | None = None
@@ -82,35 +81,19 @@ class Triggered:
     you_may: tuple[str, ...] = ()
 
 
-async def _pay_late(shopper: Shopper) -> None:
-    page = await shopper.open_page()
-    await shopper.until("state expired", lambda found: found.state == State.EXPIRED, ended=True)
-    await shopper.pay_on(page)
-    await shopper.paid()
-
-
 async def _charge_back(shopper: Shopper) -> None:
-    await shopper.pay()
-    await shopper.paid()
-    await shopper.ask(CommandKind.CAPTURE, amount=ALL)
+    await steps.capture(shopper)
     await shopper.at_gateway("chargeback")
-    await shopper.until("the chargeback", lambda found: bool(found.money.charged_back), ended=True)
-
-
-async def _pay_twice(shopper: Shopper) -> None:
-    tabs = [await shopper.open_page(), await shopper.open_page()]
-    for tab in tabs:
-        await shopper.pay_on(tab)
-    await shopper.until("both payments", lambda found: len(found.payments) == len(tabs), ended=True)
+    await shopper.until("the chargeback", lambda found: bool(found.money.charged_back))
 
 
 async def _pay_other_amount(shopper: Shopper) -> None:
     await shopper.pay()
-    await shopper.until("a decision to be asked for", lambda found: found.attention is not None, ended=True)
+    await shopper.until("a decision to be asked for", lambda found: found.attention is not None)
 
 
 async def _fail(shopper: Shopper) -> None:
-    await shopper.until("the first failed call", lambda found: found.last_error is not None)
+    await shopper.until("the first failed call", lambda found: found.last_error is not None, alive=True)
 
 
 _EXPLAIN: Final = "orchestrator checkouts explain {order}"
@@ -124,7 +107,7 @@ CASES: Final = {
             name="late_payment",
             about="The order expires while the payment page is open, and is paid there afterwards.",
             then="The money is not ignored: the order is completed, marked late, and the merchant's policy `late` decides.",
-            act=_pay_late,
+            act=steps.pay_late,
             look=(_EXPLAIN, _DECISIONS, "orchestrator checkouts resolve {order} keep"),
             expires_in=SHORT,
         ),
@@ -139,7 +122,7 @@ CASES: Final = {
             name="surplus",
             about="The shopper pays the same order in two tabs.",
             then="One payment pays the order; the other is surplus, and the merchant's policy `surplus` decides.",
-            act=_pay_twice,
+            act=steps.pay_in_two_tabs,
             look=(_EXPLAIN, "orchestrator payments list --role surplus", "orchestrator checkouts resolve {order} return"),
         ),
         Case(
@@ -157,7 +140,7 @@ CASES: Final = {
             "is completed.",
             act=Shopper.pay,
             look=("orchestrator checkouts watch {order}", _EXPLAIN),
-            plan=_LOST,
+            plan=LOST,
         ),
         Case(
             name="gateway_down",
@@ -265,25 +248,6 @@ async def _check(http: httpx.AsyncClient, merchant: str, sandbox: str) -> None:
 
 
 def _order(case: Case) -> Order:
-    script = Script(
-        name=case.name,
-        says=case.about,
-        act=case.act or _fail,
-        ends=State.COMPLETED,
-        evidence=lambda _: None,
-        plan=case.plan,
-        expires_in=case.expires_in,
-        method="CARD",
-    )
-    return Order(
-        id=f"T-{case.name.replace('_', '-')}-{time.time_ns() // 1_000_000:x}",
-        script=script,
-        currency="DKK",
-        country="DK",
-        amount=AMOUNT,
-        method="CARD",
-        auto_capture=False,
-        challenged=False,
-        expires_in=case.expires_in,
-        arrives=0.0,
-    )
+    script = Script(name=case.name, says=case.about, act=case.act or _fail, evidence=every())
+    number = f"T-{case.name.replace('_', '-')}-{time.time_ns() // 1_000_000:x}"
+    return Order(id=number, script=script, amount=AMOUNT, expires_in=case.expires_in)

@@ -7,7 +7,7 @@ data directory, readable by its owner alone, so that the next start continues th
 `attach` lets the operator's commands find it.
 
     up.py            the processes from start to end: `Options`, `Up`, `run`
-    child.py         a single process
+    child.py         a single process, and whether it is well
     servers/         Postgres and Redis as child processes
     runtime_file.py  what runs here, for other commands: `attach`, `configured`
     keys.py          generated secrets

@@ -1,5 +1,5 @@
-"""One child process of `up`: started, watched, started again with back-off, ended; what it says goes to its
-log file.
+"""One child process of `up`: started, asked whether it is well, started again with back-off, ended; what it
+says goes to its log file.
 
 It ends with us, also after `kill -9`, because the kernel ends it. The log is a file and no pipe, so that a
 child never waits for us; we read along behind it for what a person should see.
@@ -7,14 +7,17 @@ child never waits for us; we read along behind it for what a person should see.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from orchestrator.devkit.local.servers.children import spawn
 from orchestrator.devkit.local.servers.files import grown
+from orchestrator.devkit.local.terminal import said
 
 if TYPE_CHECKING:
     import subprocess
@@ -26,6 +29,7 @@ LONGEST_PAUSE: Final = 15.0
 STEADY_AFTER: Final = 30.0
 """Seconds that a child must run for its next end to count as the first."""
 _READ_LIMIT: Final = 1_000_000
+_ANSWER_WITHIN: Final = 5.0
 
 
 class Child:
@@ -40,7 +44,8 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._read_to = 0
         self._rest = b""
-        self._began = self._pause = 0.0
+        self._began = self.pause = 0.0
+        """When it was started (monotonic), and the seconds between its last end and the next start."""
         self.start_at: float | None = None
         """When to start again (monotonic), while it is down."""
 
@@ -65,26 +70,24 @@ class Child:
         self._began, self.start_at = time.monotonic(), None
 
     def fallen(self) -> int | None:
-        """Return the status of a process that has ended and is not noted as down yet; note it, and when to
-        start again.
-        """
+        """Return the status of a process that has just ended, and note when to start it again."""
         if self._process is None or self.start_at is not None:
             return None
         status = self._process.poll()
         if status is not None:
             lasted = time.monotonic() - self._began
-            self._pause = (
-                FIRST_PAUSE
-                if lasted > STEADY_AFTER
-                else min(max(self._pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
-            )
-            self.start_at = time.monotonic() + self._pause
+            longer = min(max(self.pause * 2, FIRST_PAUSE), LONGEST_PAUSE)
+            self.pause = FIRST_PAUSE if lasted > STEADY_AFTER else longer
+            self.start_at = time.monotonic() + self.pause
         return status
 
-    @property
-    def pause(self) -> float:
-        """Seconds between the last end and the next start."""
-        return self._pause
+    def last_words(self) -> str:
+        """Return what it said last, or where that stands."""
+        with suppress(OSError):
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            if lines:
+                return said(lines[-1])
+        return f"see {self.log}"
 
     def news(self) -> list[str]:
         """Return the whole lines that it wrote since the last call."""
@@ -99,7 +102,7 @@ class Child:
     def tell(self, number: signal.Signals) -> None:
         """Send a signal, if it is alive; it is not started again."""
         self.start_at = None
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and not self.gone:
             self._process.send_signal(number)
 
     @property
@@ -114,8 +117,24 @@ class Child:
         return self._process.wait(10)
 
 
+async def is_well(url: str) -> bool:
+    """Query the health of a process; only the first line of its answer matters."""
+    parts = urlsplit(url)
+    asked = f"GET {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN):
+            reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+            try:
+                writer.write(asked.encode())
+                words = (await reader.readline()).split()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, ValueError):
+        return False
+    return words[1:2] == [b"200"]
+
+
 def ending(status: int) -> str:
-    """Say in words how a process ended."""
     if status >= 0:
         return f"with status {status}"
     with suppress(ValueError):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from orchestrator.devkit.errors import UpFailed
-from orchestrator.devkit.local.servers.files import private
+from orchestrator.devkit.local.servers.files import kept, private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,9 +38,7 @@ class Keys(msgspec.Struct, rename="camel", frozen=True):
         return "Keys(...)"
 
     def missing_from(self, settings: Settings, *, sandbox: bool) -> dict[str, object]:
-        """Return the settings that these keys supply: those that are not set, the gateway's only for the
-        sandbox.
-        """
+        """Return the settings that are not set and these keys have; the gateway's for the sandbox."""
         names = ["secret_keys", "jwt_secrets"]
         if sandbox:
             names += ["gateway_username", "gateway_password", "gateway_secrets"]
@@ -51,13 +49,7 @@ def keys_of(data_dir: Path) -> Keys | None:
     """Return the keys of a data directory, or None if it has none; `UpFailed` if they cannot be read."""
     path = data_dir / NAME
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Keys)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UpFailed(
-            f"{path} cannot be read ({error.strerror}): run as the account that started `up`"
-        ) from error
+        return None if (raw := kept(path)) is None else msgspec.json.decode(raw, type=Keys)
     except msgspec.DecodeError as error:
         raise UpFailed(
             f"{path} is damaged ({error}): restore it, what it sealed opens with no other keys"

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from orchestrator.devkit.errors import UpFailed
 from orchestrator.devkit.local.keys import keys_of
 from orchestrator.devkit.local.servers import Embedded
-from orchestrator.devkit.local.servers.children import LINUX, command_of
-from orchestrator.devkit.local.servers.files import private
+from orchestrator.devkit.local.servers.children import command_of
+from orchestrator.devkit.local.servers.files import kept, private
 from orchestrator.settings import PREFIX, SettingsError, load
 
 if TYPE_CHECKING:
@@ -50,21 +49,18 @@ def announce(data_dir: Path, settings: Settings) -> None:
 
 
 def withdraw(data_dir: Path) -> None:
-    """Say no longer that something runs here."""
     (data_dir / NAME).unlink(missing_ok=True)
 
 
 def running(data_dir: Path) -> Runtime | None:
     """Return what runs in a data directory, or None; a file of a killed `up` counts for nothing."""
-    path = data_dir / NAME
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=Runtime)
-    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
+    raw = kept(data_dir / NAME)
+    if raw is None:
         return None
-    except OSError as error:
-        raise UpFailed(
-            f"{path} cannot be read ({error.strerror}): run as the account that started `up`"
-        ) from error
+    try:
+        found = msgspec.json.decode(raw, type=Runtime)
+    except msgspec.DecodeError:
+        return None
     try:
         os.kill(found.pid, 0)
     except ProcessLookupError:
@@ -72,13 +68,11 @@ def running(data_dir: Path) -> Runtime | None:
     except PermissionError:
         pass  # it lives, and is another account's
     # A number may have been given to another process since.
-    return found if not LINUX or "orchestrator" in command_of(found.pid) else None
+    return found if "orchestrator" in command_of(found.pid) else None
 
 
 def configured(data_dir: Path, overrides: Mapping[str, object] | None = None) -> Settings:
-    """Return the settings for a command that needs no server: the environment's, then those of what runs,
-    then kept keys.
-    """
+    """Return settings for a command without servers: the environment's, what runs, then kept keys."""
     given = load(overrides)
     supplied = dict(overrides or {})
     runs = running(data_dir) if given.database_url is None else None

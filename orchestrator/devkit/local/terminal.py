@@ -43,6 +43,7 @@ _BAR: Final = 40
 """Columns of the longest bar."""
 _WINDOW: Final = 10.0
 _SHOWN: Final = 3
+_KEPT: Final = 1000
 _UNSAID: Final = frozenset({"event", "level", "logger", "timestamp", "exception"})
 
 
@@ -105,23 +106,24 @@ class Terminal:
         """Show names with what they stand for, a line each, whole, so that it can be copied."""
         width = max(len(name) for name, _ in rows)
         for name, fact in rows:
-            self.console.print(Text.assemble((f"  {name:<{width}}  ", "dim"), fact), soft_wrap=True)
+            self.line(Text.assemble((f"  {name:<{width}}  ", "dim"), fact))
+
+    def line(self, line: Text | str, *, style: str | None = None) -> None:
+        """Show a line whole, however narrow the terminal is."""
+        self.console.print(line, style=style, soft_wrap=True)
 
     def step(self, line: str) -> None:
-        """Show a line about what is being done."""
-        self.console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
+        self.line(Text(f"  {line}", style="dim"))
 
     def trouble(self, line: str) -> None:
         """Show a line that a person should see."""
-        self.console.print(Text(f"  ! {line}", style="yellow"), soft_wrap=True)
+        self.line(Text(f"  ! {line}", style="yellow"))
 
     @contextmanager
     def watching(
         self, *, transient: bool = False
     ) -> Iterator[Callable[[Callable[[], RenderableType], Callable[[], str]], None]]:
-        """Give what shows something that changes: drawn again in place where that can be done, else as a line
-        now and then.
-        """
+        """Give what shows something that changes: in place where that can be done, else in lines."""
         if self.live:
             with Live(console=self.console, auto_refresh=False, transient=transient) as live:
                 yield lambda drawn, _: live.update(drawn(), refresh=True)
@@ -149,8 +151,8 @@ class Terminal:
             event = str(record.get("event", ""))
             if self._flooded(child, event):
                 continue
-            text = Text(line if self._raw else _sentence(child, record), style=_STYLES.get(level, ""))
-            self.console.print(text, soft_wrap=True)
+            said = line if self._raw else _sentence(child, record)
+            self.line(Text(said, style=_STYLES.get(level, "")))
 
     def _flooded(self, child: Child, event: str) -> bool:
         """Say whether the same line of the same child has been shown often enough for now."""
@@ -158,12 +160,11 @@ class Terminal:
         since, count = self._seen.get(key, (now, 0))
         if now - since > _WINDOW:
             since, count = now, 0
+        if len(self._seen) >= _KEPT:  # a child may write ever other lines
+            self._seen.clear()
         self._seen[key] = since, count + 1
         if count == _SHOWN:
-            self.console.print(
-                Text(f"  … more of {event or 'this'} from {child.name}: see {child.log}", style="dim"),
-                soft_wrap=True,
-            )
+            self.step(f"… more of {event or 'this'} from {child.name}: see {child.log}")
         return count >= _SHOWN
 
 

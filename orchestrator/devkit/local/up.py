@@ -24,12 +24,11 @@ from urllib.parse import urlencode
 from orchestrator.crypto import Encryptor
 from orchestrator.devkit.errors import UpFailed
 from orchestrator.devkit.local import runtime_file
-from orchestrator.devkit.local.child import Child, ending
+from orchestrator.devkit.local.child import Child, ending, is_well
 from orchestrator.devkit.local.keys import NAME as KEYS
 from orchestrator.devkit.local.keys import generated
-from orchestrator.devkit.local.probes import HOST, is_well, last_words, probe
 from orchestrator.devkit.local.servers import Embedded
-from orchestrator.devkit.local.servers.files import free_port, withhold
+from orchestrator.devkit.local.servers.files import HOST, bound, free_port, withhold
 from orchestrator.settings import environment, load
 from orchestrator.settings.secrets import SECRETS
 from orchestrator.shutdown import FAILED, end_within
@@ -38,7 +37,6 @@ from orchestrator.store.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from types import TracebackType
 
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.settings import Settings
@@ -112,56 +110,47 @@ class Up:
             self._held = starting.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def _start(self, held: ExitStack) -> None:
         given = load()
-        terminal = self.terminal
-        if self.options.port:
-            probe(self.options.port)
+        options = self.options
+        if options.port:
+            # Said now, and not in a child's log.
+            try:
+                bound(options.port)
+            except OSError as error:
+                raise UpFailed(
+                    f"port {options.port} of {HOST} cannot be used ({error.strerror}): choose another with --port"
+                ) from error
         self.data_dir = self._place(held)
-        self.servers = Embedded.start(
-            self.data_dir,
-            postgres=given.database_url is None,
-            redis=given.broker_url is None,
-            durable=self.options.lasting,
-            announce=terminal.step,
-        )
+        self.servers = self._start_servers(given)
         held.callback(self._stop_servers)
-        port = self.options.port or free_port(self.data_dir / "api.port")
-        self.url = f"http://{HOST}:{port}"
-        stands_in = given.gateway_url is None or self.options.gateway
-        sandbox_port = free_port(self.data_dir / "sandbox.port") if stands_in else None
-        self.sandbox_url = None if sandbox_port is None else f"http://{HOST}:{sandbox_port}"
-        has_shop = self.options.shop and given.gateway_url is None and not self.options.gateway
-        shop_port = free_port(self.data_dir / "shop.port") if has_shop else None
-        self.shop_url = None if shop_port is None else f"http://{HOST}:{shop_port}"
+        ports = {"api": options.port or free_port(self.data_dir / "api.port")}
+        if given.gateway_url is None or options.gateway:
+            ports["sandbox"] = free_port(self.data_dir / "sandbox.port", but=ports.values())
+        if options.shop and given.gateway_url is None and not options.gateway:
+            ports["shop"] = free_port(self.data_dir / "shop.port", but=ports.values())
+        urls = {name: f"http://{HOST}:{port}" for name, port in ports.items()}
+        self.url, self.sandbox_url, self.shop_url = urls["api"], urls.get("sandbox"), urls.get("shop")
         self.settings = self._settings(given)
         held.callback(runtime_file.withdraw, self.data_dir)
         runtime_file.announce(self.data_dir, self.settings)
-        terminal.step("Bringing the schema up to date …")
+        self.terminal.step("Bringing the schema up to date …")
         self._prepare_database()
         log = self.data_dir / "log"
         log.mkdir(mode=0o700, exist_ok=True)
         withhold(self.data_dir, log)
-        commands = {"api": ["api", "--host", HOST, "--port", str(port)], "scheduler": ["scheduler"]}
-        commands["deliverer"] = ["deliverer"]
-        commands |= {f"worker-{number}": ["worker"] for number in range(1, self.options.workers + 1)}
-        if sandbox_port is not None:
-            state = str(self.data_dir / "sandbox.db")
-            name, *rest = self.options.gateway or (
-                "sandbox",
-                "--state-file",
-                state,
-                "--seed",
-                str(self.options.seed),
-            )
-            commands[name] = [name, "--host", HOST, "--port", str(sandbox_port), *rest]
-        if shop_port is not None:
-            commands["shop"] = ["shop", "--host", HOST, "--port", str(shop_port), "--api", self.url]
+        served = {name: ["--host", HOST, "--port", str(port)] for name, port in ports.items()}
+        commands = {"api": ["api", *served["api"]], "scheduler": ["scheduler"], "deliverer": ["deliverer"]}
+        commands |= {f"worker-{number}": ["worker"] for number in range(1, options.workers + 1)}
+        if "sandbox" in ports:
+            kept = ("--state-file", str(self.data_dir / "sandbox.db"), "--seed", str(options.seed))
+            name, *rest = options.gateway or ("sandbox", *kept)
+            commands[name] = [name, *served["sandbox"], *rest]
+        if "shop" in ports:
+            commands["shop"] = ["shop", *served["shop"], "--api", self.url]
         self.children = [
             Child(
                 name,
@@ -176,10 +165,17 @@ class Up:
         for child in self.children:
             child.start()
 
+    def _start_servers(self, given: Settings) -> Embedded:
+        return Embedded.start(
+            self.data_dir,
+            postgres=given.database_url is None,
+            redis=given.broker_url is None,
+            durable=self.options.lasting,
+            announce=self.terminal.step,
+        )
+
     def _prepare_database(self) -> None:
-        """Bring the schema up to date, and refuse a database whose trail was written under keys that we do
-        not have.
-        """
+        """Bring the schema up to date; refuse a trail that was written under keys we do not have."""
         url = self.settings.owner_url
 
         async def newest_key() -> str | None:
@@ -207,9 +203,7 @@ class Up:
         return made
 
     def _settings(self, given: Settings) -> Settings:
-        """Return the settings of the children: those that are set, then defaults of the caller, then what is
-        generated.
-        """
+        """Return the children's settings: what is set, then the caller's defaults, then generated."""
         keys = generated(self.data_dir)
         supplied = {
             name: value for name, value in self._defaults.items() if name not in given.model_fields_set
@@ -245,16 +239,12 @@ class Up:
         return load({**supplied, "log_format": "json"})
 
     def ledger_url(self, gateway: str, **query: str) -> str:
-        """Return the address where a browser shows the money at a sandbox; the token in it is that of the
-        control API.
-        """
+        """Return where a browser shows the money at a sandbox, with the token of the control API."""
         token = self.settings.sandbox_token.get_secret_value()
         return f"{gateway}/sandbox/ledger?{urlencode({**query, **({'token': token} if token else {})})}"
 
     def data_dir_option(self, usual: str) -> str:
-        """Return the option with which a command finds this installation from here: nothing for the usual
-        place.
-        """
+        """Return the option by which a command finds this installation: none for the usual place."""
         return "" if self.options.data_dir == Path(usual) else f" --data-dir {self.data_dir}"
 
     # While they run.
@@ -268,10 +258,7 @@ class Up:
     async def ready(self) -> None:
         """Wait until everything answers; `UpFailed` if it does not, with what the process said."""
         wanted = [f"{self.url}/readyz"]
-        if self.sandbox_url is not None:
-            wanted.append(f"{self.sandbox_url}/healthz")
-        if self.shop_url is not None:
-            wanted.append(f"{self.shop_url}/healthz")
+        wanted += [f"{url}/healthz" for url in (self.sandbox_url, self.shop_url) if url is not None]
         deadline = time.monotonic() + START_TIMEOUT
         while wanted:
             if time.monotonic() > deadline:
@@ -302,7 +289,7 @@ class Up:
 
     def _note_fall(self, child: Child, status: int) -> None:
         if status == _WRONG_SETTING and not self._ready:
-            raise UpFailed(f"{child.name} did not start: {last_words(child)}")
+            raise UpFailed(f"{child.name} did not start: {child.last_words()}")
         self.terminal.trouble(
             f"{child.name} ended {ending(status)}; starting it again in {child.pause:g} s (its log: {child.log})"
         )
@@ -311,12 +298,7 @@ class Up:
         self.terminal.trouble(f"{sentence}; starting the embedded servers again")
         given = load()
         self.servers.stop()
-        self.servers = Embedded.start(
-            self.data_dir,
-            postgres=given.database_url is None,
-            redis=given.broker_url is None,
-            durable=self.options.lasting,
-        )
+        self.servers = self._start_servers(given)
         self.terminal.step("the embedded servers were started again")
         redis_url = self.settings.broker_url if given.broker_url else self.servers.redis_url
         database_url = self.settings.database_url if given.database_url else self.servers.database_url

@@ -9,6 +9,6 @@ process, and keeps a ledger of what really happened to every shopper's money. Pu
 from __future__ import annotations
 
 from orchestrator.devkit.sandbox.app import create_app, run
-from orchestrator.devkit.sandbox.config import RetryPolicy, SandboxConfig
+from orchestrator.devkit.sandbox.config import SandboxConfig
 
-__all__ = ["RetryPolicy", "SandboxConfig", "create_app", "run"]
+__all__ = ["SandboxConfig", "create_app", "run"]

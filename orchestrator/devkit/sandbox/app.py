@@ -31,24 +31,19 @@ _GRACE = 2  # seconds that open requests get when the server ends; a hanging cal
 
 
 class _CheckoutCors:
-    """CORS for the Checkout API alone: its token is given to the shopper's browser by design (D1), so pages
-    of any shop may call it.
-    """
+    """CORS for the Checkout API alone: shoppers' browsers have its token by design (D1), in any shop."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._open = CORSMiddleware(app, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
         is_checkout = scope["type"] == "http" and scope["path"].startswith("/checkout/")
         await (self._open if is_checkout else self._app)(scope, receive, send)
 
 
 def create_app(config: SandboxConfig) -> Starlette:
-    """Return the app; it must be run with its lifespan, which opens the pool for callbacks and closes the
-    store.
-    """
+    """Return the app; its lifespan opens the pool for callbacks and closes the store."""
     sandbox = Sandbox(config)
 
     @contextlib.asynccontextmanager
@@ -72,7 +67,6 @@ def create_app(config: SandboxConfig) -> Starlette:
 
 
 def run(config: SandboxConfig, host: str = "127.0.0.1", port: int = 8001) -> None:
-    """Serve the sandbox until SIGINT or SIGTERM."""
     server = uvicorn.Config(
         create_app(config),
         host=host,
@@ -93,4 +87,4 @@ def run(config: SandboxConfig, host: str = "127.0.0.1", port: int = 8001) -> Non
 async def _refuse(_: Request, error: Exception) -> Response:
     if not isinstance(error, Refused):
         raise error
-    return checkout_api.refusal_json(error)
+    return error.answer()

@@ -63,9 +63,7 @@ class Reconciliation(msgspec.Struct):
 
 
 class Movement(msgspec.Struct):
-    """One thing that happened to the money of a transaction, by whom, under the name that the merchant gave
-    it (or "").
-    """
+    """A movement of a transaction's money, by whom, under the merchant's name for it (or "")."""
 
     type: str  # captured, refunded, released, charged_back, chargeback_reversed
     amount_minor: int
@@ -107,9 +105,7 @@ class Transaction(msgspec.Struct):
 
     @property
     def held_minor(self) -> int:
-        """What the shopper is out of because of this transaction: reservations and captures, less what came
-        back.
-        """
+        """What the shopper is out of: reservations and captures, less what came back."""
         if self.status == "released":
             return 0
         kept = max(self.reserved_minor, self.captured_minor)
@@ -146,7 +142,6 @@ class Payment(msgspec.Struct):
 
     @property
     def amount(self) -> Decimal:
-        """The decimal amount of the order."""
         return money.to_decimal(self.amount_minor, self.currency)
 
     @property
@@ -156,8 +151,12 @@ class Payment(msgspec.Struct):
 
     @property
     def paid(self) -> Transaction | None:
-        """The attempt that succeeded, if any."""
         return next((each for each in self.transactions if each.outcome == Outcome.SUCCEEDED), None)
+
+    @property
+    def echoed_infos(self) -> dict[str, str]:
+        """What callbacks and answers show of `transactionInfo`."""
+        return self.transaction_info if self.echoes_infos else {}
 
     @property
     def type(self) -> str:
@@ -178,7 +177,6 @@ class Books:
     """Everything by its keys, in memory, written through to the store."""
 
     def __init__(self, store: Store, *, seed: int) -> None:
-        """Load the documents of the store."""
         self._store = store
         self._seed = seed
         self.sessions: dict[str, Session] = {}
@@ -195,9 +193,7 @@ class Books:
     # Sessions
 
     def open_session(self, body: bytes, **facts: Any) -> Session:
-        """Create a session; its id depends on the seed, the order number and how many that order
-        had before.
-        """
+        """Create a session; its id depends on seed, order number and the sessions before."""
         order_id: str | None = facts.get("order_id")
         order = self.orders.get(order_id) if order_id else None
         nth = len(order.sessions) if order else (0 if order_id else len(self.sessions))
@@ -225,9 +221,7 @@ class Books:
     # Payments
 
     def open_payment(self, session_id: str, method: Method, **facts: Any) -> Payment:
-        """Create a payment for a complete session, or for none ("") as another system of the
-        merchant would.
-        """
+        """Create a payment for a complete session, or for none (""), as another system would."""
         order_id = facts["order_id"]
         nth = len(self.order(order_id).payments)
         payment = Payment(
@@ -267,9 +261,7 @@ class Books:
         return transaction
 
     def conclude(self, payment: Payment, transaction: Transaction, verdict: AuthorizationResult) -> None:
-        """Let an attempt end as the acquirer or bank decided; money moves here and only here
-        before capture.
-        """
+        """End an attempt as acquirer or bank decided; before captures money moves only here."""
         transaction.outcome = verdict.outcome
         transaction.status = verdict.status or _status_of(payment, verdict.outcome)
         transaction.message = verdict.message
@@ -291,8 +283,7 @@ class Books:
         """Take part or all of a reservation for the merchant; the caller has checked that it may."""
         transaction.captured_minor += minor
         transaction.status = "captured"
-        self._note(transaction, "captured", minor, identifier=identifier, by="merchant")
-        self._reconcile(payment, transaction, minor, identifier=identifier, kind="captured")
+        self._reconcile(payment, transaction, "captured", minor, identifier=identifier, by="merchant")
 
     def refund(
         self, payment: Payment, transaction: Transaction, minor: int, *, identifier: str, by: str
@@ -300,8 +291,7 @@ class Books:
         """Give back part or all of what was captured; the caller has checked that it may."""
         transaction.refunded_minor += minor
         transaction.status = "bank_payment_refunded" if payment.kind == MethodKind.BANK else "refunded"
-        self._note(transaction, "refunded", minor, identifier=identifier, by=by)
-        self._reconcile(payment, transaction, minor, identifier=identifier, kind="refunded")
+        self._reconcile(payment, transaction, "refunded", minor, identifier=identifier, by=by)
 
     def release(self, payment: Payment, transaction: Transaction, *, by: str) -> None:
         """Let a reservation go; ReservedAmount stays as it was (C12 fixtures)."""
@@ -316,7 +306,6 @@ class Books:
         self.touch(payment)
 
     def touch(self, payment: Payment) -> None:
-        """Mark a payment as changed."""
         self._store.put("payment", payment.payment_id, payment)
 
     # Reading
@@ -325,13 +314,14 @@ class Books:
         """Return the entry of an order number, made at its first use."""
         order = self.orders.get(order_id)
         if order is None:
-            order = Order(order_id=order_id, number=len(self._orders_by_age) + 1)
-            self.orders[order_id] = order
+            order = self.orders[order_id] = Order(order_id=order_id, number=len(self._orders_by_age) + 1)
             self._orders_by_age.append(order)
         return order
 
+    def payments_of(self, order: Order) -> list[Payment]:
+        return [self.payments[each] for each in order.payments]
+
     def orders_after(self, number: int, limit: int) -> list[Order]:
-        """Return the orders behind a place in the ledger."""
         return self._orders_by_age[max(number, 0) : max(number, 0) + limit]
 
     def _index_session(self, session: Session) -> None:
@@ -363,9 +353,9 @@ class Books:
         transaction.movements.append(Movement(kind, minor, identifier, by, transaction.updated_at))
 
     def _reconcile(
-        self, payment: Payment, transaction: Transaction, minor: int, *, identifier: str, kind: str
+        self, payment: Payment, transaction: Transaction, kind: str, minor: int, *, identifier: str, by: str
     ) -> None:
-        now = time.time()
+        self._note(transaction, kind, minor, identifier=identifier, by=by)
         nth = len(transaction.reconciliation)
         unique = self._new_id(f"reconciliation/{transaction.transaction_id}", payment.order_id, nth, {})
         transaction.reconciliation.append(
@@ -373,12 +363,11 @@ class Books:
                 identifier=identifier or unique,
                 amount_minor=minor,
                 type=kind,
-                at=now,
+                at=transaction.updated_at,
                 unique_id=unique,
                 echoed=payment.echoes_reconciliation,
             )
         )
-        transaction.updated_at = now
         self.touch(payment)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin
@@ -68,7 +69,6 @@ class Courier:
         self._under_way: set[asyncio.Task[object]] = set()
 
     async def start(self) -> None:
-        """Open the connection pool."""
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=200),
             headers={"user-agent": "AltaPay sandbox"},
@@ -86,83 +86,61 @@ class Courier:
     async def tell(self, payment: Payment, transaction: Transaction) -> Answer:
         """Send the callbacks of an ended attempt and return the answer that the shopper's browser gets."""
         if transaction.outcome == Outcome.OPEN:
-            self._start(self._repeat(payment, transaction, "notification", "open"))
+            self.start_beside(self._repeat(payment, transaction, "notification", "open"))
             return NOT_ASKED
         kind = "success" if transaction.outcome == Outcome.SUCCEEDED else "failure"
         plan = self._faults.plan(payment.order_id).callbacks
         if plan.delay_ms:
             await asyncio.sleep(plan.delay_ms / 1000)
 
-        def browser() -> Coroutine[None, None, Answer]:
-            return self._repeat(payment, transaction, kind, transaction.outcome)
-
-        def notification() -> Coroutine[None, None, Answer]:
-            return self._repeat(payment, transaction, "notification", transaction.outcome)
-
+        repeat = partial(self._repeat, payment, transaction, status=transaction.outcome)
         match plan.order:
             case "notificationFirst":
-                await notification()
-                return await browser()
+                await repeat("notification")
+                return await repeat(kind)
             case "successFirst":
-                answer = await browser()
-                self._start(notification())
+                answer = await repeat(kind)
+                self.start_beside(repeat("notification"))
                 return answer
             case "race":
-                self._start(notification())
-                return await browser()
+                self.start_beside(repeat("notification"))
+                return await repeat(kind)
 
     async def call(self, payment: Payment, transaction: Transaction | None, kind: str, status: str) -> Answer:
-        """Send one callback of a kind with a status, now and once (plus the retries of a notification)."""
+        """Send one callback of a kind with a status, now and once: whether the real gateway repeats a
+        notification is not documented (part 2.5).
+        """
         url = payment.callbacks.get(kind)
         if url is None:
             return NOT_ASKED
-        if not self._config.may_call(url):
-            self._note(payment, transaction, kind, status).note = NOT_ALLOWED.note
-            await self._store.flushed()
-            return NOT_ALLOWED
         plan = self._faults.plan(payment.order_id).callbacks
-        if self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind):
-            self._note(payment, transaction, kind, status).note = LOST.note
+        kept_back = None if self._config.may_call(url) else NOT_ALLOWED
+        if kept_back is None and (self._faults.everywhere.callbacks == "lost" or not getattr(plan, kind)):
+            kept_back = LOST
             self._messages.note(
                 payment.order_id, ("gateway", "orchestrator"), "callback:lost", f"{kind}, {status}"
             )
+        if kept_back is not None:
+            self._note(payment, transaction, kind, status).note = kept_back.note
             await self._store.flushed()
-            return LOST
-        attempts = self._config.callback_retry.attempts if kind == "notification" else 1
-        delay = self._config.callback_retry.first_delay
-        answer = await self._post(payment, transaction, kind, status, url=url)
-        for _ in range(attempts - 1):
-            if answer.status == HTTPStatus.OK:
-                break
-            await asyncio.sleep(delay)
-            delay *= self._config.callback_retry.factor
-            answer = await self._post(payment, transaction, kind, status, url=url)
-        return answer
+            return kept_back
+        return await self._post(payment, transaction, kind, status, url=url)
 
     def announce(self, payment: Payment) -> None:
         """Send the notification `new` of a payment that was created (Checkout API only; C1, C2)."""
         if "notification" in payment.callbacks:
-            self._start(self.call(payment, None, "notification", "new"))
-
-    def follow(self, coroutine: Coroutine[None, None, object]) -> None:
-        """Let something run beside the requests; it is given up at the end like a callback that
-        was not sent.
-        """
-        self._start(coroutine)
+            self.start_beside(self.call(payment, None, "notification", "new"))
 
     async def _repeat(self, payment: Payment, transaction: Transaction, kind: str, status: str) -> Answer:
         """Send a callback as often as planned; the first answer counts, the others follow behind it."""
         plan = self._faults.plan(payment.order_id).callbacks
-
-        def send() -> Coroutine[None, None, Answer]:
-            return self.call(payment, transaction, kind, status)
-
+        send = partial(self.call, payment, transaction, kind, status)
         if plan.simultaneous:
-            first, *_ = [self._start(send()) for _ in range(max(plan.times, 1))]
+            first, *_ = [self.start_beside(send()) for _ in range(max(plan.times, 1))]
             return await first
         answer = await send()
         if plan.times > 1:
-            self._start(_one_by_one(send, plan.times - 1))
+            self.start_beside(_one_by_one(send, plan.times - 1))
         return answer
 
     async def _post(
@@ -170,25 +148,28 @@ class Courier:
     ) -> Answer:
         if self._session is None:
             raise RuntimeError("the courier was not started: run the app with its lifespan")
-        tamper = self._faults.plan(payment.order_id).callbacks.tamper
-        body = callback_body(self._config, payment, transaction, status, tamper=tamper)
-        headers = {"content-type": body.content_type}
+        order_id = payment.order_id
+        tamper = self._faults.plan(order_id).callbacks.tamper
+        secret = self._config.terminal_secret
+        body, content_type = callback_body(
+            payment, transaction, status, terminal_secret=secret, tamper=tamper
+        )
+        headers = {"content-type": content_type}
         if self._config.callback_secrets and tamper != "noSignature":
             stamp = int(time.time()) - (_STALE_BY if tamper == "staleTimestamp" else 0)
             secrets = (
                 ("not-the-merchants-secret",) if tamper == "badSignature" else self._config.callback_secrets
             )
-            headers["altapay-signature"] = signature_header(body.content, secrets, stamp)
+            headers["altapay-signature"] = signature_header(body, secrets, stamp)
         seconds = (
             self._config.notification_timeout if kind == "notification" else self._config.browser_timeout
         )
         delivery = self._note(payment, transaction, kind, status)
-        order_id = payment.order_id
         self._messages.note(order_id, ("gateway", "orchestrator"), f"callback:{kind}", status)
         try:
             async with self._session.post(
                 url,
-                data=body.content,
+                data=body,
                 headers=headers,
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=seconds),
@@ -212,7 +193,8 @@ class Courier:
         self._books.touch(payment)
         return delivery
 
-    def _start(self, coroutine: Coroutine[None, None, T]) -> asyncio.Task[T]:
+    def start_beside(self, coroutine: Coroutine[None, None, T]) -> asyncio.Task[T]:
+        """Let something run beside the requests; at the end it is given up, as is an unsent callback."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)

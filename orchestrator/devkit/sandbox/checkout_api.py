@@ -16,14 +16,12 @@ import msgspec
 from starlette.responses import Response
 from starlette.routing import Route
 
-from orchestrator.devkit.sandbox.core import Refused, bad_request, base_url, body_of, sandbox_of
+from orchestrator.devkit.sandbox.core import Refused, as_json, bad_request, base_url, body_of, sandbox_of
 from orchestrator.devkit.sandbox.methods import device_of, listed
 from orchestrator.devkit.sandbox.rules import SUCCESS
 from orchestrator.domain import money
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.requests import Request
 
     from orchestrator.devkit.sandbox.books import Payment, Session
@@ -50,9 +48,9 @@ async def authenticate(request: Request) -> Response:
             raise Refused(HTTPStatus.UNAUTHORIZED, "the credentials are not those of an API user")
         token = sandbox.tokens.issue()
         sandbox.messages.issued(token)
-        return _json({"token": token})
+        return as_json({"token": token})
 
-    return await sandbox.attend(request, "authenticate", None, _refusing(serve))
+    return await sandbox.attend(request, "authenticate", None, serve)
 
 
 async def open_session(request: Request) -> Response:
@@ -69,9 +67,9 @@ async def open_session(request: Request) -> Response:
         used = request.headers["authorization"].partition(" ")[2].strip()
         sandbox.messages.used(facts["order_id"], used)
         session = sandbox.books.open_session(msgspec.json.encode(content), **facts)
-        return _json(_described(session, content))
+        return as_json(_described(session, content))
 
-    return await sandbox.attend(request, "session", _order_id(content), _refusing(serve))
+    return await sandbox.attend(request, "session", _order_id(content), serve)
 
 
 async def change_session(request: Request) -> Response:
@@ -80,7 +78,7 @@ async def change_session(request: Request) -> Response:
     raw = await body_of(request)
     content, problem = _decoded(raw)
     session = sandbox.books.sessions.get(request.path_params["session_id"])
-    order_id = _order_id(content) or (session.order_id if session else None)
+    order_id = _order_id(content) or _order_of(session)
 
     def serve() -> Response:
         _need_token(sandbox, request, order_id)
@@ -89,9 +87,9 @@ async def change_session(request: Request) -> Response:
             raise bad_request(problem)
         merged = _merged(msgspec.json.decode(found.body), content)
         sandbox.books.change_session(found, msgspec.json.encode(merged), **_facts(merged))
-        return _json(_described(found, merged))
+        return as_json(_described(found, merged))
 
-    return await sandbox.attend(request, "session", order_id, _refusing(serve))
+    return await sandbox.attend(request, "session", order_id, serve)
 
 
 async def list_methods(request: Request) -> Response:
@@ -100,16 +98,14 @@ async def list_methods(request: Request) -> Response:
     session = sandbox.books.sessions.get(request.path_params["session_id"])
 
     def serve() -> Response:
-        _need_token(sandbox, request, session.order_id if session else None)
+        _need_token(sandbox, request, _order_of(session))
         if session is not None and sandbox.faults.loses_session(session.order_id):
             sandbox.books.lose_session(session.session_id)
             raise Refused(HTTPStatus.NOT_FOUND, "no such session")
         offered = _offered(sandbox, _need_session(session), request)
         return Response(listed(offered, base_url(request)), media_type="application/json")
 
-    return await sandbox.attend(
-        request, "payment-methods", session.order_id if session else None, _refusing(serve)
-    )
+    return await sandbox.attend(request, "payment-methods", _order_of(session), serve)
 
 
 async def open_payment(request: Request) -> Response:
@@ -122,7 +118,7 @@ async def open_payment(request: Request) -> Response:
     opened: list[Payment] = []
 
     def serve() -> Response:
-        _need_token(sandbox, request, session.order_id if session else None)
+        _need_token(sandbox, request, _order_of(session))
         if problem:
             raise bad_request(problem)
         found = _need_session(session)
@@ -133,20 +129,11 @@ async def open_payment(request: Request) -> Response:
             found.session_id, method, **_payment_facts(found, sandbox.faults.plan(str(found.order_id)))
         )
         opened.append(payment)
-        return _json(
-            {
-                "paymentId": payment.payment_id,
-                "shopOrderId": payment.order_id,
-                "externalPaymentId": payment.payment_id,
-                "status": "NEW",
-                "type": "REDIRECT",
-                "url": f"{base}/sandbox/pay/{payment.payment_id}",
-            }
-        )
+        number = payment.payment_id
+        shown = {"paymentId": number, "shopOrderId": payment.order_id, "externalPaymentId": number}
+        return as_json({**shown, "status": "NEW", "type": "REDIRECT", "url": f"{base}/sandbox/pay/{number}"})
 
-    response = await sandbox.attend(
-        request, "payment", session.order_id if session else None, _refusing(serve)
-    )
+    response = await sandbox.attend(request, "payment", _order_of(session), serve)
     for payment in opened:
         sandbox.courier.announce(payment)
     return response
@@ -166,7 +153,7 @@ async def authorise_payment(request: Request) -> Response:
     sandbox.books.conclude(payment, transaction, SUCCESS)
     await sandbox.store.flushed()
     await sandbox.courier.tell(payment, transaction)
-    return _json({"paymentId": payment.payment_id, "shopOrderId": payment.order_id, "status": "SUCCEEDED"})
+    return as_json({"paymentId": payment.payment_id, "shopOrderId": payment.order_id, "status": "SUCCEEDED"})
 
 
 ROUTES = [
@@ -178,29 +165,6 @@ ROUTES = [
     Route("/checkout/v1/api/payment/initiate/{method_id}", open_payment, methods=["POST"]),
     Route("/checkout/v1/api/payment/{payment_id}/authorization", authorise_payment, methods=["POST"]),
 ]
-
-
-def refusal_json(refusal: Refused) -> Response:
-    """Return a refusal as the JSON that this sandbox chose."""
-    phrase = HTTPStatus(refusal.status).phrase
-    headers = {"www-authenticate": "Bearer"} if refusal.status == HTTPStatus.UNAUTHORIZED else None
-    return _json(
-        {"status": refusal.status, "error": phrase, "message": refusal.message}, refusal.status, headers
-    )
-
-
-def _refusing(serve: Callable[[], Response]) -> Callable[[], Response]:
-    def attempt() -> Response:
-        try:
-            return serve()
-        except Refused as refusal:
-            return refusal_json(refusal)
-
-    return attempt
-
-
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 def _need_token(sandbox: Sandbox, request: Request, order_id: str | None = None) -> None:
@@ -233,6 +197,10 @@ def _order_id(content: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def _order_of(session: Session | None) -> str | None:
+    return None if session is None else session.order_id
+
+
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     merged = dict(old)
     for key, value in new.items():
@@ -247,89 +215,90 @@ def _described(session: Session, content: dict[str, Any]) -> dict[str, Any]:
     return {"sessionId": session.session_id, "context": {"browser": {}}, **content}
 
 
+def _need(good: object, message: str) -> None:
+    if not good:
+        raise bad_request(message)
+
+
 def _facts(content: dict[str, Any]) -> dict[str, Any]:
     """Check a session's content and return what the books keep beside it."""
     for name in _OBJECTS:
-        if content.get(name) is not None and not isinstance(content[name], dict):
-            raise bad_request(f"{name} must be an object")
+        _need(content.get(name) is None or isinstance(content[name], dict), f"{name} must be an object")
     _check_callbacks(content.get("callbacks") or {})
     order = content.get("order")
     if not order:
-        return {"order_id": None, "currency": None, "amount_minor": None, "country": None}
+        return dict.fromkeys(("order_id", "currency", "amount_minor", "country"))
     order_id = order.get("orderId")
-    if (
-        not isinstance(order_id, str)
-        or not 1 <= len(order_id) <= _LONGEST_ORDER_ID
-        or _CONTROL.search(order_id)
-    ):
-        raise bad_request(f"order.orderId must be text of 1 to {_LONGEST_ORDER_ID} characters")
+    fits = isinstance(order_id, str) and 1 <= len(order_id) <= _LONGEST_ORDER_ID
+    _need(
+        fits and not _CONTROL.search(order_id),
+        f"order.orderId must be text of 1 to {_LONGEST_ORDER_ID} characters",
+    )
     currency, minor = _amount(order.get("amount"))
     _check_lines(order.get("orderLines"))
     customer = order.get("customer")
-    if not isinstance(customer, dict):
-        raise bad_request("order.customer must be an object")
+    _need(isinstance(customer, dict), "order.customer must be an object")
     _check_info(order.get("transactionInfo") or {})
     configuration = content.get("configuration")
-    if not isinstance(configuration, dict) or not isinstance(configuration.get("paymentType"), str):
-        raise bad_request("configuration.paymentType must be text, such as PAYMENT")
-    return {
-        "order_id": order_id,
-        "currency": currency,
-        "amount_minor": minor,
-        "country": _country(customer, configuration),
-    }
+    kind = configuration.get("paymentType") if isinstance(configuration, dict) else None
+    _need(isinstance(kind, str), "configuration.paymentType must be text, such as PAYMENT")
+    country = _country(customer, configuration)
+    return {"order_id": order_id, "currency": currency, "amount_minor": minor, "country": country}
 
 
-def _amount(amount: object) -> tuple[str, int]:
-    if not isinstance(amount, dict):
-        raise bad_request("order.amount must be an object with value and currency")
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _amount(amount: Any) -> tuple[str, int]:
+    _need(isinstance(amount, dict), "order.amount must be an object with value and currency")
     value, currency = amount.get("value"), amount.get("currency")
-    if not isinstance(currency, str) or not _CURRENCY.fullmatch(currency):
-        raise bad_request("order.amount.currency must be three letters")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise bad_request("order.amount.value must be a number")
+    _need(
+        isinstance(currency, str) and _CURRENCY.fullmatch(currency),
+        "order.amount.currency must be three letters",
+    )
+    _need(_is_number(value), "order.amount.value must be a number")
     try:
         minor = money.to_minor(value, currency.upper())
     except money.MoneyError as error:
         raise bad_request(f"order.amount: {error}") from error
-    if minor <= 0:
-        raise bad_request("order.amount.value must be more than 0")
+    _need(minor > 0, "order.amount.value must be more than 0")
     return currency.upper(), minor
 
 
-def _check_lines(lines: object) -> None:
-    if not isinstance(lines, list):
-        raise bad_request("order.orderLines must be a list")
+def _check_lines(lines: Any) -> None:
+    _need(isinstance(lines, list), "order.orderLines must be a list")
     for number, line in enumerate(lines):
         where = f"order.orderLines[{number}]"
-        if not isinstance(line, dict):
-            raise bad_request(f"{where} must be an object")
-        if not isinstance(line.get("description"), str):
-            raise bad_request(f"{where}.description must be text")
+        _need(isinstance(line, dict), f"{where} must be an object")
+        _need(isinstance(line.get("description"), str), f"{where}.description must be text")
         for name in ("quantity", "unitPrice"):
-            if isinstance(line.get(name), bool) or not isinstance(line.get(name), (int, float)):
-                raise bad_request(f"{where}.{name} must be a number")
+            _need(_is_number(line.get(name)), f"{where}.{name} must be a number")
 
 
-def _check_info(info: object) -> None:
-    if not isinstance(info, dict) or not all(isinstance(value, str) for value in info.values()):
-        raise bad_request("order.transactionInfo must map text to text")
-    if len(info) > _MOST_INFO or any(len(value) > _LONGEST_INFO for value in info.values()):
-        message = f"order.transactionInfo takes at most {_MOST_INFO} entries of {_LONGEST_INFO} characters"
-        raise bad_request(message)
+def _check_info(info: Any) -> None:
+    _need(
+        isinstance(info, dict) and all(isinstance(value, str) for value in info.values()),
+        "order.transactionInfo must map text to text",
+    )
+    _need(
+        len(info) <= _MOST_INFO and all(len(value) <= _LONGEST_INFO for value in info.values()),
+        f"order.transactionInfo takes at most {_MOST_INFO} entries of {_LONGEST_INFO} characters",
+    )
 
 
 def _check_callbacks(callbacks: dict[str, Any]) -> None:
     for name in _URLS:
         given = callbacks.get(name)
         value = given.get("value") if isinstance(given, dict) else given
-        if given is not None and not isinstance(value, str):
-            raise bad_request(f"callbacks.{name} must be a URL or an object with type and value")
-    if callbacks.get("bodyFormat") not in {None, "XML", "JSON"}:
-        raise bad_request("callbacks.bodyFormat must be XML or JSON")
+        _need(
+            given is None or isinstance(value, str),
+            f"callbacks.{name} must be a URL or an object with type and value",
+        )
+    _need(callbacks.get("bodyFormat") in (None, "XML", "JSON"), "callbacks.bodyFormat must be XML or JSON")
 
 
-def _country(customer: dict[str, Any], configuration: dict[str, Any]) -> str | None:
+def _country(customer: Any, configuration: Any) -> str | None:
     for address in (customer.get("billingAddress"), customer.get("shippingAddress"), configuration):
         if isinstance(address, dict) and isinstance(address.get("country"), str):
             return str(address["country"]).upper()
@@ -349,9 +318,7 @@ def _offered(sandbox: Sandbox, session: Session, request: Request) -> list[Metho
 
 
 def _payment_facts(session: Session, plan: Plan) -> dict[str, Any]:
-    """Read from a session (and its order's plan) what its payment will need; either may change later, the
-    payment does not.
-    """
+    """Read from a session and its plan what its payment needs; later changes do not reach it."""
     content = msgspec.json.decode(session.body)
     order = content["order"]
     callbacks = content.get("callbacks") or {}
@@ -361,10 +328,8 @@ def _payment_facts(session: Session, plan: Plan) -> dict[str, Any]:
         given = callbacks.get(name)
         if isinstance(given, str):
             urls[name] = given
-        elif (
-            isinstance(given, dict) and given.get("type", "URL") == "URL"
-        ):  # FUNCTION runs in the browser only
-            urls[name] = given["value"]
+        elif isinstance(given, dict) and given.get("type", "URL") == "URL":
+            urls[name] = given["value"]  # FUNCTION runs in the browser only
     return {
         "order_id": session.order_id,
         "currency": plan.currency or session.currency,

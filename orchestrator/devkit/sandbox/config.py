@@ -1,18 +1,15 @@
 """The settings of one sandbox: callers, signatures, store.
 
-Frozen; read by every module and changed by none. Secrets never appear in its printed form. Policies that the
-vendor does not document (callback retries, the browser callback's timeout, the size of hanging calls) are
-fields with a default.
+Frozen; read by every module and changed by none. Secrets never appear in its printed form. Times that the
+vendor does not document (of the browser's callback, of hanging calls) are fields with a default.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from zoneinfo import ZoneInfo
 
 from orchestrator.devkit.sandbox.methods import METHODS, Method
 
@@ -31,17 +28,6 @@ def is_loopback(host: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
-    """How often a notification is tried; whether the real gateway retries at all is not documented (part
-    2.5).
-    """
-
-    attempts: int = 1
-    first_delay: float = 1.0
-    factor: float = 2.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxConfig:
     """The settings of one sandbox; durations in seconds."""
 
@@ -56,29 +42,18 @@ class SandboxConfig:
     seed: int = 1
     state_file: Path | None = None
     token_seconds: int = 1800
-    token_reuse_seconds: float = (
-        0.0  # the same token again within this time: for benchmarks, half the CPU per order
-    )
-    callback_retry: RetryPolicy = RetryPolicy()
+    token_reuse_seconds: float = 0.0
+    """The same token is given out again within this time: half the CPU per order."""
     notification_timeout: float = 5.0
     browser_timeout: float = 15.0
     hang_seconds: float = 60.0
-    timezone: str = "UTC"
-    shop: str = "Sandbox Shop"
     methods: tuple[Method, ...] = METHODS
 
     def may_call(self, url: str) -> bool:
-        """Say whether callbacks are sent to a URL: to loopback and the known hosts only, whatever a session
-        names.
-        """
+        """Say whether callbacks are sent to a URL: to loopback and the known hosts alone."""
         try:
             parts = urlsplit(url)
             host = parts.hostname or ""
         except ValueError:
             return False
         return parts.scheme in {"http", "https"} and (host in self.callback_hosts or is_loopback(host))
-
-    @property
-    def zone(self) -> dt.tzinfo:
-        """The zone of the dates in XML answers, which carry no offset."""
-        return dt.UTC if self.timezone == "UTC" else ZoneInfo(self.timezone)

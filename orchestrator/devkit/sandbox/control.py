@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from orchestrator.devkit.sandbox import html
 from orchestrator.devkit.sandbox.config import is_loopback
-from orchestrator.devkit.sandbox.core import Refused, bad_request, body_of, sandbox_of
+from orchestrator.devkit.sandbox.core import Refused, as_json, bad_request, body_of, sandbox_of
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
 from orchestrator.devkit.sandbox.ledger import entry, rows_of
 from orchestrator.devkit.sandbox.ledger import totals as totals_of
@@ -45,6 +45,7 @@ _COOKIE: Final = "sandbox-token"
 _DEFAULT_PAGE = 1000
 _LARGEST_PAGE = 10_000
 _ROWS_OF_A_PAGE = 100
+_DIGITS = 18
 
 HELP = """\
 Control API of the sandbox (JSON; nothing here exists at the real gateway)
@@ -119,8 +120,7 @@ class _Movement(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     amount_minor: int | None = None
 
 
-class _Chargeback(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    amount_minor: int | None = None
+class _Chargeback(_Movement):
     reversed: bool = False
 
 
@@ -148,9 +148,7 @@ def permit(request: Request) -> None:
 
 
 def is_open(request: Request) -> bool:
-    """Say whether a request has the token: in the header; in a GET also as `?token=`, or in the cookie that a
-    page has set.
-    """
+    """Say whether a request has the token: in the header, in a GET also as `?token=` or in the cookie."""
     expected = sandbox_of(request).config.control_token
     if not expected:
         return True
@@ -184,7 +182,7 @@ def guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
             permit(request)
         except Refused as refusal:
             if refusal.status == HTTPStatus.UNAUTHORIZED and html.wants_page(request):
-                return html.locked_page()
+                return html.page("locked.html", HTTPStatus.UNAUTHORIZED)
             raise
         return await endpoint(request)
 
@@ -195,51 +193,41 @@ def guarded(endpoint: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
 
 
 async def put_plan(request: Request) -> Response:
-    """Replace the plan of an order number."""
     sandbox = sandbox_of(request)
-    plan = _read(await body_of(request), Plan)
+    plan = await _read(request, Plan)
     if plan.currency is not None:
         _known(plan.currency)
     if plan.amount_minor is not None and plan.amount_minor <= 0:
         raise bad_request("amountMinor must be more than 0")
     sandbox.faults.set_plan(request.path_params["order_id"], plan)
     await sandbox.store.flushed()
-    return _json(plan)
+    return as_json(plan)
 
 
 async def show_plan(request: Request) -> Response:
-    """Show what is left of a plan."""
-    return _json(sandbox_of(request).faults.plan(request.path_params["order_id"]))
+    return as_json(sandbox_of(request).faults.plan(request.path_params["order_id"]))
 
 
 async def drop_plan(request: Request) -> Response:
-    """Forget a plan."""
     sandbox = sandbox_of(request)
     sandbox.faults.drop_plan(request.path_params["order_id"])
-    await sandbox.store.flushed()
-    return Response(status_code=HTTPStatus.NO_CONTENT)
+    return await _done(sandbox)
 
 
 async def faults(request: Request) -> Response:
-    """Show, replace or reset the faults for all calls."""
     sandbox = sandbox_of(request)
-    match request.method:
-        case "PUT":
-            sandbox.faults.set_everywhere(_read(await body_of(request), GlobalFaults))
-        case "DELETE":
-            sandbox.faults.set_everywhere(GlobalFaults())
-        case _:
-            pass
+    if request.method == "PUT":
+        sandbox.faults.set_everywhere(await _read(request, GlobalFaults))
+    elif request.method == "DELETE":
+        sandbox.faults.set_everywhere(GlobalFaults())
     await sandbox.store.flushed()
     if html.wants_page(request):
         return _for_a_person(request, html.faults_page(sandbox.faults))
-    return _json(sandbox.faults.everywhere)
+    return as_json(sandbox.faults.everywhere)
 
 
 async def ledger(request: Request) -> Response:
-    """Return what happened, by order number; totals cover everything asked for and come with the
-    first page.
-    """
+    """Return what happened, by order number; the first page has the totals of all that was asked for."""
     books = sandbox_of(request).books
     query = request.query_params
     following: int | None = None
@@ -256,41 +244,35 @@ async def ledger(request: Request) -> Response:
         if orders and books.orders_after(orders[-1].number, 1):
             following = orders[-1].number
         counted = list(books.orders.values()) if after == 0 else None
-    payments = books.payments
-    listed = [entry(order, [payments[each] for each in order.payments]) for order in orders]
-    totals = (
-        None
-        if counted is None
-        else totals_of([payments[each] for order in counted for each in order.payments])
-    )
+    listed = [entry(order, books.payments_of(order)) for order in orders]
+    counted_payments = [payment for order in counted or () for payment in books.payments_of(order)]
+    totals = None if counted is None else totals_of(counted_payments)
     document = {"orders": listed, "next": following, "totals": totals}
     if html.wants_page(request):
-        shown = html.ledger_page(document, only=order_id, limit=limit)
-        return _for_a_person(request, shown)
-    return _json(document)
+        return _for_a_person(request, html.ledger_page(document, only=order_id, limit=limit))
+    return as_json(document)
 
 
 async def messages(request: Request) -> Response:
     """Return what was said about an order, by time; kept in memory for the newest orders."""
-    return _json({"messages": sandbox_of(request).messages.of(request.path_params["order_id"])})
+    return as_json({"messages": sandbox_of(request).messages.of(request.path_params["order_id"])})
 
 
 async def resolve(request: Request) -> Response:
     """End an open payment; the merchant gets a notification only."""
-    sandbox = sandbox_of(request)
-    payment = _payment(sandbox, request)
-    wanted = _read(await body_of(request), _Resolution)
+    sandbox, payment = _payment(request)
+    wanted = await _read(request, _Resolution)
     transaction = payment.latest
     if transaction is None or transaction.outcome != Outcome.OPEN:
         raise Refused(HTTPStatus.CONFLICT, "the payment is not open")
     await sandbox.resolve(payment, transaction, wanted.outcome)
-    return _json(rows_of(payment))
+    return as_json(rows_of(payment))
 
 
 async def unexpected_payment(request: Request) -> Response:
     """Make a card payment as another system of the merchant would: no session of ours, any order number."""
     sandbox = sandbox_of(request)
-    wanted = _read(await body_of(request), _UnexpectedPayment)
+    wanted = await _read(request, _UnexpectedPayment)
     _known(wanted.currency)
     if wanted.amount_minor <= 0 or not wanted.order_id:
         raise bad_request("orderId and an amountMinor of more than 0 are needed")
@@ -311,92 +293,68 @@ async def unexpected_payment(request: Request) -> Response:
     )
     transaction = sandbox.books.start_attempt(payment, masked_pan="411111******1111", expiry="12/2030")
     sandbox.books.conclude(payment, transaction, forced(wanted.outcome))
-    await sandbox.store.flushed()
-    await sandbox.courier.call(payment, transaction, "notification", transaction.outcome)
-    return _json(rows_of(payment))
+    return await _notified(sandbox, payment, transaction, transaction.outcome)
 
 
 async def send(request: Request) -> Response:
     """Send one more callback, whatever really happened: repeats, late failures."""
-    sandbox = sandbox_of(request)
-    payment = _payment(sandbox, request)
-    wanted = _read(await body_of(request), _Sending)
+    sandbox, payment = _payment(request)
+    wanted = await _read(request, _Sending)
     if wanted.status not in RESULTS:
         raise bad_request(f"status must be one of {', '.join(RESULTS)}")
     answer = await sandbox.courier.call(payment, payment.paid or payment.latest, wanted.kind, wanted.status)
-    return _json({"answerStatus": answer.status, "location": answer.location, "note": answer.note})
+    return as_json({"answerStatus": answer.status, "location": answer.location, "note": answer.note})
 
 
 async def refund(request: Request) -> Response:
     """Refund at the gateway, without the merchant asking."""
-    sandbox = sandbox_of(request)
-    payment = _payment(sandbox, request)
+    sandbox, payment = _payment(request)
     paid = _captured(payment)
     rest = paid.captured_minor - paid.refunded_minor
-    wanted = _read(await body_of(request), _Movement).amount_minor
-    minor = rest if wanted is None else wanted
-    if not 0 < minor <= rest:
-        raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left to refund")
+    minor = _part(await _read(request, _Movement), rest, "to refund")
     sandbox.books.refund(payment, paid, minor, identifier="", by="gateway")
-    await sandbox.store.flushed()
-    await sandbox.courier.call(payment, paid, "notification", "succeeded")
-    return _json(rows_of(payment))
+    return await _notified(sandbox, payment, paid, "succeeded")
 
 
 async def release(request: Request) -> Response:
     """Let a reservation go at the gateway, without the merchant asking."""
-    sandbox = sandbox_of(request)
-    payment = _payment(sandbox, request)
+    sandbox, payment = _payment(request)
     paid = payment.paid
     if paid is None or paid.captured_minor or paid.status == "released":
         raise Refused(HTTPStatus.CONFLICT, "there is no reservation to release")
     sandbox.books.release(payment, paid, by="gateway")
-    await sandbox.store.flushed()
-    await sandbox.courier.call(payment, paid, "notification", "succeeded")
-    return _json(rows_of(payment))
+    return await _notified(sandbox, payment, paid, "succeeded")
 
 
 async def charge_back(request: Request) -> Response:
     """Let the shopper's bank take a payment back, or return what it took."""
-    sandbox = sandbox_of(request)
-    payment = _payment(sandbox, request)
+    sandbox, payment = _payment(request)
     paid = _captured(payment)
-    wanted = _read(await body_of(request), _Chargeback)
+    wanted = await _read(request, _Chargeback)
     taken = paid.charged_back_minor
-    rest = taken if wanted.reversed else paid.captured_minor - taken
-    minor = rest if wanted.amount_minor is None else wanted.amount_minor
-    if not 0 < minor <= rest:
-        raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left for that")
+    minor = _part(wanted, taken if wanted.reversed else paid.captured_minor - taken, "for that")
     sandbox.books.charge_back(payment, paid, -minor if wanted.reversed else minor)
-    await sandbox.store.flushed()
-    await sandbox.courier.call(payment, paid, "notification", "ChargebackEvent")
-    return _json(rows_of(payment))
+    return await _notified(sandbox, payment, paid, "ChargebackEvent")
 
 
 async def lose_session(request: Request) -> Response:
-    """Lose a session."""
     sandbox = sandbox_of(request)
     if not sandbox.books.lose_session(request.path_params["session_id"]):
         raise Refused(HTTPStatus.NOT_FOUND, "no such session")
-    await sandbox.store.flushed()
-    return Response(status_code=HTTPStatus.NO_CONTENT)
+    return await _done(sandbox)
 
 
 async def expire_tokens(request: Request) -> Response:
-    """Make all tokens stale."""
     sandbox = sandbox_of(request)
     sandbox.tokens.expire_all()
-    await sandbox.store.flushed()
-    return Response(status_code=HTTPStatus.NO_CONTENT)
+    return await _done(sandbox)
 
 
 async def health(request: Request) -> Response:
-    """Say that the sandbox serves."""
-    return _json({"status": "ok", "orders": len(sandbox_of(request).books.orders)})
+    return as_json({"status": "ok", "orders": len(sandbox_of(request).books.orders)})
 
 
 async def show_help(_: Request) -> Response:
-    """Show the control API."""
     return PlainTextResponse(HELP)
 
 
@@ -426,14 +384,23 @@ ROUTES = [
 ]
 
 
-def _json(content: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+async def _done(sandbox: Sandbox) -> Response:
+    await sandbox.store.flushed()
+    return Response(status_code=HTTPStatus.NO_CONTENT)
 
 
-def _read(raw: bytes, wanted: type[T]) -> T:
+async def _notified(sandbox: Sandbox, payment: Payment, transaction: Transaction, status: str) -> Response:
+    """Have the merchant notified of what was done, and return the payment's rows of the ledger."""
+    await sandbox.store.flushed()
+    await sandbox.courier.call(payment, transaction, "notification", status)
+    return as_json(rows_of(payment))
+
+
+async def _read(request: Request, wanted: type[T]) -> T:
+    raw = await body_of(request)
     try:
         return msgspec.json.decode(raw or b"{}", type=wanted)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(str(error)) from error
 
 
@@ -445,16 +412,25 @@ def _known(currency: str) -> None:
 
 
 def _number(given: str) -> int:
-    if not given.isascii() or not given.isdigit():
-        raise bad_request(f"'{given}' is not a number")
+    if not given.isascii() or not given.isdigit() or len(given) > _DIGITS:
+        raise bad_request(f"'{given[:40]}' is not a number")
     return int(given)
 
 
-def _payment(sandbox: Sandbox, request: Request) -> Payment:
+def _payment(request: Request) -> tuple[Sandbox, Payment]:
+    sandbox = sandbox_of(request)
     payment = sandbox.books.payments.get(request.path_params["payment_id"])
     if payment is None:
         raise Refused(HTTPStatus.NOT_FOUND, "no such payment")
-    return payment
+    return sandbox, payment
+
+
+def _part(wanted: _Movement, rest: int, what: str) -> int:
+    """Return the amount that is asked for, without a word on it all that is left."""
+    minor = rest if wanted.amount_minor is None else wanted.amount_minor
+    if not 0 < minor <= rest:
+        raise Refused(HTTPStatus.CONFLICT, f"only {rest} minor units are left {what}")
+    return minor
 
 
 def _captured(payment: Payment) -> Transaction:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import hmac
 import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
+
+import msgspec
+from starlette.responses import Response
 
 from orchestrator.devkit.sandbox.books import Books
 from orchestrator.devkit.sandbox.callbacks import Courier
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from orchestrator.devkit.sandbox.books import Payment, Transaction
     from orchestrator.devkit.sandbox.config import SandboxConfig
@@ -48,9 +49,15 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not an error of ours
         self.status = status
         self.message = message
 
+    def answer(self) -> Response:
+        """Return it as the JSON that this sandbox chose."""
+        phrase = HTTPStatus(self.status).phrase
+        headers = {"www-authenticate": "Bearer"} if self.status == HTTPStatus.UNAUTHORIZED else None
+        described = {"status": self.status, "error": phrase, "message": self.message}
+        return as_json(described, self.status, headers)
+
 
 def bad_request(message: str) -> Refused:
-    """Return the refusal of a body or field that is wrong."""
     return Refused(HTTPStatus.BAD_REQUEST, message)
 
 
@@ -76,7 +83,7 @@ class Sandbox:
             return False
         try:
             given = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
+        except ValueError:
             return False
         return hmac.compare_digest(given, f"{self.config.username}:{self.config.password}".encode())
 
@@ -97,13 +104,13 @@ class Sandbox:
         plan = self.faults.plan(payment.order_id)
         if plan.resolve_after_ms is not None:
             due = transaction.updated_at + plan.resolve_after_ms / 1000
-            self.courier.follow(self._resolve_at(due, payment, transaction, to=plan.resolve_to))
+            self.courier.start_beside(self._resolve_at(due, payment, transaction, to=plan.resolve_to))
 
     def resume(self) -> None:
         """Start the clocks of open payments again that the last process did not see end."""
         for order_id, plan in self.faults.plans.items():
             order = self.books.orders.get(order_id) if plan.resolve_after_ms is not None else None
-            for payment in [self.books.payments[each] for each in order.payments] if order else []:
+            for payment in self.books.payments_of(order) if order else ():
                 if payment.latest is not None and payment.latest.outcome == Outcome.OPEN:
                     self.leave_open(payment, payment.latest)
 
@@ -127,36 +134,37 @@ class Sandbox:
         fault = self.faults.next(endpoint, order_id)
         caller = _caller(request, endpoint)
         path = request.url.path.rpartition("/API/" if "/API/" in request.url.path else "/api/")[2]
-        self.messages.note(order_id, (caller, "gateway"), endpoint, f"{request.method} {_without_ids(path)}")
+        asked = f"{request.method} {_ID.sub('{id}', path)}"
+        self.messages.note(order_id, (caller, "gateway"), endpoint, asked)
         if delay := self.faults.delay(endpoint, order_id):
             await asyncio.sleep(delay)
         if fault is None:
-            response = serve()
+            response = _served(serve)
             await self.store.flushed()
             self.messages.note(order_id, ("gateway", caller), f"{endpoint}:answer", str(response.status_code))
             return response
         if fault.after:
-            serve()  # it took place, but the caller gets no answer
+            _served(serve)  # it took place, but the caller gets no answer
         await self.store.flushed()
         self.messages.note(order_id, ("gateway", caller), f"{endpoint}:fault", str(fault.status))
         return await misbehave(request, fault, media_type=media_type, hang_seconds=self.config.hang_seconds)
 
 
+def _served(serve: Callable[[], Response]) -> Response:
+    try:
+        return serve()
+    except Refused as refusal:
+        return refusal.answer()
+
+
 def _caller(request: Request, endpoint: Endpoint) -> Party:
-    """Return who calls: a page names its origin, and a payment is started by the shop, in a page or on its
-    server.
-    """
+    """Return who calls: a page names its origin; a payment is started by the shop."""
     if "origin" in request.headers:
         return "browser"
     return "shop" if endpoint == "payment" else "orchestrator"
 
 
-def _without_ids(path: str) -> str:
-    return _ID.sub("{id}", path)
-
-
 def sandbox_of(request: Request) -> Sandbox:
-    """Return the sandbox that an app was built with."""
     sandbox: Sandbox = request.app.state.sandbox
     return sandbox
 
@@ -164,6 +172,10 @@ def sandbox_of(request: Request) -> Sandbox:
 def base_url(request: Request) -> str:
     """Return the public base of this sandbox as the caller sees it: its own Host header."""
     return f"{request.url.scheme}://{request.headers.get('host', '127.0.0.1')}"
+
+
+def as_json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
 
 
 async def body_of(request: Request) -> bytes:

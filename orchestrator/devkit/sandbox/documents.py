@@ -3,7 +3,7 @@ books.
 
 Elements of a Transaction stand in the order of the XSD (C10); elements without a value are left out where the
 fixtures leave them out. Everything put into XML is escaped and freed of characters that XML 1.0 forbids.
-Dates carry no offset.
+Dates carry no offset; here they are in UTC.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import hashlib
 import hmac
 import html
 import re
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
 
@@ -28,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from orchestrator.devkit.sandbox.books import Payment, Transaction
-    from orchestrator.devkit.sandbox.config import SandboxConfig
     from orchestrator.devkit.sandbox.faults import Tampering
 
 API_VERSION = "20260311"
+SHOP = "Sandbox Shop"
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _CUSTOMER = (("FirstName", "firstName"), ("LastName", "lastName"), ("Email", "email"))
 _ADDRESS = (("Address", "street"), ("City", "city"), ("Country", "country"), ("PostalCode", "zipCode"))
@@ -52,14 +50,6 @@ _RESERVED_DAYS = {"Visa": 7, "Mastercard": 28}
 _DEFAULT_DAYS = 7
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """A callback body ready for the wire."""
-
-    content: bytes
-    content_type: str
-
-
 def plain(minor: int, currency: str) -> str:
     """Return an amount as the gateway prints it: a dot and at least two decimals."""
     amount = money.to_decimal(minor, currency)
@@ -67,7 +57,6 @@ def plain(minor: int, currency: str) -> str:
 
 
 def element(name: str, value: object) -> str:
-    """Return one element with escaped text."""
     return f"<{name}>{_escaped(value)}</{name}>"
 
 
@@ -76,23 +65,21 @@ def elements(**values: object) -> str:
     return "".join(element(name, value) for name, value in values.items() if value is not None)
 
 
-def envelope(config: SandboxConfig, *, path: str, body: str, code: int = 0, message: str = "") -> bytes:
+def envelope(*, path: str, body: str, code: int = 0, message: str = "") -> bytes:
     """Return an APIResponse; a code other than 0 is a request-level error and comes with an empty Body."""
-    now = dt.datetime.now(config.zone).isoformat(timespec="seconds")
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     header = elements(Date=now, Path=path, ErrorCode=code, ErrorMessage=message)
     text = f'<?xml version="1.0" encoding="utf-8"?>\n<APIResponse version="{API_VERSION}"><Header>{header}</Header>'
     return f"{text}<Body>{body}</Body></APIResponse>\n".encode()
 
 
-def transactions(config: SandboxConfig, rows: Iterable[tuple[Payment, Transaction]]) -> str:
+def transactions(rows: Iterable[tuple[Payment, Transaction]]) -> str:
     """Return the Transactions element, or nothing where there are none."""
-    listed = "".join(_transaction(config, payment, transaction) for payment, transaction in rows)
+    listed = "".join(_transaction(payment, transaction) for payment, transaction in rows)
     return f"<Transactions>{listed}</Transactions>" if listed else ""
 
 
-def callback_xml(
-    config: SandboxConfig, payment: Payment, transaction: Transaction | None, status: str
-) -> str:
+def callback_xml(payment: Payment, transaction: Transaction | None, status: str) -> str:
     """Return the APIResponse of a callback; it ends with a newline (C1)."""
     body = element("Result", RESULTS[status])
     if transaction is not None:
@@ -102,100 +89,95 @@ def callback_xml(
                 CardHolderMessageMustBeShown=_flag(transaction.must_show),
                 MerchantErrorMessage=transaction.merchant_message,
             )
-        body += transactions(config, [(payment, transaction)])
+        body += transactions([(payment, transaction)])
     path = "API/reservation" if payment.kind == MethodKind.CARD else "API/ePaymentVerify"
     if status == "ChargebackEvent":
         path = "settings/createReconciliationData"
-    return envelope(config, path=path, body=body).decode()
+    return envelope(path=path, body=body).decode()
 
 
 def requires_capture(payment: Payment, transaction: Transaction | None) -> bool:
-    """Say whether the merchant still has to capture although autoCapture was asked for
-    (`require_capture`).
-    """
-    reserved = transaction is not None and transaction.reserved_minor > 0
-    return payment.auto_capture and reserved and transaction is not None and not transaction.captured_minor
+    """Say whether the merchant has yet to capture in spite of autoCapture (`require_capture`)."""
+    if transaction is None:
+        return False
+    return payment.auto_capture and transaction.reserved_minor > 0 and not transaction.captured_minor
 
 
 def callback_body(
-    config: SandboxConfig,
     payment: Payment,
     transaction: Transaction | None,
     status: str,
     *,
+    terminal_secret: str,
     tamper: Tampering | None = None,
-) -> Body:
-    """Return the body of a callback in the format that the session asked for, damaged as a script ordered."""
+) -> tuple[bytes, str]:
+    """Return a callback's body and content type as the session asked, damaged as a script ordered."""
     if payment.body_format == "JSON":
-        return Body(msgspec.json.encode(_json_fields(payment, transaction, status)), "application/json")
-    fields = form_fields(config, payment, transaction, status)
+        return msgspec.json.encode(_json_fields(payment, transaction, status)), "application/json"
+    fields = form_fields(payment, transaction, status, terminal_secret=terminal_secret)
     match tamper:
         case "noChecksum":
-            fields = [(name, value) for name, value in fields if name != "checksum"]
-        case "badChecksum":
-            fields = [(name, value[::-1] if name == "checksum" else value) for name, value in fields]
+            fields.pop("checksum", None)
+        case "badChecksum" if "checksum" in fields:
+            fields["checksum"] = fields["checksum"][::-1]
         case "noTransactions":
-            fields = _with_xml(fields, callback_xml(config, payment, None, status))
+            fields["xml"] = callback_xml(payment, None, status)
         case "invalidXml":
-            fields = _with_xml(fields, "<APIResponse><Header></Body>\n")
+            fields["xml"] = "<APIResponse><Header></Body>\n"
         case "emptyXml":
-            fields = _with_xml(fields, "")
+            fields["xml"] = ""
         case _:
             pass  # the others are about the signature
-    return Body(form_encode(fields), "application/x-www-form-urlencoded")
-
-
-def _with_xml(fields: list[tuple[str, str]], xml: str) -> list[tuple[str, str]]:
-    return [(name, xml if name == "xml" else value) for name, value in fields]
+    return form_encode(fields.items()), "application/x-www-form-urlencoded"
 
 
 def form_fields(
-    config: SandboxConfig, payment: Payment, transaction: Transaction | None, status: str
-) -> list[tuple[str, str]]:
+    payment: Payment, transaction: Transaction | None, status: str, *, terminal_secret: str
+) -> dict[str, str]:
     """Return the fields of part 2.2 in a fixed order; the checksum only where a terminal secret is set."""
     amount = plain(payment.amount_minor, payment.currency)
     currency = money.numeric_code(payment.currency)
-    fields = [
-        ("shop_orderid", payment.order_id),
-        ("currency", currency),
-        ("type", payment.type),
-        ("embedded_window", "0"),
-        ("amount", amount),
-    ]
+    fields = {
+        "shop_orderid": payment.order_id,
+        "currency": currency,
+        "type": payment.type,
+        "embedded_window": "0",
+        "amount": amount,
+    }
     if transaction is not None:
-        fields.append(("transaction_id", transaction.transaction_id))
-    fields += [("payment_id", payment.payment_id), ("nature", payment.nature)]
-    fields.append(("require_capture", _flag(requires_capture(payment, transaction))))
+        fields["transaction_id"] = transaction.transaction_id
+    fields |= {
+        "payment_id": payment.payment_id,
+        "nature": payment.nature,
+        "require_capture": _flag(requires_capture(payment, transaction)),
+    }
     if transaction is not None:
-        fields.append(("payment_status", transaction.status))
+        fields["payment_status"] = transaction.status
         if transaction.masked_pan:
-            fields += [
-                ("masked_credit_card", transaction.masked_pan),
-                ("credit_card_masked_pan", transaction.masked_pan),
-                ("credit_card_token", transaction.token),
-                ("blacklist_token", transaction.token),
-            ]
+            fields |= {
+                "masked_credit_card": transaction.masked_pan,
+                "credit_card_masked_pan": transaction.masked_pan,
+                "credit_card_token": transaction.token,
+                "blacklist_token": transaction.token,
+            }
         if transaction.fraud_recommendation:
-            fields += [
-                ("fraud_risk_score", str(transaction.fraud_score)),
-                ("fraud_explanation", transaction.fraud_explanation),
-                ("fraud_recommendation", transaction.fraud_recommendation),
-            ]
-    fields.append(("status", status))
-    infos = payment.transaction_info if payment.echoes_infos else {}
-    fields += [(f"transaction_info[{name}]", value) for name, value in infos.items()]
+            fields |= {
+                "fraud_risk_score": str(transaction.fraud_score),
+                "fraud_explanation": transaction.fraud_explanation,
+                "fraud_recommendation": transaction.fraud_recommendation,
+            }
+    fields["status"] = status
+    fields |= {f"transaction_info[{name}]": value for name, value in payment.echoed_infos.items()}
     if transaction is not None and status != "succeeded" and transaction.message:
-        fields += [
-            ("error_message", transaction.message),
-            ("merchant_error_message", transaction.merchant_message),
-            ("cardholder_message_must_be_shown", _flag(transaction.must_show)),
-        ]
-    fields.append(("xml", callback_xml(config, payment, transaction, status)))
-    if config.terminal_secret:
-        digest = checksum(
-            amount=amount, currency=currency, shop_orderid=payment.order_id, secret=config.terminal_secret
-        )
-        fields.append(("checksum", digest))
+        fields |= {
+            "error_message": transaction.message,
+            "merchant_error_message": transaction.merchant_message,
+            "cardholder_message_must_be_shown": _flag(transaction.must_show),
+        }
+    fields["xml"] = callback_xml(payment, transaction, status)
+    if terminal_secret:
+        covered = {"amount": amount, "currency": currency, "shop_orderid": payment.order_id}
+        fields["checksum"] = checksum(**covered, secret=terminal_secret)
     return fields
 
 
@@ -217,7 +199,7 @@ def _json_fields(payment: Payment, transaction: Transaction | None, status: str)
     }
 
 
-def _transaction(config: SandboxConfig, payment: Payment, transaction: Transaction) -> str:
+def _transaction(payment: Payment, transaction: Transaction) -> str:
     currency, card, fraud = payment.currency, transaction.masked_pan, transaction.fraud_recommendation
     numeric, none = money.numeric_code(currency), plain(0, currency)
     reserved = transaction.reserved_minor
@@ -235,7 +217,7 @@ def _transaction(config: SandboxConfig, payment: Payment, transaction: Transacti
             CVVCheckResult="Matched" if card else "Not_Applicable",
             BlacklistToken=transaction.token if card else None,
             ShopOrderId=payment.order_id,
-            Shop=config.shop,
+            Shop=SHOP,
             Terminal=payment.terminal,
             TransactionStatus=transaction.status,
             ReasonCode="NONE",
@@ -249,13 +231,11 @@ def _transaction(config: SandboxConfig, payment: Payment, transaction: Transacti
             CreditedAmount=none,
             RecurringDefaultAmount=none,
             SurchargeAmount=none,
-            CreatedDate=_date(config, transaction.created_at),
-            UpdatedDate=_date(config, transaction.updated_at),
+            CreatedDate=_date(transaction.created_at),
+            UpdatedDate=_date(transaction.updated_at),
             PaymentNature=payment.nature,
             PaymentSource="eCommerce",
-            AuthorisationExpiryDate=_date(config, _reserved_until(payment, transaction))
-            if reserved
-            else None,
+            AuthorisationExpiryDate=_date(_reserved_until(payment, transaction)) if reserved else None,
             PaymentSchemeName=_scheme(card) if card else None,
         ),
         _service(payment),
@@ -266,10 +246,10 @@ def _transaction(config: SandboxConfig, payment: Payment, transaction: Transacti
         )
         if fraud
         else "",
-        _chargebacks(config, payment, transaction),
+        _chargebacks(payment, transaction),
         _infos(payment),
         _customer(payment),
-        _reconciliations(config, payment, transaction),
+        _reconciliations(payment, transaction),
     ]
     return "<Transaction>" + "".join(parts) + "</Transaction>"
 
@@ -315,11 +295,11 @@ def _service(payment: Payment) -> str:
     return f'<PaymentNatureService name="{name}">{supported}</PaymentNatureService>'
 
 
-def _chargebacks(config: SandboxConfig, payment: Payment, transaction: Transaction) -> str:
+def _chargebacks(payment: Payment, transaction: Transaction) -> str:
     """Return the events as a notification of 2016 had them (C12); what a reversal is called was not seen."""
     events = (
         elements(
-            Date=dt.datetime.fromtimestamp(at, config.zone).isoformat(timespec="seconds"),
+            Date=_moment(at),
             Type="Chargeback" if minor > 0 else "ChargebackReversed",
             ReasonCode="4837",
             Reason="No Cardholder Authorization",
@@ -339,14 +319,11 @@ def _list(name: str, items: Iterable[str]) -> str:
 
 
 def _infos(payment: Payment) -> str:
-    told = payment.transaction_info if payment.echoes_infos else {}
-    return _list(
-        "PaymentInfos",
-        (
-            f'<PaymentInfo name="{_escaped(name)}">{_escaped(value)}</PaymentInfo>'
-            for name, value in told.items()
-        ),
+    infos = (
+        f'<PaymentInfo name="{_escaped(name)}">{_escaped(value)}</PaymentInfo>'
+        for name, value in payment.echoed_infos.items()
     )
+    return _list("PaymentInfos", infos)
 
 
 def _customer(payment: Payment) -> str:
@@ -357,25 +334,24 @@ def _customer(payment: Payment) -> str:
     return _list("CustomerInfo", [_list("BillingAddress", inner)] if inner else [])
 
 
-def _reconciliations(config: SandboxConfig, payment: Payment, transaction: Transaction) -> str:
+def _reconciliations(payment: Payment, transaction: Transaction) -> str:
     numeric = money.numeric_code(payment.currency)
     entries = (
         element("Id", each.identifier if each.echoed else each.unique_id)
         + f'<Amount currency="{numeric}">{plain(each.amount_minor, payment.currency)}</Amount>'
-        + elements(
-            Type=each.type,
-            Date=dt.datetime.fromtimestamp(each.at, config.zone).isoformat(timespec="seconds"),
-            UniqueId=each.unique_id,
-        )
+        + elements(Type=each.type, Date=_moment(each.at), UniqueId=each.unique_id)
         for each in transaction.reconciliation
     )
     named = (f"<ReconciliationIdentifier>{entry}</ReconciliationIdentifier>" for entry in entries)
     return _list("ReconciliationIdentifiers", named)
 
 
-def _date(config: SandboxConfig, at: float | None = None) -> str:
-    moment = dt.datetime.fromtimestamp(time.time() if at is None else at, config.zone)
-    return moment.strftime("%Y-%m-%d %H:%M:%S")
+def _date(at: float) -> str:
+    return dt.datetime.fromtimestamp(at, dt.UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _moment(at: float) -> str:
+    return dt.datetime.fromtimestamp(at, dt.UTC).isoformat(timespec="seconds")
 
 
 def _escaped(value: object) -> str:
@@ -393,9 +369,7 @@ def _flag(value: bool) -> str:  # noqa: FBT001 - it is the value to print
 
 
 def form_encode(fields: Iterable[tuple[str, str]]) -> bytes:
-    """Encode like Java's URLEncoder: space to `+`; letters, digits and `.-*_` as they are; all else in
-    upper-case hex.
-    """
+    """Encode like Java's URLEncoder: space to `+`, `.-*_` as they are, all else in upper-case hex."""
     return "&".join(f"{_java_encoded(name)}={_java_encoded(value)}" for name, value in fields).encode("ascii")
 
 
@@ -405,18 +379,14 @@ def _java_encoded(text: str) -> str:
 
 def checksum(*, amount: str, currency: str, shop_orderid: str, secret: str) -> str:
     """Return the terminal checksum over the fields exactly as posted (part 2.4, A)."""
-    pairs = {"amount": amount, "currency": currency, "secret": secret, "shop_orderid": shop_orderid}
-    text = ",".join(f"{name}={pairs[name]}" for name in sorted(pairs))
+    text = f"amount={amount},currency={currency},secret={secret},shop_orderid={shop_orderid}"
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()  # the vendor's algorithm
 
 
-def signature(body: bytes, secret: str, timestamp: str) -> str:
-    """Return one hexadecimal HMAC-SHA256 over the raw body, a dot and the timestamp (part 2.4, B)."""
-    return hmac.new(secret.encode(), body + b"." + timestamp.encode(), hashlib.sha256).hexdigest()
-
-
 def signature_header(body: bytes, secrets: Sequence[str], timestamp: int) -> str:
-    """Return the AltaPay-Signature header with one signature for each active secret."""
-    stamp = str(timestamp)
-    signed = [f"s{number}={signature(body, secret, stamp)}" for number, secret in enumerate(secrets)]
-    return ";".join([f"t={stamp}", *signed])
+    """Return the AltaPay-Signature header with one signature for each active secret: a hexadecimal
+    HMAC-SHA256 over the raw body, a dot and the timestamp (part 2.4, B).
+    """
+    signed = f"{timestamp}".encode()
+    made = (hmac.digest(secret.encode(), body + b"." + signed, "sha256").hex() for secret in secrets)
+    return ";".join([f"t={timestamp}", *(f"s{number}={each}" for number, each in enumerate(made))])

@@ -12,7 +12,6 @@ import contextlib
 import random
 import socket
 import struct
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
 
@@ -93,13 +92,18 @@ class Plan(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     noise_rows: int = 0
 
 
-class Burst(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
-    """The next `count` calls of an endpoint fail."""
+class Fault(msgspec.Struct, rename="camel", forbid_unknown_fields=True, kw_only=True):
+    """What to do instead of serving a call, or after its effect."""
 
-    count: int
     status: Misbehaviour = 503
     after: bool = False
     retry_after: int = 1
+
+
+class Burst(Fault, kw_only=True):
+    """The next `count` calls of an endpoint fail."""
+
+    count: int
 
 
 class GlobalFaults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
@@ -123,20 +127,10 @@ class GlobalFaults(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """Seconds after which a token is refused, whatever its `exp` says; None: as it says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What to do instead of (or after) serving a call."""
-
-    status: Misbehaviour
-    after: bool = False
-    retry_after: int = 1
-
-
 class Faults:
     """All orders to misbehave, and how many calls they have been asked about."""
 
     def __init__(self, store: Store, *, seed: int) -> None:
-        """Load plans and global faults from the store."""
         self._store = store
         self._seed = seed
         self._asked: dict[tuple[str, str], int] = {}
@@ -153,17 +147,14 @@ class Faults:
         return self.plans.get(order_id) or _NO_PLAN
 
     def set_plan(self, order_id: str, plan: Plan) -> None:
-        """Replace the plan of an order number."""
         self.plans[order_id] = plan
         self._store.put("plan", order_id, plan)
 
     def drop_plan(self, order_id: str) -> None:
-        """Forget the plan of an order number."""
         self.plans.pop(order_id, None)
         self._store.remove("plan", order_id)
 
     def set_everywhere(self, faults: GlobalFaults) -> None:
-        """Replace the global faults."""
         self.everywhere = faults
         self._store.put("faults", "everywhere", faults)
 
@@ -194,31 +185,28 @@ class Faults:
         return True
 
     def token_lifetime(self, order_id: str | None) -> float | None:
-        """Return the seconds after which a token is refused early, in all calls or in calls about
-        an order.
-        """
+        """Return the seconds after which a token is refused early, in all calls or an order's."""
         planned = self.plan(order_id).token_lifetime if order_id is not None else None
         given = [each for each in (planned, self.everywhere.token_lifetime) if each is not None]
         return min(given, default=None)
 
     def next(self, endpoint: Endpoint, order_id: str | None) -> Fault | None:
-        """Take the fault that this call meets, if any: the order's plan first, then bursts, then
-        the share.
-        """
+        """Take the fault that a call meets, if any: the order's plan, then bursts, then the share."""
         if order_id is not None and (plan := self.plans.get(order_id)) is not None:
             key: Endpoint = endpoint if plan.fail.get(endpoint, 0) > 0 else "all"
             if plan.fail.get(key, 0) > 0:
                 plan.fail[key] -= 1
                 self._store.put("plan", order_id, plan)
-                return Fault(plan.fail_status, plan.fail_after, plan.retry_after)
+                return Fault(status=plan.fail_status, after=plan.fail_after, retry_after=plan.retry_after)
         everywhere = self.everywhere
-        for burst in (getattr(everywhere, endpoint.replace("-", "_"), None), everywhere.all):
+        own: Burst | None = getattr(everywhere, endpoint.replace("-", "_"), None)
+        for burst in (own, everywhere.all):
             if burst is not None and burst.count > 0:
                 burst.count -= 1
                 self._store.put("faults", "everywhere", everywhere)
-                return Fault(burst.status, burst.after, burst.retry_after)
+                return burst
         if everywhere.share > 0 and self._unlucky(endpoint, order_id):
-            return Fault(everywhere.share_status, retry_after=everywhere.retry_after)
+            return Fault(status=everywhere.share_status, retry_after=everywhere.retry_after)
         return None
 
     def _unlucky(self, endpoint: str, order_id: str | None) -> bool:

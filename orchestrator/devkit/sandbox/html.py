@@ -52,11 +52,6 @@ def amount(minor: int, currency: str) -> str:
     return f"{money.to_decimal(minor, currency):.{money.exponent(currency)}f}"
 
 
-def locked_page() -> HTMLResponse:
-    """Say to a person how these pages are opened."""
-    return page("locked.html", HTTPStatus.UNAUTHORIZED)
-
-
 def wants_page(request: Request) -> bool:
     """Say whether a browser shows the answer to a person: it asks for HTML by name."""
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")

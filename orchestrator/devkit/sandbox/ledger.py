@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.devkit.sandbox.books import Transaction
+
 if TYPE_CHECKING:
-    from orchestrator.devkit.sandbox.books import Order, Payment, Transaction
+    from orchestrator.devkit.sandbox.books import Order, Payment
 
 
 def entry(order: Order, payments: list[Payment]) -> dict[str, Any]:
@@ -28,17 +30,21 @@ def _camel(name: str) -> str:
 
 
 def rows_of(payment: Payment) -> list[dict[str, Any]]:
-    """Return one row for each transaction, or one with `transactionId` null while the shopper has not
-    submitted.
-    """
+    """Return a row for each transaction, or one without a `transactionId` before the first submission."""
     shared = {
         **_fields(payment, "payment_id", "order_id", "terminal", "currency", "amount_minor"),
         "sessionId": payment.session_id or None,
         "checkout": payment.transaction_info.get("checkout"),
     }
-    rows: list[dict[str, Any]] = [
+    transactions = payment.transactions or [
+        Transaction("", "initiated", payment.created_at, payment.created_at, outcome="")
+    ]
+    return [
         {
-            **_fields(each, "transaction_id", "status", "outcome", *_AMOUNTS),
+            **shared,
+            **_fields(each, "status", *_AMOUNTS),
+            "transactionId": each.transaction_id or None,
+            "outcome": each.outcome or None,
             "movements": [
                 {**_fields(movement, "type", "amount_minor", "identifier", "by"), "at": _iso(movement.at)}
                 for movement in each.movements
@@ -46,25 +52,14 @@ def rows_of(payment: Payment) -> list[dict[str, Any]]:
             "createdAt": _iso(each.created_at),
             "callbacks": _callbacks(payment, each),
         }
-        for each in payment.transactions
-    ] or [
-        {
-            "transactionId": None,
-            "status": "initiated",
-            "outcome": None,
-            **dict.fromkeys(map(_camel, _AMOUNTS), 0),
-            "movements": [],
-            "createdAt": _iso(payment.created_at),
-            "callbacks": _callbacks(payment, None),
-        }
+        for each in transactions
     ]
-    return [{**shared, **row} for row in rows]
 
 
-def _callbacks(payment: Payment, transaction: Transaction | None) -> list[dict[str, Any]]:
+def _callbacks(payment: Payment, transaction: Transaction) -> list[dict[str, Any]]:
     """Return a transaction's callbacks; the `new` of the payment stands with its first transaction."""
-    number = transaction.transaction_id if transaction is not None else None
-    first = transaction is None or transaction is payment.transactions[0]
+    number = transaction.transaction_id
+    first = not payment.transactions or transaction is payment.transactions[0]
     return [
         {**_fields(each, "kind", "status", "answer_status", "note"), "sentAt": _iso(each.sent_at)}
         for each in payment.deliveries

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from orchestrator.devkit.sandbox.books import FIRST_TRANSACTION, Payment, Transaction
 from orchestrator.devkit.sandbox.core import form_of, sandbox_of
-from orchestrator.devkit.sandbox.documents import element, elements, envelope, plain, transactions
+from orchestrator.devkit.sandbox.documents import SHOP, element, elements, envelope, plain, transactions
 from orchestrator.devkit.sandbox.methods import MethodKind
 from orchestrator.domain import money
 
@@ -68,7 +68,7 @@ async def list_payments(request: Request) -> Response:
         found.sort(key=lambda row: int(row[1].transaction_id), reverse=sort == "desc")
         if not sort:
             random.Random(f"{sandbox.config.seed}/payments/{sorted(filters.items())}").shuffle(found)  # noqa: S311
-        rows = transactions(sandbox.config, found[:limit])
+        rows = transactions(found[:limit])
         echo = f"<ResultFilter>{elements(**filters)}</ResultFilter>"
         return (element("Result", "Success") if rows else "<Result/>") + echo + rows
 
@@ -167,7 +167,7 @@ def _moving(
             if amount:
                 moved = plain(minor if refusal is None else 0, payment.currency)
                 told = {amount: moved, f"{kind}Currency": money.numeric_code(payment.currency), **told}
-            return elements(**told) + transactions(sandbox.config, [(payment, transaction)])
+            return elements(**told) + transactions([(payment, transaction)])
 
         return await _answer(request, endpoint, _order_of(sandbox, fields), serve)
 
@@ -204,9 +204,7 @@ async def _answer(
             body, code, message = serve(), 0, ""
         except _Unusable as error:
             body, code, message = "", error.code, str(error)
-        return Response(
-            envelope(sandbox.config, path=path, body=body, code=code, message=message), media_type=XML
-        )
+        return Response(envelope(path=path, body=body, code=code, message=message), media_type=XML)
 
     return await sandbox.attend(request, endpoint, order_id, attempt, media_type=XML)
 
@@ -235,9 +233,10 @@ def _minor(fields: dict[str, str], payment: Payment, *, default: int) -> int:
 def _limit(given: str) -> int:
     if not given:
         return _DEFAULT_LIMIT
-    if not given.isascii() or not given.isdigit() or not 1 <= int(given[:4]) <= _HIGHEST_LIMIT:
+    wanted = int(given) if given.isascii() and given.isdigit() and len(given) <= len("100") else 0
+    if not 1 <= wanted <= _HIGHEST_LIMIT:
         raise _Unusable(10000003, f"limit must be 1 to {_HIGHEST_LIMIT}")
-    return int(given)
+    return wanted
 
 
 def _order_of(sandbox: Sandbox, fields: dict[str, str]) -> str | None:
@@ -252,9 +251,7 @@ def _order_of(sandbox: Sandbox, fields: dict[str, str]) -> str | None:
 
 
 def _noise(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payment, Transaction]]:
-    """Yield the failed attempts of other checkouts that a plan puts under an order number; they are not in
-    the ledger.
-    """
+    """Yield other checkouts' failed attempts that a plan puts under an order; no ledger has them."""
     order_id = filters.get("shop_orderid", "")
     plan = sandbox.faults.plan(order_id)
     if set(filters) != {"shop_orderid"}:
@@ -290,7 +287,7 @@ def _matching(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payme
         candidates = [books.payments[payment_id]] if payment_id in books.payments else []
     elif order_id := filters.get("shop_orderid"):
         order = books.orders.get(order_id)
-        candidates = [books.payments[each] for each in order.payments] if order else []
+        candidates = books.payments_of(order) if order else []
     else:
         # No key: the newest payments only, not a walk over everything.
         candidates = list(itertools.islice(reversed(books.payments.values()), 10 * _HIGHEST_LIMIT))
@@ -300,7 +297,7 @@ def _matching(sandbox: Sandbox, filters: dict[str, str]) -> Iterator[tuple[Payme
                 "transaction_id": transaction.transaction_id,
                 "payment_id": payment.payment_id,
                 "shop_orderid": payment.order_id,
-                "shop": sandbox.config.shop,
+                "shop": SHOP,
                 "terminal": payment.terminal,
             }
             if all(seen[name] == value for name, value in filters.items()):

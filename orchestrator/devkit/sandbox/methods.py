@@ -77,7 +77,6 @@ class Method:
 
 @lru_cache(maxsize=256)
 def method_id(terminal: str) -> str:
-    """Return the identifier of a terminal's method."""
     return str(uuid.uuid5(_NAMESPACE, terminal))
 
 
@@ -117,9 +116,7 @@ _OTHER_ENGINES = re.compile(r"Chrome|Chromium|CriOS|Edg|Firefox|FxiOS|OPR/")
 
 @lru_cache(maxsize=4096)
 def device_of(user_agent: str) -> Device:
-    """Tell the device from its User-Agent: any browser on iOS, but only Safari on a Mac, can show
-    Apple Pay.
-    """
+    """Tell the device: any browser on iOS, but only Safari on a Mac, can show Apple Pay."""
     if _HANDHELD_APPLE.search(user_agent):
         return Device.APPLE
     if "Macintosh" in user_agent and "Safari/" in user_agent and not _OTHER_ENGINES.search(user_agent):

@@ -64,7 +64,6 @@ TEST_CARDS = (
 
 
 async def show(request: Request) -> Response:
-    """Show the page of a payment in the state that it is in."""
     payment = _payment(request)
     if payment is None:
         return _unknown()
@@ -73,12 +72,11 @@ async def show(request: Request) -> Response:
     latest = payment.latest
     sandbox_of(request).messages.note(payment.order_id, ("gateway", "browser"), "page", payment.kind)
     if latest is not None and latest.outcome == Outcome.OPEN:
-        return _open_page(payment)
+        return _page("open.html", payment, back=payment.callbacks.get("redirect"))
     return _form_page(payment, signed_in="signed-in" in request.query_params)
 
 
 async def submit(request: Request) -> Response:
-    """Take what the shopper decided."""
     payment = _payment(request)
     if payment is None:
         return _unknown()
@@ -113,7 +111,6 @@ async def submit(request: Request) -> Response:
 
 
 async def show_challenge(request: Request) -> Response:
-    """Show the mock of the issuer's 3-D Secure page."""
     payment = _payment(request)
     if payment is None or payment.latest is None:
         return _unknown()
@@ -123,7 +120,6 @@ async def show_challenge(request: Request) -> Response:
 
 
 async def submit_challenge(request: Request) -> Response:
-    """Take the shopper's answer to 3-D Secure."""
     payment = _payment(request)
     if payment is None or payment.latest is None:
         return _unknown()
@@ -149,7 +145,6 @@ async def index(request: Request) -> Response:
 
 
 async def logo(request: Request) -> Response:
-    """Draw the logo of a method."""
     sandbox = sandbox_of(request)
     method = next(
         (each for each in sandbox.config.methods if each.id == request.path_params["method_id"]), None
@@ -276,10 +271,6 @@ def _form_page(
     if payment.kind == MethodKind.CARD:
         return _page("card.html", payment, status=status, **context)
     return _page("approve.html", payment, status=status, signed_in=signed_in, **context)
-
-
-def _open_page(payment: Payment) -> Response:
-    return _page("open.html", payment, back=payment.callbacks.get("redirect"))
 
 
 def _state(payment: Payment, *, note: str, status: int = HTTPStatus.OK) -> Response:

@@ -45,7 +45,6 @@ class Fraud:
 
     @property
     def explanation(self) -> str:
-        """The text beside the recommendation."""
         return f"Sandbox rule for this card: {self.recommendation}"
 
 
@@ -110,7 +109,6 @@ _FORCED = {
     "error": AuthorizationResult(
         outcome=Outcome.ERROR, message="Internal Error", merchant_message="Error by the script"
     ),
-    "cancelled": CANCELLED,
 }
 
 

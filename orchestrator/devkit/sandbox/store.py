@@ -53,9 +53,7 @@ class Store:
             self._connection = connection
 
     def load(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        """Yield id and packed body of all documents of a kind, in the order in which they were
-        first stored.
-        """
+        """Yield id and packed body of all documents of a kind, in the order of their first storing."""
         if self._connection is None:
             return
         yield from self._connection.execute(
@@ -68,7 +66,6 @@ class Store:
             self._changed[kind, key] = document
 
     def remove(self, kind: str, key: str) -> None:
-        """Delete a document with the next commit."""
         self.put(kind, key, None)
 
     async def flushed(self) -> None:

@@ -76,9 +76,7 @@ class Tokens:
         return token
 
     def accepts(self, token: str, *, lifetime: float | None = None) -> bool:
-        """Say whether the token is ours, unexpired and not made stale; `lifetime` (seconds) ends it earlier
-        than it says.
-        """
+        """Say whether a token is ours, unexpired and not stale; `lifetime` (seconds) ends it earlier."""
         known = self._good.get(token)
         if known is None:
             known = self._checked(token)

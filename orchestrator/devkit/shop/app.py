@@ -65,7 +65,6 @@ def create_app(url: str, api: str, token: str, *, sandbox: str, control: str) ->
 
 
 def run(app: Starlette, host: str, port: int) -> None:
-    """Serve the shop until SIGINT or SIGTERM."""
     server = uvicorn.Config(
         app,
         host=host,

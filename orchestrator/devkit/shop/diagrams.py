@@ -120,7 +120,6 @@ def steps_of(name: str, detail: str) -> tuple[tuple[str, ...], bool]:
 
 
 def label_of(name: str) -> str:
-    """Return the words for a message's name."""
     if name in LABELS:
         return LABELS[name]
     known, _, kind = name.rpartition(":")
@@ -139,9 +138,10 @@ def draw(diagram: Diagram, seen: Collection[str], lost: Collection[str]) -> Mark
     parts = [f'<line class="lifeline" x1="{x:g}" x2="{x:g}" y1="26" y2="{height - 6}"/>' for x in at.values()]
     for name, said in diagram.parties.items():
         half = min(apart / 2 - 2, 42)
+        width = min(len(said) * 6.6, 2 * half - 6)  # as it is, or squeezed into its box
         parts.append(
             f'<g class="party"><rect x="{at[name] - half:g}" y="5" width="{2 * half:g}" height="22" rx="5"/>'
-            f'<text x="{at[name]:g}" y="20.5" textLength="{_squeezed(said, 2 * half - 6)}" lengthAdjust="spacingAndGlyphs">'
+            f'<text x="{at[name]:g}" y="20.5" textLength="{width:g}" lengthAdjust="spacingAndGlyphs">'
             f"{escape(said)}</text></g>"
         )
     for number, step in enumerate(diagram.steps, 1):
@@ -162,8 +162,3 @@ def draw(diagram: Diagram, seen: Collection[str], lost: Collection[str]) -> Mark
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(diagram.title)}. {escape(said)}">'
         f"{''.join(parts)}</svg>"
     )
-
-
-def _squeezed(text: str, room: float) -> str:
-    """Return the width of a party's name: as it is, or squeezed into its box."""
-    return f"{min(len(text) * 6.6, room):g}"

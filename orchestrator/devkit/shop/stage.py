@@ -203,8 +203,10 @@ class DemoShop(Shop):
 
     async def watch(self, request: Request) -> Response:
         """Show the messages alone, for a window beside the shopper's."""
-        order = self.order_of(request)
-        return self.page("missing.html", status=404) if order is None else await self._watched(order)
+        if (order := self.order_of(request)) is None:
+            return self.page("missing.html", status=404)
+        await self._messages(order)
+        return self.page("watch.html", order=order)
 
     async def show_order(self, request: Request) -> Response:
         if (order := self.order_of(request)) is not None:
@@ -222,17 +224,13 @@ class DemoShop(Shop):
 
     # Messages.
 
-    async def _watched(self, order: Order) -> Response:
-        await self._messages(order)
-        return self.page("watch.html", order=order)
-
     async def _hear(self, request: Request, order: Order) -> Response:
         size = request.headers.get("content-length", "")
         if not (size.isascii() and size.isdigit() and int(size) <= _LARGEST):
             return JSONResponse({"error": "no message of a browser"}, 413)
         try:
             said = msgspec.json.decode(await request.body(), type=_BrowserMessage)
-        except (msgspec.ValidationError, msgspec.DecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return JSONResponse({"error": "no message of a browser"}, 422)
         way, detail = _FROM_BROWSER[said.name]
         self._note(order.number, way, said.name, detail.format(count=said.count))
@@ -295,7 +293,7 @@ class DemoShop(Shop):
             self._note(number, browser, "second-tab", "the second tab pays")
             card = {"action": "pay", "card_number": "4111000011110000", "expiry": "12/39", "cvc": "123"}
             paid = await self._outside.post(url, data=card)
-            if paid.is_error:
+            if paid.is_error:  # an answer that leads to the shop's page is none
                 paid.raise_for_status()
         except (httpx.HTTPError, TimeoutError, LookupError, StopIteration) as error:
             self._note(number, browser, "second-tab", f"the second tab has not paid: {type(error).__name__}")
@@ -325,7 +323,6 @@ def integrity_of(name: str) -> str:
 
 
 async def static(request: Request) -> Response:
-    """Serve a style sheet, script or picture of the shop."""
     name = request.path_params["name"]
     if name not in _TYPES:
         return Response(status_code=404)

@@ -64,7 +64,6 @@ async def test_latency_counts_from_the_scheduled_moment_although_the_load_itself
 
     async with Misbehaving(answer) as server:
         loading = load._Load(job(server, rate=10, seconds=1))
-        loading.plan()
         due = asyncio.get_running_loop().time() - 5.0  # it should have left five seconds ago
         await loading._send(0, due)
         loading._lines.close()
@@ -109,7 +108,7 @@ async def test_a_connection_that_was_closed_while_idle_costs_nothing():
         host, port = server.url.removeprefix("http://").split(":")
         lines = http_pool.HttpPool(host, int(port), most=1)
         for _ in range(3):
-            assert (await lines.exchange(http_pool.request("GET", host, "/", headers={}))).good
+            assert (await lines.exchange(http_pool.request("GET", host, "/", headers={}))).status < 400
         assert server.connections == 3
         server.answer = silent_end
         with pytest.raises(ConnectionResetError):

@@ -12,7 +12,7 @@ import time
 import pytest
 from starlette.responses import HTMLResponse, Response
 
-from orchestrator.devkit.sandbox import RetryPolicy, create_app
+from orchestrator.devkit.sandbox import create_app
 from orchestrator.devkit.sandbox.documents import form_encode
 from tests.support.parties import CONFIG, SECRET, TERMINAL_SECRET, Gateway, serving, until
 
@@ -250,18 +250,6 @@ def test_a_callback_of_type_function_is_left_to_the_browser(gateway, merchant, o
     answer = gateway.pay(gateway.checkout(order, callbacks__success={"type": "FUNCTION", "value": "onPaid"}))
     assert answer.headers["location"] == f"{merchant.url}/redirect/{order}"
     assert not merchant.heard(order, "success")
-
-
-def test_notifications_are_tried_again_as_configured(merchant, order):
-    policy = RetryPolicy(attempts=3, first_delay=0.01)
-    with serving(create_app(dataclasses.replace(CONFIG, callback_retry=policy))) as url:
-        gateway = Gateway(url, merchant)
-        nowhere = "http://127.0.0.1:9/notification"
-        gateway.pay(gateway.checkout(order, callbacks__notification=nowhere))
-        until(
-            lambda: len([each for each in deliveries(gateway, order) if each["kind"] == "notification"]) == 3
-        )
-        gateway.http.close()
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,7 @@ def test_a_put_changes_order_number_and_amount_and_keeps_the_rest(gateway, order
         ("order__transactionInfo", {"a": "x" * 256}, "transactionInfo"),
         ("configuration", {}, "paymentType"),
         ("callbacks__bodyFormat", "YAML", "bodyFormat"),
+        ("callbacks__bodyFormat", {"a": 1}, "bodyFormat"),
         ("callbacks__notification", 7, "notification"),
         ("callbacks", [], "callbacks"),
     ],

@@ -165,6 +165,10 @@ def test_a_plan_with_a_mistake_is_refused_with_its_place(gateway, path, content)
     assert answer.json()["message"]
 
 
+def test_a_plan_that_is_no_text_is_refused(gateway):
+    assert gateway.http.put("/sandbox/orders/x", content=b'{"currency": "\xff"}').status_code == 400
+
+
 def test_an_order_number_may_contain_a_slash(gateway):
     gateway.plan("Order-1234/2023", fail={"session": 1})
     assert post_session(gateway, "Order-1234/2023").status_code == 503
@@ -200,6 +204,12 @@ def test_a_lost_session_is_unknown_afterwards(gateway, order):
     gateway.control("DELETE", f"sessions/{session}")
     assert gateway.http.put(f"{API}/session/{session}", headers=gateway.bearer).status_code == 404
     assert gateway.http.delete(f"/sandbox/sessions/{session}").status_code == 404
+
+
+def test_a_number_of_thousands_of_digits_is_refused_like_any_other_that_is_wrong(gateway):
+    for name in ("limit", "after"):
+        answer = gateway.http.get("/sandbox/ledger", params={name: "9" * 5000})
+        assert (answer.status_code, "is not a number" in answer.json()["message"]) == (400, True)
 
 
 def test_the_ledger_pages_through_all_orders_and_adds_up(merchant):

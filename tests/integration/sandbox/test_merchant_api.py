@@ -89,7 +89,9 @@ def test_at_most_ten_transactions_come_unless_asked_for_and_in_no_order(gateway,
     assert len(numbers(limit="3")) == 3
 
 
-@pytest.mark.parametrize("fields", [{"limit": "0"}, {"limit": "101"}, {"limit": "ten"}, {"sort": "up"}])
+@pytest.mark.parametrize(
+    "fields", [{"limit": "0"}, {"limit": "101"}, {"limit": "00500"}, {"limit": "ten"}, {"sort": "up"}]
+)
 def test_senseless_lookups_are_request_level_errors(gateway, fields):
     xml = gateway.lookup(shop_orderid="x", **fields)
     assert xml.findtext("Header/ErrorCode") != "0"

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from orchestrator import intents
-from orchestrator.devkit.bench import figures, latency, load
+from orchestrator.devkit.bench import latency, load, result
 
 # ── Percentiles ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -22,36 +22,36 @@ from orchestrator.devkit.bench import figures, latency, load
     ("share", "expected"), [(0, 1), (1, 1), (50, 50), (95, 95), (99, 99), (99.9, 100), (100, 100)]
 )
 def test_a_percentile_is_a_value_that_was_measured(share, expected):
-    assert figures.percentile(range(1, 101), share) == expected
+    assert result.percentile(range(1, 101), share) == expected
 
 
 def test_a_percentile_of_few_values_is_not_made_up():
-    assert figures.percentile([7.0], 50) == 7.0
-    assert figures.percentile([1.0, 2.0, 30.0], 99) == 30.0
+    assert result.percentile([7.0], 50) == 7.0
+    assert result.percentile([1.0, 2.0, 30.0], 99) == 30.0
 
 
 def test_there_is_no_percentile_of_nothing():
     with pytest.raises(ValueError, match="nothing"):
-        figures.percentile([], 50)
-    assert figures.summary([]) == {"p50": None, "p95": None, "p99": None}
+        result.percentile([], 50)
+    assert result.summary([]) == {"p50": None, "p95": None, "p99": None}
 
 
 def test_a_summary_does_not_depend_on_the_order_of_what_was_measured():
     values = [float(number) for number in range(1, 1001)]
     shuffled = list(values)
     Random(3).shuffle(shuffled)
-    assert figures.summary(shuffled) == figures.summary(values) == {"p50": 500.0, "p95": 950.0, "p99": 990.0}
+    assert result.summary(shuffled) == result.summary(values) == {"p50": 500.0, "p95": 950.0, "p99": 990.0}
 
 
 # ── Seconds ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_moments_are_counted_by_second_and_those_outside_are_left_out():
-    assert figures.per_second([0.0, 0.9, 1.0, 2.99, 3.0, -0.1], seconds=3) == [2, 1, 1]
+    assert result.per_second([0.0, 0.9, 1.0, 2.99, 3.0, -0.1], seconds=3) == [2, 1, 1]
 
 
 def test_what_waits_is_what_began_and_has_not_ended():
-    assert figures.waiting([0.1, 0.2, 1.5, 2.5], [0.9, 2.1, 2.2], seconds=4) == [1, 2, 1, 1]
+    assert result.waiting([0.1, 0.2, 1.5, 2.5], [0.9, 2.1, 2.2], seconds=4) == [1, 2, 1, 1]
 
 
 # ── Schedules ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,8 +103,8 @@ def test_a_latency_without_spread_is_always_the_same():
 def test_a_lognormal_latency_has_the_percentiles_that_it_is_given_by():
     latency_given, random = latency.parse("lognormal:120,380"), Random(5)
     drawn = sorted(latency_given.draw(random) * 1000 for _ in range(50_000))
-    assert figures.percentile(drawn, 50) == pytest.approx(120, rel=0.02)
-    assert figures.percentile(drawn, 99) == pytest.approx(380, rel=0.04)
+    assert result.percentile(drawn, 50) == pytest.approx(120, rel=0.02)
+    assert result.percentile(drawn, 99) == pytest.approx(380, rel=0.04)
     assert latency_given.sigma == pytest.approx(math.log(380 / 120) / 2.3263, rel=1e-4)
 
 

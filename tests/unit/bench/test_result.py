@@ -17,7 +17,7 @@ from orchestrator.devkit.local.terminal import Terminal
 
 BEGAN = 1_000.0
 CONDITIONS = result.Conditions(
-    version="1", python="3.11", cpus=2, postgres="18", durable=True, flush_ms=0.1, workers=1, latency="0", faults=0.0, think_s=1.5
+    version="1", python="3.11", cpus=2, postgres="18", durable=True, flush_ms=0.1, workers=1, gateway_latency="0", faults=0.0, think_s=1.5
 )  # fmt: skip
 
 
@@ -40,24 +40,18 @@ def made(count=200, *, whole=True, rows=None, statuses=None, **job):
             for number, moment in enumerate(moments)
             if load.accepted(statuses[number])
         ]
-    payments = [
-        {
-            "orderId": row.order_ref,
-            "paidAt": row.ended_at - 0.05,
-            "amountMinor": 100,
-            "currency": "DKK",
-            "capturedMinor": 0,
-        }
-        for row in rows
-        if row.ended_at is not None
-    ]
     books = ledger.Books(
         payments=[
-            ledger.Payment(
-                order_ref=payment["orderId"], paid_at=payment["paidAt"], amount=100, currency="DKK"
-            )
-            for payment in payments
-        ]
+            ledger.Payment(order_ref=row.order_ref, at=row.ended_at - 0.05, amount=100, currency="DKK")
+            for row in rows
+            if row.ended_at is not None
+        ],
+        calls={"session": count},
+        faults={"500": 1},
+        callbacks={
+            "success": ledger.CallbackResults([3.0], {"303": 1}),
+            "notification": ledger.CallbackResults([4.0], {"200": 1}),
+        },
     )
     taken = [f"{prefix}-{number}" for number, status in enumerate(statuses) if load.accepted(status)]
     return Run(
@@ -65,15 +59,7 @@ def made(count=200, *, whole=True, rows=None, statuses=None, **job):
         job=load.Job("h", 1, "t", prefix, **({"rate": 20.0, "seconds": 10.0} | job)),
         sent=load.Sent(BEGAN, moments, [5.0 + number / 100 for number in range(count)], statuses),
         rows=rows,
-        gateway={
-            "payments": payments,
-            "calls": {"session": count},
-            "faults": {"500": 1},
-            "callbacks": {
-                "success": {"milliseconds": [3.0], "answers": {"303": 1}},
-                "notification": {"milliseconds": [4.0], "answers": {"200": 1}},
-            },
-        },
+        gateway=books,
         ledger=ledger.check(taken, rows, books, whole=whole),
         cpu={"api": 0.4, "worker": 0.6, "scheduler": 0.0, "postgres": 0.2},
         samples=[
@@ -159,9 +145,7 @@ def test_clean_books_end_in_status_0_and_a_report(tmp_path, capsys):
 def test_books_that_disagree_end_in_another_status(capsys):
     run = made()
     run.rows[7] = ledger.Row(order_ref="b-1-7", state="awaiting_payment", offered_at=BEGAN)
-    books = ledger.Books(
-        payments=[ledger.Payment(order_ref="b-1-7", paid_at=BEGAN, amount=100, currency="DKK")]
-    )
+    books = ledger.Books(payments=[ledger.Payment(order_ref="b-1-7", at=BEGAN, amount=100, currency="DKK")])
     wrong = ledger.check([row.order_ref for row in run.rows], run.rows, books, whole=True)
     broken = made()
     object.__setattr__(broken, "ledger", wrong)

@@ -21,7 +21,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self
 
 from orchestrator.devkit.errors import EmbeddedError
 from orchestrator.devkit.local.servers.files import owner_name
@@ -30,19 +30,12 @@ from orchestrator.devkit.local.servers.redis import Redis
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 __all__ = ["Embedded", "EmbeddedError"]
 
 
-def _quiet(_line: str) -> None:
-    """Announce nothing."""
-
-
 class Embedded:
-    """The servers of one data directory while they run; made by `start`, ended by `stop` or by leaving the
-    context.
-    """
+    """The running servers of one data directory, which `stop` and the end of the context end."""
 
     def __init__(self, *, postgres: Postgres | None, redis: Redis | None, held: ExitStack) -> None:
         self._postgres = postgres
@@ -57,7 +50,7 @@ class Embedded:
         postgres: bool = True,
         redis: bool = True,
         durable: bool = True,
-        announce: Callable[[str], None] | None = None,
+        announce: Callable[[str], None] = lambda _: None,
     ) -> Self:
         """Start what is wanted and return when it answers; `EmbeddedError` says in one sentence why it
         cannot.
@@ -70,10 +63,9 @@ class Embedded:
             raise EmbeddedError(
                 "the embedded servers must be started from the main thread: they end with their thread"
             )
-        announce = announce or _quiet
         with ExitStack() as starting:
-            data_dir = _claim(data_dir, starting)
             try:
+                data_dir = _claim(data_dir, starting)
                 cluster = Postgres.start(data_dir, durable=durable, announce=announce) if postgres else None
                 if cluster:
                     starting.callback(cluster.stop)
@@ -104,15 +96,9 @@ class Embedded:
     @property
     def redis_url(self) -> str:
         """`redis://:password@127.0.0.1:port/0`."""
-        return self._need_redis().url
-
-    @property
-    def postgres_pid(self) -> int:
-        return self._need_postgres().pid
-
-    @property
-    def redis_pid(self) -> int:
-        return self._need_redis().pid
+        if self._redis is None:
+            raise EmbeddedError("the embedded Redis was not started (redis=False)")
+        return self._redis.url
 
     @property
     def pids(self) -> dict[str, int]:
@@ -147,9 +133,7 @@ class Embedded:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _need_postgres(self) -> Postgres:
@@ -157,31 +141,16 @@ class Embedded:
             raise EmbeddedError("the embedded Postgres was not started (postgres=False)")
         return self._postgres
 
-    def _need_redis(self) -> Redis:
-        if self._redis is None:
-            raise EmbeddedError("the embedded Redis was not started (redis=False)")
-        return self._redis
-
 
 def _claim(data_dir: Path, starting: ExitStack) -> Path:
     """Make the data directory if need be, and lock it for as long as the servers run."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        data_dir = data_dir.resolve()
-        lock = starting.enter_context(
-            os.fdopen(os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600), "r+")
-        )
     except FileExistsError as error:
         raise EmbeddedError(f"{data_dir} is a file, and a data directory is wanted") from error
-    except PermissionError as error:
-        raise _no_right(data_dir, error) from error
-    except OSError as error:
-        raise _unusable(data_dir, error) from error
-    _lock(lock, data_dir)
-    return data_dir
-
-
-def _lock(lock: IO[str], data_dir: Path) -> None:
+    data_dir = data_dir.resolve()
+    opened = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    lock = starting.enter_context(os.fdopen(opened, "r+"))
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -192,6 +161,7 @@ def _lock(lock: IO[str], data_dir: Path) -> None:
     lock.truncate()
     lock.write(f"{os.getpid()}\n")
     lock.flush()
+    return data_dir
 
 
 def _no_right(data_dir: Path, error: PermissionError) -> EmbeddedError:

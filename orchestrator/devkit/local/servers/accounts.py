@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.devkit.errors import EmbeddedError
-from orchestrator.devkit.local.servers import children
 from orchestrator.devkit.local.servers.children import Account
 
 if TYPE_CHECKING:
@@ -72,9 +71,7 @@ def temporary() -> Account:
 
 
 def give(tree: Path, account: Account) -> None:
-    """Give a directory and all that lies in it to an account; what is interrupted is seen by the owner of the
-    top, which goes last.
-    """
+    """Give a tree to an account; the top goes last, so that what is interrupted is done again."""
     if tree.stat().st_uid == account.uid:
         return
     for directory, _, names in os.walk(tree, topdown=False):
@@ -92,7 +89,7 @@ def reached(place: Path, account: Account | None) -> Iterator[tuple[str, tuple[i
     those on the way. Give the child the numbers that come with the name, and close the block once it has
     started. Without an account it is the plain path.
     """
-    if account is None or not children.LINUX:
+    if account is None:
         yield str(place), ()
         return
     number = os.open(place, os.O_PATH | os.O_CLOEXEC)
@@ -103,9 +100,7 @@ def reached(place: Path, account: Account | None) -> Iterator[tuple[str, tuple[i
 
 
 def may(account: Account, path: Path, permission: int) -> bool:
-    """Say whether the mode bits let the account do something; an execute bit also means entering
-    a directory.
-    """
+    """Say whether the mode bits let an account do something; to execute a directory is to enter it."""
     found = path.stat()
     shift = 6 if found.st_uid == account.uid else 3 if found.st_gid == account.gid else 0
     return stat.S_IMODE(found.st_mode) >> shift & permission == permission

@@ -1,10 +1,8 @@
 """Child processes that end with their parent, however it ends, and that may run under another account.
 
 A child is started through this very file, run as a script by a fresh interpreter: it requests a signal of
-the kernel for the end of the parent, drops its privileges and becomes the server (`exec`). No code of this
-project runs between fork and exec in a process that may have threads. Where the kernel has no such signal
-(anything but Linux) the script stays as a supervisor: it holds the read end of a pipe whose write end only
-the parent has, and ends the server when that pipe closes.
+Linux for the end of the parent, drops its privileges and becomes the server (`exec`). No code of this project
+runs between fork and exec in a process that may have threads.
 
 Standard library only, and no module of this project: the script runs in isolated mode, before any package can
 be found.
@@ -19,16 +17,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import IO
+    from collections.abc import Callable, Sequence
 
-LINUX = sys.platform == "linux"
+ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+"""A server needs nothing of our environment, and our environment holds secrets."""
+PAUSE = 0.02
+"""Seconds between two looks at a process."""
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
@@ -53,7 +54,6 @@ class _Launch:
     command: list[str]
     parent: int
     last_signal: int
-    guarded: bool
     account: tuple[int, int] | None
 
 
@@ -61,12 +61,11 @@ def spawn(
     command: Sequence[str | Path],
     *,
     last_signal: signal.Signals,
-    log: IO[bytes] | int,
+    log: int,
     cwd: Path,
     environment: dict[str, str],
     account: Account | None = None,
     kept: Sequence[int] = (),
-    guarded: bool = not LINUX,
 ) -> subprocess.Popen[bytes]:
     """Start a server that gets `last_signal` when this process is gone, also after `kill -9`.
 
@@ -81,12 +80,11 @@ def spawn(
         command=[str(part) for part in command],
         parent=os.getpid(),
         last_signal=int(last_signal),
-        guarded=guarded,
         account=(account.uid, account.gid) if account else None,
     )
     return subprocess.Popen(  # noqa: S603 - our own interpreter, this file, and a command built by us
         [sys.executable, "-I", "-S", __file__, json.dumps(asdict(launch))],
-        stdin=subprocess.PIPE if guarded else subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         cwd=cwd,
@@ -109,8 +107,6 @@ def end(process: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float]) 
             process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(timeout)
-    if process.stdin:
-        process.stdin.close()
     return used == steps[0][0]
 
 
@@ -118,12 +114,33 @@ def command_of(pid: int) -> str:
     """Return the command line of a process; nothing if it is gone or a zombie."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    if LINUX:
-        return ""
-    shown = subprocess.run(  # noqa: S603 - a number
-        ["/bin/ps", "-p", str(pid), "-o", "command="], capture_output=True, text=True, check=False
-    )
-    return shown.stdout.strip()
+    return ""
+
+
+def outlived(pid: int, lives: Callable[[], bool], number: signal.Signals, *, seconds: float) -> bool:
+    """Send a signal to a process that is no child of ours, and wait for its end; return whether it came."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+    deadline = time.monotonic() + seconds
+    while lives():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PAUSE)
+    return True
+
+
+class Server:
+    """A server that answers, as one child process."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], *, pid: int, log: Path) -> None:
+        self._name, self._process, self.pid, self._log = name, process, pid, log
+
+    def fallen(self) -> str | None:
+        """Return a sentence if the server has ended without being stopped."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        return f"{self._name} has ended with status {status}; its log is {self._log}"
 
 
 def _prctl(option: int, *arguments: int) -> None:
@@ -142,28 +159,11 @@ def _watch(parent: int, last_signal: int) -> None:
 
 
 def _become(uid: int, gid: int) -> None:
-    """Give up root for an account: `setuid` away from root clears every capability, and no program gives one
-    back.
-    """
+    """Give up root: `setuid` clears every capability, and no program gives one back."""
     os.setgroups([])
     os.setgid(gid)
     os.setuid(uid)
-    if LINUX:
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-
-
-def _guard(command: list[str], last_signal: int) -> int:
-    """Stay beside the server: pass signals on, and end it when the pipe from the parent closes."""
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL)  # noqa: S603 - what we were started for
-
-    def parent_is_gone() -> None:
-        os.read(0, 1)
-        server.send_signal(last_signal)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
-        signal.signal(number, lambda received, _frame: server.send_signal(received))
-    threading.Thread(target=parent_is_gone, daemon=True).start()
-    return server.wait()
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
 def _run(text: str) -> None:
@@ -172,8 +172,6 @@ def _run(text: str) -> None:
     os.umask(0o077)
     if launch.account:
         _become(*launch.account)
-    if launch.guarded:
-        sys.exit(_guard(launch.command, launch.last_signal))
     # After the change of account, which makes the kernel drop the signal.
     _watch(launch.parent, launch.last_signal)
     os.execv(launch.command[0], launch.command)  # noqa: S606 - no shell is wanted

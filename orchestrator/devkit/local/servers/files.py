@@ -13,9 +13,13 @@ import stat
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Final
 
+from orchestrator.devkit.errors import UpFailed
+
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
+HOST: Final = "127.0.0.1"
 # A log is set aside once, at a start, when it has passed this size.
 _LOG_LIMIT: Final = 20_000_000
 
@@ -23,12 +27,24 @@ _LOG_LIMIT: Final = 20_000_000
 def secret(path: Path) -> str:
     """Return the password kept in a file of mode 0600; generate it when there is none."""
     with suppress(FileNotFoundError):
-        kept = path.read_text().strip()
-        if kept:
-            return kept
+        known = path.read_text().strip()
+        if known:
+            return known
     generated = secrets.token_hex(24)
     private(path, generated + "\n")
     return generated
+
+
+def kept(path: Path) -> bytes | None:
+    """Return what a file of `up` holds, or None if there is none; `UpFailed` if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UpFailed(
+            f"{path} cannot be read ({error.strerror}): run as the account that started `up`"
+        ) from error
 
 
 def private(path: Path, content: str | bytes) -> None:
@@ -43,22 +59,30 @@ def private(path: Path, content: str | bytes) -> None:
     half_done.rename(path)
 
 
-def free_port(memory: Path) -> int:
-    """Return the port of 127.0.0.1 that was used last, or another free one, and store it."""
+def free_port(memory: Path, *, but: Collection[int] = ()) -> int:
+    """Return the port of 127.0.0.1 that was used last, or another free one but these, and store it."""
     remembered = 0
     with suppress(OSError, ValueError):
         remembered = int(memory.read_text())
-    for wanted in (remembered, 0):
-        with suppress(OSError, OverflowError), socket.socket() as probe:
-            # What is only closing down (TIME_WAIT) is free for a server.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", wanted))
-            port: int = probe.getsockname()[1]
-            if port != remembered:
-                private(memory, f"{port}\n")
-            return port
-    message = "no port of 127.0.0.1 is free"
-    raise OSError(message)
+    for wanted in (remembered, 0, 0):
+        with suppress(OSError, OverflowError):
+            if (port := bound(wanted)) not in but:
+                break
+    else:
+        message = "no port of 127.0.0.1 is free"
+        raise OSError(message)
+    if port != remembered:
+        private(memory, f"{port}\n")
+    return port
+
+
+def bound(port: int) -> int:
+    """Return a port of 127.0.0.1 that a server can have now, with 0 any; `OSError` if it cannot."""
+    with socket.socket() as probe:
+        # What is only closing down (TIME_WAIT) is free for a server.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return int(probe.getsockname()[1])
 
 
 def grown(log: Path) -> IO[bytes]:

