@@ -65,8 +65,8 @@ class Intent:
     currency: str
     amount: int
     expires_in: float | None
-    auto_capture: bool
-    user_agent: str | None = field(repr=False)
+    auto_capture: bool = False
+    user_agent: str | None = field(default=None, repr=False)
     document: bytes = field(repr=False)
     fingerprint: bytes
     email: str | None = field(default=None, repr=False)

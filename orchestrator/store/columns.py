@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 from orchestrator.domain import attention, command_result, last_error
 from orchestrator.domain.attention import Attention
 from orchestrator.domain.records import Command, Operation, PaymentRecord
+from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,7 +44,9 @@ _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def json_text(value: object) -> str:
-    """Return JSON as a statement takes it: rows for json_to_recordset, a document for jsonb."""
+    """Return JSON as a statement takes it: rows for json_to_recordset, a document for jsonb; bytes as
+    base64.
+    """
     return msgspec.json.encode(value).decode()
 
 
@@ -60,6 +63,17 @@ def listed(names: Iterable[str], alias: str = "") -> str:
 def typed(table: Table, names: Iterable[str]) -> str:
     """Return `x text, y bigint`: what json_to_recordset makes of a row."""
     return ", ".join(f"{name} {table.c[name].type.compile(_DIALECT)}" for name in names)
+
+
+def by_order(names: str, of: str) -> str:
+    """Return the SQL of the checkouts that have the merchant and the order number of `of`: the live one, then
+    the youngest closed one, each by its partial index.
+    """
+    order = f"FROM checkouts WHERE merchant_id = {of}.merchant_id AND order_ref = {of}.order_ref"
+    return f"""
+            (SELECT {names} {order} AND {IS_LIVE} LIMIT 1)
+            UNION ALL
+            (SELECT {names} {order} AND NOT ({IS_LIVE}) ORDER BY id DESC LIMIT 1)"""
 
 
 def as_json(names: Iterable[str], alias: str) -> str:

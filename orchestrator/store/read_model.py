@@ -24,7 +24,7 @@ from orchestrator.store import columns
 from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
 from orchestrator.store.tables import checkouts as _checkouts
 from orchestrator.store.tables import payments as _payments
-from orchestrator.store.tables.core import merchants as _merchants
+from orchestrator.store.tables.installation import merchants as _merchants
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -5,15 +5,16 @@ A process that lives has its leases last on, so that they can be short.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
-from orchestrator.domain.records import Callback, Command, Operation
+from orchestrator.domain.records import Callback
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.columns import (
@@ -29,14 +30,17 @@ from orchestrator.store.columns import (
     without,
 )
 from orchestrator.store.database import run
-from orchestrator.store.tables import checkouts
+from orchestrator.store.tables import IS_LIVE, IS_UNCONFIRMED, checkouts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Row, TextClause
+    from sqlalchemy import TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.store.database import Database
+
+T = TypeVar("T")
 
 
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
@@ -109,45 +113,42 @@ _OPERATIONS = text(f"""
 """)  # noqa: S608 - made of our own names
 # Two partial indexes cover live and closed checkouts; a merchant may have many closed ones of the number, and
 # one is enough.
-_SHARED = text("""
+_SHARED = text(f"""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
-                      AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+                      AND {IS_LIVE})
         OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
-                      AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+                      AND NOT ({IS_LIVE})
                       -- Created from the payment itself, which it was not found to hold.
-                      AND NOT (state = 'failed' AND deadline = created_at))
+                      AND NOT ({IS_UNCONFIRMED}))
      LIMIT 1
-""")
+""")  # noqa: S608 - made of our own constants
 _PAYING_OTHERS = text("""
     SELECT transaction_id FROM payments
      WHERE merchant_id = ANY(CAST(:merchants AS int[])) AND transaction_id = ANY(CAST(:transactions AS text[]))
        AND checkout_id <> :id AND role = 'accepted'
 """)
 _INTENT = text("SELECT body FROM intents WHERE checkout_id = :id")
-_RIVAL = text("""
-    SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
-       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
-""")
+_RIVAL = text(f"""
+    SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id AND {IS_LIVE}
+""")  # noqa: S608 - made of our own constants
+CALLBACKS_PER_CLAIM: Final = 20
+"""Callbacks of one checkout that a claim takes; with so many, more may wait, and the release makes it due at
+once."""
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that
 # `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
-_CALLBACKS = text("""
+_CALLBACKS = text(f"""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
         SELECT id, checkout_id, kind, grade, network, sender, digest, received_at,
                CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
-         WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
-""")
+         WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT {CALLBACKS_PER_CLAIM}) b
+""")  # noqa: S608 - made of our own constant
 _COMMANDS = text("""
     SELECT id, checkout_id, kind, actor, reason, expected_version, arguments, mac,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = k.checkout_id AND strpos(a.entry, CAST(k.id AS text)) > 0) AS taken
       FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
-
-CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that a claim takes; with so many, more may wait, and the release makes it due at
-once."""
-
 # A row that a move has locked is left out: the next renewal comes soon. An expired lease that no other worker
 # took is still valid.
 _RENEW = text("""
@@ -164,7 +165,6 @@ _RENEW = text("""
      WHERE c.id = ANY(ARRAY(SELECT id FROM mine))
     RETURNING c.id, c.lease
 """)
-_NEEDS_INTENT: Final = frozenset(UNOFFERED)
 
 
 async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> list[ClaimedCheckout]:
@@ -205,73 +205,51 @@ async def _claim(
         if not rows:
             return []
         claimed = [row.id for row in rows]
-        opening = [row.id for row in rows if row.state in _NEEDS_INTENT]
+        opening = [row.id for row in rows if row.state in UNOFFERED]
         beside = {row.id: row for row in await run(tx, _BESIDE, {"ids": claimed, "opening": opening})}
-        callbacks: dict[UUID, list[Callback]] = {}
-        commands: dict[UUID, list[Command]] = {}
         woken = [row.id for row in rows if row.wake > 0]
-        if woken:
-            for row in await run(tx, _CALLBACKS, {"ids": woken, "most": CALLBACKS_PER_CLAIM}):
-                callbacks.setdefault(row.checkout_id, []).append(msgspec.convert(row._asdict(), Callback))
-            for row in await run(tx, _COMMANDS, {"ids": woken}):
-                commands.setdefault(row.checkout_id, []).append(command(row._asdict()))
-        operations: dict[UUID, list[Operation]] = {}
+        callbacks = await _of_each(tx, _CALLBACKS, woken, lambda row: msgspec.convert(row, Callback))
+        commands = await _of_each(tx, _COMMANDS, woken, command)
         operating = [row.id for row in beside.values() if row.operating]
-        if operating:
-            for row in await run(tx, _OPERATIONS, {"ids": operating}):
-                operations.setdefault(row.checkout_id, []).append(operation(row._asdict()))
+        operations = await _of_each(tx, _OPERATIONS, operating, operation)
     return [
-        _held(
-            row,
-            beside[row.id],
-            read=read,
+        ClaimedCheckout(
+            **dict(zip(_ROW, _of_row(row), strict=True)),
+            **dict(zip(_BESIDE_ROW, _of_beside(beside[row.id]), strict=True)),
+            state=State(row.state),
+            **coded(row, "attention", "last_error"),
+            audit_head=bytes(row.audit_head),
+            known=payments(beside[row.id].known),
+            operations=tuple(operations[row.id]),
+            callbacks=tuple(callbacks[row.id]),
+            commands=tuple(commands[row.id]),
+            claimed_at=row.now,
+            claimed_tick=read,
             lease_ends=began + lease_seconds,
-            operations=tuple(operations.get(row.id, ())),
-            callbacks=tuple(callbacks.get(row.id, ())),
-            commands=tuple(commands.get(row.id, ())),
         )
         for row in rows
     ]
+
+
+async def _of_each(
+    tx: AsyncConnection, statement: TextClause, ids: Sequence[UUID], make: Callable[[dict[str, Any]], T]
+) -> defaultdict[UUID, list[T]]:
+    """Return what a statement finds of these checkouts, in its order."""
+    found: defaultdict[UUID, list[T]] = defaultdict(list)
+    if ids:
+        for row in await run(tx, statement, {"ids": ids}):
+            found[row.checkout_id].append(make(row._asdict()))
+    return found
 
 
 _ROW: Final = without(
     (name for name in ClaimedCheckout.__struct_fields__ if name in checkouts.c),
     "state", "audit_head", "attention", "last_error",
 )  # fmt: skip
-"""Columns that are taken as they stand."""
+_BESIDE_ROW: Final = ("token", "token_expires_at", "session_id", "methods", "outdated", "intent", "data_key")
+"""Columns that are taken as they stand, of the checkout and of what stands beside it."""
 _of_row: Final = attrgetter(*_ROW)
-
-
-def _held(
-    row: Row[Any],
-    beside: Row[Any],
-    *,
-    read: float,
-    lease_ends: float,
-    operations: tuple[Operation, ...],
-    callbacks: tuple[Callback, ...],
-    commands: tuple[Command, ...],
-) -> ClaimedCheckout:
-    return ClaimedCheckout(
-        **dict(zip(_ROW, _of_row(row), strict=True)),
-        state=State(row.state),
-        **coded(row, "attention", "last_error"),
-        audit_head=bytes(row.audit_head),
-        token=beside.token,
-        token_expires_at=beside.token_expires_at,
-        session_id=beside.session_id,
-        methods=beside.methods,
-        outdated=beside.outdated,
-        intent=beside.intent,
-        data_key=beside.data_key,
-        known=payments(beside.known),
-        operations=operations,
-        callbacks=callbacks,
-        commands=commands,
-        claimed_at=row.now,
-        claimed_tick=read,
-        lease_ends=lease_ends,
-    )
+_of_beside: Final = attrgetter(*_BESIDE_ROW)
 
 
 async def intent_of(db: Database, held: ClaimedCheckout) -> bytes | None:

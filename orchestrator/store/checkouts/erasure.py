@@ -16,11 +16,11 @@ from sqlalchemy import text
 
 from orchestrator import audit
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
-from orchestrator.domain.records import OPEN_OPERATIONS
 from orchestrator.domain.states import ENDED, State
-from orchestrator.store.checkouts.matching import NO_INTENT_PRINT
+from orchestrator.store.checkouts.matching import LOCK, NO_INTENT_PRINT, STANDING
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import run
+from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,19 +82,10 @@ class Stretch:
     until: UUID | None
 
 
-# A statement of its own, before the rows are read: what is read beside a row on which a statement waited is
-# as old as that statement.
-_LOCK = text("""
-    SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-""")
 _READ = text(f"""
-    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.correlation_id, c.audit_sequence, c.audit_head, c.attention, clock() AS now,
-           c.reserved, c.captured, c.refunded, c.charged_back, i.erased_at, i.data_key IS NULL AS keyless,
-           c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
-           EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS unread,
-           EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
-           EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
-                      AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating
+    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.correlation_id, c.audit_sequence, c.audit_head, c.attention,
+           c.reserved, c.captured, c.refunded, c.charged_back, i.erased_at, i.data_key IS NULL AS keyless, {STANDING},
+           EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS unread
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[])) ORDER BY c.id
 """)  # noqa: S608 - made of our own constants
@@ -123,7 +114,7 @@ _ERASE = text(f"""
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-        SELECT id, sequence, at, action, entry, key_id, decode(mac, 'hex') FROM e ORDER BY id
+        SELECT id, sequence, at, action, entry, key_id, decode(mac, 'base64') FROM e ORDER BY id
     ),
     ordered AS (
         UPDATE intents SET data_key = NULL, body = '', email_tag = NULL, erased_at = clock(),
@@ -147,7 +138,7 @@ _ERASE = text(f"""
     ),
     {REFUSED}
     UPDATE checkouts c
-       SET version = c.version + 1, audit_sequence = e.sequence, audit_head = decode(e.mac, 'hex'), lease = NULL, leased_until = NULL,
+       SET version = c.version + 1, audit_sequence = e.sequence, audit_head = decode(e.mac, 'base64'), lease = NULL, leased_until = NULL,
            updated_at = clock()
       FROM e WHERE c.id = e.id AND c.id = ANY(ARRAY(SELECT id FROM e))
     RETURNING c.id
@@ -165,13 +156,11 @@ _STRETCH = text("""
                     AND s.merchant_id = coalesce(CAST(:merchant_id AS int), s.merchant_id)
                   ORDER BY s.id) AS ids
 """)
-_OF_ORDER = text("""
-    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref
-       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
+_OF_ORDER = text(f"""
+    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND {IS_LIVE}
     UNION ALL
-    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref
-       AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
-""")
+    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND NOT ({IS_LIVE})
+""")  # noqa: S608 - made of our own constants
 
 
 async def of_order(db: Database, merchant_id: int, order_ref: str) -> list[UUID]:
@@ -227,7 +216,7 @@ async def erase(
     With `dry_run` nothing is written.
     """
     async with db.transaction() as tx:
-        free = {row.id for row in await run(tx, _LOCK, {"ids": sorted(ids)})}
+        free = {row.id for row in await run(tx, LOCK, {"ids": sorted(ids)})}
         rows = await run(tx, _READ, {"ids": sorted(ids)})
         fates = [_fate(row, free=row.id in free) for row in rows]
         erased = [row for row, fate in zip(rows, fates, strict=True) if fate.erased]
@@ -276,6 +265,5 @@ def _entry(encryptor: Encryptor, row: Row[Any], *, actor: str, cause: Cause) -> 
         "id": row.id,
         "merchant_id": row.merchant_id,
         "order_ref": row.order_ref,
-        "sequence": entry.sequence,
         **entry.row,
     }

@@ -23,6 +23,7 @@ from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import OPEN_OPERATIONS, Role
 from orchestrator.domain.states import State
 from orchestrator.store import email_search
+from orchestrator.store.checkouts.change import event_rows
 from orchestrator.store.columns import coded, json_text, payments, payments_of
 from orchestrator.store.database import run
 
@@ -44,17 +45,22 @@ NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 _HARMLESS: Final = frozenset({AttentionCode.UNKNOWN_ORDER, AttentionCode.RESERVATION_LAPSES})
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
-# A statement of its own, before the row is read: what is read beside a row on which a statement waited is as
-# old as that statement.
-_LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
+# A statement of its own, before the rows are read: what is read beside a row on which a statement waited is
+# as old as that statement.
+LOCK: Final = text("""
+    SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+""")
+STANDING: Final = f"""
+    clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
+    EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
+    EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
+               AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating
+"""  # noqa: S608 - made of our own constants
+"""SQL: what a checkout `c` waits for."""
 _READ = text(f"""
-    SELECT c.state, c.version, c.currency, c.amount, c.attention, c.attention_details, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
+    SELECT c.id, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
            c.order_ref, c.merchant_id, c.correlation_id, c.event_sequence, c.reserved, c.captured, c.refunded, c.charged_back,
-           i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
-           EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
-           EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
-                      AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating,
-           {payments_of("c.id")} AS payments
+           i.fingerprint, i.data_key, {STANDING}, {payments_of("c.id")} AS payments
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = :id
 """)  # noqa: S608 - made of our own constants
@@ -128,12 +134,12 @@ async def match(db: Database, encryptor: Encryptor, checkout: UUID, asked: Intak
     """
     try:
         async with db.transaction() as tx:
-            if not await run(tx, _LOCK, {"id": checkout}):
+            if not await run(tx, LOCK, {"ids": [checkout]}):
                 return Unsettled()
             (row,) = await run(tx, _READ, {"id": checkout})
             found = _judged(row, asked)
             if isinstance(found, Matched):
-                await _write(tx, encryptor, checkout, asked, row=row)
+                await _write(tx, encryptor, asked, row)
             return found
     except IntegrityError:
         # Another checkout took the order number meanwhile: the caller gets that checkout.
@@ -165,33 +171,18 @@ def _judged(row: Row[Any], asked: Intake) -> Match:
     return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
 
 
-async def _write(
-    tx: AsyncConnection, encryptor: Encryptor, checkout: UUID, asked: Intake, *, row: Row[Any]
-) -> None:
-    key, wrapped = _key(encryptor, checkout, row.data_key)
+async def _write(tx: AsyncConnection, encryptor: Encryptor, asked: Intake, row: Row[Any]) -> None:
+    key, wrapped = _key(encryptor, row.id, row.data_key)
     state = State(row.state)
     before = coded(row, "attention")["attention"]
     answered = row.attention == AttentionCode.UNKNOWN_ORDER
-    announced = [
-        {
-            "sequence": row.event_sequence + number,
-            "kind": event.type,
-            "payload": events.stored(
-                event,
-                order_ref=row.order_ref,
-                state=state,
-                currency=row.currency,
-                amount=row.amount,
-                totals=events.Totals(row.reserved, row.captured, row.refunded, row.charged_back),
-            ),
-        }
-        for number, event in enumerate(
-            events.attention_changed(before, None if answered else before), start=1
-        )
-    ]
+    amounts = events.Totals(row.reserved, row.captured, row.refunded, row.charged_back)
+    announced = event_rows(
+        row, events.attention_changed(before, None if answered else before), state, amounts
+    )
     entry = audit.make(
         encryptor,
-        checkout=checkout,
+        checkout=row.id,
         sequence=row.audit_sequence + 1,
         before=bytes(row.audit_head),
         at=row.now,
@@ -212,17 +203,15 @@ async def _write(
         tx,
         _MATCH,
         {
-            "id": checkout,
+            "id": row.id,
             "fingerprint": asked.fingerprint,
             "body": key.encrypt(asked.document, purpose="intent"),
             "data_key": wrapped,
             "email_tag": email_search.tag(encryptor, asked.email),
             "auto_capture": asked.auto_capture,
             "answered": answered,
-            "sequence": entry.sequence,
             **entry.row,
             "at": row.now,
-            "mac": entry.mac,
             "merchant_id": row.merchant_id,
             "correlation_id": row.correlation_id,
             "event_sequence": row.event_sequence + len(announced),

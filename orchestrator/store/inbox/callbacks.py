@@ -24,21 +24,19 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from orchestrator.crypto import Encryptor
-    from orchestrator.store.inbox.unmatched import MerchantCallback
 
 CallbackKind = Literal["success", "failure", "notification", "redirect"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arrival:
+class Received:
     """A callback as it came: raw body, white-listed headers, where it came from, and how well it proves its
     sender.
 
     `grade` and `network` are the words of the gateway's `Grade` and of `inside`, `outside`, `unchecked`.
     """
 
-    checkout_id: UUID
-    kind: CallbackKind
+    kind: CallbackKind = "notification"
     grade: str
     network: str = "unchecked"
     content_type: str
@@ -51,6 +49,13 @@ class Arrival:
     def digest(self) -> bytes:
         """SHA-256 of kind and raw body: the same callback has the same."""
         return hashlib.sha256(self.kind.encode() + b"\0" + self.body).digest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival(Received):
+    """A callback that names its checkout in its address."""
+
+    checkout_id: UUID
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,39 +95,67 @@ _MINE = text("""
       FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id LEFT JOIN locked l ON l.id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[]))
 """)
+
+
+def _worthless(row: str) -> str:
+    return f"({row}.grade = ANY(CAST(:worthless AS text[])) OR (:strict AND {row}.network = 'outside'))"
+
+
+def _proof_of(row: str) -> str:
+    return (
+        f"coalesce(array_position(CAST(:better AS text[]), {row}.grade), 0) * 2"
+        f" + CAST({row}.network <> 'outside' AS int)"
+    )
+
+
+def bounded(by: str, *, kept: str, same: str) -> str:
+    """Return the SQL of `room`, what is kept beside the new callbacks of the same `by`, and of `numbered`,
+    the new ones (`a`) with their places.
+
+    `kept` says which callbacks `b` are kept beside a new one `c`, `same` which is the same as a new one `a`.
+    The count is limited by the caps themselves.
+    """
+    found = f"SELECT count(*) FROM (SELECT FROM callbacks b WHERE {kept}"  # noqa: S608 - our own names
+    return f"""
+    room AS MATERIALIZED (
+        SELECT c.{by}, ({found} LIMIT :most) AS found) AS kept,
+               CASE WHEN bool_or(c.unproven) THEN ({found} AND {_worthless("b")} LIMIT :most_unproven) AS found)
+               ELSE 0 END AS kept_unproven
+          FROM a AS c GROUP BY c.{by}
+    ),
+    numbered AS (
+        SELECT a.*, b.id IS NOT NULL AS again,
+               row_number() OVER (PARTITION BY a.{by}, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
+               row_number() OVER (PARTITION BY a.{by}, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
+          FROM a LEFT JOIN LATERAL (SELECT id FROM callbacks WHERE {same} LIMIT 1) b ON true
+    )"""  # noqa: S608 - our own names
+
+
+FITS: Final = """(n.again OR (r.kept + n.place <= :most
+                   AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven)))"""
+"""SQL: whether a callback `n` of `numbered` is kept in its `room` (`r`)."""
+_ROOM: Final = bounded(
+    "checkout_id",
+    kept="b.checkout_id = c.checkout_id",
+    same="checkout_id = a.checkout_id AND kind = a.kind AND digest = a.digest",
+)
+
 # A repeat is not stored twice; it counts, and wakes the checkout until the first was handled. It wakes it
 # again where it proves more than the first did: the first may have been a guess. An empty body cannot be told
 # from an earlier one, so it always wakes the checkout, unless it proves nothing. Beyond its caps a checkout
-# keeps nothing new: a flood fills no disk. The count is limited by the caps themselves.
-_STORE = text("""
+# keeps nothing new: a flood fills no disk.
+_STORE = text(f"""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:arrivals AS json)) AS a(
             id uuid, checkout_id uuid, kind text, grade text, network text, sender text, body text, digest bytea, times int,
             unproven boolean)
-    ),
-    room AS MATERIALIZED (
-        SELECT c.checkout_id,
-               (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id = c.checkout_id LIMIT :most) AS found) AS kept,
-               CASE WHEN bool_or(unproven) THEN
-                   (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id = c.checkout_id
-                       AND (b.grade = ANY(CAST(:worthless AS text[])) OR (:strict AND b.network = 'outside'))
-                     LIMIT :most_unproven) AS found)
-               ELSE 0 END AS kept_unproven
-          FROM a AS c GROUP BY c.checkout_id
-    ),
-    numbered AS (
-        SELECT a.*, b.id IS NOT NULL AS again,
-               row_number() OVER (PARTITION BY a.checkout_id, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
-               row_number() OVER (PARTITION BY a.checkout_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
-          FROM a LEFT JOIN LATERAL (
-                SELECT id FROM callbacks WHERE checkout_id = a.checkout_id AND kind = a.kind AND digest = a.digest LIMIT 1) b ON true
-    ),
+    ), {_ROOM},
     stored AS (
         INSERT INTO callbacks AS b (id, checkout_id, kind, grade, network, sender, body, digest, times)
-        SELECT n.id, n.checkout_id, n.kind, n.grade, n.network, decode(n.sender, 'hex'), decode(n.body, 'hex'), n.digest, n.times
+        SELECT n.id, n.checkout_id, n.kind, n.grade, n.network, decode(n.sender, 'base64'), decode(n.body, 'base64'), n.digest,
+               n.times
           FROM numbered n JOIN room r USING (checkout_id)
-         WHERE n.again OR (r.kept + n.place <= :most
-                           AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven))
+         WHERE {FITS}
          ORDER BY n.checkout_id, n.kind, n.digest
         ON CONFLICT (checkout_id, kind, digest) DO UPDATE
            SET times = b.times + excluded.times, repeated_at = clock(),
@@ -132,14 +165,9 @@ _STORE = text("""
                           CASE WHEN p.new > p.old THEN excluded.sender ELSE b.sender END,
                           CASE WHEN p.worthless OR NOT (p.was_worthless OR b.digest = ANY(CAST(:empty AS bytea[])))
                                THEN b.handled_at END
-                     FROM (SELECT coalesce(array_position(CAST(:better AS text[]), excluded.grade), 0) * 2
-                                      + CAST(excluded.network <> 'outside' AS int) AS new,
-                                  coalesce(array_position(CAST(:better AS text[]), b.grade), 0) * 2
-                                      + CAST(b.network <> 'outside' AS int) AS old,
-                                  excluded.grade = ANY(CAST(:worthless AS text[]))
-                                      OR (:strict AND excluded.network = 'outside') AS worthless,
-                                  b.grade = ANY(CAST(:worthless AS text[]))
-                                      OR (:strict AND b.network = 'outside') AS was_worthless) AS p)
+                     FROM (SELECT {_proof_of("excluded")} AS new, {_proof_of("b")} AS old,
+                                  {_worthless("excluded")} AS worthless,
+                                  {_worthless("b")} AS was_worthless) AS p)
         RETURNING checkout_id, kind, digest, handled_at IS NULL AS open
     )
     SELECT a.checkout_id, a.kind, a.digest, s.digest IS NOT NULL AS kept,
@@ -149,7 +177,7 @@ _STORE = text("""
                      OR EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = a.checkout_id AND b.handled_at IS NULL)
                 END AS wakes
       FROM a LEFT JOIN stored s USING (checkout_id, kind, digest)
-""")
+""")  # noqa: S608 - our own names
 _EMPTY: Final = [
     hashlib.sha256(kind + b"\0").digest() for kind in (b"success", b"failure", b"notification", b"redirect")
 ]
@@ -222,7 +250,10 @@ class Callbacks(Batched):
             for arrival in sorted(batch, key=_proof, reverse=True):
                 first.setdefault(same[arrival.id], arrival)
             rows = [
-                self._row(arrival, keys.get(arrival.checkout_id), times[what])
+                {
+                    **self.row(arrival, arrival.checkout_id, keys.get(arrival.checkout_id), times[what]),
+                    "checkout_id": arrival.checkout_id,
+                }
                 for what, arrival in first.items()
                 if arrival.checkout_id not in held
             ]
@@ -236,18 +267,18 @@ class Callbacks(Batched):
                 await checkouts.wake(tx, woken, grace=self._grace)
         return [AGAIN if arrival.checkout_id in held else fates[same[arrival.id]] for arrival in batch]
 
-    def _row(self, arrival: Arrival, wrapped: bytes | None, times: int) -> dict[str, object]:
+    def row(self, callback: Received, owner: UUID, wrapped: bytes | None, times: int) -> dict[str, object]:
+        """Return the columns of a callback, with its content encrypted for `owner` (see `encrypt_body`)."""
         return {
-            "id": arrival.id,
-            "checkout_id": arrival.checkout_id,
-            "kind": arrival.kind,
-            "grade": arrival.grade,
-            "network": arrival.network,
-            "sender": hexadecimal(encrypt_sender(self._encryptor, arrival.checkout_id, wrapped, arrival)),
-            "body": encrypt_body(self._encryptor, arrival.checkout_id, wrapped, arrival.body).hex(),
-            "digest": "\\x" + arrival.digest.hex(),
+            "id": callback.id,
+            "kind": callback.kind,
+            "grade": callback.grade,
+            "network": callback.network,
+            "sender": encrypt_sender(self._encryptor, owner, wrapped, callback),
+            "body": encrypt_body(self._encryptor, owner, wrapped, callback.body),
+            "digest": "\\x" + callback.digest.hex(),  # as text of a bytea
             "times": times,
-            "unproven": self.unproven(arrival.grade, arrival.network),
+            "unproven": self.unproven(callback.grade, callback.network),
         }
 
 
@@ -273,13 +304,8 @@ _NO_SENDER: Final = Sender()
 _SENDERS: Final = msgspec.json.Decoder(Sender)
 
 
-def hexadecimal(value: bytes | None) -> str | None:
-    """Return bytes as a JSON row has them."""
-    return None if value is None else value.hex()
-
-
 def encrypt_sender(
-    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, callback: Arrival | MerchantCallback
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, callback: Received
 ) -> bytes | None:
     """Encrypt what is kept of a sender, as `encrypt_body` does; None where there is nothing to keep."""
     sender = Sender(callback.content_type, dict(callback.headers), callback.source)

@@ -58,7 +58,7 @@ _STORE = text("""
     ),
     stored AS (
         INSERT INTO rejected_intents (id, merchant_id, digest, message_id, order_ref, order_refs, code, errors, body, data_key)
-        SELECT id, merchant_id, decode(digest, 'hex'), message_id, order_ref, order_refs, code, errors, decode(body, 'hex'), decode(data_key, 'hex')
+        SELECT id, merchant_id, decode(digest, 'base64'), message_id, order_ref, order_refs, code, errors, decode(body, 'base64'), decode(data_key, 'base64')
           FROM i ORDER BY digest
         ON CONFLICT (digest) DO NOTHING
         RETURNING id
@@ -173,14 +173,14 @@ def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
     return {
         "id": rejection.id,
         "merchant_id": rejection.merchant_id,
-        "digest": encryptor.sign(PURPOSE, identity).hex(),
+        "digest": encryptor.sign(PURPOSE, identity),
         "message_id": rejection.message_id,
         "order_ref": rejection.order_ref,
         "order_refs": rejection.order_refs or None,
         "code": rejection.code,
         "errors": [{"field": problem.field, "message": problem.message} for problem in rejection.problems],
-        "body": key.encrypt(rejection.kept, purpose=PURPOSE).hex(),
-        "data_key": wrapped.hex(),
+        "body": key.encrypt(rejection.kept, purpose=PURPOSE),
+        "data_key": wrapped,
         "payload": events.intent_rejected(
             intent=rejection.id, order_ref=rejection.order_ref, code=rejection.code, reason=rejection.reason
         ),

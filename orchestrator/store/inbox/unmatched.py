@@ -10,57 +10,37 @@ record without a checkout, and cause nothing.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
-from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.batch import Again, Batch, Batched
 from orchestrator.store.columns import json_text
-from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body, encrypt_sender, hexadecimal
+from orchestrator.store.inbox.callbacks import FITS, UNPROVEN, Arrival, Received, bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
     from orchestrator.store.inbox.callbacks import Callbacks
 
-# Counted as for one checkout, by the merchant: the amount to read is limited by what may be kept. Two
-# processes at once may each keep a batch more.
-_KEEP = text("""
+# Counted as for one checkout, by the merchant. Two processes at once may each keep a batch more.
+_KEEP = text(f"""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS a(
-            id uuid, merchant_id int, grade text, network text, sender text, body text, digest bytea, times int, unproven boolean)
-    ),
-    room AS MATERIALIZED (
-        SELECT m.merchant_id,
-               (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id IS NULL AND b.merchant_id = m.merchant_id
-                 LIMIT :most) AS found) AS kept,
-               (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id IS NULL AND b.merchant_id = m.merchant_id
-                   AND (b.grade = ANY(CAST(:worthless AS text[])) OR (:strict AND b.network = 'outside'))
-                 LIMIT :most_unproven) AS found) AS kept_unproven
-          FROM (SELECT DISTINCT merchant_id FROM a) AS m
-    ),
-    numbered AS (
-        SELECT a.*, b.id IS NOT NULL AS again,
-               row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
-               row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
-          FROM a LEFT JOIN LATERAL (SELECT id FROM callbacks WHERE id = a.id LIMIT 1) b ON true
-    )
+            id uuid, merchant_id int, kind text, grade text, network text, sender text, body text, digest bytea, times int, unproven boolean)
+    ), {bounded("merchant_id", kept="b.checkout_id IS NULL AND b.merchant_id = c.merchant_id", same="id = a.id")}
     INSERT INTO callbacks AS b (id, merchant_id, kind, grade, network, sender, body, digest, times, handled_at)
-    SELECT n.id, n.merchant_id, 'notification', n.grade, n.network, decode(n.sender, 'hex'), decode(n.body, 'hex'), n.digest,
+    SELECT n.id, n.merchant_id, n.kind, n.grade, n.network, decode(n.sender, 'base64'), decode(n.body, 'base64'), n.digest,
            n.times, clock()
       FROM numbered n JOIN room r USING (merchant_id)
-     WHERE n.again OR (r.kept + n.place <= :most
-                       AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven))
+     WHERE {FITS}
      ORDER BY n.id
     ON CONFLICT (id) DO UPDATE SET times = b.times + excluded.times, repeated_at = clock()
     RETURNING id
-""")
+""")  # noqa: S608 - our own names
 _NOW = text("SELECT clock() AS now")
 DELETED_AT_ONCE: Final = 1000
 _FORGET = text("""
@@ -72,17 +52,10 @@ _FORGET = text("""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MerchantCallback:
-    """A callback to a merchant's own address: its transport facts, and the payment that it reports."""
+class MerchantCallback(Received):
+    """A callback to a merchant's own address, and the payment that it reports."""
 
     payment: checkouts.UnmatchedPayment
-    grade: str
-    network: str
-    content_type: str
-    headers: Mapping[str, str]
-    source: str | None
-    body: bytes
-    id: UUID = field(default_factory=uuid7)
 
     @property
     def kept_as(self) -> UUID:
@@ -179,26 +152,19 @@ class UnmatchedCallbacks(Batched):
         return self._callbacks.unproven(callback.grade, callback.network)
 
     def _parameters(self, unmatched: list[MerchantCallback]) -> dict[str, object]:
-        rows: dict[UUID, dict[str, object]] = {}
-        times: dict[UUID, int] = {}
+        same: dict[UUID, list[MerchantCallback]] = {}
         for callback in unmatched:
-            kept_as = callback.kept_as
-            times[kept_as] = times.get(kept_as, 0) + 1
-            if kept_as in rows:
-                continue
-            rows[kept_as] = {
-                "id": kept_as,
-                "merchant_id": callback.payment.merchant_id,
-                "grade": callback.grade,
-                "network": callback.network,
+            same.setdefault(callback.kept_as, []).append(callback)
+        rows = [
+            {
                 # There is no checkout with a data key to encrypt it under, so its own id is used.
-                "sender": hexadecimal(encrypt_sender(self._encryptor, kept_as, None, callback)),
-                "body": encrypt_body(self._encryptor, kept_as, None, callback.body).hex(),
-                "digest": "\\x" + hashlib.sha256(b"notification\0" + callback.body).hexdigest(),
-                "unproven": self._unproven(callback),
+                **self._callbacks.row(first, kept_as, None, len(repeats) + 1),
+                "id": kept_as,
+                "merchant_id": first.payment.merchant_id,
             }
-        kept = [{**row, "times": times[kept_as]} for kept_as, row in rows.items()]
-        return {"payments": json_text(kept), **self._callbacks.bounds}
+            for kept_as, (first, *repeats) in same.items()
+        ]
+        return {"payments": json_text(rows), **self._callbacks.bounds}
 
 
 async def forget(db: Database, *, older_than: float) -> int:

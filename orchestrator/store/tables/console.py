@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from orchestrator.store.tables.core import _time, metadata
+from orchestrator.store.tables.core import _needed, _time, metadata
 
 IS_UNFINISHED = "state = 'waiting' OR state = 'approved' AND command_id IS NULL"
 """An approval that no person has decided, or whose command is not stored yet."""
@@ -30,11 +30,11 @@ console_users = Table(
     "console_users",
     metadata,
     Column("name", Text, primary_key=True),
-    Column("role", Text, nullable=False),
+    _needed("role", Text),
     # Argon2id, as a PHC string; null until the person has chosen one.
     Column("password", Text),
-    Column("mac", LargeBinary, nullable=False),
-    Column("created_by", Text, nullable=False),
+    _needed("mac", LargeBinary),
+    _needed("created_by", Text),
     # Who made the last link of the person; null in rows from before schema 0024.
     Column("linked_by", Text),
     _time("created_at", now=True),
@@ -49,10 +49,10 @@ console_sessions = Table(
     # SHA-256 of what the browser has: the table opens nothing by itself.
     Column("id", LargeBinary, primary_key=True),
     # A link is used once, for a session.
-    Column("kind", Text, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("scopes", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("kind", Text),
+    _needed("actor", Text),
+    _needed("scopes", Text),
+    _needed("mac", LargeBinary),
     _time("created_at", now=True),
     _time("expires_at", nullable=False),
     CheckConstraint("kind IN ('link', 'session')", name="kind"),
@@ -65,16 +65,16 @@ console_actions = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     _time("at", now=True),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("outcome", Text, nullable=False),
+    _needed("actor", Text),
+    _needed("action", Text),
+    _needed("outcome", Text),
     Column("merchant_id", Integer),
     Column("checkout_id", Uuid),
     Column("command_id", Uuid),
     # What it was about, where that is no checkout: the name of a merchant, the id of an endpoint.
-    Column("subject", Text, nullable=False, server_default=text("''")),
+    _needed("subject", Text, "''"),
     # Codes, ids and amounts.
-    Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
+    _needed("facts", JSONB, "'{}'"),
     # Under the data key of the checkout.
     Column("reason", Text),
     CheckConstraint("outcome IN ('accepted', 'refused', 'waiting')", name="outcome"),
@@ -90,25 +90,25 @@ console_approvals = Table(
     "console_approvals",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("merchant_id", Integer, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("arguments", JSONB, nullable=False),
+    _needed("merchant_id", Integer),
+    _needed("checkout_id", Uuid),
+    _needed("kind", Text),
+    _needed("arguments", JSONB),
     # Of the checkout, as the first person saw it.
-    Column("version", Integer, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("currency", Text, nullable=False),
+    _needed("version", Integer),
+    _needed("amount", BigInteger),
+    _needed("currency", Text),
     # Under the data key of the checkout.
     Column("reason", Text),
-    Column("requested_by", Text, nullable=False),
+    _needed("requested_by", Text),
     _time("requested_at", now=True),
     _time("expires_at", nullable=False),
-    Column("state", Text, nullable=False, server_default=text("'waiting'")),
+    _needed("state", Text, "'waiting'"),
     Column("decided_by", Text),
     _time("decided_at"),
     Column("command_id", Uuid),
     # Over everything that the first person asked for.
-    Column("mac", LargeBinary, nullable=False),
+    _needed("mac", LargeBinary),
     CheckConstraint("state IN ('waiting', 'approved', 'rejected', 'outdated')", name="state"),
     Index("ix_console_approvals_waiting", "id", postgresql_where=text(IS_UNFINISHED)),
     Index("ix_console_approvals_checkout_id", "checkout_id"),
@@ -118,24 +118,24 @@ console_runs = Table(
     "console_runs",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("kind", Text, nullable=False),
+    _needed("kind", Text),
     # What the checkouts were chosen by.
-    Column("filter", JSONB, nullable=False),
-    Column("actor", Text, nullable=False),
+    _needed("filter", JSONB),
+    _needed("actor", Text),
     # Under SECRET_KEYS, because it is about many checkouts; deleted at the end of the run.
     Column("reason", LargeBinary),
-    Column("state", Text, nullable=False, server_default=text("'running'")),
-    Column("number", Integer, nullable=False),
+    _needed("state", Text, "'running'"),
+    _needed("number", Integer),
     # SHA-256 over its items, under the MAC; null while they are being stored.
     Column("digest", LargeBinary),
     # Items with an outcome.
-    Column("accepted", Integer, nullable=False, server_default=text("0")),
-    Column("refused", Integer, nullable=False, server_default=text("0")),
+    _needed("accepted", Integer, "0"),
+    _needed("refused", Integer, "0"),
     Column("lease", Uuid),
     _time("leased_until"),
     _time("created_at", now=True),
     _time("ended_at"),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("mac", LargeBinary),
     CheckConstraint("state IN ('running', 'stopped', 'done')", name="state"),
     Index("ix_console_runs_running", "id", postgresql_where=text("state = 'running'")),
 )
@@ -143,11 +143,11 @@ console_runs = Table(
 console_run_items = Table(
     "console_run_items",
     metadata,
-    Column("run_id", Uuid, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("merchant_id", Integer, nullable=False),
+    _needed("run_id", Uuid),
+    _needed("checkout_id", Uuid),
+    _needed("merchant_id", Integer),
     # Of the checkout, when it was chosen.
-    Column("version", Integer, nullable=False),
+    _needed("version", Integer),
     # Null: not yet.
     Column("outcome", Text),
     Column("command_id", Uuid),

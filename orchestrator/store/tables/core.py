@@ -11,7 +11,7 @@ through `clock()`; money is in integer minor units. This module holds no behavio
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
@@ -22,7 +22,6 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -39,6 +38,10 @@ from orchestrator.domain.states import CLOSED, ENDED, State
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T")
 
 metadata = MetaData(
     naming_convention={
@@ -85,44 +88,34 @@ def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[obje
     )
 
 
-def _id(name: str = "id", **options: object) -> Column[UUID]:
-    return Column(name, Uuid, **options)  # type: ignore[arg-type]  # keyword options of Column
+def _id(name: str = "id", **options: Any) -> Column[UUID]:
+    return Column(name, Uuid, **options)
 
 
-merchants = Table(
-    "merchants",
-    metadata,
-    Column("id", Integer, Identity(), primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    # Null: the settings of the process (merchant `default`).
-    Column("gateway_url", Text),
-    Column("merchant_api_url", Text),
-    Column("username", Text),
-    Column("password", LargeBinary),
-    Column("callback_secrets", LargeBinary),
-    Column("policies", JSONB, nullable=False, server_default=text("'{}'")),
-    # Under our key, over those policies that move money; without it they are not followed.
-    Column("policies_mac", LargeBinary),
-    _time("disabled_at"),
-    _time("created_at", now=True),
-    _time("paused_at"),  # no gateway call is made for it, and nothing of it is swept
-)
+def _merchant(**options: Any) -> Column[int]:
+    return Column("merchant_id", Integer, ForeignKey("merchants.id"), **options)
+
+
+def _needed(name: str, kind: TypeEngine[T] | type[TypeEngine[T]], default: str | None = None) -> Column[T]:
+    """Make a column that is never null; `default` is SQL."""
+    return Column(name, kind, nullable=False, server_default=None if default is None else text(default))
+
 
 checkouts = Table(
     "checkouts",
     metadata,
     _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("order_ref", Text, nullable=False),
-    Column("state", Text, nullable=False),
+    _merchant(nullable=False),
+    _needed("order_ref", Text),
+    _needed("state", Text),
     # Incremented at each write by the holder; every such write names the version it read.
-    Column("version", Integer, nullable=False, server_default=text("1")),
+    _needed("version", Integer, "1"),
     Column("lease", Uuid),
     _time("leased_until"),
     # Incremented at each wake-up; the release compares it with the value at the claim.
-    Column("wake", Integer, nullable=False, server_default=text("0")),
+    _needed("wake", Integer, "0"),
     # A hint has been published for the present due time: one claim may come before `due_at`.
-    Column("hinted", Boolean, nullable=False, server_default=text("false")),
+    _needed("hinted", Boolean, "false"),
     _time("due_at"),
     # Since when it has been due, as the first sweep that found it saw; sweeps move `due_at`. It counts where
     # it is not before `updated_at`.
@@ -132,43 +125,43 @@ checkouts = Table(
     # Cancelling was asked for: the token is no longer handed out, and the grace runs.
     _time("cancel_requested_at"),
     _time("ended_at"),
-    Column("currency", Text, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("reserved", BigInteger, nullable=False, server_default=text("0")),
-    Column("captured", BigInteger, nullable=False, server_default=text("0")),
-    Column("refunded", BigInteger, nullable=False, server_default=text("0")),
+    _needed("currency", Text),
+    _needed("amount", BigInteger),
+    _needed("reserved", BigInteger, "0"),
+    _needed("captured", BigInteger, "0"),
+    _needed("refunded", BigInteger, "0"),
     # What the shopper's bank took back, as the gateway reports it; a reversal reduces it.
-    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    _needed("charged_back", BigInteger, "0"),
     # Until when the reservation is sure to be worth a capture.
     _time("reserved_until"),
-    Column("late", Boolean, nullable=False, server_default=text("false")),
+    _needed("late", Boolean, "false"),
     # The gateway was asked to capture by itself: we capture only if it says that it will not
     # (require_capture).
-    Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
+    _needed("auto_capture", Boolean, "false"),
     # The gateway was requested to capture, and reported that it will not.
-    Column("require_capture", Boolean, nullable=False, server_default=text("false")),
+    _needed("require_capture", Boolean, "false"),
     # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the
     # last wake-up.
-    Column("claims", Integer, nullable=False, server_default=text("0")),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lookups", Integer, nullable=False, server_default=text("0")),
+    _needed("claims", Integer, "0"),
+    _needed("attempts", Integer, "0"),
+    _needed("lookups", Integer, "0"),
     # A lookup that had to wait for the merchant's budget has its slot in the queue: the next one is made at
     # once.
-    Column("slot_reserved", Boolean, nullable=False, server_default=text("false")),
+    _needed("slot_reserved", Boolean, "false"),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
     Column("expires_in", Double),
     # Uses of this order number at the gateway: one id serves about four orders (D7, D8).
-    Column("session_count", Integer, nullable=False, server_default=text("0")),
-    Column("audit_sequence", Integer, nullable=False),
-    Column("audit_head", LargeBinary, nullable=False),
-    Column("event_sequence", Integer, nullable=False, server_default=text("0")),
+    _needed("session_count", Integer, "0"),
+    _needed("audit_sequence", Integer),
+    _needed("audit_head", LargeBinary),
+    _needed("event_sequence", Integer, "0"),
     # Codes, and the facts that their sentences are made of (`domain.sentences`); since when the code stands.
     Column("last_error", Text),
     Column("last_error_details", JSONB),
     Column("attention", Text),
     Column("attention_details", JSONB),
     _time("attention_since"),
-    Column("correlation_id", Text, nullable=False),
+    _needed("correlation_id", Text),
     _time("created_at", now=True),
     _time("updated_at", now=True),
     CheckConstraint(f"state IN ({_listed(State)})", name="state"),
@@ -201,8 +194,8 @@ checkouts = Table(
 intents = Table(
     "intents", metadata,
     _id("checkout_id", primary_key=True),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("body", LargeBinary, nullable=False),
+    _needed("fingerprint", LargeBinary),
+    _needed("body", LargeBinary),
     # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the
     # customer.
     Column("data_key", LargeBinary),
@@ -219,33 +212,33 @@ sessions = Table(
     Column("session_id", Text),
     Column("methods", JSONB),
     # It has the order as it was before a change.
-    Column("outdated", Boolean, nullable=False, server_default=text("false")),
+    _needed("outdated", Boolean, "false"),
 )  # fmt: skip
 
 payments = Table(
     "payments",
     metadata,
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    _merchant(primary_key=True),
     Column("transaction_id", Text, primary_key=True),
     Column("checkout_id", Uuid),
     Column("payment_id", Text),
-    Column("order_ref", Text, nullable=False),
-    Column("role", Text, nullable=False),
+    _needed("order_ref", Text),
+    _needed("role", Text),
     # How the payment was matched with the checkout: bound (the checkout's own id came back), order_ref, none.
-    Column("binding", Text, nullable=False),
-    Column("status", Text, nullable=False),
-    Column("meaning", Text, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("reserved", BigInteger, nullable=False),
-    Column("captured", BigInteger, nullable=False),
-    Column("refunded", BigInteger, nullable=False),
-    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    _needed("binding", Text),
+    _needed("status", Text),
+    _needed("meaning", Text),
+    _needed("currency", Text),
+    _needed("reserved", BigInteger),
+    _needed("captured", BigInteger),
+    _needed("refunded", BigInteger),
+    _needed("charged_back", BigInteger, "0"),
     # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside
     # them.
-    Column("surcharge", BigInteger, nullable=False, server_default=text("0")),
+    _needed("surcharge", BigInteger, "0"),
     # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
     Column("decided", Text),
-    Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
+    _needed("flags", JSONB, "'[]'"),
     # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not
     # known. Null: all are read.
     Column("raw_amounts", JSONB),
@@ -269,24 +262,24 @@ money_operations = Table(
     "money_operations",
     metadata,
     _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("transaction_id", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("state", Text, nullable=False),
+    _merchant(nullable=False),
+    _needed("checkout_id", Uuid),
+    _needed("transaction_id", Text),
+    _needed("kind", Text),
+    _needed("amount", BigInteger),
+    _needed("currency", Text),
+    _needed("state", Text),
     Column("reconciliation_identifier", Text, nullable=False, unique=True),
     # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person
     # returns.
-    Column("cause", Text, nullable=False),
+    _needed("cause", Text),
     Column("command_id", Uuid),
-    Column("actor", Text, nullable=False),
+    _needed("actor", Text),
     Column("reason", Text),
     # What the gateway had captured (for a refund: refunded) of this transaction at the last lookup before
     # sending.
     Column("total_before", BigInteger),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _needed("attempts", Integer, "0"),
     Column("last_error", Text),
     Column("last_error_details", JSONB),
     # Under our key, over what would be sent (checkouts.row_macs).
@@ -313,13 +306,13 @@ commands = Table(
     "commands",
     metadata,
     _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("actor", Text, nullable=False),
+    _merchant(nullable=False),
+    _needed("checkout_id", Uuid),
+    _needed("kind", Text),
+    _needed("actor", Text),
     Column("reason", Text),
     Column("expected_version", Integer),
-    Column("arguments", JSONB, nullable=False, server_default=text("'{}'")),
+    _needed("arguments", JSONB, "'{}'"),
     # A request with the same key again is the same command; with other content it is refused.
     Column("idempotency_key", Text),
     Column("fingerprint", LargeBinary),
@@ -349,17 +342,17 @@ callbacks = Table(
     _id(primary_key=True),
     Column("merchant_id", Integer),
     Column("checkout_id", Uuid),
-    Column("kind", Text, nullable=False),
-    Column("grade", Text, nullable=False),
+    _needed("kind", Text),
+    _needed("grade", Text),
     # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
-    Column("network", Text, nullable=False, server_default=text("'unchecked'")),
+    _needed("network", Text, "'unchecked'"),
     # Content type, white-listed headers and address of the sender, and the raw body as it came: encrypted
     # under the checkout's data key.
     Column("sender", LargeBinary),
-    Column("body", LargeBinary, nullable=False),
+    _needed("body", LargeBinary),
     # SHA-256 of kind and raw body: what counts as the same callback.
-    Column("digest", LargeBinary, nullable=False),
-    Column("times", Integer, nullable=False, server_default=text("1")),
+    _needed("digest", LargeBinary),
+    _needed("times", Integer, "1"),
     _time("received_at", now=True),
     _time("repeated_at"),
     _time("handled_at"),
@@ -374,12 +367,12 @@ audit_entries = Table(
     "audit_entries", metadata,
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
-    Column("at", DateTime(timezone=True), nullable=False),
-    Column("action", Text, nullable=False),
+    _time("at", nullable=False),
+    _needed("action", Text),
     # The canonical text, over which the chain is; the columns above only help to find it.
-    Column("entry", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("entry", Text),
+    _needed("key_id", Text),
+    _needed("mac", LargeBinary),
     Index("ix_audit_entries_at", "at", postgresql_using="brin"),
     postgresql_partition_by="RANGE (checkout_id)",
 )  # fmt: skip
@@ -387,14 +380,14 @@ audit_entries = Table(
 archives = Table(
     "archives", metadata,
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("at", DateTime(timezone=True), nullable=False),
+    _time("at", nullable=False),
     # Its name, wherever it is kept.
-    Column("file", Text, nullable=False),
+    _needed("file", Text),
     # The last line of the file: counts and digests, and over it a MAC that follows the MAC of the previous
     # archive.
-    Column("manifest", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("manifest", Text),
+    _needed("key_id", Text),
+    _needed("mac", LargeBinary),
 )  # fmt: skip
 
 # Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
@@ -403,29 +396,29 @@ archived_heads = Table(
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     Column("archive", BigInteger, ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"), nullable=False),
-    Column("state", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("state", Text),
+    _needed("mac", LargeBinary),
     Index("ix_archived_heads_archive", "archive", "checkout_id"),
 )  # fmt: skip
 
 audit_seals = Table(
     "audit_seals", metadata,
     Column("sequence", BigInteger, primary_key=True),
-    Column("at", DateTime(timezone=True), nullable=False),
+    _time("at", nullable=False),
     # The heads of all chains that grew since the previous seal, one line each: checkout, sequence, mac.
-    Column("heads", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("heads", Text),
+    _needed("key_id", Text),
+    _needed("mac", LargeBinary),
 )  # fmt: skip
 
 events = Table(
     "events", metadata,
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
-    Column("merchant_id", Integer, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("payload", JSONB, nullable=False),
-    Column("correlation_id", Text, nullable=False),
+    _needed("merchant_id", Integer),
+    _needed("kind", Text),
+    _needed("payload", JSONB),
+    _needed("correlation_id", Text),
     _time("created_at", now=True),
     # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a
     # cursor never skips.
@@ -437,9 +430,9 @@ events = Table(
 # The range of a merchant's feed: the last position that was given, and the last one that is no longer kept.
 event_feeds = Table(
     "event_feeds", metadata,
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True, autoincrement=False),
-    Column("last_position", BigInteger, nullable=False),
-    Column("kept_after", BigInteger, nullable=False, server_default=text("0")),
+    _merchant(primary_key=True, autoincrement=False),
+    _needed("last_position", BigInteger),
+    _needed("kept_after", BigInteger, "0"),
     postgresql_with={"fillfactor": 50},
 )  # fmt: skip
 
@@ -448,7 +441,7 @@ event_feeds = Table(
 lookup_budgets = Table(
     "lookup_budgets",
     metadata,
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    _merchant(primary_key=True),
     *(_time(name, now=True) for name in ("taken_until", "charged_at", "made_until")),
 )
 
@@ -456,8 +449,8 @@ idempotency_keys = Table(
     "idempotency_keys", metadata,
     Column("merchant_id", Integer, primary_key=True),
     Column("key", Text, primary_key=True),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
+    _needed("fingerprint", LargeBinary),
+    _needed("checkout_id", Uuid),
     _time("created_at", now=True),
     # The keys of a checkout that is erased, or was not created.
     Index("ix_idempotency_keys_checkout_id", "checkout_id"),
@@ -470,15 +463,15 @@ rejected_intents = Table(
     Column("merchant_id", Integer),
     # A tag of message id, place in the message and content: a message that is delivered again adds no row.
     Column("digest", LargeBinary, nullable=False, unique=True),
-    Column("message_id", Text, nullable=False),
+    _needed("message_id", Text),
     Column("order_ref", Text),
     # Of a whole message the order numbers of its intents, so that an erasure reaches it.
     Column("order_refs", ARRAY(Text)),
-    Column("code", Text, nullable=False),
+    _needed("code", Text),
     # A list of {field, message}; a message contains no value of a customer.
-    Column("errors", JSONB, nullable=False),
+    _needed("errors", JSONB),
     # What was sent, encrypted under the data key.
-    Column("body", LargeBinary, nullable=False),
+    _needed("body", LargeBinary),
     Column("data_key", LargeBinary),
     _time("created_at", now=True),
     Index("ix_rejected_intents_merchant_id", "merchant_id", "id"),
@@ -486,12 +479,3 @@ rejected_intents = Table(
     Index("ix_rejected_intents_order_refs", "order_refs", postgresql_using="gin"),
     Index("ix_rejected_intents_created_at", "created_at"),
 )  # fmt: skip
-
-clock_skew = Table(
-    "clock_skew",
-    metadata,
-    # One row. Production leaves it at zero; tests push it forward to live through days in seconds.
-    Column("id", Boolean, primary_key=True, server_default=text("true")),
-    Column("seconds", BigInteger, nullable=False, server_default=text("0")),
-    CheckConstraint("id", name="single"),
-)
