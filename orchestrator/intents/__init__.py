@@ -21,17 +21,3 @@ from orchestrator.intents.reading import (
     parse,
 )
 from orchestrator.intents.sessions import session_body, shop_pages
-
-__all__ = [
-    "BODY_LIMIT",
-    "LONGEST_ORDER",
-    "ORDER_NUMBER",
-    "Intent",
-    "IntentRejected",
-    "Problem",
-    "changed",
-    "may_be_order",
-    "parse",
-    "session_body",
-    "shop_pages",
-]

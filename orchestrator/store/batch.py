@@ -49,10 +49,7 @@ class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class Again:
-    """Returned by a write for an item that could not be tried: another transaction holds its row.
-
-    It goes into a later batch.
-    """
+    """Returned for an item to try later: another transaction holds its row."""
 
 
 AGAIN: Final = Again()
@@ -129,10 +126,9 @@ class Batch(Generic[T, R]):
         )
 
     async def put(self, item: T) -> R:
-        """Write `item` with the other gathered items and return its result, or raise its error.
-
-        Raises `Unwritten` if Postgres rejects this item, `DatabaseAway` if its result is not known within the
-        timeout: Postgres is out of reach, a write hangs, or another transaction holds the row.
+        """Write `item` with the other gathered items and return its result, or raise its error: `Unwritten`
+        if Postgres rejects it, `DatabaseAway` if its result is not known within the timeout (Postgres is out
+        of reach, a write hangs, or another transaction holds the row).
         """
         (result,) = await self.put_all((item,))
         if isinstance(result, OrchestratorError):
@@ -140,10 +136,8 @@ class Batch(Generic[T, R]):
         return result
 
     async def put_all(self, items: Sequence[T]) -> list[R | OrchestratorError]:
-        """Write items as `put` does, and return the result or the error of each, in order.
-
-        A list has one timer and no tasks, so that an item costs far less than by `put`; in the backlog it
-        counts as one.
+        """Write items as `put` does; return the result or the error of each, in order. A list has one timer,
+        so that an item costs far less than by `put`; in the backlog it counts as one.
         """
         if not items:
             return []
@@ -184,9 +178,7 @@ class Batch(Generic[T, R]):
             _fail(waiting, failure, waiting.error)
 
     async def close(self, *, within: float = _CLOSING) -> None:
-        """Write what is queued, for so many seconds at most, then stop; what is left fails with
-        `DatabaseAway`.
-        """
+        """Write what is queued, for some seconds at most, then stop; the rest fails with `DatabaseAway`."""
         end = time.monotonic() + within
         try:
             while (self._queue or self._writing) and time.monotonic() < end:  # noqa: ASYNC110 - once in the life of a process
@@ -206,8 +198,7 @@ class Batch(Generic[T, R]):
             self._writing = True
             try:
                 while self._queue:
-                    # At least one round of the loop: all tasks that are ready at this moment get into this
-                    # batch.
+                    # At least one round of the loop: all tasks that are ready now get into this batch.
                     await asyncio.sleep(self._gather)
                     begun = time.monotonic()
                     self._under_way = self._take()

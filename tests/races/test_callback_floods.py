@@ -166,7 +166,6 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
         parameters = {
             "arrivals": json_text([row]),
             "empty": callbacks._EMPTY,
-            "better": callbacks._BETTER,
             **core.callbacks.bounds,
         }
         statement = callbacks._STORE

@@ -128,9 +128,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(TypedDict, total=False):
-    """What a move may change, under the names and with the types of `Move` (a test compares); what is left
-    out stays as it is.
-    """
+    """What a move may change, as in `Move` (a test compares); what is left out stays as it is."""
 
     further: tuple[Fact, ...]
     due_in: float | Kept | None
@@ -218,9 +216,7 @@ _OPERATION: Final = without((field.name for field in fields(Operation)), "last_e
 def rows_beside(
     encryptor: Encryptor, move: Move, entries: Sequence[audit.Entry], announced: Sequence[dict[str, object]]
 ) -> dict[str, Sequence[dict[str, object]]]:
-    """Return the rows that a move writes beside its checkout, by the parameter of the statement that takes
-    them.
-    """
+    """Return the rows that a move writes beside its checkout, by the parameter that takes them."""
     held = move.held
     checkout = {"checkout_id": held.id}
     return {
@@ -247,13 +243,13 @@ def rows_beside(
 KEPT: Final = (
     "lookups", "session_count", "last_error", "attention", "expires_in", "charged_back", "reserved_until", "session_id", "methods",
 )  # fmt: skip
-"""Fields of a move that are written as they are, and that stay as the holder has them where the move says
-KEEP."""
+"""Fields of a move that are written as they are, or as the holder has them where the move says KEEP."""
 
 
 def kept(move: Move) -> dict[str, Any]:
     """Return these fields as they stand after the move."""
-    return {name: given(getattr(move, name), getattr(move.held, name)) for name in KEPT}
+    held = move.held
+    return {name: getattr(held, name) if (value := getattr(move, name)) is KEEP else value for name in KEPT}
 
 
 def row(

@@ -44,25 +44,21 @@ T = TypeVar("T")
 
 
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
-    """Another worker holds this checkout now, or moved it: the result is dropped, and the new holder repeats
-    the lookup.
-    """
+    """Another worker holds or moved this checkout: the result is dropped; the new holder looks it up."""
 
     def __init__(self, checkout: UUID) -> None:
         super().__init__(f"the lease on checkout {checkout} is no longer ours")
         self.checkout = checkout
 
 
-# The claim takes checkouts that are due or hinted and not under a valid lease. A hint allows one claim: the
-# second finds nothing. The condition on the due time is written so that the planner does not use the index of
-# due times: where nearly all checkouts are finished it would prefer that index, and each claim would read the
-# due times of all checkouts under way.
+# The claim takes checkouts that are due or hinted and not under a valid lease. A hint allows one claim. The
+# condition on the due time keeps the planner from the index of due times: where nearly all checkouts are
+# finished it would prefer it, and each claim would read the due times of all checkouts under way.
 _FREE = (
     "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
     "AND (c.lease IS NULL OR c.leased_until <= t.now)"
 )
-# By an array: the planner takes it for short. Of a join it may expect so many rows that it reads all
-# checkouts for it.
+# By an array, which the planner takes for short; for a join it may read all checkouts.
 _TAKE = """
     UPDATE checkouts c
        SET lease = :lease, leased_until = t.now + make_interval(secs => :seconds),
@@ -111,8 +107,7 @@ _OPERATIONS = text(f"""
     SELECT checkout_id, {listed(OPERATION)}
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)  # noqa: S608 - made of our own names
-# Two partial indexes cover live and closed checkouts; a merchant may have many closed ones of the number, and
-# one is enough.
+# Two partial indexes cover live and closed checkouts, of which a merchant may have many of the number.
 _SHARED = text(f"""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
@@ -133,8 +128,7 @@ _RIVAL = text(f"""
     SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id AND {IS_LIVE}
 """)  # noqa: S608 - made of our own constants
 CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that a claim takes; with so many, more may wait, and the release makes it due at
-once."""
+"""Callbacks of a checkout that a claim takes; with so many, more may wait: it is due at once again."""
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that
 # `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
 _CALLBACKS = text(f"""
@@ -149,8 +143,7 @@ _COMMANDS = text("""
                     WHERE a.checkout_id = k.checkout_id AND strpos(a.entry, CAST(k.id AS text)) > 0) AS taken
       FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
-# A row that a move has locked is left out: the next renewal comes soon. An expired lease that no other worker
-# took is still valid.
+# A row that a move has locked is left out until the next renewal. An expired lease may still be ours.
 _RENEW = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:held AS json)) AS i(id uuid, lease uuid)),
@@ -168,9 +161,8 @@ _RENEW = text("""
 
 
 async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> list[ClaimedCheckout]:
-    """Take the lease on those of `ids` that are due or hinted at and free; return them with their inbox.
-
-    The claim counts itself on the row (`claims`), so that a checkout whose holders die is known for it.
+    """Take the lease on those of `ids` that are due or hinted at and free; return them with their inbox. The
+    claim counts itself (`claims`), so that a checkout whose holders die is known for it.
     """
     return await _claim(db, _CLAIM, {"ids": list(ids)}, lease_seconds) if ids else []
 
@@ -178,9 +170,7 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
 async def claim_waiting(
     db: Database, shares: Mapping[int, int], *, lease_seconds: float, grace: float
 ) -> list[ClaimedCheckout]:
-    """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in
-    everything else.
-
+    """Take the lease, like `claim`, on the longest waiting of each merchant, as many as its share at most.
     What is hinted at waits too: its due time is at most `grace` seconds away.
     """
     asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
@@ -199,8 +189,7 @@ async def _claim(
     began, lease = tick(), uuid4()
     async with db.transaction() as tx:
         rows = await run(tx, statement, {**chosen, "lease": lease, "seconds": lease_seconds})
-        # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a
-        # connection shortens it.
+        # Postgres's clock is read now; the lease is counted from before, so that any wait shortens it.
         read = tick()
         if not rows:
             return []
@@ -267,9 +256,7 @@ async def paying_others(
 
 
 async def order_is_shared(db: Database, held: ClaimedCheckout, merchants: Sequence[int]) -> bool:
-    """Say whether other checkouts of these merchants have the same order number: what names only that may be
-    theirs.
-    """
+    """Say whether other checkouts of these merchants have its order number: a payment may be theirs."""
     asked = {"id": held.id, "order_ref": held.order_ref, "merchants": list(merchants)}
     return bool(await db.read(_SHARED, asked))
 

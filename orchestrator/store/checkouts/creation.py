@@ -62,7 +62,7 @@ _CREATE = text(f"""
          WHERE i.idempotency_key IS NULL OR i.id IN (SELECT checkout_id FROM keyed)
          ORDER BY i.merchant_id, i.order_ref
         ON CONFLICT (merchant_id, order_ref) WHERE {IS_LIVE} DO NOTHING
-        RETURNING id, created_at, deadline
+        RETURNING id, deadline
     ),
     asked AS (
         INSERT INTO intents (checkout_id, fingerprint, body, data_key, email_tag)
@@ -75,16 +75,14 @@ _CREATE = text(f"""
         SELECT i.id, i.sequence, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'base64') FROM i JOIN created USING (id)
          ORDER BY i.id
     )
-    SELECT id, created_at, deadline FROM created
+    SELECT id, deadline FROM created
 """)  # noqa: S608 - made of our own constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intake(Intent):
-    """A valid intent on its way in: its content with who hands it over, and for which merchant.
-
-    `expires_in` is seconds from now. `auto_capture`: the gateway had no such request for a payment that came
-    before its intent, so a worker captures that.
+    """A valid intent on its way in; `expires_in` is seconds from now. `auto_capture`: the gateway had no such
+    request for a payment that came before its intent, so a worker captures that.
     """
 
     merchant_id: int
@@ -107,8 +105,7 @@ class Intake(Intent):
     ) -> Self:
         """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
         content = dict(zip(_CONTENT, _content_of(intent), strict=True))
-        if intent.expires_in is None:
-            content["expires_in"] = default_expires_in
+        content["expires_in"] = default_expires_in if intent.expires_in is None else intent.expires_in
         return cls(
             **content,
             merchant_id=merchant_id,
@@ -131,8 +128,7 @@ _UNCONFIRMED: Final = text(f"""
                        AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
       FROM unnest(CAST(:merchants AS int[])) AS m(id)
 """)  # noqa: S608 - made of our own constant
-# The locks are taken in one order, so that two transactions that create checkouts from the same payments do
-# not deadlock.
+# In one order, so that two transactions that create checkouts from the same payments do not deadlock.
 _LOCK_IN_ORDER = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
@@ -140,7 +136,7 @@ _LOCK_IN_ORDER = text("""
 # A checkout is matched by the id in the payment, else by the order number. Whether an id is used is queried
 # in a form that goes by index: for EXISTS the planner may build a table of all ids.
 _MATCHES = text(f"""
-    SELECT c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
+    SELECT c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used, clock() AS now
       FROM json_to_recordset(CAST(:payments AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
       LEFT JOIN LATERAL (
             (SELECT id FROM checkouts WHERE id = s.named AND merchant_id = s.merchant_id)
@@ -189,31 +185,21 @@ class PaymentMatch:
     created: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
-    """A checkout that was created just now."""
-
-    created_at: datetime
-    deadline: datetime
-
-
 async def create(
     tx: AsyncConnection, encryptor: Encryptor, asked: Sequence[Intake], *, at: datetime, grace: float
-) -> dict[UUID, Created]:
-    """Create those whose order number and idempotency key are free; return them by id.
+) -> dict[UUID, datetime]:
+    """Create those whose order number and idempotency key are free; return their deadlines by their ids.
 
-    The others meet a live checkout or a used key and are left out; a key of theirs that was free now names
-    the id that was not created, and the caller has to point it at the checkout that it met (`inbox`).
-
-    The first due time stands `grace` seconds away, behind the hint that the caller publishes after the
-    commit.
+    The others meet a live checkout or a used key and are left out; a key of theirs that was free now
+    names the id that was not created, and the caller has to point it at the checkout that it met
+    (`inbox`). The first due time stands `grace` seconds away, behind the hint that follows the commit.
     """
     return await _create(tx, [_row(encryptor, intake, at=at) for intake in asked], grace=grace)
 
 
-async def _create(tx: AsyncConnection, rows: Sequence[object], *, grace: float) -> dict[UUID, Created]:
+async def _create(tx: AsyncConnection, rows: Sequence[object], *, grace: float) -> dict[UUID, datetime]:
     created = await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
-    return {row.id: Created(row.created_at, row.deadline) for row in created}
+    return {row.id: row.deadline for row in created}
 
 
 def _row(
@@ -227,9 +213,8 @@ def _row(
     """Return the row of a new checkout; `evidence` is what it rests on, if not on an intent."""
     key, wrapped = encryptor.new_data_key(intake.id)
     if evidence is None:
-        # A MAC of the content under the checkout's own data key: it proves what was requested while that
-        # key exists, and nothing once the customer is erased. A plain hash would allow a guess to be
-        # confirmed for ever.
+        # A MAC under the checkout's own data key: it proves what was requested while that key exists, and
+        # nothing once the customer is erased. A plain hash would allow a guess to be confirmed for ever.
         evidence = {"intent": key.mac(intake.fingerprint).hex()}
     entry = audit.make(
         encryptor,
@@ -269,21 +254,14 @@ def _row(
 
 
 async def create_from_payment(
-    tx: AsyncConnection,
-    encryptor: Encryptor,
-    unmatched: Sequence[UnmatchedPayment],
-    *,
-    at: datetime,
-    grace: float,
+    tx: AsyncConnection, encryptor: Encryptor, unmatched: Sequence[UnmatchedPayment], *, grace: float
 ) -> list[PaymentMatch | None]:
-    """Return the checkout of each unmatched payment: the merchant's checkout with its id or its order number,
-    or a new one.
+    """Return the merchant's checkout with the id or the order number of each payment, or a new one; None
+    where there is neither a checkout nor enough data to create one.
 
-    None where there is neither a checkout nor enough data to create one. A repeat of the same unmatched
-    payment, also at the same moment in another process, gets the checkout that the first created: creation
-    for an order number is serialised. A checkout keeps the id that the payment names, if that is of the
-    version that this system gives and free (a database restored from an older backup).
-
+    A repeat of a payment, also at the same moment in another process, gets the checkout that the first
+    created: creation for an order number is serialised. A checkout keeps the id that the payment names,
+    if that is of the version that this system gives and free (a database restored from an older backup).
     It begins as failed, since it has no intent, with a due time: the monitoring looks it up and policy
     decides.
     """
@@ -316,7 +294,7 @@ async def create_from_payment(
         free = named is not None and not met.named_is_used and named not in created.values()
         checkout_id = named if named is not None and free and named.version == _NUMBERED else uuid7()
         created[order] = checkout_id
-        rows.append(_row_from_payment(encryptor, checkout_id, payment, at=at))
+        rows.append(_row_from_payment(encryptor, checkout_id, payment, at=met.now))
         matches[number] = PaymentMatch(checkout_id, created=True)
     if rows:
         await _create(tx, rows, grace=grace)
@@ -333,9 +311,7 @@ async def _left_to_create(tx: AsyncConnection, unmatched: Sequence[UnmatchedPaym
 
 
 def _slots(payment: UnmatchedPayment) -> list[int]:
-    """Return the numbers of the advisory locks for what an unmatched payment may take: an order number of a
-    merchant, and an id.
-    """
+    """Return the advisory locks of what a payment may take: an order number of a merchant, and an id."""
     names = [f"order/{payment.merchant_id}/{payment.order_ref}"]
     if payment.named is not None:
         names.append(f"id/{payment.named}")

@@ -1,9 +1,8 @@
 """Erasing the personal data of checkouts: the data key is destroyed, and what was under it is overwritten.
 
-State, money, payments, operations and the audit trail stay; the trail gets an entry that says so, in the
-transaction that erases. A checkout is erased only where nothing that is still to be done needs its data: it
-has ended, no worker holds it, and no callback, command, operation, decision or uncaptured reservation is
-open. It cannot be undone.
+State, money, payments, operations and the audit trail stay, with an entry that says so, written in the
+same transaction. A checkout is erased only where nothing that is still to be done needs its data
+(`Hindrance`). It cannot be undone.
 """
 
 from __future__ import annotations
@@ -104,9 +103,8 @@ REFUSED: Final = """
     untold AS (
         UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
     )"""
-# What has no key of its own, or could confirm a guess (a plain hash), is overwritten; what is under the data
-# key alone is unreadable without it. The order number, ids and amounts stay. A used Idempotency-Key stays
-# used: with any content it is refused.
+# What has no key of its own, or could confirm a guess (a plain hash), is overwritten; the rest is unreadable
+# without the data key. Order number, ids and amounts stay, and a used Idempotency-Key refuses any content.
 _ERASE = text(f"""
     WITH e AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:erased AS json)) AS e(
@@ -177,12 +175,9 @@ async def ended_before(
     merchant_id: int | None = None,
     settled: bool = False,
     after: UUID | None = None,
-    most: int = SCANNED_AT_ONCE,
 ) -> Stretch:
-    """Return the next checkouts, by id, that have a data key and ended before a time, or so many seconds ago.
-
-    `settled`: only those that nothing is still to be done of: no due time and no attention. `after` is where
-    the stretch before ended.
+    """Return the next checkouts after `after`, by id, that have a data key and ended before a time, or so
+    many seconds ago; `settled`: only those with no due time and no attention.
     """
     asked = {
         "before": before,
@@ -190,10 +185,10 @@ async def ended_before(
         "merchant_id": merchant_id,
         "settled": settled,
         "after": after,
-        "most": most,
+        "most": SCANNED_AT_ONCE,
     }
     (row,) = await db.read(_STRETCH, asked)
-    return Stretch(row.ids, row.last if row.scanned == most else None)
+    return Stretch(row.ids, row.last if row.scanned == SCANNED_AT_ONCE else None)
 
 
 def erasure_lists(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
@@ -210,10 +205,8 @@ async def erase(
     cause: Cause,
     dry_run: bool = False,
 ) -> list[Fate]:
-    """Erase the personal data of checkouts, at most `ERASED_AT_ONCE`, in one transaction; return the fate of
-    each that exists, in the order of ids.
-
-    With `dry_run` nothing is written.
+    """Erase checkouts, at most `ERASED_AT_ONCE`, in one transaction; return the fate of each that exists, in
+    the order of ids. With `dry_run` nothing is written.
     """
     async with db.transaction() as tx:
         free = {row.id for row in await run(tx, LOCK, {"ids": sorted(ids)})}

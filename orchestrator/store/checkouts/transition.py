@@ -202,9 +202,7 @@ _ADVANCE_ORDERS = _advancing(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A move as it goes to Postgres, with what is beside it; made once, so that a repeat is recognised by the
-    mac of its last audit entry.
-    """
+    """A move as it goes to Postgres; made once: a repeat is recognised by the mac of its last entry."""
 
     move: Move
     to: State
@@ -218,9 +216,7 @@ class _Prepared:
 
 @dataclass(frozen=True, slots=True)
 class _Landed:
-    """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost
-    connection.
-    """
+    """A landed move; its deadline is unknown where it was recognised after a lost connection."""
 
     deadline: datetime | None
     woken: bool
@@ -317,9 +313,8 @@ def _places(prepared: _Prepared) -> Sequence[Hashable]:
     """Return what no two moves of one batch may share: the checkout, and the reopening.
 
     The holder of an expired lease and its successor may both write, in one process; of two rows for a
-    checkout Postgres would take either. A reopened checkout takes its order number again. Two of them in one
-    transaction could wait for an intake that holds the first number and waits for the second; so a batch has
-    only one.
+    checkout Postgres would take either. A reopened checkout takes its order number again: two in one
+    transaction could wait for an intake that holds the first number and waits for the second.
     """
     held, trigger = prepared.move.held, prepared.move.trigger
     return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)

@@ -1,6 +1,4 @@
-"""Callbacks: stored raw before they are read; a repeat wakes the checkout again unless the first
-was handled.
-"""
+"""Callbacks: stored raw before they are read; a repeat wakes again unless the first was handled."""
 
 from __future__ import annotations
 
@@ -18,6 +16,7 @@ from orchestrator.store import checkouts
 from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import Database, run
+from orchestrator.store.tables import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,10 +29,8 @@ CallbackKind = Literal["success", "failure", "notification", "redirect"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Received:
-    """A callback as it came: raw body, white-listed headers, where it came from, and how well it proves its
-    sender.
-
-    `grade` and `network` are the words of the gateway's `Grade` and of `inside`, `outside`, `unchecked`.
+    """A callback as it came: raw body, white-listed headers, its sender and how well it proves that (the
+    gateway's `Grade`); `network` is one of `inside`, `outside`, `unchecked`.
     """
 
     kind: CallbackKind = "notification"
@@ -60,10 +57,7 @@ class Arrival(Received):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a callback.
-
-    `wakes`: the gateway has to be asked, so publish a hint. `kept`: it is safe, and not beyond the cap.
-    """
+    """The result. `wakes`: the gateway has to be asked, so publish a hint. `kept`: not beyond the cap."""
 
     wakes: bool
     kept: bool = True
@@ -84,9 +78,8 @@ _BETTER: Final = ["unchecked", "checksum", "signed"]
 """Grades from weak to strong; those without proof are weaker."""
 
 
-# The checkouts are locked before their callbacks, as by a mover, which marks callbacks as read: so no
-# deadlock occurs. A checkout that another transaction holds comes again, so that a held row delays no other
-# callback.
+# The checkouts are locked before their callbacks, as by a mover, so that no deadlock occurs. A checkout that
+# another transaction holds comes again, so that a held row delays no other callback.
 _MINE = text("""
     WITH locked AS MATERIALIZED (
         SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
@@ -98,14 +91,12 @@ _MINE = text("""
 
 
 def _worthless(row: str) -> str:
-    return f"({row}.grade = ANY(CAST(:worthless AS text[])) OR (:strict AND {row}.network = 'outside'))"
+    return f"({row}.grade IN ({quoted(sorted(UNPROVEN))}) OR (:strict AND {row}.network = 'outside'))"
 
 
 def _proof_of(row: str) -> str:
-    return (
-        f"coalesce(array_position(CAST(:better AS text[]), {row}.grade), 0) * 2"
-        f" + CAST({row}.network <> 'outside' AS int)"
-    )
+    rank = f"coalesce(array_position(ARRAY[{quoted(_BETTER)}], {row}.grade), 0)"
+    return f"{rank} * 2 + CAST({row}.network <> 'outside' AS int)"
 
 
 def bounded(by: str, *, kept: str, same: str) -> str:
@@ -140,10 +131,9 @@ _ROOM: Final = bounded(
     same="checkout_id = a.checkout_id AND kind = a.kind AND digest = a.digest",
 )
 
-# A repeat is not stored twice; it counts, and wakes the checkout until the first was handled. It wakes it
-# again where it proves more than the first did: the first may have been a guess. An empty body cannot be told
-# from an earlier one, so it always wakes the checkout, unless it proves nothing. Beyond its caps a checkout
-# keeps nothing new: a flood fills no disk.
+# A repeat counts, and wakes the checkout until the first was handled; and again where it proves more than the
+# first, which may have been a guess. An empty body cannot be told from an earlier one, so it always wakes the
+# checkout, unless it proves nothing. Beyond its caps a checkout keeps nothing new.
 _STORE = text(f"""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:arrivals AS json)) AS a(
@@ -184,9 +174,7 @@ _EMPTY: Final = [
 
 
 class Callbacks(Batched):
-    """Takes callbacks from everything in flight in this process, stores them together and wakes their
-    checkouts.
-
+    """Stores the callbacks of everything in flight in this process together and wakes their checkouts.
     `strict_network`: what comes from outside the gateway's addresses counts as unproven.
     """
 
@@ -212,34 +200,25 @@ class Callbacks(Batched):
         )
 
     async def store(self, arrival: Arrival) -> Stored:
-        """Store a callback and wake its checkout; `DatabaseAway` if Postgres does not answer within the
-        timeout.
-        """
+        """Store a callback and wake its checkout; `DatabaseAway` after the timeout."""
         return await self._batch.put(arrival)
 
     def unproven(self, grade: str, network: str) -> bool:
-        """Return whether any sender could have made the callback, though there is a secret to check it with:
-        it only causes a lookup.
-        """
+        """Return whether any sender could have made it, though it can be checked: it only causes a lookup."""
         return grade in UNPROVEN or (self._strict and network == "outside")
 
     @property
     def bounds(self) -> dict[str, object]:
         """The caps, and what counts as unproven, as parameters of a statement."""
-        return {
-            "most": self._caps.any,
-            "most_unproven": self._caps.unproven,
-            "worthless": sorted(UNPROVEN),
-            "strict": self._strict,
-        }
+        return {"most": self._caps.any, "most_unproven": self._caps.unproven, "strict": self._strict}
 
     async def _write(self, batch: list[Arrival]) -> list[Stored | Again]:
         async with self._db.transaction() as tx:
             ids = sorted({arrival.checkout_id for arrival in batch})
-            known = {row.id: row for row in await run(tx, _MINE, {"ids": ids})}
-            held = {checkout for checkout, row in known.items() if not row.mine}
-            keys = {checkout: row.data_key for checkout, row in known.items()}
-            erased = {checkout for checkout, row in known.items() if row.erased}
+            known = await run(tx, _MINE, {"ids": ids})
+            held = {row.id for row in known if not row.mine}
+            keys = {row.id: row.data_key for row in known}
+            erased = {row.id for row in known if row.erased}
             batch = [
                 _without_content(arrival) if arrival.checkout_id in erased else arrival for arrival in batch
             ]
@@ -257,7 +236,7 @@ class Callbacks(Batched):
                 for what, arrival in first.items()
                 if arrival.checkout_id not in held
             ]
-            parameters = {"arrivals": json_text(rows), "empty": _EMPTY, "better": _BETTER, **self.bounds}
+            parameters = {"arrivals": json_text(rows), "empty": _EMPTY, **self.bounds}
             fates = {
                 (row.checkout_id, row.kind, bytes(row.digest)): Stored(row.wakes, row.kept)
                 for row in await run(tx, _STORE, parameters)
@@ -331,9 +310,7 @@ def encrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, bo
 
 
 def decrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
-    """Open what `encrypt_body` made; `Erased` if the customer was erased since, `EncryptionError` if no known
-    key opens it.
-    """
+    """Open what `encrypt_body` made; `Erased` if it was erased, `EncryptionError` if no key opens it."""
     if not sealed:
         raise Erased(checkout)
     return _decrypt(encryptor, checkout, wrapped, sealed, what="callback")

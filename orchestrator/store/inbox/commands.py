@@ -1,10 +1,7 @@
-"""Commands: rows with actor, kind, reason, and the version of the checkout that the actor saw.
+"""Commands: rows with actor, kind, reason, and the version that the actor saw; executed under the lease.
 
-Executed under the lease, elsewhere.
-
-A command with an idempotency key is stored once: a repeat, at the same moment from another process or days
-later, gets the first. Only a command that is new wakes its checkout. Each is signed with a key that the
-database does not have.
+One with an idempotency key is stored once: a repeat, at the same moment from another process or days
+later, gets the first, and wakes nothing. Each is signed with a key that the database does not have.
 """
 
 from __future__ import annotations
@@ -60,9 +57,7 @@ _MERCHANTS = text("""
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """A command that is stored: by this request (`fresh`), or by an earlier one with the same idempotency
-    key.
-    """
+    """A command that is stored: by this request (`fresh`), or by an earlier one with the same key."""
 
     id: UUID
     fresh: bool
@@ -76,9 +71,7 @@ def fingerprint_of(
     reason: str | None = None,
     expected_version: int | None = None,
 ) -> bytes:
-    """Return what makes a request the same again: the SHA-256 of everything that was asked, but not of who
-    asked.
-    """
+    """Return what makes a request the same again: the SHA-256 of all that was asked, but not of who asked."""
     asked = [checkout_id, kind, arguments, reason, expected_version]
     return hashlib.sha256(msgspec.json.encode(asked, order="sorted")).digest()
 
@@ -98,13 +91,12 @@ async def request(  # noqa: PLR0913 - the columns of a command
     fingerprint: bytes | None = None,
     grace: float,
 ) -> Requested | None:
-    """Store a command and wake its checkout; None if the merchant has no such checkout.
-
-    Publish a hint afterwards.
+    """Store a command and wake its checkout; None if the merchant has no such checkout. Publish a hint
+    afterwards.
 
     With a key that was used before, the same content returns the first command, and other content raises
-    `KeyReused`; nothing is stored in either case. `fingerprint` is what counts as the content; without it all
-    arguments are. A reason is stored under the checkout's data key; `ReasonNotKept` where that was destroyed.
+    `KeyReused`; nothing is stored in either case. `fingerprint` is what counts as the content; without it
+    all arguments are. A reason is stored under the data key; `ReasonNotKept` where that was destroyed.
     """
     told = dict(arguments or {})
     if fingerprint is None:
@@ -145,11 +137,8 @@ async def request_all(
     actor: str,
     grace: float,
 ) -> dict[UUID, UUID]:
-    """Store the same command for many checkouts, of any merchants, and wake them all; return each checkout's
-    command.
-
-    Checkouts that do not exist are left out. Publish hints afterwards, or let the checkouts become due after
-    `grace` seconds.
+    """Store a command for many checkouts, of any merchants, and wake them; return the command of each that
+    exists. Publish hints afterwards, or let them become due after `grace` seconds.
     """
     rows = [
         _row(encryptor, found.id, found.merchant_id, Command(uuid7(), kind, actor))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from sqlalchemy import text
 
@@ -36,7 +36,6 @@ class Accepted:
     id: UUID
     order_ref: str
     state: str
-    created_at: datetime
     deadline: datetime
     fresh: bool
 
@@ -44,14 +43,14 @@ class Accepted:
 # What a request meets: the checkout of an earlier request with its key, else that of its order number. Each
 # key is looked up by itself: joined as a table, a planner that expects a hundred requests reads all keys.
 _MEET = text(f"""
-    SELECT i.id AS asked, c.id, c.state, c.created_at, c.deadline, f.fingerprint, k.fingerprint AS key_print,
+    SELECT i.id AS asked, c.id, c.state, c.deadline, f.fingerprint, k.fingerprint AS key_print,
            clock() AS now
       FROM json_to_recordset(CAST(:asked AS json)) AS i(id uuid, merchant_id int, order_ref text, key text)
       LEFT JOIN LATERAL (
             SELECT checkout_id, fingerprint FROM idempotency_keys WHERE merchant_id = i.merchant_id AND key = i.key LIMIT 1) k ON true
       LEFT JOIN LATERAL (
-            (SELECT id, state, created_at, deadline FROM checkouts WHERE id = k.checkout_id)
-            UNION ALL {by_order("id, state, created_at, deadline", "i")}
+            (SELECT id, state, deadline FROM checkouts WHERE id = k.checkout_id)
+            UNION ALL {by_order("id, state, deadline", "i")}
             LIMIT 1) c ON true
       LEFT JOIN intents f ON f.checkout_id = c.id
 """)  # noqa: S608 - made of our own names
@@ -64,9 +63,6 @@ _KEEP_KEYS = text("""
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING merchant_id, key
 """)
-LOOKUP_WAIT: Final = 2.0
-"""Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes
-less than a second."""
 
 
 class Intents(Batched):
@@ -107,18 +103,16 @@ class Intents(Batched):
             fates, unnoted = await self._settle(tx, batch)
         # In a transaction that holds no order number: else two processes, each with a number that the other
         # waits for, would deadlock.
-        noted = await _keep_keys(self._db, unnoted, fates) if unnoted else set()
-        for asked in unnoted:
+        noted = await _keep_keys(self._db, unnoted) if unnoted else set()
+        for asked, _ in unnoted:
             if asked.id not in noted:
                 del fates[asked.id]  # another transaction took the key: the next batch meets its checkout
         return [fates.get(asked.id, AGAIN) for asked in batch]
 
     async def _settle(
         self, tx: AsyncConnection, batch: list[Intake]
-    ) -> tuple[dict[UUID, Accepted | IntakeError], list[Intake]]:
-        """Create what is new; return the fates, and those whose checkout was there before and whose key is
-        not noted yet.
-        """
+    ) -> tuple[dict[UUID, Accepted | IntakeError], list[tuple[Intake, UUID]]]:
+        """Create what is new; return the fates, and the intents whose key their met checkout lacks."""
         met = await _meet(tx, batch)
         fates = _fates(batch, met)
         matching = [asked for asked in batch if asked.id not in fates and _met_payment(met[asked.id])]
@@ -129,12 +123,10 @@ class Intents(Batched):
             created = await checkouts.create(tx, self._encryptor, new, at=now, grace=self._grace)
             not_created = []
             for asked in new:
-                if (row := created.get(asked.id)) is None:
+                if (deadline := created.get(asked.id)) is None:
                     not_created.append(asked.id)
                 else:
-                    fates[asked.id] = Accepted(
-                        asked.id, asked.order_ref, "received", row.created_at, row.deadline, fresh=True
-                    )
+                    fates[asked.id] = Accepted(asked.id, asked.order_ref, "received", deadline, fresh=True)
             if not_created:
                 await run(tx, _FREE_KEYS, {"not_created": not_created})
             later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
@@ -144,7 +136,7 @@ class Intents(Batched):
                 met.update(younger)
                 fates.update(_fates(later, younger))
         unnoted = [
-            asked
+            (asked, fate.id)
             for asked in batch
             if asked.idempotency_key is not None
             and isinstance(fate := fates.get(asked.id), Accepted)
@@ -174,15 +166,13 @@ class Intents(Batched):
             seen.add(checkout)
             found = await checkouts.match(self._db, self._encryptor, checkout, asked)
             match found:
-                case checkouts.Matched(state, created_at, deadline):
-                    fates[asked.id] = Accepted(
-                        checkout, asked.order_ref, state, created_at, deadline, fresh=False
-                    )
+                case checkouts.Matched(state, deadline):
+                    fates[asked.id] = Accepted(checkout, asked.order_ref, state, deadline, fresh=False)
                 case checkouts.Unsuited(payment, undecided):
                     fates[asked.id] = PaidBefore(asked.order_ref, checkout, payment, undecided=undecided)
-                case checkouts.Unsettled(held) if held or _age(asked) < LOOKUP_WAIT:
+                case checkouts.Undecided(wait) if _age(asked) < wait:
                     waiting.add(asked.id)
-                case checkouts.Unsettled() | checkouts.NoMoney():
+                case checkouts.Undecided():
                     pass
                 case _:
                     assert_never(found)
@@ -200,9 +190,7 @@ def _age(asked: Intake) -> float:
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
-    """Leave out repeats of an order number or a key within the batch: they meet the first once that is
-    created.
-    """
+    """Leave out repeats of an order number or a key: they meet the first once that is created."""
     taken: set[tuple[int, str, str]] = set()
     firsts = []
     for intake in asked:
@@ -239,31 +227,29 @@ def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, 
             continue
         elif bytes(row.fingerprint) == asked.fingerprint:
             fates[asked.id] = Accepted(
-                row.id, asked.order_ref, row.state, row.created_at, row.deadline, fresh=row.id == asked.id
+                row.id, asked.order_ref, row.state, row.deadline, fresh=row.id == asked.id
             )
         elif row.state not in CLOSED:
             fates[asked.id] = OrderTaken(asked.order_ref, row.id)
     return fates
 
 
-async def _keep_keys(
-    db: Database, unnoted: Sequence[Intake], fates: Mapping[UUID, Accepted | IntakeError]
-) -> set[UUID]:
-    """Note the keys of requests that met their checkout, so that each refuses other content from now on;
-    return whose were free.
-    """
-    firsts: dict[tuple[int, str], Intake] = {}
-    for asked in unnoted:
-        firsts.setdefault((asked.merchant_id, asked.idempotency_key or ""), asked)
+async def _keep_keys(db: Database, unnoted: Sequence[tuple[Intake, UUID]]) -> set[UUID]:
+    """Note keys of requests that met their checkout, to refuse other content; return whose were free."""
+    firsts: dict[tuple[int, str], tuple[Intake, UUID]] = {}
+    for asked, checkout in unnoted:
+        firsts.setdefault(_key_of(asked), (asked, checkout))
     keys = [
-        {"merchant_id": merchant, "key": key, "print": asked.fingerprint, "checkout_id": fate.id}
-        for (merchant, key), asked in firsts.items()
-        if isinstance(fate := fates[asked.id], Accepted)
+        {"merchant_id": merchant, "key": key, "print": asked.fingerprint, "checkout_id": checkout}
+        for (merchant, key), (asked, checkout) in firsts.items()
     ]
     free = {(row.merchant_id, row.key) for row in await db.write(_KEEP_KEYS, {"keys": json_text(keys)})}
     return {
         asked.id
-        for asked in unnoted
-        if (name := (asked.merchant_id, asked.idempotency_key or "")) in free
-        and asked.fingerprint == firsts[name].fingerprint
+        for asked, _ in unnoted
+        if (name := _key_of(asked)) in free and asked.fingerprint == firsts[name][0].fingerprint
     }
+
+
+def _key_of(asked: Intake) -> tuple[int, str]:
+    return asked.merchant_id, asked.idempotency_key or ""

@@ -1,16 +1,14 @@
-"""Callbacks that came to a merchant's own address and name no checkout in it: matched with a checkout, or
-kept.
+"""Callbacks to a merchant's own address, which names no checkout: matched with a checkout, or kept.
 
 What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it
-names, by checkout id or by order number; a payment for an order number without an intent gets a checkout of
-its own (`checkouts.create_from_payment`). All others, and callbacks that prove nothing, are kept for the
-record without a checkout, and cause nothing.
+names, by id or by order number; a payment for an order number without an intent gets a checkout of its
+own. All others, and callbacks that prove nothing, are kept for the record and cause nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -41,7 +39,6 @@ _KEEP = text(f"""
     ON CONFLICT (id) DO UPDATE SET times = b.times + excluded.times, repeated_at = clock()
     RETURNING id
 """)  # noqa: S608 - our own names
-_NOW = text("SELECT clock() AS now")
 DELETED_AT_ONCE: Final = 1000
 _FORGET = text("""
     DELETE FROM callbacks WHERE id = ANY(ARRAY(
@@ -59,9 +56,7 @@ class MerchantCallback(Received):
 
     @property
     def kept_as(self) -> UUID:
-        """The id under which it is kept without a checkout: the same callback to the same merchant has the
-        same (RFC 9562, 5.8).
-        """
+        """The id of one without a checkout: the same callback to a merchant has the same (RFC 9562, 5.8)."""
         proof = b"" if self.grade not in UNPROVEN else b"unproven"
         digest = hashlib.sha256(b"%d\0%b\0%b" % (self.payment.merchant_id, proof, self.body)).digest()
         return UUID(int=int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
@@ -69,29 +64,19 @@ class MerchantCallback(Received):
 
 @dataclass(frozen=True, slots=True)
 class StoredCallback:
-    """The result: the checkout that the callback belongs to now, if any; `wakes` and `kept` as for any
-    callback.
-
+    """The checkout that the callback belongs to now, if any; `wakes` and `kept` as for any callback.
     `over_limit`: it reports a payment, and too many of those wait for a lookup that confirms them.
     """
 
     checkout_id: UUID | None
-    created: bool
-    wakes: bool
-    kept: bool
+    created: bool = False
+    wakes: bool = False
+    kept: bool = False
     over_limit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Fate:
-    matched: checkouts.PaymentMatch | None
-    kept: bool
-
-
 class UnmatchedCallbacks(Batched):
-    """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to
-    `callbacks`.
-    """
+    """Finds or makes the checkouts of callbacks that name none in their address, and hands them on."""
 
     def __init__(
         self,
@@ -104,7 +89,7 @@ class UnmatchedCallbacks(Batched):
         timeout: float = 30.0,
     ) -> None:
         self._db, self._encryptor, self._callbacks, self._grace = db, encryptor, callbacks, grace
-        self._batch: Batch[MerchantCallback, _Fate] = Batch(
+        self._batch: Batch[MerchantCallback, StoredCallback] = Batch(
             self._write,
             keys=lambda callback: (callback.id,),
             limit=batch_limit,
@@ -113,17 +98,13 @@ class UnmatchedCallbacks(Batched):
         )
 
     async def store(self, callback: MerchantCallback) -> StoredCallback:
-        """Store the callback with its checkout and wake that; `DatabaseAway` if Postgres does not answer
-        within the timeout.
-        """
-        fate = await self._batch.put(callback)
-        if fate.matched is None:
-            over_limit = callback.payment.complete and not self._unproven(callback)
-            return StoredCallback(None, created=False, wakes=False, kept=fate.kept, over_limit=over_limit)
+        """Store the callback with its checkout and wake that; `DatabaseAway` after the timeout."""
+        placed = await self._batch.put(callback)
+        if placed.checkout_id is None:
+            return placed
         stored = await self._callbacks.store(
             Arrival(
-                checkout_id=fate.matched.id,
-                kind="notification",
+                checkout_id=placed.checkout_id,
                 grade=callback.grade,
                 network=callback.network,
                 content_type=callback.content_type,
@@ -132,21 +113,28 @@ class UnmatchedCallbacks(Batched):
                 body=callback.body,
             )
         )
-        return StoredCallback(fate.matched.id, fate.matched.created, stored.wakes, stored.kept)
+        return replace(placed, wakes=stored.wakes, kept=stored.kept)
 
-    async def _write(self, batch: list[MerchantCallback]) -> list[_Fate | Again]:
+    async def _write(self, batch: list[MerchantCallback]) -> list[StoredCallback | Again]:
         believed = [callback for callback in batch if not self._unproven(callback)]
         matches: dict[UUID, checkouts.PaymentMatch | None] = {}
         async with self._db.transaction() as tx:
             if believed:
-                at = (await tx.execute(_NOW)).scalar_one()
-                found = await checkouts.create_from_payment(
-                    tx, self._encryptor, [callback.payment for callback in believed], at=at, grace=self._grace
-                )
+                payments = [callback.payment for callback in believed]
+                found = await checkouts.create_from_payment(tx, self._encryptor, payments, grace=self._grace)
                 matches = {callback.id: matched for callback, matched in zip(believed, found, strict=True)}
             unmatched = [callback for callback in batch if matches.get(callback.id) is None]
             kept = {row.id for row in await tx.execute(_KEEP, self._parameters(unmatched))}
-        return [_Fate(matches.get(callback.id), callback.kept_as in kept) for callback in batch]
+        return [
+            StoredCallback(
+                None,
+                kept=callback.kept_as in kept,
+                over_limit=callback.payment.complete and not self._unproven(callback),
+            )
+            if (matched := matches.get(callback.id)) is None
+            else StoredCallback(matched.id, matched.created)
+            for callback in batch
+        ]
 
     def _unproven(self, callback: MerchantCallback) -> bool:
         return self._callbacks.unproven(callback.grade, callback.network)
@@ -168,7 +156,5 @@ class UnmatchedCallbacks(Batched):
 
 
 async def forget(db: Database, *, older_than: float) -> int:
-    """Delete some callbacks that belong to no checkout and came more than so many seconds ago; return how
-    many.
-    """
+    """Delete some callbacks without a checkout that came so many seconds ago or more; return how many."""
     return len(await db.write(_FORGET, {"seconds": older_than, "most": DELETED_AT_ONCE}))

@@ -13,5 +13,6 @@ from orchestrator.store.tables.core import (
     metadata,
     money_operations,
     payments,
+    quoted,
     sessions,
 )

@@ -14,21 +14,18 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
-    Table,
     Text,
     Uuid,
-    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from orchestrator.store.tables.core import _needed, _time, metadata
+from orchestrator.store.tables.core import _index, _needed, _table, _time
 
 IS_UNFINISHED = "state = 'waiting' OR state = 'approved' AND command_id IS NULL"
 """An approval that no person has decided, or whose command is not stored yet."""
 
-console_users = Table(
+console_users = _table(
     "console_users",
-    metadata,
     Column("name", Text, primary_key=True),
     _needed("role", Text),
     # Argon2id, as a PHC string; null until the person has chosen one.
@@ -43,9 +40,8 @@ console_users = Table(
     CheckConstraint("role IN ('viewer', 'operator', 'approver', 'admin')", name="role"),
 )
 
-console_sessions = Table(
+console_sessions = _table(
     "console_sessions",
-    metadata,
     # SHA-256 of what the browser has: the table opens nothing by itself.
     Column("id", LargeBinary, primary_key=True),
     # A link is used once, for a session.
@@ -60,9 +56,8 @@ console_sessions = Table(
     Index("ix_console_sessions_actor", "actor", "id"),
 )
 
-console_actions = Table(
+console_actions = _table(
     "console_actions",
-    metadata,
     Column("id", Uuid, primary_key=True),
     _time("at", now=True),
     _needed("actor", Text),
@@ -78,17 +73,11 @@ console_actions = Table(
     # Under the data key of the checkout.
     Column("reason", Text),
     CheckConstraint("outcome IN ('accepted', 'refused', 'waiting')", name="outcome"),
-    Index(
-        "ix_console_actions_checkout_id",
-        "checkout_id",
-        "id",
-        postgresql_where=text("checkout_id IS NOT NULL"),
-    ),
+    _index("ix_console_actions_checkout_id", "checkout_id", "id", where="checkout_id IS NOT NULL"),
 )
 
-console_approvals = Table(
+console_approvals = _table(
     "console_approvals",
-    metadata,
     Column("id", Uuid, primary_key=True),
     _needed("merchant_id", Integer),
     _needed("checkout_id", Uuid),
@@ -110,13 +99,12 @@ console_approvals = Table(
     # Over everything that the first person asked for.
     _needed("mac", LargeBinary),
     CheckConstraint("state IN ('waiting', 'approved', 'rejected', 'outdated')", name="state"),
-    Index("ix_console_approvals_waiting", "id", postgresql_where=text(IS_UNFINISHED)),
+    _index("ix_console_approvals_waiting", "id", where=IS_UNFINISHED),
     Index("ix_console_approvals_checkout_id", "checkout_id"),
 )
 
-console_runs = Table(
+console_runs = _table(
     "console_runs",
-    metadata,
     Column("id", Uuid, primary_key=True),
     _needed("kind", Text),
     # What the checkouts were chosen by.
@@ -137,12 +125,11 @@ console_runs = Table(
     _time("ended_at"),
     _needed("mac", LargeBinary),
     CheckConstraint("state IN ('running', 'stopped', 'done')", name="state"),
-    Index("ix_console_runs_running", "id", postgresql_where=text("state = 'running'")),
+    _index("ix_console_runs_running", "id", where="state = 'running'"),
 )
 
-console_run_items = Table(
+console_run_items = _table(
     "console_run_items",
-    metadata,
     _needed("run_id", Uuid),
     _needed("checkout_id", Uuid),
     _needed("merchant_id", Integer),
@@ -154,5 +141,5 @@ console_run_items = Table(
     Column("sentence", Text),
     PrimaryKeyConstraint("run_id", "checkout_id"),
     CheckConstraint("outcome IN ('accepted', 'refused')", name="outcome"),
-    Index("ix_console_run_items_open", "run_id", "checkout_id", postgresql_where=text("outcome IS NULL")),
+    _index("ix_console_run_items_open", "run_id", "checkout_id", where="outcome IS NULL"),
 )

@@ -37,8 +37,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from orchestrator.domain.states import CLOSED, ENDED, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from uuid import UUID
 
+    from sqlalchemy.sql.schema import SchemaItem
     from sqlalchemy.types import TypeEngine
 
 T = TypeVar("T")
@@ -57,13 +59,13 @@ PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")
 """The names of the partitions of the trail, which are not tables of their own."""
 
 
-def _listed(values: object) -> str:
-    return ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]  # StrEnum classes and frozensets
+def quoted(words: Iterable[str]) -> str:
+    """Return words as SQL lists them."""
+    return ", ".join(f"'{word}'" for word in words)
 
 
-IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
-"""SQL: the order number is taken by this checkout. A checkout that money completed late may coexist with the
-one that came after it."""
+IS_LIVE = f"state NOT IN ({quoted(sorted(CLOSED))}) AND NOT late"
+"""SQL: the order number is taken by it. What money completed late may coexist with the one after it."""
 
 IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
 """SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money.
@@ -74,9 +76,12 @@ IS_LISTED = "amount > 0"
 the index for that. A lookup by order number must not: planned while there are no statistics, it would read
 all of the merchant's checkouts for the youngest of them."""
 
-IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
-"""SQL: an action of the shopper is still expected. Listings name it, so that the planner can use the partial
-index."""
+IS_OPEN = f"state NOT IN ({quoted(state for state in State if state in ENDED)})"
+"""SQL: the shopper may still act. Listings name it, for the sake of the partial index."""
+
+
+def _table(name: str, *parts: SchemaItem, **options: Any) -> Table:
+    return Table(name, metadata, *parts, **options)
 
 
 def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
@@ -96,14 +101,18 @@ def _merchant(**options: Any) -> Column[int]:
     return Column("merchant_id", Integer, ForeignKey("merchants.id"), **options)
 
 
+def _index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """Make an index of the rows that meet a condition in SQL."""
+    return Index(name, *columns, unique=unique, postgresql_where=text(where))
+
+
 def _needed(name: str, kind: TypeEngine[T] | type[TypeEngine[T]], default: str | None = None) -> Column[T]:
     """Make a column that is never null; `default` is SQL."""
     return Column(name, kind, nullable=False, server_default=None if default is None else text(default))
 
 
-checkouts = Table(
+checkouts = _table(
     "checkouts",
-    metadata,
     _id(primary_key=True),
     _merchant(nullable=False),
     _needed("order_ref", Text),
@@ -117,8 +126,7 @@ checkouts = Table(
     # A hint has been published for the present due time: one claim may come before `due_at`.
     _needed("hinted", Boolean, "false"),
     _time("due_at"),
-    # Since when it has been due, as the first sweep that found it saw; sweeps move `due_at`. It counts where
-    # it is not before `updated_at`.
+    # Since when it has been due, by the first sweep that saw it; it counts where not before `updated_at`.
     _time("due_since"),
     _time("deadline", nullable=False),
     _time("offered_at"),
@@ -135,18 +143,15 @@ checkouts = Table(
     # Until when the reservation is sure to be worth a capture.
     _time("reserved_until"),
     _needed("late", Boolean, "false"),
-    # The gateway was asked to capture by itself: we capture only if it says that it will not
-    # (require_capture).
+    # The gateway was asked to capture by itself: we capture only if it says that it will not.
     _needed("auto_capture", Boolean, "false"),
     # The gateway was requested to capture, and reported that it will not.
     _needed("require_capture", Boolean, "false"),
-    # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the
-    # last wake-up.
+    # Claims since a holder's last write (a crash loop), failures since a move, lookups since a wake-up.
     _needed("claims", Integer, "0"),
     _needed("attempts", Integer, "0"),
     _needed("lookups", Integer, "0"),
-    # A lookup that had to wait for the merchant's budget has its slot in the queue: the next one is made at
-    # once.
+    # A lookup that had to wait for the merchant's budget has its slot: the next one is made at once.
     _needed("slot_reserved", Boolean, "false"),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
     Column("expires_in", Double),
@@ -164,7 +169,7 @@ checkouts = Table(
     _needed("correlation_id", Text),
     _time("created_at", now=True),
     _time("updated_at", now=True),
-    CheckConstraint(f"state IN ({_listed(State)})", name="state"),
+    CheckConstraint(f"state IN ({quoted(State)})", name="state"),
     CheckConstraint(
         "amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0 AND charged_back >= 0", name="money"
     ),
@@ -174,38 +179,36 @@ checkouts = Table(
         "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="due"
     ),
     # The due times, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
-    Index("ix_checkouts_due", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    _index("ix_checkouts_due", "merchant_id", "due_at", where="due_at IS NOT NULL"),
     # An order number belongs to one live checkout of a merchant; also the lookup by order number.
-    Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
+    _index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, where=IS_LIVE),
     # Closed ones by order number: replays of old requests, and support asking.
-    Index("ix_checkouts_closed_order", "merchant_id", "order_ref", postgresql_where=text(f"NOT ({IS_LIVE})")),
-    # Listings, page by page from the youngest on; without it a small merchant's would read every merchant's
-    # checkouts.
-    Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
+    _index("ix_checkouts_closed_order", "merchant_id", "order_ref", where=f"NOT ({IS_LIVE})"),
+    # Listings, from the youngest on; without it a small merchant's would read every merchant's checkouts.
+    _index("ix_checkouts_listing", "merchant_id", "id", where=IS_LISTED),
     # Listings of what is still under way, which among millions of ended ones is rare.
-    Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
+    _index("ix_checkouts_open", "merchant_id", "id", where=IS_OPEN),
     # Payments of unknown orders that no lookup has confirmed: they are counted before another is added.
-    Index("ix_checkouts_unconfirmed", "merchant_id", "created_at", postgresql_where=text(IS_UNCONFIRMED)),
+    _index("ix_checkouts_unconfirmed", "merchant_id", "created_at", where=IS_UNCONFIRMED),
     # What needs a decision.
-    Index("ix_checkouts_attention", "id", postgresql_where=text("attention IS NOT NULL")),
+    _index("ix_checkouts_attention", "id", where="attention IS NOT NULL"),
     postgresql_with={"fillfactor": 70},
 )
 
-intents = Table(
-    "intents", metadata,
+intents = _table(
+    "intents",
     _id("checkout_id", primary_key=True),
     _needed("fingerprint", LargeBinary),
     _needed("body", LargeBinary),
-    # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the
-    # customer.
+    # The key of all personal data, wrapped by SECRET_KEYS; destroying it erases the customer.
     Column("data_key", LargeBinary),
     _time("erased_at"),
     Column("email_tag", LargeBinary),  # see `store.email_search`
-    Index("ix_intents_email_tag", "email_tag", "checkout_id", postgresql_where=text("email_tag IS NOT NULL")),
-)  # fmt: skip
+    _index("ix_intents_email_tag", "email_tag", "checkout_id", where="email_tag IS NOT NULL"),
+)
 
-sessions = Table(
-    "sessions", metadata,
+sessions = _table(
+    "sessions",
     _id("checkout_id", primary_key=True),
     Column("token", LargeBinary),
     _time("token_expires_at"),
@@ -213,11 +216,10 @@ sessions = Table(
     Column("methods", JSONB),
     # It has the order as it was before a change.
     _needed("outdated", Boolean, "false"),
-)  # fmt: skip
+)
 
-payments = Table(
+payments = _table(
     "payments",
-    metadata,
     _merchant(primary_key=True),
     Column("transaction_id", Text, primary_key=True),
     Column("checkout_id", Uuid),
@@ -233,14 +235,12 @@ payments = Table(
     _needed("captured", BigInteger),
     _needed("refunded", BigInteger),
     _needed("charged_back", BigInteger, "0"),
-    # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside
-    # them.
+    # What the gateway added for the way of payment (SurchargeAmount): part of the amounts, or beside them.
     _needed("surcharge", BigInteger, "0"),
     # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
     Column("decided", Text),
     _needed("flags", JSONB, "'[]'"),
-    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not
-    # known. Null: all are read.
+    # What the gateway wrote for amounts, by name, and a currency that cannot be read. Null: all are read.
     Column("raw_amounts", JSONB),
     _time("first_seen_at", now=True),
     _time("updated_at", now=True),
@@ -248,19 +248,12 @@ payments = Table(
     Index("ix_payments_checkout_id", "checkout_id"),
     # Listings: all of a merchant's, and those that cannot be read.
     Index("ix_payments_merchant", "merchant_id", "first_seen_at", "transaction_id"),
-    Index(
-        "ix_payments_unknown",
-        "merchant_id",
-        "first_seen_at",
-        "transaction_id",
-        postgresql_where=text("role = 'unknown'"),
-    ),
-    Index("ix_payments_surplus", "merchant_id", "first_seen_at", postgresql_where=text("role = 'surplus'")),
+    _index("ix_payments_unknown", "merchant_id", "first_seen_at", "transaction_id", where="role = 'unknown'"),
+    _index("ix_payments_surplus", "merchant_id", "first_seen_at", where="role = 'surplus'"),
 )
 
-money_operations = Table(
+money_operations = _table(
     "money_operations",
-    metadata,
     _id(primary_key=True),
     _merchant(nullable=False),
     _needed("checkout_id", Uuid),
@@ -270,14 +263,12 @@ money_operations = Table(
     _needed("currency", Text),
     _needed("state", Text),
     Column("reconciliation_identifier", Text, nullable=False, unique=True),
-    # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person
-    # returns.
+    # Why: a merchant asked; the intent asked for its capture; policy or a person returns money.
     _needed("cause", Text),
     Column("command_id", Uuid),
     _needed("actor", Text),
     Column("reason", Text),
-    # What the gateway had captured (for a refund: refunded) of this transaction at the last lookup before
-    # sending.
+    # What the gateway had captured (for a refund: refunded) of this transaction before it was sent.
     Column("total_before", BigInteger),
     _needed("attempts", Integer, "0"),
     Column("last_error", Text),
@@ -293,18 +284,17 @@ money_operations = Table(
     CheckConstraint("cause IN ('asked', 'automatic', 'returned')", name="cause"),
     Index("ix_money_operations_checkout_id", "checkout_id"),
     # One open operation for a transaction.
-    Index(
+    _index(
         "uq_money_operations_open",
         "merchant_id",
         "transaction_id",
         unique=True,
-        postgresql_where=text("state IN ('requested', 'submitted', 'unknown')"),
+        where="state IN ('requested', 'submitted', 'unknown')",
     ),
 )
 
-commands = Table(
+commands = _table(
     "commands",
-    metadata,
     _id(primary_key=True),
     _merchant(nullable=False),
     _needed("checkout_id", Uuid),
@@ -326,19 +316,15 @@ commands = Table(
         "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve', 'change')",
         name="kind",
     ),
-    Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    _index("ix_commands_open", "checkout_id", where="handled_at IS NULL"),
     Index("ix_commands_checkout_id", "checkout_id", "requested_at"),
-    Index(
-        "uq_commands_key",
-        "merchant_id",
-        "idempotency_key",
-        unique=True,
-        postgresql_where=text("idempotency_key IS NOT NULL"),
+    _index(
+        "uq_commands_key", "merchant_id", "idempotency_key", unique=True, where="idempotency_key IS NOT NULL"
     ),
 )
 
-callbacks = Table(
-    "callbacks", metadata,
+callbacks = _table(
+    "callbacks",
     _id(primary_key=True),
     Column("merchant_id", Integer),
     Column("checkout_id", Uuid),
@@ -346,8 +332,7 @@ callbacks = Table(
     _needed("grade", Text),
     # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
     _needed("network", Text, "'unchecked'"),
-    # Content type, white-listed headers and address of the sender, and the raw body as it came: encrypted
-    # under the checkout's data key.
+    # Content type, white-listed headers and address of the sender, and the raw body, under the data key.
     Column("sender", LargeBinary),
     _needed("body", LargeBinary),
     # SHA-256 of kind and raw body: what counts as the same callback.
@@ -357,14 +342,13 @@ callbacks = Table(
     _time("repeated_at"),
     _time("handled_at"),
     UniqueConstraint("checkout_id", "kind", "digest"),
-    Index("ix_callbacks_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    _index("ix_callbacks_open", "checkout_id", where="handled_at IS NULL"),
     CheckConstraint("kind IN ('success', 'failure', 'notification', 'redirect')", name="kind"),
-)  # fmt: skip
+)
 
-# In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make
-# them ahead.
-audit_entries = Table(
-    "audit_entries", metadata,
+# In partitions by month of the checkout id; migrations and `orchestrator archive` make them ahead.
+audit_entries = _table(
+    "audit_entries",
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
     _time("at", nullable=False),
@@ -375,44 +359,48 @@ audit_entries = Table(
     _needed("mac", LargeBinary),
     Index("ix_audit_entries_at", "at", postgresql_using="brin"),
     postgresql_partition_by="RANGE (checkout_id)",
-)  # fmt: skip
+)
 
-archives = Table(
-    "archives", metadata,
+archives = _table(
+    "archives",
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     _time("at", nullable=False),
     # Its name, wherever it is kept.
     _needed("file", Text),
-    # The last line of the file: counts and digests, and over it a MAC that follows the MAC of the previous
-    # archive.
+    # The last line of the file: counts and digests, and a MAC that follows the previous archive's.
     _needed("manifest", Text),
     _needed("key_id", Text),
     _needed("mac", LargeBinary),
-)  # fmt: skip
+)
 
 # Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
-archived_heads = Table(
-    "archived_heads", metadata,
+archived_heads = _table(
+    "archived_heads",
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
-    Column("archive", BigInteger, ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"), nullable=False),
+    Column(
+        "archive",
+        BigInteger,
+        ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"),
+        nullable=False,
+    ),
     _needed("state", Text),
     _needed("mac", LargeBinary),
     Index("ix_archived_heads_archive", "archive", "checkout_id"),
-)  # fmt: skip
+)
 
-audit_seals = Table(
-    "audit_seals", metadata,
+audit_seals = _table(
+    "audit_seals",
     Column("sequence", BigInteger, primary_key=True),
     _time("at", nullable=False),
     # The heads of all chains that grew since the previous seal, one line each: checkout, sequence, mac.
     _needed("heads", Text),
     _needed("key_id", Text),
     _needed("mac", LargeBinary),
-)  # fmt: skip
+)
 
-events = Table(
-    "events", metadata,
+events = _table(
+    "events",
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
     _needed("merchant_id", Integer),
@@ -420,33 +408,30 @@ events = Table(
     _needed("payload", JSONB),
     _needed("correlation_id", Text),
     _time("created_at", now=True),
-    # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a
-    # cursor never skips.
+    # The place in the merchant's feed, from 1, given after the commit by one sequencer: no cursor skips.
     Column("position", BigInteger),
-    Index("ix_events_unplaced", "created_at", postgresql_where=text("position IS NULL")),
-    Index("uq_events_feed", "merchant_id", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
-)  # fmt: skip
+    _index("ix_events_unplaced", "created_at", where="position IS NULL"),
+    _index("uq_events_feed", "merchant_id", "position", unique=True, where="position IS NOT NULL"),
+)
 
 # The range of a merchant's feed: the last position that was given, and the last one that is no longer kept.
-event_feeds = Table(
-    "event_feeds", metadata,
+event_feeds = _table(
+    "event_feeds",
     _merchant(primary_key=True, autoincrement=False),
     _needed("last_position", BigInteger),
     _needed("kept_after", BigInteger, "0"),
     postgresql_with={"fillfactor": 50},
-)  # fmt: skip
+)
 
-# The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see
-# processing.lookup_budget).
-lookup_budgets = Table(
+# A merchant's lookups: until when places are taken, and lookups were made (processing.lookup_budget).
+lookup_budgets = _table(
     "lookup_budgets",
-    metadata,
     _merchant(primary_key=True),
     *(_time(name, now=True) for name in ("taken_until", "charged_at", "made_until")),
 )
 
-idempotency_keys = Table(
-    "idempotency_keys", metadata,
+idempotency_keys = _table(
+    "idempotency_keys",
     Column("merchant_id", Integer, primary_key=True),
     Column("key", Text, primary_key=True),
     _needed("fingerprint", LargeBinary),
@@ -454,11 +439,11 @@ idempotency_keys = Table(
     _time("created_at", now=True),
     # The keys of a checkout that is erased, or was not created.
     Index("ix_idempotency_keys_checkout_id", "checkout_id"),
-)  # fmt: skip
+)
 
 # Refused intents of the queue `intents`; without a merchant where the token proves none.
-rejected_intents = Table(
-    "rejected_intents", metadata,
+rejected_intents = _table(
+    "rejected_intents",
     _id(primary_key=True),
     Column("merchant_id", Integer),
     # A tag of message id, place in the message and content: a message that is delivered again adds no row.

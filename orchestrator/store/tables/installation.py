@@ -14,18 +14,16 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    Table,
     Text,
     Uuid,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from orchestrator.store.tables.core import _merchant, _needed, _time, metadata
+from orchestrator.store.tables.core import _merchant, _needed, _table, _time
 
-merchants = Table(
+merchants = _table(
     "merchants",
-    metadata,
     Column("id", Integer, Identity(), primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     # Null: the settings of the process (merchant `default`).
@@ -42,9 +40,8 @@ merchants = Table(
     _time("paused_at"),  # no gateway call is made for it, and nothing of it is swept
 )
 
-merchant_changes = Table(
+merchant_changes = _table(
     "merchant_changes",
-    metadata,
     _merchant(primary_key=True, autoincrement=False),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
     _time("at", nullable=False),
@@ -54,18 +51,16 @@ merchant_changes = Table(
     _needed("mac", LargeBinary),
 )
 
-retired_callback_secrets = Table(
+retired_callback_secrets = _table(
     "retired_callback_secrets",
-    metadata,
     _merchant(primary_key=True, autoincrement=False),
     # A list of secrets, each with its end, encrypted.
     _needed("secrets", LargeBinary),
 )
 
 # The answers of calls with an Idempotency-Key whose effect has no key of its own: those of webhooks.
-idempotent_answers = Table(
+idempotent_answers = _table(
     "idempotent_answers",
-    metadata,
     _merchant(primary_key=True, autoincrement=False),
     Column("key", Text, primary_key=True),
     _needed("fingerprint", LargeBinary),
@@ -78,9 +73,8 @@ idempotent_answers = Table(
     Index("ix_idempotent_answers_created_at", "created_at"),
 )
 
-workers = Table(
+workers = _table(
     "workers",
-    metadata,
     Column("name", Text, primary_key=True),
     _needed("kind", Text),
     *(_time(name, now=True) for name in ("started_at", "seen_at")),
@@ -88,16 +82,14 @@ workers = Table(
     _needed("progress", JSONB, "'{}'"),
 )
 
-counter_totals = Table(
+counter_totals = _table(
     "counter_totals",
-    metadata,
     Column("series", Text, primary_key=True),
     _needed("value", Double),
 )
 
-clock_skew = Table(
+clock_skew = _table(
     "clock_skew",
-    metadata,
     # One row. Production leaves it at zero; tests push it forward to live through days in seconds.
     Column("id", Boolean, primary_key=True, server_default=text("true")),
     _needed("seconds", BigInteger, "0"),

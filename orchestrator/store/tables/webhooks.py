@@ -16,17 +16,14 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
-    Table,
     Text,
     Uuid,
-    text,
 )
 
-from orchestrator.store.tables.core import _merchant, _needed, _time, metadata
+from orchestrator.store.tables.core import _index, _merchant, _needed, _table, _time
 
-webhook_endpoints = Table(
+webhook_endpoints = _table(
     "webhook_endpoints",
-    metadata,
     Column("id", Uuid, primary_key=True),
     _merchant(nullable=False),
     _needed("kind", Text, "'webhook'"),
@@ -48,11 +45,9 @@ webhook_endpoints = Table(
     # The first failure since the last delivery, and the last delivery (to ten seconds).
     _time("failing_since"),
     _time("delivered_at"),
-    # When it was last resumed, enabled with its merchant or given another target: failures before it do not
-    # count when an event is given up.
+    # When it was last resumed, enabled with its merchant or retargeted: failures before it do not count.
     _time("resumed_at"),
-    # While its circuit is open nothing is sent before this time, and then one probe; the number of openings
-    # in a row.
+    # While its circuit is open nothing is sent before this time, and then one probe; openings in a row.
     _time("open_until"),
     _needed("opened", Integer, "0"),
     _time("created_at", now=True),
@@ -67,9 +62,8 @@ webhook_endpoints = Table(
     Index("ix_webhook_endpoints_merchant_id", "merchant_id", "id"),
 )
 
-delivery_streams = Table(
+delivery_streams = _table(
     "delivery_streams",
-    metadata,
     _needed("endpoint_id", Uuid),
     # Of a test event: an id of its own.
     _needed("checkout_id", Uuid),
@@ -85,13 +79,12 @@ delivery_streams = Table(
     PrimaryKeyConstraint("endpoint_id", "checkout_id", "purpose"),
     CheckConstraint("purpose IN ('event', 'replay', 'test')", name="purpose"),
     Index("ix_delivery_streams_due", "endpoint_id", "due_at"),
-    Index("ix_delivery_streams_tests", "due_at", postgresql_where=text("purpose = 'test'")),
+    _index("ix_delivery_streams_tests", "due_at", where="purpose = 'test'"),
     postgresql_with={"fillfactor": 70},
 )
 
-delivery_attempts = Table(
+delivery_attempts = _table(
     "delivery_attempts",
-    metadata,
     Column("id", Uuid, primary_key=True),
     _needed("endpoint_id", Uuid),
     _needed("checkout_id", Uuid),
@@ -109,5 +102,5 @@ delivery_attempts = Table(
     Column("result", Text),
     CheckConstraint("result IN ('delivered', 'given_up')", name="result"),
     Index("ix_delivery_attempts_endpoint_id", "endpoint_id", "id"),
-    Index("ix_delivery_attempts_given_up", "endpoint_id", "id", postgresql_where=text("result = 'given_up'")),
+    _index("ix_delivery_attempts_given_up", "endpoint_id", "id", where="result = 'given_up'"),
 )
