@@ -28,6 +28,7 @@ DEEPEST: Final = 8
 def problems_of(change: Mapping[str, Any]) -> list[Problem]:
     """Return what a change names that cannot be changed, or is too deep; at most `MOST_PROBLEMS`."""
     found: list[Problem] = []
+    otherwise = "hand the order over as a new checkout otherwise"
     for part, content in change.items():
         if part not in CHANGEABLE:
             parts = " and ".join(CHANGEABLE)
@@ -35,8 +36,9 @@ def problems_of(change: Mapping[str, Any]) -> list[Problem]:
         elif not isinstance(content, dict):
             found.append(Problem(part, f"must be an object with what is changed, not {kind_of(content)}"))
         else:
+            known = ", ".join(sorted(CHANGEABLE[part]))
             found += [
-                Problem(f"{part}.{shown(name)}", _unchangeable(part))
+                Problem(f"{part}.{shown(name)}", f"cannot be changed, only {known}: {otherwise}")
                 for name in sorted(content.keys() - CHANGEABLE[part])
             ]
     if not change:
@@ -44,11 +46,6 @@ def problems_of(change: Mapping[str, Any]) -> list[Problem]:
     if not _is_shallow(change, DEEPEST):
         found.append(Problem("body", f"is nested more than {DEEPEST} levels deep"))
     return found[:MOST_PROBLEMS]
-
-
-def _unchangeable(part: str) -> str:
-    known = ", ".join(sorted(CHANGEABLE[part]))
-    return f"cannot be changed, only {known}: hand the order over as a new checkout otherwise"
 
 
 def _is_shallow(value: object, levels: int) -> bool:

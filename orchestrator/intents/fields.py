@@ -31,11 +31,12 @@ _HINTS: Final = {"UK": "GB", "EL": "GR", "XI": "GB"}
 KOSOVO: Final = "XK"
 """Not in ISO 3166, and used by the European Union, card schemes and banks."""
 _APP_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*")
-_NO_APP: Final = frozenset({
-    "about", "blob", "chrome", "chrome-extension", "content", "data", "file", "filesystem", "ftp", "ftps", "http", "https", "jar",
-    "javascript", "livescript", "mailto", "mocha", "moz-extension", "ms-appx", "resource", "sms", "ssh", "tel", "telnet", "vbscript",
-    "view-source", "ws", "wss",
-})  # fmt: skip
+_NO_APP: Final = frozenset(
+    (
+        "about blob chrome chrome-extension content data file filesystem ftp ftps http https jar javascript livescript "
+        "mailto mocha moz-extension ms-appx resource sms ssh tel telnet vbscript view-source ws wss"
+    ).split()
+)
 """Schemes that a browser runs, reads from a device or opens with a program of its own: no app of a shop."""
 _URL: Final = re.compile(
     r"https?://(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]+\])"

@@ -25,29 +25,39 @@ from orchestrator.intents.reading import BODY_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_LINE: Final = ("order", "orderLines", "0")
-_CUSTOMER: Final = ("order", "customer")
+_PATHS: Final = """
+    orderId            order.orderId
+    amount             order.amount.value
+    currency           order.amount.currency
+    itemId             order.orderLines.0.itemId
+    description        order.orderLines.0.description
+    quantity           order.orderLines.0.quantity
+    unitPrice          order.orderLines.0.unitPrice
+    taxAmount          order.orderLines.0.taxAmount
+    goodsType          order.orderLines.0.goodsType
+    firstName          order.customer.firstName
+    lastName           order.customer.lastName
+    email              order.customer.email
+    billingStreet      order.customer.billingAddress.street
+    billingCity        order.customer.billingAddress.city
+    billingZipCode     order.customer.billingAddress.zipCode
+    billingCountry     order.customer.billingAddress.country
+    shippingStreet     order.customer.shippingAddress.street
+    shippingCity       order.customer.shippingAddress.city
+    shippingZipCode    order.customer.shippingAddress.zipCode
+    shippingCountry    order.customer.shippingAddress.country
+    success            callbacks.success.value
+    failure            callbacks.failure.value
+    redirect           callbacks.redirect
+    notification       callbacks.notification
+    autoCapture        configuration.autoCapture
+    paymentDisplayType configuration.paymentDisplayType
+    country            configuration.country
+    language           configuration.language
+    expiresIn          expiresIn
+"""
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
-    "orderId": ("order", "orderId"),
-    "amount": ("order", "amount", "value"),
-    "currency": ("order", "amount", "currency"),
-    **{
-        name: (*_LINE, name)
-        for name in ("itemId", "description", "quantity", "unitPrice", "taxAmount", "goodsType")
-    },
-    **{name: (*_CUSTOMER, name) for name in ("firstName", "lastName", "email")},
-    **{
-        f"{kind}{name[0].upper()}{name[1:]}": (*_CUSTOMER, f"{kind}Address", name)
-        for kind in ("billing", "shipping")
-        for name in ("street", "city", "zipCode", "country")
-    },
-    "success": ("callbacks", "success", "value"),
-    "failure": ("callbacks", "failure", "value"),
-    **{name: ("callbacks", name) for name in ("redirect", "notification")},
-    **{
-        name: ("configuration", name) for name in ("autoCapture", "paymentDisplayType", "country", "language")
-    },
-    "expiresIn": ("expiresIn",),
+    name: tuple(path.split(".")) for name, path in map(str.split, _PATHS.strip().splitlines())
 }
 """Columns of CSV, and the field of an intent that each holds."""
 INFO: Final = "transactionInfo."
@@ -133,11 +143,9 @@ class _Lines:
         self._room = BODY_LIMIT
 
     def __iter__(self) -> Self:
-        """Return this."""
         return self
 
     def __next__(self) -> str:
-        """Return the next line of the row."""
         line = self._text.readline(self._room + 1)
         if not line:
             raise StopIteration

@@ -240,9 +240,9 @@ def rows_beside(
     }
 
 
-KEPT: Final = (
-    "lookups", "session_count", "last_error", "attention", "expires_in", "charged_back", "reserved_until", "session_id", "methods",
-)  # fmt: skip
+KEPT: Final = tuple(
+    "lookups session_count last_error attention expires_in charged_back reserved_until session_id methods".split()
+)
 """Fields of a move that are written as they are, or as the holder has them where the move says KEEP."""
 
 

@@ -235,7 +235,7 @@ _ROW: Final = without(
     (name for name in ClaimedCheckout.__struct_fields__ if name in checkouts.c),
     "state", "audit_head", "attention", "last_error",
 )  # fmt: skip
-_BESIDE_ROW: Final = ("token", "token_expires_at", "session_id", "methods", "outdated", "intent", "data_key")
+_BESIDE_ROW: Final = tuple("token token_expires_at session_id methods outdated intent data_key".split())
 """Columns that are taken as they stand, of the checkout and of what stands beside it."""
 _of_row: Final = attrgetter(*_ROW)
 _of_beside: Final = attrgetter(*_BESIDE_ROW)

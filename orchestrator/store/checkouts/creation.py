@@ -194,10 +194,7 @@ async def create(
     names the id that was not created, and the caller has to point it at the checkout that it met
     (`inbox`). The first due time stands `grace` seconds away, behind the hint that follows the commit.
     """
-    return await _create(tx, [_row(encryptor, intake, at=at) for intake in asked], grace=grace)
-
-
-async def _create(tx: AsyncConnection, rows: Sequence[object], *, grace: float) -> dict[UUID, datetime]:
+    rows = [_row(encryptor, intake, at=at) for intake in asked]
     created = await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
     return {row.id: row.deadline for row in created}
 
@@ -297,7 +294,7 @@ async def create_from_payment(
         rows.append(_row_from_payment(encryptor, checkout_id, payment, at=met.now))
         matches[number] = PaymentMatch(checkout_id, created=True)
     if rows:
-        await _create(tx, rows, grace=grace)
+        await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
     return matches
 
 

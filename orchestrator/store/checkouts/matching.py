@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from orchestrator.crypto import DataKey, Encryptor
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.checkouts.creation import Intake
     from orchestrator.store.database import Database
 
@@ -164,7 +164,11 @@ def _judged(row: Row[Any], asked: Intake) -> Match:
 
 
 async def _write(tx: AsyncConnection, encryptor: Encryptor, asked: Intake, row: Row[Any]) -> None:
-    key, wrapped = _key(encryptor, row.id, row.data_key)
+    if row.data_key is None:
+        key, wrapped = encryptor.new_data_key(row.id)
+    else:
+        # Callbacks of the checkout are encrypted under it.
+        key, wrapped = encryptor.data_key(row.id, row.data_key), bytes(row.data_key)
     state = State(row.state)
     before = coded(row, "attention")["attention"]
     answered = row.attention == AttentionCode.UNKNOWN_ORDER
@@ -210,10 +214,3 @@ async def _write(tx: AsyncConnection, encryptor: Encryptor, asked: Intake, row: 
             "events": json_text(announced),
         },
     )
-
-
-def _key(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
-    """Return the checkout's data key, which its callbacks are under, or a new one where it was destroyed."""
-    if wrapped is None:
-        return encryptor.new_data_key(checkout)
-    return encryptor.data_key(checkout, wrapped), bytes(wrapped)

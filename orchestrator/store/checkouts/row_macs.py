@@ -52,8 +52,8 @@ def operation_holds(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, o
 _COMMAND_SIGNED: Final = attrgetter("id", "kind", "actor", "reason", "expected_version")
 # State, total and attempts too: with others it would be sent at another time, or once more.
 _OPERATION_SIGNED: Final = attrgetter(
-    "id", "transaction_id", "kind", "amount", "currency", "cause", "actor", "reason", "command_id", "state", "total_before", "attempts",
-)  # fmt: skip
+    *"id transaction_id kind amount currency cause actor reason command_id state total_before attempts".split()
+)
 
 
 def _command(checkout_id: UUID, merchant_id: int, command: Command) -> bytes:

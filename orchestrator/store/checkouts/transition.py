@@ -61,9 +61,9 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 # written as they are.
 _GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
 _SESSION: Final = ("session_id", "methods")
-_CARRIED: Final = (
-    "state", "attempts", "slot_reserved", "require_capture", "reserved", "audit_sequence", "event_sequence",
-)  # fmt: skip
+_CARRIED: Final = tuple(
+    "state attempts slot_reserved require_capture reserved audit_sequence event_sequence".split()
+)
 _WRITTEN: Final = (*_CARRIED, *with_details(without(KEPT, *_SESSION)))
 _SEEN: Final = without(PAYMENT, "decided", "first_seen_at", "updated_at")
 _SEEN_ANEW: Final = without(

@@ -219,8 +219,12 @@ class Callbacks(Batched):
             held = {row.id for row in known if not row.mine}
             keys = {row.id: row.data_key for row in known}
             erased = {row.id for row in known if row.erased}
+            # Of an erased customer only that it came is kept, and what it proved.
             batch = [
-                _without_content(arrival) if arrival.checkout_id in erased else arrival for arrival in batch
+                replace(arrival, content_type="", headers={}, source=None, body=b"")
+                if arrival.checkout_id in erased
+                else arrival
+                for arrival in batch
             ]
             same = {arrival.id: (arrival.checkout_id, arrival.kind, arrival.digest) for arrival in batch}
             times = Counter(same.values())
@@ -261,11 +265,6 @@ class Callbacks(Batched):
         }
 
 
-def _without_content(arrival: Arrival) -> Arrival:
-    """Return the callback of an erased customer as it is kept: that it came, and what it proved."""
-    return replace(arrival, content_type="", headers={}, source=None, body=b"")
-
-
 def _proof(arrival: Arrival) -> tuple[int, bool]:
     rank = _BETTER.index(arrival.grade) + 1 if arrival.grade in _BETTER else 0
     return rank, arrival.network != "outside"
@@ -281,6 +280,7 @@ class Sender(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _NO_SENDER: Final = Sender()
 _SENDERS: Final = msgspec.json.Decoder(Sender)
+_SENDER: Final = "callback-sender"
 
 
 def encrypt_sender(
@@ -290,7 +290,7 @@ def encrypt_sender(
     sender = Sender(callback.content_type, dict(callback.headers), callback.source)
     if sender == _NO_SENDER:
         return None
-    return _encrypt(encryptor, checkout, wrapped, msgspec.json.encode(sender), what="callback-sender")
+    return encrypt_body(encryptor, checkout, wrapped, msgspec.json.encode(sender), purpose=_SENDER)
 
 
 def decrypt_sender(
@@ -299,35 +299,27 @@ def decrypt_sender(
     """Open what `encrypt_sender` made; raises what `decrypt_body` raises."""
     if not sealed:
         return _NO_SENDER
-    return _SENDERS.decode(_decrypt(encryptor, checkout, wrapped, sealed, what="callback-sender"))
+    return _SENDERS.decode(decrypt_body(encryptor, checkout, wrapped, sealed, purpose=_SENDER))
 
 
-def encrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes) -> bytes:
+def encrypt_body(
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, body: bytes, *, purpose: str = "callback"
+) -> bytes:
     """Encrypt a raw callback under its checkout's data key, or under the installation's where no key of this
     installation unwraps that, or where it belongs to no checkout (its own id, and no key, are given then).
     """
-    return _encrypt(encryptor, checkout, wrapped, body, what="callback")
+    try:
+        return b"\0" + encryptor.data_key(checkout, wrapped).encrypt(body, purpose=purpose)
+    except EncryptionError:
+        return b"\1" + encryptor.encrypt(body, purpose=f"{purpose}/{checkout}")
 
 
-def decrypt_body(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes) -> bytes:
+def decrypt_body(
+    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes, *, purpose: str = "callback"
+) -> bytes:
     """Open what `encrypt_body` made; `Erased` if it was erased, `EncryptionError` if no key opens it."""
     if not sealed:
         raise Erased(checkout)
-    return _decrypt(encryptor, checkout, wrapped, sealed, what="callback")
-
-
-def _encrypt(
-    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, plain: bytes, *, what: str
-) -> bytes:
-    try:
-        return b"\0" + encryptor.data_key(checkout, wrapped).encrypt(plain, purpose=what)
-    except EncryptionError:
-        return b"\1" + encryptor.encrypt(plain, purpose=f"{what}/{checkout}")
-
-
-def _decrypt(
-    encryptor: Encryptor, checkout: UUID, wrapped: bytes | None, sealed: bytes, *, what: str
-) -> bytes:
     if sealed[:1] == b"\1":
-        return encryptor.decrypt(sealed[1:], purpose=f"{what}/{checkout}")
-    return encryptor.data_key(checkout, wrapped).decrypt(sealed[1:], purpose=what)
+        return encryptor.decrypt(sealed[1:], purpose=f"{purpose}/{checkout}")
+    return encryptor.data_key(checkout, wrapped).decrypt(sealed[1:], purpose=purpose)

@@ -135,9 +135,7 @@ checkouts = _table(
     _time("ended_at"),
     _needed("currency", Text),
     _needed("amount", BigInteger),
-    _needed("reserved", BigInteger, "0"),
-    _needed("captured", BigInteger, "0"),
-    _needed("refunded", BigInteger, "0"),
+    *(_needed(name, BigInteger, "0") for name in ("reserved", "captured", "refunded")),
     # What the shopper's bank took back, as the gateway reports it; a reversal reduces it.
     _needed("charged_back", BigInteger, "0"),
     # Until when the reservation is sure to be worth a capture.
@@ -148,9 +146,7 @@ checkouts = _table(
     # The gateway was requested to capture, and reported that it will not.
     _needed("require_capture", Boolean, "false"),
     # Claims since a holder's last write (a crash loop), failures since a move, lookups since a wake-up.
-    _needed("claims", Integer, "0"),
-    _needed("attempts", Integer, "0"),
-    _needed("lookups", Integer, "0"),
+    *(_needed(name, Integer, "0") for name in ("claims", "attempts", "lookups")),
     # A lookup that had to wait for the merchant's budget has its slot: the next one is made at once.
     _needed("slot_reserved", Boolean, "false"),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
@@ -231,9 +227,7 @@ payments = _table(
     _needed("status", Text),
     _needed("meaning", Text),
     _needed("currency", Text),
-    _needed("reserved", BigInteger),
-    _needed("captured", BigInteger),
-    _needed("refunded", BigInteger),
+    *(_needed(name, BigInteger) for name in ("reserved", "captured", "refunded")),
     _needed("charged_back", BigInteger, "0"),
     # What the gateway added for the way of payment (SurchargeAmount): part of the amounts, or beside them.
     _needed("surcharge", BigInteger, "0"),
