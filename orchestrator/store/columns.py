@@ -16,6 +16,7 @@ from orchestrator.store.tables import IS_LIVE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from _typeshed import DataclassInstance
     from sqlalchemy import Row, Table
 
     from orchestrator.domain.command_result import CommandResult
@@ -34,9 +35,6 @@ def with_details(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-PAYMENT: Final = tuple(field.name for field in fields(PaymentRecord))
-OPERATION: Final = with_details(field.name for field in fields(Operation))
-
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
@@ -50,6 +48,16 @@ def without(names: Iterable[str], *left_out: str) -> tuple[str, ...]:
     return tuple(name for name in names if name not in left_out)
 
 
+def named(kind: type[DataclassInstance], *left_out: str) -> tuple[str, ...]:
+    """Return the names of a record's fields but some."""
+    return without((field.name for field in fields(kind)), *left_out)
+
+
+def picked(record: object, names: Iterable[str]) -> dict[str, Any]:
+    """Return fields of a record by their names."""
+    return {name: getattr(record, name) for name in names}
+
+
 def listed(names: Iterable[str], alias: str = "") -> str:
     """Return `a.x, a.y`: columns to select or to insert."""
     return ", ".join(f"{alias}.{name}" if alias else name for name in names)
@@ -58,6 +66,10 @@ def listed(names: Iterable[str], alias: str = "") -> str:
 def typed(table: Table, names: Iterable[str]) -> str:
     """Return `x text, y bigint`: what json_to_recordset makes of a row."""
     return ", ".join(f"{name} {table.c[name].type.compile(_DIALECT)}" for name in names)
+
+
+PAYMENT: Final = named(PaymentRecord)
+OPERATION: Final = with_details(named(Operation))
 
 
 def by_order(names: str, of: str) -> str:
@@ -95,7 +107,7 @@ def _all(table: str, names: Iterable[str], checkout: str, which: str, *order: st
 
 
 _OPERATION_SHOWN: Final = without(OPERATION, "mac")
-_COMMAND_SHOWN: Final = without(with_details(field.name for field in fields(Command)), "mac", "taken")
+_COMMAND_SHOWN: Final = with_details(named(Command, "mac", "taken"))
 _PAYMENTS: Final = msgspec.json.Decoder(tuple[PaymentRecord, ...])
 _ROWS: Final = msgspec.json.Decoder(tuple[dict[str, Any], ...])
 

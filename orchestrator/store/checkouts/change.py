@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar
@@ -21,7 +21,7 @@ from orchestrator.domain.last_error import LastError
 from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.row_macs import sign_operation
-from orchestrator.store.columns import PAYMENT, parts, without
+from orchestrator.store.columns import PAYMENT, named, parts, picked
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -210,7 +210,7 @@ def event_rows(
     ]
 
 
-_OPERATION: Final = without((field.name for field in fields(Operation)), "last_error", "mac")
+_OPERATION: Final = named(Operation, "last_error", "mac")
 
 
 def rows_beside(
@@ -224,7 +224,7 @@ def rows_beside(
         "events": announced,
         "operations": [
             checkout
-            | {name: getattr(operation, name) for name in _OPERATION}
+            | picked(operation, _OPERATION)
             | parts("last_error", operation.last_error)
             | {
                 "reconciliation_identifier": operation.identifier,
@@ -232,14 +232,15 @@ def rows_beside(
             }
             for operation in move.operations
         ],
-        "payments": [
-            checkout | {name: getattr(payment, name) for name in PAYMENT} for payment in move.payments
-        ],
+        "payments": [checkout | picked(payment, PAYMENT) for payment in move.payments],
         "read": [checkout | {"id": callback} for callback in move.read],
         "done": [checkout | {"id": command} | parts("result", result) for command, result in move.done],
     }
 
 
+GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
+"""Columns that decide whether a row may be written."""
+_ASKED: Final = tuple("extends attempts offered cancel_requested late slot_reserved decided".split())
 KEPT: Final = tuple(
     "lookups session_count last_error attention expires_in charged_back reserved_until session_id methods".split()
 )
@@ -267,24 +268,14 @@ def row(
         **after,
         **parts("attention", after["attention"]),
         **parts("last_error", after["last_error"]),
-        "id": held.id,
-        "merchant_id": held.merchant_id,
-        "lease": held.lease,
-        "version": held.version,
-        "wake": held.wake,
+        **picked(held, GUARD),
+        **picked(move, _ASKED),
         "state": to,
         "release": move.releases,
         "due_in": given(move.due_in, None),
-        "extends": move.extends,
-        "attempts": move.attempts,
         "deadline_in": given(move.deadline_in, None),
-        "offered": move.offered,
-        "cancel_requested": move.cancel_requested,
         "ended": to in ENDED and held.state is not to,
         "reopened": move.trigger is Trigger.REOPENED,
-        "late": move.late,
-        "slot_reserved": move.slot_reserved,
-        "decided": move.decided,
         "require_capture": held.require_capture or move.require_capture,
         "reserved": amounts.reserved,
         "captured": amounts.captured,

@@ -6,7 +6,6 @@ A process that lives has its leases last on, so that they can be short.
 from __future__ import annotations
 
 from collections import defaultdict
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -27,6 +26,7 @@ from orchestrator.store.columns import (
     operation,
     payments,
     payments_of,
+    picked,
     without,
 )
 from orchestrator.store.database import run
@@ -203,8 +203,8 @@ async def _claim(
         operations = await _of_each(tx, _OPERATIONS, operating, operation)
     return [
         ClaimedCheckout(
-            **dict(zip(_ROW, _of_row(row), strict=True)),
-            **dict(zip(_BESIDE_ROW, _of_beside(beside[row.id]), strict=True)),
+            **picked(row, _ROW),
+            **picked(beside[row.id], _BESIDE_ROW),
             state=State(row.state),
             **coded(row, "attention", "last_error"),
             audit_head=bytes(row.audit_head),
@@ -237,8 +237,6 @@ _ROW: Final = without(
 )  # fmt: skip
 _BESIDE_ROW: Final = tuple("token token_expires_at session_id methods outdated intent data_key".split())
 """Columns that are taken as they stand, of the checkout and of what stands beside it."""
-_of_row: Final = attrgetter(*_ROW)
-_of_beside: Final = attrgetter(*_BESIDE_ROW)
 
 
 async def intent_of(db: Database, held: ClaimedCheckout) -> bytes | None:

@@ -7,8 +7,7 @@ that payment (`create_from_payment`), so that it too has a lease, a due time, lo
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, fields
-from operator import attrgetter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from sqlalchemy import text
@@ -20,7 +19,7 @@ from orchestrator.domain.states import State
 from orchestrator.intents import Intent
 from orchestrator.store import email_search
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
-from orchestrator.store.columns import by_order, json_text
+from orchestrator.store.columns import by_order, json_text, named, picked
 from orchestrator.store.database import run
 from orchestrator.store.tables import IS_LIVE, IS_UNCONFIRMED
 
@@ -104,7 +103,7 @@ class Intake(Intent):
         idempotency_key: str | None = None,
     ) -> Self:
         """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
-        content = dict(zip(_CONTENT, _content_of(intent), strict=True))
+        content = picked(intent, _CONTENT)
         content["expires_in"] = default_expires_in if intent.expires_in is None else intent.expires_in
         return cls(
             **content,
@@ -115,8 +114,9 @@ class Intake(Intent):
         )
 
 
-_CONTENT: Final = tuple(field.name for field in fields(Intent))
-_content_of: Final = attrgetter(*_CONTENT)
+_CONTENT: Final = named(Intent)
+_WRITTEN: Final = named(Intake, "document", "email", "actor")
+"""What is written as it is."""
 
 MOST_UNCONFIRMED: Final = 100
 """Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown
@@ -232,20 +232,11 @@ def _row(
         },
     )
     return {
-        "id": intake.id,
-        "merchant_id": intake.merchant_id,
-        "order_ref": intake.order_ref,
+        **picked(intake, _WRITTEN),
         "state": state,
-        "currency": intake.currency,
-        "amount": intake.amount,
-        "expires_in": intake.expires_in,
-        "auto_capture": intake.auto_capture,
-        "correlation_id": intake.correlation_id,
-        "fingerprint": intake.fingerprint,
         "body": key.encrypt(intake.document, purpose="intent"),
         "data_key": wrapped,
         **entry.row,
-        "idempotency_key": intake.idempotency_key,
         "email_tag": email_search.tag(encryptor, intake.email),
     }
 
@@ -319,12 +310,7 @@ def _slots(payment: UnmatchedPayment) -> list[int]:
 async def _matches_of(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]) -> Sequence[Row[Any]]:
     """Return the checkout that each payment meets, if any, in their order."""
     asked = [
-        {
-            "number": number,
-            "merchant_id": payment.merchant_id,
-            "named": payment.named,
-            "order_ref": payment.order_ref,
-        }
+        {"number": number, **picked(payment, ("merchant_id", "named", "order_ref"))}
         for number, payment in enumerate(unmatched)
     ]
     return await run(tx, _MATCHES, {"payments": json_text(asked)})

@@ -16,6 +16,7 @@ from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition,
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts.change import (
+    GUARD,
     KEEP,
     KEPT,
     Fact,
@@ -57,13 +58,11 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 # that landed before its connection was lost: the stored head of the chain is this move's. Postgres applies
 # the update to the newest version of a row, so the lease guard holds in any race. Updated rows are named by
 # arrays: for joins alone the planner expects so many rows that it reads a whole table while that is small.
-# Columns of a row of `change.row`: those that only decide whether it may be written, and those that are
-# written as they are.
-_GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
 _SESSION: Final = ("session_id", "methods")
 _CARRIED: Final = tuple(
     "state attempts slot_reserved require_capture reserved audit_sequence event_sequence".split()
 )
+"""Columns of a row of `change.row` that the checkout has after the move."""
 _WRITTEN: Final = (*_CARRIED, *with_details(without(KEPT, *_SESSION)))
 _SEEN: Final = without(PAYMENT, "decided", "first_seen_at", "updated_at")
 _SEEN_ANEW: Final = without(
@@ -80,7 +79,7 @@ def _advancing(*, columns: str = "", written: str = "", more: str = "") -> TextC
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
-            {typed(checkouts, _GUARD)}, {typed(checkouts, _WRITTEN)}, {typed(sessions, _SESSION)},
+            {typed(checkouts, GUARD)}, {typed(checkouts, _WRITTEN)}, {typed(sessions, _SESSION)},
             release boolean, due_in float8, extends float8, deadline_in float8, offered boolean, cancel_requested boolean, ended boolean,
             reopened boolean, late boolean, captured int8, refunded int8, decided jsonb, entries int, mac text,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8{columns})

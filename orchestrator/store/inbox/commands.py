@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from sqlalchemy import text
@@ -18,7 +18,7 @@ from orchestrator.domain.ids import uuid7
 from orchestrator.domain.records import Command
 from orchestrator.store import checkouts, free_text
 from orchestrator.store.checkouts.row_macs import sign_command
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import json_text, named, picked
 from orchestrator.store.database import run
 from orchestrator.store.inbox.errors import KeyReused, ReasonNotKept
 
@@ -53,6 +53,9 @@ _MERCHANTS = text("""
     SELECT c.id, c.merchant_id, i.data_key FROM checkouts c LEFT JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[])) ORDER BY c.id
 """)
+
+
+_WRITTEN: Final = named(Command, "mac", "taken", "requested_at", "handled_at", "result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +155,8 @@ async def request_all(
 
 def _row(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, command: Command) -> dict[str, object]:
     return {
-        "id": command.id,
+        **picked(command, _WRITTEN),
         "merchant_id": merchant_id,
         "checkout_id": checkout_id,
-        "kind": command.kind,
-        "actor": command.actor,
-        "reason": command.reason,
-        "expected_version": command.expected_version,
-        "arguments": command.arguments,
         "mac": sign_command(encryptor, checkout_id, merchant_id, command),
     }

@@ -12,7 +12,7 @@ from orchestrator.domain.states import CLOSED
 from orchestrator.store import checkouts
 from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts import NO_INTENT_PRINT
-from orchestrator.store.columns import by_order, json_text
+from orchestrator.store.columns import by_order, json_text, picked
 from orchestrator.store.database import Database, run
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 
@@ -45,9 +45,9 @@ class Accepted:
 _MEET = text(f"""
     SELECT i.id AS asked, c.id, c.state, c.deadline, f.fingerprint, k.fingerprint AS key_print,
            clock() AS now
-      FROM json_to_recordset(CAST(:asked AS json)) AS i(id uuid, merchant_id int, order_ref text, key text)
+      FROM json_to_recordset(CAST(:asked AS json)) AS i(id uuid, merchant_id int, order_ref text, idempotency_key text)
       LEFT JOIN LATERAL (
-            SELECT checkout_id, fingerprint FROM idempotency_keys WHERE merchant_id = i.merchant_id AND key = i.key LIMIT 1) k ON true
+            SELECT checkout_id, fingerprint FROM idempotency_keys WHERE merchant_id = i.merchant_id AND key = i.idempotency_key LIMIT 1) k ON true
       LEFT JOIN LATERAL (
             (SELECT id, state, deadline FROM checkouts WHERE id = k.checkout_id)
             UNION ALL {by_order("id, state, deadline", "i")}
@@ -204,15 +204,7 @@ def _firsts(asked: Iterable[Intake]) -> list[Intake]:
 
 
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
-    asked = [
-        {
-            "id": intake.id,
-            "merchant_id": intake.merchant_id,
-            "order_ref": intake.order_ref,
-            "key": intake.idempotency_key,
-        }
-        for intake in batch
-    ]
+    asked = [picked(intake, ("id", "merchant_id", "order_ref", "idempotency_key")) for intake in batch]
     return {row.asked: row for row in await run(tx, _MEET, {"asked": json_text(asked)})}
 
 

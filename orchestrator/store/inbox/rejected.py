@@ -18,7 +18,7 @@ from orchestrator.domain.events import EventType
 from orchestrator.domain.ids import uuid7
 from orchestrator.intents import Problem
 from orchestrator.store.checkouts.erasure import REFUSED
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import json_text, named, picked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,6 +134,9 @@ class Rejection:
         return "; ".join(f"{problem.field}: {problem.message}" for problem in self.problems)
 
 
+_WRITTEN: Final = named(Rejection, "number", "problems", "body", "order_refs")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedIntent:
     """A row, without what was sent."""
@@ -162,20 +165,15 @@ def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
         str(rejection.merchant_id).encode(), rejection.message_id.encode(), str(rejection.number).encode(), rejection.body,
     ))  # fmt: skip
     return {
-        "id": rejection.id,
-        "merchant_id": rejection.merchant_id,
+        **picked(rejection, _WRITTEN),
         "digest": encryptor.sign(PURPOSE, identity),
-        "message_id": rejection.message_id,
-        "order_ref": rejection.order_ref,
         "order_refs": rejection.order_refs or None,
-        "code": rejection.code,
         "errors": [problem._asdict() for problem in rejection.problems],
         "body": key.encrypt(rejection.kept, purpose=PURPOSE),
         "data_key": wrapped,
         "payload": events.intent_rejected(
             intent=rejection.id, order_ref=rejection.order_ref, code=rejection.code, reason=rejection.reason
         ),
-        "correlation_id": rejection.correlation_id,
     }
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import text
 
 from orchestrator.store import checkouts
 from orchestrator.store.batch import Again, Batch, Batched
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import json_text, named, picked
 from orchestrator.store.inbox.callbacks import FITS, UNPROVEN, Arrival, Received, bounded
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _KEEP = text(f"""
     ON CONFLICT (id) DO UPDATE SET times = b.times + excluded.times, repeated_at = clock()
     RETURNING id
 """)  # noqa: S608 - our own names
+_RECEIVED: Final = named(Received, "id")
 DELETED_AT_ONCE: Final = 1000
 _FORGET = text("""
     DELETE FROM callbacks WHERE id = ANY(ARRAY(
@@ -103,15 +104,7 @@ class UnmatchedCallbacks(Batched):
         if placed.checkout_id is None:
             return placed
         stored = await self._callbacks.store(
-            Arrival(
-                checkout_id=placed.checkout_id,
-                grade=callback.grade,
-                network=callback.network,
-                content_type=callback.content_type,
-                headers=callback.headers,
-                source=callback.source,
-                body=callback.body,
-            )
+            Arrival(checkout_id=placed.checkout_id, **picked(callback, _RECEIVED))
         )
         return replace(placed, wakes=stored.wakes, kept=stored.kept)
 
