@@ -146,7 +146,7 @@ def _judged(row: Row[Any], asked: Intake) -> Match:
     if row.leased or row.asked or row.version == 1:
         return _BUSY if holding else Undecided(LOOKUP_WAIT)
     if not holding and row.attention not in PROBLEMS:
-        return Undecided(0.0)
+        return Undecided(-math.inf)
     fits = (
         row.state == State.COMPLETED
         and [payment.role for payment in holding] == [Role.ACCEPTED]
