@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from uuid import UUID
 
+    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.store.database import Database
@@ -127,12 +128,16 @@ async def sweep(
     takes only a `few`. Several sweepers are harmless: each takes what the others have not locked.
     """
     asked = {"most": most, "grace": grace, "overloaded": list(overloaded), "few": few}
-    return [DueCheckout(*row) for row in await db.write(_SWEEP, asked)]
+    return _due(await db.write(_SWEEP, asked))
 
 
 async def due(db: Database, *, most: int) -> list[DueCheckout]:
     """Return checkouts that are due, in equal parts of every merchant, for a worker that sweeps itself."""
-    return [DueCheckout(*row) for row in await db.read(_DUE, {"most": most, "overloaded": []})]
+    return _due(await db.read(_DUE, {"most": most, "overloaded": []}))
+
+
+def _due(rows: Sequence[Row[Any]]) -> list[DueCheckout]:
+    return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
 
 
 async def respace(db: Database, merchant: str, *, apart: float, at_once: float) -> None:
