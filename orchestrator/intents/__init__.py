@@ -15,6 +15,7 @@ from orchestrator.intents.reading import (
     BODY_LIMIT,
     LONGEST_ORDER,
     ORDER_NUMBER,
+    Content,
     Intent,
     IntentRejected,
     may_be_order,

@@ -54,20 +54,26 @@ class IntentRejected(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """A valid intent. `amount` is minor units, `expires_in` seconds (None: the installation's own default).
-    `auto_capture`: the gateway shall capture by itself. `document` is the canonical JSON to be stored
-    encrypted; `fingerprint` is the SHA-256 of it without the shopper's User-Agent.
+class Content:
+    """What a valid intent says. `amount` is minor units; `auto_capture`: the gateway shall capture by itself.
+    `document` is the canonical JSON to be stored encrypted; `fingerprint` is the SHA-256 of it without the
+    shopper's User-Agent.
     """
 
     order_ref: str
     currency: str
     amount: int
-    expires_in: float | None
     auto_capture: bool = False
     document: bytes = field(repr=False)
     fingerprint: bytes
     email: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent(Content):
+    """A valid intent; `expires_in` is seconds (None: the installation's own default)."""
+
+    expires_in: float | None
 
 
 def parse(raw: bytes) -> Intent:
@@ -77,11 +83,8 @@ def parse(raw: bytes) -> Intent:
         raise IntentRejected((Problem("body", too_long),))
     try:
         body = DECODER.decode(unmarked(raw))
-    except (
-        ValueError,
-        RecursionError,
-        InvalidOperation,
-    ) as error:  # msgspec and Unicode errors are ValueErrors
+    except (ValueError, RecursionError, InvalidOperation) as error:
+        # msgspec and Unicode errors are ValueErrors.
         raise IntentRejected((Problem("body", _malformed(error)),)) from None
     reader = _Reader()
     document, amount = reader.intent(body)

@@ -16,7 +16,7 @@ from orchestrator import audit
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import State
-from orchestrator.intents import Intent
+from orchestrator.intents import Content
 from orchestrator.store import email_search
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
 from orchestrator.store.columns import by_order, json_text, named, picked
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.intents import Intent
 
 # Sorted by the unique key, so that two batches with the same order numbers wait for each other in one order.
 _CREATE = text(f"""
@@ -79,7 +80,7 @@ _CREATE = text(f"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intake(Intent):
+class Intake(Content):
     """A valid intent on its way in; `expires_in` is seconds from now. `auto_capture`: the gateway had no such
     request for a payment that came before its intent, so a worker captures that.
     """
@@ -103,10 +104,9 @@ class Intake(Intent):
         idempotency_key: str | None = None,
     ) -> Self:
         """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
-        content = picked(intent, _CONTENT)
-        content["expires_in"] = default_expires_in if intent.expires_in is None else intent.expires_in
         return cls(
-            **content,
+            **picked(intent, _CONTENT),
+            expires_in=default_expires_in if intent.expires_in is None else intent.expires_in,
             merchant_id=merchant_id,
             actor=actor,
             correlation_id=correlation_id,
@@ -114,7 +114,7 @@ class Intake(Intent):
         )
 
 
-_CONTENT: Final = named(Intent)
+_CONTENT: Final = named(Content)
 _WRITTEN: Final = named(Intake, "document", "email", "actor")
 """What is written as it is."""
 
