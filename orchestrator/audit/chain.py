@@ -79,13 +79,14 @@ class Entry:
 
     @property
     def row(self) -> dict[str, object]:
-        """Its columns beside checkout and number, as JSON; the mac in hex."""
+        """Its columns beside the checkout."""
         return {
+            "sequence": self.sequence,
             "at": self.at,
             "action": self.action,
             "entry": self.text,
             "key_id": self.key_id,
-            "mac": self.mac.hex(),
+            "mac": self.mac,
         }
 
 

@@ -153,15 +153,12 @@ async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> 
 
 async def _create(db: Database, encryptor: Encryptor, payments: Sequence[UnmatchedPayment]) -> int:
     """Create the checkouts of payments; return how many were created."""
-    from sqlalchemy import text
-
     from orchestrator.store import checkouts
 
     if not payments:
         return 0
     async with db.transaction() as tx:
-        at = (await tx.execute(text("SELECT clock()"))).scalar_one()
-        made = await checkouts.create_from_payment(tx, encryptor, payments, at=at, grace=0.0)
+        made = await checkouts.create_from_payment(tx, encryptor, payments, grace=0.0)
     return sum(match is not None and match.created for match in made)
 
 

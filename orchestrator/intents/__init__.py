@@ -15,23 +15,10 @@ from orchestrator.intents.reading import (
     BODY_LIMIT,
     LONGEST_ORDER,
     ORDER_NUMBER,
+    Content,
     Intent,
     IntentRejected,
     may_be_order,
     parse,
 )
 from orchestrator.intents.sessions import session_body, shop_pages
-
-__all__ = [
-    "BODY_LIMIT",
-    "LONGEST_ORDER",
-    "ORDER_NUMBER",
-    "Intent",
-    "IntentRejected",
-    "Problem",
-    "changed",
-    "may_be_order",
-    "parse",
-    "session_body",
-    "shop_pages",
-]

@@ -10,27 +10,25 @@ import hashlib
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
-from orchestrator.intents.fields import Problem, kind_of, shown
-from orchestrator.intents.reading import BODY_LIMIT, DECODER, Intent, IntentRejected, parse
+from orchestrator.intents.fields import MOST_PROBLEMS, NAMES, Problem, kind_of, shown
+from orchestrator.intents.reading import BODY_LIMIT, DECODER, ENCODER, Intent, IntentRejected, parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CHANGEABLE: Final[Mapping[str, frozenset[str]]] = {
-    "order": frozenset({"amount", "orderLines", "customer", "transactionInfo"}),
-    "callbacks": frozenset({"success", "failure", "redirect", "notification", "formStyling", "bodyFormat"}),
+    "order": NAMES["order"] - {"orderId"},
+    "callbacks": NAMES["callbacks"],
 }
 """The members of each object that a change may name."""
 DEEPEST: Final = 8
 """Levels of a change; an intent has four."""
-_ENCODER: Final = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
 def problems_of(change: Mapping[str, Any]) -> list[Problem]:
-    """Return what a change names that cannot be changed, or that is too large or too deep to be read."""
+    """Return what a change names that cannot be changed, or is too deep; at most `MOST_PROBLEMS`."""
     found: list[Problem] = []
+    otherwise = "hand the order over as a new checkout otherwise"
     for part, content in change.items():
         if part not in CHANGEABLE:
             parts = " and ".join(CHANGEABLE)
@@ -38,20 +36,16 @@ def problems_of(change: Mapping[str, Any]) -> list[Problem]:
         elif not isinstance(content, dict):
             found.append(Problem(part, f"must be an object with what is changed, not {kind_of(content)}"))
         else:
+            known = ", ".join(sorted(CHANGEABLE[part]))
             found += [
-                Problem(f"{part}.{shown(name)}", _unchangeable(part))
+                Problem(f"{part}.{shown(name)}", f"cannot be changed, only {known}: {otherwise}")
                 for name in sorted(content.keys() - CHANGEABLE[part])
             ]
     if not change:
         found.append(Problem("order", "is missing: name what is changed, such as amount and orderLines"))
     if not _is_shallow(change, DEEPEST):
         found.append(Problem("body", f"is nested more than {DEEPEST} levels deep"))
-    return found
-
-
-def _unchangeable(part: str) -> str:
-    known = ", ".join(sorted(CHANGEABLE[part]))
-    return f"cannot be changed, only {known}: hand the order over as a new checkout otherwise"
+    return found[:MOST_PROBLEMS]
 
 
 def _is_shallow(value: object, levels: int) -> bool:
@@ -63,14 +57,14 @@ def _is_shallow(value: object, levels: int) -> bool:
 
 def encoded(change: Mapping[str, Any]) -> bytes:
     """Return the JSON of a change, as it is stored (encrypted)."""
-    return _ENCODER.encode(change)
+    return ENCODER.encode(change)
 
 
 def fingerprint(change: Mapping[str, Any]) -> bytes:
     """Return what identifies a repeat: the SHA-256 of the content, whatever the order of its names, and
     whether an amount is written 139 or 139.00.
     """
-    return hashlib.sha256(_ENCODER.encode(_plain(change))).digest()
+    return hashlib.sha256(ENCODER.encode(_plain(change))).digest()
 
 
 def _plain(value: object) -> object:
@@ -93,7 +87,7 @@ def changed(document: bytes, change: bytes) -> Intent:
     """Return the intent that a stored document and a change make; raise `IntentRejected` if it is not one."""
     before = DECODER.decode(document)
     merged = merge(before, DECODER.decode(change))
-    raw = _ENCODER.encode(merged)
+    raw = ENCODER.encode(merged)
     if len(raw) > BODY_LIMIT:
         raise IntentRejected((Problem("order", f"would make an order of more than {BODY_LIMIT} bytes"),))
     intent = parse(raw)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from decimal import Decimal
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from orchestrator.domain import money
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 LONGEST_URL: Final = 2048
 MOST_PROBLEMS: Final = 50
@@ -27,11 +31,12 @@ _HINTS: Final = {"UK": "GB", "EL": "GR", "XI": "GB"}
 KOSOVO: Final = "XK"
 """Not in ISO 3166, and used by the European Union, card schemes and banks."""
 _APP_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://[!#$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*")
-_NO_APP: Final = frozenset({
-    "about", "blob", "chrome", "chrome-extension", "content", "data", "file", "filesystem", "ftp", "ftps", "http", "https", "jar",
-    "javascript", "livescript", "mailto", "mocha", "moz-extension", "ms-appx", "resource", "sms", "ssh", "tel", "telnet", "vbscript",
-    "view-source", "ws", "wss",
-})  # fmt: skip
+_NO_APP: Final = frozenset(
+    (
+        "about blob chrome chrome-extension content data file filesystem ftp ftps http https jar javascript livescript "
+        "mailto mocha moz-extension ms-appx resource sms ssh tel telnet vbscript view-source ws wss"
+    ).split()
+)
 """Schemes that a browser runs, reads from a device or opens with a program of its own: no app of a shop."""
 _URL: Final = re.compile(
     r"https?://(?P<host>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9.])?|\[[0-9A-Fa-f:.]+\])"
@@ -39,43 +44,34 @@ _URL: Final = re.compile(
 )
 # Each name of a member ends so, and a text may hold it as well: never fewer than there are members.
 _NAME_END: Final = re.compile(rb'"[ \t\r\n]*:')
-_NAMES: Final[dict[str, frozenset[str]]] = {
-    "": frozenset({"order", "callbacks", "configuration", "isNativeFlow", "expiresIn", "userAgent"}),
-    "order.": frozenset({"orderId", "amount", "orderLines", "customer", "transactionInfo"}),
-    "order.amount.": frozenset({"value", "currency"}),
-    "line": frozenset({"itemId", "description", "quantity", "unitPrice", "taxAmount", "goodsType"}),
-    "customer": frozenset({"firstName", "lastName", "email", "billingAddress", "shippingAddress"}),
-    "address": frozenset({"street", "city", "country", "zipCode"}),
-    "callbacks.": frozenset({"success", "failure", "redirect", "notification", "formStyling", "bodyFormat"}),
-    "page": frozenset({"type", "value"}),
-    "cancel": frozenset({"reason", "version"}),
-    "configuration.": frozenset(
-        {
-            "paymentType",
-            "autoCapture",
-            "paymentDisplayType",
-            "country",
-            "language",
-            "bodyFormat",
-        }
-    ),
+NAMES: Final = {
+    shape: frozenset(names.split())
+    for shape, names in {
+        "": "order callbacks configuration isNativeFlow expiresIn userAgent",
+        "order": "orderId amount orderLines customer transactionInfo",
+        "amount": "value currency",
+        "line": "itemId description quantity unitPrice taxAmount goodsType",
+        "customer": "firstName lastName email billingAddress shippingAddress",
+        "address": "street city country zipCode",
+        "callbacks": "success failure redirect notification formStyling bodyFormat",
+        "page": "type value",
+        "cancel": "reason version",
+        "configuration": "paymentType autoCapture paymentDisplayType country language bodyFormat",
+    }.items()
 }
+"""The members of each object."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong: the field's path, such as `order.orderLines[2].unitPrice`, and a sentence that
-    says what to do.
-    """
+    """One thing that is wrong: a path such as `order.orderLines[2].unitPrice`, and what to do."""
 
     field: str
     message: str
 
 
 class Fields:
-    """Reads fields of one body and records every problem.
-
-    `at` is the path of the object that a field is in, with the dot: a field's path is put together only when
-    it is needed.
+    """Reads fields of one body and records every problem. `at` is the path of the object that a field is in,
+    with the dot: paths are put together only when they are needed.
     """
 
     __slots__ = ("members", "problems")
@@ -92,10 +88,7 @@ class Fields:
     def money(
         self, source: dict[str, Any], at: str, name: str, currency: str | None, *, required: bool = True
     ) -> int | None:
-        """Read an amount as minor units; its sign is the caller's to judge.
-
-        None if it is missing or wrong.
-        """
+        """Read an amount as minor units, of whatever sign; None if it is missing or wrong."""
         value = source.get(name)
         if value is None:
             if required:
@@ -108,27 +101,21 @@ class Fields:
             return None
         if currency is None:  # which was said already
             return None
+        most = "what the currency has"
         try:
             minor = money.to_minor(value, currency)
-        except money.MoneyError as error:
-            self.wrong(at + name, f"{error}: round it to what the currency has before sending it")
-            return None
-        if money.exponent(currency) > money.GATEWAY_DECIMALS:
-            try:
+            if money.exponent(currency) > money.GATEWAY_DECIMALS:
+                most = f"{money.GATEWAY_DECIMALS} decimals"
                 money.for_gateway(minor, currency)
-            except money.MoneyError as error:
-                self.wrong(
-                    at + name, f"{error}: round it to {money.GATEWAY_DECIMALS} decimals before sending it"
-                )
-                return None
+        except money.MoneyError as error:
+            self.wrong(at + name, f"{error}: round it to {most} before sending it")
+            return None
         return minor
 
     def names(self, given: dict[str, Any], at: str, shape: str) -> None:
-        """Refuse names that the shape does not have: a misspelt optional field would otherwise be lost
-        silently.
-        """
+        """Refuse names that the shape does not have: a misspelt optional field would be lost silently."""
         self.members += len(given)
-        known = _NAMES[shape]
+        known = NAMES[shape]
         if known.issuperset(given):
             return
         for name in given:
@@ -158,9 +145,8 @@ class Fields:
         required: bool = True,
         lines: bool = False,
     ) -> str | None:
-        """Read a text without control characters; an empty text counts as not given.
-
-        `lines`: people type line breaks and tabs into it, and each run of them becomes one blank.
+        """Read a text without control characters; an empty text counts as not given. `lines`: people type
+        line breaks and tabs into it, and each run of them becomes one blank.
         """
         value = given.get(name)
         if isinstance(value, str):
@@ -184,6 +170,15 @@ class Fields:
         if not value and required:
             self.wrong(at + name, "is empty")
         return value or None
+
+    def texts(self, given: dict[str, Any], at: str, longest: Mapping[str, int]) -> dict[str, str]:
+        """Read optional texts with their most characters; all but an e-mail address are typed with lines."""
+        read = {}
+        for name, most in longest.items():
+            value = self.text(given, at, name, required=False, most=most, lines=name != "email")
+            if value is not None:
+                read[name] = value
+        return read
 
     def country(self, given: dict[str, Any], at: str) -> str | None:
         code = self.text(given, at, "country", required=False, most=255)
@@ -226,11 +221,8 @@ def repeated_name(raw: bytes, *, members: int = -1) -> str | None:
     """Return a name that one object of a valid JSON text has twice; None where there is none.
 
     `members` is how many members the decoded objects have: where the text has no more colons after a
-    quotation mark, no member was lost, and the text is not read again.
-
-    Our decoder keeps the last of them, other readers the first (RFC 8259, 4): the value that was signed,
-    logged or shown elsewhere need not be the value used here. Numbers stay text, so that their size costs
-    nothing.
+    quotation mark, no member was lost, and the text is not read again. Our decoder keeps the last of
+    them, other readers the first (RFC 8259, 4). Numbers stay text, so that their size costs nothing.
     """
     if _name_ends(raw) == members:
         return None
@@ -251,11 +243,10 @@ def _name_ends(raw: bytes) -> int:
 
 
 def _distinct(members: list[tuple[str, object]]) -> None:
-    if len(members) > 1:
-        seen = {name for name, _ in members}
-        if len(seen) != len(members):
-            names = [name for name, _ in members]
-            raise _RepeatedName(next(name for name in names if names.count(name) > 1))
+    names = [name for name, _ in members]
+    if len(set(names)) < len(names):
+        counts = Counter(names)
+        raise _RepeatedName(next(name for name in names if counts[name] > 1))
 
 
 def repeated(name: str) -> Problem:

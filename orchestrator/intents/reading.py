@@ -1,6 +1,4 @@
-"""Reading an intent field by field: every problem with its path and its remedy, or the canonical form of what
-was asked.
-"""
+"""Reading an intent field by field: every problem with its path and remedy, or the canonical form."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -17,13 +15,17 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.intents.fields import UNPRINTABLE, Fields, Problem, kind_of, repeated, repeated_name, shown
 from orchestrator.text import unmarked
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
 BODY_LIMIT: Final = 262_144
 """Bytes of one intent."""
 ORDER_NUMBER: Final = re.compile(r"[a-zA-Z0-9-]{1,50}")
 """The gateway takes up to 100 characters, some payment methods only 50 (D7, D8)."""
 LONGEST_ORDER: Final = 255
-"""Characters of an order number that is searched for: payments that no shop handed over have numbers of other
-systems."""
+"""Characters of an order number that is searched for: other systems have numbers of their own."""
 LONGEST_EXPIRY: Final = 30 * 86_400
 MOST_LINES: Final = 500
 MOST_PIECES: Final = 1_000_000
@@ -36,7 +38,7 @@ LONGEST_INFO: Final = 255
 LONGEST_AGENT: Final = 512
 
 DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
-_ENCODER: Final = msgspec.json.Encoder(decimal_format="number", order="sorted")
+ENCODER: Final = msgspec.json.Encoder(decimal_format="number", order="sorted")
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 _GOODS: Final = ("item", "shipment", "handling")
 
@@ -52,11 +54,8 @@ class IntentRejected(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """A valid intent. `amount` is minor units, `expires_in` seconds (None: the installation's own default).
-
-    `auto_capture`: the gateway shall capture by itself.
-
+class Content:
+    """What a valid intent says. `amount` is minor units; `auto_capture`: the gateway shall capture by itself.
     `document` is the canonical JSON to be stored encrypted; `fingerprint` is the SHA-256 of it without the
     shopper's User-Agent.
     """
@@ -64,12 +63,17 @@ class Intent:
     order_ref: str
     currency: str
     amount: int
-    expires_in: float | None
-    auto_capture: bool
-    user_agent: str | None = field(repr=False)
+    auto_capture: bool = False
     document: bytes = field(repr=False)
     fingerprint: bytes
     email: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent(Content):
+    """A valid intent; `expires_in` is seconds (None: the installation's own default)."""
+
+    expires_in: float | None
 
 
 def parse(raw: bytes) -> Intent:
@@ -79,11 +83,8 @@ def parse(raw: bytes) -> Intent:
         raise IntentRejected((Problem("body", too_long),))
     try:
         body = DECODER.decode(unmarked(raw))
-    except (
-        ValueError,
-        RecursionError,
-        InvalidOperation,
-    ) as error:  # msgspec and Unicode errors are ValueErrors
+    except (ValueError, RecursionError, InvalidOperation) as error:
+        # msgspec and Unicode errors are ValueErrors.
         raise IntentRejected((Problem("body", _malformed(error)),)) from None
     reader = _Reader()
     document, amount = reader.intent(body)
@@ -92,7 +93,7 @@ def parse(raw: bytes) -> Intent:
     if reader.problems:
         raise IntentRejected(tuple(reader.problems))
     agent = document.pop("userAgent", None)
-    bare = _ENCODER.encode(document)
+    bare = ENCODER.encode(document)
     expires_in = document.get("expiresIn")
     return Intent(
         order_ref=document["order"]["orderId"],
@@ -100,17 +101,14 @@ def parse(raw: bytes) -> Intent:
         amount=amount,
         expires_in=None if expires_in is None else float(expires_in),
         auto_capture=document["configuration"].get("autoCapture") is True,
-        user_agent=agent,
-        document=bare if agent is None else _ENCODER.encode({**document, "userAgent": agent}),
+        document=bare if agent is None else ENCODER.encode({**document, "userAgent": agent}),
         fingerprint=hashlib.sha256(bare).digest(),
         email=document["order"].get("customer", {}).get("email"),
     )
 
 
 def may_be_order(text: str) -> bool:
-    """Say whether the gateway may hold a payment with this order number: intents are held to `ORDER_NUMBER`,
-    other systems are not.
-    """
+    """Say whether a payment may have this order number: other systems are not held to `ORDER_NUMBER`."""
     return 1 <= len(text) <= LONGEST_ORDER and UNPRINTABLE.search(text) is None
 
 
@@ -139,69 +137,80 @@ class _Reader(Fields):
             )
             return {}, 0
         self.names(body, "", "")
-        order, amount = self.order(self.member(body, "", "order"))
-        document: dict[str, Any] = {
+        order, amount = self.inner(body, "", "order", self.order) or ({}, 0)
+        callbacks = self.inner(body, "", "callbacks", self.callbacks) or {}
+        configuration = self.inner(body, "", "configuration", self.configuration)
+        self.body_format(body, callbacks)
+        read = {
             "order": order,
-            "callbacks": self.callbacks(self.member(body, "", "callbacks")),
-            "configuration": self.configuration(self.member(body, "", "configuration")),
+            "callbacks": callbacks,
+            "configuration": configuration,
+            "isNativeFlow": self.flag(body, "", "isNativeFlow"),
+            "expiresIn": self.seconds(body.get("expiresIn")),
+            "userAgent": self.text(body, "", "userAgent", required=False, most=BODY_LIMIT),
         }
-        self.body_format(body, document["callbacks"])
-        native = self.flag(body, "", "isNativeFlow")
-        if native is not None:
-            document["isNativeFlow"] = native
-        seconds = body.get("expiresIn")
-        if seconds is not None:
-            if (
-                isinstance(seconds, bool)
-                or not isinstance(seconds, int | Decimal)
-                or not 1 <= seconds <= LONGEST_EXPIRY
-            ):
-                self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_EXPIRY} (30 days)")
-            else:
-                document["expiresIn"] = int(seconds) if seconds == int(seconds) else float(seconds)
-        agent = self.text(body, "", "userAgent", required=False, most=BODY_LIMIT)
-        if agent is not None:
-            document["userAgent"] = agent[:LONGEST_AGENT]
+        document = _given(read)
+        if "userAgent" in document:
+            document["userAgent"] = document["userAgent"][:LONGEST_AGENT]
         return document, amount
 
-    def order(self, order: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
-        if order is None:
-            return {}, 0
-        at = "order."
-        self.names(order, at, at)
+    def inner(
+        self,
+        given: dict[str, Any],
+        at: str,
+        name: str,
+        read: Callable[[dict[str, Any], str], T],
+        *,
+        shape: str | None = None,
+    ) -> T | None:
+        """Read a member that is an object, of the shape of its name by default; None if it is not there."""
+        value = self.member(given, at, name)
+        if value is None:
+            return None
+        self.names(value, f"{at}{name}.", shape or name)
+        return read(value, f"{at}{name}.")
+
+    def seconds(self, value: object) -> int | float | None:
+        """Read `expiresIn`."""
+        if value is None:
+            return None
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | Decimal)
+            or not 1 <= value <= LONGEST_EXPIRY
+        ):
+            self.wrong("expiresIn", f"must be a number of seconds from 1 to {LONGEST_EXPIRY} (30 days)")
+            return None
+        return int(value) if value == int(value) else float(value)
+
+    def order(self, order: dict[str, Any], at: str) -> tuple[dict[str, Any], int]:
         order_ref = self.text(order, at, "orderId", most=1000)
         if order_ref is not None and not ORDER_NUMBER.fullmatch(order_ref):
             self.wrong(
                 "order.orderId", "must be 1 to 50 letters a-z, digits and hyphens, as the gateway takes them"
             )
-        currency, amount = self.amount(self.member(order, at, "amount"))
-        read: dict[str, Any] = {
+        currency, amount = self.inner(order, at, "amount", self.amount) or (None, None)
+        read = {
             "orderId": order_ref,
             "amount": {"value": _decimal(amount, currency), "currency": currency},
             "orderLines": self.lines(order.get("orderLines"), currency, amount),
-            "customer": self.customer(self.member(order, at, "customer")),
+            "customer": self.inner(order, at, "customer", self.customer),
+            "transactionInfo": self.infos(order.get("transactionInfo")) or None,
         }
-        infos = self.infos(order.get("transactionInfo"))
-        if infos:
-            read["transactionInfo"] = infos
-        return read, amount or 0
+        return _given(read), amount or 0
 
-    def amount(self, amount: dict[str, Any] | None) -> tuple[str | None, int | None]:
-        if amount is None:
-            return None, None
-        at = "order.amount."
-        self.names(amount, at, at)
+    def amount(self, amount: dict[str, Any], at: str) -> tuple[str | None, int | None]:
         currency = self.text(amount, at, "currency", most=3)
         if currency is not None:
             currency = currency.upper() if currency.isascii() else currency
             try:
                 money.exponent(currency)
             except money.MoneyError as error:
-                self.wrong("order.amount.currency", str(error))
+                self.wrong(at + "currency", str(error))
                 currency = None
         value = self.money(amount, at, "value", currency)
         if value is not None and value <= 0:
-            self.wrong("order.amount.value", "must be more than 0: there is nothing to pay otherwise")
+            self.wrong(at + "value", "must be more than 0: there is nothing to pay otherwise")
             return currency, None
         return currency, value
 
@@ -239,8 +248,7 @@ class _Reader(Fields):
     ) -> tuple[int, int, int, dict[str, Any]]:
         self.names(line, at, "line")
         quantity = line.get("quantity")
-        # Both bounds come before int(): -1e1000000 is ten characters, and a million digits when it is written
-        # out.
+        # Both bounds come before int(), which would write out a million digits of -1e1000000.
         if isinstance(quantity, Decimal) and 1 <= quantity <= MOST_PIECES and quantity == int(quantity):
             quantity = int(quantity)  # 2.0 pieces are two
         if not isinstance(quantity, int) or isinstance(quantity, bool) or not 1 <= quantity <= MOST_PIECES:
@@ -268,38 +276,20 @@ class _Reader(Fields):
         }
         return quantity, unit_price or 0, tax or 0, canonical
 
-    def customer(self, customer: dict[str, Any] | None) -> dict[str, Any]:
-        if customer is None:
-            return {}
-        at = "order.customer."
-        self.names(customer, at, "customer")
-        read: dict[str, Any] = {}
-        for name, most in (("firstName", 255), ("lastName", 255), ("email", 254)):
-            value = self.text(customer, at, name, required=False, most=most, lines=name != "email")
-            if value is not None:
-                read[name] = value
+    def customer(self, customer: dict[str, Any], at: str) -> dict[str, Any]:
+        longest = {"firstName": 255, "lastName": 255, "email": 254}
+        read: dict[str, Any] = {**self.texts(customer, at, longest)}
         if "email" in read and not _EMAIL.fullmatch(read["email"]):
-            self.wrong(
-                "order.customer.email",
-                "is not an e-mail address: it needs one @ with something on both sides",
-            )
+            self.wrong(at + "email", "is not an e-mail address: it needs one @ with something on both sides")
         for name in ("billingAddress", "shippingAddress"):
-            if customer.get(name) is None:
-                continue
-            address = self.member(customer, at, name)
-            if address is not None:
-                read[name] = self.address(address, f"{at}{name}.")
+            if customer.get(name) is not None:
+                read[name] = self.inner(customer, at, name, self.address, shape="address")
         if not any(value is not None for value in customer.values()):
             self.wrong("order.customer", "is empty: name at least the e-mail address, the name or an address")
         return read
 
     def address(self, address: dict[str, Any], at: str) -> dict[str, str]:
-        self.names(address, at, "address")
-        read = {}
-        for name, most in (("street", 255), ("city", 255), ("zipCode", 32)):
-            value = self.text(address, at, name, required=False, most=most, lines=True)
-            if value is not None:
-                read[name] = value
+        read = self.texts(address, at, {"street": 255, "city": 255, "zipCode": 32})
         country = self.country(address, at)
         if country is not None:
             read["country"] = country
@@ -319,57 +309,34 @@ class _Reader(Fields):
             )
             return {}
         for name, value in infos.items():
-            where = f"{at}.{shown(name)}"
-            if name == OWN_INFO:
-                self.wrong(where, "is reserved for the checkout's own id: use another name")
-            elif not name or len(name) > LONGEST_INFO or UNPRINTABLE.search(name):
-                self.wrong(
-                    where, f"must have a name of 1 to {LONGEST_INFO} characters without control characters"
-                )
-            elif not isinstance(value, str):
-                self.wrong(where, f"must be a text, not {kind_of(value)}: put it in quotes")
-            elif len(value) > LONGEST_INFO or UNPRINTABLE.search(value):
-                self.wrong(
-                    where, f"must be a text of at most {LONGEST_INFO} characters without control characters"
-                )
+            if (problem := _info_problem(name, value)) is not None:
+                self.wrong(f"{at}.{shown(name)}", problem)
         return infos
 
-    def callbacks(self, callbacks: dict[str, Any] | None) -> dict[str, Any]:
-        if callbacks is None:
-            return {}
-        at = "callbacks."
-        self.names(callbacks, at, at)
-        read: dict[str, Any] = {}
-        for name in ("success", "failure"):
-            page = self.member(callbacks, at, name)
-            if page is None:
-                continue
-            inner = f"{at}{name}."
-            self.names(page, inner, "page")
-            kind = self.text(page, inner, "type", required=False, most=50) or "URL"
-            if kind != "URL":
-                self.wrong(
-                    inner + "type",
-                    "must be URL: functions are for a browser, and this callback comes to a server",
-                )
-            read[name] = {"type": "URL", "value": self.url(page, inner, "value")}
+    def callbacks(self, callbacks: dict[str, Any], at: str) -> dict[str, Any]:
+        read: dict[str, Any] = {
+            name: self.inner(callbacks, at, name, self.page, shape="page") for name in ("success", "failure")
+        }
         for name in ("redirect", "notification", "formStyling"):
             if callbacks.get(name) is not None:
                 read[name] = self.url(callbacks, at, name, app=name == "redirect")
         return read
 
+    def page(self, page: dict[str, Any], at: str) -> dict[str, Any]:
+        kind = self.text(page, at, "type", required=False, most=50) or "URL"
+        if kind != "URL":
+            said = "must be URL: functions are for a browser, and this callback comes to a server"
+            self.wrong(at + "type", said)
+        return {"type": "URL", "value": self.url(page, at, "value")}
+
     def body_format(self, body: dict[str, Any], callbacks: dict[str, Any]) -> None:
-        """Read the format of callbacks from `callbacks`, or from `configuration`, where older vendor samples
-        have it (1.2).
-        """
+        """Read the format from `callbacks`, or from `configuration`, where older samples have it (1.2)."""
         said: dict[str, str] = {}
         for place in ("callbacks", "configuration"):
             given = body.get(place)
-            value = (
-                self.text(given, f"{place}.", "bodyFormat", required=False, most=50)
-                if isinstance(given, dict)
-                else None
-            )
+            if not isinstance(given, dict):
+                continue
+            value = self.text(given, f"{place}.", "bodyFormat", required=False, most=50)
             if value is None:
                 continue
             said[place] = value.upper()
@@ -390,32 +357,42 @@ class _Reader(Fields):
             return None
         return value
 
-    def configuration(self, configuration: dict[str, Any] | None) -> dict[str, Any]:
-        if configuration is None:
-            return {}
-        at = "configuration."
-        self.names(configuration, at, at)
+    def configuration(self, configuration: dict[str, Any], at: str) -> dict[str, Any]:
         kind = self.text(configuration, at, "paymentType", most=50)
         if kind not in {None, "PAYMENT"}:
             self.wrong("configuration.paymentType", "must be PAYMENT: no other type is supported")
-        read: dict[str, Any] = {"paymentType": kind}
         capture = self.flag(configuration, at, "autoCapture")
-        if capture is not None:
-            read["autoCapture"] = capture
         display = self.text(configuration, at, "paymentDisplayType", required=False, most=50)
-        if display is not None:
-            if not re.fullmatch("[A-Z_]+", display):
-                self.wrong("configuration.paymentDisplayType", "must be a word in capitals such as REDIRECT")
-            read["paymentDisplayType"] = display
+        if display is not None and not re.fullmatch("[A-Z_]+", display):
+            self.wrong("configuration.paymentDisplayType", "must be a word in capitals such as REDIRECT")
         country = self.country(configuration, at)
-        if country is not None:
-            read["country"] = country
         language = self.text(configuration, at, "language", required=False, most=50)
-        if language is not None:
-            if not re.fullmatch("[A-Za-z]{2}", language):
-                self.wrong("configuration.language", "must be two letters such as da")
-            read["language"] = language.lower()
-        return read
+        if language is not None and not re.fullmatch("[A-Za-z]{2}", language):
+            self.wrong("configuration.language", "must be two letters such as da")
+        read = {
+            "paymentType": kind,
+            "autoCapture": capture,
+            "paymentDisplayType": display,
+            "country": country,
+            "language": None if language is None else language.lower(),
+        }
+        return _given(read)
+
+
+def _info_problem(name: str, value: object) -> str | None:
+    if name == OWN_INFO:
+        return "is reserved for the checkout's own id: use another name"
+    if not name or len(name) > LONGEST_INFO or UNPRINTABLE.search(name):
+        return f"must have a name of 1 to {LONGEST_INFO} characters without control characters"
+    if not isinstance(value, str):
+        return f"must be a text, not {kind_of(value)}: put it in quotes"
+    if len(value) > LONGEST_INFO or UNPRINTABLE.search(value):
+        return f"must be a text of at most {LONGEST_INFO} characters without control characters"
+    return None
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _off(total: int, amount: int, pieces: int, currency: str) -> str:

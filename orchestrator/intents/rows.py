@@ -25,29 +25,39 @@ from orchestrator.intents.reading import BODY_LIMIT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_LINE: Final = ("order", "orderLines", "0")
-_CUSTOMER: Final = ("order", "customer")
+_PATHS: Final = """
+    orderId            order.orderId
+    amount             order.amount.value
+    currency           order.amount.currency
+    itemId             order.orderLines.0.itemId
+    description        order.orderLines.0.description
+    quantity           order.orderLines.0.quantity
+    unitPrice          order.orderLines.0.unitPrice
+    taxAmount          order.orderLines.0.taxAmount
+    goodsType          order.orderLines.0.goodsType
+    firstName          order.customer.firstName
+    lastName           order.customer.lastName
+    email              order.customer.email
+    billingStreet      order.customer.billingAddress.street
+    billingCity        order.customer.billingAddress.city
+    billingZipCode     order.customer.billingAddress.zipCode
+    billingCountry     order.customer.billingAddress.country
+    shippingStreet     order.customer.shippingAddress.street
+    shippingCity       order.customer.shippingAddress.city
+    shippingZipCode    order.customer.shippingAddress.zipCode
+    shippingCountry    order.customer.shippingAddress.country
+    success            callbacks.success.value
+    failure            callbacks.failure.value
+    redirect           callbacks.redirect
+    notification       callbacks.notification
+    autoCapture        configuration.autoCapture
+    paymentDisplayType configuration.paymentDisplayType
+    country            configuration.country
+    language           configuration.language
+    expiresIn          expiresIn
+"""
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
-    "orderId": ("order", "orderId"),
-    "amount": ("order", "amount", "value"),
-    "currency": ("order", "amount", "currency"),
-    **{
-        name: (*_LINE, name)
-        for name in ("itemId", "description", "quantity", "unitPrice", "taxAmount", "goodsType")
-    },
-    **{name: (*_CUSTOMER, name) for name in ("firstName", "lastName", "email")},
-    **{
-        f"{kind}{name[0].upper()}{name[1:]}": (*_CUSTOMER, f"{kind}Address", name)
-        for kind in ("billing", "shipping")
-        for name in ("street", "city", "zipCode", "country")
-    },
-    "success": ("callbacks", "success", "value"),
-    "failure": ("callbacks", "failure", "value"),
-    **{name: ("callbacks", name) for name in ("redirect", "notification")},
-    **{
-        name: ("configuration", name) for name in ("autoCapture", "paymentDisplayType", "country", "language")
-    },
-    "expiresIn": ("expiresIn",),
+    name: tuple(path.split(".")) for name, path in map(str.split, _PATHS.strip().splitlines())
 }
 """Columns of CSV, and the field of an intent that each holds."""
 INFO: Final = "transactionInfo."
@@ -62,9 +72,7 @@ _FIELDS: Final = {
 
 
 class HeaderRejected(OrchestratorError):  # noqa: N818 - named for the fact
-    """A file begins with the mark of another encoding than UTF-8, or with a first line of CSV that does not
-    name known columns, each once.
-    """
+    """A file that is not UTF-8, or the first line of which does not name known columns, each once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +100,22 @@ def ndjson(file: IO[bytes]) -> Iterator[Row]:
             while (rest := file.readline(BODY_LIMIT)) and not rest.endswith(b"\n"):
                 pass
             reason = f"is longer than the {BODY_LIMIT} bytes that an intent may have: send fewer order lines"
-            yield Row(number, problems=(Problem("body", reason),))
+            yield _wrong(number, reason)
         elif line.strip():
             yield Row(number, line.strip())
 
 
 def delimited(file: IO[bytes]) -> Iterator[Row]:
-    """Read an order from each row of CSV, in UTF-8, with the names of columns in its first line; raises
-    `HeaderRejected`.
-    """
+    """Read an order from each row of UTF-8 CSV whose first line names columns; raises `HeaderRejected`."""
     text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
     csv.field_size_limit(BODY_LIMIT)
     lines = _Lines(text)
     reader = csv.reader(lines, strict=True)
     try:
-        columns = next(reader, None)
+        columns = next(reader, [])
     except csv.Error as error:
         raise HeaderRejected(f"the first line is not CSV: {error}") from None
     _check(columns)
-    assert columns is not None  # noqa: S101 - just checked
     while True:
         first_line = lines.begin_row()
         try:
@@ -119,16 +124,18 @@ def delimited(file: IO[bytes]) -> Iterator[Row]:
             return
         except csv.Error as error:
             reason = f"is not a row of CSV ({error}): put cells with quotes or line breaks in quotes"
-            yield Row(first_line, problems=(Problem("body", reason),))
+            yield _wrong(first_line, reason)
             continue
         if cells:
             yield _row(first_line, columns, cells)
 
 
+def _wrong(line: int, reason: str) -> Row:
+    return Row(line, problems=(Problem("body", reason),))
+
+
 class _Lines:
-    """The lines of a CSV file for its reader; raises `csv.Error` for a row that is too long, and goes on with
-    the line after.
-    """
+    """The lines of a CSV file for its reader; `csv.Error` for a row that is too long, then the next line."""
 
     def __init__(self, text: IO[str]) -> None:
         self._text = text
@@ -136,11 +143,9 @@ class _Lines:
         self._room = BODY_LIMIT
 
     def __iter__(self) -> Self:
-        """Return this."""
         return self
 
     def __next__(self) -> str:
-        """Return the next line of the row."""
         line = self._text.readline(self._room + 1)
         if not line:
             raise StopIteration
@@ -165,25 +170,21 @@ def _unmarked(line: bytes) -> bytes:
     return line.removeprefix(codecs.BOM_UTF8)
 
 
-def _check(columns: list[str] | None) -> None:
+def _check(columns: list[str]) -> None:
     if not columns:
         raise HeaderRejected("the file is empty: its first line must name the columns")
     for name in columns:
         if name not in COLUMNS and not (name.startswith(INFO) and len(name) > len(INFO)):
             shown = name if name.isprintable() and len(name) <= 40 else "one of them"  # noqa: PLR2004 - for a sentence
             raise HeaderRejected(f"column {shown!r} is not known: {hint(name, frozenset(COLUMNS))}")
-    counts = Counter(columns)
-    twice = sorted(name for name in counts if counts[name] > 1)
-    if twice:
+    if twice := sorted(name for name, count in Counter(columns).items() if count > 1):
         raise HeaderRejected(f"column {twice[0]!r} is there twice: remove one")
 
 
 def _row(line: int, columns: list[str], cells: list[str]) -> Row:
     if len(cells) > len(columns):
-        reason = (
-            f"has {len(cells)} cells, and there are {len(columns)} columns: put cells with commas in quotes"
-        )
-        return Row(line, problems=(Problem("body", reason),))
+        there = f"has {len(cells)} cells, and there are {len(columns)} columns"
+        return _wrong(line, f"{there}: put cells with commas in quotes")
     document: dict[str, Any] = {"configuration": {"paymentType": "PAYMENT"}}
     values = {name: cell.strip() for name, cell in zip(columns, cells, strict=False) if cell.strip()}
     problems = [
@@ -207,15 +208,14 @@ def _row(line: int, columns: list[str], cells: list[str]) -> Row:
             _put(document, ("order", "transactionInfo", name.removeprefix(INFO)), cell)
         elif cell:
             _put(document, COLUMNS[name], _value(name, cell))
-    lines = document["order"].pop("orderLines")
-    document["order"]["orderLines"] = [lines["0"]]
+    document["order"]["orderLines"] = [document["order"]["orderLines"]["0"]]
     for page in ("success", "failure"):
         if page in document.get("callbacks", {}):
             document["callbacks"][page]["type"] = "URL"
     try:
         return Row(line, msgspec.json.encode(document))
     except UnicodeEncodeError:
-        return Row(line, problems=(Problem("body", "is not UTF-8: save the file as UTF-8"),))
+        return _wrong(line, "is not UTF-8: save the file as UTF-8")
 
 
 def _put(document: dict[str, Any], path: tuple[str, ...], value: object) -> None:
@@ -225,9 +225,7 @@ def _put(document: dict[str, Any], path: tuple[str, ...], value: object) -> None
 
 
 def _value(name: str, cell: str) -> object:
-    """Return a cell as a value of an intent; a flag that is neither true nor false stays text, which the
-    intent's rules refuse.
-    """
+    """Return a cell as a value of an intent, whose rules refuse a flag that is neither true nor false."""
     if name in _NUMBERS:
         return msgspec.Raw(cell.encode())
     if name == "autoCapture":

@@ -18,9 +18,7 @@ ROUNDING_ITEM: Final = "comp-amount"
 
 
 def shop_pages(document: bytes) -> dict[str, str | None]:
-    """Return the shop's own pages by kind of callback, each with the order number in its query; None where it
-    has none.
-    """
+    """Return the shop's own pages by kind of callback (None: no page), the order number in each query."""
     body = DECODER.decode(document)
     asked, order_ref = body["callbacks"], body["order"]["orderId"]
 
@@ -38,9 +36,7 @@ def session_body(
     document: bytes, *, checkout_id: UUID, urls: callback_urls.CallbackUrls
 ) -> dict[str, object]:
     """Return what is posted to the gateway's /session (facts 1.2): our callback URLs, the checkout id, and
-    lines that sum up.
-
-    Amounts are `Decimal`; the encoder writes them as JSON numbers.
+    lines that sum up. Amounts are `Decimal`; the encoder writes them as JSON numbers.
     """
     body: dict[str, Any] = DECODER.decode(document)
     order, asked = body["order"], body["callbacks"]

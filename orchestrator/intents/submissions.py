@@ -126,9 +126,7 @@ def _intents_in(kept: bytes) -> tuple[bytes, ...]:
 
 
 def message_id(headers: Mapping[str, Any], properties: Mapping[str, Any]) -> str | None:
-    """Return the id that the sender gave a message: the task's id or an AMQP property; None if there is none
-    that is safe to show.
-    """
+    """Return the id that the sender gave: the task's or an AMQP property; None if none is safe to show."""
     for value in (headers.get("id"), properties.get("message_id"), properties.get("correlation_id")):
         if isinstance(value, str) and _SAFE_ID.fullmatch(value):
             return value

@@ -33,22 +33,13 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
-
 
 _DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
-
-
 _LONGEST_DELAY: Final = 0.025
-
-
 _ONE_WRITE: Final = 30.0
 """Seconds for one write of a batch, with everything that it waits for."""
-
-
 _CLOSING: Final = 10.0
 """Seconds that a batch gets to write what is queued when it is closed."""
 
@@ -58,10 +49,7 @@ class Unwritten(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 class Again:
-    """Returned by a write for an item that could not be tried: another transaction holds its row.
-
-    It goes into a later batch.
-    """
+    """Returned for an item to try later: another transaction holds its row."""
 
 
 AGAIN: Final = Again()
@@ -93,15 +81,15 @@ class Writes:
 class Batch(Generic[T, R]):
     """Gathers items and writes them together; each `put` waits for the result of its own item.
 
-    `write` takes a list of items, no two of which share any of their `keys`, and returns one result for each,
-    in order, or `AGAIN`. It must be safe to repeat: after a lost connection the same list is written again,
-    and items that had landed must be reported as landed. `gather`: seconds for which also a single item waits
-    for more.
+    `write` takes a list of items, no two of which share any of their `keys`, and returns for each, in order,
+    its result, the error that its caller gets, or `AGAIN`. It must be safe to repeat: after a lost connection
+    the same list is written again, and items that had landed must be reported as landed. `gather`: seconds
+    for which also a single item waits for more.
     """
 
     def __init__(
         self,
-        write: Callable[[list[T]], Awaitable[Sequence[R | Again]]],
+        write: Callable[[list[T]], Awaitable[Sequence[R | OrchestratorError | Again]]],
         *,
         keys: Callable[[T], Sequence[Hashable]],
         limit: int = 500,
@@ -138,32 +126,33 @@ class Batch(Generic[T, R]):
         )
 
     async def put(self, item: T) -> R:
-        """Write `item` with the other gathered items and return its result.
-
-        Raises `Unwritten` if Postgres rejects this item, `DatabaseAway` if its result is not known within the
-        timeout: Postgres is out of reach, a write hangs, or another transaction holds the row.
+        """Write `item` with the other gathered items and return its result, or raise its error: `Unwritten`
+        if Postgres rejects it, `DatabaseAway` if its result is not known within the timeout (Postgres is out
+        of reach, a write hangs, or another transaction holds the row).
         """
-        async with self._room:
-            waiting = self._queued(item)
-            self._start()
-            timer = asyncio.get_running_loop().call_later(self._timeout, self._give_up, (waiting,))
-            try:
-                return await waiting.done
-            finally:
-                timer.cancel()
+        (result,) = await self.put_all((item,))
+        if isinstance(result, OrchestratorError):
+            raise result
+        return result
 
     async def put_all(self, items: Sequence[T]) -> list[R | OrchestratorError]:
-        """Write items as `put` does, and return the result or the error of each, in order.
-
-        A list has one timer and no tasks, so that an item costs far less than by `put`; in the backlog it
-        counts as one.
+        """Write items as `put` does; return the result or the error of each, in order. A list has one timer,
+        so that an item costs far less than by `put`; in the backlog it counts as one.
         """
         if not items:
             return []
         async with self._room:
-            everything = [self._queued(item) for item in items]
-            self._start()
-            timer = asyncio.get_running_loop().call_later(self._timeout, self._give_up, everything)
+            loop = asyncio.get_running_loop()
+            everything: list[_Waiting[T, R]] = [
+                _Waiting(item, self._keys(item), loop.create_future()) for item in items
+            ]
+            if not self._writing and not self._queue:
+                self._waits_since = time.monotonic()
+            self._queue.extend(everything)
+            if self._runner is None:
+                self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
+            self._wakeup.set()
+            timer = loop.call_later(self._timeout, self._give_up, everything)
             results: list[R | OrchestratorError] = []
             try:
                 for waiting in everything:
@@ -182,18 +171,6 @@ class Batch(Generic[T, R]):
             finally:
                 timer.cancel()
 
-    def _queued(self, item: T) -> _Waiting[T, R]:
-        waiting: _Waiting[T, R] = _Waiting(item, self._keys(item), asyncio.get_running_loop().create_future())
-        if not self._writing and not self._queue:
-            self._waits_since = time.monotonic()
-        self._queue.append(waiting)
-        return waiting
-
-    def _start(self) -> None:
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
-        self._wakeup.set()
-
     def _give_up(self, everything: Sequence[_Waiting[T, R]]) -> None:
         for waiting in everything:
             why = "another transaction holds the row" if waiting.skipped else "Postgres is out of reach"
@@ -201,9 +178,7 @@ class Batch(Generic[T, R]):
             _fail(waiting, failure, waiting.error)
 
     async def close(self, *, within: float = _CLOSING) -> None:
-        """Write what is queued, for so many seconds at most, then stop; what is left fails with
-        `DatabaseAway`.
-        """
+        """Write what is queued, for some seconds at most, then stop; the rest fails with `DatabaseAway`."""
         end = time.monotonic() + within
         try:
             while (self._queue or self._writing) and time.monotonic() < end:  # noqa: ASYNC110 - once in the life of a process
@@ -223,8 +198,7 @@ class Batch(Generic[T, R]):
             self._writing = True
             try:
                 while self._queue:
-                    # At least one round of the loop: all tasks that are ready at this moment get into this
-                    # batch.
+                    # At least one round of the loop: all tasks that are ready now get into this batch.
                     await asyncio.sleep(self._gather)
                     begun = time.monotonic()
                     self._under_way = self._take()
@@ -285,7 +259,7 @@ class Batch(Generic[T, R]):
                 return self._tell(batch, results)
         return True
 
-    def _tell(self, batch: list[_Waiting[T, R]], results: Sequence[R | Again]) -> bool:
+    def _tell(self, batch: list[_Waiting[T, R]], results: Sequence[R | OrchestratorError | Again]) -> bool:
         progress = False
         for waiting, result in zip(batch, results, strict=True):
             if isinstance(result, Again):
@@ -293,7 +267,9 @@ class Batch(Generic[T, R]):
                 self._queue.append(waiting)
                 continue
             progress = True
-            if not waiting.done.done():
+            if isinstance(result, OrchestratorError):
+                _fail(waiting, result, None)
+            elif not waiting.done.done():
                 waiting.done.set_result(result)
         if progress:
             self._wrote, self._error = time.monotonic(), ""

@@ -1,6 +1,4 @@
-"""SQL that follows from the tables and the records: a column is named once, in the record, with its type in
-the table.
-"""
+"""SQL that follows from the tables and the records: a column is named once, in the record."""
 
 from __future__ import annotations
 
@@ -13,6 +11,7 @@ from sqlalchemy.dialects import postgresql
 from orchestrator.domain import attention, command_result, last_error
 from orchestrator.domain.attention import Attention
 from orchestrator.domain.records import Command, Operation, PaymentRecord
+from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 _CODED: Final = {
     "attention": attention.stored, "last_error": last_error.stored, "result": command_result.stored,
 }  # fmt: skip
-"""Values of a code and its facts, which have two columns: of the name itself, and of the name with
-`_details`."""
+"""Values of a code and its facts, in two columns: of the name itself, and with `_details`."""
 
 
 def with_details(names: Iterable[str]) -> tuple[str, ...]:
@@ -37,20 +35,27 @@ def with_details(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-PAYMENT: Final = tuple(field.name for field in fields(PaymentRecord))
-OPERATION: Final = with_details(field.name for field in fields(Operation))
-
 _DIALECT: Final = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def json_text(value: object) -> str:
-    """Return JSON as a statement takes it: rows for json_to_recordset, a document for jsonb."""
+    """Return JSON as a statement takes it (rows for json_to_recordset, or a document); bytes are base64."""
     return msgspec.json.encode(value).decode()
 
 
 def without(names: Iterable[str], *left_out: str) -> tuple[str, ...]:
     """Return the names but some."""
     return tuple(name for name in names if name not in left_out)
+
+
+def named(kind: type[DataclassInstance], *left_out: str) -> tuple[str, ...]:
+    """Return the names of a record's fields but some."""
+    return without((field.name for field in fields(kind)), *left_out)
+
+
+def picked(record: object, names: Iterable[str]) -> dict[str, Any]:
+    """Return fields of a record by their names."""
+    return {name: getattr(record, name) for name in names}
 
 
 def listed(names: Iterable[str], alias: str = "") -> str:
@@ -63,66 +68,63 @@ def typed(table: Table, names: Iterable[str]) -> str:
     return ", ".join(f"{name} {table.c[name].type.compile(_DIALECT)}" for name in names)
 
 
-def as_json(names: Iterable[str], alias: str) -> str:
-    """Return the SQL of an object with these columns."""
-    pairs = ", ".join(f"'{name}', {alias}.{name}" for name in names)
-    return f"json_build_object({pairs})"
+PAYMENT: Final = named(PaymentRecord)
+OPERATION: Final = with_details(named(Operation))
+
+
+def by_order(names: str, of: str) -> str:
+    """Return the SQL of the checkouts that have the merchant and the order number of `of`: the live one, then
+    the youngest closed one, each by its partial index.
+    """
+    order = f"FROM checkouts WHERE merchant_id = {of}.merchant_id AND order_ref = {of}.order_ref"
+    return f"""
+            (SELECT {names} {order} AND {IS_LIVE} LIMIT 1)
+            UNION ALL
+            (SELECT {names} {order} AND NOT ({IS_LIVE}) ORDER BY id DESC LIMIT 1)"""
 
 
 def payments_of(checkout: str, names: Iterable[str] = PAYMENT) -> str:
-    """Return the SQL of a checkout's payments, in the order in which they were seen, as text for
-    `payments`.
-    """
-    return _all(
-        as_json(names, "p"),
-        f"payments p WHERE p.checkout_id = {checkout}",
-        "p.first_seen_at, p.transaction_id",
-    )
+    """Return the SQL of a checkout's payments, as they were seen first, as text for `payments`."""
+    return _all("payments p", names, checkout, "true", "first_seen_at", "transaction_id")
 
 
 def operations_of(checkout: str, which: str = "true") -> str:
-    """Return the SQL of those of a checkout's money operations (`o`), the oldest first, as text for
-    `operations`.
-    """
-    return _all(
-        as_json(_OPERATION_SHOWN, "o"),
-        f"money_operations o WHERE o.checkout_id = {checkout} AND {which}",
-        "o.requested_at, o.id",
-    )
+    """Return the SQL of a checkout's money operations `o`, the oldest first, as text for `operations`."""
+    return _all("money_operations o", _OPERATION_SHOWN, checkout, which, "requested_at", "id")
 
 
 def commands_of(checkout: str, which: str = "true") -> str:
-    """Return the SQL of those of a checkout's commands (`k`), the oldest first, as text for `commands`."""
-    return _all(
-        as_json(_COMMAND_SHOWN, "k"),
-        f"commands k WHERE k.checkout_id = {checkout} AND {which}",
-        "k.requested_at, k.id",
-    )
+    """Return the SQL of a checkout's commands `k`, the oldest first, as text for `commands`."""
+    return _all("commands k", _COMMAND_SHOWN, checkout, which, "requested_at", "id")
 
 
-def _all(row: str, rows: str, order: str) -> str:
-    return f"(SELECT CAST(json_agg({row} ORDER BY {order}) AS text) FROM {rows})"  # noqa: S608 - our own names
+def _all(table: str, names: Iterable[str], checkout: str, which: str, *order: str) -> str:
+    alias = table[-1]
+    pairs = ", ".join(f"'{name}', {alias}.{name}" for name in names)
+    found = f"json_agg(json_build_object({pairs}) ORDER BY {listed(order, alias)})"
+    rows = f"{table} WHERE {alias}.checkout_id = {checkout} AND {which}"
+    return f"(SELECT CAST(coalesce({found}, '[]') AS text) FROM {rows})"  # noqa: S608 - our own names
 
 
 _OPERATION_SHOWN: Final = without(OPERATION, "mac")
-_COMMAND_SHOWN: Final = without(with_details(field.name for field in fields(Command)), "mac", "taken")
+_COMMAND_SHOWN: Final = with_details(named(Command, "mac", "taken"))
 _PAYMENTS: Final = msgspec.json.Decoder(tuple[PaymentRecord, ...])
 _ROWS: Final = msgspec.json.Decoder(tuple[dict[str, Any], ...])
 
 
-def payments(text: str | None) -> tuple[PaymentRecord, ...]:
+def payments(text: str) -> tuple[PaymentRecord, ...]:
     """Read what `payments_of` selects."""
-    return () if text is None else _PAYMENTS.decode(text)
+    return _PAYMENTS.decode(text)
 
 
-def operations(text: str | None) -> tuple[Operation, ...]:
+def operations(text: str) -> tuple[Operation, ...]:
     """Read what `operations_of` selects."""
-    return () if text is None else tuple(operation(row) for row in _ROWS.decode(text))
+    return tuple(operation(row) for row in _ROWS.decode(text))
 
 
-def commands(text: str | None) -> tuple[Command, ...]:
+def commands(text: str) -> tuple[Command, ...]:
     """Read what `commands_of` selects."""
-    return () if text is None else tuple(command(row) for row in _ROWS.decode(text))
+    return tuple(command(row) for row in _ROWS.decode(text))
 
 
 def operation(row: Mapping[str, Any]) -> Operation:
@@ -140,10 +142,7 @@ def _made(name: str, row: Mapping[str, Any]) -> Any:
 
 
 def coded(row: Row[Any], *names: str) -> dict[str, Any]:
-    """Return values that are made of a code and its facts in a row; None where there is no code.
-
-    It raises for nothing.
-    """
+    """Return values of a code and its facts in a row; None where there is no code. It raises for nothing."""
     return {name: _CODED[name](getattr(row, name), getattr(row, f"{name}_details")) for name in names}
 
 

@@ -21,7 +21,6 @@ import socket
 import time
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from weakref import WeakSet
 
@@ -51,80 +50,54 @@ _PREPARE_AFTER: Final = "5"
 """Executions after which psycopg prepares a statement; its own default."""
 
 STRETCH: ContextVar[float] = ContextVar("stretch", default=1.0)
-"""How many times its usual bound a statement gets; a batch that passed its bound is repeated with a longer
-one."""
+"""How many times its usual bound a statement gets: a batch that passed it is repeated with more."""
 
 
 class Unanswered(psycopg.OperationalError):
-    """Postgres did not answer a statement within its bound; whether it ran is not known, and its connection
-    is closed.
-    """
+    """No answer within the bound: whether the statement ran is not known; its connection is closed."""
 
 
-@dataclass(slots=True)
 class Server:
-    """Where connections go, and how they behave.
+    """Where connections go, and how they behave; what the URL says goes before the defaults here.
 
-    `statement_timeout` and `idle_timeout` are kept by the server, in milliseconds; `timeout` is the client's,
-    in seconds.
+    `statement_timeout` is kept by the server, in milliseconds; `timeout` is the client's, in seconds.
+    `writes`: only a server that takes writes will do.
     """
 
-    parameters: dict[str, str]
-    statement_timeout: int
-    idle_timeout: int
-    timeout: float
-    prepared: Prepared
-    threshold: int | None
-    """Executions after which a statement is prepared, where it may be."""
-    pooled: bool = False
-    """Whether the last connection was given by a pooler."""
-    met_others: bool = False
-    """Whether prepared statements of other clients were met, which a pooler shows that hides itself."""
-    waiting: set[Connection] = field(default_factory=set)
-    connections: WeakSet[Connection] = field(default_factory=WeakSet)
-    """Every connection that was made, until it is gone."""
-
-    @property
-    def to_write(self) -> bool:
-        """Whether only a server that takes writes will do."""
-        return self.parameters["target_session_attrs"] == "read-write"
-
-    @classmethod
-    def of(
-        cls, url: str, *, name: str, statement_timeout: int, timeout: float, prepared: Prepared, writes: bool
-    ) -> Server:
-        """Read a URL; what it says itself goes before the defaults here."""
+    def __init__(
+        self, url: str, *, name: str, statement_timeout: int, timeout: float, prepared: Prepared, writes: bool
+    ) -> None:
         given = parameters(url)
-        threshold = prepare_threshold(given.pop("prepare_threshold", _PREPARE_AFTER))
-        usual = {
+        self.threshold = prepare_threshold(given.pop("prepare_threshold", _PREPARE_AFTER))
+        """Executions after which a statement is prepared, where it may be."""
+        self.parameters: dict[str, str] = {
             "connect_timeout": str(_CONNECT_TIMEOUT),
             "target_session_attrs": "read-write" if writes else "any",
-            # A dead peer is noticed in seconds, not after the kernel's two hours or its fifteen minutes of
-            # repeats.
+            # A dead peer is noticed in seconds, not after the kernel's two hours or fifteen minutes.
             "keepalives_idle": "10",
             "keepalives_interval": "5",
             "keepalives_count": "3",
             "tcp_user_timeout": "10000",
+            **given,
+            "application_name": name,
         }
-        return cls(
-            {**usual, **given, "application_name": name},
-            statement_timeout,
-            idle_timeout=round(min(30.0, timeout + 2) * 1000),
-            timeout=timeout,
-            prepared=prepared,
-            threshold=threshold,
-        )
+        self.to_write = self.parameters["target_session_attrs"] == "read-write"
+        self.statement_timeout, self.timeout, self.prepared = statement_timeout, timeout, prepared
+        self.idle_timeout = round(min(30.0, timeout + 2) * 1000)
+        self.pooled = False
+        """Whether the last connection was given by a pooler."""
+        self.met_others = False
+        """Whether prepared statements of other clients were met, which a pooler shows that hides itself."""
+        self.waiting: set[Connection] = set()
+        self.connections: WeakSet[Connection] = WeakSet()
+        """Every connection that was made, until it is gone."""
 
     async def connect(
-        self,
-        *,
-        statement_timeout: int | None = None,
-        timeout: float | None = None,
+        self, *, statement_timeout: int | None = None, timeout: float | None = None
     ) -> Connection:
         """Connect to the first address of the first host that accepts the session, and set it up, in one
-        round trip.
-
-        Whether a server takes writes is queried: a pooler keeps announcing the state of its first connection.
+        round trip. Whether it takes writes is queried: a pooler keeps announcing the state of its first
+        connection.
         """
         limit = self.statement_timeout if statement_timeout is None else statement_timeout
         asked = {**self.parameters, "target_session_attrs": "any"} if self.to_write else self.parameters
@@ -154,9 +127,7 @@ class Server:
         return connection
 
     def finish(self) -> None:
-        """Close every open connection, in use or not; a statement that is under way ends as if it
-        were lost.
-        """
+        """Close every connection; a statement that is under way ends as if it were lost."""
         for connection in tuple(self.connections):
             if connection in self.waiting:
                 connection.cut()
@@ -165,26 +136,20 @@ class Server:
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection of psycopg's whose waits are bounded; `timeout` is in seconds and may be changed at any
-    time.
-    """
+    """A connection whose waits are bounded; `timeout` is in seconds and may be changed at any time."""
 
     server: Server
     timeout: float
     pooled = False
     """Whether the server's session is shared with other clients, by a pooler."""
     local = b""
-    """What a transaction has to set for itself, because neither session, role nor database does: statements,
-    each after a semicolon."""
+    """What neither session, role nor database sets: statements for a transaction, each after a `;`."""
     _began = _received_at = -math.inf
 
     @property
     def outdated(self) -> bool:
-        """Whether its server takes no writes any more, which newer servers (Postgres 14) report to every
-        session.
-
-        A pooler passes such a report to whichever client is connected, so behind a pooler a write or a new
-        connection has to detect it.
+        """Whether its server takes no writes any more, which Postgres 14 reports to every session. A pooler
+        passes a report to any client, so behind one a write or a new connection has to detect it.
         """
         if self.pooled or not self.server.to_write:
             return False
@@ -192,18 +157,16 @@ class Connection(psycopg.AsyncConnection[Any]):
         return told(b"default_transaction_read_only") == b"on" or told(b"in_hot_standby") == b"on"
 
     async def settle(self, statement_timeout: int) -> None:
-        """Set the session's settings where the session is not shared; where it is, read what is set already.
+        """Set the session's settings where it is not shared; where it is, read what is set already. Raises
+        `OperationalError` where a server that takes writes is required, and this one does not.
 
-        Raises `OperationalError` where a server that takes writes is required, and this server does not.
-
-        Both in one statement: its settings end with it unless the server process is that of this connection,
-        so a shared session keeps nothing.
+        Both in one statement: its settings end with it unless the server process is that of this
+        connection.
         """
         ours = f"pg_backend_pid() = {self.pgconn.backend_pid}"
         wanted = {
             "timezone": "'UTC'",
-            # For the planner a page anywhere costs about as much as the next one: every statement is meant to
-            # go by index.
+            # A page anywhere costs about as much as the next one: statements are meant to go by index.
             "random_page_cost": "'1.1'",
             "statement_timeout": f"'{statement_timeout}'",
             "idle_in_transaction_session_timeout": f"'{self.server.idle_timeout}'",
@@ -214,8 +177,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             "client_connection_check_interval": "CASE WHEN version() ~* 'windows|mingw|visual c' THEN '0' ELSE '1000' END",
         }
         set_up = (f"set_config('{name}', {value}, NOT {ours})" for name, value in session.items())
-        # Any bound that is set is enough. The query comes before the settings: a row is computed from left to
-        # right.
+        # Any bound that is set is enough. The query comes first: a row is computed from left to right.
         in_effect = (
             f"current_setting('{name}') " + ("<> '0'" if name.endswith("timeout") else f"= {value}")
             for name, value in wanted.items()
@@ -232,13 +194,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         if self.pooled:
             missing = (name for name, set_already in zip(wanted, known, strict=False) if not set_already)
             self.local = "".join(f"; SET LOCAL {name} = {wanted[name]}" for name in missing).encode()
-        match self.server.prepared:
-            case "off":
-                self.prepare_threshold = None
-            case "auto" if self.pooled or self.server.met_others:
-                self.prepare_threshold = None
-            case _:
-                self.prepare_threshold = self.server.threshold
+        shared = self.pooled or self.server.met_others
+        prepares = self.server.prepared == "on" or (self.server.prepared == "auto" and not shared)
+        self.prepare_threshold = self.server.threshold if prepares else None
 
     def _start_query(self) -> PQGen[None]:
         """Begin a transaction where none is open; what is local to it goes along in the same round trip."""
@@ -250,15 +208,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             if result.status != ExecStatus.COMMAND_OK:
                 raise errors.error_from_result(result)
 
-    async def wait(
-        self,
-        gen: PQGen[RV],
-        interval: float = 0.1,
-        timeout: float | None = None,
-    ) -> RV:
-        """Run one exchange with the server, within the bound; psycopg calls it for all its traffic on a
-        connection.
-        """
+    async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Run one exchange with the server, within the bound; all of psycopg's traffic comes here."""
         bound = self.timeout if timeout is None else timeout
         stretch = STRETCH.get()
         if stretch > 1:
@@ -276,8 +227,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             self._heed(error)
             raise
         except BaseException:
-            # The caller is cancelled. The statement is left to the server, which ends it when it finds the
-            # connection closed.
+            # The caller is cancelled. The server ends the statement when it finds the connection closed.
             if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
                 self.pgconn.finish()
             raise
@@ -288,9 +238,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             others.discard(self)
 
     def cut(self) -> None:
-        """End the exchange under way, if there is one, as a lost connection: its caller gets the error at
-        once.
-        """
+        """End the exchange under way, if any, as a lost connection: its caller gets the error at once."""
         with (
             suppress(psycopg.OperationalError, OSError),
             socket.socket(fileno=os.dup(self.pgconn.socket)) as ours,
@@ -309,9 +257,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.pgconn.finish()
 
     def _suspect_others(self) -> None:
-        """Shorten the wait of others without received data since this exchange began; they are most likely
-        silent too.
-        """
+        """Shorten the wait of others that received nothing since this exchange began: they may be silent."""
         loop = asyncio.get_running_loop()
         for other in self.server.waiting:
             if other is not self and other._received_at < self._began:  # noqa: SLF001 - of the same class

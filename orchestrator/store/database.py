@@ -1,7 +1,5 @@
-"""Postgres: the engine and short transactions. The only place that commits.
-
-A transaction here holds statements only, never a socket to another server; many small writes go through
-`batch`.
+"""Postgres: the engine and short transactions. The only place that commits. A transaction here holds
+statements only, never a socket to another server; many small writes go through `batch`.
 """
 
 from __future__ import annotations
@@ -15,10 +13,7 @@ import psycopg
 from psycopg.rows import namedtuple_row
 from sqlalchemy import TextClause, event
 from sqlalchemy.dialects.postgresql.psycopg import dialect
-from sqlalchemy.exc import (
-    DBAPIError,
-    InvalidatePoolError,
-)
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from orchestrator import log
@@ -47,9 +42,7 @@ class DatabaseAway(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 def is_away(error: BaseException) -> bool:
-    """Say whether an error means that Postgres is out of reach or out of order, rather than that it refused a
-    row.
-    """
+    """Say whether an error means that Postgres is out of reach or order, and not that it refused a row."""
     return isinstance(error, DatabaseAway | OSError | TimeoutError) or about_server(error)
 
 
@@ -76,7 +69,7 @@ class Database:
         prepared: Prepared = "auto",
         writes: bool = True,
     ) -> None:
-        self._server = Server.of(
+        self._server = Server(
             url,
             name=name,
             statement_timeout=statement_timeout,
@@ -92,8 +85,7 @@ class Database:
             pool_timeout=pool_timeout,
             # A failed statement is logged by name; its parameters are people's data.
             hide_parameters=True,
-            # A lone statement is a transaction of its own: Postgres opens and commits it, one round trip
-            # instead of three.
+            # A lone statement is a transaction of its own: one round trip instead of three.
             isolation_level="AUTOCOMMIT",
             use_native_hstore=False,
         )
@@ -116,16 +108,13 @@ class Database:
         for connection in tuple(self._server.waiting):
             connection.cut()
         await self._engine.dispose()
-        # The pool closes what it has. A connection that a transaction still has between two statements would
-        # go back to a pool that is no more.
+        # The pool closes what it has; what a transaction has between statements would return to no pool.
         self._server.finish()
 
     @asynccontextmanager
     async def transaction(self, *, timeout: float | None = None) -> AsyncIterator[AsyncConnection]:
-        """Open a transaction that is committed at the end of the block, or rolled back by an error in it.
-
-        `timeout`: seconds for each of its statements, where they may take longer than those of this database
-        otherwise do.
+        """Open a transaction that the end of the block commits, or an error in it rolls back. `timeout`:
+        seconds for each statement, where they may take longer than usual.
         """
         async with self._begun.connect() as connection:
             driver = _driver(connection)
@@ -145,15 +134,11 @@ class Database:
                 yield connection
 
     async def write(self, statement: Executable, parameters: Mapping[str, object]) -> Sequence[Row[Any]]:
-        """Run one writing statement, which is a transaction of its own; return its rows once it
-        is committed.
-        """
+        """Run one statement, which is a transaction of its own; return its rows once it is committed."""
         return await self._alone(statement, parameters)
 
     async def connect_anew(self) -> None:
-        """Open a connection beside the pool and close it again: those of the pool may work where no other one
-        is accepted.
-        """
+        """Connect beside the pool, and close: the pool's own may work where no other one is accepted."""
         try:
             connection = await self._server.connect()
         except psycopg.Error as error:
@@ -161,9 +146,7 @@ class Database:
         await connection.close()
 
     async def maintain(self, statement: str) -> None:
-        """Run a statement that takes its time and stands in no transaction, such as VACUUM, on a connection
-        of its own.
-        """
+        """Run a long statement outside of transactions, such as VACUUM, on a connection of its own."""
         connection = None
         try:
             connection = await self._server.connect(statement_timeout=0, timeout=_MAINTENANCE)
@@ -177,9 +160,7 @@ class Database:
     async def read(
         self, statement: Executable, parameters: Mapping[str, object] | None = None
     ) -> Sequence[Row[Any]]:
-        """Run one reading statement; repeat it once where the pooled connection is dead (Postgres was
-        restarted).
-        """
+        """Run one reading statement; again where the pooled connection is dead (Postgres was restarted)."""
         try:
             return await self._alone(statement, parameters or {})
         except DBAPIError as error:
@@ -195,10 +176,8 @@ class Database:
 async def run(
     connection: AsyncConnection, statement: Executable, parameters: Mapping[str, object]
 ) -> Sequence[Row[Any]]:
-    """Run a statement, in the transaction that the connection is in; return its rows.
-
-    One that is text already goes to the driver as it is, for a third of the time that compiling and results
-    cost.
+    """Run a statement, in the transaction that the connection is in; return its rows. A text goes to the
+    driver as it is, for a third of the time that compiling and results cost.
     """
     if not isinstance(statement, TextClause):
         result = await connection.execute(statement, parameters)

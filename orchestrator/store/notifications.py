@@ -43,7 +43,7 @@ class Listener:
     """Receives one channel on a connection of its own; `heard` is called on the loop with each payload."""
 
     def __init__(self, url: str, channel: str, heard: Callable[[str], None], *, prepared: Prepared) -> None:
-        self._server = Server.of(
+        self._server = Server(
             url,
             name="orchestrator-listener",
             statement_timeout=10_000,

@@ -17,9 +17,8 @@ NO_SCHEMA: Final = frozenset({"3F000", "42P01"})
 OTHER_SCHEMA: Final = NO_SCHEMA | {"42703", "42883"}
 """As above, or a column or function of it: no fault of a row, and none that goes by itself."""
 
-# Errors that would meet any row: beside those above a right that the role lost, a schema without a column or
-# function that this code uses, resources (53: a full disk, too many connections), the operator (57), the
-# system (58).
+# Errors that would meet any row: beside those above a right that the role lost, resources (53: a full disk,
+# too many connections), the operator (57), the system (58).
 _ABOUT_SERVER: Final = frozenset({READ_ONLY, *OTHERS_STATEMENTS, *OTHER_SCHEMA, "42501"})
 _CLASSES_ABOUT_SERVER: Final = ("08", "53", "57", "58")
 # program_limit_exceeded (a row or an index entry that is too large). psycopg makes an OperationalError of it,
@@ -33,9 +32,7 @@ def state_of(error: BaseException) -> str:
 
 
 def about_server(error: BaseException) -> bool:
-    """Say whether an error of SQLAlchemy's is about the server, the way to it or the pool, and not about a
-    row.
-    """
+    """Say whether an error of SQLAlchemy's is about the server, the way to it or the pool, not a row."""
     if not isinstance(error, DBAPIError):
         return isinstance(error, SQLAlchemyError)
     state = state_of(error)

@@ -159,11 +159,13 @@ async def test_what_one_callback_costs_does_not_grow_with_those_of_others(core, 
     """)
     await core.do("ANALYZE callbacks")
     if what == "callback":
-        row = core.callbacks._row(arrival(checkout, grade="wrong"), None, 1)
+        row = {
+            **core.callbacks.row(arrival(checkout, grade="wrong"), checkout, None, 1),
+            "checkout_id": checkout,
+        }
         parameters = {
             "arrivals": json_text([row]),
             "empty": callbacks._EMPTY,
-            "better": callbacks._BETTER,
             **core.callbacks.bounds,
         }
         statement = callbacks._STORE

@@ -12,7 +12,6 @@ import pytest
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain.states import State
 from orchestrator.store import inbox
-from orchestrator.store.free_text import Reasons
 from orchestrator.store.inbox import KeyReused, Requested
 from tests.support.factories import core as another
 from tests.support.factories import row_held
@@ -120,7 +119,6 @@ async def test_one_request_for_many_is_a_command_for_each_and_a_wake_up(core):
         [*checkouts, *checkouts, uuid4()],
         kind="reconcile",
         actor="operator:x",
-        reason="an outage",
         grace=60.0,
     )
     assert set(commands) == set(checkouts)
@@ -129,9 +127,7 @@ async def test_one_request_for_many_is_a_command_for_each_and_a_wake_up(core):
     )
     assert {(row[0], row[1]) for row in rows} == set(commands.items())
     assert {row[2:4] for row in rows} == {("reconcile", "operator:x")}
-    shown = {(await Reasons.of(core.db, core.encryptor, row[0])).shown(row[4]) for row in rows}
-    assert (shown, {"outage" in row[4] for row in rows}) == ({"an outage"}, {False})
-    assert all((row[5], row[6], row[7]) == (1, {}, None) for row in rows)
+    assert all(row[4:8] == (None, 1, {}, None) for row in rows)
     assert await core.all("SELECT DISTINCT wake FROM checkouts") == [1]
     (held,) = await core.claim(checkouts[0])
     assert [command.kind for command in held.commands] == ["reconcile"]

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator import intents
 from orchestrator.intents import IntentRejected, changes
+from orchestrator.intents.fields import MOST_PROBLEMS
 from orchestrator.intents.reading import DECODER
 from tests.support.scene import intent
 
@@ -67,6 +68,11 @@ def test_what_cannot_be_changed_is_refused_with_its_field(said: dict[str, object
     (problem,) = changes.problems_of(said)
     assert problem.field == field
     assert why in problem.message
+
+
+def test_of_many_names_that_cannot_be_changed_some_are_said():
+    names = {f"n{number}": 0 for number in range(10_000)}
+    assert len(changes.problems_of({"order": names})) == len(changes.problems_of(names)) == MOST_PROBLEMS
 
 
 def test_what_can_be_changed_is_what_an_intent_has():

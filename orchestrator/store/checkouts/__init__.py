@@ -10,7 +10,6 @@ unchanged; else the due time is now. No transaction is open while a socket to an
 move.
 """
 
-from orchestrator.domain.events import Event
 from orchestrator.store.checkouts.change import KEEP, Fact, Move
 from orchestrator.store.checkouts.claims import (
     CALLBACKS_PER_CLAIM,
@@ -36,7 +35,6 @@ from orchestrator.store.checkouts.due_times import due, sweep, wake
 from orchestrator.store.checkouts.erasure import (
     Fate,
     Hindrance,
-    Stretch,
     ended_before,
     erase,
     erasure_lists,
@@ -45,8 +43,7 @@ from orchestrator.store.checkouts.erasure import (
 from orchestrator.store.checkouts.matching import (
     NO_INTENT_PRINT,
     Matched,
-    NoMoney,
-    Unsettled,
+    Undecided,
     Unsuited,
     match,
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -21,10 +21,14 @@ from orchestrator.domain.last_error import LastError
 from orchestrator.domain.records import Operation, PaymentRecord
 from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store.checkouts.row_macs import sign_operation
-from orchestrator.store.columns import parts
+from orchestrator.store.columns import PAYMENT, named, parts, picked
 
 if TYPE_CHECKING:
+    from sqlalchemy import Row
+
     from orchestrator.crypto import Encryptor
+
+T = TypeVar("T")
 
 
 class Keep(Enum):
@@ -35,6 +39,11 @@ class Keep(Enum):
 
 KEEP: Final = Keep.IT
 Kept = Literal[Keep.IT]
+
+
+def given(value: T | Kept, otherwise: T) -> T:
+    """Return a value of a move, or another one where it is KEEP."""
+    return otherwise if isinstance(value, Keep) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +128,7 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(TypedDict, total=False):
-    """What a move may change, under the names and with the types of `Move` (a test compares); what is left
-    out stays as it is.
-    """
+    """What a move may change, as in `Move` (a test compares); what is left out stays as it is."""
 
     further: tuple[Fact, ...]
     due_in: float | Kept | None
@@ -162,78 +169,82 @@ class MoveFields(Changes, total=False):
     operations: tuple[Operation, ...]
 
 
-def event_rows(move: Move, to: State) -> list[dict[str, object]]:
-    """Return the rows of a move's events for the merchant: its own, and the change of attention."""
+def events_of(move: Move) -> tuple[Event, ...]:
+    """Return a move's events for the merchant: its own, and the change of attention."""
+    if isinstance(move.attention, Keep):
+        return move.events
+    return (*move.events, *events.attention_changed(move.held.attention, move.attention))
+
+
+def totals(move: Move) -> Totals:
+    """Return the checkout's amounts after a move."""
     held = move.held
-    announced = move.events
-    if not isinstance(move.attention, Keep):
-        announced = (*announced, *events.attention_changed(held.attention, move.attention))
-    if not announced:
-        return []
-    reserved, captured, refunded = _money(move)
-    totals = Totals(
+    reserved, captured, refunded = given(move.money, (held.reserved, held.captured, held.refunded))
+    return Totals(
         reserved,
         max(held.captured, captured),
         max(held.refunded, refunded),
-        held.charged_back if isinstance(move.charged_back, Keep) else move.charged_back,
+        given(move.charged_back, held.charged_back),
     )
+
+
+def event_rows(
+    checkout: ClaimedCheckout | Row[Any], announced: Sequence[Event], to: State, amounts: Totals
+) -> list[dict[str, object]]:
+    """Return the rows of new events of a checkout, which has this state and these amounts after them."""
     return [
         {
-            "checkout_id": held.id,
-            "sequence": held.event_sequence + number,
+            "checkout_id": checkout.id,
+            "sequence": number,
             "kind": event.type,
             "payload": events.stored(
                 event,
-                order_ref=held.order_ref,
+                order_ref=checkout.order_ref,
                 state=to,
-                currency=held.currency,
-                amount=held.amount,
-                totals=totals,
+                currency=checkout.currency,
+                amount=checkout.amount,
+                totals=amounts,
             ),
         }
-        for number, event in enumerate(announced, start=1)
+        for number, event in enumerate(announced, start=checkout.event_sequence + 1)
     ]
 
 
-def _money(move: Move) -> tuple[int, int, int]:
+_OPERATION: Final = named(Operation, "last_error", "mac")
+
+
+def rows_beside(
+    encryptor: Encryptor, move: Move, entries: Sequence[audit.Entry], announced: Sequence[dict[str, object]]
+) -> dict[str, Sequence[dict[str, object]]]:
+    """Return the rows that a move writes beside its checkout, by the parameter that takes them."""
     held = move.held
-    return (held.reserved, held.captured, held.refunded) if isinstance(move.money, Keep) else move.money
+    checkout = {"checkout_id": held.id}
+    return {
+        "entries": [checkout | entry.row for entry in entries],
+        "events": announced,
+        "operations": [
+            checkout
+            | picked(operation, _OPERATION)
+            | parts("last_error", operation.last_error)
+            | {
+                "reconciliation_identifier": operation.identifier,
+                "mac": sign_operation(encryptor, held.id, held.merchant_id, operation),
+            }
+            for operation in move.operations
+        ],
+        "payments": [checkout | picked(payment, PAYMENT) for payment in move.payments],
+        "read": [checkout | {"id": callback} for callback in move.read],
+        "done": [checkout | {"id": command} | parts("result", result) for command, result in move.done],
+    }
 
 
-def entry_rows(held: ClaimedCheckout, entries: Sequence[audit.Entry]) -> list[dict[str, object]]:
-    return [{"checkout_id": held.id, "sequence": entry.sequence, **entry.row} for entry in entries]
-
-
-def operation_rows(encryptor: Encryptor, move: Move) -> list[dict[str, object]]:
-    held = move.held
-    return [
-        {
-            **asdict(operation),
-            **parts("last_error", operation.last_error),
-            "checkout_id": held.id,
-            "reconciliation_identifier": operation.identifier,
-            "mac": sign_operation(encryptor, held.id, held.merchant_id, operation).hex(),
-        }
-        for operation in move.operations
-    ]
-
-
-def payment_rows(move: Move) -> list[dict[str, object]]:
-    return [{**asdict(payment), "checkout_id": move.held.id} for payment in move.payments]
-
-
-def result_rows(move: Move) -> list[dict[str, object]]:
-    return [
-        {"id": command, "checkout_id": move.held.id, **parts("result", result)}
-        for command, result in move.done
-    ]
-
-
-KEPT: Final = (
-    "lookups", "session_count", "last_error", "attention", "expires_in", "charged_back", "reserved_until", "session_id", "methods",
-)  # fmt: skip
-"""Fields of a move that are written as they are, and that stay as the holder has them where the move says
-KEEP."""
+GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
+"""Columns that decide whether a row may be written."""
+_ASKED: Final = tuple("extends attempts offered cancel_requested late slot_reserved decided".split())
+KEPT: Final = tuple(
+    "lookups session_count last_error attention expires_in charged_back reserved_until session_id methods".split()
+)
+"""Fields of a move that are written as they are, or as the holder has them where the move says KEEP."""
 
 
 def kept(move: Move) -> dict[str, Any]:
@@ -243,55 +254,43 @@ def kept(move: Move) -> dict[str, Any]:
 
 
 def row(
-    move: Move, to: State, entries: Sequence[audit.Entry], *, announced: int, after: Mapping[str, Any]
+    move: Move,
+    to: State,
+    entries: Sequence[audit.Entry],
+    *,
+    announced: int,
+    amounts: Totals,
+    after: Mapping[str, Any],
 ) -> dict[str, object]:
     """Return the row of a checkout after a move with so many events; `after` is what `kept` returns."""
-    held = move.held
-    reserved, captured, refunded = _money(move)
-    return {
+    held, order = move.held, move.order
+    written: dict[str, object] = {
         **after,
         **parts("attention", after["attention"]),
         **parts("last_error", after["last_error"]),
-        "id": held.id,
-        "merchant_id": held.merchant_id,
-        "lease": held.lease,
-        "version": held.version,
-        "wake": held.wake,
+        **picked(held, GUARD),
+        **picked(move, _ASKED),
         "state": to,
         "release": move.releases,
-        "due_in": None if isinstance(move.due_in, Keep) else move.due_in,
-        "extends": move.extends,
-        "attempts": move.attempts,
-        "deadline_in": None if isinstance(move.deadline_in, Keep) else move.deadline_in,
-        "offered": move.offered,
-        "cancel_requested": move.cancel_requested,
+        "due_in": given(move.due_in, None),
+        "deadline_in": given(move.deadline_in, None),
         "ended": to in ENDED and held.state is not to,
         "reopened": move.trigger is Trigger.REOPENED,
-        "late": move.late,
-        "slot_reserved": move.slot_reserved,
-        "decided": move.decided,
         "require_capture": held.require_capture or move.require_capture,
-        "reserved": reserved,
-        "captured": captured,
-        "refunded": refunded,
+        "reserved": amounts.reserved,
+        "captured": amounts.captured,
+        "refunded": amounts.refunded,
         "entries": len(entries),
         "audit_sequence": held.audit_sequence + len(entries),
-        "mac": entries[-1].mac.hex() if entries else None,
+        "mac": entries[-1].mac if entries else None,
         "event_sequence": held.event_sequence + announced,
         "correlation_id": held.correlation_id,
         "keeps_session": move.token is KEEP and move.session_id is KEEP and move.methods is KEEP,
-        "token": None if isinstance(move.token, Keep) else move.token.hex(),
-        "token_lifetime": None if isinstance(move.token, Keep) else move.token_lifetime,
-        **(_ordered(move) if move.changes_order else {}),
+        "token": given(move.token, None),
+        "token_lifetime": None if move.token is KEEP else move.token_lifetime,
     }
-
-
-def _ordered(move: Move) -> dict[str, object]:
-    order = move.order
-    return {
-        "amount": None if order is None else order.amount,
-        "intent": None if order is None else order.body.hex(),
-        "fingerprint": None if order is None else order.fingerprint.hex(),
-        "email_tag": None if order is None or order.email_tag is None else order.email_tag.hex(),
-        "outdated": None if isinstance(move.outdated, Keep) else move.outdated,
-    }
+    if move.changes_order:
+        written["outdated"] = given(move.outdated, None)
+    if order is not None:
+        written |= msgspec.structs.asdict(order)
+    return written

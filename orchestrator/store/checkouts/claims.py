@@ -5,15 +5,15 @@ A process that lives has its leases last on, so that they can be short.
 
 from __future__ import annotations
 
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Final
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy import text
 
 from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
-from orchestrator.domain.records import Callback, Command, Operation
+from orchestrator.domain.records import Callback
 from orchestrator.domain.states import UNOFFERED, State
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.columns import (
@@ -26,39 +26,39 @@ from orchestrator.store.columns import (
     operation,
     payments,
     payments_of,
+    picked,
     without,
 )
 from orchestrator.store.database import run
-from orchestrator.store.tables import checkouts
+from orchestrator.store.tables import IS_LIVE, IS_UNCONFIRMED, checkouts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from sqlalchemy import Row, TextClause
+    from sqlalchemy import TextClause
+    from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.store.database import Database
 
+T = TypeVar("T")
+
 
 class LeaseLost(OrchestratorError):  # noqa: N818 - named for the fact
-    """Another worker holds this checkout now, or moved it: the result is dropped, and the new holder repeats
-    the lookup.
-    """
+    """Another worker holds or moved this checkout: the result is dropped; the new holder looks it up."""
 
     def __init__(self, checkout: UUID) -> None:
         super().__init__(f"the lease on checkout {checkout} is no longer ours")
         self.checkout = checkout
 
 
-# The claim takes checkouts that are due or hinted and not under a valid lease. A hint allows one claim: the
-# second finds nothing. The condition on the due time is written so that the planner does not use the index of
-# due times: where nearly all checkouts are finished it would prefer that index, and each claim would read the
-# due times of all checkouts under way.
+# The claim takes checkouts that are due or hinted and not under a valid lease. A hint allows one claim. The
+# condition on the due time keeps the planner from the index of due times: where nearly all checkouts are
+# finished it would prefer it, and each claim would read the due times of all checkouts under way.
 _FREE = (
     "coalesce(c.due_at < 'infinity', false) AND (c.hinted OR c.due_at <= t.now) "
     "AND (c.lease IS NULL OR c.leased_until <= t.now)"
 )
-# By an array: the planner takes it for short. Of a join it may expect so many rows that it reads all
-# checkouts for it.
+# By an array, which the planner takes for short; for a join it may read all checkouts.
 _TAKE = """
     UPDATE checkouts c
        SET lease = :lease, leased_until = t.now + make_interval(secs => :seconds),
@@ -107,49 +107,43 @@ _OPERATIONS = text(f"""
     SELECT checkout_id, {listed(OPERATION)}
       FROM money_operations WHERE checkout_id = ANY(CAST(:ids AS uuid[])) ORDER BY requested_at, id
 """)  # noqa: S608 - made of our own names
-# Two partial indexes cover live and closed checkouts; a merchant may have many closed ones of the number, and
-# one is enough.
-_SHARED = text("""
+# Two partial indexes cover live and closed checkouts, of which a merchant may have many of the number.
+_SHARED = text(f"""
     SELECT 1 FROM unnest(CAST(:merchants AS int[])) AS m(id)
      WHERE EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
-                      AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+                      AND {IS_LIVE})
         OR EXISTS (SELECT 1 FROM checkouts o WHERE o.merchant_id = m.id AND o.order_ref = :order_ref AND o.id <> :id
-                      AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
+                      AND NOT ({IS_LIVE})
                       -- Created from the payment itself, which it was not found to hold.
-                      AND NOT (state = 'failed' AND deadline = created_at))
+                      AND NOT ({IS_UNCONFIRMED}))
      LIMIT 1
-""")
+""")  # noqa: S608 - made of our own constants
 _PAYING_OTHERS = text("""
     SELECT transaction_id FROM payments
      WHERE merchant_id = ANY(CAST(:merchants AS int[])) AND transaction_id = ANY(CAST(:transactions AS text[]))
        AND checkout_id <> :id AND role = 'accepted'
 """)
 _INTENT = text("SELECT body FROM intents WHERE checkout_id = :id")
-_RIVAL = text("""
-    SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id
-       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
-""")
+_RIVAL = text(f"""
+    SELECT o.id FROM checkouts o WHERE o.merchant_id = :merchant_id AND o.order_ref = :order_ref AND o.id <> :id AND {IS_LIVE}
+""")  # noqa: S608 - made of our own constants
+CALLBACKS_PER_CLAIM: Final = 20
+"""Callbacks of a checkout that a claim takes; with so many, more may wait: it is due at once again."""
 # A statement of its own, after the claim: its snapshot is younger than the row locks, so every wake-up that
 # `wake` counts is seen. A few at a time: their bodies are large, and any sender who has a link may send many.
-_CALLBACKS = text("""
+_CALLBACKS = text(f"""
     SELECT b.* FROM unnest(CAST(:ids AS uuid[])) AS c(id) CROSS JOIN LATERAL (
         SELECT id, checkout_id, kind, grade, network, sender, digest, received_at,
                CASE WHEN octet_length(body) <= 65536 THEN body END AS body FROM callbacks
-         WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT :most) b
-""")
+         WHERE checkout_id = c.id AND handled_at IS NULL ORDER BY received_at, id LIMIT {CALLBACKS_PER_CLAIM}) b
+""")  # noqa: S608 - made of our own constant
 _COMMANDS = text("""
     SELECT id, checkout_id, kind, actor, reason, expected_version, arguments, mac,
            EXISTS (SELECT FROM audit_entries a
                     WHERE a.checkout_id = k.checkout_id AND strpos(a.entry, CAST(k.id AS text)) > 0) AS taken
       FROM commands k WHERE checkout_id = ANY(CAST(:ids AS uuid[])) AND handled_at IS NULL ORDER BY requested_at, id
 """)
-
-CALLBACKS_PER_CLAIM: Final = 20
-"""Callbacks of one checkout that a claim takes; with so many, more may wait, and the release makes it due at
-once."""
-
-# A row that a move has locked is left out: the next renewal comes soon. An expired lease that no other worker
-# took is still valid.
+# A row that a move has locked is left out until the next renewal. An expired lease may still be ours.
 _RENEW = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (SELECT * FROM json_to_recordset(CAST(:held AS json)) AS i(id uuid, lease uuid)),
@@ -164,13 +158,11 @@ _RENEW = text("""
      WHERE c.id = ANY(ARRAY(SELECT id FROM mine))
     RETURNING c.id, c.lease
 """)
-_NEEDS_INTENT: Final = frozenset(UNOFFERED)
 
 
 async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> list[ClaimedCheckout]:
-    """Take the lease on those of `ids` that are due or hinted at and free; return them with their inbox.
-
-    The claim counts itself on the row (`claims`), so that a checkout whose holders die is known for it.
+    """Take the lease on those of `ids` that are due or hinted at and free; return them with their inbox. The
+    claim counts itself (`claims`), so that a checkout whose holders die is known for it.
     """
     return await _claim(db, _CLAIM, {"ids": list(ids)}, lease_seconds) if ids else []
 
@@ -178,9 +170,7 @@ async def claim(db: Database, ids: Sequence[UUID], *, lease_seconds: float) -> l
 async def claim_waiting(
     db: Database, shares: Mapping[int, int], *, lease_seconds: float, grace: float
 ) -> list[ClaimedCheckout]:
-    """Take the lease on the longest waiting of each merchant, at most so many as its share; like `claim` in
-    everything else.
-
+    """Take the lease, like `claim`, on the longest waiting of each merchant, as many as its share at most.
     What is hinted at waits too: its due time is at most `grace` seconds away.
     """
     asked = [{"merchant_id": merchant, "most": most} for merchant, most in shares.items()]
@@ -199,79 +189,54 @@ async def _claim(
     began, lease = tick(), uuid4()
     async with db.transaction() as tx:
         rows = await run(tx, statement, {**chosen, "lease": lease, "seconds": lease_seconds})
-        # Postgres's clock is read at this moment; the lease is counted from before, so that waiting for a
-        # connection shortens it.
+        # Postgres's clock is read now; the lease is counted from before, so that any wait shortens it.
         read = tick()
         if not rows:
             return []
         claimed = [row.id for row in rows]
-        opening = [row.id for row in rows if row.state in _NEEDS_INTENT]
+        opening = [row.id for row in rows if row.state in UNOFFERED]
         beside = {row.id: row for row in await run(tx, _BESIDE, {"ids": claimed, "opening": opening})}
-        callbacks: dict[UUID, list[Callback]] = {}
-        commands: dict[UUID, list[Command]] = {}
         woken = [row.id for row in rows if row.wake > 0]
-        if woken:
-            for row in await run(tx, _CALLBACKS, {"ids": woken, "most": CALLBACKS_PER_CLAIM}):
-                callbacks.setdefault(row.checkout_id, []).append(msgspec.convert(row._asdict(), Callback))
-            for row in await run(tx, _COMMANDS, {"ids": woken}):
-                commands.setdefault(row.checkout_id, []).append(command(row._asdict()))
-        operations: dict[UUID, list[Operation]] = {}
+        callbacks = await _of_each(tx, _CALLBACKS, woken, lambda row: msgspec.convert(row, Callback))
+        commands = await _of_each(tx, _COMMANDS, woken, command)
         operating = [row.id for row in beside.values() if row.operating]
-        if operating:
-            for row in await run(tx, _OPERATIONS, {"ids": operating}):
-                operations.setdefault(row.checkout_id, []).append(operation(row._asdict()))
+        operations = await _of_each(tx, _OPERATIONS, operating, operation)
     return [
-        _held(
-            row,
-            beside[row.id],
-            read=read,
+        ClaimedCheckout(
+            **picked(row, _ROW),
+            **picked(beside[row.id], _BESIDE_ROW),
+            state=State(row.state),
+            **coded(row, "attention", "last_error"),
+            audit_head=bytes(row.audit_head),
+            known=payments(beside[row.id].known),
+            operations=tuple(operations[row.id]),
+            callbacks=tuple(callbacks[row.id]),
+            commands=tuple(commands[row.id]),
+            claimed_at=row.now,
+            claimed_tick=read,
             lease_ends=began + lease_seconds,
-            operations=tuple(operations.get(row.id, ())),
-            callbacks=tuple(callbacks.get(row.id, ())),
-            commands=tuple(commands.get(row.id, ())),
         )
         for row in rows
     ]
+
+
+async def _of_each(
+    tx: AsyncConnection, statement: TextClause, ids: Sequence[UUID], make: Callable[[dict[str, Any]], T]
+) -> defaultdict[UUID, list[T]]:
+    """Return what a statement finds of these checkouts, in its order."""
+    found: defaultdict[UUID, list[T]] = defaultdict(list)
+    if ids:
+        for row in await run(tx, statement, {"ids": ids}):
+            found[row.checkout_id].append(make(row._asdict()))
+    return found
 
 
 _ROW: Final = without(
     (name for name in ClaimedCheckout.__struct_fields__ if name in checkouts.c),
     "state", "audit_head", "attention", "last_error",
 )  # fmt: skip
-"""Columns that are taken as they stand."""
-_of_row: Final = attrgetter(*_ROW)
-
-
-def _held(
-    row: Row[Any],
-    beside: Row[Any],
-    *,
-    read: float,
-    lease_ends: float,
-    operations: tuple[Operation, ...],
-    callbacks: tuple[Callback, ...],
-    commands: tuple[Command, ...],
-) -> ClaimedCheckout:
-    return ClaimedCheckout(
-        **dict(zip(_ROW, _of_row(row), strict=True)),
-        state=State(row.state),
-        **coded(row, "attention", "last_error"),
-        audit_head=bytes(row.audit_head),
-        token=beside.token,
-        token_expires_at=beside.token_expires_at,
-        session_id=beside.session_id,
-        methods=beside.methods,
-        outdated=beside.outdated,
-        intent=beside.intent,
-        data_key=beside.data_key,
-        known=payments(beside.known),
-        operations=operations,
-        callbacks=callbacks,
-        commands=commands,
-        claimed_at=row.now,
-        claimed_tick=read,
-        lease_ends=lease_ends,
-    )
+_BESIDE_ROW: Final = tuple("token token_expires_at session_id methods outdated intent data_key".split())
+"""Columns that are taken as they stand, of the checkout and of what stands beside it."""
 
 
 async def intent_of(db: Database, held: ClaimedCheckout) -> bytes | None:
@@ -289,9 +254,7 @@ async def paying_others(
 
 
 async def order_is_shared(db: Database, held: ClaimedCheckout, merchants: Sequence[int]) -> bool:
-    """Say whether other checkouts of these merchants have the same order number: what names only that may be
-    theirs.
-    """
+    """Say whether other checkouts of these merchants have its order number: a payment may be theirs."""
     asked = {"id": held.id, "order_ref": held.order_ref, "merchants": list(merchants)}
     return bool(await db.read(_SHARED, asked))
 

@@ -16,14 +16,15 @@ from orchestrator import audit
 from orchestrator.domain.ids import uuid7
 from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.states import State
+from orchestrator.intents import Content
 from orchestrator.store import email_search
 from orchestrator.store.checkouts.matching import NO_INTENT, NO_INTENT_PRINT
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import by_order, json_text, named, picked
 from orchestrator.store.database import run
-from orchestrator.store.tables import IS_UNCONFIRMED
+from orchestrator.store.tables import IS_LIVE, IS_UNCONFIRMED
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -34,67 +35,60 @@ if TYPE_CHECKING:
     from orchestrator.intents import Intent
 
 # Sorted by the unique key, so that two batches with the same order numbers wait for each other in one order.
-_CREATE = text("""
+_CREATE = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:new_checkouts AS json)) AS i(
-            id uuid, merchant_id int, order_ref text, currency text, amount int8, expires_in float8, auto_capture boolean,
-            correlation_id text, fingerprint text, body text, data_key text, at timestamptz, action text, entry text,
-            key_id text, mac text, idempotency_key text, idempotency_print text, email_tag text)
+            id uuid, merchant_id int, order_ref text, state text, last_error text, currency text, amount int8, expires_in float8,
+            auto_capture boolean, correlation_id text, fingerprint text, body text, data_key text, sequence int, at timestamptz,
+            action text, entry text, key_id text, mac text, idempotency_key text, email_tag text)
     ),
     -- Before the checkouts: a transaction that holds an order number has all of its keys already, so no two batches deadlock.
     keyed AS (
         INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
-        SELECT i.merchant_id, i.idempotency_key, decode(i.idempotency_print, 'hex'), i.id FROM i
+        SELECT i.merchant_id, i.idempotency_key, decode(i.fingerprint, 'base64'), i.id FROM i
          WHERE i.idempotency_key IS NOT NULL ORDER BY i.merchant_id, i.idempotency_key
         ON CONFLICT (merchant_id, key) DO NOTHING
         RETURNING checkout_id
     ),
     created AS (
-        INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount,
-                               auto_capture, audit_sequence, audit_head, correlation_id, created_at, updated_at)
-        SELECT i.id, i.merchant_id, i.order_ref, 'received', t.now + make_interval(secs => :grace), true,
-               t.now + make_interval(secs => i.expires_in), i.currency, i.amount,
-               i.auto_capture, 1, decode(i.mac, 'hex'), i.correlation_id, t.now, t.now
+        INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount, auto_capture,
+                               last_error, audit_sequence, audit_head, correlation_id, created_at, updated_at, ended_at)
+        SELECT i.id, i.merchant_id, i.order_ref, i.state, t.now + make_interval(secs => :grace), true,
+               t.now + make_interval(secs => i.expires_in), i.currency, i.amount, i.auto_capture,
+               i.last_error, i.sequence, decode(i.mac, 'base64'), i.correlation_id, t.now, t.now,
+               CASE WHEN i.state <> 'received' THEN t.now END
           FROM i, t
          WHERE i.idempotency_key IS NULL OR i.id IN (SELECT checkout_id FROM keyed)
          ORDER BY i.merchant_id, i.order_ref
-        ON CONFLICT (merchant_id, order_ref) WHERE state NOT IN ('cancelled', 'expired', 'failed') AND NOT late DO NOTHING
-        RETURNING id, created_at, deadline
+        ON CONFLICT (merchant_id, order_ref) WHERE {IS_LIVE} DO NOTHING
+        RETURNING id, deadline
     ),
     asked AS (
         INSERT INTO intents (checkout_id, fingerprint, body, data_key, email_tag)
-        SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex'), decode(i.email_tag, 'hex')
+        SELECT i.id, decode(i.fingerprint, 'base64'), decode(i.body, 'base64'), decode(i.data_key, 'base64'),
+               decode(i.email_tag, 'base64')
           FROM i JOIN created USING (id) ORDER BY i.id
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-        SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN created USING (id) ORDER BY i.id
+        SELECT i.id, i.sequence, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'base64') FROM i JOIN created USING (id)
+         ORDER BY i.id
     )
-    SELECT id, created_at, deadline FROM created
-""")
+    SELECT id, deadline FROM created
+""")  # noqa: S608 - made of our own constant
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Intake:
-    """A validated intent on its way in.
-
-    `document` is what is stored (encrypted), `fingerprint` identifies a repeat, `amount` is in minor units,
-    `expires_in` is seconds from now. `auto_capture`: the gateway shall capture by itself; it had no such
+class Intake(Content):
+    """A valid intent on its way in; `expires_in` is seconds from now. `auto_capture`: the gateway had no such
     request for a payment that came before its intent, so a worker captures that.
     """
 
     merchant_id: int
-    order_ref: str
-    currency: str
-    amount: int
     expires_in: float
-    document: bytes = field(repr=False)
-    fingerprint: bytes
     actor: str
     correlation_id: str
-    auto_capture: bool = False
-    email: str | None = field(default=None, repr=False)
     idempotency_key: str | None = None
     id: UUID = field(default_factory=uuid7)
 
@@ -111,20 +105,18 @@ class Intake:
     ) -> Self:
         """Return the intake of a valid intent; `default_expires_in`: seconds, where the intent names none."""
         return cls(
-            merchant_id=merchant_id,
-            order_ref=intent.order_ref,
-            currency=intent.currency,
-            amount=intent.amount,
+            **picked(intent, _CONTENT),
             expires_in=default_expires_in if intent.expires_in is None else intent.expires_in,
-            document=intent.document,
-            fingerprint=intent.fingerprint,
+            merchant_id=merchant_id,
             actor=actor,
             correlation_id=correlation_id,
-            auto_capture=intent.auto_capture,
-            email=intent.email,
             idempotency_key=idempotency_key,
         )
 
+
+_CONTENT: Final = named(Content)
+_WRITTEN: Final = named(Intake, "document", "email", "actor")
+"""What is written as it is."""
 
 MOST_UNCONFIRMED: Final = 100
 """Checkouts of a merchant, created within a day from callbacks that prove nothing, which no lookup has shown
@@ -136,53 +128,22 @@ _UNCONFIRMED: Final = text(f"""
                        AND c.created_at > clock() - interval '1 day' AND c.attention IS NULL LIMIT :most) AS found) AS number
       FROM unnest(CAST(:merchants AS int[])) AS m(id)
 """)  # noqa: S608 - made of our own constant
-# The locks are taken in one order, so that two transactions that create checkouts from the same payments do
-# not deadlock.
+# In one order, so that two transactions that create checkouts from the same payments do not deadlock.
 _LOCK_IN_ORDER = text("""
     SELECT pg_advisory_xact_lock(turn)
       FROM (SELECT turn FROM unnest(CAST(:turns AS bigint[])) AS t(turn) ORDER BY turn) AS turns
 """)
-# A checkout is matched by the id in the payment, else by the order number: the live checkout, else the
-# youngest. Whether an id is used is queried in a form that goes by index: for EXISTS the planner may build a
-# table of all ids.
-_MATCHES = text("""
-    SELECT s.number, c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used
+# A checkout is matched by the id in the payment, else by the order number. Whether an id is used is queried
+# in a form that goes by index: for EXISTS the planner may build a table of all ids.
+_MATCHES = text(f"""
+    SELECT c.id, (SELECT o.id FROM checkouts o WHERE o.id = s.named LIMIT 1) IS NOT NULL AS named_is_used, clock() AS now
       FROM json_to_recordset(CAST(:payments AS json)) AS s(number int, merchant_id int, named uuid, order_ref text)
       LEFT JOIN LATERAL (
             (SELECT id FROM checkouts WHERE id = s.named AND merchant_id = s.merchant_id)
-            UNION ALL
-            (SELECT id FROM checkouts
-              WHERE merchant_id = s.merchant_id AND order_ref = s.order_ref
-                AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late LIMIT 1)
-            UNION ALL
-            (SELECT id FROM checkouts
-              WHERE merchant_id = s.merchant_id AND order_ref = s.order_ref
-                AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late) ORDER BY id DESC LIMIT 1)
+            UNION ALL {by_order("id", "s")}
             LIMIT 1) c ON true
-""")
-_CREATE_FROM_PAYMENT = text("""
-    WITH t AS MATERIALIZED (SELECT clock() AS now),
-    i AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS i(
-            id uuid, merchant_id int, order_ref text, currency text, amount int8, correlation_id text, fingerprint text,
-            body text, data_key text, at timestamptz, action text, entry text, key_id text, mac text)
-    ),
-    created AS (
-        INSERT INTO checkouts (id, merchant_id, order_ref, state, due_at, hinted, deadline, currency, amount, auto_capture,
-                               last_error, audit_sequence, audit_head, correlation_id, created_at, updated_at, ended_at)
-        SELECT i.id, i.merchant_id, i.order_ref, 'failed', t.now + make_interval(secs => :grace), true, t.now, i.currency,
-               i.amount, false, :last_error, 1, decode(i.mac, 'hex'), i.correlation_id, t.now, t.now, t.now
-          FROM i, t ORDER BY i.merchant_id, i.order_ref
-        RETURNING id
-    ),
-    asked AS (
-        INSERT INTO intents (checkout_id, fingerprint, body, data_key)
-        SELECT i.id, decode(i.fingerprint, 'hex'), decode(i.body, 'hex'), decode(i.data_key, 'hex')
-          FROM i JOIN created USING (id) ORDER BY i.id
-    )
-    INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-    SELECT i.id, 1, i.at, i.action, i.entry, i.key_id, decode(i.mac, 'hex') FROM i JOIN created USING (id) ORDER BY i.id
-""")
+     ORDER BY s.number
+""")  # noqa: S608 - made of our own names
 _NUMBERED: Final = 7
 """The version of the ids that we give."""
 
@@ -224,33 +185,34 @@ class PaymentMatch:
     created: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Created:
-    """A checkout that was created just now."""
-
-    id: UUID
-    created_at: datetime
-    deadline: datetime
-
-
 async def create(
     tx: AsyncConnection, encryptor: Encryptor, asked: Sequence[Intake], *, at: datetime, grace: float
-) -> dict[UUID, Created]:
-    """Create those whose order number and idempotency key are free; return them by id.
+) -> dict[UUID, datetime]:
+    """Create those whose order number and idempotency key are free; return their deadlines by their ids.
 
-    The others meet a live checkout or a used key and are left out; a key of theirs that was free now names
-    the id that was not created, and the caller has to point it at the checkout that it met (`inbox`).
-
-    The first due time stands `grace` seconds away, behind the hint that the caller publishes after the
-    commit.
+    The others meet a live checkout or a used key and are left out; a key of theirs that was free now
+    names the id that was not created, and the caller has to point it at the checkout that it met
+    (`inbox`). The first due time stands `grace` seconds away, behind the hint that follows the commit.
     """
     rows = [_row(encryptor, intake, at=at) for intake in asked]
     created = await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
-    return {row.id: Created(row.id, row.created_at, row.deadline) for row in created}
+    return {row.id: row.deadline for row in created}
 
 
-def _row(encryptor: Encryptor, intake: Intake, *, at: datetime) -> dict[str, object]:
+def _row(
+    encryptor: Encryptor,
+    intake: Intake,
+    *,
+    at: datetime,
+    state: State = State.RECEIVED,
+    evidence: Mapping[str, object] | None = None,
+) -> dict[str, object]:
+    """Return the row of a new checkout; `evidence` is what it rests on, if not on an intent."""
     key, wrapped = encryptor.new_data_key(intake.id)
+    if evidence is None:
+        # A MAC under the checkout's own data key: it proves what was requested while that key exists, and
+        # nothing once the customer is erased. A plain hash would allow a guess to be confirmed for ever.
+        evidence = {"intent": key.mac(intake.fingerprint).hex()}
     entry = audit.make(
         encryptor,
         checkout=intake.id,
@@ -261,80 +223,55 @@ def _row(encryptor: Encryptor, intake: Intake, *, at: datetime) -> dict[str, obj
         actor=intake.actor,
         correlation_id=intake.correlation_id,
         state=None,
-        to=State.RECEIVED,
+        to=state,
         evidence={
             "orderId": intake.order_ref,
             "amount": intake.amount,
             "currency": intake.currency,
-            # A MAC of the content under the checkout's own data key: it proves what was requested while that
-            # key exists, and nothing once the customer is erased. A plain hash would allow a guess to be
-            # confirmed for ever.
-            "intent": key.mac(intake.fingerprint).hex(),
+            **evidence,
         },
     )
-    email_tag = email_search.tag(encryptor, intake.email)
-    fingerprint = intake.fingerprint.hex()
     return {
-        "id": intake.id,
-        "merchant_id": intake.merchant_id,
-        "order_ref": intake.order_ref,
-        "currency": intake.currency,
-        "amount": intake.amount,
-        "expires_in": intake.expires_in,
-        "auto_capture": intake.auto_capture,
-        "correlation_id": intake.correlation_id,
-        "fingerprint": fingerprint,
-        "body": key.encrypt(intake.document, purpose="intent").hex(),
-        "data_key": wrapped.hex(),
+        **picked(intake, _WRITTEN),
+        "state": state,
+        "body": key.encrypt(intake.document, purpose="intent"),
+        "data_key": wrapped,
         **entry.row,
-        "idempotency_key": intake.idempotency_key,
-        "idempotency_print": "" if intake.idempotency_key is None else fingerprint,
-        "email_tag": None if email_tag is None else email_tag.hex(),
+        "email_tag": email_search.tag(encryptor, intake.email),
     }
 
 
 async def create_from_payment(
-    tx: AsyncConnection,
-    encryptor: Encryptor,
-    unmatched: Sequence[UnmatchedPayment],
-    *,
-    at: datetime,
-    grace: float,
+    tx: AsyncConnection, encryptor: Encryptor, unmatched: Sequence[UnmatchedPayment], *, grace: float
 ) -> list[PaymentMatch | None]:
-    """Return the checkout of each unmatched payment: the merchant's checkout with its id or its order number,
-    or a new one.
+    """Return the merchant's checkout with the id or the order number of each payment, or a new one; None
+    where there is neither a checkout nor enough data to create one.
 
-    None where there is neither a checkout nor enough data to create one. A repeat of the same unmatched
-    payment, also at the same moment in another process, gets the checkout that the first created: creation
-    for an order number is serialised. A checkout keeps the id that the payment names, if that is of the
-    version that this system gives and free (a database restored from an older backup).
-
+    A repeat of a payment, also at the same moment in another process, gets the checkout that the first
+    created: creation for an order number is serialised. A checkout keeps the id that the payment names,
+    if that is of the version that this system gives and free (a database restored from an older backup).
     It begins as failed, since it has no intent, with a due time: the monitoring looks it up and policy
     decides.
     """
-    matches: list[PaymentMatch | None] = [None] * len(unmatched)
-    met = await _matches_of(tx, unmatched)
-    orphans = []
-    for number, payment in enumerate(unmatched):
-        if (found := met[number].id) is not None:
-            matches[number] = PaymentMatch(found, created=False)
-        elif payment.complete:
-            orphans.append(number)
+    matches = [
+        None if met.id is None else PaymentMatch(met.id, created=False)
+        for met in await _matches_of(tx, unmatched)
+    ]
+    orphans = [
+        number for number, payment in enumerate(unmatched) if matches[number] is None and payment.complete
+    ]
     if not orphans:
         return matches
-    slots = {turn for number in orphans for turn in _slots(unmatched[number])}
+    asked = [unmatched[number] for number in orphans]
+    slots = {turn for payment in asked for turn in _slots(payment)}
     await tx.execute(_LOCK_IN_ORDER, {"turns": sorted(slots)})
-    # A younger snapshot shows the rows of the transactions that were earlier in the queue.
-    met = dict(
-        zip(orphans, (await _matches_of(tx, [unmatched[number] for number in orphans])).values(), strict=True)
-    )
-    room = await _left_to_create(tx, [unmatched[number] for number in orphans])
+    room = await _left_to_create(tx, asked)
     rows: list[dict[str, object]] = []
     created: dict[tuple[int, str], UUID] = {}
-    for number in orphans:
-        payment = unmatched[number]
+    # A younger snapshot shows the rows of the transactions that were earlier in the queue.
+    for number, payment, met in zip(orphans, asked, await _matches_of(tx, asked), strict=True):
         order = (payment.merchant_id, payment.order_ref or "")
-        if (found := met[number].id or created.get(order)) is not None:
+        if (found := met.id or created.get(order)) is not None:
             matches[number] = PaymentMatch(found, created=False)
             continue
         if not payment.proven:
@@ -342,14 +279,13 @@ async def create_from_payment(
                 continue
             room[payment.merchant_id] -= 1
         named = payment.named
-        free = named is not None and not met[number].named_is_used and named not in created.values()
+        free = named is not None and not met.named_is_used and named not in created.values()
         checkout_id = named if named is not None and free and named.version == _NUMBERED else uuid7()
         created[order] = checkout_id
-        rows.append(_row_from_payment(encryptor, checkout_id, payment, at=at))
+        rows.append(_row_from_payment(encryptor, checkout_id, payment, at=met.now))
         matches[number] = PaymentMatch(checkout_id, created=True)
     if rows:
-        parameters = {"payments": json_text(rows), "grace": grace, "last_error": ErrorCode.UNKNOWN_ORDER}
-        await tx.execute(_CREATE_FROM_PAYMENT, parameters)
+        await run(tx, _CREATE, {"new_checkouts": json_text(rows), "grace": grace})
     return matches
 
 
@@ -363,9 +299,7 @@ async def _left_to_create(tx: AsyncConnection, unmatched: Sequence[UnmatchedPaym
 
 
 def _slots(payment: UnmatchedPayment) -> list[int]:
-    """Return the numbers of the advisory locks for what an unmatched payment may take: an order number of a
-    merchant, and an id.
-    """
+    """Return the advisory locks of what a payment may take: an order number of a merchant, and an id."""
     names = [f"order/{payment.merchant_id}/{payment.order_ref}"]
     if payment.named is not None:
         names.append(f"id/{payment.named}")
@@ -373,52 +307,30 @@ def _slots(payment: UnmatchedPayment) -> list[int]:
     return [int.from_bytes(digest[:8], signed=True) for digest in digests]
 
 
-async def _matches_of(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]) -> dict[int, Row[Any]]:
+async def _matches_of(tx: AsyncConnection, unmatched: Sequence[UnmatchedPayment]) -> Sequence[Row[Any]]:
+    """Return the checkout that each payment meets, if any, in their order."""
     asked = [
-        {
-            "number": number,
-            "merchant_id": payment.merchant_id,
-            "named": payment.named,
-            "order_ref": payment.order_ref,
-        }
+        {"number": number, **picked(payment, ("merchant_id", "named", "order_ref"))}
         for number, payment in enumerate(unmatched)
     ]
-    rows = await tx.execute(_MATCHES, {"payments": json_text(asked)})
-    return {row.number: row for row in sorted(rows, key=lambda row: row.number)}
+    return await run(tx, _MATCHES, {"payments": json_text(asked)})
 
 
 def _row_from_payment(
     encryptor: Encryptor, checkout_id: UUID, payment: UnmatchedPayment, *, at: datetime
 ) -> dict[str, object]:
-    key, wrapped = encryptor.new_data_key(checkout_id)
-    entry = audit.make(
-        encryptor,
-        checkout=checkout_id,
-        sequence=1,
-        before=audit.START,
-        at=at,
-        action=audit.Action.CHECKOUT_RECEIVED,
+    intake = Intake(
+        id=checkout_id,
+        merchant_id=payment.merchant_id,
+        order_ref=payment.order_ref or "",
+        currency=payment.currency or "",
+        amount=payment.amount or 0,
+        expires_in=0.0,  # it has no shopper who may still pay: its deadline is now (`IS_UNCONFIRMED`)
+        document=NO_INTENT,
+        fingerprint=NO_INTENT_PRINT,
         actor=audit.SYSTEM,
         correlation_id=payment.correlation_id,
-        state=None,
-        to=State.FAILED,
-        evidence={
-            audit.FROM_PAYMENT[0]: True,
-            "orderId": payment.order_ref,
-            "transaction": payment.transaction_id,
-            "amount": payment.amount,
-            "currency": payment.currency,
-        },
     )
-    return {
-        "id": checkout_id,
-        "merchant_id": payment.merchant_id,
-        "order_ref": payment.order_ref,
-        "currency": payment.currency,
-        "amount": payment.amount,
-        "correlation_id": payment.correlation_id,
-        "fingerprint": NO_INTENT_PRINT.hex(),
-        "body": key.encrypt(NO_INTENT, purpose="intent").hex(),
-        "data_key": wrapped.hex(),
-        **entry.row,
-    }
+    evidence = {audit.FROM_PAYMENT[0]: True, "transaction": payment.transaction_id}
+    row = _row(encryptor, intake, at=at, state=State.FAILED, evidence=evidence)
+    return {**row, "last_error": ErrorCode.UNKNOWN_ORDER}

@@ -1,9 +1,9 @@
-"""Due times: due_now a checkout from outside its lease, and the sweep that turns due checkouts into hints."""
+"""Due times: waking a checkout from outside its lease, and the sweep that turns due checkouts into hints."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import text
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from uuid import UUID
 
+    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.store.database import Database
 
-# Rows are locked in id order, as everywhere, so that two transactions that wake cannot deadlock; each waits
-# for a mover's short transaction, since no wake-up may be lost. The caller publishes the hint too: the due
-# time is `grace` later.
+# Rows are locked in id order, so that two transactions that wake cannot deadlock; each waits for a mover's
+# short transaction, since no wake-up may be lost. The caller hints too: the due time is `grace` later.
 _WAKE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     locked AS MATERIALIZED (
@@ -79,8 +79,7 @@ _DUE = text(f"""
 
 
 # Slots are given again in their order, the first one now, and none becomes a later one. What a worker holds
-# has had its slot. Slots used ahead of time count as a burst at the most: else those that come to their new
-# slots would have to wait for it.
+# has had its slot. Slots used ahead count as a burst at the most: else others would have to wait for it.
 _RESPACE = text("""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     budget AS MATERIALIZED (
@@ -103,10 +102,8 @@ _RESPACE = text("""
 
 @dataclass(frozen=True, slots=True)
 class DueCheckout:
-    """A checkout that is due: hint it. `lag` is how many seconds late the sweep was.
-
-    A `suspect` was claimed before without a result, maybe because it ends the worker's process: it is claimed
-    alone, so that it affects no others.
+    """A checkout that is due: hint it. `lag` is how many seconds late the sweep was. A `suspect` was claimed
+    before without a result, maybe because it ends the worker's process: it is claimed alone.
     """
 
     id: UUID
@@ -116,10 +113,8 @@ class DueCheckout:
 
 
 async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> None:
-    """Wake checkouts from outside their lease, inside the transaction that stores the reason.
-
-    The caller publishes the hint after the commit; if that fails, the checkout becomes due by itself after
-    `grace` seconds.
+    """Wake checkouts from outside their lease, in the transaction that stores the reason. The caller
+    publishes the hint after the commit; without it they become due after `grace` seconds.
     """
     await run(tx, _WAKE, {"ids": list(ids), "grace": grace})
 
@@ -127,30 +122,26 @@ async def wake(tx: AsyncConnection, ids: Sequence[UUID], *, grace: float) -> Non
 async def sweep(
     db: Database, *, most: int, grace: float, overloaded: Collection[int] = (), few: int = 0
 ) -> list[DueCheckout]:
-    """Take due checkouts, about `most`, put each off by `grace` seconds and return them, to be published as
-    hints.
+    """Take due checkouts, about `most`, put each off by `grace` seconds and return them, to be hinted at.
 
-    Every merchant gets an equal part of them. Of the `overloaded` merchants, whose work the workers find by
-    themselves, it takes only a `few`. Several sweepers are harmless: each takes what the others have not
-    locked.
+    Every merchant gets an equal part. Of the `overloaded`, whose work the workers find by themselves, it
+    takes only a `few`. Several sweepers are harmless: each takes what the others have not locked.
     """
     asked = {"most": most, "grace": grace, "overloaded": list(overloaded), "few": few}
-    rows = await db.write(_SWEEP, asked)
-    return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
+    return _due(await db.write(_SWEEP, asked))
 
 
 async def due(db: Database, *, most: int) -> list[DueCheckout]:
-    """Return checkouts that are due, in equal parts of every merchant, for a worker that sweeps
-    for itself.
-    """
-    rows = await db.read(_DUE, {"most": most, "overloaded": []})
+    """Return checkouts that are due, in equal parts of every merchant, for a worker that sweeps itself."""
+    return _due(await db.read(_DUE, {"most": most, "overloaded": []}))
+
+
+def _due(rows: Sequence[Row[Any]]) -> list[DueCheckout]:
     return [DueCheckout(row.id, row.woken, row.suspect, row.lag) for row in rows]
 
 
 async def respace(db: Database, merchant: str, *, apart: float, at_once: float) -> None:
     """Bring the lookups of a merchant that wait for their places (`slot_reserved`) nearer, `apart` seconds
-    from each other; by its name.
-
-    `at_once` is how many seconds before its place a lookup may be made.
+    from each other. `at_once`: how many seconds before its place a lookup may be made.
     """
     await db.write(_RESPACE, {"merchant": merchant, "apart": apart, "at_once": at_once})

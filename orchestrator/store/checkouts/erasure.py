@@ -1,9 +1,8 @@
 """Erasing the personal data of checkouts: the data key is destroyed, and what was under it is overwritten.
 
-State, money, payments, operations and the audit trail stay; the trail gets an entry that says so, in the
-transaction that erases. A checkout is erased only where nothing that is still to be done needs its data: it
-has ended, no worker holds it, and no callback, command, operation, decision or uncaptured reservation is
-open. It cannot be undone.
+State, money, payments, operations and the audit trail stay, with an entry that says so, written in the
+same transaction. A checkout is erased only where nothing that is still to be done needs its data
+(`Hindrance`). It cannot be undone.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from sqlalchemy import text
 
 from orchestrator import audit
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
-from orchestrator.domain.records import OPEN_OPERATIONS
 from orchestrator.domain.states import ENDED, State
-from orchestrator.store.checkouts.matching import NO_INTENT_PRINT
+from orchestrator.store.checkouts.matching import LOCK, NO_INTENT_PRINT, STANDING
 from orchestrator.store.columns import json_text
 from orchestrator.store.database import run
+from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,19 +81,10 @@ class Stretch:
     until: UUID | None
 
 
-# A statement of its own, before the rows are read: what is read beside a row on which a statement waited is
-# as old as that statement.
-_LOCK = text("""
-    SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
-""")
 _READ = text(f"""
-    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.correlation_id, c.audit_sequence, c.audit_head, c.attention, clock() AS now,
-           c.reserved, c.captured, c.refunded, c.charged_back, i.erased_at, i.data_key IS NULL AS keyless,
-           c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
-           EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS unread,
-           EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
-           EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
-                      AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating
+    SELECT c.id, c.merchant_id, c.order_ref, c.state, c.correlation_id, c.audit_sequence, c.audit_head, c.attention,
+           c.reserved, c.captured, c.refunded, c.charged_back, i.erased_at, i.data_key IS NULL AS keyless, {STANDING},
+           EXISTS (SELECT FROM callbacks b WHERE b.checkout_id = c.id AND b.handled_at IS NULL) AS unread
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = ANY(CAST(:ids AS uuid[])) ORDER BY c.id
 """)  # noqa: S608 - made of our own constants
@@ -113,9 +103,8 @@ REFUSED: Final = """
     untold AS (
         UPDATE events SET payload = payload || '{"details": {}}' WHERE checkout_id = ANY(ARRAY(SELECT id FROM refused))
     )"""
-# What has no key of its own, or could confirm a guess (a plain hash), is overwritten; what is under the data
-# key alone is unreadable without it. The order number, ids and amounts stay. A used Idempotency-Key stays
-# used: with any content it is refused.
+# What has no key of its own, or could confirm a guess (a plain hash), is overwritten; the rest is unreadable
+# without the data key. Order number, ids and amounts stay, and a used Idempotency-Key refuses any content.
 _ERASE = text(f"""
     WITH e AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:erased AS json)) AS e(
@@ -123,7 +112,7 @@ _ERASE = text(f"""
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-        SELECT id, sequence, at, action, entry, key_id, decode(mac, 'hex') FROM e ORDER BY id
+        SELECT id, sequence, at, action, entry, key_id, decode(mac, 'base64') FROM e ORDER BY id
     ),
     ordered AS (
         UPDATE intents SET data_key = NULL, body = '', email_tag = NULL, erased_at = clock(),
@@ -147,7 +136,7 @@ _ERASE = text(f"""
     ),
     {REFUSED}
     UPDATE checkouts c
-       SET version = c.version + 1, audit_sequence = e.sequence, audit_head = decode(e.mac, 'hex'), lease = NULL, leased_until = NULL,
+       SET version = c.version + 1, audit_sequence = e.sequence, audit_head = decode(e.mac, 'base64'), lease = NULL, leased_until = NULL,
            updated_at = clock()
       FROM e WHERE c.id = e.id AND c.id = ANY(ARRAY(SELECT id FROM e))
     RETURNING c.id
@@ -165,13 +154,11 @@ _STRETCH = text("""
                     AND s.merchant_id = coalesce(CAST(:merchant_id AS int), s.merchant_id)
                   ORDER BY s.id) AS ids
 """)
-_OF_ORDER = text("""
-    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref
-       AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late
+_OF_ORDER = text(f"""
+    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND {IS_LIVE}
     UNION ALL
-    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref
-       AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late)
-""")
+    SELECT id FROM checkouts WHERE merchant_id = :merchant_id AND order_ref = :order_ref AND NOT ({IS_LIVE})
+""")  # noqa: S608 - made of our own constants
 
 
 async def of_order(db: Database, merchant_id: int, order_ref: str) -> list[UUID]:
@@ -188,12 +175,9 @@ async def ended_before(
     merchant_id: int | None = None,
     settled: bool = False,
     after: UUID | None = None,
-    most: int = SCANNED_AT_ONCE,
 ) -> Stretch:
-    """Return the next checkouts, by id, that have a data key and ended before a time, or so many seconds ago.
-
-    `settled`: only those that nothing is still to be done of: no due time and no attention. `after` is where
-    the stretch before ended.
+    """Return the next checkouts after `after`, by id, that have a data key and ended before a time, or so
+    many seconds ago; `settled`: only those with no due time and no attention.
     """
     asked = {
         "before": before,
@@ -201,10 +185,10 @@ async def ended_before(
         "merchant_id": merchant_id,
         "settled": settled,
         "after": after,
-        "most": most,
+        "most": SCANNED_AT_ONCE,
     }
     (row,) = await db.read(_STRETCH, asked)
-    return Stretch(row.ids, row.last if row.scanned == most else None)
+    return Stretch(row.ids, row.last if row.scanned == SCANNED_AT_ONCE else None)
 
 
 def erasure_lists(ids: Sequence[UUID]) -> list[Sequence[UUID]]:
@@ -221,13 +205,11 @@ async def erase(
     cause: Cause,
     dry_run: bool = False,
 ) -> list[Fate]:
-    """Erase the personal data of checkouts, at most `ERASED_AT_ONCE`, in one transaction; return the fate of
-    each that exists, in the order of ids.
-
-    With `dry_run` nothing is written.
+    """Erase checkouts, at most `ERASED_AT_ONCE`, in one transaction; return the fate of each that exists, in
+    the order of ids. With `dry_run` nothing is written.
     """
     async with db.transaction() as tx:
-        free = {row.id for row in await run(tx, _LOCK, {"ids": sorted(ids)})}
+        free = {row.id for row in await run(tx, LOCK, {"ids": sorted(ids)})}
         rows = await run(tx, _READ, {"ids": sorted(ids)})
         fates = [_fate(row, free=row.id in free) for row in rows]
         erased = [row for row, fate in zip(rows, fates, strict=True) if fate.erased]
@@ -276,6 +258,5 @@ def _entry(encryptor: Encryptor, row: Row[Any], *, actor: str, cause: Cause) -> 
         "id": row.id,
         "merchant_id": row.merchant_id,
         "order_ref": row.order_ref,
-        "sequence": entry.sequence,
         **entry.row,
     }

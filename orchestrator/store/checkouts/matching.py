@@ -1,15 +1,14 @@
 """An intent that comes after its payment: the payment was found for an order number without an intent.
 
-Such a payment has a checkout of its own (`create_from_payment`). The intent becomes the order of that
-checkout, so that the shopper does not pay twice. That happens once, under the row's lock and never under a
-worker's lease: an entry in the trail, the content of the intent and the facts that follow from it are written
-together. Where payment and intent do not fit, nothing is written, and the caller gets the payment that waits
-for a decision.
+Such a payment has a checkout of its own (`create_from_payment`). The intent becomes its order, so that
+the shopper does not pay twice: once, under the row's lock and never under a worker's lease, with an entry
+in the trail. Where payment and intent do not fit, nothing is written, and the caller gets the payment.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +22,10 @@ from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import OPEN_OPERATIONS, Role
 from orchestrator.domain.states import State
 from orchestrator.store import email_search
+from orchestrator.store.checkouts.change import event_rows
 from orchestrator.store.columns import coded, json_text, payments, payments_of
 from orchestrator.store.database import run
+from orchestrator.store.tables import quoted
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from orchestrator.crypto import DataKey, Encryptor
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.checkouts.creation import Intake
     from orchestrator.store.database import Database
 
@@ -44,17 +45,24 @@ NO_INTENT_PRINT: Final = hashlib.sha256(NO_INTENT).digest()
 _HARMLESS: Final = frozenset({AttentionCode.UNKNOWN_ORDER, AttentionCode.RESERVATION_LAPSES})
 """Attention beside which the payment counts as the order's: the first is answered by the intent itself."""
 
-# A statement of its own, before the row is read: what is read beside a row on which a statement waited is as
-# old as that statement.
-_LOCK = text("SELECT id FROM checkouts WHERE id = :id FOR NO KEY UPDATE SKIP LOCKED")
+LOOKUP_WAIT: Final = 2.0
+"""Seconds for which an intent waits for the lookup of its payment, which takes less than one."""
+
+# A statement of its own, before rows are read: what is read beside a row that was waited for is that old.
+LOCK: Final = text("""
+    SELECT id FROM checkouts WHERE id = ANY(CAST(:ids AS uuid[])) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
+""")
+STANDING: Final = f"""
+    clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
+    EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
+    EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
+               AND o.state IN ({quoted(sorted(OPEN_OPERATIONS))})) AS operating
+"""  # noqa: S608 - made of our own constants
+"""SQL: what a checkout `c` waits for."""
 _READ = text(f"""
-    SELECT c.state, c.version, c.currency, c.amount, c.attention, c.attention_details, c.audit_sequence, c.audit_head, c.created_at, c.deadline,
+    SELECT c.id, c.state, c.version, c.currency, c.amount, c.attention, c.attention_details, c.audit_sequence, c.audit_head, c.deadline,
            c.order_ref, c.merchant_id, c.correlation_id, c.event_sequence, c.reserved, c.captured, c.refunded, c.charged_back,
-           i.fingerprint, i.data_key, clock() AS now, c.lease IS NOT NULL AND c.leased_until > clock() AS leased,
-           EXISTS (SELECT FROM commands k WHERE k.checkout_id = c.id AND k.handled_at IS NULL) AS asked,
-           EXISTS (SELECT FROM money_operations o WHERE o.checkout_id = c.id
-                      AND o.state IN ({", ".join(f"'{state}'" for state in sorted(OPEN_OPERATIONS))})) AS operating,
-           {payments_of("c.id")} AS payments
+           i.fingerprint, i.data_key, {STANDING}, {payments_of("c.id")} AS payments
       FROM checkouts c JOIN intents i ON i.checkout_id = c.id
      WHERE c.id = :id
 """)  # noqa: S608 - made of our own constants
@@ -88,67 +96,57 @@ class Matched:
     """The intent is the order of the checkout now."""
 
     state: str
-    created_at: datetime
     deadline: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Unsuited:
-    """The payment is not simply this order's: `payment` names it with its amount, `undecided` says that a
-    person is to decide on it.
-    """
+    """`payment`, with its amount, is not simply this order's; `undecided`: a person is to decide on it."""
 
     payment: str
     undecided: bool
 
 
 @dataclass(frozen=True, slots=True)
-class NoMoney:
-    """The gateway has shown no money for it, or holds none any more: the order is a checkout of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unsettled:
-    """No decision yet: the payment has not been looked up, or a worker or another process holds the checkout.
-
-    `held`: it may hold money, so that no other checkout may be created for the order meanwhile.
+class Undecided:
+    """The payment has not been looked up, holds no money, or is in the hands of another process. `wait`:
+    seconds since the intent came until it is an order like any other; without end while there may be money.
     """
 
-    held: bool = True
+    wait: float
 
 
-Match = Matched | Unsuited | NoMoney | Unsettled
+Match = Matched | Unsuited | Undecided
+_BUSY: Final = Undecided(math.inf)
 
 
 async def match(db: Database, encryptor: Encryptor, checkout: UUID, asked: Intake) -> Match:
-    """Make an intent the order of the checkout that was created from its payment, or say why not.
-
-    It may be repeated after a lost connection: the caller then meets a checkout that has the content of the
-    intent.
+    """Make an intent the order of the checkout that was created from its payment, or say why not. Repeated
+    after a lost connection, it meets a checkout that has the content of the intent.
     """
     try:
         async with db.transaction() as tx:
-            if not await run(tx, _LOCK, {"id": checkout}):
-                return Unsettled()
+            if not await run(tx, LOCK, {"ids": [checkout]}):
+                return _BUSY
             (row,) = await run(tx, _READ, {"id": checkout})
             found = _judged(row, asked)
             if isinstance(found, Matched):
-                await _write(tx, encryptor, checkout, asked, row=row)
+                await _write(tx, encryptor, asked, row)
             return found
     except IntegrityError:
         # Another checkout took the order number meanwhile: the caller gets that checkout.
-        return Unsettled()
+        return _BUSY
 
 
 def _judged(row: Row[Any], asked: Intake) -> Match:
     if bytes(row.fingerprint) != NO_INTENT_PRINT:
-        return Unsettled()
+        return _BUSY
     known = payments(row.payments)
     holding = [payment for payment in known if payment.meaning == PaymentMeaning.OPEN or payment.left > 0]
     if row.leased or row.asked or row.version == 1:
-        return Unsettled(held=bool(holding))
+        return _BUSY if holding else Undecided(LOOKUP_WAIT)
     if not holding and row.attention not in PROBLEMS:
-        return NoMoney()
+        return Undecided(-math.inf)
     fits = (
         row.state == State.COMPLETED
         and [payment.role for payment in holding] == [Role.ACCEPTED]
@@ -157,7 +155,7 @@ def _judged(row: Row[Any], asked: Intake) -> Match:
         and row.attention in {None, *_HARMLESS}
     )
     if fits:
-        return Matched(row.state, row.created_at, row.deadline)
+        return Matched(row.state, row.deadline)
     named = ", ".join(
         f"{payment.transaction_id} ({money.spelled(decisions.whole(payment), payment.currency)})"
         for payment in holding or known
@@ -165,33 +163,22 @@ def _judged(row: Row[Any], asked: Intake) -> Match:
     return Unsuited(named or "a payment that cannot be read", undecided=row.attention is not None)
 
 
-async def _write(
-    tx: AsyncConnection, encryptor: Encryptor, checkout: UUID, asked: Intake, *, row: Row[Any]
-) -> None:
-    key, wrapped = _key(encryptor, checkout, row.data_key)
+async def _write(tx: AsyncConnection, encryptor: Encryptor, asked: Intake, row: Row[Any]) -> None:
+    if row.data_key is None:
+        key, wrapped = encryptor.new_data_key(row.id)
+    else:
+        # Callbacks of the checkout are encrypted under it.
+        key, wrapped = encryptor.data_key(row.id, row.data_key), bytes(row.data_key)
     state = State(row.state)
     before = coded(row, "attention")["attention"]
     answered = row.attention == AttentionCode.UNKNOWN_ORDER
-    announced = [
-        {
-            "sequence": row.event_sequence + number,
-            "kind": event.type,
-            "payload": events.stored(
-                event,
-                order_ref=row.order_ref,
-                state=state,
-                currency=row.currency,
-                amount=row.amount,
-                totals=events.Totals(row.reserved, row.captured, row.refunded, row.charged_back),
-            ),
-        }
-        for number, event in enumerate(
-            events.attention_changed(before, None if answered else before), start=1
-        )
-    ]
+    amounts = events.Totals(row.reserved, row.captured, row.refunded, row.charged_back)
+    announced = event_rows(
+        row, events.attention_changed(before, None if answered else before), state, amounts
+    )
     entry = audit.make(
         encryptor,
-        checkout=checkout,
+        checkout=row.id,
         sequence=row.audit_sequence + 1,
         before=bytes(row.audit_head),
         at=row.now,
@@ -212,29 +199,18 @@ async def _write(
         tx,
         _MATCH,
         {
-            "id": checkout,
+            "id": row.id,
             "fingerprint": asked.fingerprint,
             "body": key.encrypt(asked.document, purpose="intent"),
             "data_key": wrapped,
             "email_tag": email_search.tag(encryptor, asked.email),
             "auto_capture": asked.auto_capture,
             "answered": answered,
-            "sequence": entry.sequence,
             **entry.row,
             "at": row.now,
-            "mac": entry.mac,
             "merchant_id": row.merchant_id,
             "correlation_id": row.correlation_id,
             "event_sequence": row.event_sequence + len(announced),
             "events": json_text(announced),
         },
     )
-
-
-def _key(encryptor: Encryptor, checkout: UUID, wrapped: bytes | None) -> tuple[DataKey, bytes]:
-    """Return the data key of the checkout, under which its callbacks are encrypted, or a new key where that
-    was destroyed.
-    """
-    if wrapped is None:
-        return encryptor.new_data_key(checkout)
-    return encryptor.data_key(checkout, wrapped), bytes(wrapped)

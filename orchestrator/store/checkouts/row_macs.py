@@ -1,5 +1,4 @@
-"""What makes commands and money operations ours: a MAC over their content, under a key that the database does
-not have.
+"""What makes commands and money operations ours: a MAC under a key that the database does not have.
 
 An account that can write into the database could otherwise insert a command or an operation, and workers
 would move money for it. The API and the command line sign a command when they store it; a worker signs an
@@ -9,6 +8,7 @@ SECRET_KEYS: the newest signs, all of them verify.
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -49,39 +49,19 @@ def operation_holds(encryptor: Encryptor, checkout_id: UUID, merchant_id: int, o
     )
 
 
+_COMMAND_SIGNED: Final = attrgetter("id", "kind", "actor", "reason", "expected_version")
+# State, total and attempts too: with others it would be sent at another time, or once more.
+_OPERATION_SIGNED: Final = attrgetter(
+    *"id transaction_id kind amount currency cause actor reason command_id state total_before attempts".split()
+)
+
+
 def _command(checkout_id: UUID, merchant_id: int, command: Command) -> bytes:
-    return _text(
-        checkout_id,
-        merchant_id,
-        command.id,
-        command.kind,
-        command.actor,
-        command.reason,
-        command.expected_version,
-        _stored(command.arguments),
-    )
+    return _text(checkout_id, merchant_id, *_COMMAND_SIGNED(command), _stored(command.arguments))
 
 
 def _operation(checkout_id: UUID, merchant_id: int, operation: Operation) -> bytes:
-    """Include the state, the total before it and the attempts: with others it would be sent at another time,
-    or once more.
-    """
-    return _text(
-        checkout_id,
-        merchant_id,
-        operation.id,
-        operation.transaction_id,
-        operation.kind,
-        operation.amount,
-        operation.currency,
-        operation.cause,
-        operation.actor,
-        operation.reason,
-        operation.command_id,
-        operation.state,
-        operation.total_before,
-        operation.attempts,
-    )
+    return _text(checkout_id, merchant_id, *_OPERATION_SIGNED(operation))
 
 
 def _text(*parts: object) -> bytes:
@@ -89,9 +69,7 @@ def _text(*parts: object) -> bytes:
 
 
 def _stored(arguments: Mapping[str, Any]) -> object:
-    """Return arguments as Postgres's JSON gives them back: a whole number stays one, however it was
-    written.
-    """
+    """Return arguments as Postgres's JSON gives them back: whole numbers are integers, however written."""
     if not isinstance(arguments, dict):
         return arguments
     return {

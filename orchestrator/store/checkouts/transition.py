@@ -16,17 +16,18 @@ from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition,
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts.change import (
+    GUARD,
+    KEEP,
     KEPT,
     Fact,
-    Keep,
     Move,
-    entry_rows,
     event_rows,
+    events_of,
+    given,
     kept,
-    operation_rows,
-    payment_rows,
-    result_rows,
     row,
+    rows_beside,
+    totals,
 )
 from orchestrator.store.checkouts.claims import LeaseLost
 from orchestrator.store.columns import OPERATION, PAYMENT, json_text, listed, typed, with_details, without
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Row, TextClause
 
     from orchestrator.crypto import Encryptor
+    from orchestrator.domain.events import Totals
     from orchestrator.store.database import Database
 
 
@@ -56,13 +58,12 @@ class UnauditedMove(OrchestratorError):  # noqa: N818 - named for the fact
 # that landed before its connection was lost: the stored head of the chain is this move's. Postgres applies
 # the update to the newest version of a row, so the lease guard holds in any race. Updated rows are named by
 # arrays: for joins alone the planner expects so many rows that it reads a whole table while that is small.
-# Columns of a row of `change.row`: those that only decide whether it may be written, and those that are
-# written as they are.
-_GUARD: Final = ("id", "merchant_id", "lease", "version", "wake")
 _SESSION: Final = ("session_id", "methods")
-_WRITTEN: Final = (
-    "state", "attempts", "slot_reserved", "require_capture", "reserved", "audit_sequence", "event_sequence", *with_details(without(KEPT, *_SESSION)),
-)  # fmt: skip
+_CARRIED: Final = tuple(
+    "state attempts slot_reserved require_capture reserved audit_sequence event_sequence".split()
+)
+"""Columns of a row of `change.row` that the checkout has after the move."""
+_WRITTEN: Final = (*_CARRIED, *with_details(without(KEPT, *_SESSION)))
 _SEEN: Final = without(PAYMENT, "decided", "first_seen_at", "updated_at")
 _SEEN_ANEW: Final = without(
     _SEEN, "transaction_id", "payment_id", "order_ref", "role", "currency", "captured", "refunded"
@@ -78,7 +79,7 @@ def _advancing(*, columns: str = "", written: str = "", more: str = "") -> TextC
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     i AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:moves AS json)) AS i(
-            {typed(checkouts, _GUARD)}, {typed(checkouts, _WRITTEN)}, {typed(sessions, _SESSION)},
+            {typed(checkouts, GUARD)}, {typed(checkouts, _WRITTEN)}, {typed(sessions, _SESSION)},
             release boolean, due_in float8, extends float8, deadline_in float8, offered boolean, cancel_requested boolean, ended boolean,
             reopened boolean, late boolean, captured int8, refunded int8, decided jsonb, entries int, mac text,
             correlation_id text, keeps_session boolean, token text, token_lifetime float8{columns})
@@ -87,7 +88,7 @@ def _advancing(*, columns: str = "", written: str = "", more: str = "") -> TextC
     results as materialized (SELECT * FROM json_to_recordset(CAST(:done AS json)) AS r(id uuid, checkout_id uuid, result text, result_details jsonb)),
     locked AS MATERIALIZED (
         SELECT c.id, coalesce(c.lease = i.lease AND c.version = i.version, false) AS mine,
-               c.audit_head = decode(i.mac, 'hex') AS already
+               c.audit_head = decode(i.mac, 'base64') AS already
           FROM checkouts c JOIN i ON i.id = c.id
          WHERE c.id = ANY(ARRAY(SELECT id FROM i))
          ORDER BY c.id FOR NO KEY UPDATE OF c SKIP LOCKED
@@ -108,21 +109,21 @@ def _advancing(*, columns: str = "", written: str = "", more: str = "") -> TextC
                cancel_requested_at = CASE WHEN i.reopened THEN NULL WHEN i.cancel_requested THEN t.now ELSE c.cancel_requested_at END,
                ended_at = CASE WHEN i.reopened THEN NULL WHEN i.ended THEN t.now ELSE c.ended_at END,
                late = c.late OR i.late, captured = greatest(c.captured, i.captured), refunded = greatest(c.refunded, i.refunded),
-               audit_head = coalesce(decode(i.mac, 'hex'), c.audit_head), updated_at = t.now{written}
+               audit_head = coalesce(decode(i.mac, 'base64'), c.audit_head), updated_at = t.now{written}
           FROM i, t
          WHERE c.id = i.id AND c.id = ANY(ARRAY(SELECT id FROM locked WHERE mine))
         RETURNING c.id, c.deadline, c.wake <> i.wake AS woken
     ),
     audited AS (
         INSERT INTO audit_entries (checkout_id, sequence, at, action, entry, key_id, mac)
-        SELECT e.checkout_id, e.sequence, e.at, e.action, e.entry, e.key_id, decode(e.mac, 'hex')
+        SELECT e.checkout_id, e.sequence, e.at, e.action, e.entry, e.key_id, decode(e.mac, 'base64')
           FROM json_to_recordset(CAST(:entries AS json)) AS e(
                checkout_id uuid, sequence int, at timestamptz, action text, entry text, key_id text, mac text)
           JOIN moved ON moved.id = e.checkout_id ORDER BY e.checkout_id, e.sequence
     ),
     opened AS (
         INSERT INTO sessions (checkout_id, token, token_expires_at, session_id, methods)
-        SELECT i.id, decode(i.token, 'hex'), t.now + make_interval(secs => i.token_lifetime), i.session_id, i.methods
+        SELECT i.id, decode(i.token, 'base64'), t.now + make_interval(secs => i.token_lifetime), i.session_id, i.methods
           FROM i JOIN moved USING (id), t WHERE NOT i.keeps_session ORDER BY i.id
         ON CONFLICT (checkout_id) DO UPDATE
            SET token = coalesce(excluded.token, sessions.token),
@@ -156,7 +157,7 @@ def _advancing(*, columns: str = "", written: str = "", more: str = "") -> TextC
     ),
     operated AS (
         INSERT INTO money_operations AS m (merchant_id, {listed(_OPERATED)}, mac, requested_at, submitted_at, settled_at)
-        SELECT i.merchant_id, {listed(_OPERATED, "o")}, decode(o.mac, 'hex'), t.now,
+        SELECT i.merchant_id, {listed(_OPERATED, "o")}, decode(o.mac, 'base64'), t.now,
                CASE WHEN o.state = 'submitted' THEN t.now END, CASE WHEN o.state IN ('succeeded', 'rejected') THEN t.now END
           FROM json_to_recordset(CAST(:operations AS json)) AS o({typed(money_operations, _OPERATED)}, mac text)
           JOIN i ON i.id = o.checkout_id JOIN moved ON moved.id = i.id, t ORDER BY i.merchant_id, o.transaction_id, o.id
@@ -182,13 +183,13 @@ _ADVANCE = _advancing()
 # Only for batches with a changed order. `marked` leaves out the sessions that `opened` writes: Postgres makes
 # one of two changes of a row in one statement.
 _ADVANCE_ORDERS = _advancing(
-    columns=", amount int8, intent text, fingerprint text, email_tag text, outdated boolean",
+    columns=", amount int8, body text, fingerprint text, email_tag text, outdated boolean",
     written=", amount = coalesce(i.amount, c.amount)",
     more="""
     ordered AS (
-        UPDATE intents n SET body = decode(i.intent, 'hex'), fingerprint = decode(i.fingerprint, 'hex'), email_tag = decode(i.email_tag, 'hex')
+        UPDATE intents n SET body = decode(i.body, 'base64'), fingerprint = decode(i.fingerprint, 'base64'), email_tag = decode(i.email_tag, 'base64')
           FROM i JOIN moved USING (id)
-         WHERE n.checkout_id = i.id AND i.intent IS NOT NULL AND n.checkout_id = ANY(ARRAY(SELECT id FROM i))
+         WHERE n.checkout_id = i.id AND i.body IS NOT NULL AND n.checkout_id = ANY(ARRAY(SELECT id FROM i))
     ),
     marked AS (
         UPDATE sessions s SET outdated = i.outdated
@@ -200,24 +201,21 @@ _ADVANCE_ORDERS = _advancing(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A move with its audit entries, as it goes to Postgres; made once, so that a repeat is recognised by its
-    mac.
-    """
+    """A move as it goes to Postgres; made once: a repeat is recognised by the mac of its last entry."""
 
     move: Move
     to: State
-    entries: Sequence[audit.Entry]
-    row: dict[str, object]
-    events: list[dict[str, object]]
+    row: dict[str, Any]
+    rows_beside: dict[str, Sequence[dict[str, object]]]
+    amounts: Totals
     kept: dict[str, Any]
+    last_mac: bytes
     began: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Landed:
-    """What Postgres says of a landed move; the deadline is unknown when the move was recognised after a lost
-    connection.
-    """
+    """A landed move; its deadline is unknown where it was recognised after a lost connection."""
 
     deadline: datetime | None
     woken: bool
@@ -239,7 +237,7 @@ class Transitions(Batched):
         self._db = db
         self._on_events = on_events
         self._encryptor = encryptor
-        self._batch: Batch[_Prepared, _Landed | None] = Batch(
+        self._batch: Batch[_Prepared, _Landed] = Batch(
             self._write,
             keys=_places,
             limit=batch_limit,
@@ -255,8 +253,6 @@ class Transitions(Batched):
         """
         prepared = self._prepare(move)
         landed = await self._batch.put(prepared)
-        if landed is None:
-            raise LeaseLost(move.held.id)
         if move.trigger is not None:
             counters.moves.add(prepared.to)
         return _after(prepared, landed)
@@ -291,35 +287,22 @@ class Transitions(Batched):
                     evidence=fact.evidence,
                 )
             )
-        announced, after = event_rows(move, to), kept(move)
-        columns = row(move, to, entries, announced=len(announced), after=after)
-        return _Prepared(move, to, entries, columns, announced, after, tick())
+        amounts, after = totals(move), kept(move)
+        announced = event_rows(held, events_of(move), to, amounts)
+        columns = row(move, to, entries, announced=len(announced), amounts=amounts, after=after)
+        beside = rows_beside(self._encryptor, move, entries, announced)
+        last_mac = entries[-1].mac if entries else held.audit_head
+        return _Prepared(move, to, columns, beside, amounts, after, last_mac, tick())
 
-    async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | None]:
+    async def _write(self, batch: list[_Prepared]) -> list[_Landed | Again | LeaseLost]:
         changing = any(prepared.move.changes_order for prepared in batch)
-        rows = await self._db.write(
-            _ADVANCE_ORDERS if changing else _ADVANCE,
-            {
-                "moves": json_text([prepared.row for prepared in batch]),
-                "entries": json_text(
-                    [row for prepared in batch for row in entry_rows(prepared.move.held, prepared.entries)]
-                ),
-                "events": json_text([event for prepared in batch for event in prepared.events]),
-                "operations": json_text(
-                    [row for prepared in batch for row in operation_rows(self._encryptor, prepared.move)]
-                ),
-                "payments": json_text([row for prepared in batch for row in payment_rows(prepared.move)]),
-                "read": json_text(
-                    [
-                        {"id": callback, "checkout_id": prepared.move.held.id}
-                        for prepared in batch
-                        for callback in prepared.move.read
-                    ]
-                ),
-                "done": json_text([row for prepared in batch for row in result_rows(prepared.move)]),
-            },
-        )
-        if any(prepared.events for prepared in batch):
+        parameters = {
+            name: json_text([row for prepared in batch for row in prepared.rows_beside[name]])
+            for name in ("entries", "events", "operations", "payments", "read", "done")
+        }
+        parameters["moves"] = json_text([prepared.row for prepared in batch])
+        rows = await self._db.write(_ADVANCE_ORDERS if changing else _ADVANCE, parameters)
+        if any(prepared.rows_beside["events"] for prepared in batch):
             self._on_events()
         fates = {row.id: row for row in rows}
         return [_fate(fates[prepared.move.held.id]) for prepared in batch]
@@ -329,63 +312,55 @@ def _places(prepared: _Prepared) -> Sequence[Hashable]:
     """Return what no two moves of one batch may share: the checkout, and the reopening.
 
     The holder of an expired lease and its successor may both write, in one process; of two rows for a
-    checkout Postgres would take either. A reopened checkout takes its order number again. Two of them in one
-    transaction could wait for an intake that holds the first number and waits for the second; so a batch has
-    only one.
+    checkout Postgres would take either. A reopened checkout takes its order number again: two in one
+    transaction could wait for an intake that holds the first number and waits for the second.
     """
     held, trigger = prepared.move.held, prepared.move.trigger
     return (held.id, trigger) if trigger is Trigger.REOPENED else (held.id,)
 
 
-def _fate(row: Row[Any]) -> _Landed | Again | None:
+def _fate(row: Row[Any]) -> _Landed | Again | LeaseLost:
     if row.mine is None:
         return AGAIN
     if row.mine:
         return _Landed(row.deadline, row.woken)
-    return _Landed(None, woken=True) if row.already else None
+    return _Landed(None, woken=True) if row.already else LeaseLost(row.id)
 
 
 def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
     """Return the checkout as the landed move left it; under the same lease if the move kept it."""
     move, row, held = prepared.move, prepared.row, prepared.move.held
-    token_given = not isinstance(move.token, Keep)
+    done = {command for command, _ in move.done}
+    now = held.now()
     return msgspec.structs.replace(
         held,
         **prepared.kept,
-        state=prepared.to,
-        version=held.version + len(prepared.entries),
+        **{name: row[name] for name in _CARRIED},
+        version=held.version + row["entries"],
         claims=0,
-        attempts=move.attempts,
         deadline=landed.deadline or held.deadline,
-        offered_at=held.now() if move.offered else held.offered_at,
+        offered_at=now if move.offered else held.offered_at,
         cancel_requested_at=None
         if row["reopened"]
-        else held.now()
+        else now
         if move.cancel_requested
         else held.cancel_requested_at,
-        ended_at=None if row["reopened"] else held.now() if row["ended"] else held.ended_at,
+        ended_at=None if row["reopened"] else now if row["ended"] else held.ended_at,
         late=held.late or move.late,
-        reserved=held.reserved if isinstance(move.money, Keep) else move.money[0],
-        captured=held.captured if isinstance(move.money, Keep) else max(held.captured, move.money[1]),
-        refunded=held.refunded if isinstance(move.money, Keep) else max(held.refunded, move.money[2]),
-        require_capture=held.require_capture or move.require_capture,
-        slot_reserved=move.slot_reserved,
+        captured=prepared.amounts.captured,
+        refunded=prepared.amounts.refunded,
         amount=held.amount if move.order is None else move.order.amount,
         intent=held.intent if move.order is None else move.order.body,
         outdated=_outdated(prepared),
         known=_known(held.known, move),
         operations=_operated(held, move.operations),
-        audit_sequence=held.audit_sequence + len(prepared.entries),
-        audit_head=prepared.entries[-1].mac if prepared.entries else held.audit_head,
-        event_sequence=held.event_sequence + len(prepared.events),
-        token=move.token if not isinstance(move.token, Keep) else held.token,
-        token_expires_at=held.now() + timedelta(seconds=move.token_lifetime)
-        if token_given
-        else held.token_expires_at,
+        audit_head=prepared.last_mac,
+        token=given(move.token, held.token),
+        token_expires_at=held.token_expires_at
+        if move.token is KEEP
+        else now + timedelta(seconds=move.token_lifetime),
         callbacks=tuple(callback for callback in held.callbacks if callback.id not in move.read),
-        commands=tuple(
-            command for command in held.commands if command.id not in {done for done, _ in move.done}
-        ),
+        commands=tuple(command for command in held.commands if command.id not in done),
         woken=landed.woken,
         # Counted from before the write, so that waiting for it shortens it.
         lease_ends=held.lease_ends
@@ -395,10 +370,9 @@ def _after(prepared: _Prepared, landed: _Landed) -> ClaimedCheckout:
 
 
 def _outdated(prepared: _Prepared) -> bool:
-    move, held = prepared.move, prepared.move.held
-    if not isinstance(move.outdated, Keep):
-        return move.outdated
-    return held.outdated and bool(prepared.kept["session_id"] == held.session_id)
+    held = prepared.move.held
+    same = bool(prepared.kept["session_id"] == held.session_id)
+    return given(prepared.move.outdated, held.outdated and same)
 
 
 def _known(before: tuple[PaymentRecord, ...], move: Move) -> tuple[PaymentRecord, ...]:

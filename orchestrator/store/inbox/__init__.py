@@ -1,10 +1,9 @@
-"""The intake of requests: intents, callbacks, commands. They are stored, answered and woken here; decisions
-are made elsewhere.
+"""The intake of requests: intents, callbacks, commands. They are stored, answered and woken here, each kind
+as a list in one transaction; nothing here moves a checkout or calls the gateway.
 
-Each kind is written as a list in one transaction. An intent becomes a checkout once, however often it is
-sent. A callback is stored raw before it is read; a repeat wakes the checkout again unless the first was
-handled. A command is a row with its actor and the version that the actor saw. Nothing here moves a checkout
-or calls the gateway.
+An intent becomes a checkout once, however often it is sent. A callback is stored raw before it is read; a
+repeat wakes the checkout again unless the first was handled. A command is a row with its actor and the
+version that the actor saw.
 """
 
 from orchestrator.store.checkouts import Intake
@@ -18,7 +17,6 @@ from orchestrator.store.inbox.callbacks import (
     decrypt_body,
     decrypt_sender,
     encrypt_body,
-    encrypt_sender,
 )
 from orchestrator.store.inbox.command_requests import StoredOrder, checkout_view, stored_order
 from orchestrator.store.inbox.commands import Requested, fingerprint_of, request, request_all

@@ -1,6 +1,4 @@
-"""The view of a checkout for a command request, by the stored rows (the rule itself is
-`domain.command_rules`).
-"""
+"""The view of a checkout for a command request, by the stored rows; the rule is `domain.command_rules`."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ _ORDER = text("SELECT body, data_key FROM intents WHERE checkout_id = :id")
 
 @dataclass(frozen=True, slots=True)
 class StoredOrder:
-    """What was handed over for a checkout, or changed since (canonical JSON), and the key of its personal
-    data.
-    """
+    """What was handed over for a checkout, or changed since (canonical JSON), and its data key."""
 
     document: bytes = field(repr=False)
     key: DataKey
@@ -76,9 +72,7 @@ class StoredOrder:
 
 
 async def stored_order(db: Database, encryptor: Encryptor, checkout_id: UUID) -> StoredOrder:
-    """Return the order of a checkout that exists; `EncryptionError` if the customer was erased or no key of
-    this installation decrypts it.
-    """
+    """Return the order of a checkout; `EncryptionError` if it was erased, or no known key decrypts it."""
     (row,) = await db.read(_ORDER, {"id": checkout_id})
     key = encryptor.data_key(checkout_id, row.data_key)
     return StoredOrder(key.decrypt(row.body, purpose="intent"), key)
@@ -87,10 +81,8 @@ async def stored_order(db: Database, encryptor: Encryptor, checkout_id: UUID) ->
 async def checkout_view(
     db: Database, checkout_id: UUID, *, merchant_id: int | None = None, key: str | None = None
 ) -> CheckoutView | None:
-    """Return the view of a checkout; None if there is none of this id, or it is not this merchant's (None:
-    any merchant's).
-
-    `key` is the idempotency key of the request, if it has one.
+    """Return the view of a checkout; None if there is none of this id, or not this merchant's (None: any
+    merchant's). `key` is the idempotency key of the request, if it has one.
     """
     rows = await db.read(_STANDING, {"id": checkout_id, "merchant_id": merchant_id, "key": key})
     if not rows:

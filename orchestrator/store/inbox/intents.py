@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from sqlalchemy import text
 
+from orchestrator.domain.states import CLOSED
 from orchestrator.store import checkouts
 from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts import NO_INTENT_PRINT
-from orchestrator.store.columns import json_text
+from orchestrator.store.columns import by_order, json_text, picked
 from orchestrator.store.database import Database, run
 from orchestrator.store.inbox.errors import IntakeError, KeyReused, OrderTaken, PaidBefore
 
@@ -35,46 +36,33 @@ class Accepted:
     id: UUID
     order_ref: str
     state: str
-    fresh: bool
-    created_at: datetime
     deadline: datetime
+    fresh: bool
 
 
-# What a request meets: the checkout of an earlier request with its key, else the live checkout of its order
-# number, else the last closed one. Each key is looked up by itself: joined as a table, a planner that expects
-# a hundred requests reads all keys there are.
-_MEET = text("""
-    SELECT i.id AS asked, c.id, c.state, c.created_at, c.deadline, f.fingerprint, k.fingerprint AS key_print,
+# What a request meets: the checkout of an earlier request with its key, else that of its order number. Each
+# key is looked up by itself: joined as a table, a planner that expects a hundred requests reads all keys.
+_MEET = text(f"""
+    SELECT i.id AS asked, c.id, c.state, c.deadline, f.fingerprint, k.fingerprint AS key_print,
            clock() AS now
-      FROM json_to_recordset(CAST(:asked AS json)) AS i(id uuid, merchant_id int, order_ref text, key text)
+      FROM json_to_recordset(CAST(:asked AS json)) AS i(id uuid, merchant_id int, order_ref text, idempotency_key text)
       LEFT JOIN LATERAL (
-            SELECT checkout_id, fingerprint FROM idempotency_keys WHERE merchant_id = i.merchant_id AND key = i.key LIMIT 1) k ON true
+            SELECT checkout_id, fingerprint FROM idempotency_keys WHERE merchant_id = i.merchant_id AND key = i.idempotency_key LIMIT 1) k ON true
       LEFT JOIN LATERAL (
-            (SELECT id, state, created_at, deadline FROM checkouts WHERE id = k.checkout_id)
-            UNION ALL
-            (SELECT id, state, created_at, deadline FROM checkouts
-              WHERE merchant_id = i.merchant_id AND order_ref = i.order_ref
-                AND state NOT IN ('cancelled', 'expired', 'failed') AND NOT late LIMIT 1)
-            UNION ALL
-            (SELECT id, state, created_at, deadline FROM checkouts
-              WHERE merchant_id = i.merchant_id AND order_ref = i.order_ref
-                AND NOT (state NOT IN ('cancelled', 'expired', 'failed') AND NOT late) ORDER BY id DESC LIMIT 1)
+            (SELECT id, state, deadline FROM checkouts WHERE id = k.checkout_id)
+            UNION ALL {by_order("id, state, deadline", "i")}
             LIMIT 1) c ON true
       LEFT JOIN intents f ON f.checkout_id = c.id
-""")
+""")  # noqa: S608 - made of our own names
 _FREE_KEYS = text("DELETE FROM idempotency_keys WHERE checkout_id = ANY(CAST(:not_created AS uuid[]))")
 _KEEP_KEYS = text("""
     INSERT INTO idempotency_keys (merchant_id, key, fingerprint, checkout_id)
-    SELECT merchant_id, key, decode(print, 'hex'), checkout_id
+    SELECT merchant_id, key, decode(print, 'base64'), checkout_id
       FROM json_to_recordset(CAST(:keys AS json)) AS k(merchant_id int, key text, print text, checkout_id uuid)
      ORDER BY merchant_id, key
     ON CONFLICT (merchant_id, key) DO NOTHING
     RETURNING merchant_id, key
 """)
-LOOKUP_WAIT: Final = 2.0
-"""Seconds for which an intent waits until the payment that came before it has been looked up: a lookup takes
-less than a second."""
-_CLOSED: Final = frozenset({"cancelled", "expired", "failed"})
 
 
 class Intents(Batched):
@@ -90,7 +78,7 @@ class Intents(Batched):
         timeout: float = 10.0,
     ) -> None:
         self._db, self._encryptor, self._grace = db, encryptor, grace
-        self._batch: Batch[Intake, Accepted | IntakeError] = Batch(
+        self._batch: Batch[Intake, Accepted] = Batch(
             self._write,
             keys=lambda _: (),  # each has an id of its own
             limit=batch_limit,
@@ -104,32 +92,27 @@ class Intents(Batched):
         Raises `OrderTaken` or `KeyReused` for other content, `Unwritten` if Postgres refuses the row,
         `DatabaseAway` if it is not known whether it was stored: the same request may be sent again.
         """
-        fate = await self._batch.put(asked)
-        if isinstance(fate, IntakeError):
-            raise fate
-        return fate
+        return await self._batch.put(asked)
 
     async def accept_all(self, asked: Sequence[Intake]) -> list[Accepted | OrchestratorError]:
         """Store a list of intents; return for each its checkout, or the error that `accept` would raise."""
-        return [*await self._batch.put_all(asked)]
+        return await self._batch.put_all(asked)
 
     async def _write(self, batch: list[Intake]) -> list[Accepted | IntakeError | Again]:
         async with self._db.transaction() as tx:
             fates, unnoted = await self._settle(tx, batch)
         # In a transaction that holds no order number: else two processes, each with a number that the other
         # waits for, would deadlock.
-        noted = await _keep_keys(self._db, unnoted, fates) if unnoted else set()
-        for asked in unnoted:
+        noted = await _keep_keys(self._db, unnoted) if unnoted else set()
+        for asked, _ in unnoted:
             if asked.id not in noted:
                 del fates[asked.id]  # another transaction took the key: the next batch meets its checkout
         return [fates.get(asked.id, AGAIN) for asked in batch]
 
     async def _settle(
         self, tx: AsyncConnection, batch: list[Intake]
-    ) -> tuple[dict[UUID, Accepted | IntakeError], list[Intake]]:
-        """Create what is new; return the fates, and those whose checkout was there before and whose key is
-        not noted yet.
-        """
+    ) -> tuple[dict[UUID, Accepted | IntakeError], list[tuple[Intake, UUID]]]:
+        """Create what is new; return the fates, and the intents whose key their met checkout lacks."""
         met = await _meet(tx, batch)
         fates = _fates(batch, met)
         matching = [asked for asked in batch if asked.id not in fates and _met_payment(met[asked.id])]
@@ -138,22 +121,12 @@ class Intents(Batched):
         if new:
             now = next(iter(met.values())).now
             created = await checkouts.create(tx, self._encryptor, new, at=now, grace=self._grace)
-            fates.update(
-                (
-                    intake.id,
-                    Accepted(
-                        intake.id,
-                        intake.order_ref,
-                        "received",
-                        fresh=True,
-                        created_at=created[intake.id].created_at,
-                        deadline=created[intake.id].deadline,
-                    ),
-                )
-                for intake in new
-                if intake.id in created
-            )
-            not_created = [asked.id for asked in new if asked.id not in created]
+            not_created = []
+            for asked in new:
+                if (deadline := created.get(asked.id)) is None:
+                    not_created.append(asked.id)
+                else:
+                    fates[asked.id] = Accepted(asked.id, asked.order_ref, "received", deadline, fresh=True)
             if not_created:
                 await run(tx, _FREE_KEYS, {"not_created": not_created})
             later = [asked for asked in batch if asked.id not in fates and asked.id not in waiting]
@@ -163,7 +136,7 @@ class Intents(Batched):
                 met.update(younger)
                 fates.update(_fates(later, younger))
         unnoted = [
-            asked
+            (asked, fate.id)
             for asked in batch
             if asked.idempotency_key is not None
             and isinstance(fate := fates.get(asked.id), Accepted)
@@ -193,20 +166,13 @@ class Intents(Batched):
             seen.add(checkout)
             found = await checkouts.match(self._db, self._encryptor, checkout, asked)
             match found:
-                case checkouts.Matched(state, created_at, deadline):
-                    fates[asked.id] = Accepted(
-                        checkout,
-                        asked.order_ref,
-                        state,
-                        fresh=False,
-                        created_at=created_at,
-                        deadline=deadline,
-                    )
+                case checkouts.Matched(state, deadline):
+                    fates[asked.id] = Accepted(checkout, asked.order_ref, state, deadline, fresh=False)
                 case checkouts.Unsuited(payment, undecided):
                     fates[asked.id] = PaidBefore(asked.order_ref, checkout, payment, undecided=undecided)
-                case checkouts.Unsettled(held) if held or _age(asked) < LOOKUP_WAIT:
+                case checkouts.Undecided(wait) if _age(asked) < wait:
                     waiting.add(asked.id)
-                case checkouts.Unsettled() | checkouts.NoMoney():
+                case checkouts.Undecided():
                     pass
                 case _:
                     assert_never(found)
@@ -224,35 +190,21 @@ def _age(asked: Intake) -> float:
 
 
 def _firsts(asked: Iterable[Intake]) -> list[Intake]:
-    """Leave out repeats of an order number or a key within the batch: they meet the first once that is
-    created.
-    """
-    orders: set[tuple[int, str]] = set()
-    keys: set[tuple[int, str]] = set()
+    """Leave out repeats of an order number or a key: they meet the first once that is created."""
+    taken: set[tuple[int, str, str]] = set()
     firsts = []
     for intake in asked:
-        order, key = (
-            (intake.merchant_id, intake.order_ref),
-            (intake.merchant_id, intake.idempotency_key or ""),
-        )
-        if order in orders or (intake.idempotency_key is not None and key in keys):
-            continue
-        orders.add(order)
-        keys.add(key)
-        firsts.append(intake)
+        names = {(intake.merchant_id, "order", intake.order_ref)}
+        if intake.idempotency_key is not None:
+            names.add((intake.merchant_id, "key", intake.idempotency_key))
+        if taken.isdisjoint(names):
+            taken |= names
+            firsts.append(intake)
     return firsts
 
 
 async def _meet(tx: AsyncConnection, batch: Sequence[Intake]) -> dict[UUID, Row[Any]]:
-    asked = [
-        {
-            "id": intake.id,
-            "merchant_id": intake.merchant_id,
-            "order_ref": intake.order_ref,
-            "key": intake.idempotency_key,
-        }
-        for intake in batch
-    ]
+    asked = [picked(intake, ("id", "merchant_id", "order_ref", "idempotency_key")) for intake in batch]
     return {row.asked: row for row in await run(tx, _MEET, {"asked": json_text(asked)})}
 
 
@@ -267,31 +219,29 @@ def _fates(batch: Sequence[Intake], met: Mapping[UUID, Row[Any]]) -> dict[UUID, 
             continue
         elif bytes(row.fingerprint) == asked.fingerprint:
             fates[asked.id] = Accepted(
-                row.id, asked.order_ref, row.state, row.id == asked.id, row.created_at, row.deadline
+                row.id, asked.order_ref, row.state, row.deadline, fresh=row.id == asked.id
             )
-        elif row.state not in _CLOSED:
+        elif row.state not in CLOSED:
             fates[asked.id] = OrderTaken(asked.order_ref, row.id)
     return fates
 
 
-async def _keep_keys(
-    db: Database, unnoted: Sequence[Intake], fates: Mapping[UUID, Accepted | IntakeError]
-) -> set[UUID]:
-    """Note the keys of requests that met their checkout, so that each refuses other content from now on;
-    return whose were free.
-    """
-    firsts: dict[tuple[int, str], Intake] = {}
-    for asked in unnoted:
-        firsts.setdefault((asked.merchant_id, asked.idempotency_key or ""), asked)
+async def _keep_keys(db: Database, unnoted: Sequence[tuple[Intake, UUID]]) -> set[UUID]:
+    """Note keys of requests that met their checkout, to refuse other content; return whose were free."""
+    firsts: dict[tuple[int, str], tuple[Intake, UUID]] = {}
+    for asked, checkout in unnoted:
+        firsts.setdefault(_key_of(asked), (asked, checkout))
     keys = [
-        {"merchant_id": merchant, "key": key, "print": asked.fingerprint.hex(), "checkout_id": fate.id}
-        for (merchant, key), asked in firsts.items()
-        if isinstance(fate := fates[asked.id], Accepted)
+        {"merchant_id": merchant, "key": key, "print": asked.fingerprint, "checkout_id": checkout}
+        for (merchant, key), (asked, checkout) in firsts.items()
     ]
     free = {(row.merchant_id, row.key) for row in await db.write(_KEEP_KEYS, {"keys": json_text(keys)})}
     return {
         asked.id
-        for asked in unnoted
-        if (name := (asked.merchant_id, asked.idempotency_key or "")) in free
-        and asked.fingerprint == firsts[name].fingerprint
+        for asked, _ in unnoted
+        if (name := _key_of(asked)) in free and asked.fingerprint == firsts[name][0].fingerprint
     }
+
+
+def _key_of(asked: Intake) -> tuple[int, str]:
+    return asked.merchant_id, asked.idempotency_key or ""

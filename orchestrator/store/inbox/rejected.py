@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from orchestrator.crypto import EncryptionError
 from orchestrator.domain import events
@@ -18,11 +18,10 @@ from orchestrator.domain.events import EventType
 from orchestrator.domain.ids import uuid7
 from orchestrator.intents import Problem
 from orchestrator.store.checkouts.erasure import REFUSED
-from orchestrator.store.columns import json_text
-from orchestrator.store.database import run
+from orchestrator.store.columns import json_text, named, picked
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -58,8 +57,8 @@ _STORE = text("""
     ),
     stored AS (
         INSERT INTO rejected_intents (id, merchant_id, digest, message_id, order_ref, order_refs, code, errors, body, data_key)
-        SELECT id, merchant_id, decode(digest, 'hex'), message_id, order_ref, order_refs, code, errors, decode(body, 'hex'), decode(data_key, 'hex')
-          FROM i ORDER BY digest
+        SELECT id, merchant_id, decode(digest, 'base64'), message_id, order_ref, order_refs, code, errors, decode(body, 'base64'), decode(data_key, 'base64')
+          FROM i ORDER BY decode(digest, 'base64')
         ON CONFLICT (digest) DO NOTHING
         RETURNING id
     ),
@@ -70,26 +69,22 @@ _STORE = text("""
     )
     SELECT id FROM stored
 """)
-# Without a cursor the highest id stands in its place: with `IS NULL OR`, a prepared plan reads every row that
-# is younger than the page.
+# Without a cursor the highest id: with `IS NULL OR`, a prepared plan reads every row younger than the page.
 _BEFORE: Final = "r.id < COALESCE(CAST(:before AS uuid), 'ffffffff-ffff-ffff-ffff-ffffffffffff')"
 _COLUMNS: Final = "r.id, r.merchant_id, r.message_id, r.order_ref, r.code, r.errors, r.created_at"
-_PAGE = text(f"""
-    SELECT {_COLUMNS} FROM rejected_intents r
-     WHERE r.merchant_id = :merchant_id AND {_BEFORE}
-     ORDER BY r.id DESC LIMIT :most
-""")  # noqa: S608 - made of our own constants
-_OF_ORDER = text(f"""
-    SELECT {_COLUMNS} FROM rejected_intents r
-     WHERE r.merchant_id = :merchant_id AND r.order_ref = :order_ref AND {_BEFORE}
-     ORDER BY r.id DESC LIMIT :most
-""")  # noqa: S608 - made of our own constants
-_ALL = text(f"SELECT {_COLUMNS} FROM rejected_intents r ORDER BY r.id DESC LIMIT :most")  # noqa: S608 - as above
-_OF_CODE = text(f"""
-    SELECT {_COLUMNS} FROM rejected_intents r
-     WHERE r.code = :code AND (CAST(:merchant_id AS int) IS NULL OR r.merchant_id = :merchant_id) AND r.id > :after
-     ORDER BY r.id LIMIT :most
-""")  # noqa: S608 - made of our own constants
+
+
+def _some(where: str, order: str = "r.id DESC") -> TextClause:
+    return text(f"SELECT {_COLUMNS} FROM rejected_intents r WHERE {where} ORDER BY {order} LIMIT :most")  # noqa: S608 - our own words
+
+
+_PAGE = _some(f"r.merchant_id = :merchant_id AND {_BEFORE}")
+_OF_ORDER = _some(f"r.merchant_id = :merchant_id AND r.order_ref = :order_ref AND {_BEFORE}")
+_ALL = _some("true")
+_OF_CODE = _some(
+    "r.code = :code AND (CAST(:merchant_id AS int) IS NULL OR r.merchant_id = :merchant_id) AND r.id > :after",
+    "r.id",
+)
 _BY_ID = text(f"SELECT {_COLUMNS}, r.body, r.data_key FROM rejected_intents r WHERE r.id = :id")  # noqa: S608 - as above
 _FORGET = text("""
     DELETE FROM rejected_intents WHERE id = ANY(ARRAY(
@@ -111,11 +106,9 @@ _OWN = text("UPDATE rejected_intents SET merchant_id = :merchant_id WHERE id = :
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """An intent, or a whole message, that is refused.
-
-    `merchant_id` is None where no merchant is proven. `message_id` and `number` (the place in the message,
-    from 0; -1 for the whole message) distinguish a message that is delivered again from another message with
-    the same content.
+    """An intent, or a whole message, that is refused; `merchant_id` is None where no merchant is proven.
+    `message_id` and `number` (the place in the message, from 0; -1: the whole) distinguish a message that is
+    delivered again from another one with the same content.
     """
 
     merchant_id: int | None
@@ -141,6 +134,9 @@ class Rejection:
         return "; ".join(f"{problem.field}: {problem.message}" for problem in self.problems)
 
 
+_WRITTEN: Final = named(Rejection, "number", "problems", "body", "order_refs")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RejectedIntent:
     """A row, without what was sent."""
@@ -160,9 +156,7 @@ async def store(db: Database, encryptor: Encryptor, rejected: Sequence[Rejection
         return 0
     rows = [_row(encryptor, rejection) for rejection in rejected]
     parameters = {"rejected": json_text(rows), "kind": str(EventType.INTENT_REJECTED)}
-    async with db.transaction() as tx:
-        stored = await run(tx, _STORE, parameters)
-    return len(stored)
+    return len(await db.write(_STORE, parameters))
 
 
 def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
@@ -171,56 +165,47 @@ def _row(encryptor: Encryptor, rejection: Rejection) -> dict[str, object]:
         str(rejection.merchant_id).encode(), rejection.message_id.encode(), str(rejection.number).encode(), rejection.body,
     ))  # fmt: skip
     return {
-        "id": rejection.id,
-        "merchant_id": rejection.merchant_id,
-        "digest": encryptor.sign(PURPOSE, identity).hex(),
-        "message_id": rejection.message_id,
-        "order_ref": rejection.order_ref,
+        **picked(rejection, _WRITTEN),
+        "digest": encryptor.sign(PURPOSE, identity),
         "order_refs": rejection.order_refs or None,
-        "code": rejection.code,
-        "errors": [{"field": problem.field, "message": problem.message} for problem in rejection.problems],
-        "body": key.encrypt(rejection.kept, purpose=PURPOSE).hex(),
-        "data_key": wrapped.hex(),
+        "errors": [problem._asdict() for problem in rejection.problems],
+        "body": key.encrypt(rejection.kept, purpose=PURPOSE),
+        "data_key": wrapped,
         "payload": events.intent_rejected(
             intent=rejection.id, order_ref=rejection.order_ref, code=rejection.code, reason=rejection.reason
         ),
-        "correlation_id": rejection.correlation_id,
     }
 
 
 async def page(
     db: Database, merchant_id: int, *, order_ref: str | None, before: UUID | None, limit: int
 ) -> list[RejectedIntent]:
-    """Return a merchant's rejected intents, the youngest first, at most `limit`; `before`: the id of the last
-    one of the previous page.
-    """
-    parameters: dict[str, object] = {"merchant_id": merchant_id, "before": before, "most": limit}
-    if order_ref is None:
-        return [_read(row) for row in await db.read(_PAGE, parameters)]
-    return [_read(row) for row in await db.read(_OF_ORDER, parameters | {"order_ref": order_ref})]
+    """Return a merchant's rejected intents, the youngest first; `before`: the last id of the page before."""
+    asked = {"merchant_id": merchant_id, "order_ref": order_ref, "before": before, "most": limit}
+    return await _found(db, _PAGE if order_ref is None else _OF_ORDER, asked)
 
 
 async def latest(db: Database, *, limit: int) -> list[RejectedIntent]:
     """Return the rejected intents of all merchants and of none, the youngest first."""
-    return [_read(row) for row in await db.read(_ALL, {"most": limit})]
+    return await _found(db, _ALL, {"most": limit})
 
 
 async def with_code(
     db: Database, code: Code, *, merchant_id: int | None, after: UUID, limit: int
 ) -> list[RejectedIntent]:
-    """Return intents that were rejected with this code, of a merchant or of all, the oldest first, from an id
-    on. It may read the whole table.
-    """
-    parameters = {"code": code, "merchant_id": merchant_id, "after": after, "most": limit}
-    return [_read(row) for row in await db.read(_OF_CODE, parameters)]
+    """Return intents that were rejected with a code, the oldest first after an id, by a read of all."""
+    asked = {"code": code, "merchant_id": merchant_id, "after": after, "most": limit}
+    return await _found(db, _OF_CODE, asked)
+
+
+async def _found(db: Database, statement: TextClause, asked: Mapping[str, object]) -> list[RejectedIntent]:
+    return [_read(row) for row in await db.read(statement, asked)]
 
 
 async def by_id(
     db: Database, encryptor: Encryptor, intent_id: UUID
 ) -> tuple[RejectedIntent, bytes | None] | None:
-    """Return a rejected intent and what was sent (None where no key decrypts it); None if there is no such
-    intent.
-    """
+    """Return a rejected intent, if it exists, and what was sent (None where no key decrypts it)."""
     rows = await db.read(_BY_ID, {"id": intent_id})
     if not rows:
         return None
@@ -261,6 +246,6 @@ def _read(row: Row[Any]) -> RejectedIntent:
         message_id=row.message_id,
         order_ref=row.order_ref,
         code=row.code,
-        problems=tuple(Problem(error["field"], error["message"]) for error in row.errors),
+        problems=tuple(Problem(**error) for error in row.errors),
         created_at=row.created_at,
     )

@@ -1,67 +1,45 @@
-"""Callbacks that came to a merchant's own address and name no checkout in it: matched with a checkout, or
-kept.
+"""Callbacks to a merchant's own address, which names no checkout: matched with a checkout, or kept.
 
 What a merchant's terminals send by default goes there. It is stored as a callback of the checkout that it
-names, by checkout id or by order number; a payment for an order number without an intent gets a checkout of
-its own (`checkouts.create_from_payment`). All others, and callbacks that prove nothing, are kept for the
-record without a checkout, and cause nothing.
+names, by id or by order number; a payment for an order number without an intent gets a checkout of its
+own. All others, and callbacks that prove nothing, are kept for the record and cause nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
-from orchestrator.domain.ids import uuid7
 from orchestrator.store import checkouts
 from orchestrator.store.batch import Again, Batch, Batched
-from orchestrator.store.columns import json_text
-from orchestrator.store.inbox.callbacks import UNPROVEN, Arrival, encrypt_body, encrypt_sender, hexadecimal
+from orchestrator.store.columns import json_text, named, picked
+from orchestrator.store.inbox.callbacks import FITS, UNPROVEN, Arrival, Received, bounded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
     from orchestrator.store.inbox.callbacks import Callbacks
 
-# Counted as for one checkout, by the merchant: the amount to read is limited by what may be kept. Two
-# processes at once may each keep a batch more.
-_KEEP = text("""
+# Counted as for one checkout, by the merchant. Two processes at once may each keep a batch more.
+_KEEP = text(f"""
     WITH a AS MATERIALIZED (
         SELECT * FROM json_to_recordset(CAST(:payments AS json)) AS a(
-            id uuid, merchant_id int, grade text, network text, sender text, body text, digest bytea, times int, unproven boolean)
-    ),
-    room AS MATERIALIZED (
-        SELECT m.merchant_id,
-               (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id IS NULL AND b.merchant_id = m.merchant_id
-                 LIMIT :most) AS found) AS kept,
-               (SELECT count(*) FROM (SELECT FROM callbacks b WHERE b.checkout_id IS NULL AND b.merchant_id = m.merchant_id
-                   AND (b.grade = ANY(CAST(:worthless AS text[])) OR (:strict AND b.network = 'outside'))
-                 LIMIT :most_unproven) AS found) AS kept_unproven
-          FROM (SELECT DISTINCT merchant_id FROM a) AS m
-    ),
-    numbered AS (
-        SELECT a.*, b.id IS NOT NULL AS again,
-               row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL ORDER BY a.unproven, a.id) AS place,
-               row_number() OVER (PARTITION BY a.merchant_id, b.id IS NULL, a.unproven ORDER BY a.id) AS place_of_its_kind
-          FROM a LEFT JOIN LATERAL (SELECT id FROM callbacks WHERE id = a.id LIMIT 1) b ON true
-    )
+            id uuid, merchant_id int, kind text, grade text, network text, sender text, body text, digest bytea, times int, unproven boolean)
+    ), {bounded("merchant_id", kept="b.checkout_id IS NULL AND b.merchant_id = c.merchant_id", same="id = a.id")}
     INSERT INTO callbacks AS b (id, merchant_id, kind, grade, network, sender, body, digest, times, handled_at)
-    SELECT n.id, n.merchant_id, 'notification', n.grade, n.network, decode(n.sender, 'hex'), decode(n.body, 'hex'), n.digest,
+    SELECT n.id, n.merchant_id, n.kind, n.grade, n.network, decode(n.sender, 'base64'), decode(n.body, 'base64'), n.digest,
            n.times, clock()
       FROM numbered n JOIN room r USING (merchant_id)
-     WHERE n.again OR (r.kept + n.place <= :most
-                       AND (NOT n.unproven OR r.kept_unproven + n.place_of_its_kind <= :most_unproven))
+     WHERE {FITS}
      ORDER BY n.id
     ON CONFLICT (id) DO UPDATE SET times = b.times + excluded.times, repeated_at = clock()
     RETURNING id
-""")
-_NOW = text("SELECT clock() AS now")
+""")  # noqa: S608 - our own names
+_RECEIVED: Final = named(Received, "id")
 DELETED_AT_ONCE: Final = 1000
 _FORGET = text("""
     DELETE FROM callbacks WHERE id = ANY(ARRAY(
@@ -72,23 +50,14 @@ _FORGET = text("""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MerchantCallback:
-    """A callback to a merchant's own address: its transport facts, and the payment that it reports."""
+class MerchantCallback(Received):
+    """A callback to a merchant's own address, and the payment that it reports."""
 
     payment: checkouts.UnmatchedPayment
-    grade: str
-    network: str
-    content_type: str
-    headers: Mapping[str, str]
-    source: str | None
-    body: bytes
-    id: UUID = field(default_factory=uuid7)
 
     @property
     def kept_as(self) -> UUID:
-        """The id under which it is kept without a checkout: the same callback to the same merchant has the
-        same (RFC 9562, 5.8).
-        """
+        """The id of one without a checkout: the same callback to a merchant has the same (RFC 9562, 5.8)."""
         proof = b"" if self.grade not in UNPROVEN else b"unproven"
         digest = hashlib.sha256(b"%d\0%b\0%b" % (self.payment.merchant_id, proof, self.body)).digest()
         return UUID(int=int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62) | 0x8 << 76 | 0x2 << 62)
@@ -96,29 +65,19 @@ class MerchantCallback:
 
 @dataclass(frozen=True, slots=True)
 class StoredCallback:
-    """The result: the checkout that the callback belongs to now, if any; `wakes` and `kept` as for any
-    callback.
-
+    """The checkout that the callback belongs to now, if any; `wakes` and `kept` as for any callback.
     `over_limit`: it reports a payment, and too many of those wait for a lookup that confirms them.
     """
 
     checkout_id: UUID | None
-    created: bool
-    wakes: bool
-    kept: bool
+    created: bool = False
+    wakes: bool = False
+    kept: bool = False
     over_limit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class _Fate:
-    matched: checkouts.PaymentMatch | None
-    kept: bool
-
-
 class UnmatchedCallbacks(Batched):
-    """Finds, or makes, the checkouts of callbacks that name none in their address, and hands them on to
-    `callbacks`.
-    """
+    """Finds or makes the checkouts of callbacks that name none in their address, and hands them on."""
 
     def __init__(
         self,
@@ -131,7 +90,7 @@ class UnmatchedCallbacks(Batched):
         timeout: float = 30.0,
     ) -> None:
         self._db, self._encryptor, self._callbacks, self._grace = db, encryptor, callbacks, grace
-        self._batch: Batch[MerchantCallback, _Fate] = Batch(
+        self._batch: Batch[MerchantCallback, StoredCallback] = Batch(
             self._write,
             keys=lambda callback: (callback.id,),
             limit=batch_limit,
@@ -140,69 +99,55 @@ class UnmatchedCallbacks(Batched):
         )
 
     async def store(self, callback: MerchantCallback) -> StoredCallback:
-        """Store the callback with its checkout and wake that; `DatabaseAway` if Postgres does not answer
-        within the timeout.
-        """
-        fate = await self._batch.put(callback)
-        if fate.matched is None:
-            over_limit = callback.payment.complete and not self._unproven(callback)
-            return StoredCallback(None, created=False, wakes=False, kept=fate.kept, over_limit=over_limit)
+        """Store the callback with its checkout and wake that; `DatabaseAway` after the timeout."""
+        placed = await self._batch.put(callback)
+        if placed.checkout_id is None:
+            return placed
         stored = await self._callbacks.store(
-            Arrival(
-                checkout_id=fate.matched.id,
-                kind="notification",
-                grade=callback.grade,
-                network=callback.network,
-                content_type=callback.content_type,
-                headers=callback.headers,
-                source=callback.source,
-                body=callback.body,
-            )
+            Arrival(checkout_id=placed.checkout_id, **picked(callback, _RECEIVED))
         )
-        return StoredCallback(fate.matched.id, fate.matched.created, stored.wakes, stored.kept)
+        return replace(placed, wakes=stored.wakes, kept=stored.kept)
 
-    async def _write(self, batch: list[MerchantCallback]) -> list[_Fate | Again]:
+    async def _write(self, batch: list[MerchantCallback]) -> list[StoredCallback | Again]:
         believed = [callback for callback in batch if not self._unproven(callback)]
         matches: dict[UUID, checkouts.PaymentMatch | None] = {}
         async with self._db.transaction() as tx:
             if believed:
-                at = (await tx.execute(_NOW)).scalar_one()
-                found = await checkouts.create_from_payment(
-                    tx, self._encryptor, [callback.payment for callback in believed], at=at, grace=self._grace
-                )
+                payments = [callback.payment for callback in believed]
+                found = await checkouts.create_from_payment(tx, self._encryptor, payments, grace=self._grace)
                 matches = {callback.id: matched for callback, matched in zip(believed, found, strict=True)}
             unmatched = [callback for callback in batch if matches.get(callback.id) is None]
             kept = {row.id for row in await tx.execute(_KEEP, self._parameters(unmatched))}
-        return [_Fate(matches.get(callback.id), callback.kept_as in kept) for callback in batch]
+        return [
+            StoredCallback(
+                None,
+                kept=callback.kept_as in kept,
+                over_limit=callback.payment.complete and not self._unproven(callback),
+            )
+            if (matched := matches.get(callback.id)) is None
+            else StoredCallback(matched.id, matched.created)
+            for callback in batch
+        ]
 
     def _unproven(self, callback: MerchantCallback) -> bool:
         return self._callbacks.unproven(callback.grade, callback.network)
 
     def _parameters(self, unmatched: list[MerchantCallback]) -> dict[str, object]:
-        rows: dict[UUID, dict[str, object]] = {}
-        times: dict[UUID, int] = {}
+        same: dict[UUID, list[MerchantCallback]] = {}
         for callback in unmatched:
-            kept_as = callback.kept_as
-            times[kept_as] = times.get(kept_as, 0) + 1
-            if kept_as in rows:
-                continue
-            rows[kept_as] = {
-                "id": kept_as,
-                "merchant_id": callback.payment.merchant_id,
-                "grade": callback.grade,
-                "network": callback.network,
+            same.setdefault(callback.kept_as, []).append(callback)
+        rows = [
+            {
                 # There is no checkout with a data key to encrypt it under, so its own id is used.
-                "sender": hexadecimal(encrypt_sender(self._encryptor, kept_as, None, callback)),
-                "body": encrypt_body(self._encryptor, kept_as, None, callback.body).hex(),
-                "digest": "\\x" + hashlib.sha256(b"notification\0" + callback.body).hexdigest(),
-                "unproven": self._unproven(callback),
+                **self._callbacks.row(first, kept_as, None, len(repeats) + 1),
+                "id": kept_as,
+                "merchant_id": first.payment.merchant_id,
             }
-        kept = [{**row, "times": times[kept_as]} for kept_as, row in rows.items()]
-        return {"payments": json_text(kept), **self._callbacks.bounds}
+            for kept_as, (first, *repeats) in same.items()
+        ]
+        return {"payments": json_text(rows), **self._callbacks.bounds}
 
 
 async def forget(db: Database, *, older_than: float) -> int:
-    """Delete some callbacks that belong to no checkout and came more than so many seconds ago; return how
-    many.
-    """
+    """Delete some callbacks without a checkout that came so many seconds ago or more; return how many."""
     return len(await db.write(_FORGET, {"seconds": older_than, "most": DELETED_AT_ONCE}))

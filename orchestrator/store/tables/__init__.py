@@ -1,9 +1,8 @@
-"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`, those beside
-`merchants` in `merchants`, kept answers in `idempotency`, heartbeats in `processes`, those of the
-operations console in `console`.
+"""All tables of the schema: those of checkouts in `core`, those of webhooks in `webhooks`, those of the
+operations console in `console`, all others in `installation`.
 """
 
-from orchestrator.store.tables import console, idempotency, merchants, processes, webhooks
+from orchestrator.store.tables import console, installation, webhooks
 from orchestrator.store.tables.core import (
     IS_LISTED,
     IS_LIVE,
@@ -14,5 +13,6 @@ from orchestrator.store.tables.core import (
     metadata,
     money_operations,
     payments,
+    quoted,
     sessions,
 )

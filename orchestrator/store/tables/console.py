@@ -14,27 +14,24 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
-    Table,
     Text,
     Uuid,
-    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from orchestrator.store.tables.core import _time, metadata
+from orchestrator.store.tables.core import _index, _needed, _table, _time
 
 IS_UNFINISHED = "state = 'waiting' OR state = 'approved' AND command_id IS NULL"
 """An approval that no person has decided, or whose command is not stored yet."""
 
-console_users = Table(
+console_users = _table(
     "console_users",
-    metadata,
     Column("name", Text, primary_key=True),
-    Column("role", Text, nullable=False),
+    _needed("role", Text),
     # Argon2id, as a PHC string; null until the person has chosen one.
     Column("password", Text),
-    Column("mac", LargeBinary, nullable=False),
-    Column("created_by", Text, nullable=False),
+    _needed("mac", LargeBinary),
+    _needed("created_by", Text),
     # Who made the last link of the person; null in rows from before schema 0024.
     Column("linked_by", Text),
     _time("created_at", now=True),
@@ -43,16 +40,15 @@ console_users = Table(
     CheckConstraint("role IN ('viewer', 'operator', 'approver', 'admin')", name="role"),
 )
 
-console_sessions = Table(
+console_sessions = _table(
     "console_sessions",
-    metadata,
     # SHA-256 of what the browser has: the table opens nothing by itself.
     Column("id", LargeBinary, primary_key=True),
     # A link is used once, for a session.
-    Column("kind", Text, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("scopes", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("kind", Text),
+    _needed("actor", Text),
+    _needed("scopes", Text),
+    _needed("mac", LargeBinary),
     _time("created_at", now=True),
     _time("expires_at", nullable=False),
     CheckConstraint("kind IN ('link', 'session')", name="kind"),
@@ -60,99 +56,90 @@ console_sessions = Table(
     Index("ix_console_sessions_actor", "actor", "id"),
 )
 
-console_actions = Table(
+console_actions = _table(
     "console_actions",
-    metadata,
     Column("id", Uuid, primary_key=True),
     _time("at", now=True),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("outcome", Text, nullable=False),
+    _needed("actor", Text),
+    _needed("action", Text),
+    _needed("outcome", Text),
     Column("merchant_id", Integer),
     Column("checkout_id", Uuid),
     Column("command_id", Uuid),
     # What it was about, where that is no checkout: the name of a merchant, the id of an endpoint.
-    Column("subject", Text, nullable=False, server_default=text("''")),
+    _needed("subject", Text, "''"),
     # Codes, ids and amounts.
-    Column("facts", JSONB, nullable=False, server_default=text("'{}'")),
+    _needed("facts", JSONB, "'{}'"),
     # Under the data key of the checkout.
     Column("reason", Text),
     CheckConstraint("outcome IN ('accepted', 'refused', 'waiting')", name="outcome"),
-    Index(
-        "ix_console_actions_checkout_id",
-        "checkout_id",
-        "id",
-        postgresql_where=text("checkout_id IS NOT NULL"),
-    ),
+    _index("ix_console_actions_checkout_id", "checkout_id", "id", where="checkout_id IS NOT NULL"),
 )
 
-console_approvals = Table(
+console_approvals = _table(
     "console_approvals",
-    metadata,
     Column("id", Uuid, primary_key=True),
-    Column("merchant_id", Integer, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("arguments", JSONB, nullable=False),
+    _needed("merchant_id", Integer),
+    _needed("checkout_id", Uuid),
+    _needed("kind", Text),
+    _needed("arguments", JSONB),
     # Of the checkout, as the first person saw it.
-    Column("version", Integer, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("currency", Text, nullable=False),
+    _needed("version", Integer),
+    _needed("amount", BigInteger),
+    _needed("currency", Text),
     # Under the data key of the checkout.
     Column("reason", Text),
-    Column("requested_by", Text, nullable=False),
+    _needed("requested_by", Text),
     _time("requested_at", now=True),
     _time("expires_at", nullable=False),
-    Column("state", Text, nullable=False, server_default=text("'waiting'")),
+    _needed("state", Text, "'waiting'"),
     Column("decided_by", Text),
     _time("decided_at"),
     Column("command_id", Uuid),
     # Over everything that the first person asked for.
-    Column("mac", LargeBinary, nullable=False),
+    _needed("mac", LargeBinary),
     CheckConstraint("state IN ('waiting', 'approved', 'rejected', 'outdated')", name="state"),
-    Index("ix_console_approvals_waiting", "id", postgresql_where=text(IS_UNFINISHED)),
+    _index("ix_console_approvals_waiting", "id", where=IS_UNFINISHED),
     Index("ix_console_approvals_checkout_id", "checkout_id"),
 )
 
-console_runs = Table(
+console_runs = _table(
     "console_runs",
-    metadata,
     Column("id", Uuid, primary_key=True),
-    Column("kind", Text, nullable=False),
+    _needed("kind", Text),
     # What the checkouts were chosen by.
-    Column("filter", JSONB, nullable=False),
-    Column("actor", Text, nullable=False),
+    _needed("filter", JSONB),
+    _needed("actor", Text),
     # Under SECRET_KEYS, because it is about many checkouts; deleted at the end of the run.
     Column("reason", LargeBinary),
-    Column("state", Text, nullable=False, server_default=text("'running'")),
-    Column("number", Integer, nullable=False),
+    _needed("state", Text, "'running'"),
+    _needed("number", Integer),
     # SHA-256 over its items, under the MAC; null while they are being stored.
     Column("digest", LargeBinary),
     # Items with an outcome.
-    Column("accepted", Integer, nullable=False, server_default=text("0")),
-    Column("refused", Integer, nullable=False, server_default=text("0")),
+    _needed("accepted", Integer, "0"),
+    _needed("refused", Integer, "0"),
     Column("lease", Uuid),
     _time("leased_until"),
     _time("created_at", now=True),
     _time("ended_at"),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("mac", LargeBinary),
     CheckConstraint("state IN ('running', 'stopped', 'done')", name="state"),
-    Index("ix_console_runs_running", "id", postgresql_where=text("state = 'running'")),
+    _index("ix_console_runs_running", "id", where="state = 'running'"),
 )
 
-console_run_items = Table(
+console_run_items = _table(
     "console_run_items",
-    metadata,
-    Column("run_id", Uuid, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("merchant_id", Integer, nullable=False),
+    _needed("run_id", Uuid),
+    _needed("checkout_id", Uuid),
+    _needed("merchant_id", Integer),
     # Of the checkout, when it was chosen.
-    Column("version", Integer, nullable=False),
+    _needed("version", Integer),
     # Null: not yet.
     Column("outcome", Text),
     Column("command_id", Uuid),
     Column("sentence", Text),
     PrimaryKeyConstraint("run_id", "checkout_id"),
     CheckConstraint("outcome IN ('accepted', 'refused')", name="outcome"),
-    Index("ix_console_run_items_open", "run_id", "checkout_id", postgresql_where=text("outcome IS NULL")),
+    _index("ix_console_run_items_open", "run_id", "checkout_id", where="outcome IS NULL"),
 )

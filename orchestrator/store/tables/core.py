@@ -11,7 +11,7 @@ through `clock()`; money is in integer minor units. This module holds no behavio
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import (
     ARRAY,
@@ -22,7 +22,6 @@ from sqlalchemy import (
     DateTime,
     Double,
     ForeignKey,
-    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -38,7 +37,13 @@ from sqlalchemy.dialects.postgresql import JSONB
 from orchestrator.domain.states import CLOSED, ENDED, State
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from uuid import UUID
+
+    from sqlalchemy.sql.schema import SchemaItem
+    from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T")
 
 metadata = MetaData(
     naming_convention={
@@ -54,13 +59,13 @@ PARTITION = re.compile(r"audit_entries_(before|rest|\d{4,}_\d{2})")
 """The names of the partitions of the trail, which are not tables of their own."""
 
 
-def _listed(values: object) -> str:
-    return ", ".join(f"'{value}'" for value in values)  # type: ignore[attr-defined]  # StrEnum classes and frozensets
+def quoted(words: Iterable[str]) -> str:
+    """Return words as SQL lists them."""
+    return ", ".join(f"'{word}'" for word in words)
 
 
-IS_LIVE = f"state NOT IN ({_listed(sorted(CLOSED))}) AND NOT late"
-"""SQL: the order number is taken by this checkout. A checkout that money completed late may coexist with the
-one that came after it."""
+IS_LIVE = f"state NOT IN ({quoted(sorted(CLOSED))}) AND NOT late"
+"""SQL: the order number is taken by it. What money completed late may coexist with the one after it."""
 
 IS_UNCONFIRMED = "state = 'failed' AND deadline = created_at"
 """SQL: created from a callback about a payment of an unknown order, which no lookup has shown to hold money.
@@ -71,9 +76,12 @@ IS_LISTED = "amount > 0"
 the index for that. A lookup by order number must not: planned while there are no statistics, it would read
 all of the merchant's checkouts for the youngest of them."""
 
-IS_OPEN = f"state NOT IN ({_listed(state for state in State if state in ENDED)})"
-"""SQL: an action of the shopper is still expected. Listings name it, so that the planner can use the partial
-index."""
+IS_OPEN = f"state NOT IN ({quoted(state for state in State if state in ENDED)})"
+"""SQL: the shopper may still act. Listings name it, for the sake of the partial index."""
+
+
+def _table(name: str, *parts: SchemaItem, **options: Any) -> Table:
+    return Table(name, metadata, *parts, **options)
 
 
 def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[object]:
@@ -85,93 +93,79 @@ def _time(name: str, *, now: bool = False, nullable: bool = True) -> Column[obje
     )
 
 
-def _id(name: str = "id", **options: object) -> Column[UUID]:
-    return Column(name, Uuid, **options)  # type: ignore[arg-type]  # keyword options of Column
+def _id(name: str = "id", **options: Any) -> Column[UUID]:
+    return Column(name, Uuid, **options)
 
 
-merchants = Table(
-    "merchants",
-    metadata,
-    Column("id", Integer, Identity(), primary_key=True),
-    Column("name", Text, nullable=False, unique=True),
-    # Null: the settings of the process (merchant `default`).
-    Column("gateway_url", Text),
-    Column("merchant_api_url", Text),
-    Column("username", Text),
-    Column("password", LargeBinary),
-    Column("callback_secrets", LargeBinary),
-    Column("policies", JSONB, nullable=False, server_default=text("'{}'")),
-    # Under our key, over those policies that move money; without it they are not followed.
-    Column("policies_mac", LargeBinary),
-    _time("disabled_at"),
-    _time("created_at", now=True),
-    _time("paused_at"),  # no gateway call is made for it, and nothing of it is swept
-)
+def _merchant(**options: Any) -> Column[int]:
+    return Column("merchant_id", Integer, ForeignKey("merchants.id"), **options)
 
-checkouts = Table(
+
+def _index(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    """Make an index of the rows that meet a condition in SQL."""
+    return Index(name, *columns, unique=unique, postgresql_where=text(where))
+
+
+def _needed(name: str, kind: TypeEngine[T] | type[TypeEngine[T]], default: str | None = None) -> Column[T]:
+    """Make a column that is never null; `default` is SQL."""
+    return Column(name, kind, nullable=False, server_default=None if default is None else text(default))
+
+
+checkouts = _table(
     "checkouts",
-    metadata,
     _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("order_ref", Text, nullable=False),
-    Column("state", Text, nullable=False),
+    _merchant(nullable=False),
+    _needed("order_ref", Text),
+    _needed("state", Text),
     # Incremented at each write by the holder; every such write names the version it read.
-    Column("version", Integer, nullable=False, server_default=text("1")),
+    _needed("version", Integer, "1"),
     Column("lease", Uuid),
     _time("leased_until"),
     # Incremented at each wake-up; the release compares it with the value at the claim.
-    Column("wake", Integer, nullable=False, server_default=text("0")),
+    _needed("wake", Integer, "0"),
     # A hint has been published for the present due time: one claim may come before `due_at`.
-    Column("hinted", Boolean, nullable=False, server_default=text("false")),
+    _needed("hinted", Boolean, "false"),
     _time("due_at"),
-    # Since when it has been due, as the first sweep that found it saw; sweeps move `due_at`. It counts where
-    # it is not before `updated_at`.
+    # Since when it has been due, by the first sweep that saw it; it counts where not before `updated_at`.
     _time("due_since"),
     _time("deadline", nullable=False),
     _time("offered_at"),
     # Cancelling was asked for: the token is no longer handed out, and the grace runs.
     _time("cancel_requested_at"),
     _time("ended_at"),
-    Column("currency", Text, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("reserved", BigInteger, nullable=False, server_default=text("0")),
-    Column("captured", BigInteger, nullable=False, server_default=text("0")),
-    Column("refunded", BigInteger, nullable=False, server_default=text("0")),
+    _needed("currency", Text),
+    _needed("amount", BigInteger),
+    *(_needed(name, BigInteger, "0") for name in ("reserved", "captured", "refunded")),
     # What the shopper's bank took back, as the gateway reports it; a reversal reduces it.
-    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
+    _needed("charged_back", BigInteger, "0"),
     # Until when the reservation is sure to be worth a capture.
     _time("reserved_until"),
-    Column("late", Boolean, nullable=False, server_default=text("false")),
-    # The gateway was asked to capture by itself: we capture only if it says that it will not
-    # (require_capture).
-    Column("auto_capture", Boolean, nullable=False, server_default=text("false")),
+    _needed("late", Boolean, "false"),
+    # The gateway was asked to capture by itself: we capture only if it says that it will not.
+    _needed("auto_capture", Boolean, "false"),
     # The gateway was requested to capture, and reported that it will not.
-    Column("require_capture", Boolean, nullable=False, server_default=text("false")),
-    # Claims since the last write by a holder (a crash loop), failures since the last move, lookups since the
-    # last wake-up.
-    Column("claims", Integer, nullable=False, server_default=text("0")),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column("lookups", Integer, nullable=False, server_default=text("0")),
-    # A lookup that had to wait for the merchant's budget has its slot in the queue: the next one is made at
-    # once.
-    Column("slot_reserved", Boolean, nullable=False, server_default=text("false")),
+    _needed("require_capture", Boolean, "false"),
+    # Claims since a holder's last write (a crash loop), failures since a move, lookups since a wake-up.
+    *(_needed(name, Integer, "0") for name in ("claims", "attempts", "lookups")),
+    # A lookup that had to wait for the merchant's budget has its slot: the next one is made at once.
+    _needed("slot_reserved", Boolean, "false"),
     # Seconds from the offer to the deadline where a reopening named them; else the intent says.
     Column("expires_in", Double),
     # Uses of this order number at the gateway: one id serves about four orders (D7, D8).
-    Column("session_count", Integer, nullable=False, server_default=text("0")),
-    Column("audit_sequence", Integer, nullable=False),
-    Column("audit_head", LargeBinary, nullable=False),
-    Column("event_sequence", Integer, nullable=False, server_default=text("0")),
+    _needed("session_count", Integer, "0"),
+    _needed("audit_sequence", Integer),
+    _needed("audit_head", LargeBinary),
+    _needed("event_sequence", Integer, "0"),
     # Codes, and the facts that their sentences are made of (`domain.sentences`); since when the code stands.
     Column("last_error", Text),
     Column("last_error_details", JSONB),
     Column("attention", Text),
     Column("attention_details", JSONB),
     _time("attention_since"),
-    Column("correlation_id", Text, nullable=False),
+    _needed("correlation_id", Text),
     _time("created_at", now=True),
     _time("updated_at", now=True),
-    CheckConstraint(f"state IN ({_listed(State)})", name="state"),
+    CheckConstraint(f"state IN ({quoted(State)})", name="state"),
     CheckConstraint(
         "amount > 0 AND reserved >= 0 AND captured >= 0 AND refunded >= 0 AND charged_back >= 0", name="money"
     ),
@@ -181,73 +175,66 @@ checkouts = Table(
         "due_at IS NOT NULL OR state IN ('completed', 'failed', 'expired', 'cancelled')", name="due"
     ),
     # The due times, merchant by merchant: for sweeps, and for workers that claim what has waited longest.
-    Index("ix_checkouts_due", "merchant_id", "due_at", postgresql_where=text("due_at IS NOT NULL")),
+    _index("ix_checkouts_due", "merchant_id", "due_at", where="due_at IS NOT NULL"),
     # An order number belongs to one live checkout of a merchant; also the lookup by order number.
-    Index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, postgresql_where=text(IS_LIVE)),
+    _index("uq_checkouts_live_order", "merchant_id", "order_ref", unique=True, where=IS_LIVE),
     # Closed ones by order number: replays of old requests, and support asking.
-    Index("ix_checkouts_closed_order", "merchant_id", "order_ref", postgresql_where=text(f"NOT ({IS_LIVE})")),
-    # Listings, page by page from the youngest on; without it a small merchant's would read every merchant's
-    # checkouts.
-    Index("ix_checkouts_listing", "merchant_id", "id", postgresql_where=text(IS_LISTED)),
+    _index("ix_checkouts_closed_order", "merchant_id", "order_ref", where=f"NOT ({IS_LIVE})"),
+    # Listings, from the youngest on; without it a small merchant's would read every merchant's checkouts.
+    _index("ix_checkouts_listing", "merchant_id", "id", where=IS_LISTED),
     # Listings of what is still under way, which among millions of ended ones is rare.
-    Index("ix_checkouts_open", "merchant_id", "id", postgresql_where=text(IS_OPEN)),
+    _index("ix_checkouts_open", "merchant_id", "id", where=IS_OPEN),
     # Payments of unknown orders that no lookup has confirmed: they are counted before another is added.
-    Index("ix_checkouts_unconfirmed", "merchant_id", "created_at", postgresql_where=text(IS_UNCONFIRMED)),
+    _index("ix_checkouts_unconfirmed", "merchant_id", "created_at", where=IS_UNCONFIRMED),
     # What needs a decision.
-    Index("ix_checkouts_attention", "id", postgresql_where=text("attention IS NOT NULL")),
+    _index("ix_checkouts_attention", "id", where="attention IS NOT NULL"),
     postgresql_with={"fillfactor": 70},
 )
 
-intents = Table(
-    "intents", metadata,
+intents = _table(
+    "intents",
     _id("checkout_id", primary_key=True),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("body", LargeBinary, nullable=False),
-    # The key of all personal data of this checkout, wrapped by SECRET_KEYS; destroying it erases the
-    # customer.
+    _needed("fingerprint", LargeBinary),
+    _needed("body", LargeBinary),
+    # The key of all personal data, wrapped by SECRET_KEYS; destroying it erases the customer.
     Column("data_key", LargeBinary),
     _time("erased_at"),
     Column("email_tag", LargeBinary),  # see `store.email_search`
-    Index("ix_intents_email_tag", "email_tag", "checkout_id", postgresql_where=text("email_tag IS NOT NULL")),
-)  # fmt: skip
+    _index("ix_intents_email_tag", "email_tag", "checkout_id", where="email_tag IS NOT NULL"),
+)
 
-sessions = Table(
-    "sessions", metadata,
+sessions = _table(
+    "sessions",
     _id("checkout_id", primary_key=True),
     Column("token", LargeBinary),
     _time("token_expires_at"),
     Column("session_id", Text),
     Column("methods", JSONB),
     # It has the order as it was before a change.
-    Column("outdated", Boolean, nullable=False, server_default=text("false")),
-)  # fmt: skip
+    _needed("outdated", Boolean, "false"),
+)
 
-payments = Table(
+payments = _table(
     "payments",
-    metadata,
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    _merchant(primary_key=True),
     Column("transaction_id", Text, primary_key=True),
     Column("checkout_id", Uuid),
     Column("payment_id", Text),
-    Column("order_ref", Text, nullable=False),
-    Column("role", Text, nullable=False),
+    _needed("order_ref", Text),
+    _needed("role", Text),
     # How the payment was matched with the checkout: bound (the checkout's own id came back), order_ref, none.
-    Column("binding", Text, nullable=False),
-    Column("status", Text, nullable=False),
-    Column("meaning", Text, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("reserved", BigInteger, nullable=False),
-    Column("captured", BigInteger, nullable=False),
-    Column("refunded", BigInteger, nullable=False),
-    Column("charged_back", BigInteger, nullable=False, server_default=text("0")),
-    # What the gateway added for the way of payment (SurchargeAmount): a part of the amounts above, or beside
-    # them.
-    Column("surcharge", BigInteger, nullable=False, server_default=text("0")),
+    _needed("binding", Text),
+    _needed("status", Text),
+    _needed("meaning", Text),
+    _needed("currency", Text),
+    *(_needed(name, BigInteger) for name in ("reserved", "captured", "refunded")),
+    _needed("charged_back", BigInteger, "0"),
+    # What the gateway added for the way of payment (SurchargeAmount): part of the amounts, or beside them.
+    _needed("surcharge", BigInteger, "0"),
     # What persons decided on this transaction, each as word=decision@basis (see `decisions`).
     Column("decided", Text),
-    Column("flags", JSONB, nullable=False, server_default=text("'[]'")),
-    # What the gateway wrote for amounts that cannot be read, by their names, and for a currency that is not
-    # known. Null: all are read.
+    _needed("flags", JSONB, "'[]'"),
+    # What the gateway wrote for amounts, by name, and a currency that cannot be read. Null: all are read.
     Column("raw_amounts", JSONB),
     _time("first_seen_at", now=True),
     _time("updated_at", now=True),
@@ -255,38 +242,29 @@ payments = Table(
     Index("ix_payments_checkout_id", "checkout_id"),
     # Listings: all of a merchant's, and those that cannot be read.
     Index("ix_payments_merchant", "merchant_id", "first_seen_at", "transaction_id"),
-    Index(
-        "ix_payments_unknown",
-        "merchant_id",
-        "first_seen_at",
-        "transaction_id",
-        postgresql_where=text("role = 'unknown'"),
-    ),
-    Index("ix_payments_surplus", "merchant_id", "first_seen_at", postgresql_where=text("role = 'surplus'")),
+    _index("ix_payments_unknown", "merchant_id", "first_seen_at", "transaction_id", where="role = 'unknown'"),
+    _index("ix_payments_surplus", "merchant_id", "first_seen_at", where="role = 'surplus'"),
 )
 
-money_operations = Table(
+money_operations = _table(
     "money_operations",
-    metadata,
     _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("transaction_id", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("currency", Text, nullable=False),
-    Column("state", Text, nullable=False),
+    _merchant(nullable=False),
+    _needed("checkout_id", Uuid),
+    _needed("transaction_id", Text),
+    _needed("kind", Text),
+    _needed("amount", BigInteger),
+    _needed("currency", Text),
+    _needed("state", Text),
     Column("reconciliation_identifier", Text, nullable=False, unique=True),
-    # Why: a merchant asked; the capture that a checkout's intent asked for; money that policy or a person
-    # returns.
-    Column("cause", Text, nullable=False),
+    # Why: a merchant asked; the intent asked for its capture; policy or a person returns money.
+    _needed("cause", Text),
     Column("command_id", Uuid),
-    Column("actor", Text, nullable=False),
+    _needed("actor", Text),
     Column("reason", Text),
-    # What the gateway had captured (for a refund: refunded) of this transaction at the last lookup before
-    # sending.
+    # What the gateway had captured (for a refund: refunded) of this transaction before it was sent.
     Column("total_before", BigInteger),
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _needed("attempts", Integer, "0"),
     Column("last_error", Text),
     Column("last_error_details", JSONB),
     # Under our key, over what would be sent (checkouts.row_macs).
@@ -300,26 +278,25 @@ money_operations = Table(
     CheckConstraint("cause IN ('asked', 'automatic', 'returned')", name="cause"),
     Index("ix_money_operations_checkout_id", "checkout_id"),
     # One open operation for a transaction.
-    Index(
+    _index(
         "uq_money_operations_open",
         "merchant_id",
         "transaction_id",
         unique=True,
-        postgresql_where=text("state IN ('requested', 'submitted', 'unknown')"),
+        where="state IN ('requested', 'submitted', 'unknown')",
     ),
 )
 
-commands = Table(
+commands = _table(
     "commands",
-    metadata,
     _id(primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("actor", Text, nullable=False),
+    _merchant(nullable=False),
+    _needed("checkout_id", Uuid),
+    _needed("kind", Text),
+    _needed("actor", Text),
     Column("reason", Text),
     Column("expected_version", Integer),
-    Column("arguments", JSONB, nullable=False, server_default=text("'{}'")),
+    _needed("arguments", JSONB, "'{}'"),
     # A request with the same key again is the same command; with other content it is refused.
     Column("idempotency_key", Text),
     Column("fingerprint", LargeBinary),
@@ -333,152 +310,147 @@ commands = Table(
         "kind IN ('cancel', 'reopen', 'capture', 'refund', 'release', 'retry', 'reconcile', 'resolve', 'change')",
         name="kind",
     ),
-    Index("ix_commands_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    _index("ix_commands_open", "checkout_id", where="handled_at IS NULL"),
     Index("ix_commands_checkout_id", "checkout_id", "requested_at"),
-    Index(
-        "uq_commands_key",
-        "merchant_id",
-        "idempotency_key",
-        unique=True,
-        postgresql_where=text("idempotency_key IS NOT NULL"),
+    _index(
+        "uq_commands_key", "merchant_id", "idempotency_key", unique=True, where="idempotency_key IS NOT NULL"
     ),
 )
 
-callbacks = Table(
-    "callbacks", metadata,
+callbacks = _table(
+    "callbacks",
     _id(primary_key=True),
     Column("merchant_id", Integer),
     Column("checkout_id", Uuid),
-    Column("kind", Text, nullable=False),
-    Column("grade", Text, nullable=False),
+    _needed("kind", Text),
+    _needed("grade", Text),
     # Whether the sender's address is one of the gateway's: inside, outside, unchecked.
-    Column("network", Text, nullable=False, server_default=text("'unchecked'")),
-    # Content type, white-listed headers and address of the sender, and the raw body as it came: encrypted
-    # under the checkout's data key.
+    _needed("network", Text, "'unchecked'"),
+    # Content type, white-listed headers and address of the sender, and the raw body, under the data key.
     Column("sender", LargeBinary),
-    Column("body", LargeBinary, nullable=False),
+    _needed("body", LargeBinary),
     # SHA-256 of kind and raw body: what counts as the same callback.
-    Column("digest", LargeBinary, nullable=False),
-    Column("times", Integer, nullable=False, server_default=text("1")),
+    _needed("digest", LargeBinary),
+    _needed("times", Integer, "1"),
     _time("received_at", now=True),
     _time("repeated_at"),
     _time("handled_at"),
     UniqueConstraint("checkout_id", "kind", "digest"),
-    Index("ix_callbacks_open", "checkout_id", postgresql_where=text("handled_at IS NULL")),
+    _index("ix_callbacks_open", "checkout_id", where="handled_at IS NULL"),
     CheckConstraint("kind IN ('success', 'failure', 'notification', 'redirect')", name="kind"),
-)  # fmt: skip
+)
 
-# In partitions by month of the checkout id, which is its time; migrations and `orchestrator archive` make
-# them ahead.
-audit_entries = Table(
-    "audit_entries", metadata,
+# In partitions by month of the checkout id; migrations and `orchestrator archive` make them ahead.
+audit_entries = _table(
+    "audit_entries",
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
-    Column("at", DateTime(timezone=True), nullable=False),
-    Column("action", Text, nullable=False),
+    _time("at", nullable=False),
+    _needed("action", Text),
     # The canonical text, over which the chain is; the columns above only help to find it.
-    Column("entry", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    _needed("entry", Text),
+    _needed("key_id", Text),
+    _needed("mac", LargeBinary),
     Index("ix_audit_entries_at", "at", postgresql_using="brin"),
     postgresql_partition_by="RANGE (checkout_id)",
-)  # fmt: skip
+)
 
-archives = Table(
-    "archives", metadata,
+archives = _table(
+    "archives",
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("at", DateTime(timezone=True), nullable=False),
+    _time("at", nullable=False),
     # Its name, wherever it is kept.
-    Column("file", Text, nullable=False),
-    # The last line of the file: counts and digests, and over it a MAC that follows the MAC of the previous
-    # archive.
-    Column("manifest", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
-)  # fmt: skip
+    _needed("file", Text),
+    # The last line of the file: counts and digests, and a MAC that follows the previous archive's.
+    _needed("manifest", Text),
+    _needed("key_id", Text),
+    _needed("mac", LargeBinary),
+)
 
 # Up to where the chain of a checkout stands in an archive: an entry may leave only below such a head.
-archived_heads = Table(
-    "archived_heads", metadata,
+archived_heads = _table(
+    "archived_heads",
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True, autoincrement=False),
-    Column("archive", BigInteger, ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"), nullable=False),
-    Column("state", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
+    Column(
+        "archive",
+        BigInteger,
+        ForeignKey("archives.sequence", deferrable=True, initially="DEFERRED"),
+        nullable=False,
+    ),
+    _needed("state", Text),
+    _needed("mac", LargeBinary),
     Index("ix_archived_heads_archive", "archive", "checkout_id"),
-)  # fmt: skip
+)
 
-audit_seals = Table(
-    "audit_seals", metadata,
+audit_seals = _table(
+    "audit_seals",
     Column("sequence", BigInteger, primary_key=True),
-    Column("at", DateTime(timezone=True), nullable=False),
+    _time("at", nullable=False),
     # The heads of all chains that grew since the previous seal, one line each: checkout, sequence, mac.
-    Column("heads", Text, nullable=False),
-    Column("key_id", Text, nullable=False),
-    Column("mac", LargeBinary, nullable=False),
-)  # fmt: skip
+    _needed("heads", Text),
+    _needed("key_id", Text),
+    _needed("mac", LargeBinary),
+)
 
-events = Table(
-    "events", metadata,
+events = _table(
+    "events",
     _id("checkout_id", primary_key=True),
     Column("sequence", Integer, primary_key=True),
-    Column("merchant_id", Integer, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("payload", JSONB, nullable=False),
-    Column("correlation_id", Text, nullable=False),
+    _needed("merchant_id", Integer),
+    _needed("kind", Text),
+    _needed("payload", JSONB),
+    _needed("correlation_id", Text),
     _time("created_at", now=True),
-    # The place in the merchant's feed, contiguous from 1, given after the commit by one sequencer, so that a
-    # cursor never skips.
+    # The place in the merchant's feed, from 1, given after the commit by one sequencer: no cursor skips.
     Column("position", BigInteger),
-    Index("ix_events_unplaced", "created_at", postgresql_where=text("position IS NULL")),
-    Index("uq_events_feed", "merchant_id", "position", unique=True, postgresql_where=text("position IS NOT NULL")),
-)  # fmt: skip
+    _index("ix_events_unplaced", "created_at", where="position IS NULL"),
+    _index("uq_events_feed", "merchant_id", "position", unique=True, where="position IS NOT NULL"),
+)
 
 # The range of a merchant's feed: the last position that was given, and the last one that is no longer kept.
-event_feeds = Table(
-    "event_feeds", metadata,
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True, autoincrement=False),
-    Column("last_position", BigInteger, nullable=False),
-    Column("kept_after", BigInteger, nullable=False, server_default=text("0")),
+event_feeds = _table(
+    "event_feeds",
+    _merchant(primary_key=True, autoincrement=False),
+    _needed("last_position", BigInteger),
+    _needed("kept_after", BigInteger, "0"),
     postgresql_with={"fillfactor": 50},
-)  # fmt: skip
+)
 
-# The queue of a merchant's lookups: until when its places are taken, and up to when lookups were made (see
-# processing.lookup_budget).
-lookup_budgets = Table(
+# A merchant's lookups: until when places are taken, and lookups were made (processing.lookup_budget).
+lookup_budgets = _table(
     "lookup_budgets",
-    metadata,
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), primary_key=True),
+    _merchant(primary_key=True),
     *(_time(name, now=True) for name in ("taken_until", "charged_at", "made_until")),
 )
 
-idempotency_keys = Table(
-    "idempotency_keys", metadata,
+idempotency_keys = _table(
+    "idempotency_keys",
     Column("merchant_id", Integer, primary_key=True),
     Column("key", Text, primary_key=True),
-    Column("fingerprint", LargeBinary, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
+    _needed("fingerprint", LargeBinary),
+    _needed("checkout_id", Uuid),
     _time("created_at", now=True),
     # The keys of a checkout that is erased, or was not created.
     Index("ix_idempotency_keys_checkout_id", "checkout_id"),
-)  # fmt: skip
+)
 
 # Refused intents of the queue `intents`; without a merchant where the token proves none.
-rejected_intents = Table(
-    "rejected_intents", metadata,
+rejected_intents = _table(
+    "rejected_intents",
     _id(primary_key=True),
     Column("merchant_id", Integer),
     # A tag of message id, place in the message and content: a message that is delivered again adds no row.
     Column("digest", LargeBinary, nullable=False, unique=True),
-    Column("message_id", Text, nullable=False),
+    _needed("message_id", Text),
     Column("order_ref", Text),
     # Of a whole message the order numbers of its intents, so that an erasure reaches it.
     Column("order_refs", ARRAY(Text)),
-    Column("code", Text, nullable=False),
+    _needed("code", Text),
     # A list of {field, message}; a message contains no value of a customer.
-    Column("errors", JSONB, nullable=False),
+    _needed("errors", JSONB),
     # What was sent, encrypted under the data key.
-    Column("body", LargeBinary, nullable=False),
+    _needed("body", LargeBinary),
     Column("data_key", LargeBinary),
     _time("created_at", now=True),
     Index("ix_rejected_intents_merchant_id", "merchant_id", "id"),
@@ -486,12 +458,3 @@ rejected_intents = Table(
     Index("ix_rejected_intents_order_refs", "order_refs", postgresql_using="gin"),
     Index("ix_rejected_intents_created_at", "created_at"),
 )  # fmt: skip
-
-clock_skew = Table(
-    "clock_skew",
-    metadata,
-    # One row. Production leaves it at zero; tests push it forward to live through days in seconds.
-    Column("id", Boolean, primary_key=True, server_default=text("true")),
-    Column("seconds", BigInteger, nullable=False, server_default=text("0")),
-    CheckConstraint("id", name="single"),
-)

@@ -12,36 +12,32 @@ from sqlalchemy import (
     ARRAY,
     CheckConstraint,
     Column,
-    ForeignKey,
     Index,
     Integer,
     LargeBinary,
     PrimaryKeyConstraint,
-    Table,
     Text,
     Uuid,
-    text,
 )
 
-from orchestrator.store.tables.core import _time, metadata
+from orchestrator.store.tables.core import _index, _merchant, _needed, _table, _time
 
-webhook_endpoints = Table(
+webhook_endpoints = _table(
     "webhook_endpoints",
-    metadata,
     Column("id", Uuid, primary_key=True),
-    Column("merchant_id", Integer, ForeignKey("merchants.id"), nullable=False),
-    Column("kind", Text, nullable=False, server_default=text("'webhook'")),
+    _merchant(nullable=False),
+    _needed("kind", Text, "'webhook'"),
     # Of a Celery task the broker's URL without a login; empty: our own broker.
-    Column("url", Text, nullable=False),
+    _needed("url", Text),
     Column("task", Text),
     Column("queue", Text),
-    Column("description", Text, nullable=False, server_default=text("''")),
+    _needed("description", Text, "''"),
     # The types that it wants; null: all.
     Column("kinds", ARRAY(Text)),
-    Column("content", Text, nullable=False, server_default=text("'thin'")),
+    _needed("content", Text, "'thin'"),
     # The key that signs; of a Celery task the broker's URL with its login. Encrypted, and bound to id,
     # merchant and target: with another target it does not open, and nothing is sent there.
-    Column("secret", LargeBinary, nullable=False),
+    _needed("secret", LargeBinary),
     Column("previous_secret", LargeBinary),
     _time("previous_until"),
     _time("paused_at"),
@@ -49,13 +45,11 @@ webhook_endpoints = Table(
     # The first failure since the last delivery, and the last delivery (to ten seconds).
     _time("failing_since"),
     _time("delivered_at"),
-    # When it was last resumed, enabled with its merchant or given another target: failures before it do not
-    # count when an event is given up.
+    # When it was last resumed, enabled with its merchant or retargeted: failures before it do not count.
     _time("resumed_at"),
-    # While its circuit is open nothing is sent before this time, and then one probe; the number of openings
-    # in a row.
+    # While its circuit is open nothing is sent before this time, and then one probe; openings in a row.
     _time("open_until"),
-    Column("opened", Integer, nullable=False, server_default=text("0")),
+    _needed("opened", Integer, "0"),
     _time("created_at", now=True),
     _time("deleted_at"),
     CheckConstraint("kind IN ('webhook', 'celery')", name="kind"),
@@ -68,47 +62,45 @@ webhook_endpoints = Table(
     Index("ix_webhook_endpoints_merchant_id", "merchant_id", "id"),
 )
 
-delivery_streams = Table(
+delivery_streams = _table(
     "delivery_streams",
-    metadata,
-    Column("endpoint_id", Uuid, nullable=False),
+    _needed("endpoint_id", Uuid),
     # Of a test event: an id of its own.
-    Column("checkout_id", Uuid, nullable=False),
-    Column("purpose", Text, nullable=False, server_default=text("'event'")),
-    Column("next_sequence", Integer, nullable=False),
-    Column("last_sequence", Integer, nullable=False),
+    _needed("checkout_id", Uuid),
+    _needed("purpose", Text, "'event'"),
+    _needed("next_sequence", Integer),
+    _needed("last_sequence", Integer),
     # The next moment at which it is to be worked on: the next try, or the end of the lease.
     _time("due_at", nullable=False),
     Column("lease", Uuid),
     # Failures of the next event, and the first of them.
-    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    _needed("attempts", Integer, "0"),
     _time("failing_since"),
     PrimaryKeyConstraint("endpoint_id", "checkout_id", "purpose"),
     CheckConstraint("purpose IN ('event', 'replay', 'test')", name="purpose"),
     Index("ix_delivery_streams_due", "endpoint_id", "due_at"),
-    Index("ix_delivery_streams_tests", "due_at", postgresql_where=text("purpose = 'test'")),
+    _index("ix_delivery_streams_tests", "due_at", where="purpose = 'test'"),
     postgresql_with={"fillfactor": 70},
 )
 
-delivery_attempts = Table(
+delivery_attempts = _table(
     "delivery_attempts",
-    metadata,
     Column("id", Uuid, primary_key=True),
-    Column("endpoint_id", Uuid, nullable=False),
-    Column("checkout_id", Uuid, nullable=False),
-    Column("sequence", Integer, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("purpose", Text, nullable=False),
-    Column("number", Integer, nullable=False),
+    _needed("endpoint_id", Uuid),
+    _needed("checkout_id", Uuid),
+    _needed("sequence", Integer),
+    _needed("kind", Text),
+    _needed("purpose", Text),
+    _needed("number", Integer),
     _time("at", now=True),
-    Column("outcome", Text, nullable=False),
+    _needed("outcome", Text),
     Column("status", Integer),
-    Column("milliseconds", Integer, nullable=False),
+    _needed("milliseconds", Integer),
     # Up to a kilobyte of the answer, under the checkout's data key.
     Column("answer", LargeBinary),
     # How the event stands after this attempt: null where it will be tried again.
     Column("result", Text),
     CheckConstraint("result IN ('delivered', 'given_up')", name="result"),
     Index("ix_delivery_attempts_endpoint_id", "endpoint_id", "id"),
-    Index("ix_delivery_attempts_given_up", "endpoint_id", "id", postgresql_where=text("result = 'given_up'")),
+    _index("ix_delivery_attempts_given_up", "endpoint_id", "id", where="result = 'given_up'"),
 )
