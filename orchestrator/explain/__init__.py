@@ -65,6 +65,18 @@ _CAUSES: Final = {
     Cause.RETURNED: "started to return the money",
 }
 
+_OPERATIONS: Final = {
+    OperationState.REQUESTED: "has not left for the gateway yet{error}",
+    OperationState.SUBMITTED: (
+        "may have left for the gateway{sent}, and its answer is not in; it is not sent twice"
+    ),
+    OperationState.UNKNOWN: (
+        "left for the gateway{sent}, and its result is unknown{error}; it is not sent again while the gateway's books may still show it"
+    ),
+    OperationState.SUCCEEDED: "was done{ended}",
+    OperationState.REJECTED: "was refused{ended}{error}",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Next:
@@ -172,14 +184,8 @@ def _opening(record: Record) -> list[str]:
         said.append(
             f"At {moment(record.cancel_requested_at)} a cancel was requested{trail.cancelled_by(record)}."
         )
-    if _circuit_open(record):
-        said.append(_unavailable(record))
-    elif record.attempts:
-        tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
-        said.append(
-            f"The present step has failed {tries}, the last time because of this: {trail.plain(sentences.or_none(record.last_error))}."
-        )
-    return said
+    tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
+    return said + _failing(record, f"The present step has failed {tries}, the last time because of this")
 
 
 def _offered(record: Record) -> list[str]:
@@ -201,13 +207,13 @@ def _offered(record: Record) -> list[str]:
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
+    return said + _failing(record, "The last lookup at the gateway failed")
+
+
+def _failing(record: Record, said: str) -> list[str]:
     if _circuit_open(record):
-        said.append(_unavailable(record))
-    elif record.attempts:
-        said.append(
-            f"The last lookup at the gateway failed: {trail.plain(sentences.or_none(record.last_error))}."
-        )
-    return said
+        return [_unavailable(record)]
+    return [f"{said}: {trail.plain(sentences.or_none(record.last_error))}."] if record.attempts else []
 
 
 def _circuit_open(record: Record) -> bool:
@@ -270,20 +276,10 @@ def _operation(record: Record, operation: Operation) -> str:
     amount = record.price(operation.amount, operation.currency)
     begun = f"A {operation.kind} of {amount} on transaction {operation.transaction_id}, {_CAUSES[operation.cause]} at {moment(operation.requested_at)},"
     error = f": {trail.plain(sentences.of(operation.last_error))}" if operation.last_error is not None else ""
-    match operation.state:
-        case OperationState.REQUESTED:
-            return f"{begun} has not left for the gateway yet{error}."
-        case OperationState.SUBMITTED:
-            return f"{begun} may have left for the gateway{_at(operation.submitted_at)}, and its answer is not in; it is not sent twice."
-        case OperationState.UNKNOWN:
-            return (
-                f"{begun} left for the gateway{_at(operation.submitted_at)}, and its result is unknown{error}; it is not sent again "
-                "while the gateway's books may still show it."
-            )
-        case OperationState.SUCCEEDED:
-            return f"{begun} was done{_at(operation.settled_at)}."
-        case _:
-            return f"{begun} was refused{_at(operation.settled_at)}{error}."
+    stands = _OPERATIONS[operation.state].format(
+        sent=_at(operation.submitted_at), ended=_at(operation.settled_at), error=error
+    )
+    return f"{begun} {stands}."
 
 
 def _at(when: datetime | None) -> str:

@@ -60,7 +60,6 @@ def plain(reason: object) -> str:
 
 
 def who(actor: str) -> str:
-    """Name an actor of the trail."""
     kind, _, name = actor.partition(":")
     match kind:
         case "client":
@@ -102,68 +101,73 @@ def _archived(record: Record) -> list[str]:
     ]
 
 
-def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact
+def _moved(record: Record, entry: Entry) -> str:
     """Return the evidence of one move as a sentence."""
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
         if audit.from_unmatched_payment(evidence):
             return f"At {at} a callback reported a payment for an order number without an intent."
         return f"At {at} {who(entry.actor)} created it."
+    if entry.trigger == Trigger.ORDER_CHANGED:
+        return _ordered(record, entry)
     showed = transactions(record, evidence)
-    asked = f"At {at} a worker looked it up at the gateway"
-    match entry.trigger:
-        case Trigger.AUTHENTICATED:
-            return f"At {at} the gateway accepted our login and issued a token for it."
-        case Trigger.SESSION_OPENED:
-            return f"At {at} the gateway opened a payment session{_named(evidence.get('session'))}."
-        case Trigger.METHODS_LISTED:
-            return f"At {at} the gateway listed {_count(evidence.get('methods'), 'payment method')}."
-        case Trigger.OFFERED:
-            return f"At {at} the session was handed to the shop; from then on the shopper could pay."
-        case Trigger.CALLBACK_ARRIVED:
-            return "A callback is only a hint: the gateway's own books decide."
-        case Trigger.PAYMENT_FOUND:
-            return f"{asked}, and its own answer showed {showed or 'money held for this order'}."
-        case Trigger.PAYMENT_DECLINED:
-            return (
-                f"{asked}, and its own answer showed only attempts that ended without money{_listed(showed)}."
-            )
-        case Trigger.PAYMENT_OPEN:
-            return f"{asked}, and its own answer showed a payment that is not decided yet{_listed(showed)}."
-        case Trigger.NOTHING_FOUND:
-            return f"{asked}, and its own answer showed no attempt to pay this order."
-        case Trigger.ORDER_CHANGED:
-            return _ordered(record, entry)
-        case Trigger.SESSION_LOST if evidence.get("reason"):
-            return (
-                f"At {at} the gateway did not change the session to the changed order{_why(evidence)}; another session is opened "
-                "for it."
-            )
-        case Trigger.SESSION_LOST:
-            return f"At {at} the gateway no longer knew the session{_named(evidence.get('session'))}, under a fresh token."
-        case Trigger.DEADLINE_PASSED:
-            return f"The deadline had passed; at {at} a last lookup showed nothing paid, pending or open{_listed(showed)}."
-        case Trigger.CANCELLED if evidence.get("by") == "command":
-            return f"At {at} it was cancelled at once, because it had never been offered to a shopper{_by(record)}."
-        case Trigger.CANCELLED:
-            return f"After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{_listed(showed)}{_by(record)}."
-        case Trigger.REFUSED if evidence.get("methods") == 0:
-            return f"At {at} the gateway offered no payment method for this order."
-        case Trigger.REFUSED:
-            return f"At {at} the gateway refused {_call(evidence)} for good{_why(evidence)}."
-        case Trigger.ATTEMPTS_EXHAUSTED if (
-            sessions := evidence.get("sessionCount", evidence.get("openings"))
-        ) is not None:
-            # `openings`: entries of versions before migration 0011.
-            return f"At {at} {_count(sessions, 'session')} had been opened for this order number, the most that the gateway takes."
-        case Trigger.ATTEMPTS_EXHAUSTED:
-            return (
-                f"Until the deadline {_call(evidence)} kept failing, the last time at {at}{_why(evidence)}."
-            )
-        case Trigger.REOPENED:
-            return f"At {at} {who(entry.actor)} had it reopened for another try{_listed(showed)}."
-        case _:
-            return f"At {at} a fact moved it that this explanation has no words for: see the audit trail."
+    said = _FACTS.get(entry.trigger or "", _UNKNOWN)
+    return (said if isinstance(said, str) else said(evidence)).format(
+        at=at,
+        who=who(entry.actor),
+        answer=f"At {at} a worker looked it up at the gateway, and its own answer showed",
+        money=showed or "money held for this order",
+        listed=_listed(showed),
+        session=_named(evidence.get("session")),
+        methods=_count(evidence.get("methods"), "payment method"),
+        sessions=_count(_sessions(evidence), "session"),
+        by=_by(record),
+        call=_call(evidence),
+        why=_why(evidence),
+    )
+
+
+def _sessions(evidence: dict[str, Any]) -> object:
+    # `openings`: entries of versions before migration 0011.
+    return evidence.get("sessionCount", evidence.get("openings"))
+
+
+_UNKNOWN: Final = "At {at} a fact moved it that this explanation has no words for: see the audit trail."
+_FACTS: Final[dict[str, str | Callable[[dict[str, Any]], str]]] = {
+    Trigger.AUTHENTICATED: "At {at} the gateway accepted our login and issued a token for it.",
+    Trigger.SESSION_OPENED: "At {at} the gateway opened a payment session{session}.",
+    Trigger.METHODS_LISTED: "At {at} the gateway listed {methods}.",
+    Trigger.OFFERED: "At {at} the session was handed to the shop; from then on the shopper could pay.",
+    Trigger.CALLBACK_ARRIVED: "A callback is only a hint: the gateway's own books decide.",
+    Trigger.PAYMENT_FOUND: "{answer} {money}.",
+    Trigger.PAYMENT_DECLINED: "{answer} only attempts that ended without money{listed}.",
+    Trigger.PAYMENT_OPEN: "{answer} a payment that is not decided yet{listed}.",
+    Trigger.NOTHING_FOUND: "{answer} no attempt to pay this order.",
+    Trigger.SESSION_LOST: lambda evidence: (
+        "At {at} the gateway did not change the session to the changed order{why}; another session is opened for it."
+        if evidence.get("reason")
+        else "At {at} the gateway no longer knew the session{session}, under a fresh token."
+    ),
+    Trigger.DEADLINE_PASSED: (
+        "The deadline had passed; at {at} a last lookup showed nothing paid, pending or open{listed}."
+    ),
+    Trigger.CANCELLED: lambda evidence: (
+        "At {at} it was cancelled at once, because it had never been offered to a shopper{by}."
+        if evidence.get("by") == "command"
+        else "After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{listed}{by}."
+    ),
+    Trigger.REFUSED: lambda evidence: (
+        "At {at} the gateway offered no payment method for this order."
+        if evidence.get("methods") == 0
+        else "At {at} the gateway refused {call} for good{why}."
+    ),
+    Trigger.ATTEMPTS_EXHAUSTED: lambda evidence: (
+        "Until the deadline {call} kept failing, the last time at {at}{why}."
+        if _sessions(evidence) is None
+        else "At {at} {sessions} had been opened for this order number, the most that the gateway takes."
+    ),
+    Trigger.REOPENED: "At {at} {who} had it reopened for another try{listed}.",
+}
 
 
 _AMOUNTS: Final = (
@@ -186,7 +190,7 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         currency = currencies.get(number, record.currency)
         raw = transaction.get("raw")
         amounts = [
-            f"{_amount(int(transaction.get(key) or 0), currency, name, raw)} {name.replace('_', ' ')}"
+            f"{money.as_stored(int(transaction.get(key) or 0), currency, name, raw, grouped=True)} {name.replace('_', ' ')}"
             for key, name in _AMOUNTS
             if transaction.get(key) or (raw and name in raw)
         ]
@@ -198,13 +202,6 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         )
         said.append(f"transaction {number} as {_quoted(transaction.get('status'))} with {held}, {bound}")
     return "; ".join(said)
-
-
-def _amount(minor: int, currency: str, name: str, raw: Any) -> str:
-    """Write an amount of a transaction; one that could not be read as the gateway wrote it."""
-    if raw and name in raw:
-        return money.as_stored(minor, currency, name, raw)
-    return money.spelled(minor, currency, grouped=True)
 
 
 def _callbacks(entry: Entry) -> list[str]:
@@ -220,22 +217,18 @@ def _callbacks(entry: Entry) -> list[str]:
 
 def _since(record: Record, entry: Entry) -> str:
     """Return a sentence about an entry that moved nothing; nothing where it adds nothing for a person."""
-    find = _SINCE.get(entry.action)
-    return find(record, entry) if find else ""
-
-
-def _matched(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} handed the order over, after its payment: the payment is the order's."
+    said = _SINCE.get(entry.action, "")
+    return (
+        said.format(at=moment(entry.at), who=who(entry.actor))
+        if isinstance(said, str)
+        else said(record, entry)
+    )
 
 
 def _ordered(record: Record, entry: Entry) -> str:
     about = entry.evidence
     prices = [record.price(int(about.get(name) or 0), record.currency) for name in ("amountBefore", "amount")]
     return f"At {moment(entry.at)} {who(entry.actor)} changed the order, from {prices[0]} to {prices[1]}."
-
-
-def _carried(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} the session at the gateway was changed to the order as it is."
 
 
 def cancelled_by(record: Record) -> str:
@@ -262,13 +255,12 @@ def _failed(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} {_call(entry.evidence)} failed{_why(entry.evidence)}."
 
 
-def _cancel(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} requested its cancellation."
+def _kind(entry: Entry) -> str:
+    return str(entry.evidence.get("kind") or "command").replace("_", " ")
 
 
 def _refused(_: Record, entry: Entry) -> str:
-    kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
-    return f"At {moment(entry.at)} a {kind} by {who(entry.actor)} was refused: {plain(entry.evidence.get('refusal'))}."
+    return f"At {moment(entry.at)} a {_kind(entry)} by {who(entry.actor)} was refused: {plain(entry.evidence.get('refusal'))}."
 
 
 def _seen(record: Record, entry: Entry) -> str:
@@ -281,12 +273,7 @@ def _read(_: Record, entry: Entry) -> str:
 
 
 def _taken(_: Record, entry: Entry) -> str:
-    kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
-    return f"At {moment(entry.at)} a worker executed a {kind} that {who(entry.actor)} had requested."
-
-
-def _raised(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} it was noted that a decision is needed."
+    return f"At {moment(entry.at)} a worker executed a {_kind(entry)} that {who(entry.actor)} had requested."
 
 
 def _cleared(_: Record, entry: Entry) -> str:
@@ -294,14 +281,6 @@ def _cleared(_: Record, entry: Entry) -> str:
     if decision in set(Decision):
         return f"At {moment(entry.at)} {who(entry.actor)} decided: {decision}."
     return f"At {moment(entry.at)} {who(entry.actor)} cleared the attention."
-
-
-def _settled(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} the watch ended, with nothing left that could change by itself."
-
-
-def _erased(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} erased the personal data."
 
 
 def _asked(_: Record, entry: Entry) -> str:
@@ -323,21 +302,21 @@ def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str
 
 
 # Cancelled or submitted operations are described by the operation itself, for as long as they are so.
-_SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
-    "intent:matched": _matched,
+_SINCE: Final[dict[str, str | Callable[[Record, Entry], str]]] = {
+    "intent:matched": "At {at} {who} handed the order over, after its payment: the payment is the order's.",
     "order:changed": _ordered,
-    "session:changed": _carried,
+    "session:changed": "At {at} the session at the gateway was changed to the order as it is.",
     "gateway:failed": _failed,
     "gateway:asked": _asked,
-    "cancel:requested": _cancel,
+    "cancel:requested": "At {at} {who} requested its cancellation.",
     "command:refused": _refused,
     "command:taken": _taken,
     "callback:read": _read,
     "payment:seen": _seen,
-    "attention:raised": _raised,
+    "attention:raised": "At {at} it was noted that a decision is needed.",
     "attention:cleared": _cleared,
-    "watch:ended": _settled,
-    "checkout:erased": _erased,
+    "watch:ended": "At {at} the watch ended, with nothing left that could change by itself.",
+    "checkout:erased": "At {at} {who} erased the personal data.",
     "money:succeeded": _operation("was done at the gateway"),
     "money:rejected": _operation("was refused by the gateway", why=True),
     "money:unknown": _operation("may have left for the gateway, and what came of it was not known", why=True),
