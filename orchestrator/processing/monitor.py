@@ -11,7 +11,7 @@ from orchestrator.audit import Action
 from orchestrator.domain import decisions, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
-from orchestrator.domain.states import CLOSED, Moved, State, Trigger, decide
+from orchestrator.domain.states import CLOSED, State
 from orchestrator.processing import callbacks, commands, complete
 from orchestrator.store.checkouts import KEEP
 
@@ -29,7 +29,7 @@ async def watch(step: Step) -> None:
     if verdict is None:
         return
     paid = verdict.finding is LookupOutcome.PAID
-    if paid and isinstance(decide(held.state, Trigger.PAYMENT_FOUND), Moved):
+    if paid and held.state is not State.COMPLETED:
         await complete.complete(step, verdict)
         return
     if step.answering is not None and step.answering.kind == "reopen":
