@@ -65,18 +65,6 @@ _CAUSES: Final = {
     Cause.RETURNED: "started to return the money",
 }
 
-_OPERATIONS: Final = {
-    OperationState.REQUESTED: "has not left for the gateway yet{error}",
-    OperationState.SUBMITTED: (
-        "may have left for the gateway{sent}, and its answer is not in; it is not sent twice"
-    ),
-    OperationState.UNKNOWN: (
-        "left for the gateway{sent}, and its result is unknown{error}; it is not sent again while the gateway's books may still show it"
-    ),
-    OperationState.SUCCEEDED: "was done{ended}",
-    OperationState.REJECTED: "was refused{ended}{error}",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Next:
@@ -276,10 +264,20 @@ def _operation(record: Record, operation: Operation) -> str:
     amount = record.price(operation.amount, operation.currency)
     begun = f"A {operation.kind} of {amount} on transaction {operation.transaction_id}, {_CAUSES[operation.cause]} at {moment(operation.requested_at)},"
     error = f": {trail.plain(sentences.of(operation.last_error))}" if operation.last_error is not None else ""
-    stands = _OPERATIONS[operation.state].format(
-        sent=_at(operation.submitted_at), ended=_at(operation.settled_at), error=error
-    )
-    return f"{begun} {stands}."
+    match operation.state:
+        case OperationState.REQUESTED:
+            return f"{begun} has not left for the gateway yet{error}."
+        case OperationState.SUBMITTED:
+            return f"{begun} may have left for the gateway{_at(operation.submitted_at)}, and its answer is not in; it is not sent twice."
+        case OperationState.UNKNOWN:
+            return (
+                f"{begun} left for the gateway{_at(operation.submitted_at)}, and its result is unknown{error}; it is not sent again "
+                "while the gateway's books may still show it."
+            )
+        case OperationState.SUCCEEDED:
+            return f"{begun} was done{_at(operation.settled_at)}."
+        case _:
+            return f"{begun} was refused{_at(operation.settled_at)}{error}."
 
 
 def _at(when: datetime | None) -> str:

@@ -101,73 +101,68 @@ def _archived(record: Record) -> list[str]:
     ]
 
 
-def _moved(record: Record, entry: Entry) -> str:
+def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912 - one line for each fact
     """Return the evidence of one move as a sentence."""
     evidence, at = entry.evidence, moment(entry.at)
     if entry.before is None:
         if audit.from_unmatched_payment(evidence):
             return f"At {at} a callback reported a payment for an order number without an intent."
         return f"At {at} {who(entry.actor)} created it."
-    if entry.trigger == Trigger.ORDER_CHANGED:
-        return _ordered(record, entry)
     showed = transactions(record, evidence)
-    said = _FACTS.get(entry.trigger or "", _UNKNOWN)
-    return (said if isinstance(said, str) else said(evidence)).format(
-        at=at,
-        who=who(entry.actor),
-        answer=f"At {at} a worker looked it up at the gateway, and its own answer showed",
-        money=showed or "money held for this order",
-        listed=_listed(showed),
-        session=_named(evidence.get("session")),
-        methods=_count(evidence.get("methods"), "payment method"),
-        sessions=_count(_sessions(evidence), "session"),
-        by=_by(record),
-        call=_call(evidence),
-        why=_why(evidence),
-    )
-
-
-def _sessions(evidence: dict[str, Any]) -> object:
-    # `openings`: entries of versions before migration 0011.
-    return evidence.get("sessionCount", evidence.get("openings"))
-
-
-_UNKNOWN: Final = "At {at} a fact moved it that this explanation has no words for: see the audit trail."
-_FACTS: Final[dict[str, str | Callable[[dict[str, Any]], str]]] = {
-    Trigger.AUTHENTICATED: "At {at} the gateway accepted our login and issued a token for it.",
-    Trigger.SESSION_OPENED: "At {at} the gateway opened a payment session{session}.",
-    Trigger.METHODS_LISTED: "At {at} the gateway listed {methods}.",
-    Trigger.OFFERED: "At {at} the session was handed to the shop; from then on the shopper could pay.",
-    Trigger.CALLBACK_ARRIVED: "A callback is only a hint: the gateway's own books decide.",
-    Trigger.PAYMENT_FOUND: "{answer} {money}.",
-    Trigger.PAYMENT_DECLINED: "{answer} only attempts that ended without money{listed}.",
-    Trigger.PAYMENT_OPEN: "{answer} a payment that is not decided yet{listed}.",
-    Trigger.NOTHING_FOUND: "{answer} no attempt to pay this order.",
-    Trigger.SESSION_LOST: lambda evidence: (
-        "At {at} the gateway did not change the session to the changed order{why}; another session is opened for it."
-        if evidence.get("reason")
-        else "At {at} the gateway no longer knew the session{session}, under a fresh token."
-    ),
-    Trigger.DEADLINE_PASSED: (
-        "The deadline had passed; at {at} a last lookup showed nothing paid, pending or open{listed}."
-    ),
-    Trigger.CANCELLED: lambda evidence: (
-        "At {at} it was cancelled at once, because it had never been offered to a shopper{by}."
-        if evidence.get("by") == "command"
-        else "After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{listed}{by}."
-    ),
-    Trigger.REFUSED: lambda evidence: (
-        "At {at} the gateway offered no payment method for this order."
-        if evidence.get("methods") == 0
-        else "At {at} the gateway refused {call} for good{why}."
-    ),
-    Trigger.ATTEMPTS_EXHAUSTED: lambda evidence: (
-        "Until the deadline {call} kept failing, the last time at {at}{why}."
-        if _sessions(evidence) is None
-        else "At {at} {sessions} had been opened for this order number, the most that the gateway takes."
-    ),
-    Trigger.REOPENED: "At {at} {who} had it reopened for another try{listed}.",
-}
+    asked = f"At {at} a worker looked it up at the gateway"
+    match entry.trigger:
+        case Trigger.AUTHENTICATED:
+            return f"At {at} the gateway accepted our login and issued a token for it."
+        case Trigger.SESSION_OPENED:
+            return f"At {at} the gateway opened a payment session{_named(evidence.get('session'))}."
+        case Trigger.METHODS_LISTED:
+            return f"At {at} the gateway listed {_count(evidence.get('methods'), 'payment method')}."
+        case Trigger.OFFERED:
+            return f"At {at} the session was handed to the shop; from then on the shopper could pay."
+        case Trigger.CALLBACK_ARRIVED:
+            return "A callback is only a hint: the gateway's own books decide."
+        case Trigger.PAYMENT_FOUND:
+            return f"{asked}, and its own answer showed {showed or 'money held for this order'}."
+        case Trigger.PAYMENT_DECLINED:
+            return (
+                f"{asked}, and its own answer showed only attempts that ended without money{_listed(showed)}."
+            )
+        case Trigger.PAYMENT_OPEN:
+            return f"{asked}, and its own answer showed a payment that is not decided yet{_listed(showed)}."
+        case Trigger.NOTHING_FOUND:
+            return f"{asked}, and its own answer showed no attempt to pay this order."
+        case Trigger.ORDER_CHANGED:
+            return _ordered(record, entry)
+        case Trigger.SESSION_LOST if evidence.get("reason"):
+            return (
+                f"At {at} the gateway did not change the session to the changed order{_why(evidence)}; another session is opened "
+                "for it."
+            )
+        case Trigger.SESSION_LOST:
+            return f"At {at} the gateway no longer knew the session{_named(evidence.get('session'))}, under a fresh token."
+        case Trigger.DEADLINE_PASSED:
+            return f"The deadline had passed; at {at} a last lookup showed nothing paid, pending or open{_listed(showed)}."
+        case Trigger.CANCELLED if evidence.get("by") == "command":
+            return f"At {at} it was cancelled at once, because it had never been offered to a shopper{_by(record)}."
+        case Trigger.CANCELLED:
+            return f"After the cancel's grace, at {at}, a lookup showed nothing paid, pending or open{_listed(showed)}{_by(record)}."
+        case Trigger.REFUSED if evidence.get("methods") == 0:
+            return f"At {at} the gateway offered no payment method for this order."
+        case Trigger.REFUSED:
+            return f"At {at} the gateway refused {_call(evidence)} for good{_why(evidence)}."
+        case Trigger.ATTEMPTS_EXHAUSTED if (
+            sessions := evidence.get("sessionCount", evidence.get("openings"))
+        ) is not None:
+            # `openings`: entries of versions before migration 0011.
+            return f"At {at} {_count(sessions, 'session')} had been opened for this order number, the most that the gateway takes."
+        case Trigger.ATTEMPTS_EXHAUSTED:
+            return (
+                f"Until the deadline {_call(evidence)} kept failing, the last time at {at}{_why(evidence)}."
+            )
+        case Trigger.REOPENED:
+            return f"At {at} {who(entry.actor)} had it reopened for another try{_listed(showed)}."
+        case _:
+            return f"At {at} a fact moved it that this explanation has no words for: see the audit trail."
 
 
 _AMOUNTS: Final = (
