@@ -18,6 +18,7 @@ import msgspec
 
 from orchestrator.domain.attention import (
     IRREGULAR,
+    LATE,
     PROBLEMS,
     RETURNABLE,
     WAYS_OUT,
@@ -121,6 +122,11 @@ def is_decided(payment: PaymentRecord, question: Question) -> bool:
 def kept(payment: PaymentRecord) -> bool:
     """Say whether a person decided to keep a payment although it was not what had been asked for."""
     return any(word in PROBLEMS and decision == Decision.KEEP for word, decision, _ in _marks(payment))
+
+
+def dismissed(payment: PaymentRecord) -> bool:
+    """Say whether a person decided that money which came late, or without an order, stays as it is."""
+    return any(word in LATE and decision == Decision.DISMISS for word, decision, _ in _marks(payment))
 
 
 def decided_on(

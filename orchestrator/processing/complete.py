@@ -307,11 +307,14 @@ def captures(step: Step, verdict: Reconciliation) -> bool:
     if not required and (held.auto_capture or policies.capture != "automatic"):
         return False
     # Late money, and money that was to be returned, is captured only once a person decided to keep it.
-    settled = (
-        not held.late
-        or policies.late == "keep"
-        or kept_by_decision(held, verdict)
-        or any(payment.role == Role.ACCEPTED and payment.is_decided(*LATE) for payment in held.known)
+    accepted = [payment for payment in held.known if payment.role == Role.ACCEPTED]
+    settled = not held.late or (
+        not any(map(decisions.dismissed, accepted))
+        and (
+            policies.late == "keep"
+            or kept_by_decision(held, verdict)
+            or any(payment.is_decided(*LATE) for payment in accepted)
+        )
     )
     tried = any(operation.cause in {Cause.AUTOMATIC, Cause.RETURNED} for operation in held.operations)
     reserved, captured, _ = verdict.money
