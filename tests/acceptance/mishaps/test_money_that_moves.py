@@ -357,10 +357,11 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_has_an_event(worl
 @pytest.mark.parametrize("late", ["ask", "keep"])
 async def test_a_dismissed_payment_for_an_unknown_order_is_not_captured(world: Shop, late: str):
     await world.policy(unknown_order="ask", late=late, capture="automatic")
-    await world.unexpected_payment("old-system-dismissed")
+    order = f"old-system-dismissed-{late}"
+    await world.unexpected_payment(order)
     (row,) = await world.sql("SELECT id FROM checkouts")
     checkout = row.id
-    world.orders[checkout] = "old-system-dismissed"
+    world.orders[checkout] = order
     await world.follow(checkout)
     await settled(world, checkout)
     assert (await world.row(checkout)).attention == "unknown_order"
