@@ -114,7 +114,6 @@ class Attention(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def transactions(self) -> list[str]:
-        """The transactions that it is about."""
         return [payment.transaction_id for payment in self.payments]
 
     @property

@@ -28,9 +28,8 @@ def meaning_of(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentMe
         or before is None
         or before.role != Role.ACCEPTED
         or not decisions.kept(before)
+        or not UNREADABLE.isdisjoint(transaction.raw_flags)
     ):
-        return meaning
-    if not UNREADABLE.isdisjoint(transaction.raw_flags):
         return meaning
     return {
         Shape.HELD: PaymentMeaning.RESERVED,
@@ -80,7 +79,7 @@ def seen_alone(checkout: ClaimedCheckout, transaction: Transaction) -> PaymentRe
 
 def is_older(checkout: UUID, transaction: Transaction) -> bool:
     """Say whether a transaction was made long before a checkout existed, for another order of its number."""
-    made = made_at(transaction)
+    made = made_at(transaction.created_at)
     # An id of ours begins with the milliseconds of its making; the gateway's dates have no offset, hence the
     # day.
     created = datetime.fromtimestamp((checkout.int >> 80) / 1000, UTC)

@@ -194,15 +194,13 @@ def rejection(view: CheckoutView, request: CommandRequest) -> Rejection | None:
 
 
 def _about_state(view: CheckoutView, kind: CommandKind, decision: str | None) -> Rejection | None:
-    state = {"state": view.state}
-    ended = result(ResultCode.REFUSED_NOT_CANCELLABLE, state=view.state.value)
     match kind:
-        case CommandKind.CANCEL if view.state is State.COMPLETED:
-            said = "is completed: its money is there, so release or refund it instead of cancelling"
-            return Rejection("already-ended", f"checkout {view.id} {said}", ended, facts=state)
         case CommandKind.CANCEL if view.state in ENDED:
-            said = f"is {view.state} already: there is nothing left to cancel"
-            return Rejection("already-ended", f"checkout {view.id} {said}", ended, facts=state)
+            paid = "is completed: its money is there, so release or refund it instead of cancelling"
+            over = f"is {view.state} already: there is nothing left to cancel"
+            said = f"checkout {view.id} {paid if view.state is State.COMPLETED else over}"
+            ended = result(ResultCode.REFUSED_NOT_CANCELLABLE, state=view.state.value)
+            return Rejection("already-ended", said, ended, facts={"state": view.state})
         case CommandKind.CHANGE:
             return _about_order(view)
         case CommandKind.REOPEN:
@@ -256,16 +254,12 @@ def _about_reopening(view: CheckoutView) -> Rejection | None:
 def _about_order(view: CheckoutView) -> Rejection | None:
     """An order is changed before its payment: afterwards the money that is there is moved instead."""
     state = {"state": view.state}
-    ended = result(ResultCode.REFUSED_NOT_CHANGEABLE, state=view.state.value)
     open_payment = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding="open")
-    if view.state is State.COMPLETED:
-        said = (
-            f"checkout {view.id} is paid: capture less, or refund the difference, and hand over what was added as an order of "
-            "its own"
-        )
-        return Rejection("already-ended", said, ended, facts=state)
     if view.state in ENDED:
-        said = f"checkout {view.id} is {view.state}: reopen it before changing it, or hand the order over as a new checkout"
+        paid = "paid: capture less, or refund the difference, and hand over what was added as an order of its own"
+        over = f"{view.state}: reopen it before changing it, or hand the order over as a new checkout"
+        said = f"checkout {view.id} is {paid if view.state is State.COMPLETED else over}"
+        ended = result(ResultCode.REFUSED_NOT_CHANGEABLE, state=view.state.value)
         return Rejection("already-ended", said, ended, facts=state)
     if view.cancelling is not None:
         said = f"checkout {view.id} is being cancelled: hand the changed order over as a new checkout once it is cancelled"
@@ -291,8 +285,8 @@ def _about_order(view: CheckoutView) -> Rejection | None:
         f"transaction {seen.transaction_id} is a payment of checkout {view.id}: once it is completed, capture less or refund the "
         "difference, and hand over what was added as an order of its own"
     )
-    paid = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding="paid")
-    return Rejection("payment-seen", said, paid, facts=state)
+    shown = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding="paid")
+    return Rejection("payment-seen", said, shown, facts=state)
 
 
 def _about_money(view: CheckoutView, request: CommandRequest) -> Rejection | None:

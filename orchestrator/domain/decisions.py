@@ -18,6 +18,7 @@ import msgspec
 
 from orchestrator.domain.attention import (
     IRREGULAR,
+    LATE,
     PROBLEMS,
     RETURNABLE,
     WAYS_OUT,
@@ -72,16 +73,6 @@ class Question:
     attention: Attention
     basis: str
 
-    @property
-    def code(self) -> AttentionCode:
-        """The code of the attention, under which a decision is stored."""
-        return self.attention.code
-
-    @property
-    def transactions(self) -> tuple[str, ...]:
-        """The transactions that it is about."""
-        return tuple(self.attention.transactions)
-
 
 def whole(payment: PaymentRecord) -> int:
     """Return the amount that a payment was made for, in minor units."""
@@ -124,12 +115,18 @@ def _marks(payment: PaymentRecord) -> Iterable[tuple[str, str, str]]:
 
 def is_decided(payment: PaymentRecord, question: Question) -> bool:
     """Say whether a person decided on this very question for a payment."""
-    return any((word, basis) == (question.code, question.basis) for word, _, basis in _marks(payment))
+    asked = (question.attention.code, question.basis)
+    return any((word, basis) == asked for word, _, basis in _marks(payment))
 
 
 def kept(payment: PaymentRecord) -> bool:
     """Say whether a person decided to keep a payment although it was not what had been asked for."""
     return any(word in PROBLEMS and decision == Decision.KEEP for word, decision, _ in _marks(payment))
+
+
+def dismissed(payment: PaymentRecord) -> bool:
+    """Say whether a person decided that money which came late, or without an order, stays as it is."""
+    return any(word in LATE and decision == Decision.DISMISS for word, decision, _ in _marks(payment))
 
 
 def decided_on(
@@ -294,17 +291,17 @@ def irregular(payments: Sequence[PaymentRecord]) -> list[Question]:
             if code in payment.flags and not (code is AttentionCode.OVER_CAPTURE and payment.reserved == 0):
                 digested, told = about[code]
                 facts = {**told, "currency": payment.currency}
-                attention = Attention(code=code, payments=(amount_of(payment),), facts=facts)
+                attention = Attention(code=code, payments=amounts_of([payment]), facts=facts)
                 asked.append(Question(attention, _digest([code, digested])))
     return asked
 
 
-def amount_of(payment: PaymentRecord) -> PaymentAmount:
-    """Return a payment as an attention names it: with what it still holds."""
-    return _amount(payment, None)
+def amounts_of(payments: Iterable[PaymentRecord]) -> tuple[PaymentAmount, ...]:
+    """Return payments as an attention names them: with what each still holds."""
+    return tuple(map(_amount, payments))
 
 
-def _amount(payment: PaymentRecord, problem: AttentionCode | None) -> PaymentAmount:
+def _amount(payment: PaymentRecord, problem: AttentionCode | None = None) -> PaymentAmount:
     readable = UNREADABLE.isdisjoint(payment.flags)
     return PaymentAmount(
         transaction_id=payment.transaction_id,

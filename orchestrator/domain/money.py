@@ -125,35 +125,18 @@ def to_minor(value: Decimal | float | str, currency: str) -> int:
     more than 18 digits.
     """
     decimals = exponent(currency)
-    if type(value) is Decimal:
-        # Most amounts; whatever is not exact and small is judged below.
-        try:
-            minor = int(_EXACT.to_integral_exact(_EXACT.scaleb(value, decimals)))
-        except (ArithmeticError, ValueError):
-            pass
-        else:
-            return minor
     amount = _finite(value)
     if amount is None:
         reason = f"{_shown(value)} is not an amount: expected a decimal number such as 139.00"
         raise MoneyError(reason, value=value, currency=currency)
-    if amount.is_zero():
-        return 0
-    # The size is judged before anything is multiplied out: 1e999999999 is nine characters of input.
-    if amount.adjusted() + 1 + decimals > MOST_DIGITS:
-        reason = f"{_shown(value)} {currency} is more than fits: at most {MOST_DIGITS - decimals} digits before the point"
-        raise MoneyError(reason, value=value, currency=currency)
-    sign, digits, power = amount.as_tuple()
-    shift = int(power) + decimals  # a finite number's exponent is an integer
-    significant = "".join(map(str, digits))
-    if shift < 0:
-        significant, dropped = significant[:shift] or "0", significant[shift:]
-        if dropped.strip("0") or -shift > len(digits):
+    try:
+        return int(_EXACT.to_integral_exact(_EXACT.scaleb(amount, decimals)))
+    except ArithmeticError as error:
+        if amount.adjusted() + 1 + decimals > MOST_DIGITS:
+            reason = f"{_shown(value)} {currency} is more than fits: at most {MOST_DIGITS - decimals} digits before the point"
+        else:
             reason = f"{_shown(value)} {currency} has more decimals than {currency} has ({decimals})"
-            raise MoneyError(reason, value=value, currency=currency)
-        shift = 0
-    minor = int(significant + "0" * shift)
-    return -minor if sign else minor
+        raise MoneyError(reason, value=value, currency=currency) from error
 
 
 def to_decimal(minor: int, currency: str) -> Decimal:
@@ -185,12 +168,14 @@ def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:
     return f"{amount:,} {currency}" if grouped else f"{amount} {currency}"
 
 
-def as_stored(minor: int, currency: str, name: str, raw: Mapping[str, str] | None) -> str:
+def as_stored(
+    minor: int, currency: str, name: str, raw: Mapping[str, str] | None, *, grouped: bool = False
+) -> str:
     """Return one amount of a payment for people; where `raw` has its `name`, it could not be read, and the
     gateway's text is returned.
     """
-    if raw is None or name not in raw:
-        return spelled(minor, currency)
+    if not raw or name not in raw:
+        return spelled(minor, currency, grouped=grouped)
     return f"“{raw[name]}” {raw.get('currency') or currency}".rstrip()
 
 
@@ -243,11 +228,13 @@ def is_country(code: str) -> bool:
 def _finite(value: object) -> Decimal | None:
     """Read what should be a number; nothing if it is none, or an infinite one."""
     match value:
+        case Decimal():
+            amount = value
         case bool():  # an int to Python, but no amount
             return None
         case float():
             amount = Decimal(repr(value))
-        case Decimal() | int():
+        case int():
             amount = Decimal(value)
         case str():
             try:

@@ -121,6 +121,18 @@ def quiet_after(settings: Settings, operation: Operation) -> float:
     return lease_for(settings) + min(quiet, 3600.0)
 
 
+def facts_of(operation: Operation) -> dict[str, object]:
+    """Return what the trail has of an operation."""
+    return {
+        "operation": str(operation.id),
+        "kind": operation.kind,
+        "transaction": operation.transaction_id,
+        "amount": operation.amount,
+        "currency": operation.currency,
+        "cause": operation.cause,
+    }
+
+
 def total_of(operation: Operation, transaction: Transaction) -> int:
     """Return the total at the gateway that this operation would raise."""
     return transaction.refunded if operation.kind == OperationKind.REFUND else transaction.captured

@@ -24,7 +24,7 @@ from orchestrator.domain.attention import (
     Attention,
     AttentionCode,
 )
-from orchestrator.domain.binding import bind, is_anothers, known_record, meaning_of, record
+from orchestrator.domain.binding import bind, is_anothers, record
 from orchestrator.domain.payment_meaning import PaymentMeaning
 from orchestrator.domain.records import Binding, Decision, OperationKind, OperationState, PaymentRecord, Role
 from orchestrator.domain.schedule import valid_until
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
     from datetime import datetime
 
-    from orchestrator.domain.attention import PaymentAmount
     from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.transaction import Found, Transaction
 
@@ -133,7 +132,7 @@ def concerned(checkout: decisions.Asked) -> tuple[PaymentRecord, ...]:
                 transaction
                 for question in _irregular(checkout.known)
                 if question.attention.is_same_question(asked)
-                for transaction in question.transactions
+                for transaction in question.attention.transactions
             }
             return tuple(payment for payment in checkout.known if payment.transaction_id in named)
         case AttentionCode.OPEN_PAYMENT:
@@ -207,13 +206,12 @@ def judge(
         )
     ]
     ours.sort(key=lambda pair: (pair[0].created_at, len(pair[0].transaction_id), pair[0].transaction_id))
-    judged = _judged(checkout, ours, shared=shared, surcharges=surcharges)
+    before = checkout.accepted
+    judged = _judged(checkout, ours, before, shared=shared, surcharges=surcharges)
     parts = {part: [payment for payment in judged if payment.part is part] for part in _Part}
     seen = tuple(payment.seen for payment in judged)
     paying = [payment for payment in judged if payment.seen.role == Role.ACCEPTED]
-    released = [
-        payment for payment in judged if payment.id in checkout.accepted and payment.part is _Part.OVER
-    ]
+    released = [payment for payment in judged if payment.id in before and payment.part is _Part.OVER]
     evidence = _evidence(seen, foreign=len(found.transactions) - len(ours))
     asked = (
         decisions.problem(checkout, [payment.seen for payment in parts[_Part.PROBLEM]])
@@ -237,7 +235,7 @@ def judge(
         attention = attention or _released_parts(checkout, released)
         if surplus:
             attention = (
-                msgspec.structs.replace(attention, beside=_amounts(surplus))
+                msgspec.structs.replace(attention, beside=decisions.amounts_of(surplus))
                 if attention
                 else _surplus(surplus, released=True)
             )
@@ -279,51 +277,51 @@ def judge(
 
 
 def _judged(
-    checkout: ClaimedCheckout, ours: Sequence[tuple[Transaction, Binding]], *, shared: bool, surcharges: bool
+    checkout: ClaimedCheckout,
+    ours: Sequence[tuple[Transaction, Binding]],
+    before: frozenset[str],
+    *,
+    shared: bool,
+    surcharges: bool,
 ) -> list[_Judged]:
-    """Say of each transaction what it is in this judgement, and which role it has so."""
-    first = [
-        _part(checkout, transaction, binding, shared=shared, surcharges=surcharges)
-        for transaction, binding in ours
-    ]
+    """Say of each transaction what it is in this judgement, and which role it has so; `before` are those that
+    were accepted before.
+    """
     seen = [record(checkout, transaction, binding) for transaction, binding in ours]
-    problems = [
-        replace(payment, role=Role.UNKNOWN)
-        for payment, part in zip(seen, first, strict=True)
-        if part is _Part.PROBLEM
-    ]
+    parts = [_part(checkout, payment, before, shared=shared, surcharges=surcharges) for payment in seen]
+    problems = [payment for payment, part in zip(seen, parts, strict=True) if part is _Part.PROBLEM]
     decided = decisions.decided_on(checkout, checkout.known, problems)
     kept = {name for name, decision in decided.items() if decision == Decision.KEEP}
+    pays = kept & before if before else kept
     parts = [
         part
         if payment.transaction_id not in decided
         else _Part.PAYS
-        if payment.transaction_id in kept
-        and (not checkout.accepted or payment.transaction_id in checkout.accepted)
+        if payment.transaction_id in pays
         else _Part.DISMISSED
-        for payment, part in zip(seen, first, strict=True)
+        for payment, part in zip(seen, parts, strict=True)
     ]
-    judged = [
-        _Judged(transaction, payment, part)
-        for (transaction, _), payment, part in zip(ours, seen, parts, strict=True)
-    ]
-    accepted = _accepted(checkout, [payment for payment in judged if payment.part is _Part.PAYS], kept)
+    paying = [payment for payment, part in zip(seen, parts, strict=True) if part is _Part.PAYS]
+    accepted = _accepted(paying, before or kept)
     return [
-        replace(payment, seen=replace(payment.seen, role=_role(payment, accepted, kept)))
-        for payment in judged
+        _Judged(transaction, replace(payment, role=_role(payment, part, accepted, kept)), part)
+        for (transaction, _), payment, part in zip(ours, seen, parts, strict=True)
     ]
 
 
 def _part(
-    checkout: ClaimedCheckout, transaction: Transaction, binding: Binding, *, shared: bool, surcharges: bool
+    checkout: ClaimedCheckout,
+    payment: PaymentRecord,
+    before: Collection[str],
+    *,
+    shared: bool,
+    surcharges: bool,
 ) -> _Part:
     """Hold a transaction against our order: money of another amount or currency is not what was asked for.
 
     Nor is money that names no checkout where several have the order number: it would pay each of them.
     """
-    before = known_record(checkout, transaction)
-    meaning = meaning_of(checkout, transaction)
-    match meaning:
+    match payment.meaning:
         case PaymentMeaning.OPEN:
             return _Part.OPEN
         case PaymentMeaning.NOTHING:
@@ -332,42 +330,41 @@ def _part(
             return _Part.AGREEMENT
         case PaymentMeaning.UNKNOWN:
             return _Part.PROBLEM
-        case _ if before is not None and before.role == Role.ACCEPTED:
+        case _ if payment.transaction_id in before:
             # What it was taken for was decided then; what is left of it may have become less since.
-            return _Part.PAYS if transaction.currency == checkout.currency else _Part.PROBLEM
-    seen = record(checkout, transaction, binding)
-    uncertain = shared or "info_repeated" in transaction.raw_flags
-    ordered = decisions.pays(checkout, seen) or (surcharges and decisions.with_surcharge(checkout, seen))
-    if ordered and (binding is Binding.BOUND or not uncertain):
+            return _Part.PAYS if payment.currency == checkout.currency else _Part.PROBLEM
+    uncertain = shared or "info_repeated" in payment.flags
+    ordered = decisions.pays(checkout, payment) or (
+        surcharges and decisions.with_surcharge(checkout, payment)
+    )
+    if ordered and (payment.binding is Binding.BOUND or not uncertain):
         return _Part.PAYS
     # What went back holds nothing that could be decided on.
-    return _Part.PROBLEM if seen.left > 0 else _Part.OVER
+    return _Part.PROBLEM if payment.left > 0 else _Part.OVER
 
 
-def _accepted(checkout: ClaimedCheckout, paying: Sequence[_Judged], kept: Collection[str]) -> set[str]:
-    """Return the transactions that pay the checkout: those accepted before, else those kept, else the first
-    that holds money.
+def _accepted(paying: Sequence[PaymentRecord], chosen: Collection[str]) -> Collection[str]:
+    """Return the transactions that pay the checkout: those `chosen` before, by a lookup or a person, else the
+    first that holds money.
     """
-    if checkout.accepted:
-        return {payment.id for payment in paying if payment.id in checkout.accepted}
-    if kept:
-        return {payment.id for payment in paying if payment.id in kept}
+    if chosen:
+        return {payment.transaction_id for payment in paying} & {*chosen}
 
-    def rank(payment: _Judged) -> tuple[bool, bool]:
+    def rank(payment: PaymentRecord) -> tuple[bool, bool]:
         # One that went back already pays nothing while another still holds; and what is bound to this very
         # checkout goes before what merely has its order number.
-        return payment.seen.left <= 0, payment.seen.binding != Binding.BOUND
+        return payment.left <= 0, payment.binding != Binding.BOUND
 
-    return {min(paying, key=rank).id} if paying else set()
+    return {min(paying, key=rank).transaction_id} if paying else set()
 
 
-def _role(payment: _Judged, accepted: Collection[str], kept: Collection[str]) -> Role:
-    if payment.id in accepted:
+def _role(payment: PaymentRecord, part: _Part, accepted: Collection[str], kept: Collection[str]) -> Role:
+    if payment.transaction_id in accepted:
         return Role.ACCEPTED
-    match payment.part:
+    match part:
         case _Part.PAYS:
             return Role.SURPLUS
-        case _Part.DISMISSED if payment.id in kept:
+        case _Part.DISMISSED if payment.transaction_id in kept:
             return Role.SURPLUS  # kept beside the payment of a paid order
         case _Part.PROBLEM | _Part.DISMISSED:
             return Role.UNKNOWN
@@ -405,7 +402,7 @@ def _irregularity(checkout: ClaimedCheckout, seen: Sequence[PaymentRecord]) -> A
     """Return the first question about the books of a payment that no person has answered yet."""
     known = {payment.transaction_id: payment for payment in checkout.known}
     for asked in _irregular(seen):
-        before = known.get(asked.transactions[0])
+        before = known.get(asked.attention.transactions[0])
         if before is None or not decisions.is_decided(before, asked):
             return asked.attention
     return None
@@ -418,15 +415,15 @@ def _released_parts(checkout: ClaimedCheckout, released: Sequence[_Judged]) -> A
         if operation.kind == OperationKind.RELEASE and operation.state == OperationState.SUCCEEDED
     }
     others = [payment.seen for payment in released if payment.id not in by_us]
-    return Attention(code=AttentionCode.PAYMENT_RELEASED, payments=_amounts(others)) if others else None
+    return (
+        Attention(code=AttentionCode.PAYMENT_RELEASED, payments=decisions.amounts_of(others))
+        if others
+        else None
+    )
 
 
 def _surplus(surplus: Sequence[PaymentRecord], *, released: bool = False) -> Attention | None:
     if not surplus:
         return None
     facts = {"released": True} if released else {}
-    return Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=_amounts(surplus), facts=facts)
-
-
-def _amounts(payments: Sequence[PaymentRecord]) -> tuple[PaymentAmount, ...]:
-    return tuple(map(decisions.amount_of, payments))
+    return Attention(code=AttentionCode.SURPLUS_PAYMENT, payments=decisions.amounts_of(surplus), facts=facts)

@@ -216,10 +216,7 @@ class PaymentRecord:
 class Operation:
     """A capture, refund or release: requested → submitted → succeeded | rejected | unknown.
 
-    Amounts in minor units.
-
-    `requested`: nothing has left for the gateway. `submitted`: it may have. `unknown`: it has, and what came
-    of it is not known. `total_before` is what the gateway had captured (for a refund: refunded) of the
+    Amounts in minor units. `total_before` is what the gateway had captured (for a refund: refunded) of the
     transaction before it was submitted.
     """
 

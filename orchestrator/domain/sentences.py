@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.records import Operation
 
     Facts: TypeAlias = Mapping[str, Any]
+    Sentence: TypeAlias = str | Callable[[Facts], str]
 
 MOST_NAMED: Final = 10
 """Payments that one sentence names."""
@@ -43,7 +44,6 @@ def of(value: Attention | LastError | CommandResult) -> str:
 
 
 def or_none(value: Attention | LastError | CommandResult | None) -> str | None:
-    """Return the sentence, or None where nothing is to be said."""
     return None if value is None else of(value)
 
 
@@ -81,9 +81,14 @@ def _said(value: Attention | LastError | CommandResult) -> str:
         case LastError(code=ErrorCode.NEEDS_DECISION):
             return "" if value.attention is None else of(value.attention)
         case LastError(code=code, facts=facts):
-            return _ERRORS[code](facts)
+            return _filled(_ERRORS[code], facts)
         case CommandResult(code=result, facts=facts):
-            return _RESULTS[result](facts)
+            return _filled(_RESULTS[result], facts)
+
+
+def _filled(sentence: Sentence, facts: Facts) -> str:
+    """Return a sentence with its facts: a text with their names in braces, or a function of them."""
+    return sentence.format_map(facts) if isinstance(sentence, str) else sentence(facts)
 
 
 def _amount(facts: Facts, name: str) -> str:
@@ -114,7 +119,7 @@ def _of_attention(value: Attention) -> str:
         return _QUESTIONS[value.code](facts, payments)
     if value.code in _IRREGULAR:
         return _IRREGULAR[value.code](facts, f"transaction {payments[0].transaction_id}", payments[0])
-    return _ATTENTIONS[value.code](facts)
+    return _filled(_ATTENTIONS[value.code], facts)
 
 
 def _problem(facts: Facts, payments: Sequence[PaymentAmount]) -> str:
@@ -186,7 +191,6 @@ def _error(facts: Facts) -> str:
 
 
 def error_fact(error: LastError) -> dict[str, object]:
-    """Return an error as a fact of an attention."""
     return {"code": error.code.value, **({"facts": dict(error.facts)} if error.facts else {})}
 
 
@@ -197,10 +201,7 @@ def _lapses(facts: Facts) -> str:
 
 _NO_METHODS: Final = "the gateway offers none for this order; check the merchant's terminals, and the order's country, currency and amount"
 
-
-def _used_up(facts: Facts) -> str:
-    return f"{facts['sessions']} sessions were opened for it, and the gateway takes about {facts['most']}"
-
+_USED_UP: Final = "{sessions} sessions were opened for it, and the gateway takes about {most}"
 
 _QUESTIONS: Final[dict[AttentionCode, Callable[[Facts, Sequence[PaymentAmount]], str]]] = {
     AttentionCode.PAYMENT_MISMATCH: _problem,
@@ -225,20 +226,18 @@ _IRREGULAR: Final[dict[AttentionCode, Callable[[Facts, str, PaymentAmount], str]
         f"the gateway shows a credit of {'; '.join(facts['credits'])} to the shopper beside {named}"
     ),
 }
-_ATTENTIONS: Final[dict[AttentionCode, Callable[[Facts], str]]] = {
-    AttentionCode.LATE_PAYMENT: lambda _: (
+_ATTENTIONS: Final[dict[AttentionCode, Sentence]] = {
+    AttentionCode.LATE_PAYMENT: (
         "the money came after the checkout had ended; keep the order, or return the money"
     ),
-    AttentionCode.UNKNOWN_ORDER: lambda facts: (
-        f"a payment came for order number {facts['orderId']}, which no shop has handed over; keep it, or return it"
+    AttentionCode.UNKNOWN_ORDER: (
+        "a payment came for order number {orderId}, which no shop has handed over; keep it, or return it"
     ),
-    AttentionCode.LOOKUP_AT_LIMIT: lambda _: (
+    AttentionCode.LOOKUP_AT_LIMIT: (
         "the gateway's answer has as many rows as it may have, so it proves no absence"
     ),
-    AttentionCode.PAYMENT_GONE: lambda _: (
-        "the gateway no longer shows the payment that completed this checkout"
-    ),
-    AttentionCode.OPEN_PAYMENT: lambda _: (
+    AttentionCode.PAYMENT_GONE: "the gateway no longer shows the payment that completed this checkout",
+    AttentionCode.OPEN_PAYMENT: (
         "a payment has been open since long before the deadline; ask the gateway or the shopper"
     ),
     AttentionCode.RESERVATION_LAPSES: _lapses,
@@ -247,76 +246,62 @@ _ATTENTIONS: Final[dict[AttentionCode, Callable[[Facts], str]]] = {
     ),
     AttentionCode.OPERATION_UNCLEAR: _error,
     AttentionCode.OPERATION_REJECTED: _rejected,
-    AttentionCode.GATEWAY_CREDENTIALS: lambda _: (
+    AttentionCode.GATEWAY_CREDENTIALS: (
         "the gateway refuses this merchant's user name and password; correct them"
     ),
     AttentionCode.GATEWAY_FAILING: _failing,
-    AttentionCode.STEP_BROKE: lambda facts: (
-        f"{facts['error']} while {facts['state']}; see the workers' logs"
-    ),
-    AttentionCode.POISONED: lambda _: (
+    AttentionCode.STEP_BROKE: "{error} while {state}; see the workers' logs",
+    AttentionCode.POISONED: (
         "every worker that took this checkout stopped in the middle; see the workers' logs"
     ),
-    AttentionCode.ORDER_NUMBER_USED_UP: _used_up,
-    AttentionCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
-    AttentionCode.OTHER: lambda _: "",
+    AttentionCode.ORDER_NUMBER_USED_UP: _USED_UP,
+    AttentionCode.NO_PAYMENT_METHODS: _NO_METHODS,
+    AttentionCode.OTHER: "",
 }  # fmt: skip
 
 # ── Last errors ────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _reason(facts: Facts) -> str:
-    return str(facts["reason"])
-
-
-_ERRORS: Final[dict[ErrorCode, Callable[[Facts], str]]] = {
-    ErrorCode.THROTTLED: _reason,
-    ErrorCode.NOT_SENT: _reason,
-    ErrorCode.BUSY: _reason,
-    ErrorCode.CIRCUIT_OPEN: _reason,
-    ErrorCode.UNKNOWN_OUTCOME: _reason,
-    ErrorCode.UNAUTHORIZED: _reason,
-    ErrorCode.REFUSED: _reason,
-    ErrorCode.GATEWAY_REFUSED: _reason,
-    ErrorCode.TOKEN_REFUSED: lambda _: "the gateway refuses a token that it issued a moment ago",
-    ErrorCode.NO_PAYMENT_METHODS: lambda _: _NO_METHODS,
-    ErrorCode.ORDER_NUMBER_USED_UP: _used_up,
-    ErrorCode.DEADLINE_PASSED: lambda _: "the deadline passed before it could be offered again",
-    ErrorCode.UNKNOWN_ORDER: lambda _: "a payment came for an order number without an intent",
-    ErrorCode.LEFT_TO_ORDER: lambda facts: (
-        f"the order has checkout {facts['checkout']}, which the payment is left to"
-    ),
-    ErrorCode.NEEDS_DECISION: lambda _: "",
-    ErrorCode.STEP_BROKE: lambda facts: f"{facts['error']} while {facts['state']}; see the workers' logs",
-    ErrorCode.NOT_AUTHENTIC: lambda _: (
-        "its row was not written by a worker of this installation, or was changed since"
-    ),
-    ErrorCode.GATEWAY_ANSWERED: lambda facts: f"the gateway answered {facts['answer']}",
+_ERRORS: Final[dict[ErrorCode, Sentence]] = {
+    ErrorCode.THROTTLED: "{reason}",
+    ErrorCode.NOT_SENT: "{reason}",
+    ErrorCode.BUSY: "{reason}",
+    ErrorCode.CIRCUIT_OPEN: "{reason}",
+    ErrorCode.UNKNOWN_OUTCOME: "{reason}",
+    ErrorCode.UNAUTHORIZED: "{reason}",
+    ErrorCode.REFUSED: "{reason}",
+    ErrorCode.GATEWAY_REFUSED: "{reason}",
+    ErrorCode.TOKEN_REFUSED: "the gateway refuses a token that it issued a moment ago",
+    ErrorCode.NO_PAYMENT_METHODS: _NO_METHODS,
+    ErrorCode.ORDER_NUMBER_USED_UP: _USED_UP,
+    ErrorCode.DEADLINE_PASSED: "the deadline passed before it could be offered again",
+    ErrorCode.UNKNOWN_ORDER: "a payment came for an order number without an intent",
+    ErrorCode.LEFT_TO_ORDER: "the order has checkout {checkout}, which the payment is left to",
+    ErrorCode.NEEDS_DECISION: "",
+    ErrorCode.STEP_BROKE: "{error} while {state}; see the workers' logs",
+    ErrorCode.NOT_AUTHENTIC: "its row was not written by a worker of this installation, or was changed since",
+    ErrorCode.GATEWAY_ANSWERED: "the gateway answered {answer}",
     ErrorCode.NOTHING_LEFT: lambda facts: (
         f"only {_amount(facts, 'left')} are left to {facts['kind']}, not {_amount(facts, 'amount')}"
     ),
     ErrorCode.TOTAL_CHANGED: lambda facts: (
         f"the gateway's total is {_amount(facts, 'total')} and was {_amount(facts, 'before')} when this was asked for: decide again"
     ),
-    ErrorCode.ALREADY_CAPTURED: lambda _: "it has been captured: refund it instead",
-    ErrorCode.HOLDS_NO_MONEY: lambda facts: f"the transaction is {facts['status']}: it holds no money",
-    ErrorCode.CALL_UNDER_WAY: lambda _: "its call may still be on its way",
-    ErrorCode.TRANSACTION_UNKNOWN: lambda facts: (
-        f"the gateway does not know transaction {facts['transaction']} of operation {facts['operation']} any more"
+    ErrorCode.ALREADY_CAPTURED: "it has been captured: refund it instead",
+    ErrorCode.HOLDS_NO_MONEY: "the transaction is {status}: it holds no money",
+    ErrorCode.CALL_UNDER_WAY: "its call may still be on its way",
+    ErrorCode.TRANSACTION_UNKNOWN: (
+        "the gateway does not know transaction {transaction} of operation {operation} any more"
     ),
-    ErrorCode.STATUS_UNCLEAR: lambda facts: (
-        f"the transaction is {facts['status']} with amounts that do not say what it means"
-    ),
-    ErrorCode.RELEASE_UNCLEAR: lambda facts: f"transaction is {facts['status']}",
+    ErrorCode.STATUS_UNCLEAR: "the transaction is {status} with amounts that do not say what it means",
+    ErrorCode.RELEASE_UNCLEAR: "transaction is {status}",
     ErrorCode.TOTAL_UNCLEAR: lambda facts: (
         f"the gateway's total is {_amount(facts, 'total')}, and with or without this it would be "
         f"{money.spelled(facts['before'] + facts['amount'], facts['currency'])} or {_amount(facts, 'before')}"
     ),
-    ErrorCode.NEVER_IN_BOOKS: lambda facts: (
-        f"it was sent {facts['sends']} times, and the gateway's books never had it"
-    ),
-    ErrorCode.DECIDED: lambda facts: f"{facts['state']} by decision of a person",
-    ErrorCode.OTHER: lambda _: "",
+    ErrorCode.NEVER_IN_BOOKS: "it was sent {sends} times, and the gateway's books never had it",
+    ErrorCode.DECIDED: "{state} by decision of a person",
+    ErrorCode.OTHER: "",
 }
 
 # ── Results of commands ────────────────────────────────────────────────────────────────────────────────────
@@ -331,74 +316,62 @@ SHOWS: Final[Mapping[str, str]] = {
 }
 """What a lookup shows, by its `LookupOutcome`."""
 
-_RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
+_RESULTS: Final[dict[ResultCode, Sentence]] = {
     ResultCode.ACCEPTED: lambda facts: ", ".join(facts.get("operations", ())) or "it is under way",
-    ResultCode.DONE_RETRIED: lambda _: "it is tried again now",
+    ResultCode.DONE_RETRIED: "it is tried again now",
     ResultCode.DONE_LOOKED_UP: lambda facts: f"the gateway shows {SHOWS[facts['finding']]}",
-    ResultCode.DONE_REOPENED: lambda _: "it is reopened",
-    ResultCode.DONE_KEPT: lambda _: (
-        "the order is completed with these payments, if the gateway still holds the same"
-    ),
-    ResultCode.DONE_DECIDED: lambda _: "it is not asked again",
-    ResultCode.DONE_OPERATION_DECIDED: lambda facts: f"it is {facts['state']}, as you found it",
-    ResultCode.DONE_CHANGED: lambda _: "the order is changed",
+    ResultCode.DONE_REOPENED: "it is reopened",
+    ResultCode.DONE_KEPT: "the order is completed with these payments, if the gateway still holds the same",
+    ResultCode.DONE_DECIDED: "it is not asked again",
+    ResultCode.DONE_OPERATION_DECIDED: "it is {state}, as you found it",
+    ResultCode.DONE_CHANGED: "the order is changed",
     ResultCode.REFUSED_NOT_CHANGEABLE: lambda facts: (
         f"a checkout that is {facts['state']} cannot be changed"
         if "state" in facts
         else "its deadline has passed, and it cannot be changed any more"
     ),
-    ResultCode.REFUSED_NOT_AN_INTENT: lambda facts: (
-        f"with the changes before it, {facts['field']} {facts['problem']}"
-    ),
-    ResultCode.REFUSED_NOT_AUTHENTIC: lambda _: (
+    ResultCode.REFUSED_NOT_AN_INTENT: "with the changes before it, {field} {problem}",
+    ResultCode.REFUSED_NOT_AUTHENTIC: (
         "its row was not written by the API or the command line of this installation, or was changed since"
     ),
-    ResultCode.REFUSED_REPEATED: lambda _: "it was taken before, and its row was changed since",
-    ResultCode.REFUSED_VERSION_CHANGED: lambda facts: (
-        f"it was asked for version {facts['asked']}, and the checkout is at version {facts['version']} now"
+    ResultCode.REFUSED_REPEATED: "it was taken before, and its row was changed since",
+    ResultCode.REFUSED_VERSION_CHANGED: (
+        "it was asked for version {asked}, and the checkout is at version {version} now"
     ),
-    ResultCode.REFUSED_NOT_CANCELLABLE: lambda facts: (
-        f"a checkout that is {facts['state']} cannot be cancelled"
+    ResultCode.REFUSED_NOT_CANCELLABLE: "a checkout that is {state} cannot be cancelled",
+    ResultCode.REFUSED_CANCELLING: "it is being cancelled already",
+    ResultCode.REFUSED_NOT_CLOSED: "a checkout that is {state} cannot be reopened",
+    ResultCode.REFUSED_ERASED: "its personal data was erased, and the order with it",
+    ResultCode.REFUSED_NOT_AN_ORDER: "order {orderId} has no intent: there is nothing to open a session with",
+    ResultCode.REFUSED_ORDER_TAKEN: "order {orderId} belongs to checkout {checkout} now",
+    ResultCode.REFUSED_ORDER_NUMBER_USED_UP: (
+        "order number {orderId} has been used {sessions} times at the gateway, which takes about {most}"
     ),
-    ResultCode.REFUSED_CANCELLING: lambda _: "it is being cancelled already",
-    ResultCode.REFUSED_NOT_CLOSED: lambda facts: f"a checkout that is {facts['state']} cannot be reopened",
-    ResultCode.REFUSED_ERASED: lambda _: "its personal data was erased, and the order with it",
-    ResultCode.REFUSED_NOT_AN_ORDER: lambda facts: (
-        f"order {facts['orderId']} has no intent: there is nothing to open a session with"
-    ),
-    ResultCode.REFUSED_ORDER_TAKEN: lambda facts: (
-        f"order {facts['orderId']} belongs to checkout {facts['checkout']} now"
-    ),
-    ResultCode.REFUSED_ORDER_NUMBER_USED_UP: lambda facts: (
-        f"order number {facts['orderId']} has been used {facts['sessions']} times at the gateway, which takes about {facts['most']}"
-    ),
-    ResultCode.REFUSED_PAYMENT_SHOWN: lambda facts: f"the gateway shows this order as {facts['finding']}",
-    ResultCode.REFUSED_NOT_PAID: lambda facts: f"a checkout that is {facts['state']} has no payment",
+    ResultCode.REFUSED_PAYMENT_SHOWN: "the gateway shows this order as {finding}",
+    ResultCode.REFUSED_NOT_PAID: "a checkout that is {state} has no payment",
     ResultCode.REFUSED_SEVERAL_PAYMENTS: lambda facts: (
         f"this order is paid by transactions {', '.join(facts['transactions'])}: name one of them"
     ),
-    ResultCode.REFUSED_UNKNOWN_TRANSACTION: lambda facts: (
-        f"no lookup has seen transaction {facts['transaction']} for this order"
-    ),
+    ResultCode.REFUSED_UNKNOWN_TRANSACTION: "no lookup has seen transaction {transaction} for this order",
     ResultCode.REFUSED_NOT_ITS_PAYMENT: lambda facts: (
         f"transaction {facts['unsure']} is not surely this order's: move its money at the gateway"
         if "unsure" in facts
         else "only the payment that completed the checkout can be captured; surplus is released or refunded"
     ),
-    ResultCode.REFUSED_CAPTURES_ITSELF: lambda _: (
+    ResultCode.REFUSED_CAPTURES_ITSELF: (
         "the gateway captures this payment by itself (autoCapture), and has not said that it will not"
     ),
-    ResultCode.REFUSED_ALREADY_CAPTURED: lambda _: "it has been captured: refund it instead",
-    ResultCode.REFUSED_NOTHING_LEFT: lambda facts: f"nothing is left to {facts['kind']}",
+    ResultCode.REFUSED_ALREADY_CAPTURED: "it has been captured: refund it instead",
+    ResultCode.REFUSED_NOTHING_LEFT: "nothing is left to {kind}",
     ResultCode.REFUSED_TOO_MUCH: lambda facts: (
         f"only {_amount(facts, 'left')} are left to {facts['kind']}, and {_amount(facts, 'amount')} were asked for"
     ),
-    ResultCode.REFUSED_NOTHING_TO_DECIDE: lambda _: "nothing is waiting for a decision",
-    ResultCode.REFUSED_PAYMENTS_CHANGED: lambda _: (
+    ResultCode.REFUSED_NOTHING_TO_DECIDE: "nothing is waiting for a decision",
+    ResultCode.REFUSED_PAYMENTS_CHANGED: (
         "the payments that it is about have changed: read the checkout again and decide again"
     ),
-    ResultCode.REFUSED_AMOUNT_UNREADABLE: lambda facts: (
-        f"the amounts of transaction {facts['transaction']} cannot be read: look it up at the gateway, give the money back there or "
+    ResultCode.REFUSED_AMOUNT_UNREADABLE: (
+        "the amounts of transaction {transaction} cannot be read: look it up at the gateway, give the money back there or "
         "take another payment for the order"
     ),
     ResultCode.REFUSED_OTHER_CURRENCY: lambda facts: (
@@ -415,19 +388,17 @@ _RESULTS: Final[dict[ResultCode, Callable[[Facts], str]]] = {
         f"transaction {facts['transaction']} names this order and is {facts['status'] or 'without a status'}: say keep, or give "
         "its money back in the gateway's own interface, then reconcile"
     ),
-    ResultCode.REFUSED_KEEP_OR_DISMISS: lambda _: (
-        "say keep if it was done at the gateway, or dismiss if it was not"
+    ResultCode.REFUSED_KEEP_OR_DISMISS: "say keep if it was done at the gateway, or dismiss if it was not",
+    ResultCode.REFUSED_NOT_RETURNABLE: (
+        "{attention} is not about money that could be returned: say keep or dismiss"
     ),
-    ResultCode.REFUSED_NOT_RETURNABLE: lambda facts: (
-        f"{facts['attention']} is not about money that could be returned: say keep or dismiss"
+    ResultCode.REFUSED_PAYMENT_UNCLEAR: (
+        "what transaction {transaction} holds is not clear: give its money back in the gateway's own interface, then reconcile"
     ),
-    ResultCode.REFUSED_PAYMENT_UNCLEAR: lambda facts: (
-        f"what transaction {facts['transaction']} holds is not clear: give its money back in the gateway's own interface, then reconcile"
-    ),
-    ResultCode.REFUSED_NOTHING_TO_RETURN: lambda _: (
+    ResultCode.REFUSED_NOTHING_TO_RETURN: (
         "no transaction that this is about holds money that is surely this order's"
     ),
-    ResultCode.OTHER: lambda _: "",
+    ResultCode.OTHER: "",
 }
 
 

@@ -4,14 +4,12 @@ This is the whole state machine, in the standard library only. A state is a part
 that has been established; nothing else moves a checkout. The basis of a trigger (a callback, a lookup, a
 person) is evidence in the audit trail and never another trigger.
 
-A duplicate, or a fact that comes too early, leaves the checkout *unchanged*. A contradiction is *refused*:
-the table has no move for it, and a step that requests one all the same raises `UnknownTransition`. No fact
-makes a completed checkout anything else.
+A duplicate, a fact that comes too early and a contradiction have no move in the table, and a step that
+requests one all the same raises `UnknownTransition`. No fact makes a completed checkout anything else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
@@ -79,100 +77,29 @@ ENDED: Final = CLOSED | {_S.COMPLETED}
 """No action of the shopper is expected; lookups for late money, refunds and chargebacks continue
 for a while."""
 
-TRANSITIONS: Final[dict[tuple[State, Trigger], State]] = {
-    (_S.RECEIVED, _T.AUTHENTICATED): _S.AUTHENTICATED,
-    (_S.AUTHENTICATED, _T.SESSION_OPENED): _S.SESSION_CREATED,
-    (_S.SESSION_CREATED, _T.METHODS_LISTED): _S.METHODS_FETCHED,
-    (_S.METHODS_FETCHED, _T.OFFERED): _S.AWAITING_PAYMENT,
-    (_S.AWAITING_PAYMENT, _T.CALLBACK_ARRIVED): _S.CALLBACK_RECEIVED,
-    (_S.CALLBACK_RECEIVED, _T.PAYMENT_DECLINED): _S.AWAITING_PAYMENT,
-    (_S.CALLBACK_RECEIVED, _T.PAYMENT_OPEN): _S.AWAITING_PAYMENT,
-    (_S.CALLBACK_RECEIVED, _T.NOTHING_FOUND): _S.AWAITING_PAYMENT,
-    (_S.RECEIVED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.AUTHENTICATED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.SESSION_CREATED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.METHODS_FETCHED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.AWAITING_PAYMENT, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.CALLBACK_RECEIVED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.FAILED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.EXPIRED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.CANCELLED, _T.PAYMENT_FOUND): _S.COMPLETED,
-    (_S.SESSION_CREATED, _T.SESSION_LOST): _S.AUTHENTICATED,
-    (_S.METHODS_FETCHED, _T.SESSION_LOST): _S.AUTHENTICATED,
-    (_S.AWAITING_PAYMENT, _T.SESSION_LOST): _S.AUTHENTICATED,
-    (_S.METHODS_FETCHED, _T.ORDER_CHANGED): _S.SESSION_CREATED,
-    (_S.AWAITING_PAYMENT, _T.ORDER_CHANGED): _S.SESSION_CREATED,
-    (_S.AWAITING_PAYMENT, _T.DEADLINE_PASSED): _S.EXPIRED,
-    (_S.RECEIVED, _T.CANCELLED): _S.CANCELLED,
-    (_S.AUTHENTICATED, _T.CANCELLED): _S.CANCELLED,
-    (_S.SESSION_CREATED, _T.CANCELLED): _S.CANCELLED,
-    (_S.METHODS_FETCHED, _T.CANCELLED): _S.CANCELLED,
-    (_S.AWAITING_PAYMENT, _T.CANCELLED): _S.CANCELLED,
-    (_S.RECEIVED, _T.REFUSED): _S.FAILED,
-    (_S.AUTHENTICATED, _T.REFUSED): _S.FAILED,
-    (_S.SESSION_CREATED, _T.REFUSED): _S.FAILED,
-    (_S.METHODS_FETCHED, _T.REFUSED): _S.FAILED,
-    (_S.RECEIVED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
-    (_S.AUTHENTICATED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
-    (_S.SESSION_CREATED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
-    (_S.METHODS_FETCHED, _T.ATTEMPTS_EXHAUSTED): _S.FAILED,
-    (_S.FAILED, _T.REOPENED): _S.RECEIVED,
-    (_S.EXPIRED, _T.REOPENED): _S.RECEIVED,
-    (_S.CANCELLED, _T.REOPENED): _S.RECEIVED,
-}
-"""(state, fact) → state. Whatever is not here does not move a checkout."""
-
-_REPEATS: Final[dict[Trigger, frozenset[State]]] = {
-    _T.AUTHENTICATED: frozenset(_S) - {_S.RECEIVED},
-    _T.SESSION_OPENED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED},
-    _T.METHODS_LISTED: frozenset(_S) - {_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED},
-    _T.OFFERED: frozenset({_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED}) | ENDED,
-    # Early (the row is still on its way to the shopper), repeated or late: it wakes the checkout, and a
-    # lookup decides.
-    _T.CALLBACK_ARRIVED: frozenset(_S) - {_S.AWAITING_PAYMENT},
-    # What a lookup shows of no money changes nothing outside callback_received, and never takes money away.
-    _T.PAYMENT_DECLINED: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
-    _T.PAYMENT_OPEN: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
-    _T.NOTHING_FOUND: frozenset(_S) - {_S.CALLBACK_RECEIVED, _S.COMPLETED},
-    _T.PAYMENT_FOUND: frozenset({_S.COMPLETED}),
-    _T.SESSION_LOST: frozenset({_S.RECEIVED, _S.AUTHENTICATED}),
-    # What is opened, or listed, next is of the changed order anyway.
-    _T.ORDER_CHANGED: frozenset({_S.RECEIVED, _S.AUTHENTICATED, _S.SESSION_CREATED}),
-    _T.DEADLINE_PASSED: frozenset({_S.EXPIRED}),
-    _T.CANCELLED: frozenset({_S.CANCELLED}),
-    _T.REFUSED: frozenset({_S.FAILED}),
-    _T.ATTEMPTS_EXHAUSTED: frozenset({_S.FAILED}),
-    _T.REOPENED: frozenset(UNOFFERED) | {_S.AWAITING_PAYMENT, _S.CALLBACK_RECEIVED},
-}
-"""Where a fact is not new: a duplicate, or a fact that comes too early."""
-
-
-@dataclass(frozen=True, slots=True)
-class Moved:
-    """The fact moves the checkout."""
-
-    to: State
-
-
-@dataclass(frozen=True, slots=True)
-class Unchanged:
-    """The fact is a duplicate or early: nothing moves, and nothing is wrong."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The fact contradicts the state: there is no move for it."""
-
-    state: State
-    trigger: Trigger
-
-    @property
-    def reason(self) -> str:
-        """A sentence for people."""
-        return f"a checkout that is {self.state} does not take the fact {self.trigger}"
-
-
-Decision = Moved | Unchanged | Refused
+_MOVES: Final[tuple[tuple[Trigger, tuple[State, ...], State], ...]] = (
+    # A fact, the states that it moves, and where to.
+    (_T.AUTHENTICATED, (_S.RECEIVED,), _S.AUTHENTICATED),
+    (_T.SESSION_OPENED, (_S.AUTHENTICATED,), _S.SESSION_CREATED),
+    (_T.METHODS_LISTED, (_S.SESSION_CREATED,), _S.METHODS_FETCHED),
+    (_T.OFFERED, (_S.METHODS_FETCHED,), _S.AWAITING_PAYMENT),
+    (_T.CALLBACK_ARRIVED, (_S.AWAITING_PAYMENT,), _S.CALLBACK_RECEIVED),
+    (_T.PAYMENT_DECLINED, (_S.CALLBACK_RECEIVED,), _S.AWAITING_PAYMENT),
+    (_T.PAYMENT_OPEN, (_S.CALLBACK_RECEIVED,), _S.AWAITING_PAYMENT),
+    (_T.NOTHING_FOUND, (_S.CALLBACK_RECEIVED,), _S.AWAITING_PAYMENT),
+    (_T.PAYMENT_FOUND, tuple(state for state in _S if state is not _S.COMPLETED), _S.COMPLETED),
+    (_T.SESSION_LOST, (_S.SESSION_CREATED, _S.METHODS_FETCHED, _S.AWAITING_PAYMENT), _S.AUTHENTICATED),
+    (_T.ORDER_CHANGED, (_S.METHODS_FETCHED, _S.AWAITING_PAYMENT), _S.SESSION_CREATED),
+    (_T.DEADLINE_PASSED, (_S.AWAITING_PAYMENT,), _S.EXPIRED),
+    (_T.CANCELLED, (*UNOFFERED, _S.AWAITING_PAYMENT), _S.CANCELLED),
+    (_T.REFUSED, UNOFFERED, _S.FAILED),
+    (_T.ATTEMPTS_EXHAUSTED, UNOFFERED, _S.FAILED),
+    (_T.REOPENED, (_S.FAILED, _S.EXPIRED, _S.CANCELLED), _S.RECEIVED),
+)
+TRANSITIONS: Final = {(state, trigger): to for trigger, states, to in _MOVES for state in states}
+"""(state, fact) → state. Whatever is not here does not move a checkout: a duplicate, a fact that comes too
+early, or one that contradicts the state.
+"""
 
 
 class UnknownTransition(OrchestratorError):  # noqa: N818 - named for the fact
@@ -181,14 +108,6 @@ class UnknownTransition(OrchestratorError):  # noqa: N818 - named for the fact
     def __init__(self, state: State, trigger: Trigger) -> None:
         super().__init__(f"{trigger} does not move a checkout that is {state}: see states.TRANSITIONS")
         self.state, self.trigger = state, trigger
-
-
-def decide(state: State, trigger: Trigger) -> Decision:
-    """Say what `trigger` does to a checkout in `state`; total over all pairs, and pure."""
-    to = TRANSITIONS.get((state, trigger))
-    if to is not None:
-        return Moved(to)
-    return Unchanged() if state in _REPEATS[trigger] else Refused(state, trigger)
 
 
 def diagram() -> str:

@@ -172,14 +172,8 @@ def _opening(record: Record) -> list[str]:
         said.append(
             f"At {moment(record.cancel_requested_at)} a cancel was requested{trail.cancelled_by(record)}."
         )
-    if _circuit_open(record):
-        said.append(_unavailable(record))
-    elif record.attempts:
-        tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
-        said.append(
-            f"The present step has failed {tries}, the last time because of this: {trail.plain(sentences.or_none(record.last_error))}."
-        )
-    return said
+    tries = "once" if record.attempts == 1 else f"{record.attempts} times in a row"
+    return said + _failing(record, f"The present step has failed {tries}, the last time because of this")
 
 
 def _offered(record: Record) -> list[str]:
@@ -201,13 +195,13 @@ def _offered(record: Record) -> list[str]:
         said.append(
             "A payment is open: it may still become money, so nothing is expired or cancelled meanwhile."
         )
+    return said + _failing(record, "The last lookup at the gateway failed")
+
+
+def _failing(record: Record, said: str) -> list[str]:
     if _circuit_open(record):
-        said.append(_unavailable(record))
-    elif record.attempts:
-        said.append(
-            f"The last lookup at the gateway failed: {trail.plain(sentences.or_none(record.last_error))}."
-        )
-    return said
+        return [_unavailable(record)]
+    return [f"{said}: {trail.plain(sentences.or_none(record.last_error))}."] if record.attempts else []
 
 
 def _circuit_open(record: Record) -> bool:

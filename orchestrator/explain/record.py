@@ -58,8 +58,6 @@ _MOVES: Final = 4
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, rename={"before": "from"}):
-    """One entry of the trail."""
-
     at: datetime
     action: str
     actor: str
@@ -132,7 +130,6 @@ class Record(CheckoutRecord):
 
     @property
     def open_commands(self) -> list[Command]:
-        """Commands that were not executed yet."""
         return [command for command in self.commands if command.handled_at is None]
 
     @property
@@ -169,7 +166,6 @@ class Record(CheckoutRecord):
         return self.ended_at + timedelta(seconds=self.watch[-1])
 
     def price(self, minor: int, currency: str | None = None) -> str:
-        """Write an amount for people."""
         code = currency or self.currency
         return money.spelled(minor, code, grouped=True)
 

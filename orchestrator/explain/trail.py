@@ -60,7 +60,6 @@ def plain(reason: object) -> str:
 
 
 def who(actor: str) -> str:
-    """Name an actor of the trail."""
     kind, _, name = actor.partition(":")
     match kind:
         case "client":
@@ -186,7 +185,7 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         currency = currencies.get(number, record.currency)
         raw = transaction.get("raw")
         amounts = [
-            f"{_amount(int(transaction.get(key) or 0), currency, name, raw)} {name.replace('_', ' ')}"
+            f"{money.as_stored(int(transaction.get(key) or 0), currency, name, raw, grouped=True)} {name.replace('_', ' ')}"
             for key, name in _AMOUNTS
             if transaction.get(key) or (raw and name in raw)
         ]
@@ -198,13 +197,6 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
         )
         said.append(f"transaction {number} as {_quoted(transaction.get('status'))} with {held}, {bound}")
     return "; ".join(said)
-
-
-def _amount(minor: int, currency: str, name: str, raw: Any) -> str:
-    """Write an amount of a transaction; one that could not be read as the gateway wrote it."""
-    if raw and name in raw:
-        return money.as_stored(minor, currency, name, raw)
-    return money.spelled(minor, currency, grouped=True)
 
 
 def _callbacks(entry: Entry) -> list[str]:
@@ -220,22 +212,18 @@ def _callbacks(entry: Entry) -> list[str]:
 
 def _since(record: Record, entry: Entry) -> str:
     """Return a sentence about an entry that moved nothing; nothing where it adds nothing for a person."""
-    find = _SINCE.get(entry.action)
-    return find(record, entry) if find else ""
-
-
-def _matched(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} handed the order over, after its payment: the payment is the order's."
+    said = _SINCE.get(entry.action, "")
+    return (
+        said.format(at=moment(entry.at), who=who(entry.actor))
+        if isinstance(said, str)
+        else said(record, entry)
+    )
 
 
 def _ordered(record: Record, entry: Entry) -> str:
     about = entry.evidence
     prices = [record.price(int(about.get(name) or 0), record.currency) for name in ("amountBefore", "amount")]
     return f"At {moment(entry.at)} {who(entry.actor)} changed the order, from {prices[0]} to {prices[1]}."
-
-
-def _carried(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} the session at the gateway was changed to the order as it is."
 
 
 def cancelled_by(record: Record) -> str:
@@ -262,13 +250,12 @@ def _failed(_: Record, entry: Entry) -> str:
     return f"At {moment(entry.at)} {_call(entry.evidence)} failed{_why(entry.evidence)}."
 
 
-def _cancel(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} requested its cancellation."
+def _kind(entry: Entry) -> str:
+    return str(entry.evidence.get("kind") or "command").replace("_", " ")
 
 
 def _refused(_: Record, entry: Entry) -> str:
-    kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
-    return f"At {moment(entry.at)} a {kind} by {who(entry.actor)} was refused: {plain(entry.evidence.get('refusal'))}."
+    return f"At {moment(entry.at)} a {_kind(entry)} by {who(entry.actor)} was refused: {plain(entry.evidence.get('refusal'))}."
 
 
 def _seen(record: Record, entry: Entry) -> str:
@@ -281,12 +268,7 @@ def _read(_: Record, entry: Entry) -> str:
 
 
 def _taken(_: Record, entry: Entry) -> str:
-    kind = str(entry.evidence.get("kind") or "command").replace("_", " ")
-    return f"At {moment(entry.at)} a worker executed a {kind} that {who(entry.actor)} had requested."
-
-
-def _raised(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} it was noted that a decision is needed."
+    return f"At {moment(entry.at)} a worker executed a {_kind(entry)} that {who(entry.actor)} had requested."
 
 
 def _cleared(_: Record, entry: Entry) -> str:
@@ -294,14 +276,6 @@ def _cleared(_: Record, entry: Entry) -> str:
     if decision in set(Decision):
         return f"At {moment(entry.at)} {who(entry.actor)} decided: {decision}."
     return f"At {moment(entry.at)} {who(entry.actor)} cleared the attention."
-
-
-def _settled(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} the watch ended, with nothing left that could change by itself."
-
-
-def _erased(_: Record, entry: Entry) -> str:
-    return f"At {moment(entry.at)} {who(entry.actor)} erased the personal data."
 
 
 def _asked(_: Record, entry: Entry) -> str:
@@ -323,21 +297,21 @@ def _operation(said: str, *, why: bool = False) -> Callable[[Record, Entry], str
 
 
 # Cancelled or submitted operations are described by the operation itself, for as long as they are so.
-_SINCE: Final[dict[str, Callable[[Record, Entry], str]]] = {
-    "intent:matched": _matched,
+_SINCE: Final[dict[str, str | Callable[[Record, Entry], str]]] = {
+    "intent:matched": "At {at} {who} handed the order over, after its payment: the payment is the order's.",
     "order:changed": _ordered,
-    "session:changed": _carried,
+    "session:changed": "At {at} the session at the gateway was changed to the order as it is.",
     "gateway:failed": _failed,
     "gateway:asked": _asked,
-    "cancel:requested": _cancel,
+    "cancel:requested": "At {at} {who} requested its cancellation.",
     "command:refused": _refused,
     "command:taken": _taken,
     "callback:read": _read,
     "payment:seen": _seen,
-    "attention:raised": _raised,
+    "attention:raised": "At {at} it was noted that a decision is needed.",
     "attention:cleared": _cleared,
-    "watch:ended": _settled,
-    "checkout:erased": _erased,
+    "watch:ended": "At {at} the watch ended, with nothing left that could change by itself.",
+    "checkout:erased": "At {at} {who} erased the personal data.",
     "money:succeeded": _operation("was done at the gateway"),
     "money:rejected": _operation("was refused by the gateway", why=True),
     "money:unknown": _operation("may have left for the gateway, and what came of it was not known", why=True),

@@ -14,12 +14,10 @@ from orchestrator import intents
 from orchestrator.audit import Action
 from orchestrator.domain import money
 from orchestrator.domain.command_result import ResultCode, result
-from orchestrator.domain.reconciliation import LookupOutcome
 from orchestrator.domain.states import State, Trigger
-from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused
 from orchestrator.intents import IntentRejected
 from orchestrator.processing import commands, complete, open_session
-from orchestrator.processing.step import Step, retry
 from orchestrator.store import email_search
 from orchestrator.store.checkouts import KEEP
 from orchestrator.store.checkouts.change import ChangedOrder
@@ -29,10 +27,8 @@ if TYPE_CHECKING:
     from orchestrator.domain.reconciliation import Reconciliation
     from orchestrator.domain.records import Command
     from orchestrator.intents import Intent
+    from orchestrator.processing.step import Step
 
-_UNPAID: Final = frozenset({LookupOutcome.NOTHING, LookupOutcome.DECLINED})
-"""What a lookup shows where nothing is paid and nothing is open."""
-_PAYABLE: Final = _UNPAID | {LookupOutcome.OPEN}
 _BACK: Final = frozenset({State.METHODS_FETCHED, State.AWAITING_PAYMENT})
 """States that a changed order leaves for `session_created`."""
 _NOT_CHANGED: Final = FINAL_STATUSES | {404, 410}
@@ -50,14 +46,8 @@ async def change(step: Step) -> None:
         await commands.refuse(step, command, asked)
         return
     if asked.document == step.document():
-        await step.write(
-            None,
-            Action.COMMAND_TAKEN,
-            actor=command.actor,
-            evidence=commands.facts_of(command),
-            attempts=step.held.attempts,
-            done=((command.id, result(ResultCode.DONE_CHANGED)),),
-        )
+        changed = result(ResultCode.DONE_CHANGED)
+        await commands.answer(step, command, Action.COMMAND_TAKEN, changed, attempts=step.held.attempts)
         return
     verdict: Reconciliation | None = None
     if step.held.session_count > 0:
@@ -65,10 +55,10 @@ async def change(step: Step) -> None:
         verdict = await complete.lookup(step)
         if verdict is None:
             return
-        if verdict.finding not in _UNPAID:
+        if verdict.finding not in complete.UNPAID:
             shown = result(ResultCode.REFUSED_PAYMENT_SHOWN, finding=verdict.finding.value)
             await commands.refuse(step, command, shown)
-            await _is_decided(step, verdict, payable=_PAYABLE)
+            await complete.is_decided(step, verdict)
             return
     await _write(step, command, asked, verdict)
 
@@ -90,12 +80,13 @@ async def _asked(step: Step, command: Command) -> Intent | CommandResult:
 
 async def _write(step: Step, command: Command, asked: Intent, verdict: Reconciliation | None) -> None:
     held, key = step.held, step.data_key()
-    await step.write(
-        Trigger.ORDER_CHANGED if held.state in _BACK else None,
+    await commands.answer(
+        step,
+        command,
         Action.ORDER_CHANGED,
-        actor=command.actor,
+        result(ResultCode.DONE_CHANGED),
+        trigger=Trigger.ORDER_CHANGED if held.state in _BACK else None,
         evidence={
-            **commands.facts_of(command),
             "amount": asked.amount,
             "amountBefore": held.amount,
             "currency": held.currency,
@@ -113,7 +104,6 @@ async def _write(step: Step, command: Command, asked: Intent, verdict: Reconcili
         attempts=0,
         lookups=0,
         last_error=None,
-        done=((command.id, result(ResultCode.DONE_CHANGED)),),
     )
 
 
@@ -138,12 +128,10 @@ async def change_session(step: Step) -> None:
     match outcome:
         case Done():
             await _go_on(step, None)
-        case Unauthorized():
-            await open_session.renew(step)
         case Refused(status) if status in _NOT_CHANGED:
             await _go_on(step, outcome)
         case _:
-            await step.fail(retry(outcome), "session")
+            await open_session.not_done(step, outcome, "session")
 
 
 async def _go_on(step: Step, refused: Refused | None) -> None:
@@ -153,10 +141,9 @@ async def _go_on(step: Step, refused: Refused | None) -> None:
     """
     held = step.held
     evidence: dict[str, object] = {"session": held.session_id, "amount": held.amount}
-    verdict = await complete.lookup(step)
+    payable = complete.PAYABLE if refused is None else complete.UNPAID
+    verdict = await complete.lookup_unpaid(step, payable=payable)
     if verdict is None:
-        return
-    if await _is_decided(step, verdict, payable=_PAYABLE if refused is None else _UNPAID):
         return
     if refused is None:
         await step.write(
@@ -175,16 +162,3 @@ async def _go_on(step: Step, refused: Refused | None) -> None:
             session_id=None,
             payments=verdict.payments,
         )
-
-
-async def _is_decided(step: Step, verdict: Reconciliation, *, payable: frozenset[LookupOutcome]) -> bool:
-    """Complete a checkout that is paid, or leave it to a person where the lookup does not show it `payable`;
-    say whether either was done.
-    """
-    if verdict.finding is LookupOutcome.PAID:
-        await complete.complete(step, verdict)
-        return True
-    if verdict.finding not in payable:
-        await complete.unsure(step, verdict)
-        return True
-    return False

@@ -7,7 +7,7 @@ operation under way.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final, Unpack, assert_never
 
 from orchestrator import log
 from orchestrator.audit import Action
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.command_result import CommandResult
     from orchestrator.domain.records import Command
     from orchestrator.processing.step import Step
+    from orchestrator.store.checkouts.change import MoveFields
 
 _log = log.get(__name__)
 
@@ -151,21 +152,36 @@ async def _refuse_foreign(step: Step, command: Command) -> None:
     )
 
 
+async def answer(
+    step: Step,
+    command: Command,
+    action: Action,
+    answered: CommandResult,
+    *,
+    trigger: Trigger | None = None,
+    **changes: Unpack[MoveFields],
+) -> None:
+    """Write what a command does, with its result; `evidence` stands beside the command's own facts."""
+    changes["actor"] = command.actor
+    changes["evidence"] = {**facts_of(command), **changes.get("evidence", {})}
+    changes["done"] = ((command.id, answered),)
+    await step.write(trigger, action, **changes)
+
+
 async def refuse(step: Step, command: Command, refused: CommandResult) -> None:
     """Write the reason why nothing is done; the lease is kept."""
-    await step.write(
-        None,
+    await answer(
+        step,
+        command,
         Action.COMMAND_REFUSED,
-        actor=command.actor,
-        evidence={**facts_of(command), "code": refused.code, "refusal": sentences.of(refused)},
+        refused,
+        evidence={"code": refused.code, "refusal": sentences.of(refused)},
         attempts=step.held.attempts,
-        done=((command.id, refused),),
         events=_refused_events(command, refused),
     )
 
 
 def changes(held: ClaimedCheckout) -> list[Command]:
-    """Return the changes of the order that are not executed yet."""
     return [command for command in held.commands if command.kind is CommandKind.CHANGE]
 
 
@@ -176,7 +192,6 @@ async def refuse_changes(step: Step, finding: reconciliation.LookupOutcome) -> N
 
 
 def _refused_events(command: Command, refused: CommandResult) -> tuple[Event, ...]:
-    """Return the event of a refused command for money."""
     if command.kind not in MOVES_MONEY:
         return ()
     return (events.operation_rejected(command, refused),)
@@ -189,15 +204,14 @@ async def _withdraw(step: Step, command: Command) -> None:
         return
     # From now on the token is not handed out; a checkout that was never offered is cancelled at once, any
     # other after its grace and a lookup that shows nothing paid, pending or open.
-    await step.write(
-        None,
+    await answer(
+        step,
+        command,
         Action.CANCEL_REQUESTED,
-        actor=command.actor,
-        evidence=facts_of(command),
+        result(ResultCode.ACCEPTED),
         cancel_requested=True,
         lookups=0,
         attempts=held.attempts,
-        done=((command.id, result(ResultCode.ACCEPTED)),),
     )
 
 
@@ -228,23 +242,14 @@ async def _move_money(step: Step, command: Command) -> None:
         reason=command.reason,
         command_id=command.id,
     )
-    evidence = {
-        # A command whose id is in the trail is never executed again.
-        "command": str(command.id),
-        "operation": str(operation.id),
-        "kind": operation.kind,
-        "transaction": operation.transaction_id,
-        "amount": operation.amount,
-        "currency": operation.currency,
-        "cause": operation.cause,
-        "reason": operation.reason,
-    }
+    # A command whose id is in the trail is never executed again.
+    about = {"command": str(command.id), **operations.facts_of(operation), "reason": operation.reason}
     # It is executed under the same lease.
     await step.write(
         None,
         Action.MONEY_REQUESTED,
         actor=command.actor,
-        evidence=evidence,
+        evidence=about,
         operations=(operation,),
         attempts=0,
         due_in=KEEP,
@@ -257,16 +262,15 @@ async def _move_money(step: Step, command: Command) -> None:
 
 async def _retry(step: Step, command: Command) -> None:
     """Reset the failures and do a status check now."""
-    await step.write(
-        None,
+    await answer(
+        step,
+        command,
         Action.COMMAND_TAKEN,
-        actor=command.actor,
-        evidence=facts_of(command),
+        result(ResultCode.DONE_RETRIED),
         attempts=0,
         lookups=0,
         attention=step.cleared_attention(poisoned=True),
         last_error=None,
-        done=((command.id, result(ResultCode.DONE_RETRIED)),),
     )
 
 
@@ -284,7 +288,6 @@ async def _resolve(step: Step, command: Command) -> None:
     completed = held.state is State.COMPLETED
     marks = reconciliation.marks(held, decision)
     keeps = decision is Decision.KEEP and attention.code in PROBLEMS and not completed
-    resolved = result(ResultCode.DONE_KEPT if keeps else ResultCode.DONE_DECIDED)
     about = [
         {
             "id": payment.transaction_id,
@@ -296,17 +299,17 @@ async def _resolve(step: Step, command: Command) -> None:
         for payment in held.known
         if payment.transaction_id in marks
     ]
-    await step.write(
-        None,
+    await answer(
+        step,
+        command,
         Action.ATTENTION_CLEARED,
-        actor=command.actor,
-        evidence={**facts_of(command), "attention": attention.code, "transactions": about},
+        result(ResultCode.DONE_KEPT if keeps else ResultCode.DONE_DECIDED),
+        evidence={"attention": attention.code, "transactions": about},
         attempts=0,
         attention=None,
         # What is kept completes the order under this very lease, as soon as a lookup shows the same once
         # more.
         decided=marks or None,
-        done=((command.id, resolved),),
         due_in=KEEP if keeps else 0.0,
     )
 
@@ -339,18 +342,14 @@ async def _settle(step: Step, command: Command) -> None:
         else events.operation_rejected(operation, reason)
         for operation in unclear
     ]
-    await step.write(
-        None,
+    await answer(
+        step,
+        command,
         Action.MONEY_SUCCEEDED if done else Action.MONEY_REJECTED,
-        actor=command.actor,
-        evidence={
-            **facts_of(command),
-            "by": "person",
-            "operations": [str(operation.id) for operation in unclear],
-        },
+        result(ResultCode.DONE_OPERATION_DECIDED, state=state),
+        evidence={"by": "person", "operations": [str(operation.id) for operation in unclear]},
         attempts=0,
         attention=None,
-        done=((command.id, result(ResultCode.DONE_OPERATION_DECIDED, state=state)),),
         due_in=0.0,
         operations=tuple(replace(operation, state=state, last_error=reason) for operation in unclear),
         events=tuple(outcomes),
@@ -376,14 +375,14 @@ async def _return(step: Step, command: Command, code: AttentionCode) -> None:
         for payment in targets
     )
     ids = [str(operation.id) for operation in back]
-    await step.write(
-        None,
+    await answer(
+        step,
+        command,
         Action.MONEY_REQUESTED,
-        actor=command.actor,
-        evidence={**facts_of(command), "attention": code, "operations": ids},
+        result(ResultCode.ACCEPTED, operations=ids),
+        evidence={"attention": code, "operations": ids},
         attempts=0,
         operations=back,
-        done=((command.id, result(ResultCode.ACCEPTED, operations=ids)),),
         due_in=KEEP,
     )
 
@@ -412,11 +411,13 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         return
     asked = command.arguments.get("expiresIn")
     expires_in = float(asked) if asked is not None else held.expires_in
-    await step.write(
-        Trigger.REOPENED,
+    await answer(
+        step,
+        command,
         Action.CHECKOUT_REOPENED,
-        actor=command.actor,
-        evidence={**facts_of(command), **verdict.evidence, "sessionCount": held.session_count},
+        result(ResultCode.DONE_REOPENED),
+        trigger=Trigger.REOPENED,
+        evidence={**verdict.evidence, "sessionCount": held.session_count},
         payments=verdict.payments,
         deadline_in=expires_in or float(step.settings.checkout_expires_in),
         expires_in=expires_in,
@@ -425,7 +426,6 @@ async def reopen(step: Step, verdict: reconciliation.Reconciliation) -> None:
         attention=None,
         last_error=None,
         lookups=0,
-        done=((command.id, result(ResultCode.DONE_REOPENED)),),
         # A new claim brings the intent along.
         due_in=0.0,
         events=(Event(EventType.CHECKOUT_REOPENED),),

@@ -4,7 +4,7 @@ attention.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Unpack
 
 from orchestrator.audit import SYSTEM, Action
 from orchestrator.domain import binding, decisions, events, last_error, operations, reconciliation, schedule
@@ -23,10 +23,36 @@ from orchestrator.store.checkouts import KEEP, order_is_shared, paying_others, r
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.domain.attention import PaymentAmount
     from orchestrator.domain.claimed_checkout import ClaimedCheckout
-    from orchestrator.domain.records import Operation
+    from orchestrator.domain.records import Operation, PaymentRecord
     from orchestrator.domain.transaction import Found
+    from orchestrator.store.checkouts.change import MoveFields
+
+
+UNPAID: Final = frozenset({LookupOutcome.NOTHING, LookupOutcome.DECLINED})
+"""What a lookup shows where nothing is paid and nothing is open."""
+PAYABLE: Final = UNPAID | {LookupOutcome.OPEN}
+
+
+async def lookup_unpaid(step: Step, *, payable: frozenset[LookupOutcome] = PAYABLE) -> Reconciliation | None:
+    """Look the order up; None if the lookup failed, or shows more than `payable` (already written)."""
+    verdict = await lookup(step)
+    return None if verdict is None or await is_decided(step, verdict, payable=payable) else verdict
+
+
+async def is_decided(
+    step: Step, verdict: Reconciliation, *, payable: frozenset[LookupOutcome] = PAYABLE
+) -> bool:
+    """Complete a checkout that is paid, or leave it to a person where the lookup does not show it `payable`;
+    say whether either was done.
+    """
+    if verdict.finding is LookupOutcome.PAID:
+        await complete(step, verdict)
+    elif verdict.finding not in payable:
+        await unsure(step, verdict)
+    else:
+        return False
+    return True
 
 
 async def lookup(step: Step) -> Reconciliation | None:
@@ -57,6 +83,28 @@ async def lookup(step: Step) -> Reconciliation | None:
     return verdict
 
 
+async def record(
+    step: Step,
+    verdict: Reconciliation,
+    trigger: Trigger | None,
+    action: Action | None = Action.CHECKOUT_MOVED,
+    **changes: Unpack[MoveFields],
+) -> None:
+    """Write what a lookup shows, with the callbacks that it answers. It is counted, and ends an error, unless
+    `changes` say otherwise.
+    """
+    fields: MoveFields = {
+        "evidence": callbacks.with_callbacks(step, verdict.evidence),
+        "payments": verdict.payments,
+        "read": callbacks.ids(step),
+        "require_capture": capture_required(step),
+        "last_error": None,
+        "lookups": step.held.lookups + 1,
+        **changes,
+    }
+    await step.write(trigger, action, **fields)
+
+
 # ── Attention ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -70,33 +118,31 @@ def raised_attention(step: Step, attention: Attention) -> Attention | None:
     return None if any(payment.is_decided(attention.code) for payment in step.held.known) else attention
 
 
-def accepted_amounts(step: Step) -> tuple[PaymentAmount, ...]:
-    """Return what our books have of the payments that complete the checkout."""
-    return tuple(decisions.amount_of(payment) for payment in step.held.known if payment.role == Role.ACCEPTED)
+def note(step: Step, attention: Attention | None) -> Action | None:
+    """Return the entry of a lookup that moves nothing: for a new question, or for callbacks; else none."""
+    if attention is not None and attention.is_news(step.held.attention):
+        return Action.ATTENTION_RAISED
+    return Action.CALLBACK_READ if step.held.callbacks else None
 
 
 # ── Money ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 async def complete(step: Step, verdict: Reconciliation) -> None:
-    held, policies, paying = step.held, step.merchant.policies, verdict.paying
+    held, paying = step.held, verdict.paying
     late = held.state in CLOSED
     attention, back = surplus(step, verdict)
     policy: events.Policy = "keep"
     if late and not kept_by_decision(held, verdict):
-        # No session was ever opened for it: the payment came without an order.
-        unordered = held.session_count == 0
-        policy = policies.unknown_order if unordered else policies.late
-        if policy == "return" and not unordered and not verdict.bound:
+        code, policy = _late_policy(step)
+        if policy == "return" and code is AttentionCode.LATE_PAYMENT and not verdict.bound:
             # Tied by the order number alone: it may be another system's, and only a person may give that
             # back.
             policy = "ask"
         if policy == "ask":
-            attention = attention or _late(step, verdict, unordered=unordered)
+            attention = attention or _late(step, verdict, code)
         elif policy == "return":
-            why = f"{AttentionCode.UNKNOWN_ORDER if unordered else AttentionCode.LATE_PAYMENT}: policy return"
-            given = [payment for payment in paying if payment.left > 0]
-            back = (*back, *(operations.give_back(payment, actor=SYSTEM, reason=why) for payment in given))
+            back = (*back, *(_by_policy(payment, code) for payment in paying if payment.left > 0))
     attention = charged_back(step, verdict) or attention or sticky_attention(step)
     capture = policy == "keep" and captures(step, verdict)
     operating = (*back, *(captures_of(verdict) if capture else ()))
@@ -106,19 +152,16 @@ async def complete(step: Step, verdict: Reconciliation) -> None:
         policy=policy if late else None,
         surcharge=sum(payment.surcharge for payment in paying),
     )
-    await step.write(
+    await record(
+        step,
+        verdict,
         Trigger.PAYMENT_FOUND,
-        evidence=callbacks.with_callbacks(step, verdict.evidence),
-        payments=verdict.payments,
         money=verdict.money,
         charged_back=verdict.charged_back,
         reserved_until=verdict.reserved_until,
         late=late,
-        require_capture=capture_required(step),
         operations=operating,
-        read=callbacks.ids(step),
         attention=attention,
-        last_error=None,
         lookups=0,
         due_in=KEEP if operating else step.first_watch(verdict.reserved_until) or QUARANTINE,
         events=(completed, *news_of(step, verdict)),
@@ -160,20 +203,15 @@ async def unsure(step: Step, verdict: Reconciliation) -> None:
     """
     held = step.held
     attention = verdict.attention or sticky_attention(step)
-    news = attention is not None and attention.is_news(held.attention)
-    actions = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
-    await step.write(
+    await record(
+        step,
+        verdict,
         None,
-        next((action for applies, action in actions if applies), None),
-        evidence=callbacks.with_callbacks(step, verdict.evidence),
-        payments=verdict.payments,
+        note(step, attention),
         attention=attention,
         last_error=last_error.undecided(attention),
         attempts=held.attempts,
-        lookups=held.lookups + 1,
         due_in=schedule.next_lookup(step.settings, held.lookups),
-        read=callbacks.ids(step),
-        require_capture=capture_required(step),
     )
 
 
@@ -188,17 +226,28 @@ def charged_back(step: Step, verdict: Reconciliation) -> Attention | None:
     if verdict.charged_back <= step.held.charged_back:
         return None
     facts = {"amount": verdict.charged_back, "currency": step.held.currency}
-    return Attention(code=AttentionCode.CHARGED_BACK, payments=_paying(verdict), facts=facts)
+    return Attention(
+        code=AttentionCode.CHARGED_BACK, payments=decisions.amounts_of(verdict.paying), facts=facts
+    )
 
 
-def _paying(verdict: Reconciliation) -> tuple[PaymentAmount, ...]:
-    return tuple(map(decisions.amount_of, verdict.paying))
+def _late_policy(step: Step) -> tuple[AttentionCode, events.Policy]:
+    """Return what money is that came late, and what the merchant's policy says of it."""
+    policies = step.merchant.policies
+    if step.held.session_count == 0:
+        # No session was ever opened for it: the payment came without an order.
+        return AttentionCode.UNKNOWN_ORDER, policies.unknown_order
+    return AttentionCode.LATE_PAYMENT, policies.late
 
 
-def _late(step: Step, verdict: Reconciliation, *, unordered: bool) -> Attention | None:
-    code = AttentionCode.UNKNOWN_ORDER if unordered else AttentionCode.LATE_PAYMENT
-    facts = {"orderId": step.held.order_ref} if unordered else {}
-    return raised_attention(step, Attention(code=code, payments=_paying(verdict), facts=facts))
+def _late(step: Step, verdict: Reconciliation, code: AttentionCode) -> Attention | None:
+    facts = {"orderId": step.held.order_ref} if code is AttentionCode.UNKNOWN_ORDER else {}
+    payments = decisions.amounts_of(verdict.paying)
+    return raised_attention(step, Attention(code=code, payments=payments, facts=facts))
+
+
+def _by_policy(payment: PaymentRecord, code: AttentionCode) -> Operation:
+    return operations.give_back(payment, actor=SYSTEM, reason=f"{code}: policy return")
 
 
 def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
@@ -206,15 +255,14 @@ def late_question(step: Step, verdict: Reconciliation) -> Attention | None:
     held = step.held
     if not held.late or verdict.left <= 0 or kept_by_decision(held, verdict):
         return None
-    unordered = held.session_count == 0
-    policies = step.merchant.policies
-    if (policies.unknown_order if unordered else policies.late) == "keep":
+    code, policy = _late_policy(step)
+    if policy == "keep":
         return None
     going_back = any(
         operation.open and operation.cause == Cause.RETURNED and operation.transaction_id in held.accepted
         for operation in held.operations
     )
-    return None if going_back else _late(step, verdict, unordered=unordered)
+    return None if going_back else _late(step, verdict, code)
 
 
 def surplus(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tuple[Operation, ...]]:
@@ -231,7 +279,7 @@ def surplus(step: Step, verdict: Reconciliation) -> tuple[Attention | None, tupl
         operation.transaction_id for operation in step.held.operations if operation.cause == Cause.RETURNED
     }
     back = tuple(
-        operations.give_back(payment, actor=SYSTEM, reason=f"{AttentionCode.SURPLUS_PAYMENT}: policy return")
+        _by_policy(payment, AttentionCode.SURPLUS_PAYMENT)
         for payment in verdict.surplus
         # Tied by the order number alone: it may be another system's, and only a person may give that back.
         if payment.transaction_id not in tried and payment.binding == Binding.BOUND
@@ -259,11 +307,14 @@ def captures(step: Step, verdict: Reconciliation) -> bool:
     if not required and (held.auto_capture or policies.capture != "automatic"):
         return False
     # Late money, and money that was to be returned, is captured only once a person decided to keep it.
-    settled = (
-        not held.late
-        or policies.late == "keep"
-        or kept_by_decision(held, verdict)
-        or any(payment.role == Role.ACCEPTED and payment.is_decided(*LATE) for payment in held.known)
+    accepted = [payment for payment in held.known if payment.role == Role.ACCEPTED]
+    settled = not held.late or (
+        not any(map(decisions.dismissed, accepted))
+        and (
+            policies.late == "keep"
+            or kept_by_decision(held, verdict)
+            or any(payment.is_decided(*LATE) for payment in accepted)
+        )
     )
     tried = any(operation.cause in {Cause.AUTOMATIC, Cause.RETURNED} for operation in held.operations)
     reserved, captured, _ = verdict.money
@@ -286,6 +337,15 @@ def captures_of(verdict: Reconciliation) -> tuple[Operation, ...]:
     )
 
 
+def totals(step: Step, verdict: Reconciliation) -> tuple[Totals, Totals]:
+    """Return the money of a checkout in our books, and as a lookup leaves it there."""
+    held = step.held
+    reserved, captured, refunded = verdict.money
+    # Captured and refunded totals never shrink in our books, whatever a lookup shows.
+    after = Totals(reserved, max(captured, held.captured), max(refunded, held.refunded), verdict.charged_back)
+    return Totals(held.reserved, held.captured, held.refunded, held.charged_back), after
+
+
 def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
     """Return the events of what a lookup shows for the first time, beside the attention."""
     held = step.held
@@ -294,10 +354,7 @@ def news_of(step: Step, verdict: Reconciliation) -> list[Event]:
     fresh = [payment.transaction_id for payment in verdict.surplus if payment.transaction_id not in before]
     if fresh and verdict.finding is LookupOutcome.PAID:
         news.append(events.surplus(fresh))
-    reserved, captured, refunded = verdict.money
-    # Captured and refunded totals never shrink in our books, whatever a lookup shows.
-    after = Totals(reserved, max(captured, held.captured), max(refunded, held.refunded), verdict.charged_back)
-    was = Totals(held.reserved, held.captured, held.refunded, held.charged_back)
+    was, after = totals(step, verdict)
     if after != was:
         paying = {payment.transaction_id for payment in verdict.paying} or held.accepted
         news += events.money_seen(

@@ -331,15 +331,13 @@ class Dispatcher:
     def _failed(self, error: Exception, hints: Collection[tuple[QueueKind, _Hint]]) -> None:
         for _, hint in hints:
             hint.answer(answered=False)
-        away = is_away(error)
+        away, loop = is_away(error), asyncio.get_running_loop()
         if hints or self.failure is None:  # a round that only tries whether claims work again is no news
+            self._failed_at = loop.time()
             if away:
                 _log.warning("claim_failed", **log.cause(error))
             else:
                 _log.error("claim_broke", exc_info=error)
-        loop = asyncio.get_running_loop()
-        if hints or self.failure is None:
-            self._failed_at = loop.time()
         self.failure = (
             readiness.reason(error) if away else f"{type(error).__name__}, see the log of the worker"
         )

@@ -59,7 +59,6 @@ class FairShare:
         return self._each
 
     def held(self, flow: FlowKey) -> int:
-        """Return how many slots a flow has."""
         return self._held[flow]
 
     def fits(self, number: int) -> bool:
@@ -67,13 +66,11 @@ class FairShare:
         return self.taken + number <= _open(self._each)
 
     def enter(self, flow: FlowKey, gateway: str) -> None:
-        """Take a slot."""
         self.taken += 1
         self._held[flow] += 1
         self._at[gateway] += 1
 
     def leave(self, flow: FlowKey, gateway: str) -> None:
-        """Give a slot back."""
         self.taken -= 1
         _less(self._held, flow)
         _less(self._at, gateway)

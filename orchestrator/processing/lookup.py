@@ -85,52 +85,36 @@ async def settle_callback(step: Step) -> None:
     verdict = await complete.lookup(step)
     if verdict is None:
         return
-    if verdict.finding not in {LookupOutcome.DECLINED, LookupOutcome.NOTHING}:
+    if verdict.finding not in complete.UNPAID:
         await commands.refuse_changes(step, verdict.finding)
-    if verdict.finding is LookupOutcome.PAID:
-        await complete.complete(step, verdict)
-    elif verdict.finding not in _COUNTERPART:
-        await complete.unsure(step, verdict)
-    else:
-        trigger = _COUNTERPART[verdict.finding]
-        await step.write(
-            trigger,
-            evidence=callbacks.with_callbacks(step, verdict.evidence),
-            payments=verdict.payments,
-            read=callbacks.ids(step),
-            attention=complete.sticky_attention(step),
-            last_error=None,
-            lookups=step.held.lookups + 1,
-            require_capture=complete.capture_required(step),
-            # A grace that is over meanwhile ends it now, under the same lease; so does a change that has
-            # waited for this lookup.
-            due_in=KEEP
-            if (_over(step) and verdict.finding is not LookupOutcome.OPEN) or commands.changes(step.held)
-            else step.next_due_in(step.held.lookups),
-            events=complete.declined(step, verdict),
-        )
+    if await complete.is_decided(step, verdict):
+        return
+    # A grace that is over meanwhile ends it now, under the same lease; so does a change that has waited for
+    # this lookup.
+    ends = (_over(step) and verdict.finding is not LookupOutcome.OPEN) or commands.changes(step.held)
+    await complete.record(
+        step,
+        verdict,
+        _COUNTERPART[verdict.finding],
+        attention=complete.sticky_attention(step),
+        due_in=KEEP if ends else step.next_due_in(step.held.lookups),
+        events=complete.declined(step, verdict),
+    )
 
 
 async def await_payment(step: Step) -> None:
     """Look the checkout up because it is due: for lost callbacks, the deadline, a cancel request, or to renew
     the token.
     """
-    held = step.held
-    verdict = await complete.lookup(step)
+    verdict = await complete.lookup_unpaid(step)
     if verdict is None:
         return
-    over = verdict.finding is not LookupOutcome.OPEN
-    cancelled = _grace_over(step, held.cancel_requested_at, step.settings.cancel_grace)
-    evidence = callbacks.with_callbacks(step, verdict.evidence)
-    if verdict.finding is LookupOutcome.PAID:
-        await complete.complete(step, verdict)
-    elif verdict.finding in {LookupOutcome.UNSURE, LookupOutcome.RELEASED}:
-        await complete.unsure(step, verdict)
-    elif over and (cancelled or _grace_over(step, held.deadline, step.settings.deadline_grace)):
+    if verdict.finding is not LookupOutcome.OPEN and _over(step):
+        cancelled = _grace_over(step, step.held.cancel_requested_at, step.settings.cancel_grace)
         await step.end(
             Trigger.CANCELLED if cancelled else Trigger.DEADLINE_PASSED,
             Event(EventType.CHECKOUT_CANCELLED if cancelled else EventType.CHECKOUT_EXPIRED),
-            evidence,
+            callbacks.with_callbacks(step, verdict.evidence),
             payments=verdict.payments,
             read=callbacks.ids(step),
             attention=complete.sticky_attention(step),
@@ -151,29 +135,19 @@ async def _wait_on(step: Step, verdict: Reconciliation) -> None:
             return
     attention = complete.sticky_attention(step)
     if verdict.finding is LookupOutcome.OPEN and (now - held.deadline).total_seconds() > LONG_OPEN:
-        still = tuple(
-            decisions.amount_of(payment)
-            for payment in verdict.payments
-            if payment.meaning == PaymentMeaning.OPEN
-        )
-        attention = attention or complete.raised_attention(
-            step, Attention(code=AttentionCode.OPEN_PAYMENT, payments=still)
-        )
-    news = attention is not None and attention.is_news(held.attention)
+        still = (payment for payment in verdict.payments if payment.meaning == PaymentMeaning.OPEN)
+        long_open = Attention(code=AttentionCode.OPEN_PAYMENT, payments=decisions.amounts_of(still))
+        attention = attention or complete.raised_attention(step, long_open)
     # Nothing moved: the rows of `payments` record what was seen, and the trail gets no entry for each lookup.
-    actions = ((news, Action.ATTENTION_RAISED), (held.callbacks, Action.CALLBACK_READ))
-    action = next((action for applies, action in actions if applies), None)
-    await step.write(
+    action = complete.note(step, attention)
+    await complete.record(
+        step,
+        verdict,
         None,
         action,
         evidence=callbacks.with_callbacks(step, verdict.evidence if action else {}),
-        payments=verdict.payments,
         attention=attention,
-        last_error=None,
-        lookups=held.lookups + 1,
         due_in=step.next_due_in(held.lookups),
-        read=callbacks.ids(step),
-        require_capture=complete.capture_required(step),
         events=complete.declined(step, verdict),
     )
 

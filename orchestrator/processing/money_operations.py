@@ -437,18 +437,10 @@ async def _write(
     evidence: dict[str, object],
     **changes: Unpack[Changes],
 ) -> None:
-    about = {
-        "operation": str(operation.id),
-        "kind": operation.kind,
-        "transaction": operation.transaction_id,
-        "amount": operation.amount,
-        "currency": operation.currency,
-        "cause": operation.cause,
-    }
     await step.write(
         None,
         action,
-        evidence={**about, **evidence},
+        evidence={**operations.facts_of(operation), **evidence},
         operations=(operation,),
         **changes,
     )

@@ -11,8 +11,9 @@ from orchestrator.audit import Action
 from orchestrator.domain import decisions, schedule
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.reconciliation import LookupOutcome, Reconciliation
-from orchestrator.domain.states import CLOSED, Moved, State, Trigger, decide
-from orchestrator.processing import callbacks, commands, complete
+from orchestrator.domain.records import Role
+from orchestrator.domain.states import CLOSED, State
+from orchestrator.processing import commands, complete
 from orchestrator.store.checkouts import KEEP
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ async def watch(step: Step) -> None:
     if verdict is None:
         return
     paid = verdict.finding is LookupOutcome.PAID
-    if paid and isinstance(decide(held.state, Trigger.PAYMENT_FOUND), Moved):
+    if paid and held.state is not State.COMPLETED:
         await complete.complete(step, verdict)
         return
     if step.answering is not None and step.answering.kind == "reopen":
@@ -38,39 +39,28 @@ async def watch(step: Step) -> None:
     attention, back = _attention(step, verdict)
     capture = paid and complete.captures(step, verdict) and not attention
     operating = (*back, *(complete.captures_of(verdict) if capture else ()))
-    reserved, captured, refunded = verdict.money
-    # Captured and refunded totals never shrink in our books, whatever a lookup shows.
-    captured, refunded = max(captured, held.captured), max(refunded, held.refunded)
-    changed = (reserved, captured, refunded, verdict.charged_back) != (
-        held.reserved,
-        held.captured,
-        held.refunded,
-        held.charged_back,
-    )
+    was, after = complete.totals(step, verdict)
     due_in = _next_watch(step, verdict, attention)
     actions = (
-        (changed or operating, Action.PAYMENT_SEEN),
+        (after != was or operating, Action.PAYMENT_SEEN),
         (attention is not None and attention.is_news(held.attention), Action.ATTENTION_RAISED),
         (held.attention is not None and attention is None, Action.ATTENTION_CLEARED),
         (due_in is None, Action.WATCH_ENDED),
         (held.callbacks, Action.CALLBACK_READ),
     )
     action = next((action for applies, action in actions if applies), None)
-    await step.write(
+    await complete.record(
+        step,
+        verdict,
         None,
         action,
-        evidence=callbacks.with_callbacks(step, verdict.evidence),
-        payments=verdict.payments,
         money=verdict.money,
         charged_back=verdict.charged_back,
         reserved_until=verdict.reserved_until,
-        require_capture=complete.capture_required(step),
         operations=operating,
         attention=attention,
         last_error=held.last_error if held.state in CLOSED else None,
-        lookups=held.lookups + 1,
         due_in=KEEP if operating else due_in,
-        read=callbacks.ids(step),
         events=tuple(complete.news_of(step, verdict)),
     )
 
@@ -91,9 +81,9 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[Attention | None, t
         and not paid
         and verdict.finding is not LookupOutcome.RELEASED
     ):
-        attention = complete.raised_attention(
-            step, Attention(code=AttentionCode.PAYMENT_GONE, payments=complete.accepted_amounts(step))
-        )
+        accepted = (payment for payment in held.known if payment.role == Role.ACCEPTED)
+        gone = Attention(code=AttentionCode.PAYMENT_GONE, payments=decisions.amounts_of(accepted))
+        attention = complete.raised_attention(step, gone)
     standing = complete.sticky_attention(step)
     lapses = standing is not None and standing.code is AttentionCode.RESERVATION_LAPSES
     if lapses and verdict.reserved_until is None:
@@ -107,7 +97,7 @@ def _attention(step: Step, verdict: Reconciliation) -> tuple[Attention | None, t
                 step,
                 Attention(
                     code=AttentionCode.RESERVATION_LAPSES,
-                    payments=tuple(map(decisions.amount_of, verdict.paying)),
+                    payments=decisions.amounts_of(verdict.paying),
                     facts={"until": until.astimezone(UTC).isoformat(timespec="minutes")},
                 ),
             )

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from orchestrator import callback_urls, intents
 from orchestrator.audit import Action
 from orchestrator.domain import events, schedule, sentences
 from orchestrator.domain.attention import Attention, AttentionCode
 from orchestrator.domain.last_error import ErrorCode, error
-from orchestrator.domain.reconciliation import LookupOutcome
 from orchestrator.domain.states import UNOFFERED, Trigger
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Done, Refused, Unauthorized
 from orchestrator.processing import complete
@@ -28,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.domain.last_error import LastError
     from orchestrator.domain.records import PaymentRecord
+    from orchestrator.processing.step import Failed
     from orchestrator.store.checkouts.change import Kept
 
 
@@ -97,12 +95,8 @@ async def open_session(step: Step) -> None:
                 attention=step.cleared_attention(),
                 last_error=None,
             )
-        case Unauthorized():
-            await renew(step)
-        case Refused(status) if status in FINAL_STATUSES:
-            await _refused(step, outcome, "session")
         case _:
-            await step.fail(retry(outcome), "session")
+            await not_done(step, outcome, "session")
 
 
 def body_of(step: Step) -> dict[str, object]:
@@ -136,23 +130,26 @@ async def list_methods(step: Step) -> None:
         case Done(methods):
             # No gateway call is made between the list and the offer: both are one write.
             await _offer(step, methods, listed=True)
-        case Unauthorized():
-            await renew(step)
         case Refused(status=404 | 410):
             await step.write(
                 Trigger.SESSION_LOST,
                 evidence={"session": held.session_id, "status": outcome.status},
                 session_id=None,
             )
-        case Refused(status) if status in FINAL_STATUSES:
-            await _refused(step, outcome, "payment-methods")
         case _:
-            await step.fail(retry(outcome), "payment-methods")
+            await not_done(step, outcome, "payment-methods")
 
 
-async def _refused(step: Step, outcome: Refused, call: str) -> None:
-    about = {"call": call, "status": outcome.status, "reason": outcome.reason}
-    await fail(step, Trigger.REFUSED, about, error=error(ErrorCode.GATEWAY_REFUSED, reason=outcome.reason))
+async def not_done(step: Step, outcome: Failed, call: str) -> None:
+    """Renew a token that is refused, end a checkout whose order is, and repeat any other call later."""
+    match outcome:
+        case Unauthorized():
+            await renew(step)
+        case Refused(status, reason) if status in FINAL_STATUSES:
+            about = {"call": call, "status": status, "reason": reason}
+            await fail(step, Trigger.REFUSED, about, error=error(ErrorCode.GATEWAY_REFUSED, reason=reason))
+        case _:
+            await step.fail(retry(outcome), call)
 
 
 def is_given_up(held: ClaimedCheckout) -> bool:
@@ -182,14 +179,8 @@ async def fail(
     """
     payments: tuple[PaymentRecord, ...] = ()
     if step.held.offered_at is not None:
-        verdict = await complete.lookup(step)
+        verdict = await complete.lookup_unpaid(step, payable=complete.UNPAID)
         if verdict is None:
-            return
-        if verdict.finding is LookupOutcome.PAID:
-            await complete.complete(step, verdict)
-            return
-        if verdict.finding not in {LookupOutcome.DECLINED, LookupOutcome.NOTHING}:
-            await complete.unsure(step, verdict)
             return
         evidence, payments = {**verdict.evidence, **evidence}, verdict.payments
     await step.end(
@@ -212,7 +203,7 @@ async def _offer(step: Step, methods: Sequence[Mapping[str, object]], *, listed:
     this write.
     """
     held = step.held
-    asked = held.expires_in or msgspec.json.decode(step.document()).get("expiresIn")
+    asked = held.expires_in or step.asked().expires_in
     deadline_in = float(asked or step.settings.checkout_expires_in)
     lookups = schedule.quiet_lookups(step.settings)
     fact = Fact(Trigger.OFFERED, {"expiresIn": deadline_in})

@@ -142,7 +142,9 @@ class CheckoutProcessor:
             demands = [
                 lookup_budget.Demand(
                     number,
-                    await self._apart(number),
+                    lookup_budget.apart(
+                        (await self.context.merchants.get(number)).policies.lookups_per_minute
+                    ),
                     self._uncounted.pop(number, 0),
                     len(with_slot.get(number, ())),
                     len(quiet.get(number, ())),
@@ -159,10 +161,6 @@ class CheckoutProcessor:
             ids = [*with_slot.get(demand.merchant_id, ()), *quiet.get(demand.merchant_id, ())]
             waits |= zip(ids, got[demand.merchant_id].waits(demand), strict=True)
         return waits
-
-    async def _apart(self, merchant_id: int) -> float:
-        merchant = await self.context.merchants.get(merchant_id)
-        return lookup_budget.apart(merchant.policies.lookups_per_minute)
 
     async def _run_checkout(
         self, held: ClaimedCheckout, place: float, *, queue: QueueKind, ended: Ended | None
@@ -301,7 +299,6 @@ async def _next(step: Step) -> None:
 
 
 async def _take(step: Step) -> None:  # noqa: C901, PLR0912 - one line for each state
-    """Take the next step."""
     held = step.held
     command = command_rules.ready(held) if step.answering is None else None
     if command is not None:

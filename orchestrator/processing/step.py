@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, Unpack, assert_never
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, Unpack, assert_never
 
 import msgspec
 
@@ -71,26 +71,18 @@ class Failure:
     unreadable: bool = False
 
 
+class Asked(msgspec.Struct, rename="camel"):
+    """What an intent has beside the order and the shop's pages."""
+
+    user_agent: Any = None
+    expires_in: Any = None
+
+
+_ASKED: Final = msgspec.json.Decoder(Asked)
+
+
 class Step:
     """A checkout while it is processed: its state, and whether its lease is still held."""
-
-    __slots__ = (
-        "_intent",
-        "_key",
-        "_more",
-        "_moved",
-        "answering",
-        "context",
-        "facts",
-        "held",
-        "merchant",
-        "proven",
-        "released",
-        "renewed",
-        "settings",
-        "shown",
-        "waits",
-    )
 
     merchant: Merchant
     """Set once it has been read."""
@@ -265,10 +257,11 @@ class Step:
         """Return the seconds until the first lookup of an ended checkout, before its reservation
         can lapse.
         """
-        if reserved_until is None or not self.settings.post_settlement_checks:
-            return self.settings.post_settlement_checks[0] if self.settings.post_settlement_checks else None
+        first = next(iter(self.settings.post_settlement_checks), None)
+        if reserved_until is None or first is None:
+            return first
         warned = (reserved_until - self.held.now()).total_seconds() - self.settings.lapse_warning
-        return max(min(self.settings.post_settlement_checks[0], warned + 1), 1.0)
+        return max(min(first, warned + 1), 1.0)
 
     def cleared_attention(self, *, poisoned: bool = False) -> Attention | None:
         """Return the attention that remains once the gateway has answered: none about its failures.
@@ -335,8 +328,11 @@ class Step:
             return True
         return bool(msgspec.json.decode(await self.read_intent()))
 
+    def asked(self) -> Asked:
+        return _ASKED.decode(self.document())
+
     def user_agent(self) -> str | None:
-        agent = msgspec.json.decode(self.document()).get("userAgent")
+        agent = self.asked().user_agent
         return agent if isinstance(agent, str) else None
 
     def token(self) -> str | None:

@@ -33,7 +33,6 @@ _bridge: Bridge | None = None
 
 
 def bridge() -> Bridge:
-    """Return the bridge of this worker process."""
     if _bridge is None:
         message = "tasks of the orchestrator run in `orchestrator worker`, which starts the event loop that they need"
         raise RuntimeError(message)
@@ -42,7 +41,6 @@ def bridge() -> Bridge:
 
 @app.task(name=PROCESS, bind=True, Request="orchestrator.worker.hint_request:Hint")
 def process(task: Task[Any, Any], ids: list[str]) -> None:
-    """Look at these checkouts."""
     came_by = (task.request.delivery_info or {}).get("routing_key")
     bridge().process(
         [UUID(checkout_id) for checkout_id in ids], "callbacks" if came_by == "callbacks" else "checkouts"
@@ -57,7 +55,6 @@ def sweep() -> None:
 
 @app.task(name=SEAL)
 def seal() -> None:
-    """Seal the audit trail."""
     bridge().seal()
 
 

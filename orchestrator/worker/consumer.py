@@ -95,7 +95,6 @@ class Consumer(consumer.Consumer):
         return conn
 
     def on_ready(self) -> None:
-        """Note that this connection consumes."""
         super().on_ready()
         self._well = self.timer.call_after(WELL_AFTER, link.worked)
 
@@ -119,19 +118,15 @@ class Consumer(consumer.Consumer):
         return received
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:  # noqa: ARG002 - Celery's signature
-        """Drop it."""
         dropped.add(type(exc).__name__)
 
     def on_unknown_message(self, body: Any, message: Any) -> None:  # noqa: ARG002
-        """Drop it."""
         dropped.add("not_a_task")
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """Drop it."""
         dropped.add("unknown_task")
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:  # noqa: ARG002
-        """Drop it."""
         dropped.add(type(exc).__name__)
 
 

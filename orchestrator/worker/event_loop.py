@@ -11,6 +11,7 @@ import time
 from concurrent.futures import CancelledError
 from concurrent.futures import Future as ThreadFuture
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import uvloop
@@ -146,7 +147,6 @@ class Bridge:
             self._sweeping.release()
 
     def seal(self) -> None:
-        """Seal the audit trail."""
         self._run(audit.seal(self._db, self._encryptor), timeout=120)
 
     def _accept_intents(self, message: Message) -> Future[None]:
@@ -217,13 +217,13 @@ class Bridge:
     async def _main(self) -> None:
         settings = self._settings
         self._encryptor = Encryptor(settings.secret_keys)
-        self._db = Database(
+        database = partial(
+            Database,
             settings.need("database_url"),
-            pool_size=settings.database_pool,
-            name="orchestrator-worker",
             timeout=settings.database_timeout,
             prepared=settings.database_prepared_statements,
         )
+        self._db = database(pool_size=settings.database_pool, name="orchestrator-worker")
         self._sequencer = Sequencer(self._db, retention=settings.event_retention_days * 86_400)
         self._moves = checkouts.Transitions(
             self._db, self._encryptor, batch_limit=settings.batch_limit, on_events=self._sequencer.wake
@@ -232,30 +232,22 @@ class Bridge:
             settings.redis, name=self._name, longest=max(settings.breaker_pause, LONGEST_THROTTLE)
         )
         # Connections of their own: no transition waits for them, however many intents arrive.
-        inlet = Database(
-            settings.need("database_url"),
-            pool_size=INLET_POOL,
-            name="orchestrator-intents",
-            timeout=settings.database_timeout,
-            prepared=settings.database_prepared_statements,
-        )
+        inlet = database(pool_size=INLET_POOL, name="orchestrator-intents")
         self._submissions = Submissions(
             settings, inlet, self._encryptor, self.hint_publisher, on_events=self._sequencer.wake
         )
-        self._retention = Retention(self._db, self._encryptor, days=settings.personal_data_retention_days)
+        retention = Retention(self._db, self._encryptor, days=settings.personal_data_retention_days)
         async with self._db, inlet, Gateway(settings, shared) as gateway:
             self._gateway = gateway
-            self._processor = CheckoutProcessor(
-                StepContext(
-                    settings=settings,
-                    db=self._db,
-                    encryptor=self._encryptor,
-                    gateway=gateway,
-                    transitions=self._moves,
-                    merchants=Merchants(self._db, self._encryptor, settings),
-                )
+            context = StepContext(
+                settings=settings,
+                db=self._db,
+                encryptor=self._encryptor,
+                gateway=gateway,
+                transitions=self._moves,
+                merchants=Merchants(self._db, self._encryptor, settings),
             )
-            self._dispatcher = Dispatcher(self._processor)
+            self._dispatcher = Dispatcher(CheckoutProcessor(context))
             gc_tuning.settle()
             self._watchdog.start(self._dispatcher)
             self._ready.set()
@@ -267,7 +259,7 @@ class Bridge:
                     self._listen(),
                     self._sequencer.run(),
                     self._submissions.forget(),
-                    self._retention.run(),
+                    retention.run(),
                 )
             ]
             await self._end.wait()

@@ -62,7 +62,6 @@ class IntentConsumer:
         return self._link.reason if self._link.away else None
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
         self._started = True
 
@@ -148,7 +147,6 @@ class IntentConsumer:
         self._under_way.append((delivery, self._accept(message)))
 
     def _acknowledge(self) -> None:
-        """Acknowledge what is stored."""
         done: list[tuple[Any, Future[None]]] = []
         left: list[tuple[Any, Future[None]]] = []
         for entry in self._under_way:

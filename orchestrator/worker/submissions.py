@@ -51,8 +51,6 @@ UNAVAILABLE: Final = 503
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as the broker delivered it."""
-
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     content_type: object

@@ -33,7 +33,6 @@ class Watchdog:
         """Grows while the event loop runs; the loop itself counts it up at least once between two checks."""
 
     def start(self, dispatcher: Dispatcher) -> None:
-        """Begin to watch."""
         self._dispatcher = dispatcher
         self._thread.start()
 

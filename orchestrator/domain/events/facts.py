@@ -36,7 +36,6 @@ class EventType(StrEnum):
     """What it means, in a sentence."""
 
     def __new__(cls, value: str, about: str) -> Self:
-        """Make a member of its text and of what it means."""
         made = str.__new__(cls, value)
         made._value_, made.about = value, about
         return made
@@ -134,7 +133,6 @@ _OF_OPERATION: Final = {
 
 
 def ready(*, methods: int) -> Event:
-    """Say that it is offered with so many payment methods."""
     return Event(EventType.CHECKOUT_READY, {"paymentMethods": methods})
 
 
@@ -159,7 +157,6 @@ def completed(transactions: Sequence[str], *, late: bool, policy: Policy | None,
 
 
 def failed(error: LastError | None) -> Event:
-    """Say why it could not be offered."""
     return _reasoned(EventType.CHECKOUT_FAILED, {"code": None if error is None else error.code}, error)
 
 
@@ -212,7 +209,6 @@ def intent_rejected(*, intent: UUID, order_ref: str | None, code: str, reason: s
 
 
 def surplus(transactions: Sequence[str]) -> Event:
-    """Say which transactions hold money beside the payment."""
     return Event(EventType.PAYMENT_SURPLUS, {"transactionIds": list(transactions)})
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from orchestrator import audit, counters
 from orchestrator.domain.claimed_checkout import ClaimedCheckout, tick
 from orchestrator.domain.records import Operation, OperationState, PaymentRecord, Role
-from orchestrator.domain.states import Moved, State, Trigger, UnknownTransition, decide
+from orchestrator.domain.states import TRANSITIONS, State, Trigger, UnknownTransition
 from orchestrator.errors import OrchestratorError
 from orchestrator.store.batch import AGAIN, Again, Batch, Batched
 from orchestrator.store.checkouts.change import (
@@ -263,12 +263,12 @@ class Transitions(Batched):
         for fact in (Fact(move.trigger, move.evidence), *move.further):
             state = to
             if fact.trigger is not None:
-                decision = decide(state, fact.trigger)
-                if not isinstance(decision, Moved):
+                moved = TRANSITIONS.get((state, fact.trigger))
+                if moved is None:
                     raise UnknownTransition(state, fact.trigger)
                 if move.action is None:
                     raise UnauditedMove(held.id, fact.trigger)
-                to = decision.to
+                to = moved
             if move.action is None:
                 continue
             entries.append(

@@ -354,6 +354,25 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_has_an_event(worl
 # ── Unknown orders ────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("late", ["ask", "keep"])
+async def test_a_dismissed_payment_for_an_unknown_order_is_not_captured(world: Shop, late: str):
+    await world.policy(unknown_order="ask", late=late, capture="automatic")
+    order = f"old-system-dismissed-{late}"
+    await world.unexpected_payment(order)
+    (row,) = await world.sql("SELECT id FROM checkouts")
+    checkout = row.id
+    world.orders[checkout] = order
+    await world.follow(checkout)
+    await settled(world, checkout)
+    assert (await world.row(checkout)).attention == "unknown_order"
+    assert (await world.asked(checkout, "resolve", decision="dismiss")).code == "done_decided"
+    await world.follow(checkout)
+    await settled(world, checkout)
+    assert (await world.row(checkout)).attention is None
+    assert await world.movements(checkout) == await world.operations(checkout) == []
+    await world.agree(checkout)
+
+
 @pytest.mark.mishap("notifications overwrite each other; order unknown")
 @pytest.mark.parametrize("policy", ["ask", "return"])
 async def test_a_payment_for_an_unknown_order_gets_a_checkout_and_a_decision(world: Shop, policy: str):
