@@ -177,7 +177,7 @@ class Delivery(Shape, kw_only=True):
     checkout_id: Annotated[Id, about("Of a test event an id of its own")]
     sequence: Ordinal
     purpose: Annotated[Purpose, about("`replay` and `test` were asked for")]
-    number: Annotated[Ordinal, about("Of this event, from 1")]
+    number: Annotated[int, about("Of this event, from 1", minimum=1, maximum=2**31 - 1)]
     at: Annotated[Time, about("When it ended")]
     outcome: Outcome
     status: (
