@@ -20,6 +20,7 @@ from orchestrator.api.problems import RETRY_AFTER, Refusal
 from orchestrator.errors import OrchestratorError
 from orchestrator.store import events, read_model
 from orchestrator.store.events import Page
+from orchestrator.store.read_model import CommandRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -244,13 +245,13 @@ class EventFeed(LongPoll[Waiting, Page]):
 
 
 @dataclass(slots=True, eq=False)
-class CommandWait(Waiter["CommandRecord"]):
+class CommandWait(Waiter[CommandRecord]):
     """A client that waits until a command is finished."""
 
     command: UUID
 
 
-class CommandWaits(LongPoll[CommandWait, "CommandRecord"]):
+class CommandWaits(LongPoll[CommandWait, CommandRecord]):
     """The clients of one process that wait for commands."""
 
     name = "command-waits"

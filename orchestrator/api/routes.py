@@ -158,13 +158,18 @@ class _Call:
         if parameters:
             extra["parameters"] = list(parameters)
         answer = {"description": about} if shape is None else json_answer(about, shape)
+        told: dict[Any, Schema] = {
+            status: answer,
+            **described_problems({**self.usual, **problems}),
+            **responses,
+        }
         self.app.api_route(
             self.path,
             methods=[self.method],
             tags=[self.tag],
             summary=summary,
             status_code=status,
-            responses={status: answer, **described_problems({**self.usual, **problems}), **responses},
+            responses=told,
             openapi_extra=extra,
             **more,
         )(self.call)
@@ -437,8 +442,8 @@ def _add_merchants(app: FastAPI) -> None:
 
 
 def _add_health(app: FastAPI) -> None:
-    alive = {200: json_answer("Alive", answers.Health)}
-    ready = {
+    alive: dict[int | str, Schema] = {200: json_answer("Alive", answers.Health)}
+    ready: dict[int | str, Schema] = {
         200: json_answer("Ready, or degraded", answers.Health),
         503: json_answer("Not ready", answers.Health),
     }
