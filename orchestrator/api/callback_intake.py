@@ -69,42 +69,14 @@ class CallbackIntake:
     async def accept(self, arrival: Arrival, *, merchant_id: int | None) -> bool:
         """Store a callback of a merchant and publish a hint; False if the result is not known within the
         timeout.
+
+        Anyone with the link can repeat the visit of a shopper's browser (`redirect`), so a visit within the
+        pause of this process costs no write.
         """
         checkout = str(arrival.checkout_id)
-        self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
-        return await self._keep(arrival, checkout, merchant_id)
-
-    async def visit(self, arrival: Arrival, *, merchant_id: int | None) -> None:
-        """Record the visit of a shopper's browser, and wake the checkout for a lookup unless that was done a
-        moment ago.
-
-        Anyone with the link can repeat the visit, so a visit within the pause of this process costs no write.
-        """
-        checkout = str(arrival.checkout_id)
-        self._count(arrival.kind, arrival.grade, arrival.network, checkout=checkout)
-        if self._pauses(arrival.checkout_id):
-            return
-        await self._keep(arrival, checkout, merchant_id)
-
-    def _pauses(self, checkout: UUID) -> bool:
-        """Say whether the last visit that woke this checkout is too young for another; if not, the pause
-        begins anew.
-        """
-        now = time.monotonic()
-        last = self._visited.get(checkout)
-        if last is not None and now - last.at < last.pause:
+        self._count(arrival.kind, arrival, checkout=checkout)
+        if arrival.kind == "redirect" and self._pauses(arrival.checkout_id):
             return True
-        if len(self._visited) >= _MOST_VISITED:
-            self._visited = {
-                checkout_id: seen for checkout_id, seen in self._visited.items() if now - seen.at < seen.pause
-            }
-        recent = last is not None and now - last.at < _FORGOTTEN
-        pause = min(last.pause * 2, LONGEST_PAUSE) if last is not None and recent else FIRST_PAUSE
-        if len(self._visited) < _MOST_VISITED:
-            self._visited[checkout] = _Visited(now, pause)
-        return False
-
-    async def _keep(self, arrival: Arrival, checkout: str, merchant_id: int | None) -> bool:
         stored = await self._with_timeout(
             self._store(arrival, merchant_id), size=len(arrival.body), kind=arrival.kind, checkout=checkout
         )
@@ -112,27 +84,46 @@ class CallbackIntake:
             self._beyond(arrival.kind, arrival.grade, checkout=checkout)
         return stored is not None
 
+    def _pauses(self, checkout: UUID) -> bool:
+        """Say whether the last visit that woke this checkout is too young for another; if not, the pause
+        begins anew.
+        """
+        now = time.monotonic()
+        last = self._visited.get(checkout)
+        pause = FIRST_PAUSE
+        if last is not None:
+            if now - last.at < last.pause:
+                return True
+            if now - last.at < _FORGOTTEN:
+                pause = min(last.pause * 2, LONGEST_PAUSE)
+        if len(self._visited) >= _MOST_VISITED:
+            self._visited = {
+                checkout_id: seen for checkout_id, seen in self._visited.items() if now - seen.at < seen.pause
+            }
+        if len(self._visited) < _MOST_VISITED:
+            self._visited[checkout] = _Visited(now, pause)
+        return False
+
     async def accept_unmatched(self, callback: MerchantCallback, *, merchant: str) -> StoredCallback | None:
         """Store a callback to a merchant's own address and wake its checkout, if it has one; None where
         `accept` returns False.
         """
-        self._count("merchant", callback.grade, callback.network, merchant=merchant)
+        self._count("merchant", callback, merchant=merchant)
         placed = await self._with_timeout(
             self._place(callback), size=len(callback.body), kind="merchant", merchant=merchant
         )
         if placed is None:
             return None
-        where = (
-            {"merchant": merchant} if placed.checkout_id is None else {"checkout": str(placed.checkout_id)}
-        )
+        checkout = None if placed.checkout_id is None else str(placed.checkout_id)
         if not placed.kept:
+            where = {"merchant": merchant} if checkout is None else {"checkout": checkout}
             self._beyond("merchant", callback.grade, **where)
         if placed.created:
-            _log.warning("checkout_created_from_payment", merchant=merchant, checkout=str(placed.checkout_id))
+            _log.warning("checkout_created_from_payment", merchant=merchant, checkout=checkout)
         elif placed.over_limit:
             if self._may_log("unconfirmed_payments_over_limit", merchant):
                 _log.warning("unconfirmed_payments_over_limit", merchant=merchant, grade=callback.grade)
-        elif placed.checkout_id is None and self._may_log("unmatched_callback_stored", merchant):
+        elif checkout is None and self._may_log("unmatched_callback_stored", merchant):
             _log.warning(
                 "unmatched_callback_stored", merchant=merchant, grade=callback.grade, network=callback.network
             )
@@ -166,8 +157,25 @@ class CallbackIntake:
             if self._may_log("callback_not_stored", *named.values()):
                 _log.warning("callback_not_stored", kind=kind, waiting=self._waiting, **named)
             return None
+
+        async def store() -> T | None:
+            try:
+                return await storing
+            except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
+                expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
+                _log.warning(
+                    "callback_not_stored",
+                    kind=kind,
+                    **log.cause(error),
+                    exc_info=None if expected else error,
+                    **named,
+                )
+                return None
+            finally:
+                self._waiting -= size
+
         self._waiting += size
-        task = asyncio.create_task(self._fate_of(storing, size=size, kind=kind, named=named))
+        task = asyncio.create_task(store())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
@@ -176,25 +184,8 @@ class CallbackIntake:
             return None
         return task.result()
 
-    async def _fate_of(
-        self, storing: Coroutine[None, None, T], *, size: int, kind: str, named: dict[str, str]
-    ) -> T | None:
-        try:
-            return await storing
-        except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
-            expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
-            _log.warning(
-                "callback_not_stored",
-                kind=kind,
-                **log.cause(error),
-                exc_info=None if expected else error,
-                **named,
-            )
-            return None
-        finally:
-            self._waiting -= size
-
-    def _count(self, kind: str, grade: str, network: str, **named: str) -> None:
+    def _count(self, kind: str, came: Arrival | MerchantCallback, **named: str) -> None:
+        grade, network = came.grade, came.network
         self.arrived[kind, grade] += 1
         counters.callbacks.add(kind, grade)
         if self._services.callbacks.unproven(grade, network):

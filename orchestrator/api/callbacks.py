@@ -22,7 +22,7 @@ import re
 import time
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, TypedDict, cast
 from uuid import UUID
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -84,7 +84,7 @@ it in a moment.</p>
 _PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
-class _Read(NamedTuple):
+class _Read(TypedDict):
     """A request as it is stored: what it brought, and how well it proves its sender."""
 
     body: bytes
@@ -119,25 +119,17 @@ async def accept(request: Request) -> Response:
             raise
         # Neither the length of a body nor the time it takes is the shopper's affair.
         return _onward(link.page, await _skipped(request, refusal))
-    arrival = Arrival(
-        checkout_id=checkout_id,
-        kind=kind,
-        grade=read.grade,
-        network=read.network,
-        content_type=read.content_type,
-        headers=read.headers,
-        source=read.source,
-        body=read.body,
-    )
+    arrival = Arrival(checkout_id=checkout_id, kind=kind, **read)
     stored = await _callback_intake(request).accept(arrival, merchant_id=link.merchant_id)
-    unproven = services.callbacks.unproven(read.grade, read.network)
+    unproven = services.callbacks.unproven(read["grade"], read["network"])
     if kind != "notification":
         return _unproven_page(link.page) if unproven else _onward(link.page)
     return _told(stored=stored, unproven=unproven)
 
 
 async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Response:
-    """Note a visit of the shopper's browser and send it on.
+    """Note a visit of the shopper's browser, which wakes the checkout for a lookup unless that was done a
+    moment ago, and send it on.
 
     Nothing of what it brings is kept: where a shopper is belongs to a person.
     """
@@ -155,7 +147,7 @@ async def _visited(request: Request, checkout_id: UUID, link: OpenedLink) -> Res
         source=None,
         body=b"",
     )
-    await _callback_intake(request).visit(visit, merchant_id=link.merchant_id)
+    await _callback_intake(request).accept(visit, merchant_id=link.merchant_id)
     return _onward(link.page, closing)
 
 
@@ -177,15 +169,8 @@ async def accept_for_merchant(request: Request) -> Response:
         raise _only_posted("notification")
     merchant = await _named(services, name)
     read = await _read(services, request, merchant)
-    callback = MerchantCallback(
-        payment=_unexpected(merchant, gateway_callbacks.read_body(read.content_type, read.body), read.grade),
-        grade=read.grade,
-        network=read.network,
-        content_type=read.content_type,
-        headers=read.headers,
-        source=read.source,
-        body=read.body,
-    )
+    facts = gateway_callbacks.read_body(read["content_type"], read["body"])
+    callback = MerchantCallback(payment=_unexpected(merchant, facts, read["grade"]), **read)
     placed = await _callback_intake(request).accept_unmatched(callback, merchant=merchant.name)
     if placed is not None and placed.over_limit:
         said = (
@@ -193,7 +178,8 @@ async def accept_for_merchant(request: Request) -> Response:
             "or sign callbacks with a secret"
         )
         raise Refusal(503, said, kind="unconfirmed-payments", headers={"Retry-After": "60"})
-    return _told(stored=placed is not None, unproven=services.callbacks.unproven(read.grade, read.network))
+    unproven = services.callbacks.unproven(read["grade"], read["network"])
+    return _told(stored=placed is not None, unproven=unproven)
 
 
 def _opened(services: Services, kind: str, checkout_id: str, signed: str) -> tuple[UUID, OpenedLink]:
@@ -256,10 +242,14 @@ async def _read(services: Services, request: Request, merchant: Merchant | None)
         max_age=settings.callback_max_age,
     )
     network = client_address.network_of(address, sure=sure, networks=settings.gateway_ranges)
-    source = None if address is None else str(address)
-    if services.callbacks.unproven(grade, network):
-        body = body[:UNPROVEN_LIMIT]
-    return _Read(body, content_type, headers, source, network, grade)
+    return {
+        "body": body[:UNPROVEN_LIMIT] if services.callbacks.unproven(grade, network) else body,
+        "content_type": content_type,
+        "headers": headers,
+        "source": None if address is None else str(address),
+        "network": network,
+        "grade": grade,
+    }
 
 
 def _unexpected(merchant: Merchant, facts: CallbackFacts, grade: Grade) -> UnmatchedPayment:

@@ -8,12 +8,15 @@ were there before, and may be made up.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LONGEST: Final = 100
+"""Characters of an address with its zone and port: what is longer is none, and is not kept in memory."""
 Address = IPv4Address | IPv6Address
 Network = Literal["inside", "outside", "unchecked"]
 
@@ -38,6 +41,11 @@ def address_of(text: str) -> Address | None:
     it is none.
     """
     bare = text.strip().strip('"')
+    return _read(bare) if len(bare) <= _LONGEST else None
+
+
+@lru_cache(maxsize=4096)
+def _read(bare: str) -> Address | None:
     if bare.startswith("["):
         bare = bare[1:].partition("]")[0]
     elif bare.count(":") == 1:

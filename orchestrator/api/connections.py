@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 import msgspec
+from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -27,8 +28,6 @@ from orchestrator import log
 from orchestrator.api.contract.answers import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from starlette.types import ASGIApp, Receive, Scope, Send
     from uvicorn import Config
     from uvicorn.server import ServerState
@@ -96,9 +95,6 @@ def _answer(status: int, detail: str, always: Headers) -> bytes:
     return STATUS_LINE[status] + head.encode() + body
 
 
-_BUSY: Final = _document(*_SENTENCES["too_many_connections"])
-
-
 class Connections:
     """The connections of one process: their number, their time limits, and a count of refusals by reason."""
 
@@ -106,8 +102,11 @@ class Connections:
         """Take the wanted number of connections; `files` is what else of the process's open files is spoken
         for, `always` the headers of every answer.
         """
-        self.always = always
         self.answers = {reason: _answer(*said, always) for reason, said in _SENTENCES.items()}
+        headers = {"Retry-After": "1", "Connection": "close"}
+        said = _document(*_SENTENCES["too_many_connections"])
+        self.busy = Response(said, 503, headers, "application/problem+json")
+        self.busy.raw_headers.extend(always)
         allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if allowed == resource.RLIM_INFINITY:
             allowed = limit * 2 + files + _OTHER_FILES
@@ -252,7 +251,15 @@ class Connection(HttpToolsProtocol):
 
     def serve_callbacks_only(self) -> None:
         """Answer 503 to everything but callbacks, since this connection is from the reserve."""
-        self.app = cast("Any", _callbacks_only(cast("ASGIApp", self.app), self._connections.always))
+        app, busy = cast("ASGIApp", self.app), self._connections.busy
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http" and scope["path"].startswith("/callbacks/"):
+                await app(scope, receive, send)
+            else:
+                await busy(scope, receive, send)
+
+        self.app = cast("Any", serve)
 
     def cut(self) -> None:
         """End at once."""
@@ -276,14 +283,12 @@ class Connection(HttpToolsProtocol):
 
     def _is_stalled(self, now: float) -> bool:
         """Say whether the caller leaves unread what was written. TCP itself would wait for it for ever."""
-        for since, most in (
+        waits = (
             (self._refused_at, LINGER_SECONDS),
             (self._closing_since, WRITE_SECONDS),
             (self._blocked_since, WRITE_SECONDS),
-        ):
-            if since is not None and now - since > most:
-                return True
-        return False
+        )
+        return any(since is not None and now - since > most for since, most in waits)
 
     def pause_writing(self) -> None:
         """Note since when the caller reads too slowly."""
@@ -415,21 +420,3 @@ class Connection(HttpToolsProtocol):
             answers = self._connections.answers
             self.transport.write(answers.get(reason) or answers["request_malformed"])
             self.transport.write_eof()
-
-
-def _callbacks_only(app: ASGIApp, always: Headers) -> Callable[[Scope, Receive, Send], Any]:
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/callbacks/"):
-            await app(scope, receive, send)
-            return
-        headers = [
-            (b"content-type", b"application/problem+json"),
-            (b"content-length", str(len(_BUSY)).encode()),
-            *always,
-            (b"retry-after", b"1"),
-            (b"connection", b"close"),
-        ]
-        await send({"type": "http.response.start", "status": 503, "headers": headers})
-        await send({"type": "http.response.body", "body": _BUSY})
-
-    return serve

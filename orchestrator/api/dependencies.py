@@ -6,22 +6,21 @@ import asyncio
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator import log
-from orchestrator.api.command_waits import CommandWaits
-from orchestrator.api.event_feed import EventFeed
 from orchestrator.api.limits import Limits
+from orchestrator.api.long_poll import CommandWaits, EventFeed
 from orchestrator.api.problems import Refusal
 from orchestrator.api.request_log import caller_of
 from orchestrator.api.status_streams import StatusStreams
-from orchestrator.auth import OPERATOR, AccessDenied, Authenticator, Caller
+from orchestrator.auth import OPERATOR, AccessDenied, Authenticator
 from orchestrator.intents import Problem
 from orchestrator.intents.fields import MOST_PROBLEMS, hint, shown
 from orchestrator.store.inbox import UnmatchedCallbacks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from fastapi import Request
 
@@ -42,6 +41,8 @@ _ADMITTED = "orchestrator.admitted"
 """Where a request's scope has the scopes that it was admitted with, its caller and its merchant: it is
 counted once."""
 _log = log.get(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,24 +71,23 @@ class Services:
     """Called when all that waits is to be answered: the process ends."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "authenticator", Authenticator(self.settings))
-        object.__setattr__(self, "limits", Limits(self.settings, self.encryptor))
-        unmatched = UnmatchedCallbacks(
-            self.inlet, self.encryptor, self.callbacks, grace=self.settings.hint_grace
-        )
-        object.__setattr__(self, "unmatched", unmatched)
+        settings, db, encryptor = self.settings, self.db, self.encryptor
         # A quarter of the connections each: waiting clients must not block other requests.
-        most = self.settings.api_connections // 4
-        object.__setattr__(self, "event_feed", EventFeed(self.db, most=most))
-        object.__setattr__(self, "command_waits", CommandWaits(self.db, most=most))
-        streams = min(self.settings.status_streams, most)
-        object.__setattr__(self, "status_streams", StatusStreams(self.db, self.encryptor, most=streams))
+        most = settings.api_connections // 4
+        streams = min(settings.status_streams, most)
+        for name, service in {
+            "authenticator": Authenticator(settings),
+            "limits": Limits(settings, encryptor),
+            "unmatched": UnmatchedCallbacks(self.inlet, encryptor, self.callbacks, grace=settings.hint_grace),
+            "event_feed": EventFeed(db, most=most),
+            "command_waits": CommandWaits(db, most=most),
+            "status_streams": StatusStreams(db, encryptor, most=streams),
+        }.items():
+            object.__setattr__(self, name, service)
+        self.ending.extend(waits.stop for waits in (self.event_feed, self.command_waits, self.status_streams))
 
     def end_waits(self) -> None:
         """Answer all clients that wait, and let none wait any more: the process ends."""
-        self.event_feed.stop()
-        self.command_waits.stop()
-        self.status_streams.stop()
         for stop in self.ending:
             stop()
 
@@ -99,11 +99,9 @@ class Services:
         timeout = min(CLOSING_TIMEOUT, self.settings.shutdown_timeout / 5)
         try:
             async with asyncio.timeout(timeout):
-                await self.event_feed.close()
-                await self.command_waits.close()
-                await self.status_streams.close()
-                await self.limits.close()
-                await self.unmatched.close()
+                waits = (self.event_feed, self.command_waits, self.status_streams)
+                for part in (*waits, self.limits, self.unmatched):
+                    await part.close()
                 await asyncio.gather(self.intents.close(), self.callbacks.close())
         except TimeoutError:
             _log.warning("closing_cut_short", seconds=timeout)
@@ -117,8 +115,14 @@ def of(request: Request) -> Services:
     return services
 
 
-async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
-    """Check the token of a request and read its merchant; return both.
+async def in_time(asked: Awaitable[T]) -> T:
+    """Return what is asked of Postgres; `TimeoutError`, which is answered 503, after `DATABASE_TIMEOUT`."""
+    async with asyncio.timeout(DATABASE_TIMEOUT):
+        return await asked
+
+
+async def admit(request: Request, *scopes: str) -> tuple[Services, Caller, Merchant]:
+    """Check the token of a request and read its merchant; return both, and the services.
 
     The token must have one of `scopes`. Raises a problem otherwise: 401, 403 or 503 with the reason, 422 for
     an unknown query parameter.
@@ -126,15 +130,14 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
     services = of(request)
     if request.scope.get(_ADMITTED, (None,))[0] == scopes:
         caller, merchant = request.scope[_ADMITTED][1:]
-        return caller, merchant
+        return services, caller, merchant
     caller = await _authenticate(request)
     caller.need(*scopes)
     if request.scope["query_string"]:
         refuse_unknown_parameters(request)
     merchant = services.merchants.at_hand(caller.merchant)
     if merchant is None:
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            merchant = await services.merchants.named(caller.merchant)
+        merchant = await in_time(services.merchants.named(caller.merchant))
     if merchant is None:
         raise Refusal(
             403, f"the token's merchant {caller.merchant!r} does not exist here", kind="unknown-merchant"
@@ -147,10 +150,10 @@ async def admit(request: Request, *scopes: str) -> tuple[Caller, Merchant]:
         )
     services.limits.take(request.scope, services.limits.merchant, str(merchant.id))
     request.scope[_ADMITTED] = scopes, caller, merchant
-    return caller, merchant
+    return services, caller, merchant
 
 
-async def admit_operator(request: Request, *scopes: str) -> Caller:
+async def admit_operator(request: Request, *scopes: str) -> tuple[Services, Caller]:
     """Check the token of a request that only the operator may make; otherwise as `admit`.
 
     A token of a merchant is refused with 403 before anything is read, whatever the request names.
@@ -166,17 +169,17 @@ async def admit_operator(request: Request, *scopes: str) -> Caller:
     if request.scope["query_string"]:
         refuse_unknown_parameters(request)
     services.limits.take(request.scope, services.limits.merchant, OPERATOR)
-    return caller
+    return services, caller
 
 
-async def admit_any(request: Request, *scopes: str) -> Merchant | None:
-    """Check the token of a request that operator and merchants may make; return the merchant, or None for the
+async def admit_any(request: Request, *scopes: str) -> tuple[Services, Merchant | None]:
+    """Check the token of a request that operator and merchants may make; the merchant is None for the
     operator.
     """
     if (await _authenticate(request)).merchant == OPERATOR:
-        await admit_operator(request, *scopes)
-        return None
-    return (await admit(request, *scopes))[1]
+        return (await admit_operator(request, *scopes))[0], None
+    services, _, merchant = await admit(request, *scopes)
+    return services, merchant
 
 
 async def _authenticate(request: Request) -> Caller:
@@ -203,18 +206,16 @@ def refuse_unknown_parameters(request: Request) -> None:
     everything.
     """
     route = request.scope.get("route")  # the routes below FastAPI take no parameters
-    known = (
-        frozenset(parameter.alias for parameter in route.dependant.query_params)
-        if route is not None
-        else frozenset()
+    known = frozenset(
+        () if route is None else (parameter.alias for parameter in route.dependant.query_params)
     )
-    given = dict.fromkeys(name for name, _ in request.query_params.multi_items() if name not in known)
-    if not given:
-        return
-    why = {
-        name: f"is not a known parameter: {hint(name, known) if known else 'this address takes none'}"
-        for name in islice(given, MOST_PROBLEMS)
-    }
-    errors = [Problem(shown(name), message) for name, message in why.items()]
-    said = f"{errors[0].field}: {errors[0].message}"
-    raise Refusal(422, said, kind="invalid-request", errors=errors)
+    errors = [
+        Problem(
+            shown(name),
+            f"is not a known parameter: {hint(name, known) if known else 'this address takes none'}",
+        )
+        for name in islice((name for name in request.query_params if name not in known), MOST_PROBLEMS)
+    ]
+    if errors:
+        said = f"{errors[0].field}: {errors[0].message}"
+        raise Refusal(422, said, kind="invalid-request", errors=errors)

@@ -1,13 +1,14 @@
 """The OpenAPI document and the page that shows it; all assets are served from here, and the page loads
 nothing from elsewhere.
 
-FastAPI writes the document for its own routes; the routes below it and the bodies that are read raw are
-described here, and shapes come from `contract`. The document is OpenAPI 3.1. The page shows the same as
+FastAPI writes the document for the routes that it knows (`routes`); the bare ones are described here, and
+shapes come from `contract`. The document is OpenAPI 3.1. The page shows the same as
 OpenAPI 3.0, the newest version that the packaged Swagger UI supports.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from http import HTTPStatus
 from pathlib import Path
@@ -28,6 +29,8 @@ from orchestrator.store.merchant_fields import NAME
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
+Problems = Mapping[str, tuple[int, str]]
+"""Problems that a call is answered with, by their kinds: status, and when that is."""
 
 LONGEST_HEADER: Final = 100_000
 """More than a request's head may have: such a header is not bounded by itself."""
@@ -170,33 +173,24 @@ def _document(app: FastAPI) -> dict[str, Any]:
             },
         },
     }
-    paths = document["paths"]
+    raw, generated = _raw(), document["paths"]
+    paths = {path: {**raw.get(path, {}), **generated.get(path, {})} for path in (*raw, *generated)}
     for operations in paths.values():
         for operation in operations.values():
             responses = operation["responses"]
             if "HTTPValidationError" in str(responses.get("422")):
-                responses["422"] = _problem(
-                    "A parameter is wrong, or not known", "invalid-request", HTTPStatus.UNPROCESSABLE_ENTITY
-                )
-            for parameter in operation.get("parameters", ()):
-                if parameter["in"] == "path":
-                    parameter["schema"] |= _IN_PATH.get(parameter["name"], {})
-    for path, operations in _RAW.items():
-        paths[path] = {**operations, **paths.get(path, {})}
-    for operations in paths.values():
-        for operation in operations.values():
+                responses["422"] = _problem("A parameter is wrong, or not known", "invalid-request", 422)
+            for part in operation.get("parameters", ()):
+                if part["in"] == "path":
+                    part["schema"] |= _IN_PATH.get(part["name"], {})
             if "security" in operation:
                 _secure(operation)
             operation["responses"].setdefault(
-                "default", _problem("Whatever else goes wrong", "internal", HTTPStatus.INTERNAL_SERVER_ERROR)
+                "default", _problem("Whatever else goes wrong", "internal", 500)
             )
-    # By tag, and within a tag in the order of this file and of `create_app`.
-    order = {path: number for number, path in enumerate(dict.fromkeys((*_RAW, *paths)))}
+    # By tag, and within a tag in the order of this file and of `routes`.
     tags = {path: next(iter(operations.values()))["tags"][0] for path, operations in paths.items()}
-    document["paths"] = {
-        path: paths[path]
-        for path in sorted(paths, key=lambda path: (list(_TAGS).index(tags[path]), order[path]))
-    }
+    document["paths"] = dict(sorted(paths.items(), key=lambda item: list(_TAGS).index(tags[item[0]])))
     return document
 
 
@@ -211,12 +205,13 @@ def _secure(operation: dict[str, Any]) -> None:
     )
     operation["description"] = f"{operation.get('description', '')}\n\nNeeds the scope {named}{also}.".strip()
     told = described_problems(
-        invalid_token=(HTTPStatus.UNAUTHORIZED, "The token proves nothing, or there is none"),
-        insufficient_scope=(HTTPStatus.FORBIDDEN, f"The token lacks the scope {' or '.join(scopes)}"),
-        too_many_requests=(HTTPStatus.TOO_MANY_REQUESTS, "A limit of requests is reached: see Retry-After"),
+        {
+            "invalid-token": (401, "The token proves nothing, or there is none"),
+            "insufficient-scope": (403, f"The token lacks the scope {' or '.join(scopes)}"),
+            "too-many-requests": (429, "A limit of requests is reached: see Retry-After"),
+        }
     )
-    operation["responses"] = {**told, **operation["responses"]}
-    operation["responses"] = dict(sorted(operation["responses"].items()))
+    operation["responses"] = dict(sorted((told | operation["responses"]).items()))
 
 
 def _as_30(value: Any) -> Any:
@@ -246,12 +241,12 @@ def json_answer(about: str, shape: type) -> Schema:
     return {"description": about, "content": {"application/json": {"schema": ref(shape)}}}
 
 
-def _problem(about: str, kind: str, status: HTTPStatus) -> Schema:
+def _problem(about: str, kind: str, status: int) -> Schema:
     """Describe a problem, with an example of one kind."""
     example = {
         "type": TYPE + kind,
-        "title": status.phrase,
-        "status": status.value,
+        "title": HTTPStatus(status).phrase,
+        "status": status,
         "detail": about,
         "errors": [],
         "correlationId": EXAMPLES["Problem"]["correlationId"],
@@ -263,57 +258,19 @@ def _problem(about: str, kind: str, status: HTTPStatus) -> Schema:
     return {"description": about, "content": {"application/problem+json": content}}
 
 
-def described_problems(**about: tuple[HTTPStatus, str]) -> dict[str, Schema]:
-    """Describe problems by their kinds, with underscores."""
-    return {
-        str(status.value): _problem(said, kind.replace("_", "-"), status)
-        for kind, (status, said) in about.items()
-    }
+def described_problems(problems: Problems) -> dict[str, Schema]:
+    """Describe problems; of two with one status the later counts."""
+    return {str(status): _problem(about, kind, status) for kind, (status, about) in problems.items()}
 
 
-def json_body(schema: Schema, *, required: bool = True) -> Schema:
-    """Describe a body."""
-    return {"required": required, "content": {"application/json": {"schema": schema}}}
+def _json_body(schema: Schema) -> Schema:
+    """Describe a body, which is required."""
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def secured(*scopes: str) -> list[Schema]:
     """Describe that a call needs a token with one of these scopes."""
     return [{"bearer": [scope]} for scope in scopes]
-
-
-def described(
-    shape: type,
-    about: str = "Found",
-    status: int = 200,
-    body: Schema | None = None,
-    *,
-    scopes: tuple[str, ...] = ("checkouts:read",),
-) -> dict[str, Any]:
-    """Return FastAPI's description of a route that needs a token with one of `scopes`."""
-    extra: Schema = {"security": secured(*scopes)}
-    if body is not None:
-        extra["requestBody"] = body
-    return {"responses": {status: json_answer(about, shape)}, "status_code": status, "openapi_extra": extra}
-
-
-def fed() -> dict[str, Any]:
-    """Return FastAPI's description of the feed of events."""
-    told = described(answers.EventPage, scopes=("events:read",))
-    told["responses"] |= described_problems(
-        cursor_expired=(
-            HTTPStatus.GONE,
-            "Events after this cursor are not kept any more; `oldest` is the cursor to go on with",
-        ),
-        too_many_waiting=(
-            HTTPStatus.TOO_MANY_REQUESTS,
-            "As many clients of the merchant wait as may: ask again without `wait`, or later",
-        ),
-        database_away=(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "Postgres is away, or as many clients wait as may: ask again later",
-        ),
-    )
-    return told
 
 
 def parameter(name: str, where: str, about: str, **schema: object) -> Schema:
@@ -327,121 +284,107 @@ def parameter(name: str, where: str, about: str, **schema: object) -> Schema:
     }
 
 
-_CALLBACK: Final[Schema] = {
-    "tags": ["callbacks"],
-    "parameters": [
-        parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
-        parameter("id", "path", "The checkout", format="uuid", maxLength=36),
-        parameter("signed", "path", "The shop's own page under our signature", maxLength=LONGEST),
-    ],
-    "responses": {
-        "200": {"description": "Acknowledged (notification)"},
-        "303": {"description": "On to the shop's page (success, failure, redirect)"},
-        **described_problems(
-            unproven_callback=(
-                HTTPStatus.UNAUTHORIZED,
-                "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success and failure, a problem for a notification, and never for redirect",
-            ),
-            unknown_callback=(HTTPStatus.NOT_FOUND, "Not an address of ours; nothing is stored"),
-            too_large=(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                "Notification only: more than 256 KB, as sent or inflated",
-            ),
-            database_away=(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "Notification only: Postgres is away, send it again",
-            ),
-        ),
-    },
-}
-_MERCHANT_CALLBACK: Final[Schema] = {
-    "tags": ["callbacks"],
-    "summary": "What names no checkout comes in",
-    "operationId": "takeMerchantCallback",
-    "parameters": [
-        parameter(
-            "merchant",
-            "path",
-            "Its name, as `orchestrator merchants url` prints it",
-            pattern=f"^{NAME.pattern}$",
-            maxLength=63,
-        ),
-        parameter("signed", "path", "Our signature", maxLength=LONGEST),
-    ],
-    "responses": {
-        "200": {"description": "Acknowledged"},
-        **described_problems(
-            unproven_callback=(
-                HTTPStatus.UNAUTHORIZED,
-                "Nothing proves that the gateway sent it; nothing comes of it",
-            ),
-            unknown_callback=(HTTPStatus.NOT_FOUND, "Not an address of ours; nothing is stored"),
-            too_large=(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "More than 256 KB, as sent or inflated"),
-            unconfirmed_payments=(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again",
-            ),
-        ),
-    },
-}
-_RAW: Final[dict[str, dict[str, Schema]]] = {
-    "/v1/checkouts": {
-        "post": {
-            "tags": ["checkouts"],
-            "summary": "Create a checkout",
-            "operationId": "accept",
-            "security": secured("checkouts:write"),
-            "parameters": [
-                parameter("Idempotency-Key", "header", "Refuses other content from now on", **KEY_BOUNDS),
-                parameter(
-                    "X-Correlation-Id",
-                    "header",
-                    "Travels with the checkout: 1 to 64 of A-Z a-z 0-9 . _ -; any other is replaced by one of ours",
-                    maxLength=LONGEST_HEADER,
-                ),
-            ],
-            "requestBody": json_body(ref(bodies.Intent)),
-            "responses": {
-                "202": json_answer("Accepted", answers.Accepted),
-                "200": json_answer("It was there already with the same content", answers.Accepted),
-                **described_problems(
-                    order_taken=(
-                        HTTPStatus.CONFLICT,
-                        "The order number has a live checkout with other content",
-                    ),
-                    invalid_intent=(
-                        HTTPStatus.UNPROCESSABLE_ENTITY,
-                        "The intent is wrong, or the Idempotency-Key was used for other content",
-                    ),
-                ),
-            },
-        }
-    },
-    "/v1/checkouts/batch": {
-        "post": {
-            "tags": ["checkouts"],
-            "summary": "Create many checkouts, each with a result of its own",
-            "operationId": "acceptBatch",
-            "security": secured("checkouts:write"),
-            "requestBody": json_body(
+def _raw() -> dict[str, dict[str, Schema]]:
+    """Describe what FastAPI does not know: the bare routes of intake and callbacks."""
+    no_link = (404, "Not an address of ours; nothing is stored")
+    callback: Schema = {
+        "tags": ["callbacks"],
+        "parameters": [
+            parameter("kind", "path", "", enum=["success", "failure", "notification", "redirect"]),
+            parameter("id", "path", "The checkout", format="uuid", maxLength=36),
+            parameter("signed", "path", "The shop's own page under our signature", maxLength=LONGEST),
+        ],
+        "responses": {
+            "200": {"description": "Acknowledged (notification)"},
+            "303": {"description": "On to the shop's page (success, failure, redirect)"},
+            **described_problems(
                 {
-                    "type": "array",
-                    # A row that is no intent is answered with a problem in its place.
-                    "items": {"anyOf": [ref(bodies.Intent), {}]},
-                    "minItems": 1,
-                    "maxItems": answers.MOST_CHECKOUTS,
+                    "unproven-callback": (
+                        401,
+                        "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on to the shop for success and failure, a problem for a notification, and never for redirect",
+                    ),
+                    "unknown-callback": no_link,
+                    "too-large": (413, "Notification only: more than 256 KB, as sent or inflated"),
+                    "database-away": (503, "Notification only: Postgres is away, send it again"),
                 }
             ),
-            "responses": {"200": json_answer("A result for each, in order", answers.BatchResults)},
-        }
-    },
-    "/callbacks/merchant/{merchant}/{signed}": {"post": _MERCHANT_CALLBACK},
-    "/callbacks/{kind}/{id}/{signed}": {
-        "post": {"summary": "The gateway calls back", "operationId": "takeCallback", **_CALLBACK},
-        "get": {
-            "summary": "A shopper's browser comes (redirect, success, failure)",
-            "operationId": "takeRedirect",
-            **_CALLBACK,
         },
-    },
-}
+    }
+    merchant_callback = {
+        "tags": ["callbacks"],
+        "summary": "What names no checkout comes in",
+        "operationId": "takeMerchantCallback",
+        "parameters": [
+            parameter("merchant", "path", "Its name, as `orchestrator merchants url` prints it"),
+            parameter("signed", "path", "Our signature", maxLength=LONGEST),
+        ],
+        "responses": {
+            "200": {"description": "Acknowledged"},
+            **described_problems(
+                {
+                    "unproven-callback": (
+                        401,
+                        "Nothing proves that the gateway sent it; nothing comes of it",
+                    ),
+                    "unknown-callback": no_link,
+                    "too-large": (413, "More than 256 KB, as sent or inflated"),
+                    "unconfirmed-payments": (
+                        503,
+                        "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms them: send it again",
+                    ),
+                }
+            ),
+        },
+    }
+    correlation = (
+        "Travels with the checkout: 1 to 64 of A-Z a-z 0-9 . _ -; any other is replaced by one of ours"
+    )
+    accept = {
+        "tags": ["checkouts"],
+        "summary": "Create a checkout",
+        "operationId": "accept",
+        "security": secured("checkouts:write"),
+        "parameters": [
+            parameter("Idempotency-Key", "header", "Refuses other content from now on", **KEY_BOUNDS),
+            parameter("X-Correlation-Id", "header", correlation, maxLength=LONGEST_HEADER),
+        ],
+        "requestBody": _json_body(ref(bodies.Intent)),
+        "responses": {
+            "202": json_answer("Accepted", answers.Accepted),
+            "200": json_answer("It was there already with the same content", answers.Accepted),
+            **described_problems(
+                {
+                    "order-taken": (409, "The order number has a live checkout with other content"),
+                    "invalid-intent": (
+                        422,
+                        "The intent is wrong, or the Idempotency-Key was used for other content",
+                    ),
+                }
+            ),
+        },
+    }
+    rows = {
+        "type": "array",
+        # A row that is no intent is answered with a problem in its place.
+        "items": {"anyOf": [ref(bodies.Intent), {}]},
+        "minItems": 1,
+        "maxItems": answers.MOST_CHECKOUTS,
+    }
+    accept_batch = {
+        "tags": ["checkouts"],
+        "summary": "Create many checkouts, each with a result of its own",
+        "operationId": "acceptBatch",
+        "security": secured("checkouts:write"),
+        "requestBody": _json_body(rows),
+        "responses": {"200": json_answer("A result for each, in order", answers.BatchResults)},
+    }
+    comes = "A shopper's browser comes (redirect, success, failure)"
+    return {
+        "/v1/checkouts": {"post": accept},
+        "/v1/checkouts/batch": {"post": accept_batch},
+        "/callbacks/merchant/{merchant}/{signed}": {"post": merchant_callback},
+        "/callbacks/{kind}/{id}/{signed}": {
+            "post": {"summary": "The gateway calls back", "operationId": "takeCallback", **callback},
+            "get": {"summary": comes, "operationId": "takeRedirect", **callback},
+        },
+    }

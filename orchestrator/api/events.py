@@ -19,12 +19,10 @@ from orchestrator import log
 from orchestrator.api import dependencies, problems
 from orchestrator.api.contract import answers
 from orchestrator.api.dependencies import DATABASE_TIMEOUT, Services
-from orchestrator.api.event_feed import Waiting
-from orchestrator.api.long_poll import TooManyWaiting, while_connected
+from orchestrator.api.long_poll import TooManyWaiting, Waiting, while_connected
 from orchestrator.api.problems import Refusal, answer
 from orchestrator.domain import events
 from orchestrator.domain.events import CloudEvent, Content, EventType
-from orchestrator.intents import Problem
 from orchestrator.store import events as feeds
 from orchestrator.store.events import Page
 
@@ -65,8 +63,7 @@ async def show(  # noqa: PLR0917 - FastAPI calls it by name
     """Return a merchant's events, the oldest first; with `wait` the answer comes as soon as there is an
     event.
     """
-    services = dependencies.of(request)
-    _, merchant = await dependencies.admit(request, SCOPE)
+    services, _, merchant = await dependencies.admit(request, SCOPE)
     wanted = Waiting(
         merchant.id, _position(after), limit, None if type is None else frozenset(map(str, type)), checkout
     )
@@ -149,16 +146,11 @@ def _kept(after: int, feed: Feed) -> int:
 async def _next(request: Request, services: Services, wanted: Waiting, *, seconds: float) -> Page | None:
     """Return the next events that a client waits for; the wait ends when the client disconnects."""
     try:
-        found = await while_connected(request, services.event_feed, wanted, seconds=seconds)
+        return await while_connected(request, services.event_feed, wanted, seconds=seconds)
     except TooManyWaiting as error:
         whose = "of this merchant " if error.own else ""
-        raise Refusal(
-            429 if error.own else 503,
-            f"{error.number} clients {whose}wait for events already: ask again without wait, or in some seconds",
-            kind="too-many-waiting",
-            headers={"Retry-After": problems.RETRY_AFTER},
-        ) from None
-    return found
+        said = f"{error.number} clients {whose}wait for events already: ask again without wait, or in some seconds"
+        raise error.refusal(said, kind="too-many-waiting") from None
 
 
 async def _documents(page: Page, content: Content) -> list[CloudEvent]:
@@ -183,4 +175,4 @@ def _position(after: str | None) -> int:
 
 
 def _wrong(sentence: str) -> Refusal:
-    return Refusal(422, sentence, kind="invalid-request", errors=[Problem("after", sentence)])
+    return problems.wrong("after", sentence, kind="invalid-request", said=sentence)

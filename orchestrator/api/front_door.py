@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from html import escape
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -108,7 +107,7 @@ async def lead_to_shop(request: Request) -> Response:
     url = dependencies.of(request).settings.demo_shop_url
     if url is None:
         raise Refusal(404, "this installation has no demo shop: `orchestrator up` starts one")
-    return RedirectResponse(f"{url}{SHOP}", HTTPStatus.SEE_OTHER)
+    return RedirectResponse(f"{url}{SHOP}", 303)
 
 
 def wants_page(request: Request) -> bool:
@@ -120,9 +119,9 @@ async def missing(request: Request, _: Exception) -> Response:
     """Answer for an address that does not exist: a page for a person, a problem for an API client."""
     if not wants_page(request) or request.url.path.startswith(_MACHINES):
         return problem(nothing_here())
-    return _page("Not found", _NOT_FOUND, HTTPStatus.NOT_FOUND)
+    return _page("Not found", _NOT_FOUND, 404)
 
 
-def _page(title: str, main: str, status: int = HTTPStatus.OK) -> Response:
+def _page(title: str, main: str, status: int = 200) -> Response:
     text = _PAGE.format(title=escape(title), style=_STYLE, main=main)
     return HTMLResponse(text, status, {"Content-Security-Policy": POLICY, "Vary": "Accept"})

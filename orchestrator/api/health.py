@@ -1,4 +1,5 @@
-"""Health: whether the process is alive, and whether it can do its work.
+"""Health: whether the process is alive, whether it can do its work, and how many workers the waiting work
+calls for (`/autoscale`).
 
 Ready means database and schema: the database takes a write, and the schema is the one that this code needs. A
 broker, workers or a scheduler that are away make it degraded, and still ready: callbacks must be accepted,
@@ -21,9 +22,12 @@ from starlette.responses import Response  # noqa: TC002 - as above
 
 from orchestrator import log
 from orchestrator.api.contract import answers
+from orchestrator.api.contract.autoscale import Autoscale
+from orchestrator.api.contract.values import like
+from orchestrator.api.dependencies import admit_any, in_time
 from orchestrator.api.problems import answer
 from orchestrator.processing import lookup_budget
-from orchestrator.store import readiness, schema, webhooks
+from orchestrator.store import due_work, readiness, schema, webhooks
 from orchestrator.store.database import is_away
 
 if TYPE_CHECKING:
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
 
 _log = log.get(__name__)
 
+AUTOSCALE: Final = "/autoscale"
+AUTOSCALE_SCOPE: Final = "ops"
 TIMEOUT: Final = 2.0
 """Seconds that Postgres gets to take the probe and to answer."""
 FRESH: Final = 1.0
@@ -50,6 +56,18 @@ async def ready(request: Request) -> Response:
     if broken is not None:
         return answer(answers.Health(status="unavailable", problems=[broken]), 503, {"Retry-After": "5"})
     return answer(answers.Health(status="degraded" if degraded else "ready", problems=degraded))
+
+
+async def show_demand(request: Request) -> Response:
+    """Say how many workers there should be: by checkouts that are due and that no worker has taken. The
+    operator's token counts those of all merchants, a merchant's token its own.
+    """
+    services, merchant = await admit_any(request, AUTOSCALE_SCOPE)
+    merchant_id = None if merchant is None else merchant.id
+    found = await in_time(
+        due_work.demand(services.inlet, grace=services.settings.hint_grace, merchant_id=merchant_id)
+    )
+    return answer(like(Autoscale, found, oldest_due_seconds=round(max(found.oldest, 0.0), 1)))
 
 
 class Health:

@@ -7,7 +7,6 @@ of their effect, and a request that comes meanwhile waits for the answer.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 from functools import wraps
@@ -18,8 +17,8 @@ import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
-from orchestrator.api import checkouts, dependencies, request_body
-from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api import checkouts, request_body
+from orchestrator.api.dependencies import admit, in_time
 from orchestrator.api.problems import Refusal, key_reused
 from orchestrator.auth import AccessDenied
 from orchestrator.store import idempotent_answers
@@ -59,19 +58,18 @@ def once(*scopes: str) -> Callable[[Call], Call]:
 async def _keyed(
     call: Call, request: Request, path: dict[str, Any], *, key: str, scopes: tuple[str, ...]
 ) -> Response:
-    services = dependencies.of(request)
-    _, merchant = await dependencies.admit(request, *scopes)
+    services, _, merchant = await admit(request, *scopes)
     raw = await request_body.read(request, limit=BODY_BYTES)
     named: Any = {"merchant_id": merchant.id, "key": key}
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        try:
-            claimed = await idempotent_answers.claim(
-                services.db, services.encryptor, fingerprint=_fingerprint(request, raw), **named
-            )
-        except KeyReused as error:
-            raise key_reused(error) from None
-        except AnswerUnreadable as error:
-            raise Refusal(409, str(error), kind="answer-unreadable") from None
+    print_ = _fingerprint(request, raw)
+    try:
+        claimed = await in_time(
+            idempotent_answers.claim(services.db, services.encryptor, fingerprint=print_, **named)
+        )
+    except KeyReused as error:
+        raise key_reused(error) from None
+    except AnswerUnreadable as error:
+        raise Refusal(409, str(error), kind="answer-unreadable") from None
     if claimed is None:
         raise Refusal(
             409,
@@ -91,8 +89,7 @@ async def _keyed(
         name: response.headers[name] for name in ("content-type", "location") if name in response.headers
     }
     answer = msgspec.json.encode(_Kept(response.status_code, headers, bytes(response.body)))
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        await idempotent_answers.keep(services.db, services.encryptor, claimed, answer, **named)
+    await in_time(idempotent_answers.keep(services.db, services.encryptor, claimed, answer, **named))
     return response
 
 

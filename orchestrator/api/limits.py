@@ -97,7 +97,8 @@ class _Schedule:
     """When a key is free (seconds of a monotonic clock), and what Redis has not been told of."""
 
     limit: Limit
-    free: float
+    key: str
+    free: float = float("-inf")
     untold: int = 0
 
 
@@ -173,7 +174,7 @@ class Limits:
         if schedule is None:
             if len(table) >= MOST_KEYS:
                 _forget(table)
-            schedule = table[key] = _Schedule(limit, float("-inf"))
+            schedule = table[key] = _Schedule(limit, key)
         return schedule
 
     async def _share(self) -> None:
@@ -194,7 +195,7 @@ class Limits:
                     if not missed:
                         _log.warning("shared_limits_away", **log.cause(error))
                     self.away = missed = True
-                    for _, schedule in self._untold():
+                    for schedule in self._untold():
                         schedule.untold = 0  # it is on the process's own schedule
                 else:
                     if missed:
@@ -207,32 +208,27 @@ class Limits:
         waiting = self._untold()
         for start in range(0, len(waiting), KEYS_AT_ONCE):
             part = waiting[start : start + KEYS_AT_ONCE]
-            told = [schedule.untold for _, schedule in part]
+            told = [schedule.untold for schedule in part]
             arguments = [
                 str(round(number))
-                for (_, schedule), taken in zip(part, told, strict=True)
+                for schedule in part
                 for number in (
                     schedule.limit.apart * 1_000_000,
                     schedule.limit.ahead * 2_000_000,
-                    taken,
+                    schedule.untold,
                 )
             ]
-            names = [key for key, _ in part]
+            names = [f"{_PREFIX}{schedule.limit.name}:{schedule.key}" for schedule in part]
             async with asyncio.timeout(TIMEOUT):
                 leads = await redis.eval(_SCRIPT, len(names), *names, *arguments)
             now = time.monotonic()
-            for (_, schedule), taken, lead in zip(part, told, leads, strict=True):
+            for schedule, taken, lead in zip(part, told, leads, strict=True):
                 schedule.untold -= taken
                 schedule.free = now + int(lead) / 1_000_000 + schedule.untold * schedule.limit.apart
 
-    def _untold(self) -> list[tuple[str, _Schedule]]:
-        """Return the schedules that Redis has to be told of, by their keys there."""
-        return [
-            (f"{_PREFIX}{name}:{key}", schedule)
-            for name, table in self._tables.items()
-            for key, schedule in table.items()
-            if schedule.untold
-        ]
+    def _untold(self) -> list[_Schedule]:
+        """Return the schedules that Redis has to be told of."""
+        return [schedule for table in self._tables.values() for schedule in table.values() if schedule.untold]
 
 
 def _forget(table: dict[str, _Schedule]) -> None:

@@ -17,14 +17,14 @@ from msgspec import UNSET
 from starlette.responses import Response  # noqa: TC002 - FastAPI reads annotations at run time
 
 from orchestrator import log
-from orchestrator.api import dependencies
-from orchestrator.api.body_fields import BodyFields
 from orchestrator.api.contract import merchants as shapes
-from orchestrator.api.dependencies import DATABASE_TIMEOUT
-from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.contract.values import like
+from orchestrator.api.dependencies import DATABASE_TIMEOUT, admit_operator, in_time
+from orchestrator.api.problems import Refusal, answer, wrong
+from orchestrator.api.request_body import BodyFields
 from orchestrator.audit import merchant_changes
 from orchestrator.gateway import credentials
-from orchestrator.intents.fields import Fields, kind_of, shown
+from orchestrator.intents.fields import kind_of, shown
 from orchestrator.processing import lookup_budget
 from orchestrator.store import merchant_records
 from orchestrator.store.database import is_away
@@ -32,10 +32,9 @@ from orchestrator.store.merchant_fields import NAME, GatewayNotAllowed, Merchant
 from orchestrator.store.merchant_writes import LONGEST_OVERLAP, OVERLAP, MerchantUpdate
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Iterator
 
     from orchestrator.api.dependencies import Services
-    from orchestrator.auth import Caller
     from orchestrator.store.merchant_records import MerchantRecord
 
 _log = log.get(__name__)
@@ -44,6 +43,7 @@ PATH: Final = "/v1/merchants"
 WRITE: Final = "merchants:write"
 READ: Final = ("merchants:read", WRITE)
 """One of them is enough."""
+_WRONG: Final = "invalid-merchant"
 _LAST: Final = 2**31 - 1
 _FIELDS: Final = {
     "gateway URL": "gatewayUrl",
@@ -56,24 +56,24 @@ _FIELDS: Final = {
 
 async def add(request: Request) -> Response:
     """Add a merchant with a gateway account of its own. Its secrets are stored encrypted and never shown."""
-    services, caller = await _admitted(request, WRITE)
+    services, caller = await admit_operator(request, WRITE)
     body = await _Body.of(request, shapes.AddMerchant)
     name, username, password = body.required("name"), body.required("username"), body.required("password")
     url, secrets, policies = body.required("gatewayUrl"), body.secrets(), body.policies()
     merchant_api = body.optional("merchantApiUrl")
     body.judge()
+    adding = services.merchants.add(
+        name,
+        gateway_url=url,
+        merchant_api_url=merchant_api or None,
+        username=username,
+        password=password,
+        callback_secrets=secrets,
+        policies=policies,
+        actor=caller.actor,
+    )
     with _refusing():
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            added = await services.merchants.add(
-                name,
-                gateway_url=url,
-                merchant_api_url=merchant_api or None,
-                username=username,
-                password=password,
-                callback_secrets=secrets,
-                policies=policies,
-                actor=caller.actor,
-            )
+        added = await in_time(adding)
     if not added:
         raise Refusal(
             409, f"there is a merchant {name!r} already: choose another name", kind="merchant-exists"
@@ -88,20 +88,21 @@ async def show_all(
     limit: Annotated[int, Query(ge=1, le=shapes.MERCHANT_PAGE)] = 50,
 ) -> Response:
     """All merchants by name, page by page."""
-    services, _ = await _admitted(request, *READ)
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await merchant_records.page(
-            services.db, services.encryptor, services.settings, after=_printable(cursor), limit=limit + 1
+    services, _ = await admit_operator(request, *READ)
+    after = None if cursor is None else cursor.replace("\0", "")
+    found = await in_time(
+        merchant_records.page(
+            services.db, services.encryptor, services.settings, after=after, limit=limit + 1
         )
-    more = found[limit - 1].name if len(found) > limit else None
-    return answer(
-        shapes.MerchantPage(merchants=[_told(record) for record in found[:limit]], next_cursor=more)
     )
+    more = found[limit - 1].name if len(found) > limit else None
+    told = [_told(record) for record in found[:limit]]
+    return answer(shapes.MerchantPage(merchants=told, next_cursor=more))
 
 
 async def show(request: Request, merchant: str) -> Response:
     """One merchant, without its secrets."""
-    services, _ = await _admitted(request, *READ)
+    services, _ = await admit_operator(request, *READ)
     return answer(_told(await _find(services, merchant)))
 
 
@@ -111,7 +112,7 @@ async def change(request: Request, merchant: str) -> Response:
     A stored password is for the URL and the user name that it was given with: another one of these needs the
     password again.
     """
-    services, caller = await _admitted(request, WRITE)
+    services, caller = await admit_operator(request, WRITE)
     body = await _Body.of(request, shapes.ChangeMerchant)
     given = body.given
     policies = body.policies()
@@ -139,7 +140,7 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
 
     Those before it are valid for a day more, or for as long as `overlap` says.
     """
-    services, caller = await _admitted(request, WRITE)
+    services, caller = await admit_operator(request, WRITE)
     body = await _Body.of(request, shapes.RotateCallbackSecret, optional=True)
     secret, overlap = (
         body.required("secret") if "secret" in body.given else None,
@@ -147,46 +148,41 @@ async def rotate_secret(request: Request, merchant: str) -> Response:
     )
     body.judge()
     with _refusing():
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            rotated = await services.merchants.rotate_secret(
-                merchant, secret, overlap=overlap, actor=caller.actor
-            )
+        rotated = await in_time(
+            services.merchants.rotate_secret(merchant, secret, overlap=overlap, actor=caller.actor)
+        )
     if rotated is None:
         raise _unknown(merchant)
     # This process accepts it from this answer on; the others read it within seconds.
     await _read_again(services)
     _log.info("callback_secret_rotated", merchant=merchant, actor=caller.actor)
-    headers = {"Cache-Control": "no-store"}
     told = shapes.CallbackSecret(secret=rotated.made, retired_until=rotated.retired_until)
-    return answer(told, headers=headers)
+    return answer(told, headers={"Cache-Control": "no-store"})
 
 
-def switching(switch: shapes.Switch) -> Callable[[Request, str], Awaitable[Response]]:
-    """Return the endpoint that disables or enables a merchant."""
+async def disable_merchant(request: Request, merchant: str) -> Response:
+    """Disable a merchant."""
+    return await _switched(request, merchant, disabled=True)
 
-    async def switched(request: Request, merchant: str) -> Response:
-        services, caller = await _admitted(request, WRITE)
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            disabled = switch == "disable"
-            if not await services.merchants.disable(merchant, disabled=disabled, actor=caller.actor):
-                raise _unknown(merchant)
-        _log.info("merchant_switched", merchant=merchant, actor=caller.actor, disabled=disabled)
-        return answer(_told(await _find(services, merchant)))
 
-    switched.__name__ = switched.__qualname__ = f"{switch}_merchant"
-    switched.__doc__ = {
-        "disable": "Refuse the merchant's calls and new orders; orders under way are processed to their end, callbacks "
-        "are taken, and events wait.",
-        "enable": "Let a disabled merchant in again; events that waited are sent.",
-    }[switch]
-    return switched
+async def enable_merchant(request: Request, merchant: str) -> Response:
+    """Enable a merchant that was disabled."""
+    return await _switched(request, merchant, disabled=False)
+
+
+async def _switched(request: Request, merchant: str, *, disabled: bool) -> Response:
+    services, caller = await admit_operator(request, WRITE)
+    if not await in_time(services.merchants.disable(merchant, disabled=disabled, actor=caller.actor)):
+        raise _unknown(merchant)
+    _log.info("merchant_switched", merchant=merchant, actor=caller.actor, disabled=disabled)
+    return answer(_told(await _find(services, merchant)))
 
 
 async def check(request: Request, merchant: str) -> Response:
     """Ask the gateway whether it accepts the merchant's credentials, by its call for a token; it begins no
     payment.
     """
-    services, _ = await _admitted(request, *READ)
+    services, _ = await admit_operator(request, *READ)
     record = await _find(services, merchant)
     if record.account is None:
         raise Refusal(
@@ -200,9 +196,7 @@ async def check(request: Request, merchant: str) -> Response:
             kind="credentials-elsewhere",
         )
     found = await credentials.check(services.settings, record.account)
-    return answer(
-        shapes.CheckedCredentials(result=found.result, reason=found.reason, milliseconds=found.milliseconds)
-    )
+    return answer(like(shapes.CheckedCredentials, found))
 
 
 async def show_changes(
@@ -212,33 +206,22 @@ async def show_changes(
     limit: Annotated[int, Query(ge=1, le=shapes.CHANGE_PAGE)] = 50,
 ) -> Response:
     """What was changed of a merchant, by whom, the youngest first."""
-    services, _ = await _admitted(request, *READ)
+    services, _ = await admit_operator(request, *READ)
     record = await _find(services, merchant)
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await merchant_changes.changes(services.db, record.id, before=before, limit=limit + 1)
+    found = await in_time(merchant_changes.changes(services.db, record.id, before=before, limit=limit + 1))
     more = found[limit - 1].sequence if len(found) > limit else None
     told = [
-        shapes.ChangeOfMerchant(
-            sequence=entry.sequence,
-            at=merchant_changes.time_of(entry),
-            actor=entry.actor,
-            action=entry.action,
-            details=entry.details,
-        )
-        for entry in found[:limit]
+        like(shapes.ChangeOfMerchant, entry, at=merchant_changes.time_of(entry)) for entry in found[:limit]
     ]
     return answer(shapes.MerchantChangePage(changes=told, next_before=more))
-
-
-async def _admitted(request: Request, *scopes: str) -> tuple[Services, Caller]:
-    return dependencies.of(request), await dependencies.admit_operator(request, *scopes)
 
 
 async def _find(services: Services, name: str) -> MerchantRecord:
     found = None
     if NAME.fullmatch(name):
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            found = await merchant_records.by_name(services.db, services.encryptor, services.settings, name)
+        found = await in_time(
+            merchant_records.by_name(services.db, services.encryptor, services.settings, name)
+        )
     if found is None:
         raise _unknown(name)
     return found
@@ -247,8 +230,7 @@ async def _find(services: Services, name: str) -> MerchantRecord:
 async def _read_again(services: Services) -> None:
     """Read the merchants again, if Postgres answers: a secret that was made must reach its caller."""
     try:
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            await services.merchants.everyone()
+        await in_time(services.merchants.everyone())
     except Exception as error:
         # The secret is stored: where Postgres went away since, this process reads it with the next refresh.
         if not is_away(error):
@@ -259,21 +241,18 @@ def _unknown(name: str) -> Refusal:
     return Refusal(404, f"there is no merchant {shown(name)!r}", kind="unknown-merchant")
 
 
-def _printable(cursor: str | None) -> str | None:
-    return None if cursor is None else cursor.replace("\0", "")
-
-
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Turn what is wrong with a merchant's fields into a problem that names the field."""
     try:
         yield
     except MerchantRejected as error:
-        raise _wrong(_field(error.field), str(error).removeprefix(error.field).strip()) from None
+        message = str(error).removeprefix(error.field).strip()
+        raise wrong(_field(error.field), message, kind=_WRONG) from None
     except GatewayNotAllowed as error:
-        raise _wrong("gatewayUrl", str(error)) from None
+        raise wrong("gatewayUrl", str(error), kind=_WRONG) from None
     except PolicyRejected as error:
-        raise _wrong("policies", str(error)) from None
+        raise wrong("policies", str(error), kind=_WRONG) from None
 
 
 def _field(named: str) -> str:
@@ -283,29 +262,9 @@ def _field(named: str) -> str:
     return _FIELDS.get(named, named)
 
 
-def _wrong(field: str, message: str) -> Refusal:
-    fields = Fields()
-    fields.wrong(field, message)
-    return Refusal(422, f"{field}: {message}", kind="invalid-merchant", errors=fields.problems)
-
-
 def _told(record: MerchantRecord) -> shapes.Merchant:
-    return shapes.Merchant(
-        name=record.name,
-        status=record.status,
-        problem=record.problem,
-        gateway_url=record.gateway_url,
-        merchant_api_url=record.merchant_api_url,
-        username=record.username,
-        own_password=record.own_password,
-        callback_secrets=record.callback_secrets,
-        retired_until=list(record.retired_until),
-        policies=shapes.Policies(**record.policies) if record.policies else None,
-        webhooks=record.webhooks,
-        changes=record.changes,
-        created_at=record.created_at,
-        disabled_at=record.disabled_at,
-    )
+    policies = shapes.Policies(**record.policies) if record.policies else None
+    return like(shapes.Merchant, record, retired_until=list(record.retired_until), policies=policies)
 
 
 class _Body(BodyFields):
@@ -313,7 +272,7 @@ class _Body(BodyFields):
 
     __slots__ = ()
     limit = 32 * 1024
-    kind = "invalid-merchant"
+    kind = _WRONG
 
     def required(self, name: str) -> str:
         """Read a text as it is; what it may hold is judged with the merchant."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import uvicorn
@@ -21,7 +21,7 @@ from orchestrator.auth import AccessDenied
 from orchestrator.monitoring import Monitor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from fastapi import Request
     from starlette.types import Receive, Scope, Send
@@ -81,48 +81,48 @@ async def show(request: Request) -> Response:
     return page
 
 
-class MetricsPort:
-    """A listener of its own for scrapes, beside the API in the same process."""
+@asynccontextmanager
+async def listening(metrics: Metrics, address: str | None) -> AsyncIterator[None]:
+    """Listen on a port for scrapes alone, where one is configured, beside the API in the same process; one
+    that is taken is logged, and the API serves without.
+    """
+    if not address:
+        yield
+        return
 
-    def __init__(self, metrics: Metrics, address: str) -> None:
-        self._metrics = metrics
-        host, _, port = address.rpartition(":")
-        config = uvicorn.Config(
-            self._answer, host=host.strip("[]"), port=int(port), ws="none", lifespan="off", access_log=False, log_config=None,
-            server_header=False, timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        self._server = _Quiet(config)
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Begin to listen, in the background; a port that is taken is logged, and the API serves without."""
-        self._task = asyncio.create_task(self._serve(), name="metrics")
-
-    async def stop(self) -> None:
-        """End listening."""
-        self._server.should_exit = True
-        if self._task is not None:
-            with suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _serve(self) -> None:
-        try:
-            await self._server.serve()
-        except SystemExit:
-            _log.error("metrics_not_served", host=self._server.config.host, port=self._server.config.port)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def show_alone(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         if scope["path"] == PATH and scope["method"] == "GET":
-            response = await self._metrics.page()
+            response = await metrics.page()
         else:
             response = Response("metrics are at /metrics\n", 404, media_type="text/plain")
         await response(scope, receive, send)
 
+    host, _, port = address.rpartition(":")
+    config = uvicorn.Config(
+        show_alone, host=host.strip("[]"), port=int(port), ws="none", lifespan="off", access_log=False, log_config=None,
+        server_header=False, timeout_graceful_shutdown=1,
+    )  # fmt: skip
+    server = SignalFree(config)
 
-class _Quiet(uvicorn.Server):
-    """uvicorn's server, which leaves the signals to the API's own."""
+    async def serve() -> None:
+        try:
+            await server.serve()
+        except SystemExit:
+            _log.error("metrics_not_served", host=config.host, port=config.port)
+
+    task = asyncio.create_task(serve(), name="metrics")
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class SignalFree(uvicorn.Server):
+    """uvicorn's server, which leaves the signals to who runs it."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -35,8 +35,8 @@ _ALWAYS: Final = (
     # The shop's page must not learn our signed URL, and no cache may keep a session token.
     (b"referrer-policy", b"no-referrer"),
 )
-_NO_STORE: Final = (b"cache-control", b"no-store")
-_NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+NO_STORE: Final = (b"cache-control", b"no-store")
+NO_PAGE: Final = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 """Of whatever names no policy itself: it is no page, and no page may frame it."""
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _INTAKE: Final = frozenset({"/v1/checkouts", "/v1/checkouts/batch"})
@@ -56,8 +56,8 @@ def count_from_zero(app: FastAPI) -> None:
     for route in app.routes:
         path = getattr(route, "path", "")
         if path in _INTAKE or path.startswith(_CALLBACKS):
-            for status in (HTTPStatus.INTERNAL_SERVER_ERROR, HTTPStatus.SERVICE_UNAVAILABLE):
-                counters.http_requests.add("POST", path, str(status.value), by=0.0)
+            for status in ("500", "503"):
+                counters.http_requests.add("POST", path, status, by=0.0)
 
 
 class Envelope:
@@ -105,20 +105,15 @@ class Envelope:
         _note(scope, status=status, seconds=time.perf_counter() - started, size=size)
 
 
-def always_and_no_page(settings: Settings) -> tuple[tuple[bytes, bytes], ...]:
-    """Return the headers of an answer that does not come from the app, and is not kept."""
-    return (*always(settings), _NO_STORE, _NO_PAGE)
-
-
 def _complete(scope: Scope, headers: list[tuple[bytes, bytes]]) -> None:
     """Add what every answer says: how it may be used, and how much of a limit is left."""
     state, path = scope["app"].state, scope["path"]
     given = {name for name, _ in headers}
     headers.extend(state.always)
     if b"cache-control" not in given:
-        headers.append(_NO_STORE)
+        headers.append(NO_STORE)
     if b"content-security-policy" not in given and not path.startswith(_CALLBACKS):
-        headers.append(_NO_PAGE)
+        headers.append(NO_PAGE)
     if limits.APPLIED in scope:
         headers.extend(limits.headers_of(scope))
     if browser_access.is_open(path):
@@ -145,9 +140,7 @@ def _note(scope: Scope, *, status: int, seconds: float, size: int) -> None:
     if status >= HTTPStatus.BAD_REQUEST:
         state.security_log.note(scope, status)
     if state.access_log is not None:
-        state.access_log.note(
-            scope, status=status, seconds=seconds, size=size, correlation_id=correlation.current()
-        )
+        state.access_log.note(scope, status=status, seconds=seconds, size=size)
 
 
 def _explain(error: Exception) -> Refusal:

@@ -6,7 +6,8 @@ A problem names each wrong field and has the correlation id. Internal faults are
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
+from uuid import UUID
 
 import msgspec
 from fastapi.exceptions import RequestValidationError
@@ -14,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from orchestrator import intents
 from orchestrator.api import correlation
 from orchestrator.api.contract import answers
-from orchestrator.api.contract.values import made
+from orchestrator.api.contract.values import like, made
 from orchestrator.api.request_log import DENIED
 from orchestrator.auth import AccessDenied
 from orchestrator.errors import OrchestratorError
@@ -34,6 +36,10 @@ if TYPE_CHECKING:
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 TYPE: Final = "urn:checkout-orchestrator:problem:"
 RETRY_AFTER: Final = "5"
+_LONGEST_SHOWN: Final = 40
+"""Characters of an id in a sentence; an id has 36."""
+
+Identified = Literal["checkout", "command", "webhook", "delivery"]
 
 
 class Refusal(OrchestratorError):  # noqa: N818 - named for the fact
@@ -54,10 +60,45 @@ class Refusal(OrchestratorError):  # noqa: N818 - named for the fact
         self.errors, self.headers, self.facts = errors, headers, facts
 
 
+def wrong(field: str, message: str, *, kind: str, said: str | None = None) -> Refusal:
+    """Return the refusal of a request of which one field is wrong; `said`: the whole sentence."""
+    return Refusal(422, said or f"{field}: {message}", kind=kind, errors=[Problem(field, message)])
+
+
 def key_reused(error: KeyReused) -> Refusal:
     """Return the answer to a request whose Idempotency-Key was used with another content."""
-    wrong = [Problem("Idempotency-Key", str(error))]
-    return Refusal(422, str(error), kind="idempotency-key-reused", errors=wrong)
+    return wrong("Idempotency-Key", str(error), kind="idempotency-key-reused", said=str(error))
+
+
+def id_of(what: Identified, given: str) -> UUID:
+    """Read the id in a path; 404 for a text that cannot be an id."""
+    try:
+        return UUID(given)
+    except ValueError:
+        raise unknown(what, given) from None
+
+
+def unknown(what: Identified, given: str) -> Refusal:
+    """Return the refusal of an id that this merchant does not have, with the way to find a checkout where it
+    is an order number.
+    """
+    shown = given if len(given) <= _LONGEST_SHOWN else given[:_LONGEST_SHOWN] + "…"
+    said = f"there is no {what} {shown!r} here: check the id and the merchant"
+    if what == "command":
+        said += ", or its checkout was archived"
+    elif what == "checkout" and intents.ORDER_NUMBER.fullmatch(given) and not _is_spelled_as_an_id(given):
+        said = (
+            f"{shown!r} is not the id of a checkout here; if it is an order number, ask for "
+            f"GET /v1/checkouts?orderId={given}"
+        )
+    return Refusal(404, said, kind=f"unknown-{what}")
+
+
+def _is_spelled_as_an_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text.lower()
+    except ValueError:
+        return False
 
 
 def answer(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -72,7 +113,7 @@ def encoded(value: object) -> bytes:
 
 def body_of(refusal: Refusal) -> answers.Problem:
     """Return the problem document of a refusal."""
-    errors = tuple(answers.FieldProblem(field=error.field, message=error.message) for error in refusal.errors)
+    errors = tuple(like(answers.FieldProblem, error) for error in refusal.errors)
     return made(
         answers.Problem,
         refusal.facts or {},

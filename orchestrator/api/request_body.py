@@ -1,13 +1,19 @@
-"""Request bodies: read while they stream in, never beyond their limit and never for ever."""
+"""Request bodies: read while they stream in, never beyond their limit and never for ever; and the fields of
+JSON bodies, read one by one, so that every problem is said at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from decimal import InvalidOperation
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+
+import msgspec
 
 from orchestrator.api.problems import Refusal
 from orchestrator.errors import OrchestratorError
+from orchestrator.intents.fields import Fields, hint, repeated, repeated_name, shown
 from orchestrator.text import unmarked
 
 if TYPE_CHECKING:
@@ -18,6 +24,7 @@ TIMEOUT: Final = 20.0
 MOST_SKIPPED: Final = 1_048_576
 SKIP_TIMEOUT: Final = 2.0
 """Bytes and seconds that a refused body is read for, before the connection is closed."""
+_DAY: Final = 86_400
 # What is left of a refused body would be read as the next request.
 _CLOSE: Final = {"Connection": "close"}
 
@@ -106,3 +113,57 @@ def too_large(limit: int, *, read: bool = False) -> Refusal:
         kind="too-large",
         headers=None if read else _CLOSE,
     )
+
+
+class BodyFields(Fields):
+    """The body of a request; a subclass names its longest size in bytes and the kind of its problems.
+
+    Without a `shape` the names of its fields are judged elsewhere.
+    """
+
+    __slots__ = ("given",)
+    limit: ClassVar[int]
+    kind: ClassVar[str]
+    must_be: ClassVar[str] = "a JSON object"
+    decoder: ClassVar[msgspec.json.Decoder[Any]] = msgspec.json.Decoder()
+
+    def __init__(self, raw: bytes, shape: type[msgspec.Struct] | None) -> None:
+        super().__init__()
+        self.given = self._object(raw)
+        known = frozenset(self.given if shape is None else shape.__struct_encode_fields__)
+        for name in sorted(self.given.keys() - known):
+            self.wrong(shown(name), f"is not a known field: {hint(name, known)}")
+
+    @classmethod
+    async def of(cls, request: Request, shape: type[msgspec.Struct], *, optional: bool = False) -> Self:
+        """Read the body of a request; one that is `optional` may be empty."""
+        return cls(await read_json(request, limit=cls.limit, optional=optional), shape)
+
+    def judge(self) -> None:
+        """Refuse the request if anything is wrong with it."""
+        if self.problems:
+            first = self.problems[0]
+            raise Refusal(422, f"{first.field}: {first.message}", kind=self.kind, errors=self.problems)
+
+    def overlap(self, usual: int, *, most: int) -> int:
+        """Read for how many seconds a secret that is replaced is still used."""
+        given = self.given.get("overlap", usual)
+        if isinstance(given, int) and not isinstance(given, bool) and 0 <= given <= most:
+            return given
+        self.wrong("overlap", f"must be a whole number of seconds from 0 to {most} ({most // _DAY} days)")
+        return 0
+
+    def _object(self, raw: bytes) -> dict[str, Any]:
+        if not raw:
+            return {}
+        try:
+            body = self.decoder.decode(raw)
+        except (ValueError, RecursionError, InvalidOperation):
+            raise Refusal(422, "the body is not JSON", kind=self.kind) from None
+        if (name := repeated_name(raw)) is not None:
+            self.problems.append(repeated(name))
+        if isinstance(body, dict):
+            return body
+        self.wrong("body", f"must be {self.must_be}")
+        self.judge()
+        return {}

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from orchestrator import log
-from orchestrator.api import browser_access, client_address
+from orchestrator.api import browser_access, client_address, correlation
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -36,9 +36,6 @@ FLUSH_AFTER: Final = 0.2
 _ACCESS: Final = "orchestrator.access"
 _security = log.get("orchestrator.security")
 
-_SHOPPERS: Final = frozenset({"redirect"})
-"""Kinds of callbacks that a shopper's own browser brings."""
-
 
 class AccessLog:
     """One line for each request. `depth` is the number of proxies in front of us that are trusted."""
@@ -47,9 +44,9 @@ class AccessLog:
         self._depth = depth
         self._rows: list[tuple[float, Scope, int, float, int, str]] = []
 
-    def note(self, scope: Scope, *, status: int, seconds: float, size: int, correlation_id: str) -> None:
-        """Take down a request that was answered; on the event loop."""
-        self._rows.append((time.time(), scope, status, seconds, size, correlation_id))
+    def note(self, scope: Scope, *, status: int, seconds: float, size: int) -> None:
+        """Take down a request that was answered; in its task."""
+        self._rows.append((time.time(), scope, status, seconds, size, correlation.current()))
         if len(self._rows) == 1:
             asyncio.get_running_loop().call_later(FLUSH_AFTER, self.flush)
 
@@ -141,7 +138,7 @@ def _routes(app: Any) -> dict[Any, str]:
 
 def source_of(scope: Scope, *, depth: int) -> str | None:
     """Return who called, as far as it is logged: None for a shopper's own browser."""
-    if scope.get("path_params", {}).get("kind") in _SHOPPERS or browser_access.is_open(scope["path"]):
+    if scope.get("path_params", {}).get("kind") == "redirect" or browser_access.is_open(scope["path"]):
         return None
     return caller_of(scope, depth=depth)
 
@@ -149,13 +146,8 @@ def source_of(scope: Scope, *, depth: int) -> str | None:
 def caller_of(scope: Scope, *, depth: int) -> str | None:
     """Return the address that called, as far as proxies that are trusted say."""
     client = scope.get("client")
-    forwarded = (
-        tuple(value for name, value in scope["headers"] if name == b"x-forwarded-for") if depth else ()
-    )
-    return _source(client[0] if client else None, forwarded, depth)
-
-
-@lru_cache(maxsize=4096)
-def _source(peer: str | None, forwarded: tuple[bytes, ...], depth: int) -> str | None:
-    address, _ = client_address.caller(peer, [value.decode("latin-1") for value in forwarded], depth=depth)
+    forwarded = [
+        value.decode("latin-1") for name, value in scope["headers"] if depth and name == b"x-forwarded-for"
+    ]
+    address, _ = client_address.caller(client[0] if client else None, forwarded, depth=depth)
     return None if address is None else str(address)

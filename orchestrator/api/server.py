@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 import uvicorn
@@ -14,8 +14,8 @@ from orchestrator import gc_tuning, log
 from orchestrator.api.app import create_app
 from orchestrator.api.connections import Connections
 from orchestrator.api.dependencies import Services
-from orchestrator.api.metrics import MetricsPort
-from orchestrator.api.middleware import always_and_no_page
+from orchestrator.api.metrics import SignalFree, listening
+from orchestrator.api.middleware import NO_PAGE, NO_STORE, always
 from orchestrator.crypto import Encryptor
 from orchestrator.messaging.hints import HintPublisher
 from orchestrator.shutdown import FAILED, cancelled, end_within
@@ -24,7 +24,7 @@ from orchestrator.store.database import Database
 from orchestrator.store.merchants import Merchants
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from socket import socket
 
     from orchestrator.api.app import Pages
@@ -68,25 +68,20 @@ def run(settings: Settings, host: str, port: int, *, pages: Callable[[Services],
 
 def build(settings: Settings, hint_publisher: HintPublisher) -> Services:
     """Make the services of one process; on its event loop."""
-    url = settings.need("database_url")
-    db = Database(
-        url,
+    database = partial(
+        Database,
+        settings.need("database_url"),
+        pool_timeout=POOL_TIMEOUT,
+        prepared=settings.database_prepared_statements,
+    )
+    db = database(
         pool_size=settings.database_pool,
         name="orchestrator-api",
-        pool_timeout=POOL_TIMEOUT,
         statement_timeout=READ_TIMEOUT,
         # A second later than Postgres itself, which ends a slow listing and keeps the connection.
         timeout=READ_TIMEOUT / 1000 + 1,
-        prepared=settings.database_prepared_statements,
     )
-    inlet = Database(
-        url,
-        pool_size=INLET,
-        name="orchestrator-inlet",
-        pool_timeout=POOL_TIMEOUT,
-        timeout=settings.database_timeout,
-        prepared=settings.database_prepared_statements,
-    )
+    inlet = database(pool_size=INLET, name="orchestrator-inlet", timeout=settings.database_timeout)
     encryptor = Encryptor(settings.secret_keys)
     return Services(
         settings=settings,
@@ -119,7 +114,7 @@ async def serve(
     connections = Connections(
         settings.api_connections,
         files=settings.database_pool + INLET + SCRAPED,
-        always=always_and_no_page(settings),
+        always=(*always(settings), NO_STORE, NO_PAGE),
     )
     services = build(settings, hint_publisher)
     app = create_app(services, pages=pages)
@@ -152,14 +147,10 @@ async def serve(
     _log.info("api_serving", host=host, port=port)
     gc_tuning.settle()
     watch = asyncio.create_task(connections.watch(), name="connections")
-    scrapes = MetricsPort(app.state.metrics, settings.metrics_listen) if settings.metrics_listen else None
-    if scrapes is not None:
-        scrapes.start()
     try:
-        await server.serve()
+        async with listening(app.state.metrics, settings.metrics_listen):
+            await server.serve()
     finally:
-        if scrapes is not None:
-            await scrapes.stop()
         await cancelled([watch])
         connections.tell()
     if server.cut_off:
@@ -168,11 +159,11 @@ async def serve(
     return server.cut_off
 
 
-class _Server(uvicorn.Server):
+class _Server(SignalFree):
     """uvicorn's server, which also reports what it cut off.
 
     uvicorn raises the signal again when it is done, which would end the process before the last hints are
-    published.
+    published: `serve` takes the signals.
     """
 
     def __init__(self, config: uvicorn.Config, connections: Connections, services: Services) -> None:
@@ -193,8 +184,3 @@ class _Server(uvicorn.Server):
             # The time is over.
             self.cut_off = self._connections.unanswered
             raise
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `serve`."""
-        yield

@@ -7,27 +7,22 @@ referrers contain. A token of the API with the scope `checkouts:read` opens them
 
 from __future__ import annotations
 
-import asyncio
 import re
 from datetime import timedelta
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from fastapi import Request  # noqa: TC002 - FastAPI reads the annotations of what it calls
 from starlette.responses import Response
 
-from orchestrator import callback_urls, log
-from orchestrator.api import checkouts, dependencies, problems
-from orchestrator.api.contract.answers import Session
-from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator import callback_urls
+from orchestrator.api import dependencies
 from orchestrator.api.long_poll import TooManyWaiting
 from orchestrator.api.middleware import HEAD
-from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.problems import Refusal, answer, id_of, unknown
+from orchestrator.api.reads import SCOPE, session_of
 from orchestrator.api.request_log import caller_of
-from orchestrator.api.shopper_status import PAYABLE, digest, status_of
-from orchestrator.api.status_streams import StreamResponse
+from orchestrator.api.status_streams import PAYABLE, StreamResponse, digest, status_of
 from orchestrator.auth import AccessDenied, bearer_of
-from orchestrator.crypto import EncryptionError
 from orchestrator.domain.shopper_state import shopper_state
 from orchestrator.store import shopper_view
 
@@ -36,8 +31,6 @@ if TYPE_CHECKING:
 
     from orchestrator.store.shopper_view import ShopperView
 
-SCOPE: Final = "checkouts:read"
-_log = log.get(__name__)
 _CLIENT_TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -64,12 +57,10 @@ async def stream(request: Request, checkout_id: str) -> Response:
         services.status_streams.check(view.id, view.merchant_id)
     except TooManyWaiting as error:
         whose = "of this checkout or merchant " if error.own else ""
-        raise Refusal(
-            429 if error.own else 503,
-            f"{error.number} streams {whose}are open already: ask /status, or open the stream in some seconds",
-            kind="too-many-streams",
-            headers={"Retry-After": problems.RETRY_AFTER},
-        ) from None
+        said = (
+            f"{error.number} streams {whose}are open already: ask /status, or open the stream in some seconds"
+        )
+        raise error.refusal(said, kind="too-many-streams") from None
     return StreamResponse(services.status_streams, view, status, known=known, alone=alone)
 
 
@@ -84,17 +75,13 @@ async def show_session(request: Request, checkout_id: str) -> Response:
     state = shopper_state(view.state, cancelling=view.cancelling)
     found = None
     if state in PAYABLE and view.methods is not None:
-        async with asyncio.timeout(DATABASE_TIMEOUT):
-            found = await shopper_view.session(services.db, view.id)
+        found = await dependencies.in_time(shopper_view.session(services.db, view.id))
     if found is None:
         raise Refusal(409, f"the checkout cannot be paid now: it is {state.value}", kind="not-payable")
-    try:
-        key = services.encryptor.data_key(view.id, found.data_key)
-        token = key.decrypt(found.token, purpose="token").decode()
-    except EncryptionError as error:
-        _log.warning("session_not_decryptable", checkout=str(view.id), error=str(error))
-        raise Refusal(409, "the session of the checkout cannot be read", kind="not-payable") from None
-    return answer(Session(id=found.session_id, token=token, expires_at=found.expires_at))
+    session = session_of(services.encryptor, view.id, found, expires_at=found.expires_at)
+    if session is None:
+        raise Refusal(409, "the session of the checkout cannot be read", kind="not-payable")
+    return answer(session)
 
 
 async def _admitted(request: Request, checkout_id: str) -> ShopperView:
@@ -106,12 +93,12 @@ async def _admitted(request: Request, checkout_id: str) -> ShopperView:
         checkout, merchant_id = _checkout_of(request, token or "", checkout_id), None
         dependencies.refuse_unknown_parameters(request)
     else:
-        _, merchant = await dependencies.admit(request, SCOPE)
-        checkout, merchant_id = checkouts.id_of(checkout_id), merchant.id
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        view = (await shopper_view.views(services.db, (checkout,))).get(checkout)
+        _, _, merchant = await dependencies.admit(request, SCOPE)
+        checkout, merchant_id = id_of("checkout", checkout_id), merchant.id
+    views = await dependencies.in_time(shopper_view.views(services.db, (checkout,)))
+    view = views.get(checkout)
     if view is None or merchant_id not in {None, view.merchant_id}:
-        raise checkouts.unknown(checkout_id)
+        raise unknown("checkout", checkout_id)
     if client:
         _alive(view, services.settings.client_token_after_end)
     return view
@@ -125,14 +112,10 @@ def _checkout_of(request: Request, token: str, checkout_id: str) -> UUID:
         source = caller_of(request.scope, depth=services.settings.trusted_proxies)
         services.limits.refuse_failing(source)
         services.limits.count_failure(source)
-        raise AccessDenied(
-            HTTPStatus.UNAUTHORIZED, "the client token is none of this installation: take the checkout's own"
-        )
+        raise AccessDenied(401, "the client token is none of this installation: take the checkout's own")
     services.limits.take(request.scope, services.limits.client, checkout.hex)
-    if checkouts.id_of(checkout_id) != checkout:
-        raise AccessDenied(
-            HTTPStatus.FORBIDDEN, "the client token is for another checkout: take the checkout's own"
-        )
+    if id_of("checkout", checkout_id) != checkout:
+        raise AccessDenied(403, "the client token is for another checkout: take the checkout's own")
     return checkout
 
 
@@ -141,7 +124,5 @@ def _alive(view: ShopperView, after_end: float) -> None:
     if view.disabled:
         raise Refusal(403, "the merchant of this checkout is disabled", kind="merchant-disabled")
     if view.ended_at is not None and view.now > view.ended_at + timedelta(seconds=after_end):
-        raise AccessDenied(
-            HTTPStatus.UNAUTHORIZED,
-            f"the client token has ended: its checkout ended more than {after_end:g} s ago",
-        )
+        said = f"the client token has ended: its checkout ended more than {after_end:g} s ago"
+        raise AccessDenied(401, said)

@@ -12,7 +12,6 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from functools import cache
-from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -113,7 +112,7 @@ async def serve(request: Request) -> Response:
     name = request.path_params["name"]
     script = newest() if name == NEWEST else scripts().get(name)
     if script is None:
-        raise Refusal(HTTPStatus.NOT_FOUND, f"there is no such file: {PREFIX}{NEWEST} is the newest script")
+        raise Refusal(404, f"there is no such file: {PREFIX}{NEWEST} is the newest script")
     headers = {
         "Access-Control-Allow-Origin": "*",
         "Cross-Origin-Resource-Policy": "cross-origin",

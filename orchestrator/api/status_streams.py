@@ -1,4 +1,4 @@
-"""Streams of server-sent events: how one checkout is, for its shopper's browser.
+"""How one checkout is, for its shopper's browser: the document, and the stream of its server-sent events.
 
 All streams of a process share one poller, which asks for the versions of their checkouts four times a second
 and reads those that have changed. A stream holds its connection to the browser and no connection to Postgres.
@@ -11,18 +11,22 @@ ends; the number of streams is limited for a checkout, a merchant and the proces
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections import Counter
-from contextvars import Context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette.responses import Response
 
-from orchestrator import log
-from orchestrator.api.long_poll import AFTER_A_FAILURE, TooManyWaiting, disconnected
+from orchestrator import callback_urls, intents, log
+from orchestrator.api.contract.shopper import CheckoutStatus, Decline
+from orchestrator.api.long_poll import Poller, TooManyWaiting, disconnected
 from orchestrator.api.problems import encoded
-from orchestrator.api.shopper_status import digest, status_of
+from orchestrator.crypto import EncryptionError
+from orchestrator.domain.payment_status import payment_status
+from orchestrator.domain.shopper_state import ShopperState, shopper_state
+from orchestrator.domain.states import ENDED, State
 from orchestrator.store import shopper_view
 
 if TYPE_CHECKING:
@@ -30,7 +34,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
-    from orchestrator.api.contract.shopper import CheckoutStatus
     from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
     from orchestrator.store.shopper_view import ShopperView
@@ -48,6 +51,9 @@ RETRY: Final = 2000
 OF_ONE_CHECKOUT: Final = 5
 MEDIA_TYPE: Final = "text/event-stream"
 
+PAYABLE: Final = frozenset({ShopperState.READY, ShopperState.PROCESSING})
+"""The states in which a shopper may pay."""
+
 End = Literal["final", "lifetime", "shutdown"]
 
 
@@ -62,84 +68,49 @@ class Stream:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class StatusStreams:
-    """The streams of one process, at most `most` at a time; on one event loop."""
+class StatusStreams(Poller[Stream]):
+    """The streams of one process, at most `most` at a time."""
+
+    name = "status-streams"
+    interval = INTERVAL
+    lifetime = LIFETIME
+    heartbeat = HEARTBEAT
 
     def __init__(self, db: Database, encryptor: Encryptor, *, most: int) -> None:
-        self._db, self._encryptor, self.most = db, encryptor, most
-        self._streams: dict[Stream, None] = {}
-        self._poller: asyncio.Task[None] | None = None
-        self.stopping = False
-        """Whether the process ends, and every stream with it."""
-        self.queries = 0
-        """How many queries the poller has made."""
-        self.lifetime = LIFETIME
-        self.heartbeat = HEARTBEAT
-
-    def __len__(self) -> int:
-        """Return how many streams are open."""
-        return len(self._streams)
+        super().__init__(db, most=most)
+        self._encryptor = encryptor
 
     def check(self, checkout: UUID, merchant_id: int) -> None:
         """Raise `TooManyWaiting` if no further stream may be opened."""
-        of_checkout = sum(stream.checkout == checkout for stream in self._streams)
+        of_checkout = sum(stream.checkout == checkout for stream in self._clients)
         if of_checkout >= OF_ONE_CHECKOUT:
             raise TooManyWaiting(of_checkout, own=True)
-        of_merchant = Counter(stream.merchant_id for stream in self._streams)[merchant_id]
+        of_merchant = Counter(stream.merchant_id for stream in self._clients)[merchant_id]
         if of_merchant >= max((self.most + 1) // 2, 1):
             raise TooManyWaiting(of_merchant, own=True)
-        if len(self._streams) >= self.most:
-            raise TooManyWaiting(len(self._streams), own=False)
+        if len(self._clients) >= self.most:
+            raise TooManyWaiting(len(self._clients), own=False)
 
-    def add(self, stream: Stream) -> None:
-        """Follow a checkout for a stream, until `discard`."""
-        self._streams[stream] = None
-        if self._poller is None or self._poller.done():
-            # It works for all streams, so its log lines carry the correlation id of no request.
-            self._poller = asyncio.create_task(self._poll(), name="status-streams", context=Context())
+    def _end(self, client: Stream) -> None:
+        client.changed.set()
 
-    def discard(self, stream: Stream) -> None:
-        """Stop following for a stream."""
-        self._streams.pop(stream, None)
+    def _note(self, error: Exception) -> None:
+        _log.warning("status_streams_not_polled", **log.cause(error))
 
-    def stop(self) -> None:
-        """End all streams: the process ends."""
-        self.stopping = True
-        for stream in self._streams:
-            stream.changed.set()
-
-    async def close(self) -> None:
-        """End all streams, and the poller."""
-        self.stop()
-        if self._poller is not None:
-            self._poller.cancel()
-            await asyncio.gather(self._poller, return_exceptions=True)
-
-    async def _poll(self) -> None:
-        while self._streams and not self.stopping:
-            try:
-                await self._ask()
-            except Exception as error:  # noqa: BLE001 - streams stay open, whatever it was
-                _log.warning("status_streams_not_polled", **log.cause(error))
-                await asyncio.sleep(AFTER_A_FAILURE)
-            else:
-                await asyncio.sleep(INTERVAL)
-
-    async def _ask(self) -> None:
-        followed = {stream.checkout for stream in self._streams}
-        self.queries += 1
+    async def _ask(self) -> bool:
+        followed = {stream.checkout for stream in self._clients}
         versions = await shopper_view.versions(self._db, followed)
         behind = {
             stream.checkout
-            for stream in self._streams
+            for stream in self._clients
             if versions.get(stream.checkout, stream.version) != stream.version
         }
         if not behind:
-            return
+            return False
         self.queries += 1
         found = await shopper_view.views(self._db, behind)
         made = {checkout: status_of(view, self._encryptor) for checkout, view in found.items()}
-        for stream in self._streams:
+        for stream in self._clients:
             view = found.get(stream.checkout)
             if view is None or view.version <= stream.version:
                 continue
@@ -147,6 +118,7 @@ class StatusStreams:
             if stream.status != made[stream.checkout]:
                 stream.status = made[stream.checkout]
                 stream.changed.set()
+        return False
 
 
 class StreamResponse(Response):
@@ -226,3 +198,40 @@ async def _changes(changed: asyncio.Event, gone: asyncio.Task[None], *, seconds:
         return bool(done)
     finally:
         waiting.cancel()
+
+
+def status_of(view: ShopperView, encryptor: Encryptor) -> CheckoutStatus:
+    """Return what the shopper may see."""
+    state = shopper_state(view.state, cancelling=view.cancelling)
+    declined = None
+    if view.declined_at is not None and state is not ShopperState.COMPLETED:
+        declined = Decline(reason=view.decline_reason, at=view.declined_at)
+    return CheckoutStatus(
+        id=view.id,
+        state=state,
+        payment_status=payment_status(view.state, view),
+        final=view.state in ENDED,
+        deadline=view.deadline,
+        payment_methods=(view.methods or []) if state in PAYABLE else [],
+        declined=declined,
+        next_url=_next_url(view, encryptor) if view.state in ENDED else None,
+    )
+
+
+def digest(status: CheckoutStatus) -> str:
+    """Return what a document is recognised by: the same content, the same text of 16 characters."""
+    return hashlib.sha256(encoded(status)).hexdigest()[:16]
+
+
+def _next_url(view: ShopperView, encryptor: Encryptor) -> str | None:
+    """Return the shop's page that callbacks of the gateway would lead to; None where it has none, as for the
+    checkout of a payment without an order.
+    """
+    try:
+        document = encryptor.data_key(view.id, view.data_key).decrypt(view.intent or b"", purpose="intent")
+        pages = intents.shop_pages(document)
+    except (EncryptionError, KeyError, TypeError) as error:
+        _log.info("no_page_of_the_shop", checkout=str(view.id), reason=type(error).__name__)
+        return None
+    page = pages["success" if view.state is State.COMPLETED else "failure"]
+    return callback_urls.with_query(page, checkoutId=str(view.id)) if page else None

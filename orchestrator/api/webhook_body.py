@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 from uuid import UUID
 
-from orchestrator.api.body_fields import BodyFields
 from orchestrator.api.contract import webhooks as shapes
+from orchestrator.api.request_body import BodyFields
 from orchestrator.delivery.addresses import LONGEST_URL, AddressPolicy, WebhookUrlRejected, checked_url
 from orchestrator.delivery.task_target import (
     LONGEST_NAME,
@@ -21,6 +22,8 @@ from orchestrator.domain.events import Content, EventType
 from orchestrator.intents.fields import hint, kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrator.api.dependencies import Services
     from orchestrator.store.merchants import Merchant
     from orchestrator.store.webhooks import Kind, Webhook
@@ -62,24 +65,20 @@ class WebhookBody(BodyFields):
         return Target({"url": url} if (url := self._url(services, required=before is None)) else {}, None)
 
     def _kind(self) -> Kind:
-        match self.given.get("kind", "webhook"):
-            case "celery":
-                return "celery"
-            case "webhook":
-                return "webhook"
-            case _:
-                self.wrong("kind", "must be webhook or celery")
-                return "webhook"
+        kind = self.given.get("kind", "webhook")
+        if kind == "celery":
+            return "celery"
+        if kind != "webhook":
+            self.wrong("kind", "must be webhook or celery")
+        return "webhook"
 
     def _url(self, services: Services, *, required: bool) -> str | None:
         if not required and "url" not in self.given:
             return None
         url = self.text(self.given, "", "url", most=LONGEST_URL)
         if url is not None:
-            try:
+            with self._noting("url"):
                 return checked_url(url, AddressPolicy(services.settings.webhook_ranges))
-            except WebhookUrlRejected as error:
-                self.wrong("url", str(error))
         return None
 
     def _task(self, services: Services, merchant: Merchant, before: Webhook | None) -> Target:
@@ -90,27 +89,31 @@ class WebhookBody(BodyFields):
         for name in ("task", "queue"):
             if before is None or name in self.given:
                 changes[name] = self.text(self.given, "", name, most=LONGEST_NAME)
-        own = not changes["url"] if "url" in changes else before is not None and not before.url
-        queue = changes["queue"] if "queue" in changes or before is None else before.queue
-        for name, value in (("task", changes.get("task")), ("queue", queue)):
-            if value is not None:
-                try:
-                    checked_name(value) if name == "task" else checked_queue(
-                        value, merchant=merchant.name, own=own
-                    )
-                except NameRejected as error:
-                    self.wrong(name, str(error))
+        if (task := changes.get("task")) is not None:
+            with self._noting("task"):
+                checked_name(task)
+        stays: dict[str, Any] = {} if before is None else {"url": before.url, "queue": before.queue}
+        after = stays | changes
+        self._check_queue(after["queue"], merchant, own=not after["url"])
         return Target(changes, secret)
+
+    def _check_queue(self, queue: str | None, merchant: Merchant, *, own: bool) -> None:
+        if queue is not None:
+            with self._noting("queue"):
+                checked_queue(queue, merchant=merchant.name, own=own)
+
+    @contextmanager
+    def _noting(self, field: str) -> Iterator[None]:
+        try:
+            yield
+        except (NameRejected, WebhookUrlRejected) as error:
+            self.wrong(field, str(error))
 
     def judge_target(self, merchant: Merchant, after: Webhook) -> None:
         """Refuse the request if the endpoint would have a queue that is not the merchant's: what `target` has
         read with it may have been changed since.
         """
-        if after.queue is not None:
-            try:
-                checked_queue(after.queue, merchant=merchant.name, own=not after.url)
-            except NameRejected as error:
-                self.wrong("queue", str(error))
+        self._check_queue(after.queue, merchant, own=not after.url)
         self.judge()
 
     def _broker(self, services: Services) -> tuple[str, bytes]:
@@ -123,10 +126,8 @@ class WebhookBody(BodyFields):
             return "", b""
         url = self.text(self.given, "", "broker", most=LONGEST_URL)
         if url is not None:
-            try:
+            with self._noting("broker"):
                 return broker_of(url, AddressPolicy(services.settings.webhook_ranges)).shown, url.encode()
-            except WebhookUrlRejected as error:
-                self.wrong("broker", str(error))
         return "-", b""
 
     def settings(self) -> dict[str, Any]:
@@ -147,14 +148,13 @@ class WebhookBody(BodyFields):
 
     def paused(self) -> bool | None:
         """Read whether it is to be paused or resumed."""
-        match self.given.get("paused"):
-            case None if "paused" not in self.given:
-                return None
-            case bool(paused):
-                return paused
-            case other:
-                self.wrong("paused", f"must be true or false, not {kind_of(other)}")
-                return None
+        if "paused" not in self.given:
+            return None
+        paused = self.given["paused"]
+        if isinstance(paused, bool):
+            return paused
+        self.wrong("paused", f"must be true or false, not {kind_of(paused)}")
+        return None
 
     def replay(self) -> tuple[str, Any]:
         """Read what is to be sent again."""

@@ -7,18 +7,19 @@ exist. Nothing is sent from here: deliverers do that.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
-from uuid import UUID
+from typing import TYPE_CHECKING, Annotated, Any, Final
+from uuid import UUID  # noqa: TC003 - FastAPI reads annotations at run time
 
 from fastapi import Query, Request
 from starlette.responses import Response
 
 from orchestrator import log
-from orchestrator.api import dependencies
 from orchestrator.api.contract import webhooks as shapes
-from orchestrator.api.dependencies import DATABASE_TIMEOUT
+from orchestrator.api.contract.values import like
+from orchestrator.api.dependencies import DATABASE_TIMEOUT, admit, in_time
 from orchestrator.api.idempotency import once
-from orchestrator.api.problems import Refusal, answer
+from orchestrator.api.problems import Refusal, answer, id_of, unknown
+from orchestrator.api.reads import Cursor  # noqa: TC001 - FastAPI reads annotations at run time
 from orchestrator.api.webhook_body import WebhookBody
 from orchestrator.delivery import signature
 from orchestrator.delivery.sender import Outcome
@@ -50,47 +51,45 @@ async def add(request: Request) -> Response:
     With the kind `celery` events are published as a Celery task, to a queue of your own broker or of the
     orchestrator's; there is no secret, because who publishes is shown by access to the broker.
     """
-    services, caller, merchant = await _admitted(request, WRITE)
+    services, caller, merchant = await admit(request, WRITE)
     body = await WebhookBody.of(request, shapes.AddWebhook)
     target = body.target(services, merchant)
     given = body.settings()
     body.judge()
     secret = signature.new_secret() if target.secret is None else target.secret
     new: dict[str, Any] = {"description": "", "kinds": None, "content": "thin", **given, **target.fields}
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        try:
-            made = await stored.add(
-                services.db, services.encryptor, merchant_id=merchant.id, secret=secret, **new
-            )
-        except TooManyWebhooks as error:
-            raise Refusal(409, str(error), kind="too-many-webhooks") from None
+    try:
+        made = await in_time(
+            stored.add(services.db, services.encryptor, merchant_id=merchant.id, secret=secret, **new)
+        )
+    except TooManyWebhooks as error:
+        raise Refusal(409, str(error), kind="too-many-webhooks") from None
     _log.info("webhook_added", webhook=str(made.id), merchant=merchant.name, actor=caller.actor)
-    return answer(_with_secret(made, secret), 201, {"Location": f"{PATH}/{made.id}"})
+    return answer(_told(made, secret), 201, {"Location": f"{PATH}/{made.id}"})
 
 
 async def show_all(
     request: Request,
-    cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=shapes.WEBHOOK_PAGE)] = 50,
 ) -> Response:
     """A merchant's webhooks in the order in which they were made."""
-    services, _, merchant = await _admitted(request, *READ)
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await stored.page(services.db, merchant_id=merchant.id, after=cursor, limit=limit + 1)
+    services, _, merchant = await admit(request, *READ)
+    found = await in_time(stored.page(services.db, merchant_id=merchant.id, after=cursor, limit=limit + 1))
     more = found[limit - 1].id if len(found) > limit else None
-    shown_page = [shapes.Webhook(**_facts(webhook)) for webhook in found[:limit]]
-    return answer(shapes.WebhookPage(webhooks=shown_page, next_cursor=more))
+    shown = [_told(webhook) for webhook in found[:limit]]
+    return answer(shapes.WebhookPage(webhooks=shown, next_cursor=more))
 
 
 async def show(request: Request, webhook_id: str) -> Response:
     """One webhook, and what waits for it."""
-    services, _, merchant = await _admitted(request, *READ)
-    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
+    services, _, merchant = await admit(request, *READ)
+    return answer(_told(await _find(services, merchant, webhook_id)))
 
 
 async def change(request: Request, webhook_id: str) -> Response:
     """Change a webhook, pause it or resume it; what waits is sent as it is then."""
-    services, caller, merchant = await _admitted(request, WRITE)
+    services, caller, merchant = await admit(request, WRITE)
     body = await WebhookBody.of(request, shapes.ChangeWebhook)
     webhook = await _find(services, merchant, webhook_id)
     target, given, paused = body.target(services, merchant, webhook), body.settings(), body.paused()
@@ -118,16 +117,15 @@ async def change(request: Request, webhook_id: str) -> Response:
         actor=caller.actor,
         fields=sorted(body.given),
     )
-    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
+    return answer(_told(await _find(services, merchant, webhook_id)))
 
 
 async def delete(request: Request, webhook_id: str) -> Response:
     """Delete a webhook, with what waits for it. Events stay in the feed."""
-    services, caller, merchant = await _admitted(request, WRITE)
-    number = _id_of(webhook_id)
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        if not await stored.delete(services.db, number, merchant_id=merchant.id):
-            raise _unknown(webhook_id)
+    services, caller, merchant = await admit(request, WRITE)
+    number = id_of("webhook", webhook_id)
+    if not await in_time(stored.delete(services.db, number, merchant_id=merchant.id)):
+        raise unknown("webhook", webhook_id)
     _log.info("webhook_deleted", webhook=str(number), merchant=merchant.name, actor=caller.actor)
     return Response(status_code=204)
 
@@ -138,7 +136,7 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
 
     The previous secret signs too for a day, or for as long as `overlap` says.
     """
-    services, caller, merchant = await _admitted(request, WRITE)
+    services, caller, merchant = await admit(request, WRITE)
     body = await WebhookBody.of(request, shapes.RotateSecret, optional=True)
     overlap = body.overlap(shapes.OVERLAP, most=shapes.LONGEST_OVERLAP)
     body.judge()
@@ -146,19 +144,14 @@ async def rotate_secret(request: Request, webhook_id: str) -> Response:
     if webhook.kind == "celery":
         raise Refusal(409, "a Celery task has no secret: change its broker instead", kind="no-secret")
     secret = signature.new_secret()
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await stored.rotate(
-            services.db,
-            services.encryptor,
-            webhook.id,
-            merchant_id=merchant.id,
-            secret=secret,
-            overlap=overlap,
-        )
+    rotating = stored.rotate(
+        services.db, services.encryptor, webhook.id, merchant_id=merchant.id, secret=secret, overlap=overlap
+    )
+    found = await in_time(rotating)
     if found is None:
-        raise _unknown(webhook_id)
+        raise unknown("webhook", webhook_id)
     _log.info("webhook_secret_rotated", webhook=str(found.id), merchant=merchant.name, actor=caller.actor)
-    return answer(_with_secret(found, secret))
+    return answer(_told(found, secret))
 
 
 @once(WRITE)
@@ -166,13 +159,12 @@ async def send_test(request: Request, webhook_id: str) -> Response:
     """Send a test event, once, also to a webhook that is paused; what came of it stands among the
     attempts.
     """
-    services, _, merchant = await _admitted(request, WRITE)
+    services, _, merchant = await admit(request, WRITE)
     webhook = await _find(services, merchant, webhook_id)
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        try:
-            test = await deliveries.test(services.db, webhook.id)
-        except TooManyTests as error:
-            raise Refusal(429, str(error), kind="too-many-tests") from None
+    try:
+        test = await in_time(deliveries.test(services.db, webhook.id))
+    except TooManyTests as error:
+        raise Refusal(429, str(error), kind="too-many-tests") from None
     return answer(shapes.TestSent(event_id=events.event_id(test, 1)), 202)
 
 
@@ -181,12 +173,11 @@ async def resume(request: Request, webhook_id: str) -> Response:
     """Serve a webhook again that was paused or is off; what waits is sent, and what failed is
     tried at once.
     """
-    services, caller, merchant = await _admitted(request, WRITE)
+    services, caller, merchant = await admit(request, WRITE)
     webhook = await _find(services, merchant, webhook_id)
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        await stored.resume(services.db, webhook.id, merchant_id=merchant.id)
+    await in_time(stored.resume(services.db, webhook.id, merchant_id=merchant.id))
     _log.info("webhook_resumed", webhook=str(webhook.id), merchant=merchant.name, actor=caller.actor)
-    return answer(shapes.Webhook(**_facts(await _find(services, merchant, webhook_id))))
+    return answer(_told(await _find(services, merchant, webhook_id)))
 
 
 @once(WRITE)
@@ -194,17 +185,13 @@ async def replay(request: Request, webhook_id: str) -> Response:
     """Send events again that the feed still has, with the same ids: a single event, those of a period, or all
     that was given up.
     """
-    services, caller, merchant = await _admitted(request, WRITE)
+    services, caller, merchant = await admit(request, WRITE)
     body = await WebhookBody.of(request, shapes.Replay)
     webhook = await _find(services, merchant, webhook_id)
     wanted = body.replay()
     body.judge()
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        number = await _replay(services, merchant, webhook, wanted)
-    _log.info(
-        "events_replayed", webhook=str(webhook.id), merchant=merchant.name, actor=caller.actor, events=number
-    )
-    return answer(shapes.Replayed(events=number), 202)
+    number = await in_time(_replay(services, merchant, webhook, wanted))
+    return _replayed(number, webhook.id, merchant, caller)
 
 
 async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
@@ -212,14 +199,14 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
     webhook_id: str,
     checkout: Annotated[UUID | None, Query(description="Only events of this checkout")] = None,
     failed: Annotated[bool | None, Query(description="Only attempts that failed, or only the others")] = None,
-    cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before")] = None,
+    cursor: Cursor = None,
     limit: Annotated[int, Query(ge=1, le=shapes.DELIVERY_PAGE)] = 50,
 ) -> Response:
     """Attempts to reach an endpoint, the youngest first, page by page.
 
     With `checkout` or `failed` a page may hold fewer, and others follow.
     """
-    services, _, merchant = await _admitted(request, *READ)
+    services, _, merchant = await admit(request, *READ)
     webhook = await _find(services, merchant, webhook_id)
     async with asyncio.timeout(DATABASE_TIMEOUT):
         found = await deliveries.attempts(
@@ -241,13 +228,12 @@ async def show_deliveries(  # noqa: PLR0917 - FastAPI calls it by name
 @once(WRITE)
 async def replay_delivery(request: Request, delivery_id: str) -> Response:
     """Send the event of one attempt again, to the webhook that it went to, with the same id."""
-    services, caller, merchant = await _admitted(request, WRITE)
+    services, caller, merchant = await admit(request, WRITE)
     async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await replays.of_attempt(
-            services.db, _id_of(delivery_id, "delivery"), merchant_id=merchant.id
-        )
+        attempt = id_of("delivery", delivery_id)
+        found = await replays.of_attempt(services.db, attempt, merchant_id=merchant.id)
         if found is None:
-            raise _unknown(delivery_id, "delivery")
+            raise unknown("delivery", delivery_id)
         number = await replays.event(
             services.db,
             found.webhook,
@@ -261,26 +247,21 @@ async def replay_delivery(request: Request, delivery_id: str) -> Response:
             "it cannot be sent again: it was a test, or the feed keeps the event no more, or the webhook does not want its type any more",
             kind="event-gone",
         )
+    return _replayed(number, found.webhook, merchant, caller)
+
+
+def _replayed(number: int, webhook: UUID, merchant: Merchant, caller: Caller) -> Response:
     _log.info(
-        "events_replayed",
-        webhook=str(found.webhook),
-        merchant=merchant.name,
-        actor=caller.actor,
-        events=number,
+        "events_replayed", webhook=str(webhook), merchant=merchant.name, actor=caller.actor, events=number
     )
     return answer(shapes.Replayed(events=number), 202)
 
 
-async def _admitted(request: Request, *scopes: str) -> tuple[Services, Caller, Merchant]:
-    caller, merchant = await dependencies.admit(request, *scopes)
-    return dependencies.of(request), caller, merchant
-
-
 async def _find(services: Services, merchant: Merchant, webhook_id: str) -> Webhook:
-    async with asyncio.timeout(DATABASE_TIMEOUT):
-        found = await stored.by_id(services.db, _id_of(webhook_id), merchant_id=merchant.id)
+    wanted = id_of("webhook", webhook_id)
+    found = await in_time(stored.by_id(services.db, wanted, merchant_id=merchant.id))
     if found is None:
-        raise _unknown(webhook_id)
+        raise unknown("webhook", webhook_id)
     return found
 
 
@@ -301,63 +282,27 @@ async def _replay(services: Services, merchant: Merchant, webhook: Webhook, want
             return await replays.given_up(services.db, webhook.id)
 
 
-def _id_of(given: str, what: Literal["webhook", "delivery"] = "webhook") -> UUID:
-    try:
-        return UUID(given)
-    except ValueError:
-        raise _unknown(given, what) from None
-
-
-def _unknown(given: str, what: Literal["webhook", "delivery"] = "webhook") -> Refusal:
-    said = given if len(given) <= 40 else given[:40] + "…"  # noqa: PLR2004 - an id has 36
-    return Refusal(
-        404, f"there is no {what} {said!r} here: check the id and the merchant", kind=f"unknown-{what}"
-    )
-
-
-def _facts(webhook: Webhook) -> dict[str, Any]:
-    return {
-        "id": webhook.id,
-        "kind": webhook.kind,
-        "url": webhook.url if webhook.kind == "webhook" else None,
-        "task": webhook.task,
-        "queue": webhook.queue,
-        "broker": (webhook.url or None) if webhook.kind == "celery" else None,
-        "description": webhook.description,
+def _told(webhook: Webhook, secret: bytes | None = None) -> shapes.Webhook:
+    """Return a webhook in the words of the contract, with the secret that was made for it."""
+    is_task = webhook.kind == "celery"
+    values: dict[str, Any] = {
+        "url": None if is_task else webhook.url,
+        "broker": (webhook.url or None) if is_task else None,
         "types": [shapes.ALL_TYPES] if webhook.kinds is None else list(webhook.kinds),
-        "content": webhook.content,
-        "status": webhook.status,
-        "pause_reason": webhook.pause_reason,
-        "paused_at": webhook.paused_at,
-        "created_at": webhook.created_at,
-        "delivered_at": webhook.delivered_at,
-        "failing_since": webhook.failing_since,
         "held_until": webhook.open_until if webhook.open_for > 0 else None,
-        "waiting": webhook.waiting,
-        "waiting_since": webhook.waiting_since,
         "previous_secret_until": webhook.previous_until,
     }
-
-
-def _with_secret(webhook: Webhook, secret: bytes) -> shapes.NewWebhook:
-    shown = signature.written(secret) if webhook.kind == "webhook" else None
-    return shapes.NewWebhook(**_facts(webhook), secret=shown)
+    if secret is None:
+        return like(shapes.Webhook, webhook, **values)
+    shown = None if is_task else signature.written(secret)
+    return like(shapes.NewWebhook, webhook, secret=shown, **values)
 
 
 def _delivery(row: AttemptRow) -> shapes.Delivery:
-    body = row.answer
-    return shapes.Delivery(
-        id=row.id,
+    return like(
+        shapes.Delivery,
+        row,
         event_id=events.event_id(row.checkout_id, row.sequence),
-        kind=row.kind,
-        checkout_id=row.checkout_id,
-        sequence=row.sequence,
-        purpose=row.purpose,
-        number=row.number,
-        at=row.at,
         outcome=Outcome(row.outcome),
-        status=row.status,
-        milliseconds=row.milliseconds,
-        answer=None if body is None else body.decode(errors="replace"),
-        result=row.result,
+        answer=None if row.answer is None else row.answer.decode(errors="replace"),
     )

@@ -7,13 +7,13 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from fastapi import FastAPI
 
 from orchestrator import cli
-from orchestrator.api import app, docs
+from orchestrator.api import docs, routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,12 +73,17 @@ def _row(parameter: click.Parameter) -> str:
     return f"| {names} | {said} |\n"
 
 
-def calls() -> Iterator[tuple[str, str, str]]:
-    """Yield method, path and summary of each call of the API, callbacks and health too."""
+def document() -> dict[str, Any]:
+    """Return the OpenAPI document of an app of its own."""
     served = FastAPI(title="Checkout orchestrator", version="0")
     docs.install(served)
-    served.router.routes.extend(app._routes())
-    for path, operations in served.openapi()["paths"].items():
+    served.router.routes.extend(routes.routes())
+    return served.openapi()
+
+
+def calls() -> Iterator[tuple[str, str, str]]:
+    """Yield method, path and summary of each call of the API, callbacks and health too."""
+    for path, operations in document()["paths"].items():
         for method, operation in operations.items():
             said = _prose((operation.get("description") or "").split("\n\n")[0])
             summary = operation.get("summary") or ""

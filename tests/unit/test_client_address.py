@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.api.client_address import address_of, caller, network_of
+from orchestrator.api.request_log import caller_of
 
 GATEWAY = [
     ip_network(network)
@@ -81,3 +83,19 @@ def test_the_documented_addresses_are_the_gateways(address, network):
     assert network_of(ip_address(address), sure=False, networks=GATEWAY) == "unchecked"
     assert network_of(ip_address(address), sure=True, networks=[]) == "unchecked"
     assert network_of(None, sure=True, networks=GATEWAY) == "unchecked"
+
+
+def test_what_is_too_long_for_an_address_is_not_kept_in_memory():
+    def sent(number: int) -> dict[str, object]:
+        entry = b"%d" % number + b"x" * 50_000
+        return {"client": ("10.0.0.9", 4711), "headers": [(b"x-forwarded-for", entry)]}
+
+    assert caller_of(sent(0), depth=1) == "10.0.0.9"
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            caller_of(sent(number), depth=1)
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 500_000

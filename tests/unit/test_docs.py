@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -121,6 +122,11 @@ def test_the_readme_can_be_read_in_three_minutes():
 def test_the_pages_of_commands_and_calls_are_made_of_the_code():
     assert (ROOT / "docs/cli.md").read_text() == references.command_line()
     assert (ROOT / "docs/api.md").read_text() == references.api()
+
+
+def test_every_app_of_a_process_has_the_same_openapi_document():
+    first = json.dumps(references.document())
+    assert json.dumps(references.document()) == first
 
 
 def test_every_type_of_event_is_described():

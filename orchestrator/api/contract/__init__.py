@@ -23,6 +23,7 @@ from orchestrator.domain.states import State, Trigger
 
 if TYPE_CHECKING:
     from enum import Enum
+    from types import ModuleType
 
 Schema = dict[str, Any]
 
@@ -40,28 +41,31 @@ def ref(shape: type) -> Schema:
 
 def schemas() -> dict[str, Schema]:
     """Return the schema of each shape by its name, bodies first."""
-    shapes = [
-        shape
-        for module in (bodies, answers, webhooks, merchants, shopper, autoscale)
-        for name, shape in vars(module).items()
-        if isinstance(shape, type)
-        and issubclass(shape, msgspec.Struct)
-        and shape.__module__ == module.__name__
-        if not name.startswith("_")
-    ]
+    modules = (bodies, answers, webhooks, merchants, shopper, autoscale)
+    shapes = [shape for module in modules for shape in _shapes(module)]
     _, generated = msgspec.json.schema_components(shapes, ref_template=_REF)
     made = {name: _as_sent(schema) for name, schema in generated.items()}
     for enum in _ENUMS:  # in the order of events, not alphabetical
         made[enum.__name__]["enum"] = [member.value for member in enum]
     made["Customer"]["minProperties"] = 1
-    for name, shape in vars(bodies).items():
-        if isinstance(shape, type) and issubclass(shape, msgspec.Struct) and name in made:
-            _allow_null(made[name])
+    for shape in _shapes(bodies):
+        _allow_null(made[shape.__name__])
     for shape in (bodies.Capture, bodies.Refund):
         made[shape.__name__]["properties"]["amount"]["anyOf"].append({"type": "string", "enum": [bodies.ALL]})
     for name, example in examples.EXAMPLES.items():
         made[name]["example"] = example
     return made
+
+
+def _shapes(module: ModuleType) -> list[type[msgspec.Struct]]:
+    return [
+        shape
+        for name, shape in vars(module).items()
+        if isinstance(shape, type)
+        and issubclass(shape, msgspec.Struct)
+        and shape.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
 
 
 def _allow_null(schema: Schema) -> None:

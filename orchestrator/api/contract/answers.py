@@ -9,9 +9,12 @@ from msgspec import UNSET, Struct, UnsetType
 
 from orchestrator.api.contract.values import (
     MOST_ITEMS,
+    Count,
     Currency,
     Id,
     Money,
+    NextCursor,
+    PaymentMethods,
     Shape,
     Text,
     Time,
@@ -39,7 +42,6 @@ AUDIT_PAGE: Final = 1000
 EVENT_PAGE: Final = 1000
 """Events of one answer of the feed, at most."""
 
-Number = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 Held = Annotated[
     Money | None, about("Null where it cannot be read: `raw` has the gateway's text instead", 139.0)
 ]
@@ -53,6 +55,8 @@ Raw = Annotated[
 ]
 OrderNumber = Annotated[Text, about("The shop's order number", "A-1001")]
 Transaction = Annotated[Text, about("The gateway's number of the payment", "539101")]
+ChargedBack = Annotated[Held, about("What the shopper's bank took back")]
+GivenCurrency = Annotated[Text, about("ISO 4217; empty where the gateway named none that is known", "DKK")]
 Outcome = Literal["paid", "refunded", "released", "charged_back", "failed", "expired", "cancelled"]
 
 
@@ -144,7 +148,7 @@ class HeldMoney(Shape, kw_only=True):
     reserved: Held
     captured: Held
     refunded: Held
-    charged_back: Annotated[Held, about("What the shopper's bank took back")]
+    charged_back: ChargedBack
 
 
 class AttentionPayment(Shape, kw_only=True):
@@ -152,7 +156,7 @@ class AttentionPayment(Shape, kw_only=True):
 
     transaction_id: Transaction
     amount: Annotated[Held, about("What it held when the attention was raised")]
-    currency: Annotated[Text, about("ISO 4217; empty where the gateway named none that is known", "DKK")]
+    currency: GivenCurrency
 
 
 class Attention(Shape, kw_only=True):
@@ -229,11 +233,11 @@ class Payment(Shape, kw_only=True):
     ]
     status: Annotated[Text, about("The gateway's own word", "preauth")]
     meaning: Annotated[Text, about("What status and amounts mean together", "reserved")]
-    currency: Annotated[Text, about("ISO 4217; empty where the gateway named none that is known", "DKK")]
+    currency: GivenCurrency
     reserved: Held
     captured: Held
     refunded: Held
-    charged_back: Annotated[Held, about("What the shopper's bank took back")]
+    charged_back: ChargedBack
     surcharge: Annotated[Held, about("What the gateway added for the way of payment")]
     flags: Annotated[list[Text], about("What was noteworthy in the gateway's answer", maxItems=MOST_ITEMS)]
     raw: Raw
@@ -270,7 +274,7 @@ class RejectedIntentPage(Shape, kw_only=True):
     """Refused intents, the youngest first."""
 
     rejected_intents: Annotated[list[RejectedIntent], about(maxItems=PAGE)]
-    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+    next_cursor: NextCursor
 
 
 class Operation(Shape, kw_only=True):
@@ -285,10 +289,7 @@ class Operation(Shape, kw_only=True):
         OperationState,
         about("submitted: it may have left; unknown: it has, and what came of it is not known yet"),
     ]
-    cause: Annotated[
-        Cause,
-        about("Who began it: a command, the order itself, a policy"),
-    ]
+    cause: Annotated[Cause, about("Who began it: a command, the order itself, a policy")]
     reconciliation_identifier: Annotated[Text, about("By which the gateway's books name it")]
     command_id: Annotated[Id | None, about("The command that requested it")]
     requested_at: Time
@@ -316,10 +317,7 @@ class Checkout(_Checkout, kw_only=True):
     """Everything about a checkout."""
 
     session: Annotated[Session | None, about("Only while the shopper may pay with it")]
-    payment_methods: Annotated[
-        list[dict[str, Any]],
-        about("As the gateway lists them, while the shopper may pay", maxItems=MOST_ITEMS),
-    ]
+    payment_methods: PaymentMethods
     payments: Annotated[list[Payment], about(maxItems=MOST_ITEMS)]
     operations: Annotated[list[Operation], about(maxItems=MOST_ITEMS)]
     commands: Annotated[list[Command], about("The last twenty", maxItems=COMMANDS_SHOWN)]
@@ -333,7 +331,7 @@ class CheckoutPage(Shape, kw_only=True):
     """Checkouts, the youngest first."""
 
     checkouts: Annotated[list[CheckoutSummary], about(maxItems=PAGE)]
-    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+    next_cursor: NextCursor
 
 
 class StoredCommand(Shape, kw_only=True):
@@ -391,8 +389,7 @@ class CommandProgress(Shape, kw_only=True):
     requested_at: Annotated[Time, about("When it was stored")]
     finished_at: Annotated[Time | None, about("Null until its state is final")]
     requested_by: Annotated[
-        Text | None,
-        about("As in the audit trail; null where nothing proves who", "client:default/shop-1"),
+        Text | None, about("As in the audit trail; null where nothing proves who", "client:default/shop-1")
     ]
     links: CommandLinks
 
@@ -430,7 +427,7 @@ class AuditEntry(Shape, kw_only=True):
     before: Annotated[State | None, about("The state before; null for the first entry")] = msgspec.field(
         name="from"
     )
-    sequence: Annotated[Number, about("Its number in the trail, from 1")]
+    sequence: Annotated[Count, about("Its number in the trail, from 1")]
     to: Annotated[State, about("The state after")]
     trigger: Annotated[Trigger | None, about("The fact that moved it, if one did")]
     key_id: Annotated[Text, about("The key that the mac was made under")]
@@ -440,7 +437,7 @@ class AuditEntry(Shape, kw_only=True):
 class ArchivedTrail(Shape, kw_only=True):
     """Entries up to a number that stand in the file of an archive instead."""
 
-    until: Number
+    until: Count
     file: Annotated[Text, about(None, "archive-000001.jsonl.gz")]
     at: Time
 
@@ -450,7 +447,7 @@ class AuditTrail(Shape, kw_only=True):
 
     checkout_id: Id
     entries: Annotated[list[AuditEntry], about(maxItems=AUDIT_PAGE)]
-    next_after: Annotated[Number | None, about("`after` of the next page; null on the last")]
+    next_after: Annotated[Count | None, about("`after` of the next page; null on the last")]
     archived: Annotated[
         list[ArchivedTrail],
         about("Entries up to a number that stand in the file of an archive instead", maxItems=MOST_ITEMS),

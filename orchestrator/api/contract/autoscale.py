@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from orchestrator.api.contract.answers import Number
-from orchestrator.api.contract.values import Shape, about
+from orchestrator.api.contract.values import Count, Shape, about
 from orchestrator.store.due_work import YOUNG
 
 
@@ -13,7 +12,7 @@ class Autoscale(Shape, kw_only=True):
     """How many workers the waiting work calls for."""
 
     workers: Annotated[
-        Number,
+        Count,
         about(
             "The larger of two figures: a worker for each 500 waiting checkouts, "
             "and one for each 15 s of the oldest one's wait",
@@ -21,7 +20,7 @@ class Autoscale(Shape, kw_only=True):
         ),
     ]
     waiting: Annotated[
-        Number, about(f"Checkouts that a worker could take and that have waited for more than {YOUNG} s", 640)
+        Count, about(f"Checkouts that a worker could take and that have waited for more than {YOUNG} s", 640)
     ]
     oldest_due_seconds: Annotated[
         float,

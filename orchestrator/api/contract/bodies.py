@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from orchestrator import intents
 from orchestrator.api.contract.values import Currency, Money, Shape, Version, about
-from orchestrator.domain.records import CommandKind, Decision
+from orchestrator.domain.records import Decision
 from orchestrator.intents.fields import LONGEST_URL
 from orchestrator.intents.reading import LONGEST_EXPIRY, LONGEST_INFO, MOST_INFOS, MOST_LINES, MOST_PIECES
 
@@ -270,18 +270,3 @@ class Change(_Asked, kw_only=True):
 
     order: Annotated[ChangedOrder, about("Not its number, nor its currency")] | UnsetType = UNSET
     callbacks: Annotated[dict[str, Any], about("Merged into the callbacks")] | UnsetType = UNSET
-
-
-NEEDED: Final = frozenset({CommandKind.CAPTURE, CommandKind.REFUND, CommandKind.RESOLVE})
-"""Commands whose body must say something."""
-COMMANDS: Final[dict[CommandKind, type[_Asked]]] = {
-    CommandKind.CANCEL: Cancel,
-    CommandKind.REOPEN: Reopen,
-    CommandKind.CAPTURE: Capture,
-    CommandKind.REFUND: Refund,
-    CommandKind.RELEASE: Release,
-    CommandKind.RETRY: Retry,
-    CommandKind.RECONCILE: Reconcile,
-    CommandKind.RESOLVE: Resolve,
-}
-"""The body of each command that has an address of its own."""

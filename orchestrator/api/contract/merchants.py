@@ -4,11 +4,11 @@ made here.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET, UnsetType
 
-from orchestrator.api.contract.values import MOST_ITEMS, Shape, Text, Time, about
+from orchestrator.api.contract.values import MOST_ITEMS, Count, Ordinal, Shape, Text, Time, about
 from orchestrator.audit.merchant_changes import MerchantAction
 from orchestrator.gateway.credentials import Result
 from orchestrator.settings.values import LEAST_CALLBACK_SECRET, LONGEST_CALLBACK_SECRET
@@ -35,7 +35,6 @@ Url = Annotated[
 Username = Annotated[str, about("The gateway's API user", minLength=1, maxLength=LONGEST_CREDENTIAL)]
 Password = Annotated[str, about("Its password; never shown", minLength=1, maxLength=LONGEST_CREDENTIAL)]
 Secret = Annotated[str, about(minLength=LEAST_CALLBACK_SECRET, maxLength=LONGEST_CALLBACK_SECRET)]
-Count = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
 Lookups = Annotated[int, about(minimum=1, maximum=MAX_LOOKUPS_PER_MINUTE)]
 
 
@@ -150,7 +149,7 @@ class CheckedCredentials(Shape, kw_only=True):
 class ChangeOfMerchant(Shape, kw_only=True):
     """What was changed of a merchant, and who asked for it."""
 
-    sequence: Annotated[int, about(minimum=1, maximum=2**31 - 1)]
+    sequence: Ordinal
     at: Time
     actor: Text
     action: MerchantAction
@@ -164,6 +163,3 @@ class MerchantChangePage(Shape, kw_only=True):
 
     changes: Annotated[list[ChangeOfMerchant], about(maxItems=CHANGE_PAGE)]
     next_before: Annotated[Count | None, about("`before` of the next page; null on the last")]
-
-
-Switch = Literal["disable", "enable"]

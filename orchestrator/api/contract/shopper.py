@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from orchestrator.api.contract.values import MOST_ITEMS, Id, Shape, Text, Time, about
+from orchestrator.api.contract.values import Id, PaymentMethods, Shape, Text, Time, about
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.shopper_state import ShopperState
 
@@ -27,10 +27,7 @@ class CheckoutStatus(Shape, kw_only=True):
     payment_status: Annotated[PaymentStatus, about("What is held of the shopper's money")]
     final: Annotated[bool, about("It has ended: a stream ends with this")]
     deadline: Annotated[Time, about("Until when the shopper may pay")]
-    payment_methods: Annotated[
-        list[dict[str, Any]],
-        about("As the gateway lists them, while the shopper may pay", maxItems=MOST_ITEMS),
-    ]
+    payment_methods: PaymentMethods
     declined: Annotated[Decline | None, about("Null where no attempt failed, and once it is completed")]
     next_url: Annotated[
         Text | None,

@@ -34,7 +34,13 @@ def about(description: str | None = None, *examples: object, **schema: object) -
 Text = Annotated[str, about(maxLength=LONGEST_TEXT)]
 Id = Annotated[UUID, about(maxLength=36)]
 Time = Annotated[datetime, about(format="date-time", maxLength=40)]
-Version = Annotated[int, about(minimum=1, maximum=2**31 - 1)]
+Count = Annotated[int, about(minimum=0, maximum=2**31 - 1)]
+Ordinal = Annotated[int, about(minimum=1, maximum=2**31 - 1)]
+Version = Ordinal
+NextCursor = Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+PaymentMethods = Annotated[
+    list[dict[str, Any]], about("As the gateway lists them, while the shopper may pay", maxItems=MOST_ITEMS)
+]
 Money = Annotated[
     Decimal,
     about(
@@ -58,3 +64,11 @@ def made(kind: type[T], named: Mapping[str, Any], /, **more: object) -> T:
     """
     fields = dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
     return kind(**{fields[name]: value for name, value in named.items()}, **more)
+
+
+def like(kind: type[T], source: object, /, **other: object) -> T:
+    """Make a struct of what `source` has under the same names of Python, and of `other`, which counts where
+    both have a name; nothing is converted or checked.
+    """
+    same = {name: getattr(source, name) for name in kind.__struct_fields__ if name not in other}
+    return kind(**same, **other)

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import UNSET, UnsetType
 
-from orchestrator.api.contract.values import Id, Shape, Text, Time, about
+from orchestrator.api.contract.values import Count, Id, NextCursor, Ordinal, Shape, Text, Time, about
 from orchestrator.delivery.addresses import LONGEST_URL
 from orchestrator.delivery.sender import Outcome
 from orchestrator.delivery.task_target import LONGEST_NAME, NAME
@@ -153,7 +153,7 @@ class WebhookPage(Shape, kw_only=True):
     """Webhooks in the order in which they were made."""
 
     webhooks: Annotated[list[Webhook], about(maxItems=WEBHOOK_PAGE)]
-    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+    next_cursor: NextCursor
 
 
 class TestSent(Shape, kw_only=True):
@@ -165,7 +165,7 @@ class TestSent(Shape, kw_only=True):
 class Replayed(Shape, kw_only=True):
     """Events that will be sent again, with their ids."""
 
-    events: Annotated[int, about(minimum=0, maximum=2**31 - 1)]
+    events: Count
 
 
 class Delivery(Shape, kw_only=True):
@@ -175,7 +175,7 @@ class Delivery(Shape, kw_only=True):
     event_id: Annotated[Text, about("The `webhook-id`")]
     kind: Annotated[Text, about("The type of the event", "checkout.completed")]
     checkout_id: Annotated[Id, about("Of a test event an id of its own")]
-    sequence: Annotated[int, about(minimum=1, maximum=2**31 - 1)]
+    sequence: Ordinal
     purpose: Annotated[Purpose, about("`replay` and `test` were asked for")]
     number: Annotated[int, about("Of this event, from 1", minimum=1, maximum=2**31 - 1)]
     at: Annotated[Time, about("When it ended")]
@@ -183,7 +183,7 @@ class Delivery(Shape, kw_only=True):
     status: (
         Annotated[int, about("HTTP status; null where there was no answer", minimum=100, maximum=999)] | None
     )
-    milliseconds: Annotated[int, about(minimum=0, maximum=2**31 - 1)]
+    milliseconds: Count
     answer: (
         Annotated[str, about("The beginning of the answer's body; show it as text", maxLength=1024)] | None
     )
@@ -197,4 +197,4 @@ class DeliveryPage(Shape, kw_only=True):
     """Attempts to deliver, the youngest first."""
 
     deliveries: Annotated[list[Delivery], about(maxItems=DELIVERY_PAGE)]
-    next_cursor: Annotated[Id | None, about("`cursor` of the next page; null on the last")]
+    next_cursor: NextCursor

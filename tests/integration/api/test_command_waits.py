@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.api import command_waits, long_poll
+from orchestrator.api import long_poll
+from orchestrator.api.commands import LONGEST_WAIT, wait_of
 from orchestrator.store import read_model
 from tests.integration.api.test_command_progress import handled
 from tests.integration.api.test_commands import EVERY, another_merchant, in_state, operation, paid
@@ -120,7 +121,7 @@ async def test_a_repeat_waits_for_the_command_that_is_there_already(api: Api):
         ('wait="10"', 10),
         ("respond-async, wait=7; foo=bar", 7),
         ("wait=3, wait=9", 3),
-        ("wait=999999999", command_waits.LONGEST_WAIT),
+        ("wait=999999999", LONGEST_WAIT),
         ("wait", None),
         ("wait=", None),
         ("wait=-1", None),
@@ -134,8 +135,8 @@ async def test_a_repeat_waits_for_the_command_that_is_there_already(api: Api):
     ],
 )
 def test_a_preference_is_read_as_the_standard_says_and_ignored_where_it_is_not_known(prefer, seconds):
-    assert command_waits.wait_of([prefer]) == seconds
-    assert command_waits.wait_of(["handling=lenient", prefer]) == seconds
+    assert wait_of([prefer]) == seconds
+    assert wait_of(["handling=lenient", prefer]) == seconds
 
 
 async def test_without_the_preference_no_client_waits(api: Api):

@@ -23,7 +23,7 @@ from tests.support.api_scene import Api, intent
 pytestmark = pytest.mark.anyio
 
 EVERY = ("checkouts:read", "checkouts:write", "money:write", "ops")
-KINDS = tuple(commands.SCOPES)
+KINDS = tuple(commands.CALLS)
 NEED_AN_AMOUNT = ("capture", "refund")
 """`ask` asks these for all that is left, unless it is given a body."""
 
@@ -237,9 +237,9 @@ async def test_what_becomes_of_commands_and_operations_is_shown_with_the_checkou
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_command_needs_its_scope(api: Api, kind):
-    others = tuple(scope for scope in EVERY if scope != commands.SCOPES[kind])
+    others = tuple(scope for scope in EVERY if scope != commands.CALLS[kind].scope)
     document = problem(await ask(api, await paid(api), kind, scopes=others), 403, "insufficient-scope")
-    assert commands.SCOPES[kind] in document["detail"]
+    assert commands.CALLS[kind].scope in document["detail"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -787,7 +787,7 @@ async def test_each_command_is_documented_with_its_body_and_key(api: Api, kind):
     name = described["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert "example" in document["components"]["schemas"][name]
     assert {"202", "403", "404", "409", "422"} <= set(described["responses"])
-    assert commands.SCOPES[kind] in described["description"]
+    assert commands.CALLS[kind].scope in described["description"]
 
 
 async def test_every_example_of_a_body_is_accepted(api: Api):

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from orchestrator import auth, intents
-from orchestrator.api import connections, contract
+from orchestrator.api import commands, connections, contract
 from orchestrator.api.contract import answers, bodies
 from orchestrator.api.contract.examples import EXAMPLES
 from orchestrator.api.contract.values import made
@@ -478,7 +478,8 @@ def test_the_bodies_have_the_fields_that_are_read():
     }
     for shape, kind in shapes.items():
         assert fields.NAMES[shape] == set(kind.__struct_encode_fields__), shape
-    assert set(bodies.COMMANDS) == set(KINDS)
+    asked = {call.body for call in commands.CALLS.values()}
+    assert asked | {bodies.Change} == set(bodies._Asked.__subclasses__())
 
 
 def test_a_shape_is_made_of_its_own_names_only():

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator.api import status_streams
+from orchestrator.api import long_poll
 from orchestrator.domain.shopper_state import ShopperState, shopper_state
 from orchestrator.domain.states import ENDED, State
 from tests.integration.api.test_intake import problem
@@ -284,8 +284,8 @@ async def test_a_browser_that_comes_back_is_sent_what_it_does_not_have(api):
 
 
 async def test_all_streams_share_one_poller_and_hold_no_connection(api, monkeypatch):
-    monkeypatch.setattr(status_streams, "INTERVAL", 0.02)
     streams = api.services.status_streams
+    monkeypatch.setattr(streams, "interval", 0.02)
     checkouts = [(await api.post(intent())).json() for _ in range(8)]
     browsers, pages = [], []
     for taken in checkouts * 3:
@@ -374,16 +374,16 @@ async def test_a_head_of_a_stream_ends_at_once(api):
 
 
 async def test_a_poll_that_fails_ends_no_stream(api, monkeypatch):
-    monkeypatch.setattr(status_streams, "AFTER_A_FAILURE", 0.01)
+    monkeypatch.setattr(long_poll, "AFTER_A_FAILURE", 0.01)
     taken = (await api.post(intent())).json()
     asked = api.services.status_streams._ask
     failures = []
 
-    async def fail_first() -> None:
+    async def fail_first() -> bool:
         if len(failures) < 3:
             failures.append(1)
             raise OSError("Postgres is away")
-        await asked()
+        return await asked()
 
     monkeypatch.setattr(api.services.status_streams, "_ask", fail_first)
     async with following(api, taken) as browser:
