@@ -20,7 +20,6 @@ from orchestrator.audit.chain import (
     chain_mac,
     from_unmatched_payment,
     make,
-    unlike,
     walk,
 )
 from orchestrator.audit.findings import Findings

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import hmac
 import zlib
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,7 +20,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.audit.chain import START, Head, unlike, walk
+from orchestrator.audit.chain import START, Head, Link, chain_mac, unproven, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
-    from orchestrator.audit.chain import Link
     from orchestrator.audit.findings import Findings
     from orchestrator.crypto import Encryptor, Key
     from orchestrator.store.database import Database
@@ -42,10 +40,10 @@ a tenth of its content."""
 INFLATION_FREE: Final = 4 * 1024 * 1024
 """Bytes of content that any file may have."""
 
-_PURPOSE: Final = "audit-archive"
+PURPOSE: Final = "audit-archive"
 
 ARCHIVES = text("""
-    SELECT sequence, at, file, manifest, key_id, mac FROM archives WHERE sequence > :after ORDER BY sequence LIMIT 50
+    SELECT sequence, at, file, manifest, key_id, mac FROM archives WHERE sequence > :sequence ORDER BY sequence LIMIT 50
 """)
 _HEADS = text("""
     SELECT archive, checkout_id, sequence, mac, state FROM archived_heads
@@ -123,18 +121,6 @@ class _Read(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
-    """An entry out of a page, in the shape in which a chain is walked."""
-
-    sequence: int
-    at: datetime
-    action: str
-    entry: str
-    key_id: str
-    mac: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """The history of one checkout: the head before its first entry, its head, its entries, and rows of other
     kinds as JSON.
@@ -143,7 +129,7 @@ class Page:
     checkout: UUID
     after: Head
     head: Head
-    entries: Sequence[Link]
+    entries: Sequence[Link | Row[Any]]
     rows: Mapping[str, Sequence[msgspec.Raw]]
 
 
@@ -220,7 +206,7 @@ class Writing:
             pages=tally.pages.hexdigest(),
         )
         said = msgspec.json.encode(manifest, order="sorted").decode()
-        mac = _mac(key, before, said)
+        mac = chain_mac(key, before, said, PURPOSE)
         self.file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
         return said, mac
 
@@ -231,10 +217,6 @@ def _ended(head: Head) -> _Ended:
 
 def _head_line(checkout: UUID, head: Head) -> bytes:
     return f"{checkout} {head.sequence} {bytes(head.mac).hex()} {head.state}\n".encode()
-
-
-def _mac(key: Key, before: bytes, manifest: str) -> bytes:
-    return hmac.digest(key.derived(_PURPOSE), before + manifest.encode(), "sha256")
 
 
 # ── A file by itself ──────────────────────────────────────────────────────────────────────────────────────
@@ -287,21 +269,21 @@ def _read(lines: Iterable[bytes], encryptor: Encryptor, opened: Opened) -> None:
             if isinstance(found, _Last):
                 _conclude(encryptor, found, tally, opened)
                 continue
-            head = found.head.head()
-            walked = walk(encryptor, found.id, map(_link, found.entries), after=found.after.head())
+            after, head = found.after.head(), found.head.head()
+            _, problem = walk(encryptor, found.id, map(_link, found.entries), after=after, head=head)
         except (msgspec.DecodeError, ValueError, RecursionError):
             opened.problems.append(f"line {number} is not in the words of an archive")
             return
-        if (problem := unlike(found.id, walked, head)) is not None:
+        if problem is not None:
             opened.problems.append(problem)
         tally.add(line, found.id, head, len(found.entries))
     if opened.manifest is None:
         opened.problems.append("it has no manifest: its end was cut off")
 
 
-def _link(written: _Written) -> _Link:
+def _link(written: _Written) -> Link:
     told = _READ.decode(written.entry)
-    return _Link(
+    return Link(
         told.sequence, told.at, told.action, written.entry, written.key_id, bytes.fromhex(written.mac)
     )
 
@@ -309,9 +291,8 @@ def _link(written: _Written) -> _Link:
 def _conclude(encryptor: Encryptor, last: _Last, tally: _Tally, opened: Opened) -> None:
     manifest = opened.manifest = msgspec.json.decode(last.manifest, type=Manifest)
     opened.mac = bytes.fromhex(last.mac)
-    problem = _unproven(
-        encryptor, last.manifest, key_id=last.key_id, before=bytes.fromhex(manifest.before), mac=opened.mac
-    )
+    before = bytes.fromhex(manifest.before)
+    problem = unproven(encryptor, before, last.manifest, key_id=last.key_id, mac=opened.mac, purpose=PURPOSE)
     if problem is not None:
         opened.problems.append(f"its manifest {problem}")
     for name, wanted, there in (
@@ -324,13 +305,6 @@ def _conclude(encryptor: Encryptor, last: _Last, tally: _Tally, opened: Opened) 
         opened.problems.append("its pages are not those that were written")
 
 
-def _unproven(encryptor: Encryptor, manifest: str, *, key_id: str, before: bytes, mac: bytes) -> str | None:
-    key = encryptor.known(key_id)
-    if key is None:
-        return f"was made under key {key_id}, which SECRET_KEYS does not have"
-    return None if hmac.compare_digest(_mac(key, before, manifest), mac) else "was changed"
-
-
 # ── The chain of archives ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -341,7 +315,7 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
     before, expected = START, 1
     while True:
         async with db.snapshot() as moment:
-            rows = (await moment.execute(ARCHIVES, {"after": expected - 1})).all()
+            rows = (await moment.execute(ARCHIVES, {"sequence": expected - 1})).all()
             if not rows:
                 break
             span = {"after": expected - 1, "until": rows[-1].sequence}
@@ -370,7 +344,7 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
 
 
 def _unlisted(encryptor: Encryptor, row: Row[Any], before: bytes, digest: Any) -> str | None:
-    problem = _unproven(encryptor, row.manifest, key_id=row.key_id, before=before, mac=bytes(row.mac))
+    problem = unproven(encryptor, before, row.manifest, key_id=row.key_id, mac=row.mac, purpose=PURPOSE)
     if problem is not None:
         return problem
     manifest = msgspec.json.decode(row.manifest, type=Manifest)

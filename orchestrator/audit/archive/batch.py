@@ -288,16 +288,11 @@ async def _pages(tx: AsyncConnection, rows: Sequence[Row[Any]]) -> list[audit.Pa
 
 
 def _prove(encryptor: Encryptor, pages: Sequence[audit.Page]) -> None:
-    problems = {
-        page.checkout: problem
-        for page in pages
-        if (
-            problem := audit.unlike(
-                page.checkout, audit.walk(encryptor, page.checkout, page.entries, after=page.after), page.head
-            )
-        )
-        is not None
-    }
+    problems = {}
+    for page in pages:
+        _, problem = audit.walk(encryptor, page.checkout, page.entries, after=page.after, head=page.head)
+        if problem is not None:
+            problems[page.checkout] = problem
     if problems:
         raise Unprovable(problems)
 
