@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from orchestrator.domain.transaction import Found
 from orchestrator.gateway import payments, xml
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Movement, RequestError
+from orchestrator.gateway.payments import RequestError
 from orchestrator.gateway.xml import Malformed
 
 T = TypeVar("T")
@@ -51,8 +50,6 @@ METHOD_DEPTH = 32
 next."""
 
 
-# Seconds since 1970. NaN compares false with it, and a far larger integer would not fit into a float.
-_LATEST = 10**12
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,8192}")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -92,7 +89,10 @@ class Reader(Generic[T]):
 
     def read(self, raw: bytes) -> Outcome[T]:
         """Read it."""
-        outcome: Outcome[T] = READERS[self.kind](raw, self.argument)
+        try:
+            outcome: Outcome[T] = _READERS[self.kind](raw, self.argument)
+        except _Unusable as error:
+            return Unknown(str(error), unreadable=True)
         return outcome
 
 
@@ -111,17 +111,19 @@ def is_light(raw: bytes) -> bool:
 _MARKS: Final = bytes({*b"<=&,[{", *range(0x20), *range(0x7F, 0x100)} - set(b"\t\n\r"))
 
 
-def _decode(raw: bytes) -> dict[str, object] | Unknown:
+class _Unusable(Exception):  # noqa: N818 - never leaves this module
+    """The answer is not what its call is for; the text says why."""
+
+
+def _decode(raw: bytes) -> dict[str, object]:
     if len(raw) > LARGE and sum(map(raw.count, (b"{", b"[", b",", b":"))) > MOST_VALUES:
-        return Unknown("The gateway's JSON holds more values than an answer has.", unreadable=True)
+        raise _Unusable("The gateway's JSON holds more values than an answer has.")
     try:
         answer = msgspec.json.decode(raw)
     except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         answer = _decode_damaged(raw)
-    if isinstance(answer, Unknown):
-        return answer
     if not isinstance(answer, dict):
-        return Unknown("The gateway's answer is not a JSON object.", unreadable=True)
+        raise _Unusable("The gateway's answer is not a JSON object.")
     return answer
 
 
@@ -130,18 +132,26 @@ def _decode_damaged(raw: bytes) -> object:
     try:
         return msgspec.json.decode(xml.decoded(raw).strip("\ufeff\x00 \t\r\n"))
     except (ValueError, RecursionError):
-        return Unknown("The gateway's answer is not JSON.", unreadable=True)
+        raise _Unusable("The gateway's answer is not JSON.") from None
 
 
-def read_token(raw: bytes) -> Outcome[Token]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    value = answer.get("token")
+def _read_token(raw: bytes) -> Outcome[Token]:
+    value = _decode(raw).get("token")
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        return Unknown("The gateway's answer holds no usable token.", unreadable=True)
-    lifetime = _lifetime(value)
-    return Done(Token(value, ASSUMED_LIFETIME if lifetime is None else lifetime))
+        raise _Unusable("The gateway's answer holds no usable token.")
+    return Done(Token(value, _lifetime(value) or ASSUMED_LIFETIME))
+
+
+# Seconds since 1970.
+_Moment = Annotated[float, msgspec.Meta(ge=0, lt=10**12)]
+
+
+class _Claims(msgspec.Struct):
+    iat: _Moment
+    exp: _Moment
+
+
+_CLAIMS: Final = msgspec.json.Decoder(_Claims)
 
 
 def _lifetime(token: str) -> float | None:
@@ -153,72 +163,48 @@ def _lifetime(token: str) -> float | None:
     try:
         # Its second segment only: decoding the whole token by a library costs ten times as much.
         payload = token.split(".", 2)[1]
-        claims = msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError, RecursionError, msgspec.DecodeError):
+        claims = _CLAIMS.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, RecursionError):
         return None
-    if not isinstance(claims, dict):
-        return None
-    issued, expires = _seconds(claims.get("iat")), _seconds(claims.get("exp"))
-    if issued is None or expires is None:
-        return None
-    lifetime = expires - issued
+    lifetime = claims.exp - claims.iat
     return lifetime if 1 <= lifetime <= LONGEST_LIFETIME else None
 
 
-def _seconds(claim: object) -> float | None:
-    """Return a JWT's NumericDate; None for anything else, also for a number that no date reaches."""
-    if not isinstance(claim, int | float) or isinstance(claim, bool) or not 0 <= claim < _LATEST:
-        return None
-    return float(claim)
-
-
-def read_session(raw: bytes) -> Outcome[Session]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    value = answer.get("sessionId")
+def _read_session(raw: bytes) -> Outcome[Session]:
+    value = _decode(raw).get("sessionId")
     if not isinstance(value, str) or not _SESSION.fullmatch(value):
-        return Unknown("The gateway's answer holds no usable sessionId.", unreadable=True)
+        raise _Unusable("The gateway's answer holds no usable sessionId.")
     return Done(Session(value))
 
 
-def read_change(raw: bytes, amount: str) -> Outcome[None]:
+def _read_change(raw: bytes, amount: str) -> Outcome[None]:
     """Read the answer to a change of a session, which is not documented: nothing (HTTP 204), or JSON, such as
     an echo of the session.
 
     An echo of another amount than the `amount` that was sent shows that nothing was changed.
     """
-    if not raw:
-        return Done(None)
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    match answer:
+    match _decode(raw) if raw else {}:
         case {"order": {"amount": {"value": int() | float() as value}}} if Decimal(str(value)) != Decimal(
             amount
         ):
-            return Unknown("The gateway's answer shows another amount than the change.", unreadable=True)
-        case _:
-            return Done(None)
+            raise _Unusable("The gateway's answer shows another amount than the change.")
+    return Done(None)
 
 
-def read_methods(raw: bytes) -> Outcome[Methods]:
+def _read_methods(raw: bytes) -> Outcome[Methods]:
     """Read the list of methods.
 
     One that cannot be used is left out, and said so; a list of such alone is unknown.
     """
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    methods = answer.get("methods")
+    methods = _decode(raw).get("methods")
     if not isinstance(methods, list):
-        return Unknown("The gateway's answer holds no list of methods.", unreadable=True)
+        raise _Unusable("The gateway's answer holds no list of methods.")
     holds_nul = b"\\u0000" in raw
     problems = [_problem_of(method, holds_nul=holds_nul) for method in methods]
     usable = tuple(method for method, problem in zip(methods, problems, strict=True) if problem is None)
     reasons = [problem for problem in problems if problem is not None]
     if reasons and not usable:
-        return Unknown(reasons[0], unreadable=True)
+        raise _Unusable(reasons[0])
     return Done(Methods(usable, len(reasons), reasons[0] if reasons else ""))
 
 
@@ -244,33 +230,25 @@ def _shallow(value: object, depth: int) -> bool:
     return depth > 0 and all(_shallow(item, depth - 1) for item in inner)
 
 
-def read_payments(raw: bytes, limit: int) -> Outcome[Found]:
-    match payments.parse(raw, limit=limit):
-        case Found() as found:
-            return Done(found)
+def _outcome(parsed: T | RequestError | Malformed, asked: str) -> Outcome[T]:
+    match parsed:
         case RequestError(code=code):
-            return Refused(HTTPStatus.OK, "The gateway refused the lookup.", code)
+            return Refused(HTTPStatus.OK, f"The gateway refused the {asked}.", code)
         case Malformed(reason=reason):
-            return Unknown(reason, unreadable=True)
+            raise _Unusable(reason)
+        case _:
+            return Done(parsed)
 
 
-def read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
-    match payments.parse_movement(raw, transaction_id=transaction_id):
-        case Movement() as movement:
-            return Done(movement)
-        case RequestError(code=code):
-            return Refused(HTTPStatus.OK, "The gateway refused the request.", code)
-        case Malformed(reason=reason):
-            return Unknown(reason, unreadable=True)
-
-
-READERS: Final[Mapping[str, Callable[[bytes, Any], Outcome[Any]]]] = {
-    "token": lambda raw, _: read_token(raw),
-    "session": lambda raw, _: read_session(raw),
-    "changed": read_change,
-    "methods": lambda raw, _: read_methods(raw),
-    "payments": read_payments,
-    "movement": read_movement,
+_READERS: Final[Mapping[str, Callable[[bytes, Any], Outcome[Any]]]] = {
+    "token": lambda raw, _: _read_token(raw),
+    "session": lambda raw, _: _read_session(raw),
+    "changed": _read_change,
+    "methods": lambda raw, _: _read_methods(raw),
+    "payments": lambda raw, limit: _outcome(payments.parse(raw, limit=limit), "lookup"),
+    "movement": lambda raw, transaction_id: _outcome(
+        payments.parse_movement(raw, transaction_id=transaction_id), "request"
+    ),
 }
 NEVER_LARGE: Final = frozenset({"token", "session", "changed"})
 """What holds a token or an id, and nothing that could be as large as a list is."""

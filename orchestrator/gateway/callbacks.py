@@ -146,6 +146,42 @@ def _read_form(pairs: Sequence[tuple[str, str]], flags: list[str]) -> CallbackFa
             fields[name] = value
     if any("\ufffd" in value for value in fields.values()):
         flags.append("not_utf8")
+    checked = {name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields}
+    return _facts(fields, flags, checked)
+
+
+def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
+    try:
+        body = msgspec.json.decode(raw)
+    except (ValueError, RecursionError):
+        return CallbackFacts(flags=(*flags, "not_json"))
+    if not isinstance(body, dict):
+        return CallbackFacts(flags=(*flags, "not_an_object"))
+    order = _object(body.get("order"), flags)
+    infos = _object(body.get("transactionInfo"), flags) or _object(order.get("transactionInfo"), flags)
+    fields = {name: body.get(key) for name, key in _JSON_NAMES.items()} | {
+        "shop_orderid": order.get("orderId"),
+        "amount": order.get("amount"),
+        "currency": order.get("currency"),
+        "transaction_info[checkout]": infos.get("checkout"),
+    }
+    return _facts(fields, flags, {})
+
+
+_JSON_NAMES: Final = {
+    "transaction_id": "transactionId",
+    "payment_id": "paymentId",
+    "session_id": "sessionId",
+    "status": "status",
+    "payment_status": "paymentStatus",
+    "error_message": "customerErrorMessage",
+    "require_capture": "requiresCapture",
+}
+"""What a JSON body calls the fields of a form."""
+
+
+def _facts(fields: Mapping[str, object], flags: list[str], checked: Mapping[str, str]) -> CallbackFacts:
+    """Read the fields of a form, or those of a JSON body under the same names."""
 
     def text(name: str) -> str | None:
         return _text(fields.get(name), flags)
@@ -158,40 +194,12 @@ def _read_form(pairs: Sequence[tuple[str, str]], flags: list[str]) -> CallbackFa
         session_id=text("session_id"),
         status=_status(text("status"), flags),
         payment_status=_lower(text("payment_status")),
-        amount=_amount(text("amount"), currency, flags),
+        amount=_amount(fields.get("amount"), currency, flags),
         currency=currency,
         error_message=_message(fields.get("error_message"), flags),
         checkout=text("transaction_info[checkout]"),
-        require_capture=_flag(_lower(text("require_capture")), flags),
-        checked={name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields},
-        flags=tuple(dict.fromkeys(flags)),
-    )
-
-
-def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
-    try:
-        body = msgspec.json.decode(raw)
-    except (ValueError, RecursionError):
-        flags.append("not_json")
-        return CallbackFacts(flags=tuple(flags))
-    if not isinstance(body, dict):
-        flags.append("not_an_object")
-        return CallbackFacts(flags=tuple(flags))
-    order = _object(body.get("order"), flags)
-    infos = _object(body.get("transactionInfo"), flags) or _object(order.get("transactionInfo"), flags)
-    currency = _currency(_text(order.get("currency"), flags), flags)
-    return CallbackFacts(
-        order_ref=_text(order.get("orderId"), flags),
-        transaction_id=_text(body.get("transactionId"), flags),
-        payment_id=_text(body.get("paymentId"), flags),
-        session_id=_text(body.get("sessionId"), flags),
-        status=_status(_text(body.get("status"), flags), flags),
-        payment_status=_lower(_text(body.get("paymentStatus"), flags)),
-        amount=_amount(order.get("amount"), currency, flags),
-        currency=currency,
-        error_message=_message(body.get("customerErrorMessage"), flags),
-        checkout=_text(infos.get("checkout"), flags),
-        require_capture=_flag(body.get("requiresCapture"), flags),
+        require_capture=_flag(fields.get("require_capture"), flags),
+        checked=checked,
         flags=tuple(dict.fromkeys(flags)),
     )
 
@@ -241,9 +249,9 @@ def _lower(value: str | None) -> str | None:
 
 
 def _flag(value: object, flags: list[str]) -> bool | None:
-    match value:
-        case bool() | None:
-            return value
+    match _lower(_text(value, flags)) if isinstance(value, str) else value:
+        case bool() | None as given:
+            return given
         case "true" | "1":
             return True
         case "false" | "0":
@@ -268,11 +276,11 @@ def _currency(code: str | None, flags: list[str]) -> str | None:
 
 
 def _amount(value: object, currency: str | None, flags: list[str]) -> int | None:
-    if value is None or currency is None:
+    given = _text(value, flags) if isinstance(value, str) else value
+    if given is None or currency is None:
         return None
     try:
-        if isinstance(value, str):
-            value = Decimal(value)
+        value = Decimal(given) if isinstance(given, str) else given
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value >= 0:
             return money.to_minor(value, currency)
     except (money.MoneyError, InvalidOperation):

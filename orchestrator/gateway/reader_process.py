@@ -24,16 +24,13 @@ import msgspec
 
 from orchestrator import log as logs
 from orchestrator.domain.transaction import Found
-from orchestrator.gateway import answers
-from orchestrator.gateway.answers import Methods
+from orchestrator.gateway.answers import Methods, Reader
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
 from orchestrator.gateway.payments import Movement
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-
-    from orchestrator.gateway.answers import Reader
 
 T = TypeVar("T")
 log = logs.get(__name__)
@@ -57,6 +54,12 @@ _NO_TURN: Final = Unknown("The gateway's answer came while too many large ones w
 _UNTELLABLE: Final = Unknown("The gateway's answer holds a number that no answer has.", unreadable=True)
 
 
+_FIELDS: Final = {
+    Found: "found", Movement: "movement", Methods: "methods", Refused: "refused", Unknown: "unknown",
+}  # fmt: skip
+"""The fields of `_Read` by what each holds."""
+
+
 class _Read(msgspec.Struct, omit_defaults=True):
     """The result of reading; exactly one field is set."""
 
@@ -68,20 +71,8 @@ class _Read(msgspec.Struct, omit_defaults=True):
 
     @classmethod
     def of(cls, outcome: Outcome[Any]) -> _Read:
-        match outcome:
-            case Done(Found() as found):
-                return cls(found=found)
-            case Done(Movement() as movement):
-                return cls(movement=movement)
-            case Done(Methods() as methods):
-                return cls(methods=methods)
-            case Refused():
-                return cls(refused=outcome)
-            case Unknown():
-                return cls(unknown=outcome)
-            case _:
-                message = f"no reader makes this of an answer: {type(outcome).__name__}"
-                raise TypeError(message)
+        value = outcome.value if isinstance(outcome, Done) else outcome
+        return cls(**{_FIELDS[type(value)]: value})
 
     @property
     def outcome(self) -> Outcome[Any]:
@@ -223,7 +214,7 @@ def serve() -> None:
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
                 )
-            told = _Read.of(answers.READERS[kind](raw, argument))
+            told = _Read.of(Reader(kind, argument).read(raw))
             try:
                 message = _ENCODER.encode(told)
             except (OverflowError, ValueError):

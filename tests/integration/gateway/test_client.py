@@ -15,7 +15,7 @@ import pytest
 import structlog
 
 from orchestrator.gateway import client, http
-from orchestrator.gateway.answers import read_change
+from orchestrator.gateway.answers import Reader
 from orchestrator.gateway.client import Gateway, Session, Token
 from orchestrator.gateway.outcomes import Busy, Done, NotSent, Refused, Unknown
 from tests.integration.gateway.misbehaving import Exchange, Misbehaving, answering
@@ -556,7 +556,7 @@ def test_a_change_that_is_answered_without_a_body_is_done_where_the_status_says_
     ],
 )
 def test_an_answer_to_a_change_is_believed_unless_it_shows_another_amount(answer: bytes, changed: bool):
-    outcome = read_change(answer, "99.50")
+    outcome = Reader("changed", "99.50").read(answer)
     assert isinstance(outcome, Done) == changed
     assert changed or (isinstance(outcome, Unknown) and outcome.unreadable)
 
