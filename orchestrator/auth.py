@@ -116,14 +116,12 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
         message = f"scope of a token of {whose} must be some of {', '.join(sorted(known))}, not {', '.join(sorted(wanted - known))}"
         raise ValueError(message)
     if not _fits(merchant) or not _fits(subject):
-        message = f"merchant and subject must be 1 to {LONGEST_NAME} printable characters"
-        raise ValueError(message)
+        raise ValueError(f"merchant and subject must be 1 to {LONGEST_NAME} printable characters")
     if lifetime > settings.jwt_max_lifetime:
-        message = (
+        raise ValueError(
             f"a token may live {_days(settings.jwt_max_lifetime)} at the most, not {_days(lifetime)}: "
             "ask for less, or raise ORCHESTRATOR_JWT_MAX_LIFETIME"
         )
-        raise ValueError(message)
     now = int(time.time())
     claims = {
         "iss": settings.jwt_issuer,
@@ -155,14 +153,6 @@ def bearer_of(authorization: str) -> str | None:
     return (token.strip() or None) if scheme.lower() == "bearer" else None
 
 
-def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
-    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` gives the
-    reason if it proves none.
-    """
-    caller, _ = _verify(settings, token, keys)
-    return caller
-
-
 class Authenticator:
     """Verifies tokens for one process and caches the results for half a minute, never beyond a
     token's end.
@@ -187,7 +177,7 @@ class Authenticator:
             self._seen.move_to_end(token)
             return known[0]
         try:
-            caller, expires = _verify(self._settings, token, await self._keys_for(token))
+            caller, expires = verify(self._settings, token, await self._keys_for(token))
         except AccessDenied as error:
             if error.status == 401:  # noqa: PLR2004 - it proves nothing any more
                 self._seen.pop(token, None)
@@ -203,7 +193,7 @@ class Authenticator:
         """
         keys = await self._keys_for(token)
         try:
-            caller, end = _verify(self._settings, token, keys, expired=True)
+            caller, end = verify(self._settings, token, keys, expired=True)
         except AccessDenied:
             return None
         return caller if end <= time.time() else None
@@ -246,11 +236,13 @@ class Authenticator:
             ) from None
 
 
-def _verify(
-    settings: Settings, token: str, keys: Sequence[PublicKey], *, expired: bool = False
+def verify(
+    settings: Settings, token: str, keys: Sequence[PublicKey] = (), *, expired: bool = False
 ) -> tuple[Caller, float]:
-    """Return the caller and the end of the token (seconds since 1970), which with `expired` may have
-    passed.
+    """Return the caller that a token proves, also by `keys` of an identity provider, and the token's end
+    (seconds since 1970), which with `expired` may have passed.
+
+    `AccessDenied` gives the reason if it proves none.
     """
     if not accepts(settings):
         raise AccessDenied(

@@ -114,10 +114,9 @@ class Encryptor:
         """Open what `encrypt` made; `EncryptionError` if no known key does."""
         key = self._by_id.get(encrypted[:_ID].hex())
         if key is None:
-            message = (
+            raise EncryptionError(
                 f"sealed under key {encrypted[:_ID].hex()}, which ORCHESTRATOR_SECRET_KEYS does not have"
             )
-            raise EncryptionError(message)
         return _decrypt(key.derived("seal"), encrypted[_ID:], purpose.encode())
 
     def new_data_key(self, owner: object) -> tuple[DataKey, bytes]:

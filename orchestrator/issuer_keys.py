@@ -66,10 +66,9 @@ def of_pem(text: str) -> PublicKey:
         raise ValueError(message) from None
     algorithms = _algorithms(key)
     if not algorithms:
-        message = (
+        raise ValueError(
             f"each key must be RSA with at least {LEAST_RSA_BITS} bits, a P-256 or P-384 curve, or Ed25519"
         )
-        raise ValueError(message)
     return PublicKey(key, algorithms)
 
 
@@ -81,12 +80,10 @@ def of_key_set(document: bytes) -> tuple[PublicKey, ...]:
     try:
         found = msgspec.json.decode(document, type=_KeySet, strict=False).keys
     except (msgspec.DecodeError, RecursionError):
-        message = "the answer is not a JSON Web Key Set"
-        raise ValueError(message) from None
+        raise ValueError("the answer is not a JSON Web Key Set") from None
     keys = [key for entry in found[:MOST_KEYS] if (key := _of_entry(entry)) is not None]
     if not keys:
-        message = f"the key set has no key for {', '.join(ALGORITHMS)}"
-        raise ValueError(message)
+        raise ValueError(f"the key set has no key for {', '.join(ALGORITHMS)}")
     return tuple(keys)
 
 
@@ -205,14 +202,12 @@ async def _fetch(url: str) -> bytes:
         client.stream("GET", url, headers={"Accept": "application/json"}) as response,
     ):
         if response.status_code != httpx.codes.OK:
-            message = f"the answer was HTTP {response.status_code}"
-            raise ValueError(message)
+            raise ValueError(f"the answer was HTTP {response.status_code}")
         document = bytearray()
         async for piece in response.aiter_bytes():
             document += piece
             if len(document) > LARGEST:
-                message = f"the answer has more than {LARGEST} bytes"
-                raise ValueError(message)
+                raise ValueError(f"the answer has more than {LARGEST} bytes")
         return bytes(document)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -162,53 +163,38 @@ class _Tally:
         self.heads.update(_head_line(checkout, head))
 
 
-@dataclass(slots=True)
-class Writing:
-    """Writes the pages of one archive, in the order of their ids; `close` ends it with the manifest."""
-
-    file: IO[bytes]
-    _tally: _Tally = field(default_factory=_Tally)
-    _rows: dict[str, int] = field(default_factory=dict)
-
-    def add(self, page: Page) -> None:
-        """Write the page of one checkout."""
-        body = {
-            "line": "page",
-            "id": page.checkout,
-            "after": _ended(page.after),
-            "head": _ended(page.head),
-            "entries": [
-                _Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries
-            ],
-            **page.rows,
-        }
+def write_archive(
+    file: IO[bytes], pages: Iterable[Page], key: Key, *, archive: int, at: datetime, before: bytes
+) -> tuple[str, bytes]:
+    """Write the pages of one archive, which stand in the order of their ids, and its manifest; return the
+    manifest's text and its mac.
+    """
+    tally, rows = _Tally(), Counter[str]()
+    for page in pages:
+        entries = [_Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries]
+        ends = {"after": _ended(page.after), "head": _ended(page.head)}
+        body = {"line": "page", "id": page.checkout, **ends, "entries": entries, **page.rows}
         line = msgspec.json.encode(body) + b"\n"
-        self.file.write(line)
-        self._tally.add(line, page.checkout, page.head, len(page.entries))
-        for kind, rows in page.rows.items():
-            self._rows[kind] = self._rows.get(kind, 0) + len(rows)
-
-    def close(self, key: Key, *, archive: int, at: datetime, before: bytes) -> tuple[str, bytes]:
-        """Write the manifest; return its text and its mac."""
-        tally = self._tally
-        assert tally.first is not None  # noqa: S101 - an archive has at least one page
-        assert tally.last is not None  # noqa: S101 - as above
-        manifest = Manifest(
-            archive=archive,
-            at=at,
-            before=before.hex(),
-            checkouts=tally.checkouts,
-            entries=tally.entries,
-            rows=self._rows,
-            first=tally.first,
-            last=tally.last,
-            heads=tally.heads.hexdigest(),
-            pages=tally.pages.hexdigest(),
-        )
-        said = msgspec.json.encode(manifest, order="sorted").decode()
-        mac = chain_mac(key, before, said, PURPOSE)
-        self.file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
-        return said, mac
+        file.write(line)
+        tally.add(line, page.checkout, page.head, len(page.entries))
+        rows.update({kind: len(found) for kind, found in page.rows.items()})
+    assert tally.first is not None and tally.last is not None  # noqa: PT018, S101 - there is at least one page
+    manifest = Manifest(
+        archive=archive,
+        at=at,
+        before=before.hex(),
+        checkouts=tally.checkouts,
+        entries=tally.entries,
+        rows=rows,
+        first=tally.first,
+        last=tally.last,
+        heads=tally.heads.hexdigest(),
+        pages=tally.pages.hexdigest(),
+    )
+    said = msgspec.json.encode(manifest, order="sorted").decode()
+    mac = chain_mac(key, before, said, PURPOSE)
+    file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
+    return said, mac
 
 
 def _ended(head: Head) -> _Ended:

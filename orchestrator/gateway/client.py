@@ -312,8 +312,7 @@ class Gateway:
         if isinstance(moved, Refused):
             return moved
         if not transaction_id:
-            message = f"{name} needs the id of a transaction"
-            raise ValueError(message)
+            raise ValueError(f"{name} needs the id of a transaction")
         reader: Reader[Movement] = Reader("movement", transaction_id)
         form = urlencode({"transaction_id": transaction_id, **moved}).encode()
         body = GuardedBody(form, lease_guard)
@@ -419,10 +418,9 @@ def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refuse
     Without one the gateway would move all there is, so it is never left out.
     """
     if amount <= 0 or not 1 <= len(identifier) <= LONGEST_IDENTIFIER:
-        message = (
+        raise ValueError(
             f"moving money needs an amount of more than 0 and an identifier, not {amount} and {identifier!r}"
         )
-        raise ValueError(message)
     try:
         decimal = money.for_gateway(amount, currency)
     except money.MoneyError:

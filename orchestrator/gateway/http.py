@@ -233,17 +233,14 @@ def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
     status = response.status
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
+    pause = retry_after(response.headers, cap=RETRY_AFTER_CAP)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Throttled(
-            retry_after(response.headers, cap=RETRY_AFTER_CAP), "The gateway asked for fewer calls."
-        )
+        return Throttled(pause, "The gateway asked for fewer calls.")
     # A proxy may send this for a request that went through. A repeated lookup is harmless; a repeated
     # movement of money is not.
     harmless = not isinstance(request.body, GuardedBody)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
-        return Throttled(
-            retry_after(response.headers, cap=RETRY_AFTER_CAP), "The gateway is unavailable and named a time."
-        )
+        return Throttled(pause, "The gateway is unavailable and named a time.")
     if status in range(400, 500) and status not in _UNSETTLED:
         return Refused(status, f"The gateway refused with HTTP {status}.")
     return Unknown(f"The gateway answered HTTP {status}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator.messaging.app import INTENTS, PROCESS, configure
@@ -111,46 +112,34 @@ class HintPublisher:
 
         For any thread.
         """
-        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
-        try:
+        with closing(Publisher(self._app, timeout=DEPTH_TIMEOUT)) as publisher:
             return publisher.depth(name)
-        finally:
-            publisher.close()
 
     def depths(self) -> dict[str, int]:
         """Return how many messages wait in each queue of work, as `depth`."""
-        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
-        try:
+        with closing(Publisher(self._app, timeout=DEPTH_TIMEOUT)) as publisher:
             return {
                 "checkouts": publisher.depth("checkouts"),
                 "callbacks": publisher.depth("callbacks"),
                 "intents": publisher.waiting(INTENTS.name),
             }
-        finally:
-            publisher.close()
 
     def intents(self) -> int:
         """Return how many messages of merchants wait in the queue `intents`, without those that workers hold.
 
         For any thread; raises as `depth`.
         """
-        publisher = Publisher(self._app)
-        try:
+        with closing(Publisher(self._app)) as publisher:
             return publisher.waiting(INTENTS.name)
-        finally:
-            publisher.close()
 
     def prove(self) -> int:
         """Return how many hints wait, once the broker has shown that it would take another; raises why not.
 
         For any thread.
         """
-        publisher = Publisher(self._app)
-        try:
+        with closing(Publisher(self._app)) as publisher:
             publisher.prove("checkouts")
             return publisher.depth("checkouts") + publisher.depth("callbacks")
-        finally:
-            publisher.close()
 
     def _run(self) -> None:
         delay = _Delay(float("-inf"))

@@ -299,32 +299,21 @@ class Settings(AccessSettings):
             if name == "jwt_public_keys":
                 continue  # a PEM file ends with a line break
             if not number and (blank := blank_around(value)) is not None:
-                message = f"{name.upper()}: {blank}: remove it"
-                raise ValueError(message)
+                raise ValueError(f"{name.upper()}: {blank}: remove it")
         return given
 
     @model_validator(mode="after")
-    def _keys_are_given_or_unset(self) -> Self:
+    def _values_fit_together(self) -> Self:
         for name in ("secret_keys", "jwt_secrets", "jwt_public_keys"):
             if name in self.model_fields_set and not getattr(self, name):
                 message = f"{name.upper()}: must not be an empty list: give it at least one entry, or leave it unset"
                 raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _gateway_is_allowed(self) -> Self:
         for name in ("gateway_url", "merchant_api_url"):
             url = getattr(self, name)
             if url is not None and not self.gateway_allowed(url):
-                message = f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS"
-                raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _required_network_is_known(self) -> Self:
+                raise ValueError(f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS")
         if self.require_gateway_network and not self.gateway_networks:
-            message = "REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty"
-            raise ValueError(message)
+            raise ValueError("REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty")
         return self
 
     @cached_property
@@ -422,8 +411,7 @@ def load(overrides: Mapping[str, object] | None = None) -> Settings:
         raise SettingsError(_sentence(error.errors(include_url=False, include_input=False)[0])) from None
     except SourceError as error:
         name = str(error).split('"')[1] if '"' in str(error) else "?"
-        message = f"{PREFIX}{name.upper()}: {_array(name)}"
-        raise SettingsError(message) from None
+        raise SettingsError(f"{PREFIX}{name.upper()}: {_array(name)}") from None
 
 
 _SAID: Final = {
@@ -478,10 +466,10 @@ def environment(settings: Settings, process: str | None = None) -> dict[str, str
 
 
 def _spelled(value: object) -> str:
-    if isinstance(value, tuple):
-        return json.dumps([v.get_secret_value() if isinstance(v, SecretStr) else v for v in value])
-    if isinstance(value, dict):
-        return json.dumps(value, default=str)  # amounts, which are decimals
+    return json.dumps(value, default=_text) if isinstance(value, tuple | dict) else _text(value)
+
+
+def _text(value: object) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

@@ -90,14 +90,10 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
 
     `ca_file` counts where the URL names none.
     """
-    wanted = " or ".join(f"{scheme}://" for scheme in kinds)
-    all_parts = [
-        _parts(broker, wanted) for broker in (url.split(";") if url.startswith("sentinel://") else (url,))
-    ]
-    first = all_parts[0]
+    urls = url.split(";") if url.startswith("sentinel://") else [url]
+    first = parts_of(urls[0], *kinds)
     scheme = first.scheme
-    if scheme not in kinds or any(parts.scheme != scheme for parts in all_parts):
-        raise ValueError(f"must be a URL that starts with {wanted}")
+    all_parts = [first, *(parts_of(other, scheme) for other in urls[1:])]
     asked = _parameters(all_parts, scheme)
     tls = _tls(asked, ca_file) if scheme in {"rediss", "amqps"} or asked.get("ssl") == "true" else None
     if scheme == "sentinel" and not asked.get("master_name"):
@@ -128,16 +124,18 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
     )
 
 
-def _parts(url: str, wanted: str) -> SplitResult:
+def parts_of(url: str, *schemes: str) -> SplitResult:
+    """Split a URL of one of these schemes that names a host; `ValueError` as `read`."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         raise ValueError("must be a URL whose host and port can be read") from None
-    if "://" not in url:
-        raise ValueError(f"must be a URL that starts with {wanted}")
+    wanted = "must be a URL that starts with " + " or ".join(f"{scheme}://" for scheme in schemes)
+    if "://" not in url or parts.scheme not in schemes:
+        raise ValueError(wanted)
     if not parts.hostname:
-        raise ValueError(f"must be a URL that starts with {wanted}, and this one names no host")
+        raise ValueError(f"{wanted}, and this one names no host")
     if parts.netloc.count("@") > 1:
         raise ValueError("must have its user name and password percent-encoded: @ is written %40")
     return parts

@@ -24,8 +24,7 @@ def parameters(url: str) -> dict[str, str]:
     """
     found = _URL.fullmatch(url)
     if found is None:
-        message = "must be a URL whose host and port can be read"
-        raise ValueError(message)
+        raise ValueError("must be a URL whose host and port can be read")
     query = parse_qsl(found["query"] or "", keep_blank_values=True)
     chosen = {name: value for name, value in query if name not in {"host", "port"}}
     given = [part for name, value in query if name == "host" for part in value.split(",")]
@@ -53,8 +52,7 @@ def prepare_threshold(said: str) -> int | None:
     if said.lower() == "none":
         return None
     if not said.isdecimal():
-        message = f"must have a whole number or none as prepare_threshold, and not {said!r}"
-        raise ValueError(message)
+        raise ValueError(f"must have a whole number or none as prepare_threshold, and not {said!r}")
     return int(said)
 
 
@@ -76,6 +74,5 @@ def _host(part: str) -> tuple[str, str]:
         return part, ""
     found = _HOST.fullmatch(part)
     if found is None or (found["port"] and not 0 < int(found["port"]) <= _LAST_PORT):
-        message = "must be a URL whose host and port can be read"
-        raise ValueError(message)
+        raise ValueError("must be a URL whose host and port can be read")
     return found["host"].strip("[]"), found["port"] or ""

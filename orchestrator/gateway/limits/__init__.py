@@ -52,12 +52,11 @@ class LimitsRegistry:
 
     def of(self, gateway: str) -> GatewayLimits:
         """Return the limits of a gateway."""
-        limits_of_gateway = self._limits.get(gateway)
-        if limits_of_gateway is None:
-            limits_of_gateway = self._limits[gateway] = GatewayLimits(
-                gateway, self._settings, self._shared_state, self._places
-            )
-        return limits_of_gateway
+        found = self._limits.get(gateway)
+        if found is None:
+            found = GatewayLimits(gateway, self._settings, self._shared_state, self._places)
+            self._limits[gateway] = found
+        return found
 
     def counts(self) -> list[dict[str, object]]:
         """Return the calls of the last minutes by gateway, and for how many seconds its circuit is open."""
@@ -73,9 +72,8 @@ class LimitsRegistry:
     @property
     def troubles(self) -> list[dict[str, object]]:
         """The gateways whose circuit is open after failures that this process saw."""
-        return [trouble for limits in self._limits.values() if (trouble := limits.trouble) is not None][
-            :MOST_TOLD
-        ]
+        found = (limits.trouble for limits in self._limits.values())
+        return [trouble for trouble in found if trouble is not None][:MOST_TOLD]
 
 
 class GatewayLimits:
@@ -109,17 +107,15 @@ class GatewayLimits:
         if self._breaker.closed or self._failing is None:
             return None
         since, reason = self._failing
-        left = max(self._breaker.wait(time.monotonic()), 0.0)
-        ago = max(time.monotonic() - since, 0.0)
-        return {"gateway": self.gateway, "seconds": round(left, 1), "since": round(ago, 1), "reason": reason}
+        left, ago = round(self.open_for(), 1), round(time.monotonic() - since, 1)
+        return {"gateway": self.gateway, "seconds": left, "since": ago, "reason": reason}
 
     # Whether to call at all.
 
     def wait(self, merchant: str) -> float:
         """Return the seconds for which this merchant's calls are not to be made; 0: none."""
-        if (
-            not (self._costly or self._throttled or self._shared_state.any_circuit_open)
-            and self._breaker.closed
+        if self._breaker.closed and not (
+            self._costly or self._throttled or self._shared_state.any_circuit_open
         ):
             return 0.0
         now = time.monotonic()
@@ -127,13 +123,8 @@ class GatewayLimits:
         if elsewhere > now and self._breaker.observe(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
-        throttled = (
-            max(
-                self._throttled.get(name, now),
-                min(self._shared_state.open_until(name), now + LONGEST_THROTTLE),
-            )
-            - now
-        )
+        told = min(self._shared_state.open_until(name), now + LONGEST_THROTTLE)
+        throttled = max(self._throttled.get(name, now), told) - now
         return max(self._breaker.wait(now), throttled, self._too_costly())
 
     def spend(self, seconds: float) -> None:
@@ -142,12 +133,8 @@ class GatewayLimits:
         wait = self._cost_limit.wait()
         if wait > 0 and not self._costly:
             self._costly = True
-            log.warning(
-                "gateway_paused",
-                gateway=self.gateway,
-                seconds=round(wait, 1),
-                reason="its answers cost too much",
-            )
+            why = "its answers cost too much"
+            log.warning("gateway_paused", gateway=self.gateway, seconds=round(wait, 1), reason=why)
 
     def _too_costly(self) -> float:
         wait = self._cost_limit.wait() if self._costly else 0.0
@@ -179,9 +166,9 @@ class GatewayLimits:
             case Throttled(retry_after=float() | int() as seconds) if seconds > 0:
                 self._throttle(merchant, min(seconds, LONGEST_THROTTLE))
             case NotSent() | Unknown() | Throttled():
-                since = time.monotonic() if self._failing is None else self._failing[0]
-                self._failing = since, outcome.reason
-                pause = self._breaker.failed(time.monotonic())
+                now = time.monotonic()
+                self._failing = now if self._failing is None else self._failing[0], outcome.reason
+                pause = self._breaker.failed(now)
                 if pause is not None:
                     self._shared_state.open_circuit(self.gateway, pause)
                     log.warning("gateway_paused", gateway=self.gateway, seconds=pause, reason=outcome.reason)
