@@ -211,7 +211,6 @@ class Authenticator:
         return time.time() if known is None else known[2]
 
     async def close(self) -> None:
-        """Stop a fetch of keys that is under way."""
         if self._published is not None:
             await self._published.close()
 
@@ -305,7 +304,6 @@ def _configured(settings: Settings, algorithm: str) -> list[PublicKey]:
 
 
 def _header(token: str) -> dict[str, Any]:
-    """Return the unverified header of a token."""
     if len(token) > LONGEST:
         raise AccessDenied(
             401,

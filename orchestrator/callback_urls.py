@@ -118,7 +118,6 @@ def merchant_url(encryptor: Encryptor, public_url: str, merchant: str) -> str:
 
 
 def open_merchant_link(encryptor: Encryptor, merchant: str, signed: str) -> bool:
-    """Say whether we made this merchant's link."""
     tag = _decode(signed) if len(signed) < 2 * _TAG else None
     return tag is not None and encryptor.signed(_MERCHANT, merchant.encode("utf-8", "surrogatepass"), tag)
 

@@ -151,7 +151,6 @@ class DataKey:
     owner: str
 
     def __repr__(self) -> str:
-        """Hide the key."""
         return f"DataKey(owner={self.owner})"
 
     def encrypt(self, plain: bytes, *, purpose: str) -> bytes:

@@ -149,7 +149,6 @@ class KeySet:
         return found
 
     async def close(self) -> None:
-        """End a fetch that is under way."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=TIMEOUT)
@@ -221,5 +220,4 @@ async def fetch_now(url: str) -> int:
 
 
 def may_verify(keys: Iterable[PublicKey], algorithm: str) -> list[PublicKey]:
-    """Return the keys that verify an algorithm."""
     return [key for key in keys if algorithm in key.algorithms]

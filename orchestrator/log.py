@@ -258,7 +258,6 @@ def configure(*, style: str = "auto", level: str = "info", file: str | None = No
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """Return the logger of a module."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
@@ -296,7 +295,6 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
     """The formatter of all lines but those that are finished already."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
         return record.msg if record.name == PLAIN else super().format(record)
 
 

@@ -132,7 +132,6 @@ class Provider:
         return await self._verified(known, await self._exchange(known, code, flow), flow)
 
     async def close(self) -> None:
-        """End a fetch that is under way."""
         if self._known is not None:
             await self._known.keys.close()
 

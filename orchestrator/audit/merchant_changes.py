@@ -110,7 +110,6 @@ async def record(
 
 
 def time_of(change: MerchantChange) -> datetime:
-    """Return when a change was made."""
     return datetime.fromisoformat(change.at)
 
 

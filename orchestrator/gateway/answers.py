@@ -88,12 +88,13 @@ class Reader(Generic[T]):
     argument: int | str = 0
 
     def read(self, raw: bytes) -> Outcome[T]:
-        """Read it."""
         try:
-            outcome: Outcome[T] = _READERS[self.kind](raw, self.argument)
-        except _Unusable as error:
+            return Done(_READERS[self.kind](raw, self.argument))
+        except Malformed as error:
             return Unknown(str(error), unreadable=True)
-        return outcome
+        except RequestError as error:
+            asked = "lookup" if self.kind == "payments" else "request"
+            return Refused(HTTPStatus.OK, f"The gateway refused the {asked}.", str(error))
 
 
 def is_light(raw: bytes) -> bool:
@@ -111,19 +112,15 @@ def is_light(raw: bytes) -> bool:
 _MARKS: Final = bytes({*b"<=&,[{", *range(0x20), *range(0x7F, 0x100)} - set(b"\t\n\r"))
 
 
-class _Unusable(Exception):  # noqa: N818 - never leaves this module
-    """The answer is not what its call is for; the text says why."""
-
-
 def _decode(raw: bytes) -> dict[str, object]:
     if len(raw) > LARGE and sum(map(raw.count, (b"{", b"[", b",", b":"))) > MOST_VALUES:
-        raise _Unusable("The gateway's JSON holds more values than an answer has.")
+        raise Malformed("The gateway's JSON holds more values than an answer has.")
     try:
         answer = msgspec.json.decode(raw)
     except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         answer = _decode_damaged(raw)
     if not isinstance(answer, dict):
-        raise _Unusable("The gateway's answer is not a JSON object.")
+        raise Malformed("The gateway's answer is not a JSON object.")
     return answer
 
 
@@ -132,14 +129,14 @@ def _decode_damaged(raw: bytes) -> object:
     try:
         return msgspec.json.decode(xml.decoded(raw).strip("\ufeff\x00 \t\r\n"))
     except (ValueError, RecursionError):
-        raise _Unusable("The gateway's answer is not JSON.") from None
+        raise Malformed("The gateway's answer is not JSON.") from None
 
 
-def _read_token(raw: bytes) -> Outcome[Token]:
+def _read_token(raw: bytes) -> Token:
     value = _decode(raw).get("token")
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        raise _Unusable("The gateway's answer holds no usable token.")
-    return Done(Token(value, _lifetime(value) or ASSUMED_LIFETIME))
+        raise Malformed("The gateway's answer holds no usable token.")
+    return Token(value, _lifetime(value) or ASSUMED_LIFETIME)
 
 
 # Seconds since 1970.
@@ -170,14 +167,14 @@ def _lifetime(token: str) -> float | None:
     return lifetime if 1 <= lifetime <= LONGEST_LIFETIME else None
 
 
-def _read_session(raw: bytes) -> Outcome[Session]:
+def _read_session(raw: bytes) -> Session:
     value = _decode(raw).get("sessionId")
     if not isinstance(value, str) or not _SESSION.fullmatch(value):
-        raise _Unusable("The gateway's answer holds no usable sessionId.")
-    return Done(Session(value))
+        raise Malformed("The gateway's answer holds no usable sessionId.")
+    return Session(value)
 
 
-def _read_change(raw: bytes, amount: str) -> Outcome[None]:
+def _read_change(raw: bytes, amount: str) -> None:
     """Read the answer to a change of a session, which is not documented: nothing (HTTP 204), or JSON, such as
     an echo of the session.
 
@@ -187,25 +184,24 @@ def _read_change(raw: bytes, amount: str) -> Outcome[None]:
         case {"order": {"amount": {"value": int() | float() as value}}} if Decimal(str(value)) != Decimal(
             amount
         ):
-            raise _Unusable("The gateway's answer shows another amount than the change.")
-    return Done(None)
+            raise Malformed("The gateway's answer shows another amount than the change.")
 
 
-def _read_methods(raw: bytes) -> Outcome[Methods]:
+def _read_methods(raw: bytes) -> Methods:
     """Read the list of methods.
 
     One that cannot be used is left out, and said so; a list of such alone is unknown.
     """
     methods = _decode(raw).get("methods")
     if not isinstance(methods, list):
-        raise _Unusable("The gateway's answer holds no list of methods.")
+        raise Malformed("The gateway's answer holds no list of methods.")
     holds_nul = b"\\u0000" in raw
     problems = [_problem_of(method, holds_nul=holds_nul) for method in methods]
     usable = tuple(method for method, problem in zip(methods, problems, strict=True) if problem is None)
     reasons = [problem for problem in problems if problem is not None]
     if reasons and not usable:
-        raise _Unusable(reasons[0])
-    return Done(Methods(usable, len(reasons), reasons[0] if reasons else ""))
+        raise Malformed(reasons[0])
+    return Methods(usable, len(reasons), reasons[0] if reasons else "")
 
 
 def _problem_of(method: object, *, holds_nul: bool) -> str | None:
@@ -230,25 +226,13 @@ def _shallow(value: object, depth: int) -> bool:
     return depth > 0 and all(_shallow(item, depth - 1) for item in inner)
 
 
-def _outcome(parsed: T | RequestError | Malformed, asked: str) -> Outcome[T]:
-    match parsed:
-        case RequestError(code=code):
-            return Refused(HTTPStatus.OK, f"The gateway refused the {asked}.", code)
-        case Malformed(reason=reason):
-            raise _Unusable(reason)
-        case _:
-            return Done(parsed)
-
-
-_READERS: Final[Mapping[str, Callable[[bytes, Any], Outcome[Any]]]] = {
+_READERS: Final[Mapping[str, Callable[[bytes, Any], Any]]] = {
     "token": lambda raw, _: _read_token(raw),
     "session": lambda raw, _: _read_session(raw),
     "changed": _read_change,
     "methods": lambda raw, _: _read_methods(raw),
-    "payments": lambda raw, limit: _outcome(payments.parse(raw, limit=limit), "lookup"),
-    "movement": lambda raw, transaction_id: _outcome(
-        payments.parse_movement(raw, transaction_id=transaction_id), "request"
-    ),
+    "payments": lambda raw, limit: payments.parse(raw, limit=limit),
+    "movement": lambda raw, transaction: payments.parse_movement(raw, transaction_id=transaction),
 }
 NEVER_LARGE: Final = frozenset({"token", "session", "changed"})
 """What holds a token or an id, and nothing that could be as large as a list is."""

@@ -22,6 +22,7 @@ import msgspec
 from orchestrator.domain import money
 from orchestrator.gateway import callback_body
 from orchestrator.gateway.callback_body import BodyError
+from orchestrator.gateway.transactions import code_of
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
@@ -263,16 +264,10 @@ def _flag(value: object, flags: list[str]) -> bool | None:
 
 def _currency(code: str | None, flags: list[str]) -> str | None:
     """Read a currency by number (form) or by letters (JSON)."""
-    if code is None:
-        return None
-    try:
-        if code.isdecimal():
-            return money.alpha_code(code)
-        money.exponent(code.upper())
-    except money.MoneyError:
+    known = code_of(code) if code else None
+    if known == "":
         flags.append("currency_unknown")
-        return None
-    return code.upper()
+    return known or None
 
 
 def _amount(value: object, currency: str | None, flags: list[str]) -> int | None:

@@ -118,14 +118,12 @@ class Gateway:
         self._limiting: set[str] = set()
 
     async def __aenter__(self) -> Self:
-        """Be ready to call; connections open as they are needed."""
         await self._shared_state.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close every connection."""
         self._reader_process.close()
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
@@ -385,7 +383,6 @@ class Gateway:
 
 
 def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seconds: float) -> None:  # noqa: PLR0917 - all of a call
-    """Count a call, and write its line in the log."""
     labels = (_LABELS.of(gateway), name)
     if not counters.gateway_calls.knows(*labels, _FAILURES[0]):
         # Failures are counted from zero, so that the first of them is an increase.

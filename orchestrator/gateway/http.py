@@ -73,7 +73,6 @@ class Wire:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Take limits and timeouts; connections open as they are needed."""
         self._total = settings.gateway_total_timeout
         self._limit = settings.gateway_answer_limit
         # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that
@@ -97,7 +96,6 @@ class Wire:
         return session
 
     async def close(self) -> None:
-        """Close every connection."""
         for session in tuple(self._sessions.values()):
             await session.close()
 

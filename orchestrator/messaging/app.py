@@ -113,7 +113,6 @@ def configure(settings: Settings) -> Celery:
 
 
 def _sentinel_options(broker: Endpoint) -> dict[str, object]:
-    """Return the options of connections to Sentinel itself."""
     options: dict[str, object] = {"socket_timeout": 2, "socket_connect_timeout": 2}
     if broker.sentinel_password is not None:
         options |= {"username": broker.sentinel_username, "password": broker.sentinel_password}

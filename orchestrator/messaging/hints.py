@@ -79,7 +79,6 @@ class HintPublisher:
         return "it does not answer" if since is not None and time.monotonic() - since > STUCK_AFTER else None
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="hint-publisher", daemon=True)
         self._thread.start()
 

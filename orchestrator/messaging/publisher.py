@@ -176,7 +176,6 @@ class Publisher:
         self._blocked = True
 
     def close(self) -> None:
-        """Close the connection."""
         self._end(release)
 
     def _end(self, end: Callable[[Connection], None]) -> None:

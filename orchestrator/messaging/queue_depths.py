@@ -53,5 +53,4 @@ class QueueDepths:
         return QueueDepth(name, number, max(time.time() - sent, 0.0), at_least=False)
 
     def close(self) -> None:
-        """Close the connection."""
         self._publisher.close()

@@ -318,7 +318,6 @@ class Settings(AccessSettings):
 
     @cached_property
     def broker(self) -> Endpoint:
-        """The broker of the hints."""
         return read_broker_url(self.need("broker_url"), ca_file=self.broker_ca_file)
 
     @cached_property
@@ -333,14 +332,12 @@ class Settings(AccessSettings):
 
     @cached_property
     def public_keys(self) -> tuple[PublicKey, ...]:
-        """The public keys that verify tokens."""
         from orchestrator.issuer_keys import of_pem  # noqa: PLC0415 - only where there are some
 
         return tuple(map(of_pem, self.jwt_public_keys))
 
     @cached_property
     def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks that the gateway calls from."""
         return tuple(map(ip_network, self.gateway_networks))
 
     @cached_property
@@ -349,7 +346,6 @@ class Settings(AccessSettings):
         return tuple(map(ip_network, self.webhook_allowed_networks))
 
     def gateway_allowed(self, url: str) -> bool:
-        """Say whether credentials may be sent to this URL."""
         if not self.gateway_allowed_hosts:
             return True
         host = (urlsplit(url).hostname or "").rstrip(".")

@@ -146,7 +146,6 @@ class Choice:
     after: UUID = FIRST
 
     def parameters(self, but: Collection[UUID] = ()) -> dict[str, object]:
-        """Return them as parameters of a statement."""
         return {**asdict(self), "but": sorted(but)}
 
 

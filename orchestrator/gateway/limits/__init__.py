@@ -51,7 +51,6 @@ class LimitsRegistry:
         self._limits: dict[str, GatewayLimits] = {}
 
     def of(self, gateway: str) -> GatewayLimits:
-        """Return the limits of a gateway."""
         found = self._limits.get(gateway)
         if found is None:
             found = GatewayLimits(gateway, self._settings, self._shared_state, self._places)
@@ -148,7 +147,6 @@ class GatewayLimits:
         return self._breaker.enter()
 
     def end(self) -> None:
-        """End a call that began so."""
         self._breaker.leave()
 
     def note(self, merchant: str, outcome: Outcome[object], seconds: float = 0.0) -> None:
@@ -220,12 +218,10 @@ class GatewayLimits:
             raise
 
     def leave(self) -> None:
-        """Give the place back."""
         self._everybodys.give_back()
         self._slots.give_back()
 
     def large(self) -> Large:
-        """Return a place for a large answer, not yet taken."""
         return Large(self._large)
 
 
@@ -240,13 +236,11 @@ class Large:
         self._places, self._taken = places, False
 
     async def take(self) -> None:
-        """Take it, when it is free; once."""
         if not self._taken:
             await self._places.take(None)
             self._taken = True
 
     def give_back(self) -> None:
-        """Give it back, if it was taken."""
         if self._taken:
             self._taken = False
             self._places.give_back()
@@ -266,7 +260,6 @@ class RateLimiter:
         self._fetching: asyncio.Task[None] | None = None
 
     def take_now(self) -> bool:
-        """Take a permit that is in hand."""
         if time.monotonic() - self._fetched_at > rate.KEPT:
             self._hand.withdraw_free()
         taken = self._hand.take_now()
@@ -275,7 +268,6 @@ class RateLimiter:
         return taken
 
     async def take(self, queue_key: Hashable) -> None:
-        """Wait for a permit."""
         self._fetch()
         await self._hand.take(queue_key)
 

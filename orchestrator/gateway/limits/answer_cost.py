@@ -73,7 +73,6 @@ class Metered(ResponseHandler):
         self._cost, self._most = 0.0, MOST
 
     def set_response_params(self, **params: Any) -> None:
-        """Begin the next answer."""
         self._cost, self._most = 0.0, MOST
         super().set_response_params(**params)
 

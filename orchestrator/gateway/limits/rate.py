@@ -43,7 +43,6 @@ class Grant(NamedTuple):
 
 
 def batch(rate: float) -> int:
-    """Return how many permits are taken at once."""
     return max(int(rate * BATCH), 1)
 
 
@@ -62,7 +61,6 @@ class Schedule:
     _next: float = float("-inf")
 
     def take(self, want: int, rate: float, now: float) -> Grant:
-        """Take up to `want` permits."""
         apart = 1.0 / rate
         ahead = max(BURST, apart)
         start = max(self._next, now)

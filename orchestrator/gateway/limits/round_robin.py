@@ -32,7 +32,6 @@ class RoundRobinSemaphore:
         return self._free
 
     def take_now(self) -> bool:
-        """Take a slot if one is free."""
         if self._free <= 0:
             return False
         self._free -= 1
@@ -69,7 +68,6 @@ class RoundRobinSemaphore:
         self._free += 1
 
     def add(self, places: int) -> None:
-        """Make more places."""
         for _ in range(places):
             self.give_back()
 

@@ -108,7 +108,6 @@ class SharedGatewayState:
         self._open_circuits: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
-        """Begin to read."""
         if self._endpoint is not None:
             self._redis = connect(self._endpoint)
             self.start(self._watch())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,20 @@ from hypothesis import strategies as st
 
 from orchestrator.domain.payment_meaning import TABLE, PaymentMeaning, Shape, held, read, shape
 from orchestrator.domain.transaction import ChargebackEvent, Found, Transaction
-from orchestrator.gateway.payments import (
-    DEFAULT_ROWS,
-    Movement,
-    RequestError,
-    parse,
-    parse_movement,
-)
+from orchestrator.gateway import payments
+from orchestrator.gateway.payments import DEFAULT_ROWS, Movement, RequestError
 from orchestrator.gateway.xml import LARGEST, Malformed
+
+
+def tried(read, *arguments, **options):
+    """Return what a reader returns, or the one of its two errors that it raises: any other fails the test."""
+    try:
+        return read(*arguments, **options)
+    except (Malformed, RequestError) as error:
+        return error
+
+
+parse, parse_movement = partial(tried, payments.parse), partial(tried, payments.parse_movement)
 
 # The statuses of the facts, part 3, written out a second time on purpose.
 SEEN = (
@@ -784,13 +791,11 @@ def test_of_several_transactions_the_requested_transaction_counts():
 
 
 def test_an_error_code_of_a_movement_is_a_refusal():
-    assert parse_movement(xml(code="10000002")) == RequestError("10000002")
+    assert repr(parse_movement(xml(code="10000002"))) == "RequestError('10000002')"
 
 
 def test_an_error_code_is_a_refusal_and_its_message_is_not_repeated():
-    refusal = parse(xml(code="10000001"))
-    assert refusal == RequestError("10000001")
-    assert "Anna" not in repr(refusal)
+    assert repr(parse(xml(code="10000001"))) == "RequestError('10000001')"
 
 
 BILLION_LAUGHS = (
