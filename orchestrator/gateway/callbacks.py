@@ -82,7 +82,7 @@ class CallbackFacts:
 
     None is "not given"; an empty text counts as not given.
 
-    `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters);
+    `status` is lower case; `amount` is in minor units of `currency` (letters);
     `checkout` is the checkout id from transactionInfo. `checked` holds the texts that the checksum covers,
     exactly as posted. `flags` name what was odd: `empty`, `not_form`, `not_json`, `not_an_object`,
     `not_utf8`, `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`, `text_cut`,
@@ -92,10 +92,7 @@ class CallbackFacts:
 
     order_ref: str | None = None
     transaction_id: str | None = None
-    payment_id: str | None = None
-    session_id: str | None = None
     status: str | None = None
-    payment_status: str | None = None
     amount: int | None = None
     currency: str | None = None
     error_message: str | None = field(default=None, repr=False)
@@ -171,10 +168,7 @@ def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
 
 _JSON_NAMES: Final = {
     "transaction_id": "transactionId",
-    "payment_id": "paymentId",
-    "session_id": "sessionId",
     "status": "status",
-    "payment_status": "paymentStatus",
     "error_message": "customerErrorMessage",
     "require_capture": "requiresCapture",
 }
@@ -191,10 +185,7 @@ def _facts(fields: Mapping[str, object], flags: list[str], checked: Mapping[str,
     return CallbackFacts(
         order_ref=text("shop_orderid"),
         transaction_id=text("transaction_id"),
-        payment_id=text("payment_id"),
-        session_id=text("session_id"),
         status=_status(text("status"), flags),
-        payment_status=_lower(text("payment_status")),
         amount=_amount(fields.get("amount"), currency, flags),
         currency=currency,
         error_message=_message(fields.get("error_message"), flags),

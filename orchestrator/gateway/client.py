@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logs.get(__name__)
+_LEVEL = logging.getLogger(__name__)
 
 USER_AGENT = "altapay-orchestrator"
 USER_AGENT_LIMIT = 512
@@ -394,7 +395,7 @@ def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seco
     if not isinstance(outcome, Done):
         kind, why = type(outcome).__name__, outcome.reason
         log.info("gateway_called", call=name, merchant=merchant, outcome=kind, ms=took, reason=why)
-    elif log.isEnabledFor(logging.DEBUG):  # a line that is not written costs as much as the whole count
+    elif _LEVEL.isEnabledFor(logging.DEBUG):  # a line that is not written costs as much as all counting
         log.debug("gateway_called", call=name, merchant=merchant, outcome="Done", ms=took)
 
 

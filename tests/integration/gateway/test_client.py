@@ -5,6 +5,7 @@ outcome.
 from __future__ import annotations
 
 import asyncio
+import logging
 import base64
 import socket
 from dataclasses import replace
@@ -463,7 +464,9 @@ def test_cancellation_passes_through_and_gives_the_slot_back(run, answer):
     assert isinstance(run(scene()), Done)
 
 
-def test_a_call_leaves_one_line_without_secrets_or_urls():
+def test_a_call_leaves_one_line_without_secrets_or_urls(caplog):
+    caplog.set_level(logging.DEBUG, "orchestrator.gateway.client")
+
     async def scene():
         async with gateway_that(answering(200, token_answer("opaque-token"))) as (gateway, server, merchant):
             await gateway.authenticate(merchant)

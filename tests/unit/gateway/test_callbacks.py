@@ -272,9 +272,7 @@ POSTED = {
 READ = CallbackFacts(
     order_ref="000000081",
     transaction_id="539101",
-    payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
     status="succeeded",
-    payment_status="preauth",
     amount=13900,
     currency="DKK",
     checkout="019b0000-0000-7000-8000-000000000001",
@@ -330,7 +328,6 @@ def test_an_unexpected_content_type_is_flagged_and_the_body_still_read(content_t
         ({"sca_exemption": "TRA"}, "order_ref", "000000081", ()),
         ({"avs_code": "S", "avs_text": "not available"}, "order_ref", "000000081", ()),
         ({"transaction_info[colour]": "red"}, "order_ref", "000000081", ()),
-        ({"session_id": "s-1"}, "session_id", "s-1", ()),
         ({"shop_orderid": ""}, "order_ref", None, ()),
     ],
 )
@@ -483,8 +480,6 @@ SENT = {
 def test_json_is_read(content_type):
     assert read_body(content_type, msgspec.json.encode(SENT)) == CallbackFacts(
         order_ref="ORD-1",
-        payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
-        session_id="8c0e-1",
         status="succeeded",
         amount=13950,
         currency="DKK",
