@@ -5,8 +5,8 @@ outcome.
 from __future__ import annotations
 
 import asyncio
-import logging
 import base64
+import logging
 import socket
 from dataclasses import replace
 from decimal import Decimal
