@@ -61,7 +61,7 @@ class HintPublisher:
         self._publisher = Publisher(self._app)
         self._link = BackOff("publisher")
         self._size = settings.hint_size
-        self._waiting: deque[_Hint | None] = deque()
+        self._waiting: deque[_Hint] = deque()
         self._arrived = threading.Event()
         # Merchants whose hints do not wake the thread now, because it gathers them.
         self._gathering: frozenset[int | None] = frozenset()
@@ -85,7 +85,6 @@ class HintPublisher:
     def close(self) -> None:
         """Publish what waits (within seconds), then stop."""
         if self._thread is not None:
-            self._waiting.append(None)
             self._ending.set()
             self._arrived.set()
             self._thread.join(timeout=5)
@@ -145,14 +144,15 @@ class HintPublisher:
         self._try(self._publisher.prove, "checkouts")
         while True:
             hints, delayed = self._gathered(delay)
+            begun = time.monotonic()
+            if hints:
+                self._try(self._publish, hints)
+            if self._ending.is_set() and not self._waiting:
+                self._publisher.close()
+                return
             if not hints:
                 self._try(self._publisher.prove, "checkouts")
                 continue
-            begun = time.monotonic()
-            self._try(self._publish, [hint for hint in hints if hint is not None])
-            if hints[-1] is None:
-                self._publisher.close()
-                return
             ended = time.monotonic()
             length = min((ended - begun) / SHARE, LONGEST_DELAY)
             # Where hints come one after the other, each after the one before is done, a delay gathers
@@ -161,7 +161,7 @@ class HintPublisher:
             broken = ended + length if delayed and begun < delay.until else delay.kept_until
             delay = _Delay(
                 ended + length if burst else ended,
-                frozenset(hint.merchant_id for hint in hints if hint is not None),
+                frozenset(hint.merchant_id for hint in hints),
                 kept_until=broken,
             )
 
@@ -178,15 +178,16 @@ class HintPublisher:
         finally:
             self._trying_since = None
 
-    def _gathered(self, delay: _Delay) -> tuple[list[_Hint | None], bool]:
+    def _gathered(self, delay: _Delay) -> tuple[list[_Hint], bool]:
         """Wait for a hint, and for the end of the delay; return whatever has come, and whether there was a
         delay.
 
-        None at the end means that no more will come. Nothing where no hint comes for long, at once while the
-        broker is away. The thread is not woken by each hint of a burst: that would stop the event loop, which
-        holds Python's lock, as often.
+        Nothing where no hint comes for long, at once while the broker is away and at the end. The thread is
+        not woken by each hint of a burst: that would stop the event loop, which holds Python's lock, as
+        often.
         """
-        while not self._waiting and self._arrived.wait(0.001 if self._link.away else PROBE_EVERY):
+        most = 0.001 if self._link.away else PROBE_EVERY
+        while not (self._waiting or self._ending.is_set()) and self._arrived.wait(most):
             self._arrived.clear()  # set for a hint that was taken already, or for one that is there now
         left = delay.until - time.monotonic()
         if self._waiting and left > 0:
@@ -195,11 +196,12 @@ class HintPublisher:
             else:
                 self._gathering = delay.burst
                 self._arrived.clear()
-                if all(hint and hint.merchant_id in delay.burst for hint in self._waiting.copy()):
+                more = all(hint.merchant_id in delay.burst for hint in self._waiting.copy())
+                if more and not self._ending.is_set():
                     self._arrived.wait(left)
                 self._gathering = frozenset()
         self._arrived.clear()
-        hints: list[_Hint | None] = []
+        hints: list[_Hint] = []
         while self._waiting and len(hints) < self._size * 20:
             hints.append(self._waiting.popleft())
         if self._waiting:

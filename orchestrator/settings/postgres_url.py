@@ -33,6 +33,8 @@ def parameters(url: str) -> dict[str, str]:
     if len(ports) == 1:
         ports *= max(len(hosts), 1)
     if hosts:
+        if len(ports) > len(hosts):
+            raise ValueError(f"must not have more ports ({len(ports)}) than hosts ({len(hosts)})")
         ports += [""] * (len(hosts) - len(ports))
         chosen["host"] = ",".join(host for host, _ in hosts)
         ports = [port or general for (_, port), general in zip(hosts, ports, strict=True)]
