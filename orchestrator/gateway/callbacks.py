@@ -297,7 +297,7 @@ def signature_ok(
     header: str | None,
     raw: bytes,
     secrets: Sequence[str],
-    now: float | None = None,
+    now: float,
     *,
     max_age: float = MAX_AGE,
 ) -> Grade:
@@ -309,8 +309,8 @@ def signature_ok(
     joined by a dot that both may hold, so with any other text a part of a signed body could be passed off as
     its timestamp, and the rest as a signed body.
 
-    The age, in seconds, is checked where `now` (seconds since 1970) is given; a timestamp without a definite
-    age is STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since only the
+    The age at `now` (seconds since 1970) is at most `max_age` seconds; a timestamp without a definite age is
+    STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since only the
     gateway could have signed it.
     """
     keys = [secret for secret in secrets if secret]
@@ -330,8 +330,6 @@ def signature_ok(
             matched |= hmac.compare_digest(expected, signature)
     if not matched:
         return Grade.WRONG
-    if now is None:
-        return Grade.SIGNED
     made = signed_at(stamp)
     return Grade.SIGNED if made is not None and now - made <= max_age else Grade.STALE
 
@@ -354,7 +352,7 @@ def grade(
     read: Callable[[], CallbackFacts],
     secrets: Sequence[str],
     *,
-    now: float | None = None,
+    now: float,
     max_age: float = MAX_AGE,
 ) -> Grade:
     """Return the best proof of a callback, by signature first and by checksum after it; `read` only for the
