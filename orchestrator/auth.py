@@ -227,7 +227,7 @@ class Authenticator:
         try:
             return await self._published.for_token(kid if isinstance(kid, str) else None)
         except issuer_keys.KeysUnavailable as error:
-            if _configured(self._settings, str(header["alg"])):
+            if issuer_keys.may_verify(self._settings.public_keys, str(header["alg"])):
                 return ()
             raise AccessDenied(
                 503,
@@ -293,14 +293,10 @@ def _candidates(settings: Settings, algorithm: object, published: Sequence[Publi
         return [secret.get_secret_value() for secret in settings.jwt_secrets]
     if algorithm not in algorithms(settings):
         raise AccessDenied(401, f"the token must be signed with {' or '.join(algorithms(settings))}")
-    found = [*_configured(settings, str(algorithm)), *issuer_keys.may_verify(published, str(algorithm))]
+    found = issuer_keys.may_verify((*settings.public_keys, *published), str(algorithm))
     if not found:
         raise AccessDenied(401, "the token names a key that its issuer does not publish: issue a new one")
     return [public.key for public in found]
-
-
-def _configured(settings: Settings, algorithm: str) -> list[PublicKey]:
-    return issuer_keys.may_verify(settings.public_keys, algorithm)
 
 
 def _header(token: str) -> dict[str, Any]:
