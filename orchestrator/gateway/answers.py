@@ -1,7 +1,7 @@
 """The gateway's answers, read: the bytes of each call into the value that the call is for, or into the reason
 why not.
 
-Nothing here raises, whatever the gateway wrote, and no reason quotes it.
+`Reader.read` raises nothing, whatever the gateway wrote, and no reason quotes it.
 """
 
 from __future__ import annotations
