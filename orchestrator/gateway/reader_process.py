@@ -54,38 +54,14 @@ _NO_TURN: Final = Unknown("The gateway's answer came while too many large ones w
 _UNTELLABLE: Final = Unknown("The gateway's answer holds a number that no answer has.", unreadable=True)
 
 
-_FIELDS: Final = {
-    Found: "found", Movement: "movement", Methods: "methods", Refused: "refused", Unknown: "unknown",
-}  # fmt: skip
-"""The fields of `_Read` by what each holds."""
-
-
-class _Read(msgspec.Struct, omit_defaults=True):
-    """The result of reading; exactly one field is set."""
-
-    found: Found | None = None
-    movement: Movement | None = None
-    methods: Methods | None = None
-    refused: Refused | None = None
-    unknown: Unknown | None = None
-
-    @classmethod
-    def of(cls, outcome: Outcome[Any]) -> _Read:
-        value = outcome.value if isinstance(outcome, Done) else outcome
-        return cls(**{_FIELDS[type(value)]: value})
-
-    @property
-    def outcome(self) -> Outcome[Any]:
-        value = self.found or self.movement or self.methods
-        if value is not None:
-            return Done(value)
-        return self.refused or self.unknown or _NOT_READ
-
-
+_RESULTS: Final[dict[str, Any]] = {
+    kind.__name__: kind for kind in (Found, Movement, Methods, Refused, Unknown)
+}
+"""What an answer is read into, by the names that the reader's output has for it."""
 _READY: Final = b"ready"
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ASKED: Final = msgspec.msgpack.Decoder(tuple[str, int | str, bytes])
-_READ: Final = msgspec.msgpack.Decoder(_Read)
+_READ: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
 class ReaderProcess:
@@ -144,11 +120,13 @@ class ReaderProcess:
         if process is None:
             return reader.read(raw)
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101 - they are pipes
-        with suppress(OSError, msgspec.DecodeError):
+        with suppress(OSError, msgspec.DecodeError, KeyError):
             _put(process.stdin, _ENCODER.encode((reader.kind, reader.argument, raw)))
             told = _get(process.stdout, _of(TOLD, raw))
             if told is not None:
-                return _READ.decode(told).outcome
+                name, encoded = _READ.decode(told)
+                value = msgspec.msgpack.decode(encoded, type=_RESULTS[name])
+                return value if isinstance(value, Refused | Unknown) else Done(value)
         self._end()
         return _NOT_READ
 
@@ -214,11 +192,12 @@ def serve() -> None:
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
                 )
-            told = _Read.of(Reader(kind, argument).read(raw))
+            outcome: Outcome[Any] = Reader(kind, argument).read(raw)
+            value = outcome.value if isinstance(outcome, Done) else outcome
             try:
-                message = _ENCODER.encode(told)
+                message = _ENCODER.encode((type(value).__name__, value))
             except (OverflowError, ValueError):
-                message = _ENCODER.encode(_Read(unknown=_UNTELLABLE))
+                message = _ENCODER.encode((Unknown.__name__, _UNTELLABLE))
             _put(sink, message)
             signal.alarm(0)
 

@@ -145,13 +145,9 @@ class SharedGatewayState:
         """Take permits from the shared budget; None if Redis does not answer in a moment."""
         if self.away:
             return None
-        try:
-            async with asyncio.timeout(MOMENT):
-                answer = await self._run(rate.SCRIPT, 1, _RATE + name, *rate.arguments(per_second), want)
-        except (RedisError, OSError) as error:
-            self._lost(error)
-            return None
-        return rate.Grant(int(answer[0]), int(answer[1]) / 1_000_000)
+        budget = rate.arguments(per_second)
+        answer = await self._ask(MOMENT, rate.SCRIPT, 1, _RATE + name, *budget, want)
+        return None if answer is None else rate.Grant(int(answer[0]), int(answer[1]) / 1_000_000)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something done in the background, until it is closed."""
@@ -162,14 +158,16 @@ class SharedGatewayState:
 
     def _tell(self, script: str, *arguments: str | int) -> None:
         if not self.away:
-            self.start(self._quietly(script, *arguments))
+            self.start(self._ask(TIMEOUT, script, *arguments))
 
-    async def _quietly(self, script: str, *arguments: str | int) -> None:
+    async def _ask(self, seconds: float, script: str, *arguments: str | int) -> Any:
+        """Return what a script returns; None where Redis does not answer in time."""
         try:
-            async with asyncio.timeout(TIMEOUT):
-                await self._run(script, *arguments)
+            async with asyncio.timeout(seconds):
+                return await self._run(script, *arguments)
         except (RedisError, OSError) as error:
             self._lost(error)
+            return None
 
     async def _watch(self) -> None:
         assert self._redis is not None  # noqa: S101 - it is open
