@@ -60,9 +60,7 @@ _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
 
 
 class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
-    """The request is refused: `status` is 401 (no valid token), 403 (no right) or 503 (the keys cannot be
-    fetched).
-    """
+    """The request is refused: 401 (no valid token), 403 (no right) or 503 (the keys cannot be fetched)."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -154,9 +152,7 @@ def bearer_of(authorization: str) -> str | None:
 
 
 class Authenticator:
-    """Verifies tokens for one process and caches the results for half a minute, never beyond a
-    token's end.
-    """
+    """Verifies tokens for a process; a result is kept for half a minute, never beyond the token's end."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -199,9 +195,7 @@ class Authenticator:
         return caller if end <= time.time() else None
 
     def knows(self, authorization: str | None) -> bool:
-        """Say whether this process has verified the token of an Authorization header before, and its end has
-        not come.
-        """
+        """Say whether this process has verified a header's token before, and its end has not come."""
         known = self._seen.get(bearer_of(authorization or "") or "")
         return known is not None and time.time() < known[2]
 
@@ -215,9 +209,7 @@ class Authenticator:
             await self._published.close()
 
     async def _keys_for(self, token: str) -> Sequence[PublicKey]:
-        """Return the published keys that may have signed a token; none for a token that no published key
-        signs.
-        """
+        """Return the published keys that may have signed a token."""
         if self._published is None:
             return ()
         header = _header(token)
@@ -286,9 +278,7 @@ def algorithms(settings: Settings) -> tuple[str, ...]:
 
 
 def _candidates(settings: Settings, algorithm: object, published: Sequence[PublicKey]) -> Iterable[Any]:
-    """Return the keys that may verify a token of this algorithm; a key serves the algorithms of its own kind
-    only.
-    """
+    """Return the keys that may verify a token; a key serves the algorithms of its own kind only."""
     if algorithm == ALGORITHM and settings.jwt_secrets:
         return [secret.get_secret_value() for secret in settings.jwt_secrets]
     if algorithm not in algorithms(settings):

@@ -41,9 +41,7 @@ _NAMES_MERCHANT: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrls:
-    """The callback URLs for the gateway. They are signed: a sender who has a URL can call it, so they are
-    never logged.
-    """
+    """The signed callback URLs for the gateway: whoever has one can call it, so they are never logged."""
 
     success: str = field(repr=False)
     failure: str = field(repr=False)
@@ -123,9 +121,7 @@ def open_merchant_link(encryptor: Encryptor, merchant: str, signed: str) -> bool
 
 
 def client_token(encryptor: Encryptor, checkout_id: UUID) -> str:
-    """Return the token with which a shopper's browser may follow this single checkout: 43 characters, the
-    same each time.
-    """
+    """Return the token by which a browser follows this one checkout: 43 characters, always the same."""
     return _encode(checkout_id.bytes + encryptor.sign(_CLIENT, checkout_id.bytes))
 
 
@@ -138,9 +134,7 @@ def client_of(encryptor: Encryptor, token: str) -> UUID | None:
 
 
 def with_query(url: str, **values: str) -> str:
-    """Add parameters to a URL's query; what is there stays as it is, also the fragment, and no pair is added
-    twice.
-    """
+    """Add parameters to a URL's query, none twice; what is there stays as it is, also the fragment."""
     rest, hash_sign, fragment = url.partition("#")
     base, _, query = rest.partition("?")
     present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in _pairs(query)}

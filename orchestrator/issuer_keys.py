@@ -135,9 +135,7 @@ class KeySet:
         self._task: asyncio.Task[None] | None = None
 
     async def for_token(self, kid: str | None) -> tuple[PublicKey, ...]:
-        """Return the keys that may have signed a token with this `kid`; raise `KeysUnavailable` where no keys
-        were fetched.
-        """
+        """Return the keys that may have signed a token; `KeysUnavailable` where none were fetched."""
         if not self._usable() or not (found := self._named(kid)):
             if (refresh := self._refresh()) is not None:
                 await asyncio.shield(refresh)

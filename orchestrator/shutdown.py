@@ -45,9 +45,7 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]], *, again_after: float = 
 
 
 def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:
-    """End this process by force if it still runs after so long; what it holds is in Postgres, with its due
-    time.
-    """
+    """End this process by force after so long; what it holds is in Postgres with its due time."""
 
     def end() -> None:
         # In a thread of its own: what hangs may be whatever reads our log.

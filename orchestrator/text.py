@@ -36,9 +36,7 @@ _UNESCAPED: Final = re.compile(rf"[\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
 
 
 def neutralised(text: str) -> str:
-    """Return `text` with each control character and each bidirectional control replaced by U+FFFD, in one
-    line.
-    """
+    """Return a text in one line, each control character and bidirectional control replaced by U+FFFD."""
     return text if text.isascii() and text.isprintable() else _UNSAFE.sub(REPLACEMENT, text)
 
 

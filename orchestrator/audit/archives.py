@@ -166,9 +166,7 @@ class _Tally:
 def write_archive(
     file: IO[bytes], pages: Iterable[Page], key: Key, *, archive: int, at: datetime, before: bytes
 ) -> tuple[str, bytes]:
-    """Write the pages of one archive, which stand in the order of their ids, and its manifest; return the
-    manifest's text and its mac.
-    """
+    """Write pages, sorted by id, and their manifest; return the manifest's text and its mac."""
     tally, rows = _Tally(), Counter[str]()
     for page in pages:
         entries = [_Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries]
@@ -212,9 +210,7 @@ _READ: Final = msgspec.json.Decoder(_Read)
 
 
 def open_archive(path: Path, encryptor: Encryptor) -> Opened:
-    """Read a file from its first page to its manifest, and name what does not hold; `OSError` if it cannot be
-    read.
-    """
+    """Read a file up to its manifest, and name what does not hold; `OSError` if it cannot be read."""
     opened = Opened()
     try:
         with gzip.open(path, "rb") as file:
@@ -295,9 +291,7 @@ def _conclude(encryptor: Encryptor, last: _Last, tally: _Tally, opened: Opened) 
 
 
 async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -> None:
-    """Verify the chain of archives: each manifest follows from the previous one, and its heads are those in
-    the tables.
-    """
+    """Verify that each manifest follows from the one before, and that its heads are those in the tables."""
     before, expected = START, 1
     while True:
         async with db.snapshot() as moment:

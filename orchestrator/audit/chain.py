@@ -226,16 +226,12 @@ _READ: Final = msgspec.json.Decoder(_Read)
 
 
 def from_unmatched_payment(evidence: Mapping[str, object]) -> bool:
-    """Say whether a first entry's evidence is that of a checkout created from a payment for an unknown order
-    number.
-    """
+    """Say whether a first entry is that of a checkout created from a payment for an unknown order number."""
     return any(evidence.get(word) is True for word in FROM_PAYMENT)
 
 
 def _read_entry(row: Link | Row[Any], checkout: UUID, state: str | None) -> tuple[str | None, str | None]:
-    """Check what an entry says against its row and against the table of transitions; return (problem, state
-    after).
-    """
+    """Check an entry against its row and the table of transitions; return (problem, state after)."""
     try:
         told = _READ.decode(row.entry)
     except msgspec.DecodeError:

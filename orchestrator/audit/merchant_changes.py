@@ -114,9 +114,7 @@ def time_of(change: MerchantChange) -> datetime:
 
 
 async def changes(db: Database, merchant_id: int, *, before: int, limit: int) -> list[MerchantChange]:
-    """Return what was changed of a merchant, the youngest first; `before`: the number of the last one of the
-    previous page.
-    """
+    """Return a merchant's changes, the youngest first, before a number: the last of the previous page."""
     rows = await db.read(_OF, {"merchant_id": merchant_id, "before": before, "most": limit})
     return [_READ.decode(row.entry) for row in rows]
 

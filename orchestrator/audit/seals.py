@@ -80,9 +80,7 @@ async def seal(db: Database, encryptor: Encryptor) -> int:
 
 
 async def seal_archive(tx: AsyncConnection, encryptor: Encryptor, sequence: int, mac: bytes) -> None:
-    """Seal an archive in the transaction that makes it: it cannot be taken back without a seal that misses
-    it.
-    """
+    """Seal an archive in the transaction that makes it: the seal misses an archive that is taken back."""
     await tx.execute(_LOCK)
     place = (await tx.execute(_NEXT_SEAL)).one()
     await _write(tx, encryptor, place, f"{ARCHIVE} {sequence} {mac.hex()}")

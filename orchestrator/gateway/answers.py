@@ -71,9 +71,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """The list of methods: those that can be used, how many others it had, and why the first of them cannot
-    be used.
-    """
+    """The usable methods of the list, how many others it had, and why the first of those cannot be used."""
 
     usable: tuple[dict[str, object], ...]
     skipped: int = 0
@@ -98,9 +96,7 @@ class Reader(Generic[T]):
 
 
 def is_light(raw: bytes) -> bool:
-    """Say whether reading an answer takes about as long as a step of a checkout does at the most, whatever it
-    holds.
-    """
+    """Say whether reading an answer takes at most about as long as a step of a checkout does."""
     size = len(raw)
     return size <= SHORT or (
         size <= LIGHT

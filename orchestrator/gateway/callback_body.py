@@ -73,9 +73,7 @@ def _inflated(raw: bytes) -> bytes:
 
 
 def boundary_of(content_type: str, body: bytes) -> bytes | None:
-    """Return the boundary of a multipart form; None where the type names none or the body does not begin with
-    it.
-    """
+    """Return the boundary of a multipart form; None if the type names none or the body begins otherwise."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     return boundary if boundary and body.lstrip().startswith(b"--" + boundary) else None

@@ -70,9 +70,7 @@ class Grade(StrEnum):
 
     @property
     def is_evidence(self) -> bool:
-        """Return whether nothing contradicts the gateway as its sender. Even then its status is
-        only a hint.
-        """
+        """Whether nothing contradicts the gateway as its sender; even then its status is only a hint."""
         return self in {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 
@@ -205,9 +203,7 @@ def _object(value: object, flags: list[str]) -> dict[str, object]:
 
 
 def _text(value: object, flags: list[str]) -> str | None:
-    """Return a text that can be stored and shown: without control characters and of bounded length; numbers
-    become text.
-    """
+    """Return a text that can be shown: bounded, without control characters; a number becomes text."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         value = str(value)
     if not isinstance(value, str):

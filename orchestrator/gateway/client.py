@@ -108,9 +108,7 @@ class Gateway:
     """All calls of one process; use it as a context manager on the event loop that makes the calls."""
 
     def __init__(self, settings: Settings, shared_state: SharedGatewayState | None = None) -> None:
-        """Take limits and timeouts, and the state that is shared with other workers; connections open as they
-        are needed.
-        """
+        """Take limits, timeouts and what is shared with other workers; connections open as needed."""
         self._shared_state = shared_state or SharedGatewayState(None)
         self._limits = LimitsRegistry(settings, self._shared_state)
         self._wire = Wire(settings)
@@ -285,9 +283,7 @@ class Gateway:
         identifier: str,
         lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
-        """Refund part or all of what was captured, never more: the gateway is not allowed to
-        refund above it.
-        """
+        """Refund part or all of what was captured, never more: the gateway may not refund above it."""
         moved = _sum(amount, currency, identifier)
         return await self._move(
             "refund", "refundCapturedReservation", account, transaction_id, moved, lease_guard

@@ -49,9 +49,7 @@ LARGE = 65_536
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Return the one TLS context of the process: certificates verified, and reading the roots takes tens of
-    milliseconds.
-    """
+    """Return the one TLS context of the process, which verifies: reading the roots takes tens of ms."""
     return ssl.create_default_context(cafile=certifi.where())
 
 
@@ -203,9 +201,7 @@ def _fault(error: Exception) -> NotSent | Unknown:
 
 
 def _past_lease_guard(body: GuardedBody, outcome: bytes | Failure) -> bytes | Failure:
-    """Correct an outcome by what is known of a guarded body: what did not leave was not sent, however the
-    exchange ended.
-    """
+    """Correct the outcome of a guarded body: what did not leave was not sent, however the exchange ended."""
     if body.left:
         # No failure on the way is expected to say so of a request that left; none may.
         return (

@@ -133,9 +133,7 @@ def _dates(found: Found) -> list[str]:
 
 
 def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement:
-    """Read the answer to a call that moves money of one transaction; with its id, only an answer about it is
-    accepted.
-    """
+    """Read the answer to a call that moves money; with its id, only an answer about that transaction."""
     answer = _answer(body)
     result = next((word for name in _RESULTS_MOVED if (word := text_of(answer.body, name))), "")
     if not result:
@@ -152,9 +150,7 @@ def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement:
 
 
 def _moved(body: Element, transaction: Transaction | None) -> int | None:
-    """Return what a call moved, in minor units of the currency that it names, or else of its
-    transaction's.
-    """
+    """Return what a call moved, in minor units of the currency that it names, or of its transaction's."""
     text = next((text for name in _AMOUNT_MOVED if (text := text_of(body, name))), "")
     named = next((code for name in _CURRENCY_MOVED if (code := text_of(body, name))), "")
     currency = code_of(named) if named else transaction.currency if transaction is not None else ""
@@ -165,9 +161,7 @@ def _moved(body: Element, transaction: Transaction | None) -> int | None:
 
 
 class _Answer(NamedTuple):
-    """An APIResponse that the gateway did not refuse: its parts, and the Transaction elements wherever they
-    stand.
-    """
+    """An APIResponse that is no refusal: its parts, and the Transaction elements wherever they stand."""
 
     root: Element
     header: Element
@@ -199,9 +193,7 @@ def _answer(document: bytes) -> _Answer:
 
 
 def _rows(root: Element) -> list[Element]:
-    """Return the Transaction elements wherever they are, level by level; a nested element is a part of its
-    parent.
-    """
+    """Return the Transaction elements level by level; one inside another is a part of its parent."""
     rows: list[Element] = []
     level = [root]
     for _ in range(DEEPEST):

@@ -131,9 +131,7 @@ class ReaderProcess:
         return _NOT_READ
 
     def _running(self) -> subprocess.Popen[bytes] | None:
-        """Return the process, None where there can be none: then answers are read here, beside the loop, as
-        well as can be.
-        """
+        """Return the process; None where there can be none, and answers are read here as well as can be."""
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None and monotonic() >= self._here_until:

@@ -69,9 +69,7 @@ class _Row:
         return () if field is None else (field,)
 
     def single(self, name: str) -> str:
-        """Return the text of an element on which money depends; several texts, or elements inside it,
-        together with a flag.
-        """
+        """Return a text on which money depends; several texts or inner elements are joined and flagged."""
         field = self.fields.get(name)
         if field is None or not (self.repeated or len(field)):
             return self.text(name)
@@ -82,9 +80,7 @@ class _Row:
 
 
 def _whole(element: Element) -> str:
-    """Return the text of an element; that of elements inside it with their names, so that it never passes for
-    a value.
-    """
+    """Return an element's text, with that of inner elements and their names, so that it is no value."""
     inner = "".join(f" {child.tag}: {''.join(child.itertext()).strip()}" for child in element)
     return f"{(element.text or '').strip()}{inner}"[:LONGEST_TEXT]
 
@@ -150,9 +146,7 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
 
 
 def _currency(row: _Row) -> str:
-    """Return the merchant's currency by letters, from either of its two elements; they must not contradict
-    each other.
-    """
+    """Return the merchant's currency by letters; its two elements must not contradict each other."""
     alpha, numeric = row.single("MerchantCurrencyAlpha").upper(), row.single("MerchantCurrency")
     currency, flag = _currency_of(alpha, numeric)
     if flag:
@@ -162,9 +156,7 @@ def _currency(row: _Row) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text that people are shown: what is not printable (controls, marks of direction)
-    is replaced.
-    """
+    """Return a text for people: what is not printable (controls, marks of direction) is replaced."""
     return text if text.isprintable() else "".join(each if each.isprintable() else DAMAGED for each in text)
 
 
@@ -203,9 +195,7 @@ def _amount(row: _Row, name: str, tag: str, currency: str) -> int:
 
 @lru_cache(maxsize=4096)
 def exact(text: str, currency: str) -> int | None:
-    """Return an amount that is not negative in minor units, or None for what is no exact amount of this
-    currency.
-    """
+    """Return an amount in minor units; None for a negative one and for no exact amount of the currency."""
     try:
         amount = money.to_minor(text, currency) if _AMOUNT.fullmatch(text) else None
     except money.MoneyError:

@@ -64,9 +64,7 @@ class Tree(NamedTuple):
 
 
 def tree(document: bytes) -> Tree:
-    """Parse a document without a document type: entities can be declared nowhere else, so there is nothing to
-    expand.
-    """
+    """Parse a document without a document type, the only place where entities could be declared."""
     size = len(document)
     if size > LARGEST:
         raise Malformed("The gateway's XML goes beyond the size limit.")
@@ -146,9 +144,7 @@ def _repaired(document: bytes) -> bytes | None:
 
 
 def decoded(document: bytes) -> str:
-    """Decode by the byte order mark, by a declared encoding of single bytes, or as UTF-8 whose other bytes
-    are Windows-1252.
-    """
+    """Decode by byte order mark, by a declared encoding of single bytes, or as UTF-8 with Windows-1252."""
     if document.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return document.decode("utf-16", errors="replace")
     declared = _SINGLE_BYTE.search(document, 0, 200)

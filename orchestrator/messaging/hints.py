@@ -166,9 +166,7 @@ class HintPublisher:
             )
 
     def _try(self, what: Callable[[T], None], argument: T) -> None:
-        """Try something of the broker, and note what it met; after a failure wait, unless the end was asked
-        for.
-        """
+        """Try something of the broker, and note what it met; wait after a failure, unless it ends."""
         self._trying_since = time.monotonic()
         try:
             what(argument)

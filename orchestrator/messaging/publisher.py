@@ -211,9 +211,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class BackOff:
-    """The pauses of one link to the broker, and the two log lines of an outage: when it begins, and when it
-    is over.
-    """
+    """The pauses of one link to the broker, and the log lines at the beginning and end of an outage."""
 
     def __init__(self, link: str) -> None:
         self._link = link

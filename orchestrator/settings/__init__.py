@@ -290,9 +290,7 @@ class Settings(AccessSettings):
     @model_validator(mode="before")
     @classmethod
     def _texts_have_no_blanks_around(cls, given: Any) -> Any:
-        """Refuse white space at either end of a text or secret: a file that was read with its last line break
-        is the usual cause.
-        """
+        """Refuse white space at the ends of a text or secret, such as a file's last line break."""
         for name, value in given.items() if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             number = field is None or field.annotation in {int, float, bool}
@@ -322,9 +320,7 @@ class Settings(AccessSettings):
 
     @cached_property
     def redis(self) -> Endpoint | None:
-        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there
-        is none.
-        """
+        """Redis for what processes share: its own URL, or the broker's where that is Redis."""
         url = self.redis_url or self.broker_url
         if url is None or (self.redis_url is None and url.startswith(AMQP)):
             return None
@@ -365,9 +361,7 @@ class Settings(AccessSettings):
         return str(self.migration_url or self.need("database_url"))
 
     def need(self, name: str) -> str:
-        """Return a setting as text that this process cannot do without, or raise the sentence
-        that names it.
-        """
+        """Return a setting as text that this process needs, or raise the sentence that names it."""
         value = getattr(self, name)
         if not value:
             message = f"{PREFIX}{name.upper()} is not set: this command needs it (only `orchestrator up` brings its own)"

@@ -19,9 +19,7 @@ _LAST_PORT: Final = 65535
 
 
 def parameters(url: str) -> dict[str, str]:
-    """Return libpq's parameters for a URL; `ValueError` with the end of a sentence about what cannot be read
-    in it.
-    """
+    """Return libpq's parameters for a URL; `ValueError` with the end of a sentence about what is wrong."""
     found = _URL.fullmatch(url)
     if found is None:
         raise ValueError("must be a URL whose host and port can be read")
@@ -48,9 +46,7 @@ def parameters(url: str) -> dict[str, str]:
 
 
 def prepare_threshold(said: str) -> int | None:
-    """Read this parameter as psycopg means it: after how many executions a statement is prepared,
-    or `none`.
-    """
+    """Read this parameter as psycopg does: a statement is prepared after so many executions, or never."""
     if said.lower() == "none":
         return None
     if not said.isdecimal():

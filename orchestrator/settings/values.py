@@ -113,9 +113,7 @@ shorter (D6, C5)."""
 
 
 def callback_secret(value: str) -> str:
-    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is
-    wrong with it.
-    """
+    """Return a callback secret as it is; `ValueError` with the end of a sentence about what is wrong."""
     if len(value) < LEAST_CALLBACK_SECRET:
         message = f"must have at least {LEAST_CALLBACK_SECRET} characters: take the one that the gateway shows (16 or more)"
         raise ValueError(message)

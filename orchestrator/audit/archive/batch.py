@@ -292,9 +292,7 @@ def _write(
     at: datetime,
     before: bytes,
 ) -> tuple[Path, str, bytes]:
-    """Write the pages into a draft and read them back; nothing is removed for a file that does not prove
-    itself.
-    """
+    """Write pages into a draft and read them back: nothing is removed for a file that proves nothing."""
     with files.draft(directory, number) as (path, file):
         manifest, mac = audit.write_archive(
             file, pages, encryptor.newest, archive=number, at=at, before=before

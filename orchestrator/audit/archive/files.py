@@ -58,9 +58,7 @@ def name(draft: Path, number: int) -> Path:
 
 
 def orphans(directory: Path, named: Collection[str]) -> list[Path]:
-    """Return archives in a directory that the database does not name: a run was killed before it
-    committed.
-    """
+    """Return archives in a directory that the database does not name: of runs that did not commit."""
     return sorted(path for path in directory.glob(f"{_PREFIX}*{_SUFFIX}") if path.name not in named)
 
 

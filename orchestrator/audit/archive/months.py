@@ -55,9 +55,7 @@ async def months_of(db: Database) -> list[Month]:
 
 
 async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
-    """Make the months to come, so many after the present one, where they are missing; return which
-    were made.
-    """
+    """Make the missing months, up to so many after the present one; return which were made."""
     known, now = await _known(db)
     covered = max((month.until for month in known if month.until is not None), default=UUID(int=0))
     made = []

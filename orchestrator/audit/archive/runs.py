@@ -58,9 +58,7 @@ async def run(
     most: int,
     tell: Callable[[Archived], None] | None = None,
 ) -> Result:
-    """Archive whatever is settled and was last touched more than so many seconds ago, at most so many
-    checkouts in a file.
-    """
+    """Archive what is settled and untouched for so many seconds, at most so many checkouts in a file."""
     result = Result(made=await make_ahead(db))
     choice = await choose(db, older_than=older_than)
     async for stretch in stretches(db, choice):

@@ -247,9 +247,7 @@ class Large:
 
 
 class RateLimiter:
-    """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while
-    calls wait.
-    """
+    """The calls that a gateway's budget allows: in hand, or fetched in batches while calls wait."""
 
     def __init__(self, gateway: str, per_second: float, shared_state: SharedGatewayState) -> None:
         self._gateway, self._rate, self._shared_state = gateway, per_second, shared_state

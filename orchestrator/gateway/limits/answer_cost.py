@@ -63,9 +63,7 @@ class TooCostlyError(aiohttp.ClientPayloadError):
 
 
 class Metered(ResponseHandler):
-    """The connection's protocol, which receives the answers; it passes to `spend` what each costs beyond
-    `FREE`.
-    """
+    """The protocol of a connection; it passes to `spend` what an answer costs beyond `FREE`."""
 
     def __init__(self, spend: Callable[[float], None], *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -77,9 +75,7 @@ class Metered(ResponseHandler):
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived, or what was kept while reading was paused; nothing more of an answer that was
-        given up.
-        """
+        """Take what arrived, or was kept while reading paused; nothing of an answer that was given up."""
         if self.exception() is not None:
             return
         before, size = self._cost, len(data)

@@ -47,9 +47,7 @@ def batch(rate: float) -> int:
 
 
 def arguments(rate: float) -> tuple[int, int]:
-    """Return the script's first arguments: microseconds between two permits, and how far one may be ahead of
-    the schedule.
-    """
+    """Return the script's arguments: microseconds between two permits, and how far one may be ahead."""
     apart = 1_000_000 / rate
     return math.ceil(apart), math.ceil(max(BURST * 1_000_000, apart))
 

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 class RoundRobinSemaphore:
-    """So many `places`; a task that took one releases it, or uses it up (then another must `add`
-    new ones).
-    """
+    """So many `places`; who took one gives it back, or uses it up (then others must be added)."""
 
     def __init__(self, places: int) -> None:
         self._free = places

@@ -209,9 +209,7 @@ class SharedGatewayState:
 
 
 async def circuits_open(endpoint: Endpoint) -> dict[str, float]:
-    """Return which circuits are open at this moment, and for how many seconds; Redis's errors
-    pass through.
-    """
+    """Return which circuits are open now, and for how many seconds; Redis's errors pass through."""
     redis = connect(endpoint)
     try:
         return _pairs(await redis.eval(_READ, 1, _OPEN_CIRCUITS, MOST))
