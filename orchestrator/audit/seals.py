@@ -56,9 +56,7 @@ _SEALED = text("""
                         WHERE a.checkout_id = h.id AND (a.sequence > h.sequence OR a.sequence = h.sequence AND a.mac = h.mac))
 """)
 _LONG: Final = 35.0
-"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown
-in minutes.
-"""
+"""Seconds for a statement of a seal: it may wait for another sealer, and reads what has grown."""
 _ARCHIVED = text("SELECT EXISTS (SELECT FROM archives WHERE sequence = :sequence AND mac = :mac) AS known")
 
 

@@ -24,8 +24,7 @@ from orchestrator.gateway.xml import Malformed
 T = TypeVar("T")
 
 ASSUMED_LIFETIME = 1200.0
-"""Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an
-hour)."""
+"""Seconds: two thirds of the shortest lifetime seen (1800 s in D2's sample; its text says an hour)."""
 LONGEST_LIFETIME = 86_400.0
 LIGHT: Final = 32_768
 """Bytes up to which an answer may be read on the event loop. A whole lifecycle's answers stay below a quarter
@@ -34,9 +33,7 @@ LIGHT_MARKS: Final = 2_000
 """Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII)
 in such an answer at most."""
 LIGHT_ROWS: Final = 60
-"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes
-longest to read.
-"""
+"""Tags that begin with `Transaction` in such an answer at most: each row has four, and costs most."""
 SHORT: Final = 1_000
 """Bytes that hold too little to be checked."""
 LARGE = 65_536
@@ -46,8 +43,7 @@ MOST_VALUES = 60_000
 LONGEST_METHOD_ID = 255
 """Characters. A uuid has 36 (1.3)."""
 METHOD_DEPTH = 32
-"""A method is two levels deep (C1, C4); far deeper nesting is an attack on the code that reads the answer
-next."""
+"""A method has two levels (C1, C4); far deeper nesting attacks the code that reads the answer next."""
 
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,8192}")

@@ -36,11 +36,9 @@ if TYPE_CHECKING:
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
 
 RETRY_AFTER_CAP = 3600.0
-"""Seconds. Whatever a Retry-After says, we ask again within the hour: the due time belongs to us, not to the
-gateway."""
+"""Seconds. We ask again within the hour: the due time belongs to us, not to the gateway."""
 KEEPALIVE = 15.0
-"""Seconds that an idle connection is kept; short, so that the gateway rarely closes it at the moment of its
-next use."""
+"""Seconds that an idle connection is kept; short: the gateway rarely closes it just as it is used."""
 BUFFER = 16_384
 """Bytes of an answer that are parsed ahead of its reader."""
 LARGE = 65_536

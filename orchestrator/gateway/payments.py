@@ -25,11 +25,9 @@ MOST_ROWS: Final = 100
 DEFAULT_ROWS: Final = 10
 """The rows that the gateway returns at most when there is no `limit`, or it does not support it (D8)."""
 ROWS_READ: Final = 2 * MOST_ROWS
-"""The most rows that an answer is read with: a gateway that returns more than it was asked for is not read to
-the end of its list."""
+"""The most rows that are read: a list that is longer than was asked for is not read to its end."""
 MOST_DETAILS: Final = 2_000
-"""The most details (of what was passed with the session, of chargebacks, of movements) that the rows of an
-answer may have together."""
+"""The most details (what was passed with the session, chargebacks, movements) of an answer's rows."""
 DEEPEST: Final = 32
 """Levels above the rows of an answer. The documented ones stand on the fourth."""
 QUIET_RESULTS: Final = frozenset({"", "success", "ok"})

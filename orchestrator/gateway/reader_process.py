@@ -40,8 +40,7 @@ NICE: Final = 15
 LONGEST: Final = 120
 """Seconds after which a reader that was not ended ends itself; whole ones."""
 MEMORY: Final = 256_000_000, 20
-"""Bytes of address space that the reader may have, and how many more for each byte of an answer. It takes a
-quarter of that."""
+"""Bytes of address space of the reader, and more for each byte of an answer; it takes a quarter."""
 TOLD: Final = 1_000_000, 4
 """Bytes that it may return, and how many more for each byte of an answer."""
 AGAIN: Final = 60.0

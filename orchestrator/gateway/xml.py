@@ -31,9 +31,7 @@ of the first."""
 LARGEST_REPAIRED: Final = 500_000
 """Bytes of a document that is repaired, at most."""
 MOST_REPAIRS: Final = 20_000
-"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be handled on its
-own.
-"""
+"""Bytes outside ASCII, and ampersands, of a repaired document at most: each may be handled alone."""
 LONGEST_TEXT: Final = 255
 """Characters of a text that is read from a document; what is longer is cut."""
 DAMAGED: Final = "\N{REPLACEMENT CHARACTER}"

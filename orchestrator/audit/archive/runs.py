@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 MOST_PROBLEMS: Final = 100
-"""Trails that do not hold, after which it is the installation that is wrong (its keys, say), and not some
-checkouts."""
+"""Trails that do not hold after which the installation is wrong (its keys, say), not some checkouts."""
 
 _FILES = text("SELECT file FROM archives")
 

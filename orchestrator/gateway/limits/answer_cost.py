@@ -35,9 +35,7 @@ PIECE: Final = 4_096
 SHARE: Final = 0.0025
 """Of the loop's time, what the answers of one gateway may cost beyond that."""
 BURST: Final = 0.05
-"""Seconds that they may cost at once, after they had cost nothing for long: a single answer stops
-no calls.
-"""
+"""Seconds that they may cost at once after costing nothing for long: one answer stops no calls."""
 LONGEST: Final = 30.0
 """Seconds for which no call is made to a gateway because of it, at most."""
 
