@@ -206,9 +206,8 @@ class Gateway:
         *,
         order_ref: str | None = None,
         transaction_id: str | None = None,
-        limit: int = 100,
     ) -> Outcome[Found]:
-        """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
+        """Look transactions up in the Merchant API (D8), newest first, at most a hundred of them.
 
         At least one of the two filters is required. The API user may see several shops: a found transaction
         may belong to another. Where the number of rows leaves open whether there are more, one more call
@@ -216,24 +215,21 @@ class Gateway:
         """
         filters = {"shop_orderid": order_ref, "transaction_id": transaction_id}
         wanted = {name: value for name, value in filters.items() if value}
-        if not wanted or not 1 <= limit <= payments.MOST_ROWS:
-            message = f"find_payments needs a filter and a limit of 1 to {payments.MOST_ROWS}, not {limit}"
-            raise ValueError(message)
-        outcome = await self._find(account, wanted, "desc", limit)
-        if isinstance(outcome, Done) and outcome.value.at_limit and limit == payments.MOST_ROWS:
-            return Done(await self._completed(account, wanted, outcome.value, limit))
+        if not wanted:
+            raise ValueError("find_payments needs a filter")
+        outcome = await self._find(account, wanted, "desc")
+        if isinstance(outcome, Done) and outcome.value.at_limit:
+            return Done(await self._completed(account, wanted, outcome.value))
         return outcome
 
     async def _find(
-        self, account: Account, wanted: Mapping[str, str], sort: str, limit: int
+        self, account: Account, wanted: Mapping[str, str], sort: str, limit: int = payments.MOST_ROWS
     ) -> Outcome[Found]:
         reader: Reader[Found] = Reader("payments", limit)
         query = {**wanted, "sort": sort, "limit": str(limit)}
         return await self._call("find_payments", account, reader, f"{_MERCHANT_API}/payments", query=query)
 
-    async def _completed(
-        self, account: Account, wanted: Mapping[str, str], found: Found, limit: int
-    ) -> Found:
+    async def _completed(self, account: Account, wanted: Mapping[str, str], found: Found) -> Found:
         """Return a lookup's result without the doubt that there is more, if another call can remove it.
 
         Exactly the default number of rows, fewer than requested: either these are all, or the gateway does
@@ -241,10 +237,11 @@ class Gateway:
         read from its other end: where both ends meet, by the dates of their rows, none is missing.
         """
         gateway = gateway_of(account.merchant_api_url)
-        fewer = len(found.transactions) == payments.DEFAULT_ROWS < limit
+        fewer = len(found.transactions) == payments.DEFAULT_ROWS
         if fewer and gateway in self._limiting:
             return replace(found, at_limit=False)
-        outcome = await self._find(account, wanted, "asc", payments.DEFAULT_ROWS - 1 if fewer else limit)
+        limit = payments.DEFAULT_ROWS - 1 if fewer else payments.MOST_ROWS
+        outcome = await self._find(account, wanted, "asc", limit)
         if not isinstance(outcome, Done):
             return found
         oldest = outcome.value

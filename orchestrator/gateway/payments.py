@@ -130,18 +130,14 @@ def _dates(found: Found) -> list[str]:
     return dates if all(_CREATED.fullmatch(date) for date in dates) else []
 
 
-def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement:
-    """Read the answer to a call that moves money; with its id, only an answer about that transaction."""
+def parse_movement(body: bytes, *, transaction_id: str) -> Movement:
+    """Read the answer to a call that moves money of this transaction."""
     answer = _answer(body)
     result = next((word for name in _RESULTS_MOVED if (word := text_of(answer.body, name))), "")
     if not result:
         raise Malformed("The gateway's XML does not say what came of the call.")
-    rows = answer.rows
-    if transaction_id and rows:
-        rows = [row for row in rows if text_of(row, "TransactionId") == transaction_id]
-    elif len({text_of(row, "TransactionId") for row in rows}) > 1:
-        rows = []  # the rows do not show which transaction was meant
-    if not rows and answer.rows:
+    rows = [row for row in answer.rows if text_of(row, "TransactionId") == transaction_id]
+    if answer.rows and not rows:
         raise Malformed("The gateway's XML is about another transaction.")
     transaction = transaction_of(rows[0], failed=False, repaired=answer.repaired) if rows else None
     return Movement(neutralised(result.lower()), transaction, _moved(answer.body, transaction))

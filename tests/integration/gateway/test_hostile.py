@@ -336,7 +336,7 @@ def test_a_large_answer_in_small_pieces_is_read(run):
 
     async def scene():
         async with gateway_that(piecemeal, **PATIENT) as (gateway, _, merchant):
-            return await gateway.find_payments(merchant, order_ref="A", limit=99)
+            return await gateway._find(merchant, {"shop_orderid": "A"}, "desc", 99)
 
     outcome = run(scene())
     assert isinstance(outcome, Done)
@@ -382,8 +382,8 @@ def test_one_pause_of_the_process_opens_no_circuit(run, monkeypatch):
             with monkeypatch.context() as paused:
                 paused.setattr(answer_cost, "thread_time", thread_time)
                 paused.setattr(answer_cost.ResponseHandler, "data_received", late)
-                await gateway.find_payments(merchant, order_ref="A", limit=99)
-            return await gateway.find_payments(merchant, order_ref="A", limit=99)
+                await gateway._find(merchant, {"shop_orderid": "A"}, "desc", 99)
+            return await gateway._find(merchant, {"shop_orderid": "A"}, "desc", 99)
 
     outcome = run(scene())
     assert clock[0] > 1
