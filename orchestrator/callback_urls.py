@@ -137,7 +137,8 @@ def with_query(url: str, **values: str) -> str:
     """Add parameters to a URL's query, none twice; what is there stays as it is, also the fragment."""
     rest, hash_sign, fragment = url.partition("#")
     base, _, query = rest.partition("?")
-    present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in _pairs(query)}
+    pairs = (part.partition("=") for part in query.split("&") if part)
+    present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in pairs}
     added = "&".join(
         f"{quote(name, safe='')}={quote(value, safe='')}"
         for name, value in values.items()
@@ -147,10 +148,6 @@ def with_query(url: str, **values: str) -> str:
         return url
     joined = f"{query}&{added}" if query and not query.endswith("&") else query + added
     return f"{base}?{joined}{hash_sign}{fragment}"
-
-
-def _pairs(query: str) -> list[tuple[str, str, str]]:
-    return [part.partition("=") for part in query.split("&") if part]
 
 
 def _message(kind: str, checkout_id: UUID, payload: bytes) -> bytes:

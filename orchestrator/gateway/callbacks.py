@@ -179,14 +179,16 @@ def _facts(fields: Mapping[str, object], flags: list[str], checked: Mapping[str,
     def text(name: str) -> str | None:
         return _text(fields.get(name), flags)
 
-    currency = _currency(text("currency"), flags)
+    currency, message = _currency(text("currency"), flags), fields.get("error_message")
+    if isinstance(message, str):  # a sentence for the shopper, as one line
+        message = _BREAKS.sub(" ", message)
     return CallbackFacts(
         order_ref=text("shop_orderid"),
         transaction_id=text("transaction_id"),
         status=_status(text("status"), flags),
         amount=_amount(fields.get("amount"), currency, flags),
         currency=currency,
-        error_message=_message(fields.get("error_message"), flags),
+        error_message=_text(message, flags),
         checkout=text("transaction_info[checkout]"),
         require_capture=_flag(fields.get("require_capture"), flags),
         checked=checked,
@@ -218,11 +220,6 @@ def _text(value: object, flags: list[str]) -> str | None:
     if readable != value:
         flags.append("character_replaced")
     return readable or None
-
-
-def _message(value: object, flags: list[str]) -> str | None:
-    """Return a sentence for the shopper as one line."""
-    return _text(_BREAKS.sub(" ", value) if isinstance(value, str) else value, flags)
 
 
 def _status(value: str | None, flags: list[str]) -> str | None:

@@ -74,18 +74,16 @@ def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found:
             )
     failed = result.lower() in FAILED_RESULTS
     transactions = tuple(transaction_of(row, failed=failed, repaired=answer.repaired) for row in rows)
-    if sum(map(_details, transactions)) > MOST_DETAILS:
+    details = (
+        len(each.payment_infos) + len(each.chargeback_events) + len(each.reconciliations)
+        for each in transactions
+    )
+    if sum(details) > MOST_DETAILS:
         raise Malformed(f"The gateway's transactions have more than {MOST_DETAILS} details.")
     return Found(
         transactions=transactions,
         # Exactly the default may mean that the gateway does not support the parameter `limit`.
         at_limit=len(rows) >= limit or len(rows) == DEFAULT_ROWS,
-    )
-
-
-def _details(transaction: Transaction) -> int:
-    return (
-        len(transaction.payment_infos) + len(transaction.chargeback_events) + len(transaction.reconciliations)
     )
 
 
