@@ -162,38 +162,35 @@ class Wire:
 
 # ── What came back instead of an answer ───────────────────────────────────────────────────────────────────
 
+_NOT_HTTP = NotSent("The gateway's URL of this merchant is not an HTTP URL.")
 # First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection
 # that failed. A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new
 # one (a repeated lookup is harmless); a POST is `Unknown`, because it may have been read before the
 # connection closed.
-_FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] = (
-    ((aiohttp.ClientConnectorDNSError,), NotSent("The gateway's host name was not found.")),
-    ((aiohttp.ClientSSLError,), NotSent("No secure connection to the gateway could be made.")),
-    ((aiohttp.ClientConnectorError,), NotSent("The gateway could not be connected to.")),
-    ((aiohttp.ConnectionTimeoutError,), NotSent("The gateway did not take the connection in time.")),
-    (
-        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
-        NotSent("The gateway's URL of this merchant is not an HTTP URL."),
+_FAULTS: dict[type[BaseException], NotSent | Unknown] = {
+    aiohttp.ClientConnectorDNSError: NotSent("The gateway's host name was not found."),
+    aiohttp.ClientSSLError: NotSent("No secure connection to the gateway could be made."),
+    aiohttp.ClientConnectorError: NotSent("The gateway could not be connected to."),
+    aiohttp.ConnectionTimeoutError: NotSent("The gateway did not take the connection in time."),
+    aiohttp.InvalidURL: _NOT_HTTP,
+    aiohttp.NonHttpUrlClientError: _NOT_HTTP,
+    aiohttp.SocketTimeoutError: Unknown("The gateway fell silent."),
+    TooCostlyError: Unknown(
+        "The gateway's answer came in a way that costs more than an answer may.", unreadable=True
     ),
-    ((aiohttp.SocketTimeoutError,), Unknown("The gateway fell silent.")),
-    (
-        (TooCostlyError,),
-        Unknown("The gateway's answer came in a way that costs more than an answer may.", unreadable=True),
+    aiohttp.ClientConnectionError: Unknown("The connection to the gateway was lost before it answered."),
+    aiohttp.ClientPayloadError: Unknown(
+        "The connection to the gateway was lost in the middle of its answer."
     ),
-    ((aiohttp.ClientConnectionError,), Unknown("The connection to the gateway was lost before it answered.")),
-    (
-        (aiohttp.ClientPayloadError,),
-        Unknown("The connection to the gateway was lost in the middle of its answer."),
-    ),
-    ((aiohttp.ClientResponseError,), Unknown("The gateway's answer is not HTTP.")),
-    ((TimeoutError,), Unknown("The gateway did not finish its answer in time.")),
-)
+    aiohttp.ClientResponseError: Unknown("The gateway's answer is not HTTP."),
+    TimeoutError: Unknown("The gateway did not finish its answer in time."),
+}
 
 
 def _fault(error: Exception) -> NotSent | Unknown:
     """Tell what a failure on the way means. Anything not in the table counts as sent."""
-    for kinds, meaning in _FAULTS:
-        if isinstance(error, kinds):
+    for kind, meaning in _FAULTS.items():
+        if isinstance(error, kind):
             return meaning
     return Unknown("The exchange with the gateway broke off.")
 
