@@ -30,6 +30,7 @@ PURPOSE: Final = "audit"
 CHANGED: Final = "was changed: its text and its mac do not agree"
 START: Final = b"\0" * 32
 """The mac before the first entry of every chain."""
+_ENCODER: Final = msgspec.json.Encoder(order="sorted")
 FROM_PAYMENT: Final = ("unmatched_payment", "stray")
 """Words in the evidence of a first entry that say that the checkout was created from a payment for an order
 number that no shop had handed over. The first is written; the second stands in entries of versions before
@@ -136,18 +137,18 @@ def make(  # noqa: PLR0913 - the words of an entry
     """
     moment = at.isoformat(timespec="microseconds")
     body = {
-        "checkout": str(checkout),
+        "checkout": checkout,
         "sequence": sequence,
         "at": moment,
         "actor": actor,
-        "action": action.value,
-        "from": state.value if state is not None else None,
-        "to": to.value,
-        "trigger": trigger.value if trigger is not None else None,
+        "action": action,
+        "from": state,
+        "to": to,
+        "trigger": trigger,
         "evidence": dict(evidence or {}),
         "correlation": correlation_id,
     }
-    entry = msgspec.json.encode(body, order="sorted").decode()
+    entry = _ENCODER.encode(body).decode()
     key = encryptor.newest
     return Entry(sequence, moment, action, entry, key.id, chain_mac(key, before, entry))
 
