@@ -87,6 +87,9 @@ class Publisher:
                     producer=producer,
                     retry=False,
                     ignore_result=True,
+                    # A text of the arguments, which nobody reads, costs more than the rest of a message.
+                    argsrepr="",
+                    kwargsrepr="",
                     # When it was sent, in seconds since 1970: `oldest` reads it.
                     timestamp=int(time.time()),
                 )
