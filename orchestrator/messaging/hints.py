@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARE: Final = 0.025
+SHARE: Final = 0.02
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at
 the worker, so a burst of hints gathers for as long as the last publishing makes it worth; a hint that comes
 alone waits for nothing."""
