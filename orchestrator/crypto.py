@@ -95,11 +95,8 @@ class Encryptor:
         masters = [base64.b64decode(key.get_secret_value()) for key in secret_keys]
         self._keys = [Key(_key_id(master), master) for master in masters]
         self._by_id = {key.id: key for key in self._keys}
-
-    @property
-    def newest(self) -> Key:
+        self.newest = self._keys[0]
         """The key that seals, signs and chains from now on."""
-        return self._keys[0]
 
     def known(self, key_id: str) -> Key | None:
         """Return the key with this id, if the installation still has it."""

@@ -110,7 +110,8 @@ class Gateway:
     def __init__(self, settings: Settings, shared_state: SharedGatewayState | None = None) -> None:
         """Take limits, timeouts and what is shared with other workers; connections open as needed."""
         self._shared_state = shared_state or SharedGatewayState(None)
-        self._limits = LimitsRegistry(settings, self._shared_state)
+        self.limits = LimitsRegistry(settings, self._shared_state)
+        """What it knows of its gateways: their calls of the last minutes, and open circuits."""
         self._wire = Wire(settings)
         self._reader_process = ReaderProcess(settings.gateway_total_timeout / 2)
         # Gateways that support the parameter `limit`, as seen.
@@ -126,11 +127,6 @@ class Gateway:
         self._reader_process.close()
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
-
-    @property
-    def limits(self) -> LimitsRegistry:
-        """What it knows of its gateways: their calls of the last minutes, and open circuits."""
-        return self._limits
 
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""
@@ -337,14 +333,14 @@ class Gateway:
         except ValueError:
             outcome = NotSent("The gateway's URL of this merchant is not a URL.")
         else:
-            limits_of_gateway = self._limits.of(gateway_of(base))
+            limits_of_gateway = self.limits.of(gateway_of(base))
             alone = limits_of_gateway.wait(account.merchant)
             if alone > 0:
                 counters.gateway_calls_withheld.add(_LABELS.of(limits_of_gateway.gateway))
                 return Busy(CIRCUIT_OPEN, alone)
             gateway = limits_of_gateway.gateway
             request = Request(method, target.with_query(query) if query else target, headers, body)
-            probes, large = limits_of_gateway.begin(), limits_of_gateway.large()
+            probes, large = limits_of_gateway.breaker.enter(), limits_of_gateway.large()
             try:
                 answer = await self._wire.exchange(
                     request,
@@ -368,7 +364,7 @@ class Gateway:
             finally:
                 large.give_back()
                 if probes:
-                    limits_of_gateway.end()
+                    limits_of_gateway.breaker.leave()
         _note(name, account.merchant, gateway, outcome, time.perf_counter() - started)
         if span is not None:
             word = WORDS[type(outcome)]

@@ -86,7 +86,7 @@ class GatewayLimits:
         self._large = RoundRobinSemaphore(LARGE_AT_ONCE)
         self._cost_limit = CostLimit()
         self._costly = False
-        self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
+        self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
         per_second = settings.gateway_calls_per_second
         self._rate = RateLimiter(gateway, per_second, shared_state) if per_second else None
         self._throttled: dict[str, float] = {}
@@ -96,14 +96,14 @@ class GatewayLimits:
 
     def open_for(self) -> float:
         """Return for how many seconds the circuit is open; 0: it is closed."""
-        return self._breaker.wait(time.monotonic())
+        return self.breaker.wait(time.monotonic())
 
     @property
     def trouble(self) -> dict[str, object] | None:
         """What is known of its open circuit: `gateway`, `seconds` until calls are made, `since` (seconds
         ago) and the last `reason`; None while it is closed, and where only other processes saw it fail.
         """
-        if self._breaker.closed or self._failing is None:
+        if self.breaker.closed or self._failing is None:
             return None
         since, reason = self._failing
         left, ago = round(self.open_for(), 1), round(time.monotonic() - since, 1)
@@ -113,18 +113,18 @@ class GatewayLimits:
 
     def wait(self, merchant: str) -> float:
         """Return the seconds for which this merchant's calls are not to be made; 0: none."""
-        if self._breaker.closed and not (
+        if self.breaker.closed and not (
             self._costly or self._throttled or self._shared_state.any_circuit_open
         ):
             return 0.0
         now = time.monotonic()
         elsewhere = self._shared_state.open_until(self.gateway)
-        if elsewhere > now and self._breaker.observe(elsewhere, now):
+        if elsewhere > now and self.breaker.observe(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
         told = min(self._shared_state.open_until(name), now + LONGEST_THROTTLE)
         throttled = max(self._throttled.get(name, now), told) - now
-        return max(self._breaker.wait(now), throttled, self._too_costly())
+        return max(self.breaker.wait(now), throttled, self._too_costly())
 
     def spend(self, seconds: float) -> None:
         """Record what an answer cost this process beyond an ordinary answer."""
@@ -142,13 +142,6 @@ class GatewayLimits:
             log.info("gateway_back", gateway=self.gateway)
         return wait
 
-    def begin(self) -> bool:
-        """Begin a call; say whether it must `end`."""
-        return self._breaker.enter()
-
-    def end(self) -> None:
-        self._breaker.leave()
-
     def note(self, merchant: str, outcome: Outcome[object], seconds: float = 0.0) -> None:
         """Learn from what a call came to, and how long it took."""
         if not isinstance(outcome, Busy):
@@ -156,7 +149,7 @@ class GatewayLimits:
         match outcome:
             case Done() | Refused() | Unauthorized():
                 self._failing = None
-                if self._breaker.served():
+                if self.breaker.served():
                     self._shared_state.close_circuit(self.gateway)
                     log.info("gateway_back", gateway=self.gateway)
                 if self._throttled:
@@ -166,7 +159,7 @@ class GatewayLimits:
             case NotSent() | Unknown() | Throttled():
                 now = time.monotonic()
                 self._failing = now if self._failing is None else self._failing[0], outcome.reason
-                pause = self._breaker.failed(now)
+                pause = self.breaker.failed(now)
                 if pause is not None:
                     self._shared_state.open_circuit(self.gateway, pause)
                     log.warning("gateway_paused", gateway=self.gateway, seconds=pause, reason=outcome.reason)

@@ -18,21 +18,17 @@ class RoundRobinSemaphore:
     """So many `places`; who took one gives it back, or uses it up (then others must be added)."""
 
     def __init__(self, places: int) -> None:
-        self._free = places
+        self.free = places
+        """Slots that any task may take now."""
         # In the order of their turns; a key whose line is served goes behind the others.
         self._lines: dict[Hashable, deque[asyncio.Future[None]]] = {}
         self.waiting = 0
         """How many wait, or have just been given a place."""
 
-    @property
-    def free(self) -> int:
-        """Slots that any task may take now."""
-        return self._free
-
     def take_now(self) -> bool:
-        if self._free <= 0:
+        if self.free <= 0:
             return False
-        self._free -= 1
+        self.free -= 1
         return True
 
     async def take(self, key: Hashable) -> None:
@@ -63,7 +59,7 @@ class RoundRobinSemaphore:
                         self._lines[key] = line
                     place.set_result(None)
                     return
-        self._free += 1
+        self.free += 1
 
     def add(self, places: int) -> None:
         for _ in range(places):
@@ -71,4 +67,4 @@ class RoundRobinSemaphore:
 
     def withdraw_free(self) -> None:
         """Take away what is free; what is taken stays taken."""
-        self._free = 0
+        self.free = 0

@@ -317,7 +317,7 @@ def test_an_answer_that_costs_too_much_to_receive_is_given_up_and_the_circuit_of
     async def scene():
         async with gateway_that(raw(kind), **PATIENT) as (gateway, _, merchant):
             outcomes = [await gateway.authenticate(merchant) for _ in range(12)]
-            return outcomes, gateway._limits.of(gateway_of(merchant.url)).wait(merchant.merchant)
+            return outcomes, gateway.limits.of(gateway_of(merchant.url)).wait(merchant.merchant)
 
     outcomes, wait = run(scene())
     assert outcomes[0] == Unknown("The gateway's answer came in a way that costs more than an answer may.")
