@@ -144,11 +144,8 @@ class Encryptor:
 class DataKey:
     """The key of one checkout's personal data."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     owner: str
-
-    def __repr__(self) -> str:
-        return f"DataKey(owner={self.owner})"
 
     def encrypt(self, plain: bytes, *, purpose: str) -> bytes:
         """Encrypt personal data for one purpose (intent, token, callback)."""
