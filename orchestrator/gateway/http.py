@@ -103,14 +103,13 @@ class Wire:
         `queue_key` names the queue it waits in: the queues are served round-robin. `large` is taken for a
         large answer, for as long as the caller uses it.
         """
-        body = request.body
-        if not isinstance(body, GuardedBody):
-            return await self._exchange(request, limits_of_gateway, large, queue_key)
+        guarded = request.body if isinstance(request.body, GuardedBody) else None
         try:
             outcome = await self._exchange(request, limits_of_gateway, large, queue_key)
         finally:
-            body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
-        return _past_lease_guard(body, outcome)
+            if guarded is not None:
+                guarded.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
+        return outcome if guarded is None else _past_lease_guard(guarded, outcome)
 
     async def _exchange(
         self, request: Request, limits_of_gateway: GatewayLimits, large: Large, queue_key: Hashable

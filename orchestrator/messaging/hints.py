@@ -122,22 +122,15 @@ class HintPublisher:
                 "intents": publisher.waiting(INTENTS.name),
             }
 
-    def intents(self) -> int:
-        """Return how many messages of merchants wait in the queue `intents`, without those that workers hold.
+    def prove(self) -> tuple[int, int]:
+        """Return how many hints, and how many messages of merchants that no worker holds, wait.
 
-        For any thread; raises as `depth`.
-        """
-        with closing(Publisher(self._app)) as publisher:
-            return publisher.waiting(INTENTS.name)
-
-    def prove(self) -> int:
-        """Return how many hints wait, once the broker has shown that it would take another; raises why not.
-
-        For any thread.
+        Raises what keeps the broker from taking another hint. For any thread.
         """
         with closing(Publisher(self._app)) as publisher:
             publisher.prove("checkouts")
-            return publisher.depth("checkouts") + publisher.depth("callbacks")
+            hints = publisher.depth("checkouts") + publisher.depth("callbacks")
+            return hints, publisher.waiting(INTENTS.name)
 
     def _run(self) -> None:
         delay = _Delay(float("-inf"))
