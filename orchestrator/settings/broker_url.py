@@ -95,7 +95,7 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
     scheme = first.scheme
     all_parts = [first, *(parts_of(other, scheme) for other in urls[1:])]
     asked = _parameters(all_parts, scheme)
-    tls = _tls(asked, ca_file) if scheme in {"rediss", "amqps"} or asked.get("ssl") == "true" else None
+    tls = _tls(asked, ca_file) if scheme in {"rediss", "amqps"} or _flag(asked, "ssl", "false") else None
     if scheme == "sentinel" and not asked.get("master_name"):
         raise ValueError(
             "must name the primary that Sentinel watches, for example sentinel://host:26379/0?master_name=mymaster"
@@ -156,16 +156,20 @@ def _tls(asked: dict[str, str], ca_file: str | None) -> Tls:
     how = asked.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
     if how not in _VERIFY:
         raise ValueError("has an ssl_cert_reqs that is none of required, optional and none")
-    named = asked.get("ssl_check_hostname", "true").lower()
-    if named not in {"true", "false"}:
-        raise ValueError("has an ssl_check_hostname that is neither true nor false")
     return Tls(
         verify=_VERIFY[how],
-        check_hostname=named == "true",
+        check_hostname=_flag(asked, "ssl_check_hostname", "true"),
         ca_file=asked.get("ssl_ca_certs") or ca_file,
         certificate=asked.get("ssl_certfile"),
         key=asked.get("ssl_keyfile"),
     )
+
+
+def _flag(asked: dict[str, str], name: str, default: str) -> bool:
+    said = asked.get(name, default).lower()
+    if said not in {"true", "false"}:
+        raise ValueError(f"has an {name} that is neither true nor false")
+    return said == "true"
 
 
 def _database(parts: SplitResult) -> int:
