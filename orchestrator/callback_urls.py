@@ -69,10 +69,7 @@ def callback_urls(
     *,
     merchant_id: int,
 ) -> CallbackUrls:
-    """Make the links of one checkout.
-
-    `pages` are the shop's own by kind; without a page for redirect there is no such link.
-    """
+    """Make a checkout's links from the shop's pages by kind; without a page there is no redirect."""
 
     def link(kind: str, page: str) -> str:
         payload = _NAMES_MERCHANT + _packed(merchant_id) + page.encode()

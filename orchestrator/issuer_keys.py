@@ -73,10 +73,7 @@ def of_pem(text: str) -> PublicKey:
 
 
 def of_key_set(document: bytes) -> tuple[PublicKey, ...]:
-    """Read the usable signature keys of a key set; other keys in it are left out.
-
-    `ValueError` for a document that is no key set.
-    """
+    """Read the usable signature keys of a key set; `ValueError` for a document that is none."""
     try:
         found = msgspec.json.decode(document, type=_KeySet, strict=False).keys
     except (msgspec.DecodeError, RecursionError):

@@ -112,10 +112,7 @@ class Provider:
         return f"{address}{'&' if '?' in address else '?'}{urlencode(asked)}", flow
 
     async def finish(self, flow: Flow, answer: Mapping[str, str]) -> dict[str, Any]:
-        """Return the claims of the person whom the provider has signed in; raises `SignInFailed`.
-
-        `answer` is the query of the provider's redirect.
-        """
+        """Return the claims of who has signed in, by the redirect's query; raises `SignInFailed`."""
         if not hmac.compare_digest(answer.get("state", "").encode(), flow.state.encode()):
             raise SignInFailed("this sign-in was begun in another browser, or twice: begin again")
         if time.time() > flow.until:

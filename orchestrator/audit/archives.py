@@ -60,10 +60,7 @@ _PAYMENTS_ALONE = text("""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an archive says of itself.
-
-    `before` is the mac of the archive before it, `rows` how many rows of each kind it holds.
-    """
+    """What an archive says of itself; `before` is the mac of the one before it, `rows` counts by kind."""
 
     archive: int
     at: datetime

@@ -167,10 +167,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a chain, or of its archived part: the number, MAC and state after its last entry.
-
-    The default is before the first.
-    """
+    """The number, MAC and state after the last entry of a chain or its archived part; default: none."""
 
     sequence: int = 0
     mac: bytes = START
@@ -180,10 +177,7 @@ class Head:
 def walk(
     encryptor: Encryptor, checkout: UUID, links: Iterable[Link | Row[Any]], *, after: Head, head: Head
 ) -> tuple[int, str | None]:
-    """Follow the entries of a checkout from one head to another.
-
-    Returns how many were read, up to the first that does not follow, and what does not hold, if anything.
-    """
+    """Follow entries from one head to another; return how many were read, and what does not hold."""
     sequence, mac, state = after.sequence, after.mac, after.state
     read = 0
     for link in links:

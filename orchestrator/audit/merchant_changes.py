@@ -87,10 +87,7 @@ async def record(
     actor: str,
     details: Mapping[str, object],
 ) -> None:
-    """Write the next entry of a merchant, in the transaction of the change.
-
-    The caller holds the lock on the merchant's row, so that its changes are numbered one after the other.
-    """
+    """Write a merchant's next entry in the transaction of the change, which holds the lock on its row."""
     end = (await tx.execute(_END, {"merchant_id": merchant_id})).one()
     said = MerchantChange(
         merchant, merchant_id, (end.sequence or 0) + 1, _moment(end.now), actor, action, dict(details)

@@ -180,10 +180,7 @@ def _read_change(raw: bytes, amount: str) -> None:
 
 
 def _read_methods(raw: bytes) -> Methods:
-    """Read the list of methods.
-
-    One that cannot be used is left out, and said so; a list of such alone is unknown.
-    """
+    """Read the list of methods; unusable ones are left out and counted, a list of such alone is unknown."""
     methods = _decode(raw).get("methods")
     if not isinstance(methods, list):
         raise Malformed("The gateway's answer holds no list of methods.")
@@ -197,10 +194,7 @@ def _read_methods(raw: bytes) -> Methods:
 
 
 def _problem_of(method: object, *, holds_nul: bool) -> str | None:
-    """Return why a method cannot be offered, or None.
-
-    `holds_nul`: some method of the list holds a NUL character.
-    """
+    """Return why a method cannot be offered, or None; `holds_nul`: the list holds a NUL character."""
     identifier = method.get("id") if isinstance(method, dict) else None
     if not isinstance(identifier, str) or not identifier.strip() or len(identifier) > LONGEST_METHOD_ID:
         return "The gateway's list of methods holds something that is not a method."

@@ -76,10 +76,7 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A merchant's gateway URLs and credentials.
-
-    `url` and `merchant_api_url` are bases without a trailing path.
-    """
+    """A merchant's gateway URLs (bases without a trailing path) and credentials."""
 
     merchant: str
     url: str
@@ -137,10 +134,7 @@ class Gateway:
     async def open_session(
         self, account: Account, token: str, body: Mapping[str, object], *, user_agent: str | None
     ) -> Outcome[Session]:
-        """Open a session (D4, C1).
-
-        `body` is the request object of the facts; decimals are written as numbers.
-        """
+        """Open a session (D4, C1) with the request object of the facts; decimals become numbers."""
         content = _json(body)
         if isinstance(content, Refused):
             return content
@@ -159,10 +153,7 @@ class Gateway:
         amount: Decimal,
         user_agent: str | None,
     ) -> Outcome[None]:
-        """Change what a session holds, such as amount and lines (PUT; D4, C1); it may be repeated.
-
-        `amount` is that of the body.
-        """
+        """Change a session, such as its lines and `amount` (PUT; D4, C1); it may be repeated."""
         content = _json(body)
         if isinstance(content, Refused):
             return content
@@ -318,10 +309,7 @@ class Gateway:
         headers: Mapping[str, str] | None = None,
         body: Payload | None = None,
     ) -> Outcome[T]:
-        """Make one call, read its answer, write one log line.
-
-        Without `headers` the account's credentials prove it.
-        """
+        """Make one call, read its answer, write one log line; the account proves it without `headers`."""
         span = traces.begin(f"gateway {name}") if traces.on else None
         started = time.perf_counter()
         outcome: Outcome[T]
@@ -400,10 +388,7 @@ def _path_of(session_id: str) -> str:
 
 
 def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refused:
-    """Return the fields of an amount.
-
-    Without one the gateway would move all there is, so it is never left out.
-    """
+    """Return the fields of an amount, which is never left out: the gateway would move all there is."""
     if amount <= 0 or not 1 <= len(identifier) <= LONGEST_IDENTIFIER:
         raise ValueError(
             f"moving money needs an amount of more than 0 and an identifier, not {amount} and {identifier!r}"

@@ -214,10 +214,7 @@ _UNSETTLED = frozenset({408, 409, 425})
 
 
 def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
-    """Read a status that is not 2xx.
-
-    The body is not read: its shape is not documented, its text may be personal.
-    """
+    """Read a status other than 2xx, and no body: its shape is not documented, its text may be personal."""
     status = response.status
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")

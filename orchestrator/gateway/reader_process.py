@@ -64,10 +64,7 @@ _READ: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
 class ReaderProcess:
-    """The reader of one process.
-
-    An answer waits at most `timeout` seconds to be read, and is dropped as many seconds after that.
-    """
+    """The reader of one process; an answer waits for `timeout` seconds at most, and is read in as many."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -175,10 +172,7 @@ class ReaderProcess:
 
 
 def serve() -> None:
-    """Read requests on stdin and write results to stdout, until stdin ends.
-
-    The reader's main function.
-    """
+    """Read requests on stdin and write results to stdout until stdin ends: the reader's main function."""
     os.nice(NICE)
     with open(0, "rb") as source, open(1, "wb") as sink:
         _put(sink, _READY)

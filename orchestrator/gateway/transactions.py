@@ -276,10 +276,7 @@ def _moment(text: str) -> datetime | None:
 
 
 def _payment_infos(row: _Row) -> dict[str, str]:
-    """Read what `transactionInfo` became (C1).
-
-    A name that comes twice binds nothing: it is left out and flagged.
-    """
+    """Read what `transactionInfo` became (C1); a name that comes twice binds nothing and is flagged."""
     infos: dict[str, str] = {}
     repeated: set[str] = set()
     for entries in row.all("PaymentInfos"):

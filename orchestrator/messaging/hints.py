@@ -39,10 +39,7 @@ class _Hint(NamedTuple):
 
 
 class _Delay(NamedTuple):
-    """Until when hints gather, and the merchant of the burst.
-
-    A hint of another merchant ends the delay, once in its time.
-    """
+    """Until when the hints of a burst gather; one of another merchant ends that, once in its time."""
 
     until: float
     burst: frozenset[int | None] = frozenset()
@@ -106,10 +103,7 @@ class HintPublisher:
                 self._arrived.set()
 
     def depth(self, name: QueueName) -> int:
-        """Return how many messages wait in a queue; raises kombu's errors when the broker is away.
-
-        For any thread.
-        """
+        """Return how many messages wait in a queue, for any thread; raises kombu's errors."""
         with closing(Publisher(self._app, timeout=DEPTH_TIMEOUT)) as publisher:
             return publisher.depth(name)
 

@@ -86,10 +86,7 @@ class Endpoint:
 
 
 def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*REDIS, *AMQP)) -> Endpoint:
-    """Read a URL; `ValueError` with the end of a sentence about it ("must be …").
-
-    `ca_file` counts where the URL names none.
-    """
+    """Read a URL, `ca_file` where it names none; `ValueError` with the end of a sentence ("must be …")."""
     urls = url.split(";") if url.startswith("sentinel://") else [url]
     first = parts_of(urls[0], *kinds)
     scheme = first.scheme

@@ -135,10 +135,7 @@ class Unprovable(ArchiveError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which checkouts may go: those between two ids, untouched since a moment.
-
-    `placing`: events are being given their positions.
-    """
+    """Checkouts between two ids, untouched since a moment; `placing`: events get their positions."""
 
     before: UUID
     untouched: datetime

@@ -20,10 +20,7 @@ _LEVEL: Final = 6
 
 @contextmanager
 def draft(directory: Path, number: int) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Open a file that is not an archive yet; at the end of the block it is on the disk.
-
-    What a killed run left is replaced.
-    """
+    """Open a file that is no archive yet, in place of a killed run's; after the block it is on the disk."""
     path = directory / f".{_PREFIX}{number:06}.part"
     try:
         path.unlink(missing_ok=True)

@@ -114,10 +114,7 @@ class SharedGatewayState:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop reading.
-
-        A client may end a cancelled call with another error, after which nothing more is begun.
-        """
+        """Stop: a client may end a cancelled call with another error, after which nothing is begun."""
         self._closing = True
         await cancelled(self._tasks)
         if self._redis is not None:
