@@ -124,10 +124,7 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
         order_ref=text("ShopOrderId"),
         status=status,
         currency=currency,
-        reserved=reserved,
-        captured=captured,
-        refunded=refunded,
-        credited=amounts["credited"],
+        **amounts,
         created_at=text("CreatedDate"),
         payment_infos=infos,
         reconciliations=tuple(
@@ -139,7 +136,6 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
         charged_back=max(taken_back, 0),
         scheme=_scheme(row),
         reserved_until=reserved_until,
-        surcharge=amounts["surcharge"],
         raw_amounts=row.raw,
         chargeback_events=events,
     )
