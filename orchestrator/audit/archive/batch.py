@@ -189,7 +189,7 @@ async def take(
     choice: Choice,
     *,
     most: int,
-    but: Collection[UUID],
+    but: Collection[UUID] = (),
 ) -> Archived | None:
     """Move the history of the first checkouts of a choice, at most so many, into a file; None when there are
     no more.
