@@ -183,7 +183,8 @@ def serve() -> None:
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
                 )
-            outcome: Outcome[Any] = Reader(kind, argument).read(raw)
+            reader: Reader[Any] = Reader(kind, argument)
+            outcome = reader.read(raw)
             value = outcome.value if isinstance(outcome, Done) else outcome
             try:
                 message = _ENCODER.encode((type(value).__name__, value))
