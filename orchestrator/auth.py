@@ -60,9 +60,7 @@ _CLAIMS: Final = ("iss", "aud", "sub", "exp", "iat", "merchant", "scope")
 
 
 class AccessDenied(OrchestratorError):  # noqa: N818 - named for the fact
-    """The request is refused: `status` is 401 (no valid token), 403 (no right) or 503 (the keys cannot be
-    fetched).
-    """
+    """The request is refused: 401 (no valid token), 403 (no right) or 503 (the keys cannot be fetched)."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -116,14 +114,12 @@ def issue(settings: Settings, *, merchant: str, scopes: Iterable[str], lifetime:
         message = f"scope of a token of {whose} must be some of {', '.join(sorted(known))}, not {', '.join(sorted(wanted - known))}"
         raise ValueError(message)
     if not _fits(merchant) or not _fits(subject):
-        message = f"merchant and subject must be 1 to {LONGEST_NAME} printable characters"
-        raise ValueError(message)
+        raise ValueError(f"merchant and subject must be 1 to {LONGEST_NAME} printable characters")
     if lifetime > settings.jwt_max_lifetime:
-        message = (
+        raise ValueError(
             f"a token may live {_days(settings.jwt_max_lifetime)} at the most, not {_days(lifetime)}: "
             "ask for less, or raise ORCHESTRATOR_JWT_MAX_LIFETIME"
         )
-        raise ValueError(message)
     now = int(time.time())
     claims = {
         "iss": settings.jwt_issuer,
@@ -155,18 +151,8 @@ def bearer_of(authorization: str) -> str | None:
     return (token.strip() or None) if scheme.lower() == "bearer" else None
 
 
-def verify(settings: Settings, token: str, keys: Sequence[PublicKey] = ()) -> Caller:
-    """Return the caller that a token proves, also by keys of an identity provider; `AccessDenied` gives the
-    reason if it proves none.
-    """
-    caller, _ = _verify(settings, token, keys)
-    return caller
-
-
 class Authenticator:
-    """Verifies tokens for one process and caches the results for half a minute, never beyond a
-    token's end.
-    """
+    """Verifies tokens for a process; a result is kept for half a minute, never beyond the token's end."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -187,7 +173,7 @@ class Authenticator:
             self._seen.move_to_end(token)
             return known[0]
         try:
-            caller, expires = _verify(self._settings, token, await self._keys_for(token))
+            caller, expires = verify(self._settings, token, await self._keys_for(token))
         except AccessDenied as error:
             if error.status == 401:  # noqa: PLR2004 - it proves nothing any more
                 self._seen.pop(token, None)
@@ -203,15 +189,13 @@ class Authenticator:
         """
         keys = await self._keys_for(token)
         try:
-            caller, end = _verify(self._settings, token, keys, expired=True)
+            caller, end = verify(self._settings, token, keys, expired=True)
         except AccessDenied:
             return None
         return caller if end <= time.time() else None
 
     def knows(self, authorization: str | None) -> bool:
-        """Say whether this process has verified the token of an Authorization header before, and its end has
-        not come.
-        """
+        """Say whether this process has verified a header's token before, and its end has not come."""
         known = self._seen.get(bearer_of(authorization or "") or "")
         return known is not None and time.time() < known[2]
 
@@ -221,14 +205,11 @@ class Authenticator:
         return time.time() if known is None else known[2]
 
     async def close(self) -> None:
-        """Stop a fetch of keys that is under way."""
         if self._published is not None:
             await self._published.close()
 
     async def _keys_for(self, token: str) -> Sequence[PublicKey]:
-        """Return the published keys that may have signed a token; none for a token that no published key
-        signs.
-        """
+        """Return the published keys that may have signed a token."""
         if self._published is None:
             return ()
         header = _header(token)
@@ -238,7 +219,7 @@ class Authenticator:
         try:
             return await self._published.for_token(kid if isinstance(kid, str) else None)
         except issuer_keys.KeysUnavailable as error:
-            if _configured(self._settings, str(header["alg"])):
+            if issuer_keys.may_verify(self._settings.public_keys, str(header["alg"])):
                 return ()
             raise AccessDenied(
                 503,
@@ -246,11 +227,13 @@ class Authenticator:
             ) from None
 
 
-def _verify(
-    settings: Settings, token: str, keys: Sequence[PublicKey], *, expired: bool = False
+def verify(
+    settings: Settings, token: str, keys: Sequence[PublicKey] = (), *, expired: bool = False
 ) -> tuple[Caller, float]:
-    """Return the caller and the end of the token (seconds since 1970), which with `expired` may have
-    passed.
+    """Return the caller that a token proves, also by `keys` of an identity provider, and the token's end
+    (seconds since 1970), which with `expired` may have passed.
+
+    `AccessDenied` gives the reason if it proves none.
     """
     if not accepts(settings):
         raise AccessDenied(
@@ -295,25 +278,18 @@ def algorithms(settings: Settings) -> tuple[str, ...]:
 
 
 def _candidates(settings: Settings, algorithm: object, published: Sequence[PublicKey]) -> Iterable[Any]:
-    """Return the keys that may verify a token of this algorithm; a key serves the algorithms of its own kind
-    only.
-    """
+    """Return the keys that may verify a token; a key serves the algorithms of its own kind only."""
     if algorithm == ALGORITHM and settings.jwt_secrets:
         return [secret.get_secret_value() for secret in settings.jwt_secrets]
     if algorithm not in algorithms(settings):
         raise AccessDenied(401, f"the token must be signed with {' or '.join(algorithms(settings))}")
-    found = [*_configured(settings, str(algorithm)), *issuer_keys.may_verify(published, str(algorithm))]
+    found = issuer_keys.may_verify((*settings.public_keys, *published), str(algorithm))
     if not found:
         raise AccessDenied(401, "the token names a key that its issuer does not publish: issue a new one")
     return [public.key for public in found]
 
 
-def _configured(settings: Settings, algorithm: str) -> list[PublicKey]:
-    return issuer_keys.may_verify(settings.public_keys, algorithm)
-
-
 def _header(token: str) -> dict[str, Any]:
-    """Return the unverified header of a token."""
     if len(token) > LONGEST:
         raise AccessDenied(
             401,

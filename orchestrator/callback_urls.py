@@ -41,9 +41,7 @@ _NAMES_MERCHANT: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrls:
-    """The callback URLs for the gateway. They are signed: a sender who has a URL can call it, so they are
-    never logged.
-    """
+    """The signed callback URLs for the gateway: whoever has one can call it, so they are never logged."""
 
     success: str = field(repr=False)
     failure: str = field(repr=False)
@@ -71,10 +69,7 @@ def callback_urls(
     *,
     merchant_id: int,
 ) -> CallbackUrls:
-    """Make the links of one checkout.
-
-    `pages` are the shop's own by kind; without a page for redirect there is no such link.
-    """
+    """Make a checkout's links from the shop's pages by kind; without a page there is no redirect."""
 
     def link(kind: str, page: str) -> str:
         payload = _NAMES_MERCHANT + _packed(merchant_id) + page.encode()
@@ -118,15 +113,12 @@ def merchant_url(encryptor: Encryptor, public_url: str, merchant: str) -> str:
 
 
 def open_merchant_link(encryptor: Encryptor, merchant: str, signed: str) -> bool:
-    """Say whether we made this merchant's link."""
     tag = _decode(signed) if len(signed) < 2 * _TAG else None
     return tag is not None and encryptor.signed(_MERCHANT, merchant.encode("utf-8", "surrogatepass"), tag)
 
 
 def client_token(encryptor: Encryptor, checkout_id: UUID) -> str:
-    """Return the token with which a shopper's browser may follow this single checkout: 43 characters, the
-    same each time.
-    """
+    """Return the token by which a browser follows this one checkout: 43 characters, always the same."""
     return _encode(checkout_id.bytes + encryptor.sign(_CLIENT, checkout_id.bytes))
 
 
@@ -139,12 +131,11 @@ def client_of(encryptor: Encryptor, token: str) -> UUID | None:
 
 
 def with_query(url: str, **values: str) -> str:
-    """Add parameters to a URL's query; what is there stays as it is, also the fragment, and no pair is added
-    twice.
-    """
+    """Add parameters to a URL's query, none twice; what is there stays as it is, also the fragment."""
     rest, hash_sign, fragment = url.partition("#")
     base, _, query = rest.partition("?")
-    present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in _pairs(query)}
+    pairs = (part.partition("=") for part in query.split("&") if part)
+    present = {(unquote_plus(name), unquote_plus(value)) for name, _, value in pairs}
     added = "&".join(
         f"{quote(name, safe='')}={quote(value, safe='')}"
         for name, value in values.items()
@@ -154,10 +145,6 @@ def with_query(url: str, **values: str) -> str:
         return url
     joined = f"{query}&{added}" if query and not query.endswith("&") else query + added
     return f"{base}?{joined}{hash_sign}{fragment}"
-
-
-def _pairs(query: str) -> list[tuple[str, str, str]]:
-    return [part.partition("=") for part in query.split("&") if part]
 
 
 def _message(kind: str, checkout_id: UUID, payload: bytes) -> bytes:

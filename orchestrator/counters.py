@@ -55,7 +55,6 @@ class Counter:
             known[values] = known.get(values, 0.0) + by
 
     def knows(self, *values: str) -> bool:
-        """Return whether something was counted for these values."""
         return values in self.values
 
 
@@ -160,7 +159,6 @@ class Bounded:
         self._most, self._seen = most, set[str]()
 
     def of(self, value: str) -> str:
-        """Return the label for a value."""
         if value in self._seen:
             return value
         if len(self._seen) >= self._most:

@@ -95,11 +95,8 @@ class Encryptor:
         masters = [base64.b64decode(key.get_secret_value()) for key in secret_keys]
         self._keys = [Key(_key_id(master), master) for master in masters]
         self._by_id = {key.id: key for key in self._keys}
-
-    @property
-    def newest(self) -> Key:
+        self.newest = self._keys[0]
         """The key that seals, signs and chains from now on."""
-        return self._keys[0]
 
     def known(self, key_id: str) -> Key | None:
         """Return the key with this id, if the installation still has it."""
@@ -114,10 +111,9 @@ class Encryptor:
         """Open what `encrypt` made; `EncryptionError` if no known key does."""
         key = self._by_id.get(encrypted[:_ID].hex())
         if key is None:
-            message = (
+            raise EncryptionError(
                 f"sealed under key {encrypted[:_ID].hex()}, which ORCHESTRATOR_SECRET_KEYS does not have"
             )
-            raise EncryptionError(message)
         return _decrypt(key.derived("seal"), encrypted[_ID:], purpose.encode())
 
     def new_data_key(self, owner: object) -> tuple[DataKey, bytes]:
@@ -148,12 +144,8 @@ class Encryptor:
 class DataKey:
     """The key of one checkout's personal data."""
 
-    key: bytes
+    key: bytes = field(repr=False)
     owner: str
-
-    def __repr__(self) -> str:
-        """Hide the key."""
-        return f"DataKey(owner={self.owner})"
 
     def encrypt(self, plain: bytes, *, purpose: str) -> bytes:
         """Encrypt personal data for one purpose (intent, token, callback)."""

@@ -66,27 +66,21 @@ def of_pem(text: str) -> PublicKey:
         raise ValueError(message) from None
     algorithms = _algorithms(key)
     if not algorithms:
-        message = (
+        raise ValueError(
             f"each key must be RSA with at least {LEAST_RSA_BITS} bits, a P-256 or P-384 curve, or Ed25519"
         )
-        raise ValueError(message)
     return PublicKey(key, algorithms)
 
 
 def of_key_set(document: bytes) -> tuple[PublicKey, ...]:
-    """Read the usable signature keys of a key set; other keys in it are left out.
-
-    `ValueError` for a document that is no key set.
-    """
+    """Read the usable signature keys of a key set; `ValueError` for a document that is none."""
     try:
         found = msgspec.json.decode(document, type=_KeySet, strict=False).keys
     except (msgspec.DecodeError, RecursionError):
-        message = "the answer is not a JSON Web Key Set"
-        raise ValueError(message) from None
+        raise ValueError("the answer is not a JSON Web Key Set") from None
     keys = [key for entry in found[:MOST_KEYS] if (key := _of_entry(entry)) is not None]
     if not keys:
-        message = f"the key set has no key for {', '.join(ALGORITHMS)}"
-        raise ValueError(message)
+        raise ValueError(f"the key set has no key for {', '.join(ALGORITHMS)}")
     return tuple(keys)
 
 
@@ -138,9 +132,7 @@ class KeySet:
         self._task: asyncio.Task[None] | None = None
 
     async def for_token(self, kid: str | None) -> tuple[PublicKey, ...]:
-        """Return the keys that may have signed a token with this `kid`; raise `KeysUnavailable` where no keys
-        were fetched.
-        """
+        """Return the keys that may have signed a token; `KeysUnavailable` where none were fetched."""
         if not self._usable() or not (found := self._named(kid)):
             if (refresh := self._refresh()) is not None:
                 await asyncio.shield(refresh)
@@ -152,7 +144,6 @@ class KeySet:
         return found
 
     async def close(self) -> None:
-        """End a fetch that is under way."""
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=TIMEOUT)
@@ -205,14 +196,12 @@ async def _fetch(url: str) -> bytes:
         client.stream("GET", url, headers={"Accept": "application/json"}) as response,
     ):
         if response.status_code != httpx.codes.OK:
-            message = f"the answer was HTTP {response.status_code}"
-            raise ValueError(message)
+            raise ValueError(f"the answer was HTTP {response.status_code}")
         document = bytearray()
         async for piece in response.aiter_bytes():
             document += piece
             if len(document) > LARGEST:
-                message = f"the answer has more than {LARGEST} bytes"
-                raise ValueError(message)
+                raise ValueError(f"the answer has more than {LARGEST} bytes")
         return bytes(document)
 
 
@@ -226,5 +215,4 @@ async def fetch_now(url: str) -> int:
 
 
 def may_verify(keys: Iterable[PublicKey], algorithm: str) -> list[PublicKey]:
-    """Return the keys that verify an algorithm."""
     return [key for key in keys if algorithm in key.algorithms]

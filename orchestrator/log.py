@@ -93,9 +93,7 @@ _PLAIN: Final = re.compile(r"[A-Za-z_]*|[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4})
 
 
 def scrub(text: str) -> str:
-    """Return `text` without anything that has the shape of a token, credential, signed URL, card or e-mail
-    address.
-    """
+    """Return a text without what has the shape of a token, credential, signed URL, card or e-mail address."""
     if _PLAIN.fullmatch(text):
         return text
     clean = _without_shapes(text)
@@ -187,9 +185,7 @@ def _without_rows(_logger: object, _method: str, event: MutableMapping[str, Any]
 
 
 def _harmless(_logger: object, _method: str, event: MutableMapping[str, Any]) -> EventDict:
-    """Keep every text in its line; those of a traceback are indented, so that none of them can be taken for a
-    line of the log.
-    """
+    """Keep every text in its line; a traceback is indented, so that no part of it looks like a line."""
     shown = {
         key: neutralised(value) if isinstance(value, str) and key != "exception" else value
         for key, value in event.items()
@@ -258,7 +254,6 @@ def configure(*, style: str = "auto", level: str = "info", file: str | None = No
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    """Return the logger of a module."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
     return logger
 
@@ -296,7 +291,6 @@ class _Formatter(structlog.stdlib.ProcessorFormatter):
     """The formatter of all lines but those that are finished already."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record."""
         return record.msg if record.name == PLAIN else super().format(record)
 
 

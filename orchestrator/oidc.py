@@ -112,10 +112,7 @@ class Provider:
         return f"{address}{'&' if '?' in address else '?'}{urlencode(asked)}", flow
 
     async def finish(self, flow: Flow, answer: Mapping[str, str]) -> dict[str, Any]:
-        """Return the claims of the person whom the provider has signed in; raises `SignInFailed`.
-
-        `answer` is the query of the provider's redirect.
-        """
+        """Return the claims of who has signed in, by the redirect's query; raises `SignInFailed`."""
         if not hmac.compare_digest(answer.get("state", "").encode(), flow.state.encode()):
             raise SignInFailed("this sign-in was begun in another browser, or twice: begin again")
         if time.time() > flow.until:
@@ -132,7 +129,6 @@ class Provider:
         return await self._verified(known, await self._exchange(known, code, flow), flow)
 
     async def close(self) -> None:
-        """End a fetch that is under way."""
         if self._known is not None:
             await self._known.keys.close()
 

@@ -21,7 +21,6 @@ _ITERATIONS, _LANES, _MEMORY = 2, 1, 19_456
 
 
 def hashed(password: str) -> str:
-    """Return what is stored of a password."""
     return Argon2id(
         salt=os.urandom(_SALT), length=_LENGTH, iterations=_ITERATIONS, lanes=_LANES, memory_cost=_MEMORY
     ).derive_phc_encoded(password.encode())

@@ -44,10 +44,8 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]], *, again_after: float = 
     await asyncio.gather(*(task for task in every if task not in left), return_exceptions=True)
 
 
-def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:
-    """End this process by force if it still runs after so long; what it holds is in Postgres, with its due
-    time.
-    """
+def end_within(seconds: float, process: str) -> None:
+    """End this process by force after so long; what it holds is in Postgres with its due time."""
 
     def end() -> None:
         # In a thread of its own: what hangs may be whatever reads our log.
@@ -56,7 +54,7 @@ def end_within(seconds: float, process: str, *, status: int = FAILED) -> None:
         )
         line.start()
         line.join(1.0)
-        os._exit(status)
+        os._exit(FAILED)
 
     timer = threading.Timer(seconds, end)
     timer.daemon = True

@@ -36,9 +36,7 @@ _UNESCAPED: Final = re.compile(rf"[\x7f-\x9f{_BIDI}{_LINES}{_HALVES}]")
 
 
 def neutralised(text: str) -> str:
-    """Return `text` with each control character and each bidirectional control replaced by U+FFFD, in one
-    line.
-    """
+    """Return a text in one line, each control character and bidirectional control replaced by U+FFFD."""
     return text if text.isascii() and text.isprintable() else _UNSAFE.sub(REPLACEMENT, text)
 
 
@@ -60,10 +58,7 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def unmarked(raw: bytes) -> bytes:
-    """Return the bytes of a text in UTF-8 without a byte order mark.
-
-    Bytes without a mark, and bytes that are not what their mark says, are returned as they are.
-    """
+    """Return UTF-8 without its byte order mark; other bytes, and what a mark says wrongly, stay."""
     if raw.startswith(codecs.BOM_UTF8):
         return raw[len(codecs.BOM_UTF8) :]
     for mark, encoding in _MARKS:

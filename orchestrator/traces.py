@@ -73,11 +73,9 @@ class Span:
 
     @property
     def place(self) -> Place:
-        """Where children of this span hang."""
         return Place(self.parent.trace, self.id, self.parent.offset)
 
     def end(self, *, kind: str = "internal", error: bool = False, **attributes: str | float | bool) -> None:
-        """End it now."""
         _emit(self, time.time_ns() + self.parent.offset, kind, error=error, attributes=attributes)
 
 
@@ -167,7 +165,6 @@ def start(process: str, url: str | None, sample: float) -> None:
 
 
 def use(process: str, processor: Any, *, sample: float) -> None:
-    """Keep traces with a processor of the SDK."""
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 - an extra
 
     global on, _sample, _processor, _resource

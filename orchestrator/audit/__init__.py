@@ -9,7 +9,7 @@ checkout, shows. What has left for an archive is noted under our key, up to whic
 each archive in a seal: entries that are gone without that are missing.
 """
 
-from orchestrator.audit.archives import Opened, Page, Writing, open_archive
+from orchestrator.audit.archives import Opened, Page, open_archive, write_archive
 from orchestrator.audit.chain import (
     FROM_PAYMENT,
     START,
@@ -20,7 +20,6 @@ from orchestrator.audit.chain import (
     chain_mac,
     from_unmatched_payment,
     make,
-    unlike,
     walk,
 )
 from orchestrator.audit.findings import Findings

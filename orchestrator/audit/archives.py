@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import hmac
 import zlib
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -21,7 +21,7 @@ from uuid import UUID
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.audit.chain import START, Head, unlike, walk
+from orchestrator.audit.chain import START, Head, Link, chain_mac, unproven, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
-    from orchestrator.audit.chain import Link
     from orchestrator.audit.findings import Findings
     from orchestrator.crypto import Encryptor, Key
     from orchestrator.store.database import Database
@@ -42,10 +41,10 @@ a tenth of its content."""
 INFLATION_FREE: Final = 4 * 1024 * 1024
 """Bytes of content that any file may have."""
 
-_PURPOSE: Final = "audit-archive"
+PURPOSE: Final = "audit-archive"
 
 ARCHIVES = text("""
-    SELECT sequence, at, file, manifest, key_id, mac FROM archives WHERE sequence > :after ORDER BY sequence LIMIT 50
+    SELECT sequence, at, file, manifest, key_id, mac FROM archives WHERE sequence > :sequence ORDER BY sequence LIMIT 50
 """)
 _HEADS = text("""
     SELECT archive, checkout_id, sequence, mac, state FROM archived_heads
@@ -61,10 +60,7 @@ _PAYMENTS_ALONE = text("""
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an archive says of itself.
-
-    `before` is the mac of the archive before it, `rows` how many rows of each kind it holds.
-    """
+    """What an archive says of itself; `before` is the mac of the one before it, `rows` counts by kind."""
 
     archive: int
     at: datetime
@@ -123,18 +119,6 @@ class _Read(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
-    """An entry out of a page, in the shape in which a chain is walked."""
-
-    sequence: int
-    at: datetime
-    action: str
-    entry: str
-    key_id: str
-    mac: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class Page:
     """The history of one checkout: the head before its first entry, its head, its entries, and rows of other
     kinds as JSON.
@@ -143,7 +127,7 @@ class Page:
     checkout: UUID
     after: Head
     head: Head
-    entries: Sequence[Link]
+    entries: Sequence[Link | Row[Any]]
     rows: Mapping[str, Sequence[msgspec.Raw]]
 
 
@@ -176,53 +160,36 @@ class _Tally:
         self.heads.update(_head_line(checkout, head))
 
 
-@dataclass(slots=True)
-class Writing:
-    """Writes the pages of one archive, in the order of their ids; `close` ends it with the manifest."""
-
-    file: IO[bytes]
-    _tally: _Tally = field(default_factory=_Tally)
-    _rows: dict[str, int] = field(default_factory=dict)
-
-    def add(self, page: Page) -> None:
-        """Write the page of one checkout."""
-        body = {
-            "line": "page",
-            "id": page.checkout,
-            "after": _ended(page.after),
-            "head": _ended(page.head),
-            "entries": [
-                _Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries
-            ],
-            **page.rows,
-        }
+def write_archive(
+    file: IO[bytes], pages: Iterable[Page], key: Key, *, archive: int, at: datetime, before: bytes
+) -> tuple[str, bytes]:
+    """Write pages, sorted by id, and their manifest; return the manifest's text and its mac."""
+    tally, rows = _Tally(), Counter[str]()
+    for page in pages:
+        entries = [_Written(entry.entry, entry.key_id, bytes(entry.mac).hex()) for entry in page.entries]
+        ends = {"after": _ended(page.after), "head": _ended(page.head)}
+        body = {"line": "page", "id": page.checkout, **ends, "entries": entries, **page.rows}
         line = msgspec.json.encode(body) + b"\n"
-        self.file.write(line)
-        self._tally.add(line, page.checkout, page.head, len(page.entries))
-        for kind, rows in page.rows.items():
-            self._rows[kind] = self._rows.get(kind, 0) + len(rows)
-
-    def close(self, key: Key, *, archive: int, at: datetime, before: bytes) -> tuple[str, bytes]:
-        """Write the manifest; return its text and its mac."""
-        tally = self._tally
-        assert tally.first is not None  # noqa: S101 - an archive has at least one page
-        assert tally.last is not None  # noqa: S101 - as above
-        manifest = Manifest(
-            archive=archive,
-            at=at,
-            before=before.hex(),
-            checkouts=tally.checkouts,
-            entries=tally.entries,
-            rows=self._rows,
-            first=tally.first,
-            last=tally.last,
-            heads=tally.heads.hexdigest(),
-            pages=tally.pages.hexdigest(),
-        )
-        said = msgspec.json.encode(manifest, order="sorted").decode()
-        mac = _mac(key, before, said)
-        self.file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
-        return said, mac
+        file.write(line)
+        tally.add(line, page.checkout, page.head, len(page.entries))
+        rows.update({kind: len(found) for kind, found in page.rows.items()})
+    assert tally.first is not None and tally.last is not None  # noqa: PT018, S101 - there is at least one page
+    manifest = Manifest(
+        archive=archive,
+        at=at,
+        before=before.hex(),
+        checkouts=tally.checkouts,
+        entries=tally.entries,
+        rows=rows,
+        first=tally.first,
+        last=tally.last,
+        heads=tally.heads.hexdigest(),
+        pages=tally.pages.hexdigest(),
+    )
+    said = msgspec.json.encode(manifest, order="sorted").decode()
+    mac = chain_mac(key, before, said, PURPOSE)
+    file.write(msgspec.json.encode(_Last(said, key.id, mac.hex())) + b"\n")
+    return said, mac
 
 
 def _ended(head: Head) -> _Ended:
@@ -233,10 +200,6 @@ def _head_line(checkout: UUID, head: Head) -> bytes:
     return f"{checkout} {head.sequence} {bytes(head.mac).hex()} {head.state}\n".encode()
 
 
-def _mac(key: Key, before: bytes, manifest: str) -> bytes:
-    return hmac.digest(key.derived(_PURPOSE), before + manifest.encode(), "sha256")
-
-
 # ── A file by itself ──────────────────────────────────────────────────────────────────────────────────────
 
 _LINE: Final = msgspec.json.Decoder(_Page | _Last)
@@ -244,9 +207,7 @@ _READ: Final = msgspec.json.Decoder(_Read)
 
 
 def open_archive(path: Path, encryptor: Encryptor) -> Opened:
-    """Read a file from its first page to its manifest, and name what does not hold; `OSError` if it cannot be
-    read.
-    """
+    """Read a file up to its manifest, and name what does not hold; `OSError` if it cannot be read."""
     opened = Opened()
     try:
         with gzip.open(path, "rb") as file:
@@ -287,21 +248,21 @@ def _read(lines: Iterable[bytes], encryptor: Encryptor, opened: Opened) -> None:
             if isinstance(found, _Last):
                 _conclude(encryptor, found, tally, opened)
                 continue
-            head = found.head.head()
-            walked = walk(encryptor, found.id, map(_link, found.entries), after=found.after.head())
+            after, head = found.after.head(), found.head.head()
+            _, problem = walk(encryptor, found.id, map(_link, found.entries), after=after, head=head)
         except (msgspec.DecodeError, ValueError, RecursionError):
             opened.problems.append(f"line {number} is not in the words of an archive")
             return
-        if (problem := unlike(found.id, walked, head)) is not None:
+        if problem is not None:
             opened.problems.append(problem)
         tally.add(line, found.id, head, len(found.entries))
     if opened.manifest is None:
         opened.problems.append("it has no manifest: its end was cut off")
 
 
-def _link(written: _Written) -> _Link:
+def _link(written: _Written) -> Link:
     told = _READ.decode(written.entry)
-    return _Link(
+    return Link(
         told.sequence, told.at, told.action, written.entry, written.key_id, bytes.fromhex(written.mac)
     )
 
@@ -309,9 +270,8 @@ def _link(written: _Written) -> _Link:
 def _conclude(encryptor: Encryptor, last: _Last, tally: _Tally, opened: Opened) -> None:
     manifest = opened.manifest = msgspec.json.decode(last.manifest, type=Manifest)
     opened.mac = bytes.fromhex(last.mac)
-    problem = _unproven(
-        encryptor, last.manifest, key_id=last.key_id, before=bytes.fromhex(manifest.before), mac=opened.mac
-    )
+    before = bytes.fromhex(manifest.before)
+    problem = unproven(encryptor, before, last.manifest, key_id=last.key_id, mac=opened.mac, purpose=PURPOSE)
     if problem is not None:
         opened.problems.append(f"its manifest {problem}")
     for name, wanted, there in (
@@ -324,24 +284,15 @@ def _conclude(encryptor: Encryptor, last: _Last, tally: _Tally, opened: Opened) 
         opened.problems.append("its pages are not those that were written")
 
 
-def _unproven(encryptor: Encryptor, manifest: str, *, key_id: str, before: bytes, mac: bytes) -> str | None:
-    key = encryptor.known(key_id)
-    if key is None:
-        return f"was made under key {key_id}, which SECRET_KEYS does not have"
-    return None if hmac.compare_digest(_mac(key, before, manifest), mac) else "was changed"
-
-
 # ── The chain of archives ─────────────────────────────────────────────────────────────────────────────────
 
 
 async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -> None:
-    """Verify the chain of archives: each manifest follows from the previous one, and its heads are those in
-    the tables.
-    """
+    """Verify that each manifest follows from the one before, and that its heads are those in the tables."""
     before, expected = START, 1
     while True:
         async with db.snapshot() as moment:
-            rows = (await moment.execute(ARCHIVES, {"after": expected - 1})).all()
+            rows = (await moment.execute(ARCHIVES, {"sequence": expected - 1})).all()
             if not rows:
                 break
             span = {"after": expected - 1, "until": rows[-1].sequence}
@@ -370,7 +321,7 @@ async def verify_archives(db: Database, encryptor: Encryptor, found: Findings) -
 
 
 def _unlisted(encryptor: Encryptor, row: Row[Any], before: bytes, digest: Any) -> str | None:
-    problem = _unproven(encryptor, row.manifest, key_id=row.key_id, before=before, mac=bytes(row.mac))
+    problem = unproven(encryptor, before, row.manifest, key_id=row.key_id, mac=row.mac, purpose=PURPOSE)
     if problem is not None:
         return problem
     manifest = msgspec.json.decode(row.manifest, type=Manifest)

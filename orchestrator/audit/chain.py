@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
 
+    from sqlalchemy import Row
+
     from orchestrator.crypto import Encryptor, Key
 
 PURPOSE: Final = "audit"
+CHANGED: Final = "was changed: its text and its mac do not agree"
 START: Final = b"\0" * 32
 """The mac before the first entry of every chain."""
+_ENCODER: Final = msgspec.json.Encoder(order="sorted")
 FROM_PAYMENT: Final = ("unmatched_payment", "stray")
 """Words in the evidence of a first entry that say that the checkout was created from a payment for an order
 number that no shop had handed over. The first is written; the second stands in entries of versions before
@@ -90,9 +94,26 @@ class Entry:
         }
 
 
-def chain_mac(key: Key, before: bytes, entry: str) -> bytes:
-    """Return the mac of an entry that follows `before`."""
-    return hmac.digest(key.derived(PURPOSE), before + entry.encode(), "sha256")
+def chain_mac(key: Key, before: bytes, entry: str, purpose: str = PURPOSE) -> bytes:
+    """Return the mac of an entry that follows `before`; each chain has a key of its own, by its `purpose`."""
+    return hmac.digest(key.derived(purpose), before + entry.encode(), "sha256")
+
+
+def unproven(
+    encryptor: Encryptor,
+    before: bytes,
+    entry: str,
+    *,
+    key_id: str,
+    mac: bytes,
+    purpose: str = PURPOSE,
+    changed: str = "was changed",
+) -> str | None:
+    """Say why the mac of an entry that follows `before` does not prove it; None if it does."""
+    key = encryptor.known(key_id)
+    if key is None:
+        return f"was made under key {key_id}, which SECRET_KEYS does not have"
+    return None if hmac.compare_digest(chain_mac(key, before, entry, purpose), bytes(mac)) else changed
 
 
 def make(  # noqa: PLR0913 - the words of an entry
@@ -117,107 +138,71 @@ def make(  # noqa: PLR0913 - the words of an entry
     """
     moment = at.isoformat(timespec="microseconds")
     body = {
-        "checkout": str(checkout),
+        "checkout": checkout,
         "sequence": sequence,
         "at": moment,
         "actor": actor,
-        "action": action.value,
-        "from": state.value if state is not None else None,
-        "to": to.value,
-        "trigger": trigger.value if trigger is not None else None,
+        "action": action,
+        "from": state,
+        "to": to,
+        "trigger": trigger,
         "evidence": dict(evidence or {}),
         "correlation": correlation_id,
     }
-    entry = msgspec.json.encode(body, order="sorted").decode()
+    entry = _ENCODER.encode(body).decode()
     key = encryptor.newest
     return Entry(sequence, moment, action, entry, key.id, chain_mac(key, before, entry))
 
 
-class Link(Protocol):
+@dataclass(frozen=True, slots=True)
+class Link:
     """An entry as it is stored: its text, its mac, and the columns that help to find it."""
 
-    @property
-    def sequence(self) -> int:
-        """Its number in the chain."""
-
-    @property
-    def at(self) -> datetime:
-        """When it was made."""
-
-    @property
-    def action(self) -> str:
-        """What it says."""
-
-    @property
-    def entry(self) -> str:
-        """The canonical text."""
-
-    @property
-    def key_id(self) -> str:
-        """The key that it was made under."""
-
-    @property
-    def mac(self) -> bytes:
-        """The MAC over the previous MAC and the text."""
+    sequence: int
+    at: datetime
+    action: str
+    entry: str
+    key_id: str
+    mac: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a chain, or of its archived part: the number, MAC and state after its last entry.
-
-    The default is before the first.
-    """
+    """The number, MAC and state after the last entry of a chain or its archived part; default: none."""
 
     sequence: int = 0
     mac: bytes = START
     state: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Walked:
-    """How far a chain holds, how many entries were read, and what does not hold, if anything."""
-
-    head: Head
-    entries: int
-    problem: str | None = None
-
-
-def walk(encryptor: Encryptor, checkout: UUID, links: Iterable[Link], *, after: Head) -> Walked:
-    """Follow the entries of a checkout from a head on; stop at the first that does not follow."""
-    head, read = after, 0
+def walk(
+    encryptor: Encryptor, checkout: UUID, links: Iterable[Link | Row[Any]], *, after: Head, head: Head
+) -> tuple[int, str | None]:
+    """Follow entries from one head to another; return how many were read, and what does not hold."""
+    sequence, mac, state = after.sequence, after.mac, after.state
+    read = 0
     for link in links:
         read += 1
         where = f"entry {link.sequence} of checkout {checkout}"
         if link.sequence <= after.sequence:
-            return Walked(head, read, f"{where} stands here, though it was archived")
-        if link.sequence != head.sequence + 1:
-            return Walked(head, read, f"entry {head.sequence + 1} of checkout {checkout} is missing")
-        key = encryptor.known(link.key_id)
-        if key is None:
-            problem = f"{where} was made under key {link.key_id}, which SECRET_KEYS does not have"
-            return Walked(head, read, problem)
-        mac = chain_mac(key, head.mac, link.entry)
-        if not hmac.compare_digest(mac, bytes(link.mac)):
-            return Walked(head, read, f"{where} was changed: its text and its mac do not agree")
-        said, state = _read_entry(link, checkout, head.state)
-        if said:
-            return Walked(head, read, f"{where} {said}")
-        head = Head(link.sequence, mac, state)
-    return Walked(head, read)
-
-
-def unlike(checkout: UUID, walked: Walked, wanted: Head) -> str | None:
-    """Say how the end of a chain differs from the head that the checkout has; None if it does not."""
-    found = walked.head
-    if walked.problem is not None:
-        return walked.problem
-    if found.sequence != wanted.sequence:
-        return f"checkout {checkout} has {found.sequence} entries and should have {wanted.sequence}: its tail was cut"
-    if not hmac.compare_digest(found.mac, bytes(wanted.mac)):
-        return f"checkout {checkout} does not carry the head of its chain"
-    if found.state is not None and found.state != wanted.state:
-        return f"checkout {checkout} is {wanted.state}, but its trail ends in {found.state}"
-    return None
+            return read, f"{where} stands here, though it was archived"
+        if link.sequence != sequence + 1:
+            return read, f"entry {sequence + 1} of checkout {checkout} is missing"
+        problem = unproven(encryptor, mac, link.entry, key_id=link.key_id, mac=link.mac, changed=CHANGED)
+        if problem is None:
+            problem, state = _read_entry(link, checkout, state)
+        if problem is not None:
+            return read, f"{where} {problem}"
+        sequence, mac = link.sequence, bytes(link.mac)
+    if sequence != head.sequence:
+        return read, (
+            f"checkout {checkout} has {sequence} entries and should have {head.sequence}: its tail was cut"
+        )
+    if not hmac.compare_digest(mac, bytes(head.mac)):
+        return read, f"checkout {checkout} does not carry the head of its chain"
+    if state is not None and state != head.state:
+        return read, f"checkout {checkout} is {head.state}, but its trail ends in {state}"
+    return read, None
 
 
 class _Read(msgspec.Struct, rename={"before": "from"}):
@@ -237,16 +222,12 @@ _READ: Final = msgspec.json.Decoder(_Read)
 
 
 def from_unmatched_payment(evidence: Mapping[str, object]) -> bool:
-    """Say whether a first entry's evidence is that of a checkout created from a payment for an unknown order
-    number.
-    """
+    """Say whether a first entry is that of a checkout created from a payment for an unknown order number."""
     return any(evidence.get(word) is True for word in FROM_PAYMENT)
 
 
-def _read_entry(row: Link, checkout: UUID, state: str | None) -> tuple[str | None, str | None]:
-    """Check what an entry says against its row and against the table of transitions; return (problem, state
-    after).
-    """
+def _read_entry(row: Link | Row[Any], checkout: UUID, state: str | None) -> tuple[str | None, str | None]:
+    """Check an entry against its row and the table of transitions; return (problem, state after)."""
     try:
         told = _READ.decode(row.entry)
     except msgspec.DecodeError:

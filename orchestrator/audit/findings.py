@@ -1,8 +1,16 @@
-"""What a verification found."""
+"""What a verification found, and the rows that it reads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy import Row, TextClause
+
+    from orchestrator.store.database import Database
 
 
 @dataclass(slots=True)
@@ -14,3 +22,11 @@ class Findings:
     seals: int = 0
     archives: int = 0
     problems: list[str] = field(default_factory=list)
+
+
+async def every(db: Database, page: TextClause, **after: object) -> AsyncIterator[Row[Any]]:
+    """Yield all rows that follow `after`, page by page; `after` has the columns that a page is sorted by."""
+    while rows := await db.read(page, after):
+        for row in rows:
+            yield row
+        after = {column: getattr(rows[-1], column) for column in after}

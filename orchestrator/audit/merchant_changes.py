@@ -8,7 +8,6 @@ says that it was changed. A changed, moved or missing entry is found; a removed 
 
 from __future__ import annotations
 
-import hmac
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
@@ -16,20 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from sqlalchemy import text
 
-from orchestrator.audit.chain import START
+from orchestrator.audit.chain import CHANGED, START, chain_mac, unproven
+from orchestrator.audit.findings import every
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.audit.findings import Findings
-    from orchestrator.crypto import Encryptor, Key
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
 
 PURPOSE: Final = "merchant-changes"
-_PAGE: Final = 1000
 _END = text("""
     SELECT e.sequence, e.mac, clock() AS now
       FROM (SELECT 1) one
@@ -40,9 +39,9 @@ _ADD = text("""
     INSERT INTO merchant_changes (merchant_id, sequence, at, entry, key_id, mac)
     VALUES (:merchant_id, :sequence, :at, :entry, :key_id, :mac)
 """)
-_ALL = text("""
+CHANGES = text("""
     SELECT merchant_id, sequence, at, entry, key_id, mac FROM merchant_changes
-     WHERE (merchant_id, sequence) > (:merchant_id, :sequence) ORDER BY merchant_id, sequence LIMIT :most
+     WHERE (merchant_id, sequence) > (:merchant_id, :sequence) ORDER BY merchant_id, sequence LIMIT 1000
 """)
 _OF = text("""
     SELECT merchant_id, sequence, at, entry, key_id, mac FROM merchant_changes
@@ -88,10 +87,7 @@ async def record(
     actor: str,
     details: Mapping[str, object],
 ) -> None:
-    """Write the next entry of a merchant, in the transaction of the change.
-
-    The caller holds the lock on the merchant's row, so that its changes are numbered one after the other.
-    """
+    """Write a merchant's next entry in the transaction of the change, which holds the lock on its row."""
     end = (await tx.execute(_END, {"merchant_id": merchant_id})).one()
     said = MerchantChange(
         merchant, merchant_id, (end.sequence or 0) + 1, _moment(end.now), actor, action, dict(details)
@@ -105,20 +101,17 @@ async def record(
         "at": end.now,
         "entry": entry,
         "key_id": key.id,
-        "mac": _mac(key, before, entry),
+        "mac": chain_mac(key, before, entry, PURPOSE),
     }
     await tx.execute(_ADD, row)
 
 
 def time_of(change: MerchantChange) -> datetime:
-    """Return when a change was made."""
     return datetime.fromisoformat(change.at)
 
 
 async def changes(db: Database, merchant_id: int, *, before: int, limit: int) -> list[MerchantChange]:
-    """Return what was changed of a merchant, the youngest first; `before`: the number of the last one of the
-    previous page.
-    """
+    """Return a merchant's changes, the youngest first, before a number: the last of the previous page."""
     rows = await db.read(_OF, {"merchant_id": merchant_id, "before": before, "most": limit})
     return [_READ.decode(row.entry) for row in rows]
 
@@ -126,30 +119,13 @@ async def changes(db: Database, merchant_id: int, *, before: int, limit: int) ->
 async def verify_merchants(db: Database, encryptor: Encryptor, found: Findings) -> None:
     """Walk the chain of every merchant, and name the first entry of each that does not hold."""
     merchant, sequence, mac, broken = -1, 0, START, False
-    while rows := await _page(db, merchant, sequence):
-        for row in rows:
-            if row.merchant_id != merchant:
-                merchant, sequence, mac, broken = row.merchant_id, 0, START, False
-            if not broken:
-                problem = _problem(encryptor, row, after=sequence, mac=mac)
-                if problem is not None:
-                    found.problems.append(problem)
-                    broken = True
-            sequence, mac = row.sequence, bytes(row.mac)
-
-
-async def export_merchants(db: Database) -> AsyncIterator[str]:
-    """Yield each entry as a line of JSON."""
-    merchant, sequence = -1, 0
-    while rows := await _page(db, merchant, sequence):
-        for row in rows:
-            line = {"merchantChange": row.entry, "keyId": row.key_id, "mac": row.mac.hex()}
-            yield msgspec.json.encode(line).decode()
-        merchant, sequence = rows[-1].merchant_id, rows[-1].sequence
-
-
-async def _page(db: Database, merchant: int, sequence: int) -> Sequence[Row[Any]]:
-    return await db.read(_ALL, {"merchant_id": merchant, "sequence": sequence, "most": _PAGE})
+    async for row in every(db, CHANGES, merchant_id=merchant, sequence=sequence):
+        if row.merchant_id != merchant:
+            merchant, sequence, mac, broken = row.merchant_id, 0, START, False
+        if not broken and (problem := _problem(encryptor, row, after=sequence, mac=mac)) is not None:
+            found.problems.append(problem)
+            broken = True
+        sequence, mac = row.sequence, bytes(row.mac)
 
 
 def _problem(encryptor: Encryptor, row: Row[Any], *, after: int, mac: bytes) -> str | None:
@@ -157,11 +133,11 @@ def _problem(encryptor: Encryptor, row: Row[Any], *, after: int, mac: bytes) -> 
     where = f"change {row.sequence} of merchant {row.merchant_id}"
     if row.sequence != after + 1:
         return f"change {after + 1} of merchant {row.merchant_id} is missing"
-    key = encryptor.known(row.key_id)
-    if key is None:
-        return f"{where} was made under key {row.key_id}, which SECRET_KEYS does not have"
-    if not hmac.compare_digest(_mac(key, mac, row.entry), bytes(row.mac)):
-        return f"{where} was changed: its text and its mac do not agree"
+    problem = unproven(
+        encryptor, mac, row.entry, key_id=row.key_id, mac=row.mac, purpose=PURPOSE, changed=CHANGED
+    )
+    if problem is not None:
+        return f"{where} {problem}"
     try:
         said = _READ.decode(row.entry)
     except msgspec.DecodeError:
@@ -173,7 +149,3 @@ def _problem(encryptor: Encryptor, row: Row[Any], *, after: int, mac: bytes) -> 
 
 def _moment(at: Any) -> str:
     return str(at.isoformat(timespec="microseconds"))
-
-
-def _mac(key: Key, before: bytes, entry: str) -> bytes:
-    return hmac.digest(key.derived(PURPOSE), before + entry.encode(), "sha256")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hmac
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from sqlalchemy import text
 
-from orchestrator.audit.chain import START
+from orchestrator.audit.chain import START, chain_mac, unproven
+from orchestrator.audit.findings import every
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.audit.findings import Findings
-    from orchestrator.crypto import Encryptor, Key
+    from orchestrator.crypto import Encryptor
     from orchestrator.store.database import Database
 
+PURPOSE: Final = "audit-seal"
 ARCHIVE: Final = "archive"
 """The first word of a line that names an archive instead of the head of a chain."""
 
 SEALS = text(
-    "SELECT sequence, at, heads, key_id, mac FROM audit_seals WHERE sequence > :after ORDER BY sequence LIMIT 50"
+    "SELECT sequence, at, heads, key_id, mac FROM audit_seals WHERE sequence > :sequence ORDER BY sequence LIMIT 50"
 )
 # A seal of an archive says nothing of the chains that grew before it.
 _NEXT_SEAL = text("""
@@ -55,15 +56,12 @@ _SEALED = text("""
                         WHERE a.checkout_id = h.id AND (a.sequence > h.sequence OR a.sequence = h.sequence AND a.mac = h.mac))
 """)
 _LONG: Final = 35.0
-"""Seconds for a statement of a seal: it may wait for another sealer, and it reads what has grown
-in minutes.
-"""
+"""Seconds for a statement of a seal: it may wait for another sealer, and reads what has grown."""
 _ARCHIVED = text("SELECT EXISTS (SELECT FROM archives WHERE sequence = :sequence AND mac = :mac) AS known")
 
 
-def _seal_mac(key: Key, before: bytes, *, sequence: int, at: datetime, heads: str) -> bytes:
-    body = f"{sequence}\n{at.isoformat(timespec='microseconds')}\n{heads}"
-    return hmac.digest(key.derived("audit-seal"), before + body.encode(), "sha256")
+def _text(sequence: int, at: datetime, heads: str) -> str:
+    return f"{sequence}\n{at.isoformat(timespec='microseconds')}\n{heads}"
 
 
 async def seal(db: Database, encryptor: Encryptor) -> int:
@@ -80,9 +78,7 @@ async def seal(db: Database, encryptor: Encryptor) -> int:
 
 
 async def seal_archive(tx: AsyncConnection, encryptor: Encryptor, sequence: int, mac: bytes) -> None:
-    """Seal an archive in the transaction that makes it: it cannot be taken back without a seal that misses
-    it.
-    """
+    """Seal an archive in the transaction that makes it: the seal misses an archive that is taken back."""
     await tx.execute(_LOCK)
     place = (await tx.execute(_NEXT_SEAL)).one()
     await _write(tx, encryptor, place, f"{ARCHIVE} {sequence} {mac.hex()}")
@@ -90,32 +86,27 @@ async def seal_archive(tx: AsyncConnection, encryptor: Encryptor, sequence: int,
 
 async def _write(tx: AsyncConnection, encryptor: Encryptor, place: Row[Any], heads: str) -> None:
     key = encryptor.newest
-    mac = _seal_mac(key, bytes(place.before), sequence=place.sequence, at=place.now, heads=heads)
+    said = _text(place.sequence, place.now, heads)
+    mac = chain_mac(key, bytes(place.before), said, PURPOSE)
     seal = {"sequence": place.sequence, "at": place.now, "heads": heads, "key_id": key.id, "mac": mac}
     await tx.execute(_WRITE_SEAL, seal)
 
 
 async def verify_seals(db: Database, encryptor: Encryptor, found: Findings) -> None:
     """Verify the chain of seals, and find each head and archive that they name."""
-    mac, expected = START, 1
-    while rows := await db.read(SEALS, {"after": expected - 1}):
-        for row in rows:
-            found.seals += 1
-            if row.sequence != expected:
-                found.problems.append(f"seal {expected} is missing")
-                return
-            key = encryptor.known(row.key_id)
-            if key is None:
-                found.problems.append(
-                    f"seal {row.sequence} was made under key {row.key_id}, which SECRET_KEYS does not have"
-                )
-                return
-            mac = _seal_mac(key, mac, sequence=row.sequence, at=row.at, heads=row.heads)
-            if not hmac.compare_digest(mac, bytes(row.mac)):
-                found.problems.append(f"seal {row.sequence} was changed")
-                return
-            await _verify_sealed(db, row, found)
-            expected += 1
+    before, expected = START, 1
+    async for row in every(db, SEALS, sequence=0):
+        found.seals += 1
+        if row.sequence != expected:
+            found.problems.append(f"seal {expected} is missing")
+            return
+        said = _text(row.sequence, row.at, row.heads)
+        problem = unproven(encryptor, before, said, key_id=row.key_id, mac=row.mac, purpose=PURPOSE)
+        if problem is not None:
+            found.problems.append(f"seal {row.sequence} {problem}")
+            return
+        await _verify_sealed(db, row, found)
+        before, expected = bytes(row.mac), expected + 1
 
 
 async def _verify_sealed(db: Database, row: Row[Any], found: Findings) -> None:

@@ -11,9 +11,9 @@ import msgspec
 from sqlalchemy import text
 
 from orchestrator.audit.archives import ARCHIVES, verify_archives
-from orchestrator.audit.chain import Head, unlike, walk
-from orchestrator.audit.findings import Findings
-from orchestrator.audit.merchant_changes import export_merchants, verify_merchants
+from orchestrator.audit.chain import Head, walk
+from orchestrator.audit.findings import Findings, every
+from orchestrator.audit.merchant_changes import CHANGES, verify_merchants
 from orchestrator.audit.seals import SEALS, verify_seals
 
 if TYPE_CHECKING:
@@ -85,16 +85,16 @@ def verify_chain(
     encryptor: Encryptor, head: Row[Any], entries: Sequence[Row[Any]], found: Findings, *, after: Head
 ) -> None:
     """Verify the chain of one checkout, from its archived part to the head in its row."""
-    walked = walk(encryptor, head.id, entries, after=after)
-    found.entries += walked.entries
-    problem = unlike(head.id, walked, Head(head.audit_sequence, bytes(head.audit_head), head.state))
+    end = Head(head.audit_sequence, bytes(head.audit_head), head.state)
+    read, problem = walk(encryptor, head.id, entries, after=after, head=end)
+    found.entries += read
     if problem is not None:
         found.problems.append(problem)
 
 
 _EXPORT = text("""
     SELECT checkout_id, sequence, entry, key_id, mac FROM audit_entries
-     WHERE (checkout_id, sequence) > (:checkout, :sequence) ORDER BY checkout_id, sequence LIMIT 1000
+     WHERE (checkout_id, sequence) > (:checkout_id, :sequence) ORDER BY checkout_id, sequence LIMIT 1000
 """)
 
 
@@ -102,36 +102,15 @@ async def export(db: Database) -> AsyncIterator[str]:
     """Yield every entry, seal, archive's manifest and change of a merchant as a line of JSON, for a copy kept
     elsewhere; what is archived is in its file.
     """
-    checkout, sequence = UUID(int=0), 0
-    while rows := await db.read(_EXPORT, {"checkout": checkout, "sequence": sequence}):
-        for row in rows:
-            yield msgspec.json.encode(
-                {"entry": row.entry, "keyId": row.key_id, "mac": row.mac.hex()}
-            ).decode()
-        checkout, sequence = rows[-1].checkout_id, rows[-1].sequence
-    number = 0
-    while rows := await db.read(SEALS, {"after": number}):
-        for row in rows:
-            seal_line = {
-                "seal": row.sequence,
-                "at": row.at.isoformat(timespec="microseconds"),
-                "heads": row.heads,
-                "keyId": row.key_id,
-                "mac": row.mac.hex(),
-            }
-            yield msgspec.json.encode(seal_line).decode()
-        number = rows[-1].sequence
-    number = 0
-    while rows := await db.read(ARCHIVES, {"after": number}):
-        for row in rows:
-            archive_line = {
-                "archive": row.sequence,
-                "file": row.file,
-                "manifest": row.manifest,
-                "keyId": row.key_id,
-                "mac": row.mac.hex(),
-            }
-            yield msgspec.json.encode(archive_line).decode()
-        number = rows[-1].sequence
-    async for line in export_merchants(db):
-        yield line
+    async for row in every(db, _EXPORT, checkout_id=UUID(int=0), sequence=0):
+        yield _line(row, entry=row.entry)
+    async for row in every(db, SEALS, sequence=0):
+        yield _line(row, seal=row.sequence, at=row.at.isoformat(timespec="microseconds"), heads=row.heads)
+    async for row in every(db, ARCHIVES, sequence=0):
+        yield _line(row, archive=row.sequence, file=row.file, manifest=row.manifest)
+    async for row in every(db, CHANGES, merchant_id=-1, sequence=0):
+        yield _line(row, merchantChange=row.entry)
+
+
+def _line(row: Row[Any], **said: object) -> str:
+    return msgspec.json.encode(said | {"keyId": row.key_id, "mac": row.mac.hex()}).decode()

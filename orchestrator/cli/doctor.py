@@ -323,9 +323,7 @@ async def _broker(settings: Settings, report: Report) -> None:
     from orchestrator.messaging.publisher import reason_of
 
     try:
-        publisher = HintPublisher(settings)
-        hints = await in_thread(publisher.prove, BROKER_TIMEOUT)
-        intents = await in_thread(publisher.intents, BROKER_TIMEOUT)
+        hints, intents = await in_thread(HintPublisher(settings).prove, BROKER_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
         report.ill(
             "broker", f"takes no hints ({reason_of(error)}): look at it, or correct ORCHESTRATOR_BROKER_URL"

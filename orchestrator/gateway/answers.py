@@ -1,7 +1,7 @@
 """The gateway's answers, read: the bytes of each call into the value that the call is for, or into the reason
 why not.
 
-Nothing here raises, whatever the gateway wrote, and no reason quotes it.
+`Reader.read` raises nothing, whatever the gateway wrote, and no reason quotes it.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from collections.abc import Callable, Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from decimal import Decimal
 from http import HTTPStatus
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from orchestrator.domain.transaction import Found
 from orchestrator.gateway import payments, xml
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
-from orchestrator.gateway.payments import Movement, RequestError
+from orchestrator.gateway.payments import RequestError
 from orchestrator.gateway.xml import Malformed
 
 T = TypeVar("T")
 
 ASSUMED_LIFETIME = 1200.0
-"""Seconds. Two thirds of the shortest lifetime seen (1800 s in the sample of D2, though its text says an
-hour)."""
+"""Seconds: two thirds of the shortest lifetime seen (1800 s in D2's sample; its text says an hour)."""
 LONGEST_LIFETIME = 86_400.0
 LIGHT: Final = 32_768
 """Bytes up to which an answer may be read on the event loop. A whole lifecycle's answers stay below a quarter
@@ -35,9 +33,7 @@ LIGHT_MARKS: Final = 2_000
 """Characters that cost (of tags, attributes, references, lists and values, controls, and all outside ASCII)
 in such an answer at most."""
 LIGHT_ROWS: Final = 60
-"""Tags that begin with `Transaction` in such an answer at most: each row has four, and takes
-longest to read.
-"""
+"""Tags that begin with `Transaction` in such an answer at most: each row has four, and costs most."""
 SHORT: Final = 1_000
 """Bytes that hold too little to be checked."""
 LARGE = 65_536
@@ -47,12 +43,9 @@ MOST_VALUES = 60_000
 LONGEST_METHOD_ID = 255
 """Characters. A uuid has 36 (1.3)."""
 METHOD_DEPTH = 32
-"""A method is two levels deep (C1, C4); far deeper nesting is an attack on the code that reads the answer
-next."""
+"""A method has two levels (C1, C4); far deeper nesting attacks the code that reads the answer next."""
 
 
-# Seconds since 1970. NaN compares false with it, and a far larger integer would not fit into a float.
-_LATEST = 10**12
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,8192}")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -74,9 +67,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Methods:
-    """The list of methods: those that can be used, how many others it had, and why the first of them cannot
-    be used.
-    """
+    """The usable methods of the list, how many others it had, and why the first of those cannot be used."""
 
     usable: tuple[dict[str, object], ...]
     skipped: int = 0
@@ -91,15 +82,17 @@ class Reader(Generic[T]):
     argument: int | str = 0
 
     def read(self, raw: bytes) -> Outcome[T]:
-        """Read it."""
-        outcome: Outcome[T] = READERS[self.kind](raw, self.argument)
-        return outcome
+        try:
+            return Done(_READERS[self.kind](raw, self.argument))
+        except Malformed as error:
+            return Unknown(str(error), unreadable=True)
+        except RequestError as error:
+            asked = "lookup" if self.kind == "payments" else "request"
+            return Refused(HTTPStatus.OK, f"The gateway refused the {asked}.", str(error))
 
 
 def is_light(raw: bytes) -> bool:
-    """Say whether reading an answer takes about as long as a step of a checkout does at the most, whatever it
-    holds.
-    """
+    """Say whether reading an answer takes at most about as long as a step of a checkout does."""
     size = len(raw)
     return size <= SHORT or (
         size <= LIGHT
@@ -111,17 +104,15 @@ def is_light(raw: bytes) -> bool:
 _MARKS: Final = bytes({*b"<=&,[{", *range(0x20), *range(0x7F, 0x100)} - set(b"\t\n\r"))
 
 
-def _decode(raw: bytes) -> dict[str, object] | Unknown:
+def _decode(raw: bytes) -> dict[str, object]:
     if len(raw) > LARGE and sum(map(raw.count, (b"{", b"[", b",", b":"))) > MOST_VALUES:
-        return Unknown("The gateway's JSON holds more values than an answer has.", unreadable=True)
+        raise Malformed("The gateway's JSON holds more values than an answer has.")
     try:
         answer = msgspec.json.decode(raw)
     except (ValueError, RecursionError):  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         answer = _decode_damaged(raw)
-    if isinstance(answer, Unknown):
-        return answer
     if not isinstance(answer, dict):
-        return Unknown("The gateway's answer is not a JSON object.", unreadable=True)
+        raise Malformed("The gateway's answer is not a JSON object.")
     return answer
 
 
@@ -130,18 +121,26 @@ def _decode_damaged(raw: bytes) -> object:
     try:
         return msgspec.json.decode(xml.decoded(raw).strip("\ufeff\x00 \t\r\n"))
     except (ValueError, RecursionError):
-        return Unknown("The gateway's answer is not JSON.", unreadable=True)
+        raise Malformed("The gateway's answer is not JSON.") from None
 
 
-def read_token(raw: bytes) -> Outcome[Token]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    value = answer.get("token")
+def _read_token(raw: bytes) -> Token:
+    value = _decode(raw).get("token")
     if not isinstance(value, str) or not _TOKEN.fullmatch(value):
-        return Unknown("The gateway's answer holds no usable token.", unreadable=True)
-    lifetime = _lifetime(value)
-    return Done(Token(value, ASSUMED_LIFETIME if lifetime is None else lifetime))
+        raise Malformed("The gateway's answer holds no usable token.")
+    return Token(value, _lifetime(value) or ASSUMED_LIFETIME)
+
+
+# Seconds since 1970.
+_Moment = Annotated[float, msgspec.Meta(ge=0, lt=10**12)]
+
+
+class _Claims(msgspec.Struct):
+    iat: _Moment
+    exp: _Moment
+
+
+_CLAIMS: Final = msgspec.json.Decoder(_Claims)
 
 
 def _lifetime(token: str) -> float | None:
@@ -153,80 +152,49 @@ def _lifetime(token: str) -> float | None:
     try:
         # Its second segment only: decoding the whole token by a library costs ten times as much.
         payload = token.split(".", 2)[1]
-        claims = msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-    except (IndexError, ValueError, RecursionError, msgspec.DecodeError):
+        claims = _CLAIMS.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    except (IndexError, ValueError, RecursionError):
         return None
-    if not isinstance(claims, dict):
-        return None
-    issued, expires = _seconds(claims.get("iat")), _seconds(claims.get("exp"))
-    if issued is None or expires is None:
-        return None
-    lifetime = expires - issued
+    lifetime = claims.exp - claims.iat
     return lifetime if 1 <= lifetime <= LONGEST_LIFETIME else None
 
 
-def _seconds(claim: object) -> float | None:
-    """Return a JWT's NumericDate; None for anything else, also for a number that no date reaches."""
-    if not isinstance(claim, int | float) or isinstance(claim, bool) or not 0 <= claim < _LATEST:
-        return None
-    return float(claim)
-
-
-def read_session(raw: bytes) -> Outcome[Session]:
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    value = answer.get("sessionId")
+def _read_session(raw: bytes) -> Session:
+    value = _decode(raw).get("sessionId")
     if not isinstance(value, str) or not _SESSION.fullmatch(value):
-        return Unknown("The gateway's answer holds no usable sessionId.", unreadable=True)
-    return Done(Session(value))
+        raise Malformed("The gateway's answer holds no usable sessionId.")
+    return Session(value)
 
 
-def read_change(raw: bytes, amount: str) -> Outcome[None]:
+def _read_change(raw: bytes, amount: str) -> None:
     """Read the answer to a change of a session, which is not documented: nothing (HTTP 204), or JSON, such as
     an echo of the session.
 
     An echo of another amount than the `amount` that was sent shows that nothing was changed.
     """
-    if not raw:
-        return Done(None)
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    match answer:
+    match _decode(raw) if raw else {}:
         case {"order": {"amount": {"value": int() | float() as value}}} if Decimal(str(value)) != Decimal(
             amount
         ):
-            return Unknown("The gateway's answer shows another amount than the change.", unreadable=True)
-        case _:
-            return Done(None)
+            raise Malformed("The gateway's answer shows another amount than the change.")
 
 
-def read_methods(raw: bytes) -> Outcome[Methods]:
-    """Read the list of methods.
-
-    One that cannot be used is left out, and said so; a list of such alone is unknown.
-    """
-    answer = _decode(raw)
-    if isinstance(answer, Unknown):
-        return answer
-    methods = answer.get("methods")
+def _read_methods(raw: bytes) -> Methods:
+    """Read the list of methods; unusable ones are left out and counted, a list of such alone is unknown."""
+    methods = _decode(raw).get("methods")
     if not isinstance(methods, list):
-        return Unknown("The gateway's answer holds no list of methods.", unreadable=True)
+        raise Malformed("The gateway's answer holds no list of methods.")
     holds_nul = b"\\u0000" in raw
     problems = [_problem_of(method, holds_nul=holds_nul) for method in methods]
     usable = tuple(method for method, problem in zip(methods, problems, strict=True) if problem is None)
     reasons = [problem for problem in problems if problem is not None]
     if reasons and not usable:
-        return Unknown(reasons[0], unreadable=True)
-    return Done(Methods(usable, len(reasons), reasons[0] if reasons else ""))
+        raise Malformed(reasons[0])
+    return Methods(usable, len(reasons), reasons[0] if reasons else "")
 
 
 def _problem_of(method: object, *, holds_nul: bool) -> str | None:
-    """Return why a method cannot be offered, or None.
-
-    `holds_nul`: some method of the list holds a NUL character.
-    """
+    """Return why a method cannot be offered, or None; `holds_nul`: the list holds a NUL character."""
     identifier = method.get("id") if isinstance(method, dict) else None
     if not isinstance(identifier, str) or not identifier.strip() or len(identifier) > LONGEST_METHOD_ID:
         return "The gateway's list of methods holds something that is not a method."
@@ -244,33 +212,13 @@ def _shallow(value: object, depth: int) -> bool:
     return depth > 0 and all(_shallow(item, depth - 1) for item in inner)
 
 
-def read_payments(raw: bytes, limit: int) -> Outcome[Found]:
-    match payments.parse(raw, limit=limit):
-        case Found() as found:
-            return Done(found)
-        case RequestError(code=code):
-            return Refused(HTTPStatus.OK, "The gateway refused the lookup.", code)
-        case Malformed(reason=reason):
-            return Unknown(reason, unreadable=True)
-
-
-def read_movement(raw: bytes, transaction_id: str) -> Outcome[Movement]:
-    match payments.parse_movement(raw, transaction_id=transaction_id):
-        case Movement() as movement:
-            return Done(movement)
-        case RequestError(code=code):
-            return Refused(HTTPStatus.OK, "The gateway refused the request.", code)
-        case Malformed(reason=reason):
-            return Unknown(reason, unreadable=True)
-
-
-READERS: Final[Mapping[str, Callable[[bytes, Any], Outcome[Any]]]] = {
-    "token": lambda raw, _: read_token(raw),
-    "session": lambda raw, _: read_session(raw),
-    "changed": read_change,
-    "methods": lambda raw, _: read_methods(raw),
-    "payments": read_payments,
-    "movement": read_movement,
+_READERS: Final[Mapping[str, Callable[[bytes, Any], Any]]] = {
+    "token": lambda raw, _: _read_token(raw),
+    "session": lambda raw, _: _read_session(raw),
+    "changed": _read_change,
+    "methods": lambda raw, _: _read_methods(raw),
+    "payments": lambda raw, limit: payments.parse(raw, limit=limit),
+    "movement": lambda raw, transaction: payments.parse_movement(raw, transaction_id=transaction),
 }
 NEVER_LARGE: Final = frozenset({"token", "session", "changed"})
 """What holds a token or an id, and nothing that could be as large as a list is."""

@@ -73,9 +73,7 @@ def _inflated(raw: bytes) -> bytes:
 
 
 def boundary_of(content_type: str, body: bytes) -> bytes | None:
-    """Return the boundary of a multipart form; None where the type names none or the body does not begin with
-    it.
-    """
+    """Return the boundary of a multipart form; None if the type names none or the body begins otherwise."""
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     return boundary if boundary and body.lstrip().startswith(b"--" + boundary) else None
@@ -106,7 +104,6 @@ def multipart_pairs(boundary: bytes, body: bytes) -> list[tuple[str, str]]:
         boundary,
         {
             "on_part_begin": parts.begin,
-            "on_header_begin": parts.header_begin,
             "on_header_field": parts.header_name,
             "on_header_value": parts.header_value,
             "on_header_end": parts.header_end,
@@ -145,9 +142,6 @@ class _Parts:
         self._data = bytearray()
         self._disposition = b""
 
-    def header_begin(self) -> None:
-        self._name = self._value = b""
-
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
 
@@ -157,6 +151,7 @@ class _Parts:
     def header_end(self) -> None:
         if self._name.strip().lower() == _DISPOSITION:
             self._disposition = self._value
+        self._name = self._value = b""
 
     def data(self, data: bytes, start: int, end: int) -> None:
         self._data += data[start:end]

@@ -22,6 +22,7 @@ import msgspec
 from orchestrator.domain import money
 from orchestrator.gateway import callback_body
 from orchestrator.gateway.callback_body import BodyError
+from orchestrator.gateway.transactions import code_of
 from orchestrator.text import neutralised
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ class Grade(StrEnum):
 
     @property
     def is_evidence(self) -> bool:
-        """Return whether nothing contradicts the gateway as its sender. Even then its status is
-        only a hint.
-        """
+        """Whether nothing contradicts the gateway as its sender; even then its status is only a hint."""
         return self in {Grade.SIGNED, Grade.CHECKSUM, Grade.UNCHECKED}
 
 
@@ -81,7 +80,7 @@ class CallbackFacts:
 
     None is "not given"; an empty text counts as not given.
 
-    `status` and `payment_status` are lower case; `amount` is in minor units of `currency` (letters);
+    `status` is lower case; `amount` is in minor units of `currency` (letters);
     `checkout` is the checkout id from transactionInfo. `checked` holds the texts that the checksum covers,
     exactly as posted. `flags` name what was odd: `empty`, `not_form`, `not_json`, `not_an_object`,
     `not_utf8`, `not_gzip`, `too_large`, `too_many_fields`, `field_repeated`, `text_cut`,
@@ -91,10 +90,7 @@ class CallbackFacts:
 
     order_ref: str | None = None
     transaction_id: str | None = None
-    payment_id: str | None = None
-    session_id: str | None = None
     status: str | None = None
-    payment_status: str | None = None
     amount: int | None = None
     currency: str | None = None
     error_message: str | None = field(default=None, repr=False)
@@ -146,52 +142,56 @@ def _read_form(pairs: Sequence[tuple[str, str]], flags: list[str]) -> CallbackFa
             fields[name] = value
     if any("\ufffd" in value for value in fields.values()):
         flags.append("not_utf8")
-
-    def text(name: str) -> str | None:
-        return _text(fields.get(name), flags)
-
-    currency = _currency(text("currency"), flags)
-    return CallbackFacts(
-        order_ref=text("shop_orderid"),
-        transaction_id=text("transaction_id"),
-        payment_id=text("payment_id"),
-        session_id=text("session_id"),
-        status=_status(text("status"), flags),
-        payment_status=_lower(text("payment_status")),
-        amount=_amount(text("amount"), currency, flags),
-        currency=currency,
-        error_message=_message(fields.get("error_message"), flags),
-        checkout=text("transaction_info[checkout]"),
-        require_capture=_flag(_lower(text("require_capture")), flags),
-        checked={name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields},
-        flags=tuple(dict.fromkeys(flags)),
-    )
+    checked = {name: fields[name] for name in (*_CHECKSUM_FIELDS, "checksum") if name in fields}
+    return _facts(fields, flags, checked)
 
 
 def _read_json(raw: bytes, flags: list[str]) -> CallbackFacts:
     try:
         body = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
-        flags.append("not_json")
-        return CallbackFacts(flags=tuple(flags))
+        return CallbackFacts(flags=(*flags, "not_json"))
     if not isinstance(body, dict):
-        flags.append("not_an_object")
-        return CallbackFacts(flags=tuple(flags))
+        return CallbackFacts(flags=(*flags, "not_an_object"))
     order = _object(body.get("order"), flags)
     infos = _object(body.get("transactionInfo"), flags) or _object(order.get("transactionInfo"), flags)
-    currency = _currency(_text(order.get("currency"), flags), flags)
+    fields = {name: body.get(key) for name, key in _JSON_NAMES.items()} | {
+        "shop_orderid": order.get("orderId"),
+        "amount": order.get("amount"),
+        "currency": order.get("currency"),
+        "transaction_info[checkout]": infos.get("checkout"),
+    }
+    return _facts(fields, flags, {})
+
+
+_JSON_NAMES: Final = {
+    "transaction_id": "transactionId",
+    "status": "status",
+    "error_message": "customerErrorMessage",
+    "require_capture": "requiresCapture",
+}
+"""What a JSON body calls the fields of a form."""
+
+
+def _facts(fields: Mapping[str, object], flags: list[str], checked: Mapping[str, str]) -> CallbackFacts:
+    """Read the fields of a form, or those of a JSON body under the same names."""
+
+    def text(name: str) -> str | None:
+        return _text(fields.get(name), flags)
+
+    currency, message = _currency(text("currency"), flags), fields.get("error_message")
+    if isinstance(message, str):  # a sentence for the shopper, as one line
+        message = _BREAKS.sub(" ", message)
     return CallbackFacts(
-        order_ref=_text(order.get("orderId"), flags),
-        transaction_id=_text(body.get("transactionId"), flags),
-        payment_id=_text(body.get("paymentId"), flags),
-        session_id=_text(body.get("sessionId"), flags),
-        status=_status(_text(body.get("status"), flags), flags),
-        payment_status=_lower(_text(body.get("paymentStatus"), flags)),
-        amount=_amount(order.get("amount"), currency, flags),
+        order_ref=text("shop_orderid"),
+        transaction_id=text("transaction_id"),
+        status=_status(text("status"), flags),
+        amount=_amount(fields.get("amount"), currency, flags),
         currency=currency,
-        error_message=_message(body.get("customerErrorMessage"), flags),
-        checkout=_text(infos.get("checkout"), flags),
-        require_capture=_flag(body.get("requiresCapture"), flags),
+        error_message=_text(message, flags),
+        checkout=text("transaction_info[checkout]"),
+        require_capture=_flag(fields.get("require_capture"), flags),
+        checked=checked,
         flags=tuple(dict.fromkeys(flags)),
     )
 
@@ -205,9 +205,7 @@ def _object(value: object, flags: list[str]) -> dict[str, object]:
 
 
 def _text(value: object, flags: list[str]) -> str | None:
-    """Return a text that can be stored and shown: without control characters and of bounded length; numbers
-    become text.
-    """
+    """Return a text that can be shown: bounded, without control characters; a number becomes text."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
         value = str(value)
     if not isinstance(value, str):
@@ -224,11 +222,6 @@ def _text(value: object, flags: list[str]) -> str | None:
     return readable or None
 
 
-def _message(value: object, flags: list[str]) -> str | None:
-    """Return a sentence for the shopper as one line."""
-    return _text(_BREAKS.sub(" ", value) if isinstance(value, str) else value, flags)
-
-
 def _status(value: str | None, flags: list[str]) -> str | None:
     status = _lower(value)
     if status is not None and status not in STATUSES:
@@ -241,9 +234,9 @@ def _lower(value: str | None) -> str | None:
 
 
 def _flag(value: object, flags: list[str]) -> bool | None:
-    match value:
-        case bool() | None:
-            return value
+    match _lower(_text(value, flags)) if isinstance(value, str) else value:
+        case bool() | None as given:
+            return given
         case "true" | "1":
             return True
         case "false" | "0":
@@ -255,24 +248,18 @@ def _flag(value: object, flags: list[str]) -> bool | None:
 
 def _currency(code: str | None, flags: list[str]) -> str | None:
     """Read a currency by number (form) or by letters (JSON)."""
-    if code is None:
-        return None
-    try:
-        if code.isdecimal():
-            return money.alpha_code(code)
-        money.exponent(code.upper())
-    except money.MoneyError:
+    known = code_of(code) if code else None
+    if known == "":
         flags.append("currency_unknown")
-        return None
-    return code.upper()
+    return known or None
 
 
 def _amount(value: object, currency: str | None, flags: list[str]) -> int | None:
-    if value is None or currency is None:
+    given = _text(value, flags) if isinstance(value, str) else value
+    if given is None or currency is None:
         return None
     try:
-        if isinstance(value, str):
-            value = Decimal(value)
+        value = Decimal(given) if isinstance(given, str) else given
         if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and value >= 0:
             return money.to_minor(value, currency)
     except (money.MoneyError, InvalidOperation):
@@ -303,7 +290,7 @@ def signature_ok(
     header: str | None,
     raw: bytes,
     secrets: Sequence[str],
-    now: float | None = None,
+    now: float,
     *,
     max_age: float = MAX_AGE,
 ) -> Grade:
@@ -315,8 +302,8 @@ def signature_ok(
     joined by a dot that both may hold, so with any other text a part of a signed body could be passed off as
     its timestamp, and the rest as a signed body.
 
-    The age, in seconds, is checked where `now` (seconds since 1970) is given; a timestamp without a definite
-    age is STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since only the
+    The age at `now` (seconds since 1970) is at most `max_age` seconds; a timestamp without a definite age is
+    STALE. A timestamp of the future counts as fresh: only a clock can be wrong there, since only the
     gateway could have signed it.
     """
     keys = [secret for secret in secrets if secret]
@@ -336,8 +323,6 @@ def signature_ok(
             matched |= hmac.compare_digest(expected, signature)
     if not matched:
         return Grade.WRONG
-    if now is None:
-        return Grade.SIGNED
     made = signed_at(stamp)
     return Grade.SIGNED if made is not None and now - made <= max_age else Grade.STALE
 
@@ -360,7 +345,7 @@ def grade(
     read: Callable[[], CallbackFacts],
     secrets: Sequence[str],
     *,
-    now: float | None = None,
+    now: float,
     max_age: float = MAX_AGE,
 ) -> Grade:
     """Return the best proof of a callback, by signature first and by checksum after it; `read` only for the

@@ -9,6 +9,7 @@ reason.
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import time
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from orchestrator.gateway.outcomes import WORDS, Busy, Done, NotSent, Outcome, R
 from orchestrator.gateway.reader_process import ReaderProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from decimal import Decimal
     from types import TracebackType
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 log = logs.get(__name__)
+_LEVEL = logging.getLogger(__name__)
 
 USER_AGENT = "altapay-orchestrator"
 USER_AGENT_LIMIT = 512
@@ -54,8 +56,9 @@ USER_AGENT_LIMIT = 512
 LONGEST_IDENTIFIER = 100
 """Characters of a `reconciliation_identifier` (part 1.7)."""
 
-_MERCHANT_API = frozenset({"find_payments", "capture", "refund", "release"})
-"""The calls that go to the Merchant API, which may stand elsewhere."""
+_SESSION_PATH = "/checkout/v1/api/session"
+_MERCHANT_API = "/merchant/API"
+"""What the paths of the Merchant API begin with, which may stand elsewhere."""
 CIRCUIT_OPEN = "The circuit of the gateway is open."
 
 _LABELS = counters.Bounded(16)
@@ -73,10 +76,7 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A merchant's gateway URLs and credentials.
-
-    `url` and `merchant_api_url` are bases without a trailing path.
-    """
+    """A merchant's gateway URLs (bases without a trailing path) and credentials."""
 
     merchant: str
     url: str
@@ -85,35 +85,9 @@ class Account:
     password: str = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What every call of one account repeats, parsed and encoded once."""
-
-    authenticate: URL
-    session: URL
-    sessions: str
-    payments: str
-    movements: str
-    basic: str
-    checkout_gateway: str
-    merchant_gateway: str
-
-
 @lru_cache(maxsize=1024)
-def _prepare(account: Account) -> _Prepared:
-    checkout = account.url.rstrip("/") + "/checkout/v1/api"
-    merchant = account.merchant_api_url.rstrip("/") + "/merchant/API"
-    credentials = f"{account.username}:{account.password}".encode()
-    return _Prepared(
-        authenticate=URL(checkout + "/authenticate"),
-        session=URL(checkout + "/session"),
-        sessions=checkout + "/session/",
-        payments=merchant + "/payments?",
-        movements=merchant + "/",
-        basic="Basic " + base64.b64encode(credentials).decode(),
-        checkout_gateway=gateway_of(account.url),
-        merchant_gateway=gateway_of(account.merchant_api_url),
-    )
+def _basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 @lru_cache(maxsize=1024)
@@ -131,60 +105,42 @@ class Gateway:
     """All calls of one process; use it as a context manager on the event loop that makes the calls."""
 
     def __init__(self, settings: Settings, shared_state: SharedGatewayState | None = None) -> None:
-        """Take limits and timeouts, and the state that is shared with other workers; connections open as they
-        are needed.
-        """
+        """Take limits, timeouts and what is shared with other workers; connections open as needed."""
         self._shared_state = shared_state or SharedGatewayState(None)
-        self._limits = LimitsRegistry(settings, self._shared_state)
+        self.limits = LimitsRegistry(settings, self._shared_state)
+        """What it knows of its gateways: their calls of the last minutes, and open circuits."""
         self._wire = Wire(settings)
         self._reader_process = ReaderProcess(settings.gateway_total_timeout / 2)
         # Gateways that support the parameter `limit`, as seen.
         self._limiting: set[str] = set()
 
     async def __aenter__(self) -> Self:
-        """Be ready to call; connections open as they are needed."""
         await self._shared_state.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close every connection."""
         self._reader_process.close()
         await self._shared_state.__aexit__(kind, error, trace)
         await self._wire.close()
 
-    @property
-    def limits(self) -> LimitsRegistry:
-        """What it knows of its gateways: their calls of the last minutes, and open circuits."""
-        return self._limits
-
     async def authenticate(self, account: Account) -> Outcome[Token]:
         """Fetch a token for one customer session (D1, D2): Basic credentials, no body."""
         return await self._call(
-            "authenticate", account, _TOKEN, method="POST", url=lambda known: known.authenticate
+            "authenticate", account, _TOKEN, "/checkout/v1/api/authenticate", method="POST"
         )
 
     async def open_session(
         self, account: Account, token: str, body: Mapping[str, object], *, user_agent: str | None
     ) -> Outcome[Session]:
-        """Open a session (D4, C1).
-
-        `body` is the request object of the facts; decimals are written as numbers.
-        """
-        try:
-            content = _ENCODER.encode(body)
-        except UnicodeEncodeError:  # half a surrogate pair is a str to Python, but not valid text
-            return Refused(0, "The session's content holds a character that cannot be sent.")
+        """Open a session (D4, C1) with the request object of the facts; decimals become numbers."""
+        content = _json(body)
+        if isinstance(content, Refused):
+            return content
+        headers = _headers(f"Bearer {token}", user_agent)
         return await self._call(
-            "open_session",
-            account,
-            _SESSION,
-            method="POST",
-            url=lambda known: known.session,
-            token=token,
-            body=BytesPayload(content, content_type="application/json"),
-            user_agent=user_agent,
+            "open_session", account, _SESSION, _SESSION_PATH, method="POST", headers=headers, body=content
         )
 
     async def change_session(
@@ -197,23 +153,14 @@ class Gateway:
         amount: Decimal,
         user_agent: str | None,
     ) -> Outcome[None]:
-        """Change what a session holds, such as amount and lines (PUT; D4, C1); it may be repeated.
-
-        `amount` is that of the body.
-        """
-        try:
-            content = _ENCODER.encode(body)
-        except UnicodeEncodeError:
-            return Refused(0, "The session's content holds a character that cannot be sent.")
+        """Change a session, such as its lines and `amount` (PUT; D4, C1); it may be repeated."""
+        content = _json(body)
+        if isinstance(content, Refused):
+            return content
+        reader: Reader[None] = Reader("changed", str(amount))
+        path, headers = _path_of(session_id), _headers(f"Bearer {token}", user_agent)
         return await self._call(
-            "change_session",
-            account,
-            Reader("changed", str(amount)),
-            method="PUT",
-            url=lambda known: URL(f"{known.sessions}{quote(session_id, safe='')}"),
-            token=token,
-            body=BytesPayload(content, content_type="application/json"),
-            user_agent=user_agent,
+            "change_session", account, reader, path, method="PUT", headers=headers, body=content
         )
 
     async def list_methods(
@@ -225,14 +172,8 @@ class Gateway:
 
         An empty tuple is a real answer: the merchant's configuration or the session leaves nothing (D5).
         """
-        outcome = await self._call(
-            "list_methods",
-            account,
-            _METHODS,
-            url=lambda known: URL(f"{known.sessions}{quote(session_id, safe='')}/payment-methods"),
-            token=token,
-            user_agent=user_agent,
-        )
+        path, headers = f"{_path_of(session_id)}/payment-methods", _headers(f"Bearer {token}", user_agent)
+        outcome = await self._call("list_methods", account, _METHODS, path, headers=headers)
         if not isinstance(outcome, Done):
             return outcome
         methods = outcome.value
@@ -252,9 +193,8 @@ class Gateway:
         *,
         order_ref: str | None = None,
         transaction_id: str | None = None,
-        limit: int = 100,
     ) -> Outcome[Found]:
-        """Look transactions up in the Merchant API (D8), newest first, at most `limit` (1 to 100) of them.
+        """Look transactions up in the Merchant API (D8), newest first, at most a hundred of them.
 
         At least one of the two filters is required. The API user may see several shops: a found transaction
         may belong to another. Where the number of rows leaves open whether there are more, one more call
@@ -262,40 +202,33 @@ class Gateway:
         """
         filters = {"shop_orderid": order_ref, "transaction_id": transaction_id}
         wanted = {name: value for name, value in filters.items() if value}
-        if not wanted or not 1 <= limit <= payments.MOST_ROWS:
-            message = f"find_payments needs a filter and a limit of 1 to {payments.MOST_ROWS}, not {limit}"
-            raise ValueError(message)
-        outcome = await self._find(account, wanted, "desc", limit)
-        if isinstance(outcome, Done) and outcome.value.at_limit and limit == payments.MOST_ROWS:
-            return Done(await self._completed(account, wanted, outcome.value, limit))
+        if not wanted:
+            raise ValueError("find_payments needs a filter")
+        outcome = await self._find(account, wanted, "desc")
+        if isinstance(outcome, Done) and outcome.value.at_limit:
+            return Done(await self._completed(account, wanted, outcome.value))
         return outcome
 
     async def _find(
-        self, account: Account, wanted: Mapping[str, str], sort: str, limit: int
+        self, account: Account, wanted: Mapping[str, str], sort: str, limit: int = payments.MOST_ROWS
     ) -> Outcome[Found]:
-        query = urlencode({**wanted, "sort": sort, "limit": limit})
         reader: Reader[Found] = Reader("payments", limit)
-        return await self._call(
-            "find_payments",
-            account,
-            reader,
-            url=lambda known: URL(known.payments + query),
-        )
+        query = {**wanted, "sort": sort, "limit": str(limit)}
+        return await self._call("find_payments", account, reader, f"{_MERCHANT_API}/payments", query=query)
 
-    async def _completed(
-        self, account: Account, wanted: Mapping[str, str], found: Found, limit: int
-    ) -> Found:
+    async def _completed(self, account: Account, wanted: Mapping[str, str], found: Found) -> Found:
         """Return a lookup's result without the doubt that there is more, if another call can remove it.
 
         Exactly the default number of rows, fewer than requested: either these are all, or the gateway does
         not support `limit`, which is tested once for each gateway by requesting fewer. Otherwise the list is
         read from its other end: where both ends meet, by the dates of their rows, none is missing.
         """
-        gateway = _prepare(account).merchant_gateway
-        fewer = len(found.transactions) == payments.DEFAULT_ROWS < limit
+        gateway = gateway_of(account.merchant_api_url)
+        fewer = len(found.transactions) == payments.DEFAULT_ROWS
         if fewer and gateway in self._limiting:
             return replace(found, at_limit=False)
-        outcome = await self._find(account, wanted, "asc", payments.DEFAULT_ROWS - 1 if fewer else limit)
+        limit = payments.DEFAULT_ROWS - 1 if fewer else payments.MOST_ROWS
+        outcome = await self._find(account, wanted, "asc", limit)
         if not isinstance(outcome, Done):
             return found
         oldest = outcome.value
@@ -321,13 +254,8 @@ class Gateway:
         "error" (part 1.7). For this and the other two: a `lease_guard` that says no is `NotSent`; its module
         says what window remains. 503 is `Unknown` even where it names a time.
         """
-        fields = _sum(amount, currency, identifier)
-        if isinstance(fields, Refused):
-            return fields
-        fields = {"transaction_id": transaction_id, **fields}
-        return await self._move(
-            "capture", "captureReservation", account, fields=fields, lease_guard=lease_guard
-        )
+        moved = _sum(amount, currency, identifier)
+        return await self._move("capture", "captureReservation", account, transaction_id, moved, lease_guard)
 
     async def refund(
         self,
@@ -339,79 +267,68 @@ class Gateway:
         identifier: str,
         lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
-        """Refund part or all of what was captured, never more: the gateway is not allowed to
-        refund above it.
-        """
-        fields = _sum(amount, currency, identifier)
-        if isinstance(fields, Refused):
-            return fields
-        fields = {"transaction_id": transaction_id, **fields}
+        """Refund part or all of what was captured, never more: the gateway may not refund above it."""
+        moved = _sum(amount, currency, identifier)
         return await self._move(
-            "refund", "refundCapturedReservation", account, fields=fields, lease_guard=lease_guard
+            "refund", "refundCapturedReservation", account, transaction_id, moved, lease_guard
         )
 
     async def release(
         self, account: Account, *, transaction_id: str, lease_guard: LeaseGuard
     ) -> Outcome[Movement]:
         """Release a whole reservation, there being no other way; some providers make a refund of it (D8)."""
-        return await self._move(
-            "release",
-            "releaseReservation",
-            account,
-            fields={"transaction_id": transaction_id},
-            lease_guard=lease_guard,
-        )
+        return await self._move("release", "releaseReservation", account, transaction_id, {}, lease_guard)
 
-    async def _move(
-        self, name: str, method: str, account: Account, *, fields: Mapping[str, str], lease_guard: LeaseGuard
+    async def _move(  # noqa: PLR0917 - all of a movement
+        self,
+        name: str,
+        method: str,
+        account: Account,
+        transaction_id: str,
+        moved: Mapping[str, str] | Refused,
+        lease_guard: LeaseGuard,
     ) -> Outcome[Movement]:
-        if not fields["transaction_id"]:
-            message = f"{name} needs the id of a transaction"
-            raise ValueError(message)
-        reader: Reader[Movement] = Reader("movement", fields["transaction_id"])
-        return await self._call(
-            name,
-            account,
-            reader,
-            method="POST",
-            url=lambda known: URL(known.movements + method),
-            body=GuardedBody(urlencode(fields).encode(), lease_guard),
-        )
+        if isinstance(moved, Refused):
+            return moved
+        if not transaction_id:
+            raise ValueError(f"{name} needs the id of a transaction")
+        reader: Reader[Movement] = Reader("movement", transaction_id)
+        form = urlencode({"transaction_id": transaction_id, **moved}).encode()
+        body = GuardedBody(form, lease_guard)
+        return await self._call(name, account, reader, f"{_MERCHANT_API}/{method}", method="POST", body=body)
 
     async def _call(
         self,
         name: str,
         account: Account,
         reader: Reader[T],
+        path: str,
         *,
-        url: Callable[[_Prepared], URL],
         method: str = "GET",
-        token: str | None = None,
+        query: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         body: Payload | None = None,
-        user_agent: str | None = None,
     ) -> Outcome[T]:
-        """Make one call, read its answer, write one log line."""
+        """Make one call, read its answer, write one log line; the account proves it without `headers`."""
         span = traces.begin(f"gateway {name}") if traces.on else None
         started = time.perf_counter()
         outcome: Outcome[T]
         gateway = "none"
+        base = account.merchant_api_url if path.startswith(_MERCHANT_API) else account.url
         try:
-            known = _prepare(account)
-            target = url(known)
+            target = URL(base.rstrip("/") + path)
+            headers = headers or _headers(_basic(account.username, account.password), None)
         except ValueError:
             outcome = NotSent("The gateway's URL of this merchant is not a URL.")
         else:
-            limits_of_gateway = self._limits.of(
-                known.merchant_gateway if name in _MERCHANT_API else known.checkout_gateway
-            )
+            limits_of_gateway = self.limits.of(gateway_of(base))
             alone = limits_of_gateway.wait(account.merchant)
             if alone > 0:
                 counters.gateway_calls_withheld.add(_LABELS.of(limits_of_gateway.gateway))
                 return Busy(CIRCUIT_OPEN, alone)
             gateway = limits_of_gateway.gateway
-            headers = _headers(f"Bearer {token}" if token else known.basic, user_agent)
-            request = Request(method, target, headers, body)
-            probes, large = limits_of_gateway.begin(), limits_of_gateway.large()
+            request = Request(method, target.with_query(query) if query else target, headers, body)
+            probes, large = limits_of_gateway.breaker.enter(), limits_of_gateway.large()
             try:
                 answer = await self._wire.exchange(
                     request,
@@ -429,14 +346,13 @@ class Gateway:
                     outcome = await self._reader_process.read(
                         reader, answer, queue_key=limits_of_gateway.gateway
                     )
-                if not (
-                    isinstance(body, GuardedBody) and body.refused
-                ):  # the lease guard's no is about our lease
+                # The lease guard's no is about our lease.
+                if not (isinstance(body, GuardedBody) and body.refused):
                     limits_of_gateway.note(account.merchant, outcome, time.perf_counter() - started)
             finally:
                 large.give_back()
                 if probes:
-                    limits_of_gateway.end()
+                    limits_of_gateway.breaker.leave()
         _note(name, account.merchant, gateway, outcome, time.perf_counter() - started)
         if span is not None:
             word = WORDS[type(outcome)]
@@ -445,7 +361,6 @@ class Gateway:
 
 
 def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seconds: float) -> None:  # noqa: PLR0917 - all of a call
-    """Count a call, and write its line in the log."""
     labels = (_LABELS.of(gateway), name)
     if not counters.gateway_calls.knows(*labels, _FAILURES[0]):
         # Failures are counted from zero, so that the first of them is an increase.
@@ -454,23 +369,30 @@ def _note(name: str, merchant: str, gateway: str, outcome: Outcome[object], seco
     counters.gateway_calls.add(*labels, WORDS[type(outcome)])
     counters.gateway_call_seconds.observe(seconds, name)
     took = round(seconds * 1000, 1)
-    if isinstance(outcome, Done):
-        log.debug("gateway_called", call=name, merchant=merchant, outcome="Done", ms=took)
-    else:
+    if not isinstance(outcome, Done):
         kind, why = type(outcome).__name__, outcome.reason
         log.info("gateway_called", call=name, merchant=merchant, outcome=kind, ms=took, reason=why)
+    elif _LEVEL.isEnabledFor(logging.DEBUG):  # a line that is not written costs as much as all counting
+        log.debug("gateway_called", call=name, merchant=merchant, outcome="Done", ms=took)
+
+
+def _json(body: Mapping[str, object]) -> BytesPayload | Refused:
+    try:
+        return BytesPayload(_ENCODER.encode(body), content_type="application/json")
+    except UnicodeEncodeError:  # half a surrogate pair is a str to Python, but not valid text
+        return Refused(0, "The session's content holds a character that cannot be sent.")
+
+
+def _path_of(session_id: str) -> str:
+    return f"{_SESSION_PATH}/{quote(session_id, safe='')}"
 
 
 def _sum(amount: int, currency: str, identifier: str) -> dict[str, str] | Refused:
-    """Return the fields of an amount.
-
-    Without one the gateway would move all there is, so it is never left out.
-    """
+    """Return the fields of an amount, which is never left out: the gateway would move all there is."""
     if amount <= 0 or not 1 <= len(identifier) <= LONGEST_IDENTIFIER:
-        message = (
+        raise ValueError(
             f"moving money needs an amount of more than 0 and an identifier, not {amount} and {identifier!r}"
         )
-        raise ValueError(message)
     try:
         decimal = money.for_gateway(amount, currency)
     except money.MoneyError:

@@ -32,7 +32,6 @@ class CredentialsCheck:
 
 
 async def check(settings: Settings, account: Account) -> CredentialsCheck:
-    """Ask the gateway of an account for a token."""
     if not account.url:
         return CredentialsCheck("unavailable", "The merchant has no gateway URL.", 0)
     began = time.monotonic()

@@ -36,11 +36,9 @@ if TYPE_CHECKING:
 Failure: TypeAlias = Refused | Unauthorized | NotSent | Busy | Unknown | Throttled
 
 RETRY_AFTER_CAP = 3600.0
-"""Seconds. Whatever a Retry-After says, we ask again within the hour: the due time belongs to us, not to the
-gateway."""
+"""Seconds. We ask again within the hour: the due time belongs to us, not to the gateway."""
 KEEPALIVE = 15.0
-"""Seconds that an idle connection is kept; short, so that the gateway rarely closes it at the moment of its
-next use."""
+"""Seconds that an idle connection is kept; short: the gateway rarely closes it just as it is used."""
 BUFFER = 16_384
 """Bytes of an answer that are parsed ahead of its reader."""
 LARGE = 65_536
@@ -49,9 +47,7 @@ LARGE = 65_536
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Return the one TLS context of the process: certificates verified, and reading the roots takes tens of
-    milliseconds.
-    """
+    """Return the one TLS context of the process, which verifies: reading the roots takes tens of ms."""
     return ssl.create_default_context(cafile=certifi.where())
 
 
@@ -73,7 +69,6 @@ class Wire:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Take limits and timeouts; connections open as they are needed."""
         self._total = settings.gateway_total_timeout
         self._limit = settings.gateway_answer_limit
         # aiohttp's "sock_connect" is one socket's; its "connect" runs from the request to a connection that
@@ -97,7 +92,6 @@ class Wire:
         return session
 
     async def close(self) -> None:
-        """Close every connection."""
         for session in tuple(self._sessions.values()):
             await session.close()
 
@@ -109,14 +103,13 @@ class Wire:
         `queue_key` names the queue it waits in: the queues are served round-robin. `large` is taken for a
         large answer, for as long as the caller uses it.
         """
-        body = request.body
-        if not isinstance(body, GuardedBody):
-            return await self._exchange(request, limits_of_gateway, large, queue_key)
+        guarded = request.body if isinstance(request.body, GuardedBody) else None
         try:
             outcome = await self._exchange(request, limits_of_gateway, large, queue_key)
         finally:
-            body.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
-        return _past_lease_guard(body, outcome)
+            if guarded is not None:
+                guarded.withdraw()  # after an answer, a timeout or a cancellation nothing may follow
+        return outcome if guarded is None else _past_lease_guard(guarded, outcome)
 
     async def _exchange(
         self, request: Request, limits_of_gateway: GatewayLimits, large: Large, queue_key: Hashable
@@ -168,46 +161,41 @@ class Wire:
 
 # ── What came back instead of an answer ───────────────────────────────────────────────────────────────────
 
+_NOT_HTTP = NotSent("The gateway's URL of this merchant is not an HTTP URL.")
 # First match wins: a connection that could not be made (ClientConnectorError) is one kind of a connection
 # that failed. A kept connection that the gateway closed meanwhile: aiohttp itself repeats a GET once on a new
 # one (a repeated lookup is harmless); a POST is `Unknown`, because it may have been read before the
 # connection closed.
-_FAULTS: tuple[tuple[tuple[type[BaseException], ...], NotSent | Unknown], ...] = (
-    ((aiohttp.ClientConnectorDNSError,), NotSent("The gateway's host name was not found.")),
-    ((aiohttp.ClientSSLError,), NotSent("No secure connection to the gateway could be made.")),
-    ((aiohttp.ClientConnectorError,), NotSent("The gateway could not be connected to.")),
-    ((aiohttp.ConnectionTimeoutError,), NotSent("The gateway did not take the connection in time.")),
-    (
-        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
-        NotSent("The gateway's URL of this merchant is not an HTTP URL."),
+_FAULTS: dict[type[BaseException], NotSent | Unknown] = {
+    aiohttp.ClientConnectorDNSError: NotSent("The gateway's host name was not found."),
+    aiohttp.ClientSSLError: NotSent("No secure connection to the gateway could be made."),
+    aiohttp.ClientConnectorError: NotSent("The gateway could not be connected to."),
+    aiohttp.ConnectionTimeoutError: NotSent("The gateway did not take the connection in time."),
+    aiohttp.InvalidURL: _NOT_HTTP,
+    aiohttp.NonHttpUrlClientError: _NOT_HTTP,
+    aiohttp.SocketTimeoutError: Unknown("The gateway fell silent."),
+    TooCostlyError: Unknown(
+        "The gateway's answer came in a way that costs more than an answer may.", unreadable=True
     ),
-    ((aiohttp.SocketTimeoutError,), Unknown("The gateway fell silent.")),
-    (
-        (TooCostlyError,),
-        Unknown("The gateway's answer came in a way that costs more than an answer may.", unreadable=True),
+    aiohttp.ClientConnectionError: Unknown("The connection to the gateway was lost before it answered."),
+    aiohttp.ClientPayloadError: Unknown(
+        "The connection to the gateway was lost in the middle of its answer."
     ),
-    ((aiohttp.ClientConnectionError,), Unknown("The connection to the gateway was lost before it answered.")),
-    (
-        (aiohttp.ClientPayloadError,),
-        Unknown("The connection to the gateway was lost in the middle of its answer."),
-    ),
-    ((aiohttp.ClientResponseError,), Unknown("The gateway's answer is not HTTP.")),
-    ((TimeoutError,), Unknown("The gateway did not finish its answer in time.")),
-)
+    aiohttp.ClientResponseError: Unknown("The gateway's answer is not HTTP."),
+    TimeoutError: Unknown("The gateway did not finish its answer in time."),
+}
 
 
 def _fault(error: Exception) -> NotSent | Unknown:
     """Tell what a failure on the way means. Anything not in the table counts as sent."""
-    for kinds, meaning in _FAULTS:
-        if isinstance(error, kinds):
+    for kind, meaning in _FAULTS.items():
+        if isinstance(error, kind):
             return meaning
     return Unknown("The exchange with the gateway broke off.")
 
 
 def _past_lease_guard(body: GuardedBody, outcome: bytes | Failure) -> bytes | Failure:
-    """Correct an outcome by what is known of a guarded body: what did not leave was not sent, however the
-    exchange ended.
-    """
+    """Correct the outcome of a guarded body: what did not leave was not sent, however the exchange ended."""
     if body.left:
         # No failure on the way is expected to say so of a request that left; none may.
         return (
@@ -226,24 +214,18 @@ _UNSETTLED = frozenset({408, 409, 425})
 
 
 def _refusal(request: Request, response: aiohttp.ClientResponse) -> Failure:
-    """Read a status that is not 2xx.
-
-    The body is not read: its shape is not documented, its text may be personal.
-    """
+    """Read a status other than 2xx, and no body: its shape is not documented, its text may be personal."""
     status = response.status
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized("The gateway did not accept the token or the credentials.")
+    pause = retry_after(response.headers, cap=RETRY_AFTER_CAP)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return Throttled(
-            retry_after(response.headers, cap=RETRY_AFTER_CAP), "The gateway asked for fewer calls."
-        )
+        return Throttled(pause, "The gateway asked for fewer calls.")
     # A proxy may send this for a request that went through. A repeated lookup is harmless; a repeated
     # movement of money is not.
     harmless = not isinstance(request.body, GuardedBody)
     if status == HTTPStatus.SERVICE_UNAVAILABLE and "retry-after" in response.headers and harmless:
-        return Throttled(
-            retry_after(response.headers, cap=RETRY_AFTER_CAP), "The gateway is unavailable and named a time."
-        )
+        return Throttled(pause, "The gateway is unavailable and named a time.")
     if status in range(400, 500) and status not in _UNSETTLED:
         return Refused(status, f"The gateway refused with HTTP {status}.")
     return Unknown(f"The gateway answered HTTP {status}.")

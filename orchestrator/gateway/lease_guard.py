@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from aiohttp.abc import AbstractStreamWriter
 
 LeaseGuard: TypeAlias = Callable[[], bool]
-"""Says whether the call may still be made. Asked at most once, must not wait for anything and must
-not raise.
-"""
+"""Says whether the call may still be made. Asked at most once; must neither wait nor raise."""
 
 FORM: Final = "application/x-www-form-urlencoded"
 

@@ -1,8 +1,8 @@
 """Reading payments: the Merchant API's XML into transactions and movements.
 
-`parse` and `parse_movement` never raise: entities, DTDs, half documents and nonsense are `Malformed`, and so
-is every answer without a transaction that is not the documented answer to an unknown order. What a
-transaction means for money is said in `domain.payment_meaning`.
+`parse` and `parse_movement` raise `RequestError` and `Malformed` alone: entities, DTDs, half documents and
+nonsense are `Malformed`, and so is every answer without a transaction that is not the documented answer to an
+unknown order. What a transaction means for money is said in `domain.payment_meaning`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,9 @@ MOST_ROWS: Final = 100
 DEFAULT_ROWS: Final = 10
 """The rows that the gateway returns at most when there is no `limit`, or it does not support it (D8)."""
 ROWS_READ: Final = 2 * MOST_ROWS
-"""The most rows that an answer is read with: a gateway that returns more than it was asked for is not read to
-the end of its list."""
+"""The most rows that are read: a list that is longer than was asked for is not read to its end."""
 MOST_DETAILS: Final = 2_000
-"""The most details (of what was passed with the session, of chargebacks, of movements) that the rows of an
-answer may have together."""
+"""The most details (what was passed with the session, chargebacks, movements) of an answer's rows."""
 DEEPEST: Final = 32
 """Levels above the rows of an answer. The documented ones stand on the fourth."""
 QUIET_RESULTS: Final = frozenset({"", "success", "ok"})
@@ -58,41 +56,34 @@ class Movement:
     amount: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestError:
-    """The gateway understood the request and refused it: Header/ErrorCode is not 0."""
-
-    code: str
+class RequestError(Exception):
+    """The gateway understood the request and refused it: Header/ErrorCode, its text, is not 0."""
 
 
-def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found | RequestError | Malformed:
+def parse(body: bytes, *, limit: int = MOST_ROWS) -> Found:
     """Read an APIResponse document; `limit` is what the lookup asked for."""
     answer = _answer(body)
-    if not isinstance(answer, _Answer):
-        return answer
     rows, result = answer.rows, text_of(answer.body, "Result")
     if not rows:
         if result.lower() not in QUIET_RESULTS:
             # A lookup that went wrong inside the gateway must not pass for "there is no payment".
-            return Malformed("The gateway's lookup ended neither in payments nor in success.")
+            raise Malformed("The gateway's lookup ended neither in payments nor in success.")
         if not _is_documented_absence(answer):
-            return Malformed(
+            raise Malformed(
                 "The gateway's answer holds no transaction and is not the one to an unknown order."
             )
     failed = result.lower() in FAILED_RESULTS
     transactions = tuple(transaction_of(row, failed=failed, repaired=answer.repaired) for row in rows)
-    if sum(map(_details, transactions)) > MOST_DETAILS:
-        return Malformed(f"The gateway's transactions have more than {MOST_DETAILS} details.")
+    details = (
+        len(each.payment_infos) + len(each.chargeback_events) + len(each.reconciliations)
+        for each in transactions
+    )
+    if sum(details) > MOST_DETAILS:
+        raise Malformed(f"The gateway's transactions have more than {MOST_DETAILS} details.")
     return Found(
         transactions=transactions,
         # Exactly the default may mean that the gateway does not support the parameter `limit`.
         at_limit=len(rows) >= limit or len(rows) == DEFAULT_ROWS,
-    )
-
-
-def _details(transaction: Transaction) -> int:
-    return (
-        len(transaction.payment_infos) + len(transaction.chargeback_events) + len(transaction.reconciliations)
     )
 
 
@@ -137,31 +128,21 @@ def _dates(found: Found) -> list[str]:
     return dates if all(_CREATED.fullmatch(date) for date in dates) else []
 
 
-def parse_movement(body: bytes, *, transaction_id: str = "") -> Movement | RequestError | Malformed:
-    """Read the answer to a call that moves money of one transaction; with its id, only an answer about it is
-    accepted.
-    """
+def parse_movement(body: bytes, *, transaction_id: str) -> Movement:
+    """Read the answer to a call that moves money of this transaction."""
     answer = _answer(body)
-    if not isinstance(answer, _Answer):
-        return answer
     result = next((word for name in _RESULTS_MOVED if (word := text_of(answer.body, name))), "")
     if not result:
-        return Malformed("The gateway's XML does not say what came of the call.")
-    rows = answer.rows
-    if transaction_id and rows:
-        rows = [row for row in rows if text_of(row, "TransactionId") == transaction_id]
-    elif len({text_of(row, "TransactionId") for row in rows}) > 1:
-        rows = []  # the rows do not show which transaction was meant
-    if not rows and answer.rows:
-        return Malformed("The gateway's XML is about another transaction.")
+        raise Malformed("The gateway's XML does not say what came of the call.")
+    rows = [row for row in answer.rows if text_of(row, "TransactionId") == transaction_id]
+    if answer.rows and not rows:
+        raise Malformed("The gateway's XML is about another transaction.")
     transaction = transaction_of(rows[0], failed=False, repaired=answer.repaired) if rows else None
     return Movement(neutralised(result.lower()), transaction, _moved(answer.body, transaction))
 
 
 def _moved(body: Element, transaction: Transaction | None) -> int | None:
-    """Return what a call moved, in minor units of the currency that it names, or else of its
-    transaction's.
-    """
+    """Return what a call moved, in minor units of the currency that it names, or of its transaction's."""
     text = next((text for name in _AMOUNT_MOVED if (text := text_of(body, name))), "")
     named = next((code for name in _CURRENCY_MOVED if (code := text_of(body, name))), "")
     currency = code_of(named) if named else transaction.currency if transaction is not None else ""
@@ -172,9 +153,7 @@ def _moved(body: Element, transaction: Transaction | None) -> int | None:
 
 
 class _Answer(NamedTuple):
-    """An APIResponse that the gateway did not refuse: its parts, and the Transaction elements wherever they
-    stand.
-    """
+    """An APIResponse that is no refusal: its parts, and the Transaction elements wherever they stand."""
 
     root: Element
     header: Element
@@ -183,37 +162,30 @@ class _Answer(NamedTuple):
     repaired: bool
 
 
-def _answer(document: bytes) -> _Answer | RequestError | Malformed:
-    parsed = xml.tree(document)
-    if isinstance(parsed, Malformed):
-        return parsed
-    root = parsed.root
+def _answer(document: bytes) -> _Answer:
+    root, repaired = xml.tree(document)
     header = root.find("Header")
     code = "" if header is None else text_of(header, "ErrorCode")
     if header is None or root.tag != "APIResponse" or not _ERROR_CODE.fullmatch(code):
-        return Malformed("The gateway's XML is not an APIResponse.")
+        raise Malformed("The gateway's XML is not an APIResponse.")
     if int(code) != 0:
-        return RequestError(code)
+        raise RequestError(code)
     body = root.find("Body")
     if body is None:
-        return Malformed("The gateway's XML has no Body.")
+        raise Malformed("The gateway's XML has no Body.")
     rows = _rows(root)
-    if isinstance(rows, Malformed):
-        return rows
     for row in rows:
         identifier, order_ref = text_of(row, "TransactionId"), text_of(row, "ShopOrderId")
         # A row that cannot be named cannot be booked, and leaving it out would claim that it is not there.
         if not identifier or DAMAGED in identifier:
-            return Malformed("The gateway's XML holds a transaction without an id.")
+            raise Malformed("The gateway's XML holds a transaction without an id.")
         if DAMAGED in order_ref:
-            return Malformed("The gateway's XML holds a transaction whose order number is damaged.")
-    return _Answer(root, header, body, rows, parsed.repaired)
+            raise Malformed("The gateway's XML holds a transaction whose order number is damaged.")
+    return _Answer(root, header, body, rows, repaired)
 
 
-def _rows(root: Element) -> list[Element] | Malformed:
-    """Return the Transaction elements wherever they are, level by level; a nested element is a part of its
-    parent.
-    """
+def _rows(root: Element) -> list[Element]:
+    """Return the Transaction elements level by level; one inside another is a part of its parent."""
     rows: list[Element] = []
     level = [root]
     for _ in range(DEEPEST):
@@ -225,13 +197,13 @@ def _rows(root: Element) -> list[Element] | Malformed:
                 elif len(element):
                     below.append(element)
                 elif element.tag == "TransactionId" and parent.tag != "ResultFilter":
-                    return Malformed("The gateway's XML holds a transaction under a name that is not known.")
+                    raise Malformed("The gateway's XML holds a transaction under a name that is not known.")
         if len(rows) > ROWS_READ:
-            return Malformed(f"The gateway's XML holds more than {ROWS_READ} transactions.")
+            raise Malformed(f"The gateway's XML holds more than {ROWS_READ} transactions.")
         if not below:
             return rows
         level = below
-    return Malformed("The gateway's XML is nested too deeply.")
+    raise Malformed("The gateway's XML is nested too deeply.")
 
 
 def _is_documented_absence(answer: _Answer) -> bool:

@@ -24,16 +24,13 @@ import msgspec
 
 from orchestrator import log as logs
 from orchestrator.domain.transaction import Found
-from orchestrator.gateway import answers
-from orchestrator.gateway.answers import Methods
+from orchestrator.gateway.answers import Methods, Reader
 from orchestrator.gateway.limits.round_robin import RoundRobinSemaphore
 from orchestrator.gateway.outcomes import Done, Outcome, Refused, Unknown
 from orchestrator.gateway.payments import Movement
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
-
-    from orchestrator.gateway.answers import Reader
 
 T = TypeVar("T")
 log = logs.get(__name__)
@@ -43,8 +40,7 @@ NICE: Final = 15
 LONGEST: Final = 120
 """Seconds after which a reader that was not ended ends itself; whole ones."""
 MEMORY: Final = 256_000_000, 20
-"""Bytes of address space that the reader may have, and how many more for each byte of an answer. It takes a
-quarter of that."""
+"""Bytes of address space of the reader, and more for each byte of an answer; it takes a quarter."""
 TOLD: Final = 1_000_000, 4
 """Bytes that it may return, and how many more for each byte of an answer."""
 AGAIN: Final = 60.0
@@ -57,51 +53,18 @@ _NO_TURN: Final = Unknown("The gateway's answer came while too many large ones w
 _UNTELLABLE: Final = Unknown("The gateway's answer holds a number that no answer has.", unreadable=True)
 
 
-class _Read(msgspec.Struct, omit_defaults=True):
-    """The result of reading; exactly one field is set."""
-
-    found: Found | None = None
-    movement: Movement | None = None
-    methods: Methods | None = None
-    refused: Refused | None = None
-    unknown: Unknown | None = None
-
-    @classmethod
-    def of(cls, outcome: Outcome[Any]) -> _Read:
-        match outcome:
-            case Done(Found() as found):
-                return cls(found=found)
-            case Done(Movement() as movement):
-                return cls(movement=movement)
-            case Done(Methods() as methods):
-                return cls(methods=methods)
-            case Refused():
-                return cls(refused=outcome)
-            case Unknown():
-                return cls(unknown=outcome)
-            case _:
-                message = f"no reader makes this of an answer: {type(outcome).__name__}"
-                raise TypeError(message)
-
-    @property
-    def outcome(self) -> Outcome[Any]:
-        value = self.found or self.movement or self.methods
-        if value is not None:
-            return Done(value)
-        return self.refused or self.unknown or _NOT_READ
-
-
+_RESULTS: Final[dict[str, Any]] = {
+    kind.__name__: kind for kind in (Found, Movement, Methods, Refused, Unknown)
+}
+"""What an answer is read into, by the names that the reader's output has for it."""
 _READY: Final = b"ready"
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _ASKED: Final = msgspec.msgpack.Decoder(tuple[str, int | str, bytes])
-_READ: Final = msgspec.msgpack.Decoder(_Read)
+_READ: Final = msgspec.msgpack.Decoder(tuple[str, msgspec.Raw])
 
 
 class ReaderProcess:
-    """The reader of one process.
-
-    An answer waits at most `timeout` seconds to be read, and is dropped as many seconds after that.
-    """
+    """The reader of one process; an answer waits for `timeout` seconds at most, and is read in as many."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -153,18 +116,18 @@ class ReaderProcess:
         if process is None:
             return reader.read(raw)
         assert process.stdin is not None and process.stdout is not None  # noqa: PT018, S101 - they are pipes
-        with suppress(OSError, msgspec.DecodeError):
+        with suppress(OSError, msgspec.DecodeError, KeyError):
             _put(process.stdin, _ENCODER.encode((reader.kind, reader.argument, raw)))
             told = _get(process.stdout, _of(TOLD, raw))
             if told is not None:
-                return _READ.decode(told).outcome
+                name, encoded = _READ.decode(told)
+                value = msgspec.msgpack.decode(encoded, type=_RESULTS[name])
+                return value if isinstance(value, Refused | Unknown) else Done(value)
         self._end()
         return _NOT_READ
 
     def _running(self) -> subprocess.Popen[bytes] | None:
-        """Return the process, None where there can be none: then answers are read here, beside the loop, as
-        well as can be.
-        """
+        """Return the process; None where there can be none, and answers are read here as well as can be."""
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None and monotonic() >= self._here_until:
@@ -209,10 +172,7 @@ class ReaderProcess:
 
 
 def serve() -> None:
-    """Read requests on stdin and write results to stdout, until stdin ends.
-
-    The reader's main function.
-    """
+    """Read requests on stdin and write results to stdout until stdin ends: the reader's main function."""
     os.nice(NICE)
     with open(0, "rb") as source, open(1, "wb") as sink:
         _put(sink, _READY)
@@ -223,11 +183,13 @@ def serve() -> None:
                 resource.setrlimit(
                     resource.RLIMIT_AS, (_of(MEMORY, raw), resource.getrlimit(resource.RLIMIT_AS)[1])
                 )
-            told = _Read.of(answers.READERS[kind](raw, argument))
+            reader: Reader[Any] = Reader(kind, argument)
+            outcome = reader.read(raw)
+            value = outcome.value if isinstance(outcome, Done) else outcome
             try:
-                message = _ENCODER.encode(told)
+                message = _ENCODER.encode((type(value).__name__, value))
             except (OverflowError, ValueError):
-                message = _ENCODER.encode(_Read(unknown=_UNTELLABLE))
+                message = _ENCODER.encode((Unknown.__name__, _UNTELLABLE))
             _put(sink, message)
             signal.alarm(0)
 

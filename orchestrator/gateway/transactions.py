@@ -1,5 +1,11 @@
 """One Transaction element of the gateway's XML, read: amounts exact or kept as written, and what is odd named
 by flags.
+
+Chargeback events are what shoppers' banks took back and returned. Seen (C12, a notification of 2016): Type
+`Chargeback`, Currency by letters, Amount with a dot. The schema (C10) leaves Type, Amount and Currency free,
+and the vendor's example says that an event may also be a dispute. So an event counts only where its type is
+surely a chargeback or its reversal, and its amount is exact and in the payment's currency. Every other event
+stays in the list with the gateway's text, uncounted, for a person.
 """
 
 from __future__ import annotations
@@ -12,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 from orchestrator.domain import money
 from orchestrator.domain.payment_meaning import TABLE
 from orchestrator.domain.transaction import ChargebackEvent, Transaction
-from orchestrator.gateway import chargebacks
 from orchestrator.gateway.xml import DAMAGED, LONGEST_TEXT, text_of
 from orchestrator.text import neutralised
 
@@ -23,6 +28,12 @@ if TYPE_CHECKING:
 _AMOUNT = re.compile(r"[+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,2})?")
 _MOMENT = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+)
+# The letters of a type without separators. A number beside the word is its order in a series.
+_WHICH = r"(?:first|second|third|1st|2nd|3rd|[123]|final|partial|full|new|initial|arbitration|round|cycle|stage|event|notification|received)*"
+_CHARGEBACK = re.compile(rf"{_WHICH}chargebacks?{_WHICH}")
+_REVERSAL = re.compile(
+    rf"{_WHICH}(?:(?:chargebacks?)?(?:revers(?:al|ed)|representment|represented)|revers(?:al|ed)(?:of)?chargebacks?){_WHICH}"
 )
 _TAKEN_BACK = re.compile("chargeback|dispute|arbitration|retrieval", re.IGNORECASE)
 _AMOUNTS: Final = {
@@ -58,9 +69,7 @@ class _Row:
         return () if field is None else (field,)
 
     def single(self, name: str) -> str:
-        """Return the text of an element on which money depends; several texts, or elements inside it,
-        together with a flag.
-        """
+        """Return a text on which money depends; several texts or inner elements are joined and flagged."""
         field = self.fields.get(name)
         if field is None or not (self.repeated or len(field)):
             return self.text(name)
@@ -71,9 +80,7 @@ class _Row:
 
 
 def _whole(element: Element) -> str:
-    """Return the text of an element; that of elements inside it with their names, so that it never passes for
-    a value.
-    """
+    """Return an element's text, with that of inner elements and their names, so that it is no value."""
     inner = "".join(f" {child.tag}: {''.join(child.itertext()).strip()}" for child in element)
     return f"{(element.text or '').strip()}{inner}"[:LONGEST_TEXT]
 
@@ -96,7 +103,7 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
     if failed and not row.raw and "amount_missing" not in flags and not (reserved or captured or refunded):
         flags.append("ended_in_error")
     events = _chargeback_events(row, currency)
-    taken_back = chargebacks.total_of(events)
+    taken_back = sum(event.counted or 0 for event in events)
     # More came back than was taken, or more was taken than there was: an event is missing, or counted twice.
     if taken_back < 0 or (events and taken_back > max(captured, reserved) and not row.raw):
         flags.append("chargeback_unclear")
@@ -117,10 +124,7 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
         order_ref=text("ShopOrderId"),
         status=status,
         currency=currency,
-        reserved=reserved,
-        captured=captured,
-        refunded=refunded,
-        credited=amounts["credited"],
+        **amounts,
         created_at=text("CreatedDate"),
         payment_infos=infos,
         reconciliations=tuple(
@@ -132,16 +136,13 @@ def transaction_of(element: Element, *, failed: bool, repaired: bool) -> Transac
         charged_back=max(taken_back, 0),
         scheme=_scheme(row),
         reserved_until=reserved_until,
-        surcharge=amounts["surcharge"],
         raw_amounts=row.raw,
         chargeback_events=events,
     )
 
 
 def _currency(row: _Row) -> str:
-    """Return the merchant's currency by letters, from either of its two elements; they must not contradict
-    each other.
-    """
+    """Return the merchant's currency by letters; its two elements must not contradict each other."""
     alpha, numeric = row.single("MerchantCurrencyAlpha").upper(), row.single("MerchantCurrency")
     currency, flag = _currency_of(alpha, numeric)
     if flag:
@@ -151,9 +152,7 @@ def _currency(row: _Row) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return a text that people are shown: what is not printable (controls, marks of direction)
-    is replaced.
-    """
+    """Return a text for people: what is not printable (controls, marks of direction) is replaced."""
     return text if text.isprintable() else "".join(each if each.isprintable() else DAMAGED for each in text)
 
 
@@ -192,9 +191,7 @@ def _amount(row: _Row, name: str, tag: str, currency: str) -> int:
 
 @lru_cache(maxsize=4096)
 def exact(text: str, currency: str) -> int | None:
-    """Return an amount that is not negative in minor units, or None for what is no exact amount of this
-    currency.
-    """
+    """Return an amount in minor units; None for a negative one and for no exact amount of the currency."""
     try:
         amount = money.to_minor(text, currency) if _AMOUNT.fullmatch(text) else None
     except money.MoneyError:
@@ -226,16 +223,24 @@ def _chargeback_events(row: _Row, currency: str) -> tuple[ChargebackEvent, ...]:
         ]
     if any((wrapper.text or "").strip() for wrapper in wrappers):
         row.flags.append("chargeback_unclear")
-    if not elements:
-        return ()
-    events = chargebacks.events_of(
-        elements,
-        lambda text: exact(text, currency) if currency else None,
-        lambda text: code_of(text) == currency or money.is_same_currency(currency, text),
-    )
+    events = tuple(_chargeback_event(element, currency) for element in elements)
     if any(event.counted is None for event in events):
         row.flags.append("chargeback_unclear")
     return events
+
+
+def _chargeback_event(element: Element, currency: str) -> ChargebackEvent:
+    kind, amount, named, date = (
+        neutralised(text_of(element, name)) for name in ("Type", "Amount", "Currency", "Date")
+    )
+    word = re.sub("[^a-z0-9]", "", kind.lower())
+    back = _REVERSAL.fullmatch(word) is not None
+    sure = element.tag == "ChargebackEvent" and (back or _CHARGEBACK.fullmatch(word) is not None)
+    ours = not named or code_of(named) == currency or money.is_same_currency(currency, named)
+    value = exact(amount.removeprefix("-"), currency) if sure and ours and amount and currency else None
+    if value is not None and (back or amount.startswith("-")):
+        value = -value
+    return ChargebackEvent(kind, amount, named, date, value)
 
 
 _FIELDS: Final = frozenset(
@@ -267,10 +272,7 @@ def _moment(text: str) -> datetime | None:
 
 
 def _payment_infos(row: _Row) -> dict[str, str]:
-    """Read what `transactionInfo` became (C1).
-
-    A name that comes twice binds nothing: it is left out and flagged.
-    """
+    """Read what `transactionInfo` became (C1); a name that comes twice binds nothing and is flagged."""
     infos: dict[str, str] = {}
     repeated: set[str] = set()
     for entries in row.all("PaymentInfos"):

@@ -1,17 +1,17 @@
 """The gateway's XML as a tree: bounded before it is parsed, without document types, and repaired only where
 the strict parse failed.
 
-Guarantees: `tree` never raises, and its cost is bounded by the size limits below, whatever the document
-holds. A document that is not well formed is repaired once: text before its declaration, its encoding, control
-characters, and unknown references. A repair changes no tag and adds none; an undecodable character becomes
-U+FFFD, so that a damaged identifier never equals an intact one.
+Guarantees: `tree` raises `Malformed` alone, and its cost is bounded by the size limits below, whatever the
+document holds. A document that is not well formed is repaired once: text before its declaration, its
+encoding, control characters, and unknown references. A repair changes no tag and adds none; an undecodable
+character becomes U+FFFD, so that a damaged identifier never equals an intact one.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import dataclass
+from contextlib import suppress
 from html.entities import html5
 from typing import TYPE_CHECKING, Final, NamedTuple
 from xml.etree.ElementTree import TreeBuilder
@@ -31,9 +31,7 @@ of the first."""
 LARGEST_REPAIRED: Final = 500_000
 """Bytes of a document that is repaired, at most."""
 MOST_REPAIRS: Final = 20_000
-"""Bytes outside ASCII, and ampersands, of a document that is repaired, at most: each may be handled on its
-own.
-"""
+"""Bytes outside ASCII, and ampersands, of a repaired document at most: each may be handled alone."""
 LONGEST_TEXT: Final = 255
 """Characters of a text that is read from a document; what is longer is cut."""
 DAMAGED: Final = "\N{REPLACEMENT CHARACTER}"
@@ -50,11 +48,8 @@ _OWN_NAMES: Final = frozenset({"amp", "lt", "gt", "quot", "apos"})
 _CDATA, _CDATA_END = "<![CDATA[", "]]>"
 
 
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """Not a document that can be read; `reason` says how, without quoting it."""
-
-    reason: str
+class Malformed(Exception):  # noqa: N818 - an outcome of reading
+    """An answer that cannot be read; the text says why, without quoting it."""
 
 
 class Tree(NamedTuple):
@@ -66,19 +61,15 @@ class Tree(NamedTuple):
     repaired: bool = False
 
 
-def tree(document: bytes) -> Tree | Malformed:
-    """Parse a document without a document type: entities can be declared nowhere else, so there is nothing to
-    expand.
-    """
+def tree(document: bytes) -> Tree:
+    """Parse a document without a document type, the only place where entities could be declared."""
     size = len(document)
     if size > LARGEST:
-        return Malformed("The gateway's XML goes beyond the size limit.")
+        raise Malformed("The gateway's XML goes beyond the size limit.")
     if size > SMALL and max(document.count(b"<"), document.count(b"=")) > MOST_MARKS:
-        return Malformed("The gateway's XML holds more elements or attributes than an answer has.")
+        raise Malformed("The gateway's XML holds more elements or attributes than an answer has.")
     try:
         return Tree(_parsed(document))
-    except _DeclaresTypeError:
-        return _DECLARES
     except (
         expat.ExpatError,
         ValueError,
@@ -92,33 +83,21 @@ def text_of(element: Element, name: str) -> str:
     return (element.findtext(name) or "").strip()[:LONGEST_TEXT]
 
 
-def _second_try(document: bytes, error: Exception) -> Tree | Malformed:
+def _second_try(document: bytes, error: Exception) -> Tree:
     """Parse a document that is not well formed once more, repaired."""
     repaired = _repaired(document)
     if repaired is not None and repaired != document:
-        try:
+        with suppress(expat.ExpatError, ValueError):  # the first error says more about what the gateway sent
             return Tree(_parsed(repaired), repaired=True)
-        except _DeclaresTypeError:
-            return _DECLARES
-        except (expat.ExpatError, ValueError):
-            pass  # the first error says more about what the gateway sent
+    why = "its encoding is unknown"
     if isinstance(error, expat.ExpatError):
         # Expat's own words: a closed set that quotes nothing.
-        return Malformed(
-            f"The gateway's answer is not XML: {expat.ErrorString(error.code)} in line {error.lineno}."
-        )
-    return Malformed("The gateway's answer is not XML: its encoding is unknown.")
-
-
-class _DeclaresTypeError(Exception):
-    pass
-
-
-_DECLARES: Final = Malformed("The gateway's XML declares a DTD or an entity.")
+        why = f"{expat.ErrorString(error.code)} in line {error.lineno}"
+    raise Malformed(f"The gateway's answer is not XML: {why}.")
 
 
 def _refuse(*_: object) -> None:
-    raise _DeclaresTypeError
+    raise Malformed("The gateway's XML declares a DTD or an entity.")
 
 
 def _parsed(document: bytes) -> Element:
@@ -163,9 +142,7 @@ def _repaired(document: bytes) -> bytes | None:
 
 
 def decoded(document: bytes) -> str:
-    """Decode by the byte order mark, by a declared encoding of single bytes, or as UTF-8 whose other bytes
-    are Windows-1252.
-    """
+    """Decode by byte order mark, by a declared encoding of single bytes, or as UTF-8 with Windows-1252."""
     if document.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return document.decode("utf-16", errors="replace")
     declared = _SINGLE_BYTE.search(document, 0, 200)

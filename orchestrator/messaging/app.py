@@ -93,11 +93,9 @@ def configure(settings: Settings) -> Celery:
         task_store_errors_even_if_ignored=False,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[
-            # A hint that is lost with its worker is a checkout that becomes due; to note down each and strike
-            # it out again would cost half of what consuming it costs.
-            *(Queue(name, routing_key=name, no_ack=True) for name in QUEUES),
-        ],
+        # A hint that is lost with its worker is a checkout that becomes due; to note down each and strike it
+        # out again would cost half of what consuming it costs.
+        task_queues=[Queue(name, routing_key=name, no_ack=True) for name in QUEUES],
         task_default_queue="checkouts",
         task_publish_retry=False,
         worker_prefetch_multiplier=1,
@@ -115,7 +113,6 @@ def configure(settings: Settings) -> Celery:
 
 
 def _sentinel_options(broker: Endpoint) -> dict[str, object]:
-    """Return the options of connections to Sentinel itself."""
     options: dict[str, object] = {"socket_timeout": 2, "socket_connect_timeout": 2}
     if broker.sentinel_password is not None:
         options |= {"username": broker.sentinel_username, "password": broker.sentinel_password}

@@ -29,9 +29,7 @@ class Dropped:
         self.total = 0
 
     def add(self, reason: str) -> None:
-        """Count a message; `reason` is a fixed word or the name of an exception's class, never text of the
-        message.
-        """
+        """Count a message; `reason` is a fixed word or an exception's class, never text of the message."""
         with self._lock:
             self.total += 1
             self._reasons[reason] += 1

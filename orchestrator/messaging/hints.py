@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict, deque
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from orchestrator.messaging.app import INTENTS, PROCESS, configure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SHARE: Final = 0.025
+SHARE: Final = 0.02
 """The most of its time that the thread publishes. A message costs far more than another id in it, here and at
 the worker, so a burst of hints gathers for as long as the last publishing makes it worth; a hint that comes
 alone waits for nothing."""
@@ -38,10 +39,7 @@ class _Hint(NamedTuple):
 
 
 class _Delay(NamedTuple):
-    """Until when hints gather, and the merchant of the burst.
-
-    A hint of another merchant ends the delay, once in its time.
-    """
+    """Until when the hints of a burst gather; one of another merchant ends that, once in its time."""
 
     until: float
     burst: frozenset[int | None] = frozenset()
@@ -60,7 +58,7 @@ class HintPublisher:
         self._publisher = Publisher(self._app)
         self._link = BackOff("publisher")
         self._size = settings.hint_size
-        self._waiting: deque[_Hint | None] = deque()
+        self._waiting: deque[_Hint] = deque()
         self._arrived = threading.Event()
         # Merchants whose hints do not wake the thread now, because it gathers them.
         self._gathering: frozenset[int | None] = frozenset()
@@ -78,14 +76,12 @@ class HintPublisher:
         return "it does not answer" if since is not None and time.monotonic() - since > STUCK_AFTER else None
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread = threading.Thread(target=self._run, name="hint-publisher", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Publish what waits (within seconds), then stop."""
         if self._thread is not None:
-            self._waiting.append(None)
             self._ending.set()
             self._arrived.set()
             self._thread.join(timeout=5)
@@ -107,64 +103,43 @@ class HintPublisher:
                 self._arrived.set()
 
     def depth(self, name: QueueName) -> int:
-        """Return how many messages wait in a queue; raises kombu's errors when the broker is away.
-
-        For any thread.
-        """
-        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
-        try:
+        """Return how many messages wait in a queue, for any thread; raises kombu's errors."""
+        with closing(Publisher(self._app, timeout=DEPTH_TIMEOUT)) as publisher:
             return publisher.depth(name)
-        finally:
-            publisher.close()
 
     def depths(self) -> dict[str, int]:
         """Return how many messages wait in each queue of work, as `depth`."""
-        publisher = Publisher(self._app, timeout=DEPTH_TIMEOUT)
-        try:
+        with closing(Publisher(self._app, timeout=DEPTH_TIMEOUT)) as publisher:
             return {
                 "checkouts": publisher.depth("checkouts"),
                 "callbacks": publisher.depth("callbacks"),
                 "intents": publisher.waiting(INTENTS.name),
             }
-        finally:
-            publisher.close()
 
-    def intents(self) -> int:
-        """Return how many messages of merchants wait in the queue `intents`, without those that workers hold.
+    def prove(self) -> tuple[int, int]:
+        """Return how many hints, and how many messages of merchants that no worker holds, wait.
 
-        For any thread; raises as `depth`.
+        Raises what keeps the broker from taking another hint. For any thread.
         """
-        publisher = Publisher(self._app)
-        try:
-            return publisher.waiting(INTENTS.name)
-        finally:
-            publisher.close()
-
-    def prove(self) -> int:
-        """Return how many hints wait, once the broker has shown that it would take another; raises why not.
-
-        For any thread.
-        """
-        publisher = Publisher(self._app)
-        try:
+        with closing(Publisher(self._app)) as publisher:
             publisher.prove("checkouts")
-            return publisher.depth("checkouts") + publisher.depth("callbacks")
-        finally:
-            publisher.close()
+            hints = publisher.depth("checkouts") + publisher.depth("callbacks")
+            return hints, publisher.waiting(INTENTS.name)
 
     def _run(self) -> None:
         delay = _Delay(float("-inf"))
         self._try(self._publisher.prove, "checkouts")
         while True:
             hints, delayed = self._gathered(delay)
+            begun = time.monotonic()
+            if hints:
+                self._try(self._publish, hints)
+            if self._ending.is_set() and not self._waiting:
+                self._publisher.close()
+                return
             if not hints:
                 self._try(self._publisher.prove, "checkouts")
                 continue
-            begun = time.monotonic()
-            self._try(self._publish, [hint for hint in hints if hint is not None])
-            if hints[-1] is None:
-                self._publisher.close()
-                return
             ended = time.monotonic()
             length = min((ended - begun) / SHARE, LONGEST_DELAY)
             # Where hints come one after the other, each after the one before is done, a delay gathers
@@ -173,14 +148,12 @@ class HintPublisher:
             broken = ended + length if delayed and begun < delay.until else delay.kept_until
             delay = _Delay(
                 ended + length if burst else ended,
-                frozenset(hint.merchant_id for hint in hints if hint is not None),
+                frozenset(hint.merchant_id for hint in hints),
                 kept_until=broken,
             )
 
     def _try(self, what: Callable[[T], None], argument: T) -> None:
-        """Try something of the broker, and note what it met; after a failure wait, unless the end was asked
-        for.
-        """
+        """Try something of the broker, and note what it met; wait after a failure, unless it ends."""
         self._trying_since = time.monotonic()
         try:
             what(argument)
@@ -190,15 +163,16 @@ class HintPublisher:
         finally:
             self._trying_since = None
 
-    def _gathered(self, delay: _Delay) -> tuple[list[_Hint | None], bool]:
+    def _gathered(self, delay: _Delay) -> tuple[list[_Hint], bool]:
         """Wait for a hint, and for the end of the delay; return whatever has come, and whether there was a
         delay.
 
-        None at the end means that no more will come. Nothing where no hint comes for long, at once while the
-        broker is away. The thread is not woken by each hint of a burst: that would stop the event loop, which
-        holds Python's lock, as often.
+        Nothing where no hint comes for long, at once while the broker is away and at the end. The thread is
+        not woken by each hint of a burst: that would stop the event loop, which holds Python's lock, as
+        often.
         """
-        while not self._waiting and self._arrived.wait(0.001 if self._link.away else PROBE_EVERY):
+        most = 0.001 if self._link.away else PROBE_EVERY
+        while not (self._waiting or self._ending.is_set()) and self._arrived.wait(most):
             self._arrived.clear()  # set for a hint that was taken already, or for one that is there now
         left = delay.until - time.monotonic()
         if self._waiting and left > 0:
@@ -207,11 +181,12 @@ class HintPublisher:
             else:
                 self._gathering = delay.burst
                 self._arrived.clear()
-                if all(hint and hint.merchant_id in delay.burst for hint in self._waiting.copy()):
+                more = all(hint.merchant_id in delay.burst for hint in self._waiting.copy())
+                if more and not self._ending.is_set():
                     self._arrived.wait(left)
                 self._gathering = frozenset()
         self._arrived.clear()
-        hints: list[_Hint | None] = []
+        hints: list[_Hint] = []
         while self._waiting and len(hints) < self._size * 20:
             hints.append(self._waiting.popleft())
         if self._waiting:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import random
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -20,7 +20,7 @@ from orchestrator import log
 from orchestrator.errors import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from celery import Celery
     from kombu import Connection
@@ -78,8 +78,7 @@ class Publisher:
 
     def publish(self, messages: Iterable[Message]) -> None:
         """Send these, in order; after an error some may have been sent."""
-        try:
-            producer = self._connected()
+        with self._link() as producer:
             for message in messages:
                 self._app.send_task(
                     message.task,
@@ -88,57 +87,42 @@ class Publisher:
                     producer=producer,
                     retry=False,
                     ignore_result=True,
+                    # A text of the arguments, which nobody reads, costs more than the rest of a message.
+                    argsrepr="",
+                    kwargsrepr="",
                     # When it was sent, in seconds since 1970: `oldest` reads it.
                     timestamp=int(time.time()),
                 )
-        except BaseException:
-            self.drop()
-            raise
 
     def depth(self, queue: str) -> int:
         """Return how many messages wait in a queue; it is declared where it does not exist."""
-        try:
-            channel = self._connected().channel
-            # As kombu declares a queue that says nothing else.
-            return int(
-                channel.queue_declare(
-                    queue=queue, durable=True, exclusive=False, auto_delete=False
-                ).message_count
-            )
-        except BaseException:
-            self.drop()
-            raise
+        # As kombu declares a queue that says nothing else.
+        how = {"durable": True, "exclusive": False, "auto_delete": False}
+        with self._link() as producer:
+            return int(producer.channel.queue_declare(queue=queue, **how).message_count)
 
     def waiting(self, queue: str) -> int:
         """Return how many messages wait in a queue, which is not declared: 0 where it does not exist."""
         try:
-            channel = self._connected().channel
-            # On Redis a list is no queue with arguments, and kombu looks for it without the keys' prefix.
-            passive = getattr(channel, "client", None) is None
-            return int(channel.queue_declare(queue=queue, passive=passive).message_count)
+            with self._link() as producer:
+                # On Redis a list is no queue with arguments, and kombu looks for it without the keys' prefix.
+                passive = getattr(producer.channel, "client", None) is None
+                return int(producer.channel.queue_declare(queue=queue, passive=passive).message_count)
         except ChannelError as error:
-            self.drop()
             if str(error.reply_code) == NOT_FOUND:
                 return 0
-            raise
-        except BaseException:
-            self.drop()
             raise
 
     def oldest(self, queue: str) -> float | None:
         """Return when the oldest message of a queue was sent, in seconds since 1970; None where the broker
         does not show it, or the sender did not say.
         """
-        try:
-            channel = self._connected().channel
-            client = getattr(channel, "client", None)
+        with self._link() as producer:
+            client = getattr(producer.channel, "client", None)
             if client is None:
                 return None
             prefix = self._app.conf.broker_transport_options.get("global_keyprefix", "")
             raw = client.execute_command("LINDEX", f"{prefix}{queue}", -1)
-        except BaseException:
-            self.drop()
-            raise
         try:
             sent = msgspec.json.decode(raw or b"", type=_Waiting).properties.timestamp
         except msgspec.MsgspecError:
@@ -152,24 +136,29 @@ class Publisher:
         A replica, and a Redis that is out of memory, answer queries and take no hint.
         """
         try:
-            producer = self._connected()
-            client = getattr(producer.channel, "client", None)
-            if client is not None:
-                client.set("probe", "1", ex=PROBE_EXPIRY)
-            else:
-                # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing after
-                # this.
-                producer.publish("", exchange="", routing_key="probe", serializer="json", retry=False)
-            self.depth(queue)
+            with self._link() as producer:
+                client = getattr(producer.channel, "client", None)
+                if client is not None:
+                    client.set("probe", "1", ex=PROBE_EXPIRY)
+                else:
+                    # RabbitMQ drops what leads to no queue; where it takes no messages, it answers nothing
+                    # after this.
+                    producer.publish("", exchange="", routing_key="probe", serializer="json", retry=False)
+                self.depth(queue)
         except TimeoutError as error:
-            self.drop()
             if not self._blocked:
                 raise
             raise Silent(
                 "it takes no messages, because it is short of memory or disk: its log says which"
             ) from error
+
+    @contextmanager
+    def _link(self) -> Iterator[Any]:
+        """Yield the producer of a connection; after an error the connection is given up, as it is."""
+        try:
+            yield self._connected()
         except BaseException:
-            self.drop()
+            self._end(discard)
             raise
 
     def _connected(self) -> Any:
@@ -189,17 +178,13 @@ class Publisher:
     def _note_blocked(self, _: str) -> None:
         self._blocked = True
 
-    def drop(self) -> None:
-        """Give the connection up, as it is."""
-        connection, self._connection, self._producer = self._connection, None, None
-        if connection is not None:
-            discard(connection)
-
     def close(self) -> None:
-        """Close the connection."""
+        self._end(release)
+
+    def _end(self, end: Callable[[Connection], None]) -> None:
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
-            release(connection)
+            end(connection)
 
 
 def release(connection: Any) -> None:
@@ -229,9 +214,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class BackOff:
-    """The pauses of one link to the broker, and the two log lines of an outage: when it begins, and when it
-    is over.
-    """
+    """The pauses of one link to the broker, and the log lines at the beginning and end of an outage."""
 
     def __init__(self, link: str) -> None:
         self._link = link

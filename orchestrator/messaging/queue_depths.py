@@ -20,9 +20,7 @@ NAMES: Final = (INTENTS.name, *QUEUES)
 
 
 class QueueDepth(NamedTuple):
-    """One queue; `age` in seconds: of the oldest message, or (`at_least`) since when it was not seen
-    empty.
-    """
+    """One queue; `age` in seconds: of the oldest message, or (`at_least`) since when it was not empty."""
 
     name: str
     number: int
@@ -53,5 +51,4 @@ class QueueDepths:
         return QueueDepth(name, number, max(time.time() - sent, 0.0), at_least=False)
 
     def close(self) -> None:
-        """Close the connection."""
         self._publisher.close()

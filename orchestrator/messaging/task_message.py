@@ -30,10 +30,7 @@ class TaskMessage(NamedTuple):
 
 
 def message(task: str, identity: str, document: bytes) -> TaskMessage:
-    """Return the message that runs a task with an event (its JSON) as its argument.
-
-    Headers do not repeat the argument, as they do where Celery makes them.
-    """
+    """Return the message that runs a task with an event (its JSON), which no header repeats."""
     made = app.amqp.as_task_v2(
         identity, task, args=(), argsrepr="", kwargsrepr="", origin=ORIGIN, ignore_result=True
     )

@@ -21,18 +21,17 @@ unreadable: Final[deque[bytes]] = deque()
 """Bytes from the queue `intents` that are not a message; its consumer stores them as refused."""
 
 
-class Channel(redis.Channel):
+class _Tolerant:
+    def _brpop_read(self, **options: Any) -> bool:
+        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # the class beside it has it
+
+
+class Channel(_Tolerant, redis.Channel):
     """A channel to one Redis server."""
 
-    def _brpop_read(self, **options: Any) -> bool:
-        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # its stubs declare less
 
-
-class SentinelChannel(redis.SentinelChannel):
+class SentinelChannel(_Tolerant, redis.SentinelChannel):
     """A channel to the primary that Sentinel names."""
-
-    def _brpop_read(self, **options: Any) -> bool:
-        return _read(self, super()._brpop_read, options)  # type: ignore[misc]  # its stubs declare less
 
 
 def _read(channel: Any, read: Any, options: dict[str, Any]) -> bool:

@@ -290,53 +290,37 @@ class Settings(AccessSettings):
     @model_validator(mode="before")
     @classmethod
     def _texts_have_no_blanks_around(cls, given: Any) -> Any:
-        """Refuse white space at either end of a text or secret: a file that was read with its last line break
-        is the usual cause.
-        """
+        """Refuse white space at the ends of a text or secret, such as a file's last line break."""
         for name, value in given.items() if isinstance(given, dict) else ():
             field = cls.model_fields.get(name)
             number = field is None or field.annotation in {int, float, bool}
             if name == "jwt_public_keys":
                 continue  # a PEM file ends with a line break
             if not number and (blank := blank_around(value)) is not None:
-                message = f"{name.upper()}: {blank}: remove it"
-                raise ValueError(message)
+                raise ValueError(f"{name.upper()}: {blank}: remove it")
         return given
 
     @model_validator(mode="after")
-    def _keys_are_given_or_unset(self) -> Self:
+    def _values_fit_together(self) -> Self:
         for name in ("secret_keys", "jwt_secrets", "jwt_public_keys"):
             if name in self.model_fields_set and not getattr(self, name):
                 message = f"{name.upper()}: must not be an empty list: give it at least one entry, or leave it unset"
                 raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _gateway_is_allowed(self) -> Self:
         for name in ("gateway_url", "merchant_api_url"):
             url = getattr(self, name)
             if url is not None and not self.gateway_allowed(url):
-                message = f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS"
-                raise ValueError(message)
-        return self
-
-    @model_validator(mode="after")
-    def _required_network_is_known(self) -> Self:
+                raise ValueError(f"{name.upper()} names a host that is not in GATEWAY_ALLOWED_HOSTS")
         if self.require_gateway_network and not self.gateway_networks:
-            message = "REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty"
-            raise ValueError(message)
+            raise ValueError("REQUIRE_GATEWAY_NETWORK needs GATEWAY_NETWORKS, and that list is empty")
         return self
 
     @cached_property
     def broker(self) -> Endpoint:
-        """The broker of the hints."""
         return read_broker_url(self.need("broker_url"), ca_file=self.broker_ca_file)
 
     @cached_property
     def redis(self) -> Endpoint | None:
-        """Redis for what processes share: its own URL, or the broker's where that is Redis; None where there
-        is none.
-        """
+        """Redis for what processes share: its own URL, or the broker's where that is Redis."""
         url = self.redis_url or self.broker_url
         if url is None or (self.redis_url is None and url.startswith(AMQP)):
             return None
@@ -344,14 +328,12 @@ class Settings(AccessSettings):
 
     @cached_property
     def public_keys(self) -> tuple[PublicKey, ...]:
-        """The public keys that verify tokens."""
         from orchestrator.issuer_keys import of_pem  # noqa: PLC0415 - only where there are some
 
         return tuple(map(of_pem, self.jwt_public_keys))
 
     @cached_property
     def gateway_ranges(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The networks that the gateway calls from."""
         return tuple(map(ip_network, self.gateway_networks))
 
     @cached_property
@@ -360,7 +342,6 @@ class Settings(AccessSettings):
         return tuple(map(ip_network, self.webhook_allowed_networks))
 
     def gateway_allowed(self, url: str) -> bool:
-        """Say whether credentials may be sent to this URL."""
         if not self.gateway_allowed_hosts:
             return True
         host = (urlsplit(url).hostname or "").rstrip(".")
@@ -380,9 +361,7 @@ class Settings(AccessSettings):
         return str(self.migration_url or self.need("database_url"))
 
     def need(self, name: str) -> str:
-        """Return a setting as text that this process cannot do without, or raise the sentence
-        that names it.
-        """
+        """Return a setting as text that this process needs, or raise the sentence that names it."""
         value = getattr(self, name)
         if not value:
             message = f"{PREFIX}{name.upper()} is not set: this command needs it (only `orchestrator up` brings its own)"
@@ -422,8 +401,7 @@ def load(overrides: Mapping[str, object] | None = None) -> Settings:
         raise SettingsError(_sentence(error.errors(include_url=False, include_input=False)[0])) from None
     except SourceError as error:
         name = str(error).split('"')[1] if '"' in str(error) else "?"
-        message = f"{PREFIX}{name.upper()}: {_array(name)}"
-        raise SettingsError(message) from None
+        raise SettingsError(f"{PREFIX}{name.upper()}: {_array(name)}") from None
 
 
 _SAID: Final = {
@@ -478,10 +456,10 @@ def environment(settings: Settings, process: str | None = None) -> dict[str, str
 
 
 def _spelled(value: object) -> str:
-    if isinstance(value, tuple):
-        return json.dumps([v.get_secret_value() if isinstance(v, SecretStr) else v for v in value])
-    if isinstance(value, dict):
-        return json.dumps(value, default=str)  # amounts, which are decimals
+    return json.dumps(value, default=_text) if isinstance(value, tuple | dict) else _text(value)
+
+
+def _text(value: object) -> str:
     return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 

@@ -1,4 +1,7 @@
-"""Settings of access over HTTP: browsers, limits, headers. `Settings` takes them from here."""
+"""Settings of access over HTTP (browsers, limits, headers), of metrics and of traces.
+
+`Settings` takes them from here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,10 @@ import re
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, Field, SecretStr
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator.settings.hosts import is_loopback
-from orchestrator.settings.monitoring import MonitoringSettings
-from orchestrator.settings.values import HttpUrl, SafeUrl
+from orchestrator.settings.values import HOST, HttpUrl, SafeUrl
 
 ANY_ORIGIN: Final = "*"
 _ORIGIN: Final = re.compile(r"(https?)://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[1-9][0-9]{0,4})?")
@@ -25,16 +27,51 @@ def origin(value: str) -> str:
         message = 'each entry must be an origin such as "https://shop.example" (no path, no final slash), or "*" for any'
         raise ValueError(message)
     if found[1] == "http" and not is_loopback(found[2].strip("[]")):
-        message = "each entry must start with https:// unless it is on this machine"
-        raise ValueError(message)
+        raise ValueError("each entry must start with https:// unless it is on this machine")
     return value.lower()
 
 
-class AccessSettings(MonitoringSettings):
-    """What `Settings` says of access over HTTP."""
+_LAST_PORT = 65_535
+_SHORTEST = 16
+"""Characters of a token that cannot be guessed."""
+
+
+def long_enough(value: SecretStr) -> SecretStr:
+    """Return a token; `ValueError` with the end of a sentence about one that is too short."""
+    if 0 < len(value.get_secret_value()) < _SHORTEST:
+        raise ValueError(f"must have at least {_SHORTEST} characters")
+    return value
+
+
+def listening(value: str) -> str:
+    """Return an address to listen on; `ValueError` with the end of a sentence about one that is none."""
+    host, _, port = value.rpartition(":")
+    if (
+        not HOST.fullmatch(host)
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) <= _LAST_PORT
+    ):
+        raise ValueError("must be a host or an address and a port, such as 127.0.0.1:9100")
+    return value
+
+
+class AccessSettings(BaseSettings):
+    """What `Settings` says of access over HTTP, metrics and traces."""
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
+    metrics_token: Annotated[SecretStr, AfterValidator(long_enough)] = SecretStr("")
+    """The token that Prometheus shows at `/metrics` of the API (`Authorization: Bearer`); unset: there is no
+    such address. It opens the figures of all merchants."""
+    metrics_listen: Annotated[str, AfterValidator(listening)] | None = None
+    """An address of its own on which the API serves `/metrics` without a token, such as 127.0.0.1:9100;
+    unset: none. Only the operator's network may reach it."""
+    traces_url: HttpUrl | None = None
+    """Where spans are sent by OTLP over HTTP, such as http://collector:4318/v1/traces; unset: no traces.
+    Needs the extra `traces`."""
+    traces_sample: float = Field(default=0.1, ge=0, le=1)
+    """The part of the traces that is kept; the trace id decides, so that all processes keep the same."""
     browser_origins: tuple[Annotated[str, AfterValidator(origin)], ...] = ()
     """Origins whose pages may read status, stream and session of a checkout with its clientToken (CORS), such
     as "https://shop.example"; "*": any; empty: none."""

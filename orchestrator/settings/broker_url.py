@@ -86,20 +86,13 @@ class Endpoint:
 
 
 def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*REDIS, *AMQP)) -> Endpoint:
-    """Read a URL; `ValueError` with the end of a sentence about it ("must be …").
-
-    `ca_file` counts where the URL names none.
-    """
-    wanted = " or ".join(f"{scheme}://" for scheme in kinds)
-    all_parts = [
-        _parts(broker, wanted) for broker in (url.split(";") if url.startswith("sentinel://") else (url,))
-    ]
-    first = all_parts[0]
+    """Read a URL, `ca_file` where it names none; `ValueError` with the end of a sentence ("must be …")."""
+    urls = url.split(";") if url.startswith("sentinel://") else [url]
+    first = parts_of(urls[0], *kinds)
     scheme = first.scheme
-    if scheme not in kinds or any(parts.scheme != scheme for parts in all_parts):
-        raise ValueError(f"must be a URL that starts with {wanted}")
+    all_parts = [first, *(parts_of(other, scheme) for other in urls[1:])]
     asked = _parameters(all_parts, scheme)
-    tls = _tls(asked, ca_file) if scheme in {"rediss", "amqps"} or asked.get("ssl") == "true" else None
+    tls = _tls(asked, ca_file) if scheme in {"rediss", "amqps"} or _flag(asked, "ssl", "false") else None
     if scheme == "sentinel" and not asked.get("master_name"):
         raise ValueError(
             "must name the primary that Sentinel watches, for example sentinel://host:26379/0?master_name=mymaster"
@@ -128,16 +121,18 @@ def read(url: str, *, ca_file: str | None = None, kinds: tuple[str, ...] = (*RED
     )
 
 
-def _parts(url: str, wanted: str) -> SplitResult:
+def parts_of(url: str, *schemes: str) -> SplitResult:
+    """Split a URL of one of these schemes that names a host; `ValueError` as `read`."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         raise ValueError("must be a URL whose host and port can be read") from None
-    if "://" not in url:
-        raise ValueError(f"must be a URL that starts with {wanted}")
+    wanted = "must be a URL that starts with " + " or ".join(f"{scheme}://" for scheme in schemes)
+    if "://" not in url or parts.scheme not in schemes:
+        raise ValueError(wanted)
     if not parts.hostname:
-        raise ValueError(f"must be a URL that starts with {wanted}, and this one names no host")
+        raise ValueError(f"{wanted}, and this one names no host")
     if parts.netloc.count("@") > 1:
         raise ValueError("must have its user name and password percent-encoded: @ is written %40")
     return parts
@@ -158,16 +153,20 @@ def _tls(asked: dict[str, str], ca_file: str | None) -> Tls:
     how = asked.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
     if how not in _VERIFY:
         raise ValueError("has an ssl_cert_reqs that is none of required, optional and none")
-    named = asked.get("ssl_check_hostname", "true").lower()
-    if named not in {"true", "false"}:
-        raise ValueError("has an ssl_check_hostname that is neither true nor false")
     return Tls(
         verify=_VERIFY[how],
-        check_hostname=named == "true",
+        check_hostname=_flag(asked, "ssl_check_hostname", "true"),
         ca_file=asked.get("ssl_ca_certs") or ca_file,
         certificate=asked.get("ssl_certfile"),
         key=asked.get("ssl_keyfile"),
     )
+
+
+def _flag(asked: dict[str, str], name: str, default: str) -> bool:
+    said = asked.get(name, default).lower()
+    if said not in {"true", "false"}:
+        raise ValueError(f"has an {name} that is neither true nor false")
+    return said == "true"
 
 
 def _database(parts: SplitResult) -> int:

@@ -29,9 +29,7 @@ _HIGHEST_PORT: Final = 65_535
 
 
 def is_service_link(name: str, value: str) -> bool:
-    """Return whether Kubernetes made a variable for a service whose name begins with our prefix, by its name
-    and its value.
-    """
+    """Return whether Kubernetes made a variable for a service of our prefix, by its name and its value."""
     if _SERVICE_HOST.fullmatch(name) and _is_address(value):
         return True
     if _SERVICE_PORT.fullmatch(name) and _is_port(value):

@@ -19,13 +19,10 @@ _LAST_PORT: Final = 65535
 
 
 def parameters(url: str) -> dict[str, str]:
-    """Return libpq's parameters for a URL; `ValueError` with the end of a sentence about what cannot be read
-    in it.
-    """
+    """Return libpq's parameters for a URL; `ValueError` with the end of a sentence about what is wrong."""
     found = _URL.fullmatch(url)
     if found is None:
-        message = "must be a URL whose host and port can be read"
-        raise ValueError(message)
+        raise ValueError("must be a URL whose host and port can be read")
     query = parse_qsl(found["query"] or "", keep_blank_values=True)
     chosen = {name: value for name, value in query if name not in {"host", "port"}}
     given = [part for name, value in query if name == "host" for part in value.split(",")]
@@ -34,6 +31,8 @@ def parameters(url: str) -> dict[str, str]:
     if len(ports) == 1:
         ports *= max(len(hosts), 1)
     if hosts:
+        if len(ports) > len(hosts):
+            raise ValueError(f"must not have more ports ({len(ports)}) than hosts ({len(hosts)})")
         ports += [""] * (len(hosts) - len(ports))
         chosen["host"] = ",".join(host for host, _ in hosts)
         ports = [port or general for (_, port), general in zip(hosts, ports, strict=True)]
@@ -47,14 +46,11 @@ def parameters(url: str) -> dict[str, str]:
 
 
 def prepare_threshold(said: str) -> int | None:
-    """Read this parameter as psycopg means it: after how many executions a statement is prepared,
-    or `none`.
-    """
+    """Read this parameter as psycopg does: a statement is prepared after so many executions, or never."""
     if said.lower() == "none":
         return None
     if not said.isdecimal():
-        message = f"must have a whole number or none as prepare_threshold, and not {said!r}"
-        raise ValueError(message)
+        raise ValueError(f"must have a whole number or none as prepare_threshold, and not {said!r}")
     return int(said)
 
 
@@ -76,6 +72,5 @@ def _host(part: str) -> tuple[str, str]:
         return part, ""
     found = _HOST.fullmatch(part)
     if found is None or (found["port"] and not 0 < int(found["port"]) <= _LAST_PORT):
-        message = "must be a URL whose host and port can be read"
-        raise ValueError(message)
+        raise ValueError("must be a URL whose host and port can be read")
     return found["host"].strip("[]"), found["port"] or ""

@@ -27,8 +27,7 @@ def read(source: str) -> str:
         name = source.removeprefix(ENVIRONMENT)
         value = os.environ.get(name)
         if not value:
-            message = f"the environment variable {name} is not set: set it, or name another source"
-            raise ValueError(message)
+            raise ValueError(f"the environment variable {name} is not set: set it, or name another source")
         return value
     try:
         with Path(source).open(encoding="utf-8") as file:

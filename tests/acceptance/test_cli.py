@@ -221,7 +221,7 @@ def test_an_unknown_merchant_is_named(database_url):
 
     assert (listed.returncode, "there is no merchant 'unknown'" in listed.stderr) == (2, True)
     assert (warned.returncode, "there is no merchant 'unknown'" in warned.stderr) == (0, True)
-    assert auth.verify(make_settings(), warned.stdout.removesuffix("\n")).merchant == "unknown"
+    assert auth.verify(make_settings(), warned.stdout.removesuffix("\n"))[0].merchant == "unknown"
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
@@ -241,7 +241,7 @@ def test_token_issue_prints_the_token_and_nothing_else(tmp_path):
     )
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    caller = auth.verify(make_settings(), ended.stdout.removesuffix("\n"))
+    caller = auth.verify(make_settings(), ended.stdout.removesuffix("\n"))[0]
     assert caller.merchant == "shop"
     assert caller.scopes == {"checkouts:read", "checkouts:write"}
 

@@ -110,7 +110,7 @@ class _MortalGateway(Gateway):
     """The real client over the real connections, of a worker that may stop beside each exchange."""
 
     def __init__(self, gateway: Gateway, trap: Trap) -> None:
-        self._limits = gateway._limits
+        self.limits = gateway.limits
         self._wire = _MortalWire(gateway._wire, trap)  # type: ignore[assignment]
 
 
@@ -306,7 +306,7 @@ class World:
         self.offset += whole
         if whole >= CREDENTIALS_PAUSE:
             self.processor.context.circuit = CredentialsCircuit()
-        for limits_of_gateway in self.gateway._limits._limits.values():
+        for limits_of_gateway in self.gateway.limits._limits.values():
             limits_of_gateway._throttled = {
                 whose: until - whole for whose, until in limits_of_gateway._throttled.items()
             }

@@ -449,7 +449,7 @@ async def test_a_manifest_under_our_key_with_another_number_is_named(core, archi
     (manifest,) = await core.all("SELECT manifest FROM archives WHERE sequence = 1")
     forged = manifest.replace('"archive":1', '"archive":9')
     key = core.encryptor.newest
-    mac = audit.archives._mac(key, audit.START, forged)
+    mac = audit.chain_mac(key, audit.START, forged, audit.archives.PURPOSE)
     await core.tamper(
         "UPDATE archives SET manifest = :text, mac = :mac WHERE sequence = 1", text=forged, mac=mac
     )

@@ -55,6 +55,8 @@ def test_sentinel_is_read_once_for_every_client():
     assert (found.master, found.password, found.db, found.sentinel_password) == ("shop", "pw", 2, "spw")
     assert found.tls is None
     assert read("sentinel://one?master_name=m&ssl=true").tls is not None
+    assert read("sentinel://one?master_name=m&ssl=True").tls is not None
+    assert read("sentinel://one?master_name=m&ssl=false").tls is None
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ def test_sentinel_is_read_once_for_every_client():
         ("redis://broker?ssl_cert_reqs=required", "has the parameter 'ssl_cert_reqs'"),
         ("rediss://broker?ssl_cert_reqs=maybe", "has an ssl_cert_reqs that is none of"),
         ("rediss://broker?ssl_check_hostname=yes", "has an ssl_check_hostname that is neither"),
+        ("sentinel://one?master_name=m&ssl=1", "has an ssl that is neither true nor false"),
         ("amqps://broker?heartbeat=1", "has the parameter 'heartbeat'"),
         ("redis://:6379", "names no host"),
         ("redis://broker:many", "host and port can be read"),

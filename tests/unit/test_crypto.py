@@ -127,7 +127,7 @@ def test_derived_keys_differ_for_each_purpose_and_each_secret(encryptor):
 
 def test_printing_a_data_key_does_not_show_it(encryptor):
     key, _ = encryptor.new_data_key("order-1")
-    assert repr(key) == str(key) == "DataKey(owner=order-1)"
+    assert repr(key) == str(key) == "DataKey(owner='order-1')"
 
 
 def test_printing_a_secret_key_does_not_show_it(encryptor):

@@ -109,13 +109,13 @@ def refused(known: Settings, token: str, status: int = 401) -> str:
 )
 def test_a_token_under_a_configured_public_key_is_accepted_without_any_secret(kind, algorithm):
     known = Settings(jwt_public_keys=(pem("rsa-2"), pem(kind)))
-    assert auth.verify(known, signed(private(kind), algorithm)).merchant == "m"
+    assert auth.verify(known, signed(private(kind), algorithm))[0].merchant == "m"
 
 
 def test_keys_and_secrets_serve_side_by_side_and_only_their_own_algorithms():
     known = Settings(jwt_secrets=(SECRET,), jwt_public_keys=(pem("rsa"),))
-    assert auth.verify(known, signed(private("rsa"), "RS256"))
-    assert auth.verify(known, signed(SECRET, "HS256"))
+    assert auth.verify(known, signed(private("rsa"), "RS256"))[0]
+    assert auth.verify(known, signed(SECRET, "HS256"))[0]
     assert "HS256 or RS256 or PS256" in refused(known, signed(private("p256"), "ES256"))
     assert "HS256 or RS256 or PS256" in refused(known, signed(private("rsa"), "RS512"))
     assert "signature is wrong" in refused(known, signed(private("rsa-2"), "RS256"))

@@ -36,6 +36,7 @@ WRONG = {
     ("DATABASE_URL", "postgresql://sam:p@ss@db.example.com/x"): "percent-encoded: @ is written %40",
     ("DATABASE_URL", "postgresql://db.example.com:port/x"): "whose host and port can be read",
     ("DATABASE_URL", "postgresql://a:1,b:port/x"): "whose host and port can be read",
+    ("DATABASE_URL", "postgresql:///x?host=a&port=1,2"): "must not have more ports (2) than hosts (1)",
     (
         "DATABASE_URL",
         "postgresql://a/x?prepare_threshold=never",

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -135,25 +135,15 @@ class Unprovable(ArchiveError):  # noqa: N818 - named for the fact
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which checkouts may go: those between two ids, untouched since a moment.
-
-    `placing`: events are being given their positions.
-    """
+    """Checkouts between two ids, untouched since a moment; `placing`: events get their positions."""
 
     before: UUID
     untouched: datetime
     placing: bool
     after: UUID = FIRST
 
-    def parameters(self, but: Collection[UUID]) -> dict[str, object]:
-        """Return them as parameters of a statement."""
-        return {
-            "before": self.before,
-            "untouched": self.untouched,
-            "placing": self.placing,
-            "after": self.after,
-            "but": sorted(but),
-        }
+    def parameters(self, but: Collection[UUID] = ()) -> dict[str, object]:
+        return {**asdict(self), "but": sorted(but)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +155,6 @@ class Archived:
     checkouts: int
     entries: int
     last: UUID
-
-
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    path: Path
-    manifest: str
-    mac: bytes
 
 
 async def choose(db: Database, *, older_than: float) -> Choice:
@@ -194,7 +177,7 @@ async def candidates(db: Database, choice: Choice) -> tuple[int, int]:
     """Return how many checkouts and entries could go now."""
     checkouts = entries = 0
     async for stretch in stretches(db, choice):
-        (row,) = await db.read(_COUNT, stretch.parameters(()))
+        (row,) = await db.read(_COUNT, stretch.parameters())
         checkouts, entries = checkouts + row.checkouts, entries + row.entries
     return checkouts, entries
 
@@ -228,21 +211,21 @@ async def take(
         pages = await _pages(tx, rows)
         _prove(encryptor, pages)
         now = (await tx.execute(_NOW)).one().now
-        written = await asyncio.to_thread(
+        draft, manifest, mac = await asyncio.to_thread(
             _write, encryptor, directory, pages, number=place.number, at=now, before=bytes(place.before)
         )
         # Before the file has its name: it may have to wait, and what is given up leaves no file behind.
-        await audit.seal_archive(tx, encryptor, place.number, written.mac)
-        path = await asyncio.to_thread(files.name, written.path, place.number)
+        await audit.seal_archive(tx, encryptor, place.number, mac)
+        path = await asyncio.to_thread(files.name, draft, place.number)
         await tx.execute(
             _LIST,
             {
                 "sequence": place.number,
                 "at": now,
                 "file": path.name,
-                "manifest": written.manifest,
+                "manifest": manifest,
                 "key_id": encryptor.newest.id,
-                "mac": written.mac,
+                "mac": mac,
             },
         )
     entries = sum(len(page.entries) for page in pages)
@@ -288,16 +271,11 @@ async def _pages(tx: AsyncConnection, rows: Sequence[Row[Any]]) -> list[audit.Pa
 
 
 def _prove(encryptor: Encryptor, pages: Sequence[audit.Page]) -> None:
-    problems = {
-        page.checkout: problem
-        for page in pages
-        if (
-            problem := audit.unlike(
-                page.checkout, audit.walk(encryptor, page.checkout, page.entries, after=page.after), page.head
-            )
-        )
-        is not None
-    }
+    problems = {}
+    for page in pages:
+        _, problem = audit.walk(encryptor, page.checkout, page.entries, after=page.after, head=page.head)
+        if problem is not None:
+            problems[page.checkout] = problem
     if problems:
         raise Unprovable(problems)
 
@@ -310,18 +288,15 @@ def _write(
     number: int,
     at: datetime,
     before: bytes,
-) -> _Listed:
-    """Write the pages into a draft and read them back; nothing is removed for a file that does not prove
-    itself.
-    """
+) -> tuple[Path, str, bytes]:
+    """Write pages into a draft and read them back: nothing is removed for a file that proves nothing."""
     with files.draft(directory, number) as (path, file):
-        writing = audit.Writing(file)
-        for page in pages:
-            writing.add(page)
-        manifest, mac = writing.close(encryptor.newest, archive=number, at=at, before=before)
+        manifest, mac = audit.write_archive(
+            file, pages, encryptor.newest, archive=number, at=at, before=before
+        )
     opened = audit.open_archive(path, encryptor)
     if opened.problems or opened.mac != mac:
         raise ArchiveUnread(
             f"{path} does not prove itself: {'; '.join(opened.problems) or 'it is another file'}"
         )
-    return _Listed(path, manifest, mac)
+    return path, manifest, mac

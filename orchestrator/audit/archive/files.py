@@ -20,10 +20,7 @@ _LEVEL: Final = 6
 
 @contextmanager
 def draft(directory: Path, number: int) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Open a file that is not an archive yet; at the end of the block it is on the disk.
-
-    What a killed run left is replaced.
-    """
+    """Open a file that is no archive yet, in place of a killed run's; after the block it is on the disk."""
     path = directory / f".{_PREFIX}{number:06}.part"
     try:
         path.unlink(missing_ok=True)
@@ -58,9 +55,7 @@ def name(draft: Path, number: int) -> Path:
 
 
 def orphans(directory: Path, named: Collection[str]) -> list[Path]:
-    """Return archives in a directory that the database does not name: a run was killed before it
-    committed.
-    """
+    """Return archives in a directory that the database does not name: of runs that did not commit."""
     return sorted(path for path in directory.glob(f"{_PREFIX}*{_SUFFIX}") if path.name not in named)
 
 

@@ -56,9 +56,7 @@ async def months_of(db: Database) -> list[Month]:
 
 
 async def make_ahead(db: Database, *, ahead: int = AHEAD) -> list[str]:
-    """Make the months to come, so many after the present one, where they are missing; return which
-    were made.
-    """
+    """Make the missing months, up to so many after the present one; return which were made."""
     known, now = await _known(db)
     covered = max((month.until for month in known if month.until is not None), default=UUID(int=0))
     made = []
@@ -109,18 +107,12 @@ async def _make(db: Database, name: str, first: UUID, until: UUID) -> bool:
     try:
         async with db.transaction() as tx:
             await set_lock_timeout(tx)
-            await tx.execute(text(f"CREATE TABLE {name} (LIKE audit_entries INCLUDING ALL)"))
-            await tx.execute(
-                text(
-                    f"CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR TRUNCATE ON {name} "
-                    "FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()"
-                )
-            )
-            await tx.execute(
-                text(
-                    f"ALTER TABLE audit_entries ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{until}')"
-                )
-            )
+            for statement in (
+                f"CREATE TABLE {name} (LIKE audit_entries INCLUDING ALL)",
+                f"CREATE TRIGGER audit_entries_append_only BEFORE UPDATE OR TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()",
+                f"ALTER TABLE audit_entries ATTACH PARTITION {name} FOR VALUES FROM ('{first}') TO ('{until}')",
+            ):
+                await tx.execute(text(statement))
     except IntegrityError:
         # Entries of that month are in the rest already, and stay there.
         _log.warning("month_in_the_rest", month=name)

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 MOST_PROBLEMS: Final = 100
-"""Trails that do not hold, after which it is the installation that is wrong (its keys, say), and not some
-checkouts."""
+"""Trails that do not hold after which the installation is wrong (its keys, say), not some checkouts."""
 
 _FILES = text("SELECT file FROM archives")
 
@@ -58,9 +57,7 @@ async def run(
     most: int,
     tell: Callable[[Archived], None] | None = None,
 ) -> Result:
-    """Archive whatever is settled and was last touched more than so many seconds ago, at most so many
-    checkouts in a file.
-    """
+    """Archive what is settled and untouched for so many seconds, at most so many checkouts in a file."""
     result = Result(made=await make_ahead(db))
     choice = await choose(db, older_than=older_than)
     async for stretch in stretches(db, choice):

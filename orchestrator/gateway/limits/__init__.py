@@ -51,13 +51,11 @@ class LimitsRegistry:
         self._limits: dict[str, GatewayLimits] = {}
 
     def of(self, gateway: str) -> GatewayLimits:
-        """Return the limits of a gateway."""
-        limits_of_gateway = self._limits.get(gateway)
-        if limits_of_gateway is None:
-            limits_of_gateway = self._limits[gateway] = GatewayLimits(
-                gateway, self._settings, self._shared_state, self._places
-            )
-        return limits_of_gateway
+        found = self._limits.get(gateway)
+        if found is None:
+            found = GatewayLimits(gateway, self._settings, self._shared_state, self._places)
+            self._limits[gateway] = found
+        return found
 
     def counts(self) -> list[dict[str, object]]:
         """Return the calls of the last minutes by gateway, and for how many seconds its circuit is open."""
@@ -73,9 +71,8 @@ class LimitsRegistry:
     @property
     def troubles(self) -> list[dict[str, object]]:
         """The gateways whose circuit is open after failures that this process saw."""
-        return [trouble for limits in self._limits.values() if (trouble := limits.trouble) is not None][
-            :MOST_TOLD
-        ]
+        found = (limits.trouble for limits in self._limits.values())
+        return [trouble for trouble in found if trouble is not None][:MOST_TOLD]
 
 
 class GatewayLimits:
@@ -89,7 +86,7 @@ class GatewayLimits:
         self._large = RoundRobinSemaphore(LARGE_AT_ONCE)
         self._cost_limit = CostLimit()
         self._costly = False
-        self._breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
+        self.breaker = CircuitBreaker(settings.breaker_failures, settings.breaker_pause)
         per_second = settings.gateway_calls_per_second
         self._rate = RateLimiter(gateway, per_second, shared_state) if per_second else None
         self._throttled: dict[str, float] = {}
@@ -99,42 +96,35 @@ class GatewayLimits:
 
     def open_for(self) -> float:
         """Return for how many seconds the circuit is open; 0: it is closed."""
-        return self._breaker.wait(time.monotonic())
+        return self.breaker.wait(time.monotonic())
 
     @property
     def trouble(self) -> dict[str, object] | None:
         """What is known of its open circuit: `gateway`, `seconds` until calls are made, `since` (seconds
         ago) and the last `reason`; None while it is closed, and where only other processes saw it fail.
         """
-        if self._breaker.closed or self._failing is None:
+        if self.breaker.closed or self._failing is None:
             return None
         since, reason = self._failing
-        left = max(self._breaker.wait(time.monotonic()), 0.0)
-        ago = max(time.monotonic() - since, 0.0)
-        return {"gateway": self.gateway, "seconds": round(left, 1), "since": round(ago, 1), "reason": reason}
+        left, ago = round(self.open_for(), 1), round(time.monotonic() - since, 1)
+        return {"gateway": self.gateway, "seconds": left, "since": ago, "reason": reason}
 
     # Whether to call at all.
 
     def wait(self, merchant: str) -> float:
         """Return the seconds for which this merchant's calls are not to be made; 0: none."""
-        if (
-            not (self._costly or self._throttled or self._shared_state.any_circuit_open)
-            and self._breaker.closed
+        if self.breaker.closed and not (
+            self._costly or self._throttled or self._shared_state.any_circuit_open
         ):
             return 0.0
         now = time.monotonic()
         elsewhere = self._shared_state.open_until(self.gateway)
-        if elsewhere > now and self._breaker.observe(elsewhere, now):
+        if elsewhere > now and self.breaker.observe(elsewhere, now):
             log.warning("gateway_paused", gateway=self.gateway, seconds=round(elsewhere - now, 1), heard=True)
         name = self._name(merchant)
-        throttled = (
-            max(
-                self._throttled.get(name, now),
-                min(self._shared_state.open_until(name), now + LONGEST_THROTTLE),
-            )
-            - now
-        )
-        return max(self._breaker.wait(now), throttled, self._too_costly())
+        told = min(self._shared_state.open_until(name), now + LONGEST_THROTTLE)
+        throttled = max(self._throttled.get(name, now), told) - now
+        return max(self.breaker.wait(now), throttled, self._too_costly())
 
     def spend(self, seconds: float) -> None:
         """Record what an answer cost this process beyond an ordinary answer."""
@@ -142,12 +132,8 @@ class GatewayLimits:
         wait = self._cost_limit.wait()
         if wait > 0 and not self._costly:
             self._costly = True
-            log.warning(
-                "gateway_paused",
-                gateway=self.gateway,
-                seconds=round(wait, 1),
-                reason="its answers cost too much",
-            )
+            why = "its answers cost too much"
+            log.warning("gateway_paused", gateway=self.gateway, seconds=round(wait, 1), reason=why)
 
     def _too_costly(self) -> float:
         wait = self._cost_limit.wait() if self._costly else 0.0
@@ -156,14 +142,6 @@ class GatewayLimits:
             log.info("gateway_back", gateway=self.gateway)
         return wait
 
-    def begin(self) -> bool:
-        """Begin a call; say whether it must `end`."""
-        return self._breaker.enter()
-
-    def end(self) -> None:
-        """End a call that began so."""
-        self._breaker.leave()
-
     def note(self, merchant: str, outcome: Outcome[object], seconds: float = 0.0) -> None:
         """Learn from what a call came to, and how long it took."""
         if not isinstance(outcome, Busy):
@@ -171,7 +149,7 @@ class GatewayLimits:
         match outcome:
             case Done() | Refused() | Unauthorized():
                 self._failing = None
-                if self._breaker.served():
+                if self.breaker.served():
                     self._shared_state.close_circuit(self.gateway)
                     log.info("gateway_back", gateway=self.gateway)
                 if self._throttled:
@@ -179,9 +157,9 @@ class GatewayLimits:
             case Throttled(retry_after=float() | int() as seconds) if seconds > 0:
                 self._throttle(merchant, min(seconds, LONGEST_THROTTLE))
             case NotSent() | Unknown() | Throttled():
-                since = time.monotonic() if self._failing is None else self._failing[0]
-                self._failing = since, outcome.reason
-                pause = self._breaker.failed(time.monotonic())
+                now = time.monotonic()
+                self._failing = now if self._failing is None else self._failing[0], outcome.reason
+                pause = self.breaker.failed(now)
                 if pause is not None:
                     self._shared_state.open_circuit(self.gateway, pause)
                     log.warning("gateway_paused", gateway=self.gateway, seconds=pause, reason=outcome.reason)
@@ -233,12 +211,10 @@ class GatewayLimits:
             raise
 
     def leave(self) -> None:
-        """Give the place back."""
         self._everybodys.give_back()
         self._slots.give_back()
 
     def large(self) -> Large:
-        """Return a place for a large answer, not yet taken."""
         return Large(self._large)
 
 
@@ -253,22 +229,18 @@ class Large:
         self._places, self._taken = places, False
 
     async def take(self) -> None:
-        """Take it, when it is free; once."""
         if not self._taken:
             await self._places.take(None)
             self._taken = True
 
     def give_back(self) -> None:
-        """Give it back, if it was taken."""
         if self._taken:
             self._taken = False
             self._places.give_back()
 
 
 class RateLimiter:
-    """The calls that a gateway's budget allows now: in hand, or fetched in batches in the background while
-    calls wait.
-    """
+    """The calls that a gateway's budget allows: in hand, or fetched in batches while calls wait."""
 
     def __init__(self, gateway: str, per_second: float, shared_state: SharedGatewayState) -> None:
         self._gateway, self._rate, self._shared_state = gateway, per_second, shared_state
@@ -279,7 +251,6 @@ class RateLimiter:
         self._fetching: asyncio.Task[None] | None = None
 
     def take_now(self) -> bool:
-        """Take a permit that is in hand."""
         if time.monotonic() - self._fetched_at > rate.KEPT:
             self._hand.withdraw_free()
         taken = self._hand.take_now()
@@ -288,7 +259,6 @@ class RateLimiter:
         return taken
 
     async def take(self, queue_key: Hashable) -> None:
-        """Wait for a permit."""
         self._fetch()
         await self._hand.take(queue_key)
 

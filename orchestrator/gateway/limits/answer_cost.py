@@ -35,9 +35,7 @@ PIECE: Final = 4_096
 SHARE: Final = 0.0025
 """Of the loop's time, what the answers of one gateway may cost beyond that."""
 BURST: Final = 0.05
-"""Seconds that they may cost at once, after they had cost nothing for long: a single answer stops
-no calls.
-"""
+"""Seconds that they may cost at once after costing nothing for long: one answer stops no calls."""
 LONGEST: Final = 30.0
 """Seconds for which no call is made to a gateway because of it, at most."""
 
@@ -63,9 +61,7 @@ class TooCostlyError(aiohttp.ClientPayloadError):
 
 
 class Metered(ResponseHandler):
-    """The connection's protocol, which receives the answers; it passes to `spend` what each costs beyond
-    `FREE`.
-    """
+    """The protocol of a connection; it passes to `spend` what an answer costs beyond `FREE`."""
 
     def __init__(self, spend: Callable[[float], None], *, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
@@ -73,14 +69,11 @@ class Metered(ResponseHandler):
         self._cost, self._most = 0.0, MOST
 
     def set_response_params(self, **params: Any) -> None:
-        """Begin the next answer."""
         self._cost, self._most = 0.0, MOST
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived, or what was kept while reading was paused; nothing more of an answer that was
-        given up.
-        """
+        """Take what arrived, or was kept while reading paused; nothing of an answer that was given up."""
         if self.exception() is not None:
             return
         before, size = self._cost, len(data)

@@ -31,14 +31,12 @@ class CallCounts:
         self._before = Counted(0, 0, 0.0)
 
     def add(self, seconds: float, *, failed: bool) -> None:
-        """Count a call."""
         self._turn()
         self._calls += 1
         self._failed += failed
         self._seconds += seconds
 
     def read(self) -> Counted:
-        """Return what was counted."""
         self._turn()
         calls, failed, seconds = self._before
         return Counted(calls + self._calls, failed + self._failed, seconds + self._seconds)

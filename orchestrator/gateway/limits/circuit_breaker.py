@@ -70,9 +70,7 @@ class CircuitBreaker:
         return news
 
     def failed(self, now: float) -> float | None:
-        """Note that the gateway did not serve a call; return for how many seconds its circuit is open now, if
-        that is news.
-        """
+        """Note a call that was not served; return for how many seconds the circuit is open, if news."""
         if self._until is None:
             self.failures = self.failures + 1 if now - self._failed_at <= WINDOW else 1
             self._failed_at = now
@@ -85,9 +83,7 @@ class CircuitBreaker:
         return pause
 
     def observe(self, until: float, now: float) -> bool:
-        """Note that another process leaves the gateway alone until then, but no longer than we would; say
-        whether that is news.
-        """
+        """Note until when another process sends nothing, at most as long as we would; say if it is news."""
         until = min(until, now + self.longest)
         if self._until is not None and until <= self._until + SAME:
             return False

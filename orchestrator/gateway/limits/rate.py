@@ -43,14 +43,11 @@ class Grant(NamedTuple):
 
 
 def batch(rate: float) -> int:
-    """Return how many permits are taken at once."""
     return max(int(rate * BATCH), 1)
 
 
 def arguments(rate: float) -> tuple[int, int]:
-    """Return the script's first arguments: microseconds between two permits, and how far one may be ahead of
-    the schedule.
-    """
+    """Return the script's arguments: microseconds between two permits, and how far one may be ahead."""
     apart = 1_000_000 / rate
     return math.ceil(apart), math.ceil(max(BURST * 1_000_000, apart))
 
@@ -62,7 +59,6 @@ class Schedule:
     _next: float = float("-inf")
 
     def take(self, want: int, rate: float, now: float) -> Grant:
-        """Take up to `want` permits."""
         apart = 1.0 / rate
         ahead = max(BURST, apart)
         start = max(self._next, now)

@@ -15,27 +15,20 @@ if TYPE_CHECKING:
 
 
 class RoundRobinSemaphore:
-    """So many `places`; a task that took one releases it, or uses it up (then another must `add`
-    new ones).
-    """
+    """So many `places`; who took one gives it back, or uses it up (then others must be added)."""
 
     def __init__(self, places: int) -> None:
-        self._free = places
+        self.free = places
+        """Slots that any task may take now."""
         # In the order of their turns; a key whose line is served goes behind the others.
         self._lines: dict[Hashable, deque[asyncio.Future[None]]] = {}
         self.waiting = 0
         """How many wait, or have just been given a place."""
 
-    @property
-    def free(self) -> int:
-        """Slots that any task may take now."""
-        return self._free
-
     def take_now(self) -> bool:
-        """Take a slot if one is free."""
-        if self._free <= 0:
+        if self.free <= 0:
             return False
-        self._free -= 1
+        self.free -= 1
         return True
 
     async def take(self, key: Hashable) -> None:
@@ -66,13 +59,12 @@ class RoundRobinSemaphore:
                         self._lines[key] = line
                     place.set_result(None)
                     return
-        self._free += 1
+        self.free += 1
 
     def add(self, places: int) -> None:
-        """Make more places."""
         for _ in range(places):
             self.give_back()
 
     def withdraw_free(self) -> None:
         """Take away what is free; what is taken stays taken."""
-        self._free = 0
+        self.free = 0

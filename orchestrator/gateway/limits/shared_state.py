@@ -108,17 +108,13 @@ class SharedGatewayState:
         self._open_circuits: dict[str, float] = {}
 
     async def __aenter__(self) -> Self:
-        """Begin to read."""
         if self._endpoint is not None:
             self._redis = connect(self._endpoint)
             self.start(self._watch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Stop reading.
-
-        A client may end a cancelled call with another error, after which nothing more is begun.
-        """
+        """Stop: a client may end a cancelled call with another error, after which nothing is begun."""
         self._closing = True
         await cancelled(self._tasks)
         if self._redis is not None:
@@ -146,13 +142,9 @@ class SharedGatewayState:
         """Take permits from the shared budget; None if Redis does not answer in a moment."""
         if self.away:
             return None
-        try:
-            async with asyncio.timeout(MOMENT):
-                answer = await self._run(rate.SCRIPT, 1, _RATE + name, *rate.arguments(per_second), want)
-        except (RedisError, OSError) as error:
-            self._lost(error)
-            return None
-        return rate.Grant(int(answer[0]), int(answer[1]) / 1_000_000)
+        budget = rate.arguments(per_second)
+        answer = await self._ask(MOMENT, rate.SCRIPT, 1, _RATE + name, *budget, want)
+        return None if answer is None else rate.Grant(int(answer[0]), int(answer[1]) / 1_000_000)
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Have something done in the background, until it is closed."""
@@ -163,14 +155,16 @@ class SharedGatewayState:
 
     def _tell(self, script: str, *arguments: str | int) -> None:
         if not self.away:
-            self.start(self._quietly(script, *arguments))
+            self.start(self._ask(TIMEOUT, script, *arguments))
 
-    async def _quietly(self, script: str, *arguments: str | int) -> None:
+    async def _ask(self, seconds: float, script: str, *arguments: str | int) -> Any:
+        """Return what a script returns; None where Redis does not answer in time."""
         try:
-            async with asyncio.timeout(TIMEOUT):
-                await self._run(script, *arguments)
+            async with asyncio.timeout(seconds):
+                return await self._run(script, *arguments)
         except (RedisError, OSError) as error:
             self._lost(error)
+            return None
 
     async def _watch(self) -> None:
         assert self._redis is not None  # noqa: S101 - it is open
@@ -212,9 +206,7 @@ class SharedGatewayState:
 
 
 async def circuits_open(endpoint: Endpoint) -> dict[str, float]:
-    """Return which circuits are open at this moment, and for how many seconds; Redis's errors
-    pass through.
-    """
+    """Return which circuits are open now, and for how many seconds; Redis's errors pass through."""
     redis = connect(endpoint)
     try:
         return _pairs(await redis.eval(_READ, 1, _OPEN_CIRCUITS, MOST))

@@ -39,12 +39,7 @@ async def test_a_payment_has_two_callbacks_and_both_have_a_valid_proof():
             proof, facts = graded(request)
             assert proof is Grade.SIGNED
             assert graded(request, "another secret")[0] is Grade.WRONG
-            assert (facts.order_ref, facts.checkout, facts.status, facts.payment_status) == (
-                "b-1",
-                CHECKOUT,
-                "succeeded",
-                "preauth",
-            )
+            assert (facts.order_ref, facts.checkout, facts.status) == ("b-1", CHECKOUT, "succeeded")
             assert (facts.amount, facts.currency, facts.transaction_id) == (
                 13900,
                 "DKK",

@@ -172,15 +172,13 @@ def test_only_a_lookup_that_worked_can_show_that_there_is_no_payment(body, expec
     assert asyncio.run(scene()) == expected
 
 
-@pytest.mark.parametrize(
-    "asked", [{}, {"order_ref": ""}, {"order_ref": "A", "limit": 0}, {"order_ref": "A", "limit": 101}]
-)
+@pytest.mark.parametrize("asked", [{}, {"order_ref": ""}])
 def test_a_lookup_of_everything_is_a_mistake_of_the_caller(asked):
     async def scene():
         async with Gateway(settings()) as gateway:
             await gateway.find_payments(account("http://127.0.0.1:9"), **asked)
 
-    with pytest.raises(ValueError, match="needs a filter and a limit"):
+    with pytest.raises(ValueError, match="needs a filter"):
         asyncio.run(scene())
 
 

@@ -317,7 +317,7 @@ def test_an_answer_that_costs_too_much_to_receive_is_given_up_and_the_circuit_of
     async def scene():
         async with gateway_that(raw(kind), **PATIENT) as (gateway, _, merchant):
             outcomes = [await gateway.authenticate(merchant) for _ in range(12)]
-            return outcomes, gateway._limits.of(gateway_of(merchant.url)).wait(merchant.merchant)
+            return outcomes, gateway.limits.of(gateway_of(merchant.url)).wait(merchant.merchant)
 
     outcomes, wait = run(scene())
     assert outcomes[0] == Unknown("The gateway's answer came in a way that costs more than an answer may.")
@@ -336,7 +336,7 @@ def test_a_large_answer_in_small_pieces_is_read(run):
 
     async def scene():
         async with gateway_that(piecemeal, **PATIENT) as (gateway, _, merchant):
-            return await gateway.find_payments(merchant, order_ref="A", limit=99)
+            return await gateway._find(merchant, {"shop_orderid": "A"}, "desc", 99)
 
     outcome = run(scene())
     assert isinstance(outcome, Done)
@@ -382,8 +382,8 @@ def test_one_pause_of_the_process_opens_no_circuit(run, monkeypatch):
             with monkeypatch.context() as paused:
                 paused.setattr(answer_cost, "thread_time", thread_time)
                 paused.setattr(answer_cost.ResponseHandler, "data_received", late)
-                await gateway.find_payments(merchant, order_ref="A", limit=99)
-            return await gateway.find_payments(merchant, order_ref="A", limit=99)
+                await gateway._find(merchant, {"shop_orderid": "A"}, "desc", 99)
+            return await gateway._find(merchant, {"shop_orderid": "A"}, "desc", 99)
 
     outcome = run(scene())
     assert clock[0] > 1

@@ -327,7 +327,7 @@ def test_permits_in_hand_are_not_saved_up(run):
             gateway = await stack.enter_async_context(Gateway(settings(gateway_calls_per_second=200.0)))
             merchant = account(server.url)
             await gateway.authenticate(merchant)
-            permits = gateway._limits.of(gateway_of(server.url))._rate
+            permits = gateway.limits.of(gateway_of(server.url))._rate
             async with asyncio.timeout(5):
                 while not permits._hand.free:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)

@@ -197,7 +197,7 @@ async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
         assert "calls start again at " in told
         # The breaker of the process that the gateway serves again tells of nothing.
         await world.control("DELETE", "faults")
-        gateway._limits.of(trouble["gateway"]).note("default", Done(None))
+        gateway.limits.of(trouble["gateway"]).note("default", Done(None))
         assert gateway.limits.troubles == []
         await heart.end()
         assert await _because(world, checkout) == silent

@@ -75,17 +75,17 @@ CHECKED = {
     ],
 )
 def test_a_signature_is_graded(header, secrets, expected):
-    assert signature_ok(header, BODY, secrets) is expected
+    assert signature_ok(header, BODY, secrets, NOON) is expected
 
 
 def test_one_changed_byte_breaks_the_signature():
-    assert signature_ok(HEADER, BODY.replace(b"ORD-1", b"ORD-2"), [SECRET]) is Grade.WRONG
-    assert signature_ok(HEADER, BODY + b"&status=failed", [SECRET]) is Grade.WRONG
+    assert signature_ok(HEADER, BODY.replace(b"ORD-1", b"ORD-2"), [SECRET], NOON) is Grade.WRONG
+    assert signature_ok(HEADER, BODY + b"&status=failed", [SECRET], NOON) is Grade.WRONG
 
 
 def test_an_empty_secret_never_signs():
     empty = hmac.new(b"", BODY + b".1", hashlib.sha256).hexdigest()
-    assert signature_ok(f"t=1;s0={empty}", BODY, ["", SECRET]) is Grade.WRONG
+    assert signature_ok(f"t=1;s0={empty}", BODY, ["", SECRET], NOON) is Grade.WRONG
 
 
 NOON = 1767614400  # 2026-01-05T12:00:00Z
@@ -118,7 +118,6 @@ def test_a_signature_of_a_day_ago_is_stale_whatever_its_unit(stamp, made):
     grades = [signature_ok(signed(stamp), BODY, [SECRET], made + age) for age in (0, DAY, DAY + 1)]
     assert grades == [Grade.SIGNED, Grade.SIGNED, Grade.STALE]
     assert signature_ok(signed(stamp), BODY, [SECRET], made + 61, max_age=60.0) is Grade.STALE
-    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "the age is not checked"
 
 
 @pytest.mark.parametrize("stamp", ["1", "17676144", "20260105", "17676144000", "0000000001", "9" * 19])
@@ -126,7 +125,6 @@ def test_where_the_age_is_unknown_a_signature_is_not_fresh(stamp):
     assert signed_at(stamp) is None or stamp == "9" * 19
     now = NOON + 10_000_000 * DAY
     assert signature_ok(signed(stamp), BODY, [SECRET], now) is Grade.STALE
-    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.SIGNED, "the age was not asked for"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +134,6 @@ def test_where_the_age_is_unknown_a_signature_is_not_fresh(stamp):
 )  # fmt: skip
 def test_a_timestamp_that_is_neither_digits_nor_a_date_signs_nothing(stamp):
     assert signature_ok(signed(stamp), BODY, [SECRET], NOON) is Grade.WRONG
-    assert signature_ok(signed(stamp), BODY, [SECRET]) is Grade.WRONG
 
 
 DOTTED = b"shop_orderid=A-1&amount=139.00&ip=10.0.0.1&status=succeeded&date=2026-01-05 12:00:00"
@@ -239,7 +236,7 @@ def test_an_empty_secret_or_checksum_proves_nothing():
     ],
 )
 def test_the_best_proof_counts(header, checked, secrets, expected):
-    assert grade(header, BODY, lambda: CallbackFacts(checked=checked), secrets) is expected
+    assert grade(header, BODY, lambda: CallbackFacts(checked=checked), secrets, now=NOON) is expected
 
 
 def test_a_stale_signature_is_not_made_young_by_a_checksum():
@@ -272,9 +269,7 @@ POSTED = {
 READ = CallbackFacts(
     order_ref="000000081",
     transaction_id="539101",
-    payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
     status="succeeded",
-    payment_status="preauth",
     amount=13900,
     currency="DKK",
     checkout="019b0000-0000-7000-8000-000000000001",
@@ -293,7 +288,7 @@ def test_a_form_is_read(content_type):
 
 
 def test_what_was_read_from_a_form_can_be_checked():
-    assert grade(None, form(), lambda: read_body(FORM, form()), ["s3cret"]) is Grade.CHECKSUM
+    assert grade(None, form(), lambda: read_body(FORM, form()), ["s3cret"], now=NOON) is Grade.CHECKSUM
 
 
 @pytest.mark.parametrize("content_type", ["", "text/plain", "multipart/form-data; boundary=x", ";;"])
@@ -330,7 +325,6 @@ def test_an_unexpected_content_type_is_flagged_and_the_body_still_read(content_t
         ({"sca_exemption": "TRA"}, "order_ref", "000000081", ()),
         ({"avs_code": "S", "avs_text": "not available"}, "order_ref", "000000081", ()),
         ({"transaction_info[colour]": "red"}, "order_ref", "000000081", ()),
-        ({"session_id": "s-1"}, "session_id", "s-1", ()),
         ({"shop_orderid": ""}, "order_ref", None, ()),
     ],
 )
@@ -386,7 +380,8 @@ def test_a_multipart_form_says_the_same_as_any_form(content_type):
 def test_what_was_read_from_a_multipart_form_can_be_checked():
     content_type = "multipart/form-data; boundary=b"
     assert (
-        grade(None, multipart(), lambda: read_body(content_type, multipart()), ["s3cret"]) is Grade.CHECKSUM
+        grade(None, multipart(), lambda: read_body(content_type, multipart()), ["s3cret"], now=NOON)
+        is Grade.CHECKSUM
     )
 
 
@@ -483,8 +478,6 @@ SENT = {
 def test_json_is_read(content_type):
     assert read_body(content_type, msgspec.json.encode(SENT)) == CallbackFacts(
         order_ref="ORD-1",
-        payment_id="55aaaf42-1d1d-4b9d-9a68-2c677e2e454f",
-        session_id="8c0e-1",
         status="succeeded",
         amount=13950,
         currency="DKK",
