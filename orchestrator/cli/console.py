@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import checked_name
+from orchestrator.cli.attached import database_command, encryptor_of
 from orchestrator.cli.output import say
+from orchestrator.cli.questions import checked_name
 from orchestrator.domain.console_roles import ROLES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
@@ -26,12 +24,11 @@ def console() -> None:
 
 
 @console.command(short_help="Print a link that begins one session.")
-@data_dir
+@database_command
 @click.option(
     "--as",
     "name",
     default="operator",
-    show_default=True,
     callback=lambda _, __, name: checked_name(name),
     help="Who uses it; stands in the audit trail.",
 )
@@ -39,29 +36,22 @@ def console() -> None:
     "--role",
     type=click.Choice(list(ROLES)),
     default="operator",
-    show_default=True,
     help="What the session may do.",
 )
-def link(*, data_dir: Path, name: str, role: str) -> int:
+async def link(settings: Settings, db: Database, *, name: str, role: str) -> None:
     """Print a link that begins one session of the console, and nothing else; it is valid once, for an
     hour.
     """
-
-    async def made(settings: Settings, db: Database) -> int:
-        say(await link_of(settings, db, name=name, role=role))
-        return 0
-
-    return on_database(data_dir, made)
+    say(await link_of(settings, db, name=name, role=role))
 
 
 async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> str:
     """Return the address of a new link."""
-    from orchestrator.crypto import Encryptor
     from orchestrator.store.console import sessions
 
     code = await sessions.begin(
         db,
-        Encryptor(settings.secret_keys),
+        encryptor_of(settings),
         actor=name,
         scopes=ROLES[role],
         seconds=sessions.LONGEST_LINK,

@@ -9,14 +9,17 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy import text
+
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings.postgres_url import place
+from orchestrator.store import readiness, schema
+from orchestrator.store.database import Database, is_away
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from orchestrator.cli.report import Report
-    from orchestrator.store.database import Database
+    from orchestrator.cli.doctor import Report
     from orchestrator.store.readiness import Process
 
 DRIFT: Final = 5.0
@@ -47,10 +50,6 @@ REMEDIES: Final[Mapping[str, str]] = {
 
 async def examine(url: str, db: Database, report: Report) -> bool:
     """Look at Postgres; return whether the other checks can query it."""
-    from sqlalchemy import text
-
-    from orchestrator.store import readiness, schema
-
     facts = text(
         "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
     )
@@ -89,7 +88,8 @@ async def examine(url: str, db: Database, report: Report) -> bool:
         report.ill("schema", wrong)
         return False
     await _writes(url, db, report)
-    await _refusals(db, report)
+    for refusal in await readiness.refusals(db):
+        report.ill("database", refusal)
     skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
     if skew:
         report.ill(
@@ -103,9 +103,6 @@ async def examine(url: str, db: Database, report: Report) -> bool:
 
 async def _writes(url: str, db: Database, report: Report) -> None:
     """Write something: a server that is read-only, or whose disk is full, still answers questions."""
-    from orchestrator.store import readiness
-    from orchestrator.store.database import is_away
-
     try:
         async with asyncio.timeout(TIMEOUT):
             await readiness.probe(db, f"probe:{socket.gethostname()}:doctor")
@@ -117,17 +114,8 @@ async def _writes(url: str, db: Database, report: Report) -> None:
         report.well("writes", "the database takes writes")
 
 
-async def _refusals(db: Database, report: Report) -> None:
-    from orchestrator.store import readiness
-
-    for refusal in await readiness.refusals(db):
-        report.ill("database", refusal)
-
-
 async def fault(url: str, error: BaseException) -> str:
     """Return why Postgres cannot be used, and what to do about it."""
-    from orchestrator.store import readiness
-
     why = readiness.reason(error)
     state = readiness.cause_of(error)
     do = REMEDIES.get(state, f"look at Postgres at {place(url)}, and at what is between")
@@ -138,10 +126,6 @@ async def fault(url: str, error: BaseException) -> str:
 
 async def _why_read_only(url: str) -> str:
     """Return what makes the server at a URL read-only, with what ends it; nothing where it does not say."""
-    from sqlalchemy import text
-
-    from orchestrator.store.database import Database, is_away
-
     facts = text("""
         SELECT pg_is_in_recovery() AS standby, s.setting = 'on' AS off, s.source FROM pg_settings s
          WHERE s.name = 'default_transaction_read_only'

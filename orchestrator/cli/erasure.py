@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import as_option, confirmed, yes_option
-from orchestrator.cli.lookup import Moment, find_checkout, merchant_id
-from orchestrator.cli.output import say, say_document
+from orchestrator.cli.attached import data_dir, encryptor_of, on_database
+from orchestrator.cli.lookup import find_checkout, merchant_id, read_moment
+from orchestrator.cli.output import json_flag, say, say_document
+from orchestrator.cli.questions import as_option, confirmed, yes_option
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -44,14 +44,14 @@ _NAMED: Final = 5
 )
 @click.option(
     "--ended-before",
-    type=Moment(),
+    type=read_moment,
     metavar="TIME",
     help="All that ended before: 2026-01-31, or with a time.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would be erased, and what would not.")
 @yes_option
 @as_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and sentences on stderr.")
+@json_flag("Print JSON, and sentences on stderr.")
 def erase(  # noqa: PLR0913 - the options of the command
     *,
     data_dir: Path,
@@ -75,47 +75,34 @@ def erase(  # noqa: PLR0913 - the options of the command
         raise click.UsageError("--merchant goes with --order, which needs it, and with --ended-before")
 
     async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-
         number = None if merchant is None else await merchant_id(db, merchant)
-        encryptor = Encryptor(settings.secret_keys)
         named = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
-        chosen = _Chosen(db, encryptor, named, order, number, ended_before, actor, quiet=as_json)
+        chosen = _Chosen(db, encryptor_of(settings), named, order, number, ended_before, actor, quiet=as_json)
         found = await chosen.erase(dry_run=True)
         if dry_run:
-            _report(
-                found,
-                f"The personal data of {found} would be erased{found.but}.",
-                as_json=as_json,
-                dry_run=True,
+            told = f"The personal data of {found} would be erased{found.but}."
+        elif not (found.erased or found.intents):
+            told = f"There is nothing to erase{found.but}."
+        else:
+            what = f"{found}: {chosen.described(merchant)}"
+            if not confirmed(f"It cannot be undone. Erase the personal data of {what}, for good", yes=yes):
+                return 1
+            found = await chosen.erase(dry_run=False)
+            told = f"The personal data of {found} was erased{found.but}."
+        if as_json:
+            say_document(
+                {
+                    "dryRun": dry_run,
+                    "checkouts": found.erased,
+                    "rejectedIntents": found.intents,
+                    "refused": found.refused,
+                }
             )
-            return int(found.refused > 0)
-        if not (found.erased or found.intents):
-            _report(found, f"There is nothing to erase{found.but}.", as_json=as_json)
-            return int(found.refused > 0)
-        what = f"{found}: {chosen.described(merchant)}"
-        if not confirmed(f"It cannot be undone. Erase the personal data of {what}, for good", yes=yes):
-            return 1
-        done = await chosen.erase(dry_run=False)
-        _report(done, f"The personal data of {done} was erased{done.but}.", as_json=as_json)
-        return int(done.refused > 0)
+        else:
+            say(told)
+        return int(found.refused > 0)
 
     return on_database(data_dir, work)
-
-
-def _report(tally: _Tally, sentence: str, *, as_json: bool, dry_run: bool = False) -> None:
-    """Say how much is erased and how much is not."""
-    if as_json:
-        say_document(
-            {
-                "dryRun": dry_run,
-                "checkouts": tally.erased,
-                "rejectedIntents": tally.intents,
-                "refused": tally.refused,
-            }
-        )
-    else:
-        say(sentence)
 
 
 @dataclass(slots=True)
@@ -213,13 +200,8 @@ class _Chosen:
 
 
 def _tell(fate: Fate, *, err: bool) -> None:
+    what = f"Checkout {fate.id} (order {fate.order_ref})"
     if fate.hindrance is not None:
-        say(
-            f"Checkout {fate.id} (order {fate.order_ref}) is not erased: {fate.hindrance}: {fate.hindrance.way}.",
-            err=True,
-        )
+        say(f"{what} is not erased: {fate.hindrance}: {fate.hindrance.way}.", err=True)
     else:
-        say(
-            f"Checkout {fate.id} (order {fate.order_ref}) was erased at {fate.before:%Y-%m-%d %H:%M} UTC.",
-            err=err,
-        )
+        say(f"{what} was erased at {fate.before:%Y-%m-%d %H:%M} UTC.", err=err)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 PORTS: Final = frozenset({80, 443})
 """What the gateway connects to; its documentation of callbacks names no others."""
@@ -35,60 +35,14 @@ RESOLVING: Final = 3.0
 _DEFAULT: Final = {"http": 80, "https": 443}
 
 
-def faults(public_url: str, gateways: Iterable[str | None]) -> list[str]:
-    """Return what keeps a real gateway from our callbacks, each with the remedy; nothing where none of these
+def faults(public_url: str, gateways: Iterable[str | None]) -> Iterator[str]:
+    """Yield what keeps a real gateway from our callbacks, each with the remedy; nothing where none of these
     gateways is a real one.
     """
-    return list(_faults(public_url)) if _any_real(gateways) else []
-
-
-async def resolved(
-    public_url: str,
-    gateways: Iterable[str | None],
-    *,
-    resolve: Callable[[str], Awaitable[list[str]]] | None = None,
-) -> tuple[bool, str] | None:
-    """Return what the resolver of this host says of the name in PUBLIC_URL: whether it is a fault, and a
-    sentence; None where there is nothing to say.
-
-    A name that leads to a private address here is no fault by itself: the internet may get another answer.
-    """
-    host = _host(public_url)
-    if not _any_real(gateways) or _is_inner(host) or _address(host) is not None:
-        return None
+    if not _any_real(gateways):
+        return
+    parts, host = urlsplit(public_url), _host(public_url)
     shown = f"ORCHESTRATOR_PUBLIC_URL is {public_url}"
-    try:
-        async with asyncio.timeout(RESOLVING):
-            found = await (resolve or _resolve)(host)
-    except (OSError, TimeoutError):
-        return True, f"{shown}, and {host} does not resolve: correct the name, or make its DNS entry"
-    inner = sorted(address for address in found if _is_inner(address))
-    if not inner:
-        return None
-    return False, (
-        f"{shown}; {host} is {', '.join(inner)} here, which only this network reaches: the internet must get another address"
-    )
-
-
-async def _resolve(host: str) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
-
-
-def _any_real(gateways: Iterable[str | None]) -> bool:
-    return any(url and not _is_inner(_host(url)) for url in gateways)
-
-
-def is_local(url: str) -> bool:
-    """Return whether a URL leads to this machine or to a private network: loopback, private addresses, names
-    without a dot.
-    """
-    return _is_inner(_host(url))
-
-
-def _faults(url: str) -> Iterator[str]:
-    parts, host = urlsplit(url), _host(url)
-    shown = f"ORCHESTRATOR_PUBLIC_URL is {url}"
     if _is_inner(host):
         where = "this machine" if _is_loopback(host) else "a network of its own"
         yield (
@@ -106,6 +60,45 @@ def _faults(url: str) -> Iterator[str]:
             f"{shown}, which is not encrypted: callbacks hold personal data, so serve it with a certificate, and set "
             "ORCHESTRATOR_PUBLIC_URL to https://"
         )
+
+
+async def resolved(public_url: str, gateways: Iterable[str | None]) -> tuple[bool, str] | None:
+    """Return what the resolver of this host says of the name in PUBLIC_URL: whether it is a fault, and a
+    sentence; None where there is nothing to say.
+
+    A name that leads to a private address here is no fault by itself: the internet may get another answer.
+    """
+    host = _host(public_url)
+    if not _any_real(gateways) or _is_inner(host) or _address(host) is not None:
+        return None
+    shown = f"ORCHESTRATOR_PUBLIC_URL is {public_url}"
+    try:
+        async with asyncio.timeout(RESOLVING):
+            found = await _resolve(host)
+    except (OSError, UnicodeError):
+        return True, f"{shown}, and {host} does not resolve: correct the name, or make its DNS entry"
+    inner = sorted(address for address in found if _is_inner(address))
+    if not inner:
+        return None
+    return False, (
+        f"{shown}; {host} is {', '.join(inner)} here, which only this network reaches: the internet must get another address"
+    )
+
+
+async def _resolve(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in found]
+
+
+def _any_real(gateways: Iterable[str | None]) -> bool:
+    return any(url and not is_local(url) for url in gateways)
+
+
+def is_local(url: str) -> bool:
+    """Return whether a URL leads to this machine or to a private network: loopback, private addresses, names
+    without a dot.
+    """
+    return _is_inner(_host(url))
 
 
 def _host(url: str) -> str:

@@ -10,16 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import confirmed, yes_option
-from orchestrator.cli.lookup import Span, merchant_id, table, uuid_of
-from orchestrator.cli.output import plain_json_option, say, say_document, say_more, say_table
-from orchestrator.cli.secret_input import secret_of
-from orchestrator.domain.events import EventType
+from orchestrator.cli.attached import data_dir, database_command, encryptor_of, on_database, options, query
+from orchestrator.cli.lookup import (
+    merchant_id,
+    merchant_option,
+    moment,
+    span,
+    span_to,
+    table,
+    types_option,
+    uuid_of,
+)
+from orchestrator.cli.output import at_most, plain_json_option, say, say_document, say_table
+from orchestrator.cli.questions import confirmed, secret_of, yes_option
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from datetime import datetime
     from pathlib import Path
 
     from orchestrator.settings import Settings
@@ -31,14 +37,14 @@ WAIT: Final = 20.0
 """Seconds that `test` waits for what came of it."""
 _POLL: Final = 0.2
 
-_merchant = click.option(
-    "--merchant", metavar="NAME", default="default", show_default=True, help="Whose webhook it is."
+_merchant = merchant_option("Whose webhook it is.")
+_one = options(_merchant, click.argument("webhook", metavar="ID"))
+_sent = options(
+    types_option("Only these; may be repeated (without it: all)."),
+    click.option("--full", is_flag=True, help="Send full documents, with sentences."),
+    click.option("--description", default="", show_default=False, help="What it is for."),
+    plain_json_option,
 )
-_types = click.option(
-    "--type", "kinds", multiple=True, metavar="TYPE", type=click.Choice([str(kind) for kind in EventType]),
-    help="Only these; may be repeated (without it: all).",
-)  # fmt: skip
-_ID = click.argument("webhook", metavar="ID")
 
 
 @click.group(short_help="Webhooks that events are sent to.")
@@ -47,76 +53,59 @@ def webhooks() -> None:
 
 
 @webhooks.command("list")
-@data_dir
+@database_command
 @_merchant
 @plain_json_option
-def list_webhooks(*, data_dir: Path, merchant: str, as_json: bool) -> int:
+async def list_webhooks(_: Settings, db: Database, *, merchant: str, as_json: bool) -> None:
     """List a merchant's webhooks, and what waits for each."""
+    from orchestrator.store import webhooks as stored
 
-    async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import webhooks as stored
-
-        endpoints = await stored.page(
-            db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
+    endpoints = await stored.page(
+        db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
+    )
+    if as_json:
+        say_document([_facts(endpoint) for endpoint in endpoints])
+        return
+    shown = table(
+        "id", "status", "target", "types", "content", "waiting", "since", "delivered", "failing since"
+    )
+    for endpoint in endpoints:
+        why = "" if endpoint.pause_reason is None else f" ({endpoint.pause_reason})"
+        shown.add_row(
+            str(endpoint.id),
+            f"{endpoint.status}{why}",
+            _target(endpoint),
+            "all" if endpoint.kinds is None else " ".join(endpoint.kinds),
+            endpoint.content,
+            str(endpoint.waiting),
+            moment(endpoint.waiting_since),
+            moment(endpoint.delivered_at),
+            moment(endpoint.failing_since),
         )
-        if as_json:
-            say_document([_facts(endpoint) for endpoint in endpoints])
-            return 0
-        shown = table(
-            "id", "status", "target", "types", "content", "waiting", "since", "delivered", "failing since"
-        )
-        for endpoint in endpoints:
-            status = (
-                endpoint.status
-                if endpoint.pause_reason is None
-                else f"{endpoint.status} ({endpoint.pause_reason})"
-            )
-            shown.add_row(
-                str(endpoint.id),
-                status,
-                _target(endpoint),
-                "all" if endpoint.kinds is None else " ".join(endpoint.kinds),
-                endpoint.content,
-                str(endpoint.waiting),
-                _moment(endpoint.waiting_since),
-                _moment(endpoint.delivered_at),
-                _moment(endpoint.failing_since),
-            )
-        say_table(shown, empty=f"Merchant {merchant} has no webhook.")
-        return 0
-
-    return on_database(data_dir, show)
+    say_table(shown, empty=f"Merchant {merchant} has no webhook.")
 
 
 @webhooks.command(short_help="Add a webhook, and print its secret.")
-@data_dir
+@database_command
 @_merchant
 @click.argument("url")
-@_types
-@click.option("--full", is_flag=True, help="Send full documents, with sentences.")
-@click.option("--description", default="", help="What it is for.")
-@plain_json_option
-def add(*, data_dir: Path, url: str, as_json: bool, **described: Any) -> int:
+@_sent
+async def add(settings: Settings, db: Database, *, url: str, as_json: bool, **described: Any) -> None:
     """Add a webhook, and print its secret, which is shown this once."""
+    from orchestrator.delivery import signature
+    from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url
 
-    async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.delivery import signature
-        from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url
-
-        try:
-            checked_url(url, AddressPolicy(settings.webhook_ranges))
-        except WebhookUrlRejected as error:
-            raise click.UsageError(f"the URL {error}") from None
-        secret = signature.new_secret()
-        made = await _add(settings, db, url=url, secret=secret, **described)
-        if as_json:
-            say_document({**_facts(made), "secret": signature.written(secret)})
-            return 0
-        say(f"added {made.id}")
-        say(signature.written(secret))
-        return 0
-
-    return on_database(data_dir, work)
+    try:
+        checked_url(url, AddressPolicy(settings.webhook_ranges))
+    except WebhookUrlRejected as error:
+        raise click.UsageError(f"the URL {error}") from None
+    secret = signature.new_secret()
+    made = await _add(settings, db, url=url, secret=secret, **described)
+    if as_json:
+        say_document({**_facts(made), "secret": signature.written(secret)})
+        return
+    say(f"added {made.id}")
+    say(signature.written(secret))
 
 
 @webhooks.command("add-task", short_help="Have events published as a Celery task.")
@@ -129,17 +118,14 @@ def add(*, data_dir: Path, url: str, as_json: bool, **described: Any) -> int:
     metavar="SOURCE",
     help="The URL of the merchant's broker with its login: a file, env:NAME, or - for standard input (without it: our own broker).",
 )
-@_types
-@click.option("--full", is_flag=True, help="Send full documents, with sentences.")
-@click.option("--description", default="", help="What it is for.")
-@plain_json_option
+@_sent
 def add_task(
     *, data_dir: Path, task: str, queue: str, broker_from: str | None, as_json: bool, **described: Any
 ) -> int:
     """Have a merchant's events published as a Celery task, to a queue of its broker or of ours."""
     url = "" if broker_from is None else secret_of("The URL of the broker", "--broker-from", broker_from)
 
-    async def work(settings: Settings, db: Database) -> int:
+    async def work(settings: Settings, db: Database) -> None:
         from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected
         from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue
 
@@ -161,7 +147,6 @@ def add_task(
             say_document(_facts(made))
         else:
             say(f"added {made.id}")
-        return 0
 
     return on_database(data_dir, work)
 
@@ -177,12 +162,11 @@ async def _add(
     **target: Any,
 ) -> Webhook:
     """Store an endpoint: its target, and what is sent to it."""
-    from orchestrator.crypto import Encryptor
     from orchestrator.store import webhooks as stored
 
     return await stored.add(
         db,
-        Encryptor(settings.secret_keys),
+        encryptor_of(settings),
         merchant_id=await merchant_id(db, merchant),
         description=description[:200],
         kinds=kinds or None,
@@ -193,8 +177,7 @@ async def _add(
 
 @webhooks.command(short_help="Send nothing until it is resumed.")
 @data_dir
-@_merchant
-@_ID
+@_one
 @plain_json_option
 def pause(**given: Any) -> int:
     """Send nothing to a webhook until it is resumed; its events wait."""
@@ -203,8 +186,7 @@ def pause(**given: Any) -> int:
 
 @webhooks.command()
 @data_dir
-@_merchant
-@_ID
+@_one
 @plain_json_option
 def resume(**given: Any) -> int:
     """Serve a webhook again that is paused or off."""
@@ -217,8 +199,7 @@ def resume(**given: Any) -> int:
 
 @webhooks.command(short_help="Delete a webhook.")
 @data_dir
-@_merchant
-@_ID
+@_one
 @yes_option
 @plain_json_option
 def delete(*, yes: bool, **given: Any) -> int:
@@ -233,89 +214,75 @@ def delete(*, yes: bool, **given: Any) -> int:
 
 
 @webhooks.command("rotate-secret", short_help="Give a webhook a new secret.")
-@data_dir
-@_merchant
-@_ID
-@click.option(
-    "--overlap", type=Span(longest=7 * 86_400), default="24h", show_default=True, help="How long the secret before signs too."
-)  # fmt: skip
+@database_command
+@_one
+@click.option("--overlap", type=span_to(7), default="24h", help="How long the secret before signs too.")
 @plain_json_option
-def rotate_secret(*, data_dir: Path, merchant: str, webhook: str, overlap: float, as_json: bool) -> int:
+async def rotate_secret(
+    settings: Settings, db: Database, *, merchant: str, webhook: str, overlap: float, as_json: bool
+) -> None:
     """Give a webhook a new secret, and print it; it is shown this once."""
+    from orchestrator.delivery import signature
+    from orchestrator.store import webhooks as stored
 
-    async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-        from orchestrator.delivery import signature
-        from orchestrator.store import webhooks as stored
-
-        endpoint = await _find(db, merchant, webhook)
-        if endpoint.kind == "celery":
-            raise click.UsageError(f"{endpoint.id} is a Celery task, which has no secret")
-        secret = signature.new_secret()
-        await stored.rotate(
-            db,
-            Encryptor(settings.secret_keys),
-            endpoint.id,
-            merchant_id=endpoint.merchant_id,
-            secret=secret,
-            overlap=overlap,
-        )
-        if as_json:
-            say_document({"id": endpoint.id, "secret": signature.written(secret)})
-        else:
-            say(signature.written(secret))
-        return 0
-
-    return on_database(data_dir, work)
+    endpoint = await _find(db, merchant, webhook)
+    if endpoint.kind == "celery":
+        raise click.UsageError(f"{endpoint.id} is a Celery task, which has no secret")
+    secret = signature.new_secret()
+    await stored.rotate(
+        db,
+        encryptor_of(settings),
+        endpoint.id,
+        merchant_id=endpoint.merchant_id,
+        secret=secret,
+        overlap=overlap,
+    )
+    if as_json:
+        say_document({"id": endpoint.id, "secret": signature.written(secret)})
+    else:
+        say(signature.written(secret))
 
 
 @webhooks.command("test", short_help="Send a test event, and say what came of it.")
-@data_dir
-@_merchant
-@_ID
+@database_command
+@_one
 @plain_json_option
-def send_test(*, data_dir: Path, merchant: str, webhook: str, as_json: bool) -> int:
+async def send_test(settings: Settings, db: Database, *, merchant: str, webhook: str, as_json: bool) -> int:
     """Have a test event sent, and say what came of it; exit 1 if it was not delivered."""
+    from orchestrator.store import deliveries
 
-    async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-        from orchestrator.store import deliveries
-
-        endpoint = await _find(db, merchant, webhook)
-        test = await deliveries.test(db, endpoint.id)
-        encryptor = Encryptor(settings.secret_keys)
-        try:
-            async with asyncio.timeout(WAIT):
-                while True:
-                    found = await deliveries.attempts(
-                        db, encryptor, endpoint.id, before=None, limit=1, checkout=test
-                    )
-                    if found:
-                        break
-                    await asyncio.sleep(_POLL)
-        except TimeoutError:
-            say(
-                f"nothing has come of it within {WAIT:.0f} s: does a deliverer run (`orchestrator doctor`)?",
-                err=True,
-            )
-            return 1
-        (attempt,) = found
-        if as_json:
-            say_document(_attempt(attempt))
-            return int(attempt.outcome != "delivered")
+    endpoint = await _find(db, merchant, webhook)
+    test = await deliveries.test(db, endpoint.id)
+    encryptor = encryptor_of(settings)
+    try:
+        async with asyncio.timeout(WAIT):
+            while True:
+                found = await deliveries.attempts(
+                    db, encryptor, endpoint.id, before=None, limit=1, checkout=test
+                )
+                if found:
+                    break
+                await asyncio.sleep(_POLL)
+    except TimeoutError:
+        say(
+            f"nothing has come of it within {WAIT:.0f} s: does a deliverer run (`orchestrator doctor`)?",
+            err=True,
+        )
+        return 1
+    (attempt,) = found
+    if as_json:
+        say_document(_attempt(attempt))
+    else:
         status = "" if attempt.status is None else f", HTTP {attempt.status}"
         say(f"{attempt.outcome}{status}, {attempt.milliseconds} ms")
-        return int(attempt.outcome != "delivered")
-
-    return on_database(data_dir, work)
+    return int(attempt.outcome != "delivered")
 
 
 @webhooks.command(short_help="Send events again, with the same ids.")
 @data_dir
-@_merchant
-@_ID
+@_one
 @click.option("--event", metavar="EVENT_ID", help="One event.")
-@click.option("--last", type=Span(), help="The events of this time span, such as 2h.")
+@click.option("--last", type=span, help="The events of this time span, such as 2h.")
 @click.option("--failed", is_flag=True, help="All that was given up.")
 @plain_json_option
 def replay(
@@ -332,9 +299,7 @@ def replay(
     if sum((event is not None, last is not None, failed)) != 1:
         raise click.UsageError("name one of --event, --last and --failed")
 
-    async def work(_: Settings, db: Database) -> int:
-        from sqlalchemy import text
-
+    async def work(_: Settings, db: Database) -> None:
         from orchestrator.store import replays
 
         endpoint = await _find(db, merchant, webhook)
@@ -349,7 +314,7 @@ def replay(
                 db, endpoint.id, merchant_id=endpoint.merchant_id, checkout=found, sequence=int(number[:9])
             )
         elif last is not None:
-            ((now,),) = await db.read(text("SELECT clock()"))  # by which events have their times
+            ((now,),) = await query(db, "SELECT clock()")  # by which events have their times
             count = await replays.period(
                 db,
                 endpoint.id,
@@ -363,56 +328,47 @@ def replay(
             say_document({"id": endpoint.id, "replayed": count})
         else:
             say(f"{count} event{'' if count == 1 else 's'} will be sent again")
-        return 0
 
     return on_database(data_dir, work)
 
 
 @webhooks.command()
-@data_dir
-@_merchant
-@_ID
+@database_command
+@_one
 @click.option("--failed", is_flag=True, help="Only those that failed.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 1000), default=50)
 @plain_json_option
-def deliveries(
-    *, data_dir: Path, merchant: str, webhook: str, failed: bool, limit: int, as_json: bool
-) -> int:
+async def deliveries(
+    settings: Settings, db: Database, *, merchant: str, webhook: str, failed: bool, limit: int, as_json: bool
+) -> None:
     """List attempts to reach an endpoint, the youngest first."""
+    from orchestrator.store import deliveries
 
-    async def show(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-        from orchestrator.store import deliveries
-
-        endpoint = await _find(db, merchant, webhook)
-        found: list[AttemptRow] = []
-        before = None
-        while len(found) <= limit:
-            found += await deliveries.attempts(
-                db,
-                Encryptor(settings.secret_keys),
-                endpoint.id,
-                before=before,
-                limit=limit + 1 - len(found),
-                failed=True if failed else None,
-            )
-            before = await deliveries.scanned_to(db, endpoint.id, before=before) if failed else None
-            if before is None:
-                break
-        if len(found) > limit:
-            say_more(limit, "ask for more with --limit, or for some with --failed")
-        told = [_attempt(row) for row in found[:limit]]
-        if as_json:
-            say_document(told)
-            return 0
-        shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
-        for row in told:
-            cells = ("" if value is None else str(value) for value in list(row.values())[1:-1])
-            shown.add_row(_moment(row["at"]), *cells, " ".join((row["answer"] or "").split())[:60])
-        say_table(shown, empty="Nothing was sent that is kept.")
-        return 0
-
-    return on_database(data_dir, show)
+    endpoint = await _find(db, merchant, webhook)
+    found: list[AttemptRow] = []
+    before = None
+    while len(found) <= limit:
+        found += await deliveries.attempts(
+            db,
+            encryptor_of(settings),
+            endpoint.id,
+            before=before,
+            limit=limit + 1 - len(found),
+            failed=True if failed else None,
+        )
+        before = await deliveries.scanned_to(db, endpoint.id, before=before) if failed else None
+        if before is None:
+            break
+    youngest = at_most(found, limit, "ask for more with --limit, or for some with --failed")
+    told = [_attempt(row) for row in youngest]
+    if as_json:
+        say_document(told)
+        return
+    shown = table("at", "event", "type", "#", "outcome", "status", "ms", "answer")
+    for row in told:
+        cells = ("" if value is None else str(value) for value in list(row.values())[1:-1])
+        shown.add_row(moment(row["at"]), *cells, " ".join((row["answer"] or "").split())[:60])
+    say_table(shown, empty="Nothing was sent that is kept.")
 
 
 def _attempt(row: AttemptRow) -> dict[str, Any]:
@@ -440,7 +396,7 @@ def _changed(
     webhook: str,
     as_json: bool,
 ) -> int:
-    async def work(_: Settings, db: Database) -> int:
+    async def work(_: Settings, db: Database) -> None:
         from orchestrator.store import webhooks as stored
 
         endpoint = await _find(db, merchant, webhook)
@@ -449,7 +405,6 @@ def _changed(
             say_document({"id": endpoint.id, "result": what})
         else:
             say(f"{what} {endpoint.id}")
-        return 0
 
     return on_database(data_dir, work)
 
@@ -491,7 +446,3 @@ def _target(endpoint: Webhook) -> str:
     if endpoint.kind == "celery":
         return f"task {endpoint.task} in {endpoint.queue} at {endpoint.url or 'our own broker'}"
     return endpoint.url.partition("?")[0]
-
-
-def _moment(at: datetime | None) -> str:
-    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"

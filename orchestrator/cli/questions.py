@@ -1,5 +1,5 @@
-"""Who asks, and whether it is meant: the options `--as` and `--yes`, and the question before money is moved
-or something is deleted.
+"""What commands ask a person: who it is (`--as`), whether it is meant (`--yes`, and the question before money
+is moved or something is deleted), and secrets, which may come from a file, the environment or standard input.
 
 Without a terminal there is no person to answer: then `--yes` is required, and nothing is done without it.
 """
@@ -39,11 +39,6 @@ as_option = click.option(
 yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 
 
-def has_terminal() -> bool:
-    """Say whether a person can answer a question."""
-    return sys.stdin.isatty()
-
-
 def confirmed(question: str, *, yes: bool) -> bool:
     """Ask, and return the answer; with `yes` it is True without a question. Without a terminal it is
     refused.
@@ -51,9 +46,42 @@ def confirmed(question: str, *, yes: bool) -> bool:
     if yes:
         return True
     question = neutralised(question)
-    if not has_terminal():
+    if not sys.stdin.isatty():
         raise click.UsageError(f"{question}? No terminal is there to ask on, so say --yes")
     if click.confirm(f"{question}?", prompt_suffix=" ", err=True):
         return True
     say("Nothing was done.", err=True)
     return False
+
+
+def secret_of(what: str, option: str, source: str | None) -> str:
+    """Return a secret of one line: asked for, or from its source."""
+    if source is None:
+        return asked(what)
+    lines = lines_of(option, source)
+    if len(lines) != 1:
+        raise click.UsageError(f"{option}: {what.lower()} must be one line, and {len(lines)} came")
+    return lines[0]
+
+
+def lines_of(option: str, source: str) -> tuple[str, ...]:
+    """Return the lines of a source that are not empty."""
+    from orchestrator.settings import secret_source
+
+    try:
+        given = secret_source.read(source)
+    except ValueError as error:
+        raise click.UsageError(f"{option}: {error}") from None
+    return tuple(line for line in given.splitlines() if line)
+
+
+def asked(what: str, *, empty: bool = False, prompt: bool = True) -> str:
+    """Return a secret that is typed unseen, or a line of standard input where that is no terminal."""
+    if prompt and sys.stdin.isatty():
+        return str(
+            click.prompt(what, hide_input=True, err=True, default="" if empty else None, show_default=False)
+        )
+    given = sys.stdin.readline().rstrip("\r\n")
+    if not given and not empty:
+        raise click.UsageError(f"{what.lower()}: nothing came on standard input")
+    return given
