@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, encryptor_of, on_database
+from orchestrator.cli.attached import Installation, data_dir, on_database
 from orchestrator.cli.lookup import span_to
 from orchestrator.cli.output import plain_json_option, say, say_document
 
 if TYPE_CHECKING:
     from orchestrator.audit.archive import Result
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 
 @click.command(short_help="Move the history of settled checkouts into files.")
@@ -50,11 +48,13 @@ def archive(
     """
     place = directory or data_dir / "archives"
 
-    async def work(settings: Settings, db: Database) -> int:
+    async def work(here: Installation) -> int:
         from orchestrator.audit import archive as task
 
         if dry_run:
-            checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
+            checkouts, entries = await task.candidates(
+                here.db, await task.choose(here.db, older_than=older_than)
+            )
             if as_json:
                 say_document({"dryRun": True, "checkouts": checkouts, "entries": entries})
             else:
@@ -62,8 +62,8 @@ def archive(
             return 0
         task.prepare(place)
         result = await task.run(
-            db,
-            encryptor_of(settings),
+            here.db,
+            here.encryptor,
             place,
             older_than=older_than,
             most=size,

@@ -5,7 +5,8 @@ none.
 from __future__ import annotations
 
 import asyncio
-from functools import partial, wraps
+from dataclasses import dataclass
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -79,10 +80,24 @@ whisper: Final = partial(say, err=True)
 """Tells on stderr what takes a while; stdout is for the result."""
 
 
+@dataclass(frozen=True)
+class Installation:
+    """What a command works on: settings, their keys, and a database of this version's schema."""
+
+    settings: Settings
+    db: Database
+
+    @cached_property
+    def encryptor(self) -> Encryptor:
+        from orchestrator.crypto import Encryptor
+
+        return Encryptor(self.settings.secret_keys)
+
+
 def on_database(
-    place: Path, work: Callable[[Settings, Database], Awaitable[int | None]], *, owner: bool = False
+    place: Path, work: Callable[[Installation], Awaitable[int | None]], *, owner: bool = False
 ) -> int:
-    """Run `work` with the settings and database of an installation; return its exit status.
+    """Run `work` on the installation of a data directory or of the settings; return its exit status.
 
     `owner`: as the owner of its tables.
     """
@@ -96,7 +111,7 @@ def on_database(
             wrong = schema.difference(await schema.current(db))
             if wrong is not None:
                 raise schema.NoDatabase(wrong)
-            return await work(settings, db)
+            return await work(Installation(settings, db))
 
     with attach(place, say=whisper) as settings:
         logged(settings)
@@ -106,22 +121,15 @@ def on_database(
 
 
 def database_command(work: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
-    """Make a command of a coroutine function: it is called with the settings and database of the installation
-    in --data-dir and with its own options, and returns the exit status, if not 0.
+    """Make a command of a coroutine function: it is called with the installation (--data-dir) and its own
+    options, and returns the exit status, if not 0.
     """
 
     @wraps(work)
     def run(*, data_dir: Path, **given: Any) -> int:
-        return on_database(data_dir, lambda settings, db: work(settings, db, **given))
+        return on_database(data_dir, lambda here: work(here, **given))
 
     return data_dir(run)
-
-
-def encryptor_of(settings: Settings) -> Encryptor:
-    """Return the keys of an installation at work."""
-    from orchestrator.crypto import Encryptor
-
-    return Encryptor(settings.secret_keys)
 
 
 async def query(db: Database, sql: str, **values: object) -> Sequence[Any]:

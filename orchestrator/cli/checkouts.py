@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator.cli import commands, imports
-from orchestrator.cli.attached import data_dir, database_command, encryptor_of, on_database
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
 from orchestrator.cli.documents import command_facts, facts_of, operation_facts
 from orchestrator.cli.erasure import erase
 from orchestrator.cli.listings import HELD, amounts_of, list_checkouts
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutRecord, CheckoutSummary
 
 INTERVAL: Final = 0.25
@@ -57,7 +55,7 @@ def show(*, data_dir: Path, checkout: str | None, correlation: str | None, as_js
     if (checkout is None) == (correlation is None):
         raise click.UsageError("give the id or the order number of a checkout, or --correlation")
 
-    async def tell(settings: Settings, db: Database) -> None:
+    async def tell(here: Installation) -> None:
         import msgspec
 
         from orchestrator.explain.timeline import timeline
@@ -65,13 +63,13 @@ def show(*, data_dir: Path, checkout: str | None, correlation: str | None, as_js
         from orchestrator.store.free_text import Reasons
 
         row = (
-            await find_correlated(db, str(correlation))
+            await find_correlated(here.db, str(correlation))
             if checkout is None
-            else await find_checkout(db, checkout)
+            else await find_checkout(here.db, checkout)
         )
         if row is None:
             return
-        reasons = await Reasons.of(db, encryptor_of(settings), row.id)
+        reasons = await Reasons.of(here.db, here.encryptor, row.id)
         if as_json:
             say_document(
                 {
@@ -88,7 +86,7 @@ def show(*, data_dir: Path, checkout: str | None, correlation: str | None, as_js
             if shown.row_count:
                 console.print()
                 console.print(shown)
-        entries, _archived = await read_model.trail(db, row.id) or ([], ())
+        entries, _archived = await read_model.trail(here.db, row.id) or ([], ())
         console.print()
         for archived in row.archived:
             console.print(
@@ -106,14 +104,14 @@ def show(*, data_dir: Path, checkout: str | None, correlation: str | None, as_js
 @database_command
 @click.argument("checkout")
 @json_option
-async def explain(settings: Settings, db: Database, *, checkout: str, as_json: bool) -> None:
+async def explain(here: Installation, *, checkout: str, as_json: bool) -> None:
     """Explain one checkout (its id, or its order number): the reason for its state, what comes next, and what
     you may do.
     """
     from orchestrator import explain as explanation
 
-    row = await find_checkout(db, checkout)
-    record = await explanation.gather(db, settings, row.id)
+    row = await find_checkout(here.db, checkout)
+    record = await explanation.gather(here.db, here.settings, row.id)
     assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
     said = explanation.explain(record)
     if as_json:
@@ -146,19 +144,19 @@ async def explain(settings: Settings, db: Database, *, checkout: str, as_json: b
 @click.argument("checkout")
 @click.option("--keep", is_flag=True, help="Go on when it has ended: late money, refunds, chargebacks.")
 @json_option
-async def watch(_: Settings, db: Database, *, checkout: str, keep: bool, as_json: bool) -> None:
+async def watch(here: Installation, *, checkout: str, keep: bool, as_json: bool) -> None:
     """Print how one checkout (its id, or its order number) stands, and a line for each change of state, money
     or attention, until it has ended.
     """
     from orchestrator.store import read_model
 
-    found = await find_checkout(db, checkout)
+    found = await find_checkout(here.db, checkout)
     if not as_json:
         say(f"Checkout {found.id}, order {found.order_ref} of {found.merchant}")
     seen: tuple[object, ...] | None = None
     version = 0
     while True:
-        (row,) = await read_model.checkouts(db, among=read_model.Among(ids=(found.id,)), limit=1)
+        (row,) = await read_model.checkouts(here.db, among=read_model.Among(ids=(found.id,)), limit=1)
         shown = _shown(row)
         if row.version != version and shown != seen:
             if as_json:

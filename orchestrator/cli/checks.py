@@ -17,7 +17,7 @@ from sqlalchemy import text
 from orchestrator import auth, issuer_keys
 from orchestrator.audit import archive
 from orchestrator.cli import database_checks, gateways, public_address
-from orchestrator.cli.attached import encryptor_of
+from orchestrator.cli.attached import Installation
 from orchestrator.messaging.hints import HintPublisher
 from orchestrator.messaging.publisher import reason_of
 from orchestrator.monitoring import queries
@@ -75,19 +75,20 @@ async def examine(settings: Settings, report: Report, *, stopped: bool) -> None:
     found: Sequence[readiness.Process] = ()
     async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
         if await database_checks.examine(url, db, report):
+            here = Installation(settings, db)
             try:
                 found = await readiness.processes(db)
-                await _trail_key(settings, db, report)
+                await _trail_key(here, report)
                 await _months(db, report)
                 if not stopped:
                     await _processes(db, found, report)
                 await _due(db, report, stopped=stopped)
                 await _events(db, report, stopped=stopped)
                 await _lookups(db, report)
-                await _money(settings, db, report, stopped=stopped)
+                await _money(here, report, stopped=stopped)
                 if not stopped or settings.gateway_url is not None:
-                    await gateways.logins(settings, db, found, report)
-                await _public_address(settings, db, report)
+                    await gateways.logins(here, found, report)
+                await _public_address(here, report)
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -124,14 +125,14 @@ async def _keys(settings: Settings, report: Report) -> None:
             report.well("token keys", f"{found} at {where}")
 
 
-async def _trail_key(settings: Settings, db: Database, report: Report) -> None:
+async def _trail_key(here: Installation, report: Report) -> None:
     """Compare the keys with the data: with keys of another installation nothing opens, and the trail breaks
     at its next entry.
     """
-    key = await schema.newest_key(db)
-    if key is None or not settings.secret_keys:
+    key = await schema.newest_key(here.db)
+    if key is None or not here.settings.secret_keys:
         return
-    if encryptor_of(settings).known(key) is None:
+    if here.encryptor.known(key) is None:
         report.ill(
             "keys",
             f"the database was written under secret key {key}, which ORCHESTRATOR_SECRET_KEYS does not have: add that key to the "
@@ -227,10 +228,12 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
     return None
 
 
-async def _public_address(settings: Settings, db: Database, report: Report) -> None:
+async def _public_address(here: Installation, report: Report) -> None:
     """Look whether the gateways of all merchants could reach our callbacks."""
-    rows = await db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
-    await _public_address_for([settings.gateway_url, *(row.gateway_url for row in rows)], settings, report)
+    rows = await here.db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
+    await _public_address_for(
+        [here.settings.gateway_url, *(row.gateway_url for row in rows)], here.settings, report
+    )
 
 
 async def _public_address_for(gateways: Sequence[str | None], settings: Settings, report: Report) -> None:
@@ -240,10 +243,10 @@ async def _public_address_for(gateways: Sequence[str | None], settings: Settings
         (report.ill if named[0] else report.well)("address", named[1])
 
 
-async def _money(settings: Settings, db: Database, report: Report, *, stopped: bool) -> None:
+async def _money(here: Installation, report: Report, *, stopped: bool) -> None:
     """Look at money at risk, at decisions that wait, and at commands that no worker has executed."""
-    now = await queries.read_now(db, settings.hint_grace)
-    waiting = await queries.read_waiting(db, settings.hint_grace)
+    now = await queries.read_now(here.db, here.settings.hint_grace)
+    waiting = await queries.read_waiting(here.db, here.settings.hint_grace)
     _attention(now, report)
     found = False
     for (currency, kind, age), amount in sorted(now["money_at_risk"].items()):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import database_command, encryptor_of
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.documents import coded, operation_facts
 from orchestrator.cli.lookup import price, uuid_of
 from orchestrator.cli.output import json_option, say, say_document
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CommandRecord
 
@@ -50,16 +49,16 @@ def commands() -> None:
 @click.argument("command")
 @wait_option(0.0)
 @json_option
-async def show(settings: Settings, db: Database, *, command: str, wait: float, as_json: bool) -> int:
+async def show(here: Installation, *, command: str, wait: float, as_json: bool) -> int:
     """Show how far one command is (its id), and what came of it."""
     wanted = uuid_of(command)
-    found = None if wanted is None else await until_finished(db, wanted, wait)
+    found = None if wanted is None else await until_finished(here.db, wanted, wait)
     if found is None:
         raise click.UsageError(
             f"there is no command {command!r}: `orchestrator checkouts show` names those of a checkout"
         )
     if as_json:
-        await say_record(db, settings, found)
+        await say_record(here, found)
     else:
         asked = found.command
         say(f"Command {asked.id}: {asked.kind} of {_what(found)}, asked for by {asked.actor}")
@@ -69,11 +68,11 @@ async def show(settings: Settings, db: Database, *, command: str, wait: float, a
     return exit_status(found)
 
 
-async def say_record(db: Database, settings: Settings, found: CommandRecord) -> None:
+async def say_record(here: Installation, found: CommandRecord) -> None:
     """Print a command as JSON."""
     from orchestrator.store.free_text import Reasons
 
-    reasons = await Reasons.of(db, encryptor_of(settings), found.checkout_id)
+    reasons = await Reasons.of(here.db, here.encryptor, found.checkout_id)
     say_document(_document(found, reasons.shown(found.command.reason)))
 
 

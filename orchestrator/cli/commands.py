@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, encryptor_of, on_database, options
+from orchestrator.cli.attached import Installation, data_dir, on_database, options
 from orchestrator.cli.command_results import exit_status, say_record, say_result, until_finished, wait_option
 from orchestrator.cli.lookup import find_checkout, one_of, price, span
 from orchestrator.cli.output import json_option, say
@@ -197,12 +197,12 @@ class _Asking:
     key: str | None = None
     wanted: dict[str, Any]
 
-    async def run(self, settings: Settings, db: Database) -> int:
+    async def run(self, here: Installation) -> int:
         """Ask, store and wait; return the exit status."""
         from orchestrator.store import inbox
 
-        row = await find_checkout(db, self.checkout)
-        view = await _view(db, row.id, self.key)
+        row = await find_checkout(here.db, self.checkout)
+        view = await _view(here.db, row.id, self.key)
         request = _command_request(view, self.kind, self.wanted)
         # As of a request without a version: a repeat is the same command, though the checkout has moved.
         content = inbox.fingerprint_of(row.id, self.kind, request.arguments, reason=self.reason)
@@ -210,25 +210,24 @@ class _Asking:
             command, before = view.met
             if before != content:
                 raise inbox.KeyReused(self.key or "")
-            return await self._follow(settings, db, command, _repeated(command), wait=self.wait)
+            return await self._follow(here, command, _repeated(command), wait=self.wait)
         _refuse(view, request)
         question = money_question(view, request, row.merchant)
         if question is not None and not self.yes:
             if not confirmed(question, yes=False):
                 return 1
             request = replace(request, version=view.version)
-            _refuse(await _view(db, row.id, self.key), request)
+            _refuse(await _view(here.db, row.id, self.key), request)
         if self.kind is CommandKind.CANCEL and view.cancelling is not None:
             said = f"Checkout {row.id} is being cancelled already, by command {view.cancelling}."
-            return await self._follow(settings, db, view.cancelling, said, wait=0.0)
-        stored = await self._store(settings, db, row, request, content=content)
-        said = _asked(view, request, stored.id, settings) if stored.fresh else _repeated(stored.id)
-        return await self._follow(settings, db, stored.id, said, wait=self.wait)
+            return await self._follow(here, view.cancelling, said, wait=0.0)
+        stored = await self._store(here, row, request, content=content)
+        said = _asked(view, request, stored.id, here.settings) if stored.fresh else _repeated(stored.id)
+        return await self._follow(here, stored.id, said, wait=self.wait)
 
     async def _store(
         self,
-        settings: Settings,
-        db: Database,
+        here: Installation,
         row: CheckoutRecord,
         request: CommandRequest,
         *,
@@ -239,15 +238,14 @@ class _Asking:
         from orchestrator.store import inbox
         from orchestrator.store.database import is_away
 
-        encryptor = encryptor_of(settings)
         if self.kind is CommandKind.CHANGE:
-            order = await inbox.stored_order(db, encryptor, row.id)
+            order = await inbox.stored_order(here.db, here.encryptor, row.id)
             request = replace(request, change=_sealed(order, self.wanted["change"]))
         key = self.key or (str(uuid4()) if self.kind in MOVES_MONEY else None)
         try:
             stored = await inbox.request(
-                db,
-                encryptor,
+                here.db,
+                here.encryptor,
                 row.id,
                 merchant_id=row.merchant_id,
                 kind=self.kind,
@@ -270,9 +268,7 @@ class _Asking:
         assert stored is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         return stored
 
-    async def _follow(
-        self, settings: Settings, db: Database, command: UUID, said: str, *, wait: float
-    ) -> int:
+    async def _follow(self, here: Installation, command: UUID, said: str, *, wait: float) -> int:
         """Say which command it is, and wait for its result; return 1 if that differs from the request, or is
         unknown, where it is waited for.
         """
@@ -280,10 +276,10 @@ class _Asking:
             say(said, err=self.as_json)
         if not wait and not self.as_json:
             return 0
-        found = await until_finished(db, command, wait)
+        found = await until_finished(here.db, command, wait)
         assert found is not None  # noqa: S101 - it was stored or found a moment ago
         if self.as_json:
-            await say_record(db, settings, found)
+            await say_record(here, found)
         elif found.finished:
             say_result(found)
         else:

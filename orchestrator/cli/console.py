@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import database_command, encryptor_of
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.output import say
 from orchestrator.cli.questions import checked_name
 from orchestrator.domain.console_roles import ROLES
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 
 @click.group()
@@ -38,26 +37,26 @@ def console() -> None:
     default="operator",
     help="What the session may do.",
 )
-async def link(settings: Settings, db: Database, *, name: str, role: str) -> None:
+async def link(here: Installation, *, name: str, role: str) -> None:
     """Print a link that begins one session of the console, and nothing else; it is valid once, for an
     hour.
     """
-    say(await link_of(settings, db, name=name, role=role))
+    say(await link_of(here, name=name, role=role))
 
 
-async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> str:
+async def link_of(here: Installation, *, name: str, role: str) -> str:
     """Return the address of a new link."""
     from orchestrator.store.console import sessions
 
     code = await sessions.begin(
-        db,
-        encryptor_of(settings),
+        here.db,
+        here.encryptor,
         actor=name,
         scopes=ROLES[role],
         seconds=sessions.LONGEST_LINK,
         link=True,
     )
-    return f"{settings.public_url}/console/link/{code}"
+    return f"{here.settings.public_url}/console/link/{code}"
 
 
 def link_for(settings: Settings) -> str:
@@ -67,7 +66,7 @@ def link_for(settings: Settings) -> str:
     async def made() -> str:
         url = settings.need("database_url")
         async with Database(url, pool_size=1, name="orchestrator-console-link") as db:
-            return await link_of(settings, db, name="operator", role="admin")
+            return await link_of(Installation(settings, db), name="operator", role="admin")
 
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(asyncio.run, made()).result()

@@ -34,7 +34,7 @@ def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
     something is not well.
     """
     if process is not None:
-        return on_database(data_dir, lambda _, db: _heartbeat(db, process, as_json=as_json))
+        return on_database(data_dir, lambda here: _heartbeat(here.db, process, as_json=as_json))
     from orchestrator.cli import checks
     from orchestrator.devkit.local.runtime_file import attach
 

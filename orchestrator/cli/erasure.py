@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, encryptor_of, on_database
+from orchestrator.cli.attached import Installation, data_dir, on_database
 from orchestrator.cli.lookup import find_checkout, merchant_id, read_moment
 from orchestrator.cli.output import json_flag, say, say_document
 from orchestrator.cli.questions import as_option, confirmed, yes_option
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.crypto import Encryptor
-    from orchestrator.settings import Settings
     from orchestrator.store.checkouts import Fate
-    from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutRecord
 
 _SHOWN: Final = 50
@@ -74,10 +71,10 @@ def erase(  # noqa: PLR0913 - the options of the command
     if (order is not None and merchant is None) or (checkouts and merchant is not None):
         raise click.UsageError("--merchant goes with --order, which needs it, and with --ended-before")
 
-    async def work(settings: Settings, db: Database) -> int:
-        number = None if merchant is None else await merchant_id(db, merchant)
-        named = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
-        chosen = _Chosen(db, encryptor_of(settings), named, order, number, ended_before, actor, quiet=as_json)
+    async def work(here: Installation) -> int:
+        number = None if merchant is None else await merchant_id(here.db, merchant)
+        named = [await find_checkout(here.db, name) for name in dict.fromkeys(checkouts)]
+        chosen = _Chosen(here, named, order, number, ended_before, actor, quiet=as_json)
         found = await chosen.erase(dry_run=True)
         if dry_run:
             told = f"The personal data of {found} would be erased{found.but}."
@@ -129,8 +126,7 @@ class _Tally:
 class _Chosen:
     """What is meant: named checkouts, an order of a merchant, or all that ended before a time."""
 
-    db: Database
-    encryptor: Encryptor
+    here: Installation
     named: Sequence[CheckoutRecord]
     order: str | None
     merchant: int | None
@@ -159,11 +155,11 @@ class _Chosen:
         if self.order is not None and self.merchant is not None:
             # Before the checkouts, which take those of their order along.
             work = rejected.readable if dry_run else rejected.erase
-            tally.intents = await work(self.db, self.merchant, self.order)
+            tally.intents = await work(self.here.db, self.merchant, self.order)
         met = told = 0
         async for ids in self._lists():
             for fate in await checkouts.erase(
-                self.db, self.encryptor, ids, actor=self.actor, cause="asked", dry_run=dry_run
+                self.here.db, self.here.encryptor, ids, actor=self.actor, cause="asked", dry_run=dry_run
             ):
                 met += 1
                 tally.erased += fate.erased
@@ -181,7 +177,7 @@ class _Chosen:
 
         if self.before is None:
             if self.order is not None and self.merchant is not None:
-                ids = await checkouts.of_order(self.db, self.merchant, self.order)
+                ids = await checkouts.of_order(self.here.db, self.merchant, self.order)
             else:
                 ids = list(dict.fromkeys(row.id for row in self.named))
             for some in checkouts.erasure_lists(ids):
@@ -190,7 +186,7 @@ class _Chosen:
         after: UUID | None = None
         while True:
             stretch = await checkouts.ended_before(
-                self.db, before=self.before, merchant_id=self.merchant, after=after
+                self.here.db, before=self.before, merchant_id=self.merchant, after=after
             )
             for some in checkouts.erasure_lists(stretch.ids):
                 yield some

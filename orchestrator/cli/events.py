@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, database_command, on_database, options
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database, options
 from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_option, table, types_option, words_of
 from orchestrator.cli.output import json_flag, say, say_document, say_more, say_table
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.domain.events import StoredEvent
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 INTERVAL: Final = 0.2
@@ -59,8 +58,7 @@ def events() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100)
 @_printed
 async def list_events(
-    _: Settings,
-    db: Database,
+    here: Installation,
     *,
     merchant: str,
     checkout: str | None,
@@ -75,10 +73,10 @@ async def list_events(
 
     wanted = frozenset(kinds) or None
     if checkout is not None:
-        found = (await find_checkout(db, checkout)).id
-        rows = await feeds.history(db, found, limit=limit + 1, kinds=wanted, after=after)
+        found = (await find_checkout(here.db, checkout)).id
+        rows = await feeds.history(here.db, found, limit=limit + 1, kinds=wanted, after=after)
     else:
-        rows = await _of_feed(db, merchant, after=after, limit=limit + 1, kinds=wanted)
+        rows = await _of_feed(here.db, merchant, after=after, limit=limit + 1, kinds=wanted)
     if len(rows) > limit and after is None:
         rows = rows[1:]
         say_more(limit, "these are the newest; --after 0 begins with the oldest, --limit shows more")
@@ -147,10 +145,10 @@ def follow_events(
         else:
             say("  ".join((f"{row.merchant:12}", *_cells(row))))
 
-    async def show(_: Settings, db: Database) -> None:
-        only = None if merchant is None else await merchant_id(db, merchant)
+    async def show(here: Installation) -> None:
+        only = None if merchant is None else await merchant_id(here.db, merchant)
         left = limit
-        async for row in _coming(db, only, after=after):
+        async for row in _coming(here.db, only, after=after):
             if not kinds or row.kind in kinds:
                 show_one(row)
                 left = None if left is None else left - 1

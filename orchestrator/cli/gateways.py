@@ -10,22 +10,21 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
-from orchestrator.cli.attached import encryptor_of
+from orchestrator.cli.merchant_changes import merchants_of
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Gateway, gateway_of
 from orchestrator.gateway.limits import shared_state
 from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, Refused, Unauthorized
-from orchestrator.store.merchants import Merchants
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from orchestrator.cli.attached import Installation
     from orchestrator.cli.doctor import Report
     from orchestrator.gateway.client import Account
     from orchestrator.gateway.outcomes import Outcome
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.readiness import Process
 
 MOST: Final = 50
@@ -33,16 +32,16 @@ MOST: Final = 50
 REDIS_TIMEOUT: Final = 2.0
 
 
-async def logins(settings: Settings, db: Database, processes: Sequence[Process], report: Report) -> None:
+async def logins(here: Installation, processes: Sequence[Process], report: Report) -> None:
     """Log in at the gateway of each merchant, and say what came of it."""
     try:
-        everyone = await Merchants(db, encryptor_of(settings), settings).everyone()
+        everyone = await merchants_of(here).everyone()
     except OrchestratorError as error:
         report.ill("merchants", str(error))
         return
     told = failing(processes)
     serving = [merchant for merchant in everyone if not merchant.disabled]
-    async with Gateway(settings) as gateway:
+    async with Gateway(here.settings) as gateway:
         for merchant in serving[:MOST]:
             if not merchant.account.url:
                 report.ill(

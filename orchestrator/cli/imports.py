@@ -11,18 +11,13 @@ import os
 import stat
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.attached import Installation, data_dir, on_database
 from orchestrator.cli.lookup import merchant_id, merchant_option
 from orchestrator.cli.output import say, standard_output
 from orchestrator.cli.questions import as_option
-
-if TYPE_CHECKING:
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 
 @click.command("import", short_help="Import a file of orders (NDJSON or CSV).")
@@ -56,12 +51,12 @@ def import_orders(
         raise click.UsageError("--results is FILE itself, which would be overwritten: name another file")
     csv = form == "csv" or (form is None and source.endswith(".csv"))
 
-    async def work(settings: Settings, db: Database) -> int:
+    async def work(here: Installation) -> int:
         from orchestrator.cli.intakes import Import
         from orchestrator.intents import rows
         from orchestrator.store.database import DatabaseAway
 
-        number = await merchant_id(db, merchant, enabled=True)
+        number = await merchant_id(here.db, merchant, enabled=True)
         with ExitStack() as stack:
             try:
                 file = stack.enter_context(click.open_file(source, "rb"))
@@ -71,7 +66,7 @@ def import_orders(
             except OSError as error:
                 raise click.UsageError(f"{error.filename} cannot be opened: {error.strerror}") from None
             try:
-                return await Import(settings, db, number, output, actor=actor).run(
+                return await Import(here, number, output, actor=actor).run(
                     rows.delimited(file) if csv else rows.ndjson(file),
                     ahead=stat.S_ISREG(os.fstat(file.fileno()).st_mode),
                 )

@@ -17,7 +17,6 @@ import click
 import msgspec
 
 from orchestrator import gc_tuning, intents
-from orchestrator.cli.attached import encryptor_of
 from orchestrator.cli.output import say, say_json
 from orchestrator.errors import OrchestratorError
 from orchestrator.intents import Problem, submissions
@@ -31,9 +30,9 @@ from orchestrator.store.inbox.errors import IntakeError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from orchestrator.cli.attached import Installation
     from orchestrator.intents.rows import Row
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.inbox.rejected import Code, RejectedIntent
 
 AT_ONCE: Final = 1000
@@ -54,11 +53,9 @@ _CREATED, _EXISTING, _REJECTED = "created", "existing", "rejected"
 class Import:
     """One run of an import."""
 
-    def __init__(
-        self, settings: Settings, db: Database, merchant: int, output: IO[str], *, actor: str
-    ) -> None:
-        self._settings, self._merchant, self._output, self._actor = settings, merchant, output, actor
-        self._intents = Intents(db, encryptor_of(settings), grace=settings.hint_grace, batch_limit=AT_ONCE)
+    def __init__(self, here: Installation, merchant: int, output: IO[str], *, actor: str) -> None:
+        self._settings, self._merchant, self._output, self._actor = here.settings, merchant, output, actor
+        self._intents = Intents(here.db, here.encryptor, grace=here.settings.hint_grace, batch_limit=AT_ONCE)
         self._correlation_id = f"import-{uuid4().hex}"
         self._counts: Counter[str] = Counter()
         self._started = self._shown = time.monotonic()
@@ -156,10 +153,9 @@ class Resubmission:
     the trail.
     """
 
-    def __init__(self, settings: Settings, db: Database, *, merchant: int | None, actor: str) -> None:
-        self._settings, self._db, self._merchant, self._actor = settings, db, merchant, actor
-        self._encryptor = encryptor_of(settings)
-        self._intents = Intents(db, self._encryptor, grace=settings.hint_grace)
+    def __init__(self, here: Installation, *, merchant: int | None, actor: str) -> None:
+        self._here, self._merchant, self._actor = here, merchant, actor
+        self._intents = Intents(here.db, here.encryptor, grace=here.settings.hint_grace)
         self._refused = 0
 
     async def close(self) -> None:
@@ -170,7 +166,7 @@ class Resubmission:
         """Submit everything that was refused with this code; return the exit status."""
         after = UUID(int=0)
         while rows := await rejected.with_code(
-            self._db, code, merchant_id=self._merchant, after=after, limit=REFUSED_AT_ONCE
+            self._here.db, code, merchant_id=self._merchant, after=after, limit=REFUSED_AT_ONCE
         ):
             for row in rows:
                 await self._submit(row)
@@ -180,7 +176,7 @@ class Resubmission:
     async def these(self, chosen: Sequence[UUID]) -> int:
         """Submit refused intents by their ids; return the exit status."""
         for intent_id in chosen:
-            found = await rejected.by_id(self._db, self._encryptor, intent_id)
+            found = await rejected.by_id(self._here.db, self._here.encryptor, intent_id)
             if found is None:
                 raise click.UsageError(
                     f"there is no refused intent {intent_id}: see `orchestrator rejected-intents list`"
@@ -197,14 +193,14 @@ class Resubmission:
         valid: list[tuple[bytes, Intake]] = []
         for raw in raws:
             intake = _intake_of(
-                raw, self._settings, merchant=merchant, actor=self._actor, correlation_id=row.message_id
+                raw, self._here.settings, merchant=merchant, actor=self._actor, correlation_id=row.message_id
             )
             if isinstance(intake, Intake):
                 valid.append((raw, intake))
             else:
                 self._write(row, raw, intake)
         if valid:
-            await rejected.belongs_to(self._db, row.id, merchant)
+            await rejected.belongs_to(self._here.db, row.id, merchant)
         results = await self._intents.accept_all([intake for _, intake in valid])
         for (raw, _), result in zip(valid, results, strict=True):
             if isinstance(result, DatabaseAway):
@@ -212,7 +208,7 @@ class Resubmission:
             self._write(row, raw, result)
 
     async def _content(self, row: RejectedIntent) -> tuple[bytes, ...]:
-        found = await rejected.by_id(self._db, self._encryptor, row.id)
+        found = await rejected.by_id(self._here.db, self._here.encryptor, row.id)
         if found is None or found[1] is None:
             raise SubmissionRejected("body", "was erased, or no key of this installation decrypts it")
         return submissions.intents_in(found[1])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, database_command, on_database, query
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database, query
 from orchestrator.cli.documents import facts_of, payment_facts
 from orchestrator.cli.lookup import (
     ID_SLACK,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutSummary
 
@@ -114,9 +113,9 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
     if given["amount"] is not None and not bounded:
         raise click.UsageError("--amount goes with --since, --order or --transaction: no index has amounts")
 
-    async def show(_: Settings, db: Database) -> None:
-        names = await merchant_names(db)
-        rows = await _found(db, limit=limit + 1, **given)
+    async def show(here: Installation) -> None:
+        names = await merchant_names(here.db)
+        rows = await _found(here.db, limit=limit + 1, **given)
         if len(rows) > limit:
             say_more(
                 limit,
@@ -220,8 +219,7 @@ def payments() -> None:
 @_limit
 @json_option
 async def list_payments(
-    _: Settings,
-    db: Database,
+    here: Installation,
     *,
     role: str | None,
     order: str | None,
@@ -232,10 +230,10 @@ async def list_payments(
     """List payments, the youngest first."""
     from orchestrator.store import read_model
 
-    number = None if merchant is None else await merchant_id(db, merchant)
-    names = await merchant_names(db)
+    number = None if merchant is None else await merchant_id(here.db, merchant)
+    names = await merchant_names(here.db)
     rows = await read_model.payments(
-        db,
+        here.db,
         merchant_id=number,
         role=role and Role(role),
         order_ref=order,

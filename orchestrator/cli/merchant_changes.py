@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, encryptor_of, on_database, options
+from orchestrator.cli.attached import Installation, data_dir, on_database, options
 from orchestrator.cli.lookup import moment
 from orchestrator.cli.output import plain_json_option, say, say_document
 from orchestrator.cli.questions import as_option
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.merchant_records import MerchantRecord
     from orchestrator.store.merchants import Merchants
@@ -40,13 +39,13 @@ def change(
 ) -> int:
     """Change one merchant, run what follows from it, and print the result."""
 
-    async def write(settings: Settings, db: Database) -> None:
-        if not await make(merchants_of(settings, db)):
+    async def write(here: Installation) -> None:
+        if not await make(merchants_of(here)):
             raise unknown(name)
         if then is not None:
-            await then(db)
+            await then(here.db)
         if as_json:
-            say_document(facts(await find(settings, db, name)))
+            say_document(facts(await find(here, name)))
         else:
             say(f"{said}; within ten seconds everywhere.")
 
@@ -60,18 +59,18 @@ def unknown(name: str) -> Exception:
     return UnknownMerchant(name)
 
 
-def merchants_of(settings: Settings, db: Database) -> Merchants:
+def merchants_of(here: Installation) -> Merchants:
     """Return the merchants of a database."""
     from orchestrator.store.merchants import Merchants
 
-    return Merchants(db, encryptor_of(settings), settings)
+    return Merchants(here.db, here.encryptor, here.settings)
 
 
-async def find(settings: Settings, db: Database, name: str) -> MerchantRecord:
+async def find(here: Installation, name: str) -> MerchantRecord:
     """Return a merchant by its name; a sentence where there is none."""
     from orchestrator.store import merchant_records
 
-    found = await merchant_records.by_name(db, encryptor_of(settings), settings, name)
+    found = await merchant_records.by_name(here.db, here.encryptor, here.settings, name)
     if found is None:
         raise unknown(name)
     return found

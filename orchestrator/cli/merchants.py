@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import database_command, encryptor_of, on_database
+from orchestrator.cli.attached import Installation, database_command, on_database
 from orchestrator.cli.lookup import moment, span_to, table
 from orchestrator.cli.merchant_changes import (
     NAME,
@@ -30,7 +30,6 @@ from orchestrator.cli.questions import asked, confirmed, lines_of, secret_of, ye
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 _MOST_LISTED: Final = 100_000
@@ -49,14 +48,13 @@ def merchants() -> None:
 @merchants.command("list")
 @database_command
 @plain_json_option
-async def list_merchants(settings: Settings, db: Database, *, as_json: bool) -> None:
+async def list_merchants(here: Installation, *, as_json: bool) -> None:
     """List all merchants."""
     from rich.text import Text
 
     from orchestrator.store import merchant_records
 
-    encryptor = encryptor_of(settings)
-    found = await merchant_records.page(db, encryptor, settings, limit=_MOST_LISTED)
+    found = await merchant_records.page(here.db, here.encryptor, here.settings, limit=_MOST_LISTED)
     if as_json:
         say_document([facts(record) for record in found])
         return
@@ -80,9 +78,9 @@ async def list_merchants(settings: Settings, db: Database, *, as_json: bool) -> 
 @database_command
 @NAME
 @plain_json_option
-async def show(settings: Settings, db: Database, *, name: str, as_json: bool) -> None:
+async def show(here: Installation, *, name: str, as_json: bool) -> None:
     """Show a merchant, without its secrets."""
-    record = await find(settings, db, name)
+    record = await find(here, name)
     if as_json:
         say_document(facts(record))
         return
@@ -136,8 +134,8 @@ def add(  # noqa: PLR0913 - the options of the command
         secret = asked("Callback secret (empty: none)", empty=True)
         secrets = (secret,) if secret else ()
 
-    async def write(settings: Settings, db: Database) -> None:
-        added = await merchants_of(settings, db).add(
+    async def write(here: Installation) -> None:
+        added = await merchants_of(here).add(
             name,
             gateway_url=gateway,
             merchant_api_url=merchant_api,
@@ -149,7 +147,7 @@ def add(  # noqa: PLR0913 - the options of the command
         if not added:
             raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
         if as_json:
-            say_document(facts(await find(settings, db, name)))
+            say_document(facts(await find(here, name)))
         else:
             say(f"Merchant {name} was added.")
 
@@ -271,14 +269,14 @@ def rotate(
         raise click.UsageError("name either --make or --secret-from")
     given = None if make else secret_of("New callback secret", "--secret-from", secret_from)
 
-    async def write(settings: Settings, db: Database) -> None:
-        rotated = await merchants_of(settings, db).rotate_secret(
+    async def write(here: Installation) -> None:
+        rotated = await merchants_of(here).rotate_secret(
             name, given, overlap=0.0 if at_once else overlap, actor=actor
         )
         if rotated is None:
             raise unknown(name)
         if as_json:
-            say_document({**facts(await find(settings, db, name)), "secret": rotated.made})
+            say_document({**facts(await find(here, name)), "secret": rotated.made})
             return
         if rotated.made is not None:
             say(rotated.made)
@@ -322,7 +320,7 @@ def secrets(*, name: str, actor: str, secrets_stdin: bool, none: bool, yes: bool
 @database_command
 @NAME
 @plain_json_option
-async def check(settings: Settings, db: Database, *, name: str, as_json: bool) -> int:
+async def check(here: Installation, *, name: str, as_json: bool) -> int:
     """Ask the gateway whether it accepts a merchant's credentials, by its call for a token; exit 1 if not.
 
     No payment is begun.
@@ -331,10 +329,10 @@ async def check(settings: Settings, db: Database, *, name: str, as_json: bool) -
 
     from orchestrator.gateway import credentials
 
-    record = await find(settings, db, name)
+    record = await find(here, name)
     if record.account is None:
         raise click.UsageError(f"merchant {name} is unusable: {record.problem}")
-    found = await credentials.check(settings, record.account)
+    found = await credentials.check(here.settings, record.account)
     place = record.account.url or "no gateway"
     if as_json:
         say_document(asdict(found))
@@ -356,15 +354,15 @@ async def check(settings: Settings, db: Database, *, name: str, as_json: bool) -
 @NAME
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50)
 @plain_json_option
-async def history(settings: Settings, db: Database, *, name: str, limit: int, as_json: bool) -> None:
+async def history(here: Installation, *, name: str, limit: int, as_json: bool) -> None:
     """List who changed what of a merchant, the youngest first; `audit verify` proves it."""
     from msgspec import to_builtins
     from msgspec.json import encode
 
     from orchestrator.audit import merchant_changes
 
-    record = await find(settings, db, name)
-    found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit + 1)
+    record = await find(here, name)
+    found = await merchant_changes.changes(here.db, record.id, before=2**31 - 1, limit=limit + 1)
     found = at_most(found, limit, "ask for more with --limit")
     if as_json:
         say_document([to_builtins(entry) for entry in found])
@@ -380,16 +378,16 @@ async def history(settings: Settings, db: Database, *, name: str, limit: int, as
 @merchants.command(short_help="Print the address for default notifications.")
 @database_command
 @NAME
-async def url(settings: Settings, db: Database, *, name: str) -> None:
+async def url(here: Installation, *, name: str) -> None:
     """Print the address to which a merchant's terminals may send what names no checkout.
 
     Anyone who has this address can call it.
     """
     from orchestrator import callback_urls
 
-    if await merchants_of(settings, db).named(name) is None:
+    if await merchants_of(here).named(name) is None:
         raise unknown(name)
-    say(callback_urls.merchant_url(encryptor_of(settings), settings.public_url, name))
+    say(callback_urls.merchant_url(here.encryptor, here.settings.public_url, name))
 
 
 @merchants.command(short_help="Refuse a merchant's requests from now on.")

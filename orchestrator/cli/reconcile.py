@@ -12,13 +12,14 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import click
 
-from orchestrator.cli.attached import data_dir, encryptor_of, on_database, query
+from orchestrator.cli.attached import Installation, data_dir, on_database, query
 from orchestrator.cli.lookup import ID_SLACK, find_checkout, first_id, merchant_id, span, table, words_of
 from orchestrator.cli.merchant_changes import find
 from orchestrator.cli.output import json_option, printer, say, say_document
@@ -27,13 +28,11 @@ from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
-    from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import Attention
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 SIZE: Final = 200
@@ -126,21 +125,33 @@ def reconcile(  # noqa: PLR0913 - one for each option
         raise click.UsageError("--orders goes with --restored-to and --merchant")
     names = [] if orders is None else _order_numbers(orders)
 
-    async def ask(settings: Settings, db: Database) -> int:
-        asking = _Asking(db, encryptor_of(settings), actor)
+    async def ask(here: Installation) -> int:
+        from orchestrator.store import inbox
+
+        # Without a secret key nothing is prepared either.
+        request = partial(
+            inbox.request_all,
+            here.db,
+            here.encryptor,
+            kind=CommandKind.RECONCILE,
+            actor=actor,
+            grace=0.0,
+        )
         complete = True
         if checkouts:
-            rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
+            rows = [await find_checkout(here.db, name) for name in dict.fromkeys(checkouts)]
             lists, total = _lists(rows), len(rows)
         else:
             if restored_to is not None:
-                complete = await _prepare(settings, asking, merchant=merchant, names=names, as_json=as_json)
-            period = await _period(db, since=since, restored_to=restored_to, reach=reach, merchant=merchant)
+                complete = await _prepare(here, merchant=merchant, names=names, as_json=as_json)
+            period = await _period(
+                here.db, since=since, restored_to=restored_to, reach=reach, merchant=merchant
+            )
             matches = _OF_PERIOD if restored_to is None else _MAY_HAVE_CHANGED
             count = f"SELECT count(*) AS number FROM checkouts WHERE {matches}"  # noqa: S608 - our own words
-            (counted,) = await query(db, count, **period)
-            lists, total = _pages(db, matches, period), int(counted.number)
-        ended = await _reconcile(asking, lists, total, wait=wait, timeout=timeout, as_json=as_json)
+            (counted,) = await query(here.db, count, **period)
+            lists, total = _pages(here.db, matches, period), int(counted.number)
+        ended = await _reconcile(here.db, request, lists, total, wait=wait, timeout=timeout, as_json=as_json)
         return ended or int(not complete)
 
     return on_database(data_dir, ask)
@@ -165,19 +176,17 @@ def _order_numbers(file: Path) -> list[str]:
     return list(found)
 
 
-async def _prepare(
-    settings: Settings, asking: _Asking, *, merchant: str | None, names: Sequence[str], as_json: bool
-) -> bool:
+async def _prepare(here: Installation, *, merchant: str | None, names: Sequence[str], as_json: bool) -> bool:
     """Prepare a database that was restored; return whether every order number was answered."""
     from orchestrator.cli import restored
     from orchestrator.store import events
 
-    record = None if merchant is None else await find(settings, asking.db, merchant)
-    feeds = await events.skip(asking.db, POSITIONS_SKIPPED)
+    record = None if merchant is None else await find(here, merchant)
+    feeds = await events.skip(here.db, POSITIONS_SKIPPED)
     say(f"{feeds} feeds go on beyond the positions that were lost.", err=True)
     if record is None or not names:
         return True
-    lost = await restored.find_lost(settings, asking.db, asking.encryptor, merchant=record, orders=names)
+    lost = await restored.find_lost(here, merchant=record, orders=names)
     numbers = {
         "orders with a checkout": lost.known,
         "created from their payment": lost.created,
@@ -214,6 +223,12 @@ class _Tally:
     waiting: dict[UUID, _Stand] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
 
+    def expect(self, rows: Sequence[Any], commands: Mapping[UUID, UUID]) -> None:
+        """Record what was asked for: the command of each checkout that got one."""
+        self.asked += len(commands)
+        self.heard_at = time.monotonic()
+        self.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
+
     def note(self, row: Any) -> None:
         """Record one answer."""
         before, after = self.waiting.pop(row.id), _stand(row)
@@ -227,17 +242,9 @@ class _Tally:
         self.attention += after.attention is not None and after.attention.is_news(before.attention)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """What a request needs: where it is stored, under which keys, and who asks."""
-
-    db: Database
-    encryptor: Encryptor
-    actor: str
-
-
 async def _reconcile(
-    asking: _Asking,
+    db: Database,
+    request: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, UUID]]],
     lists: AsyncIterator[Sequence[Any]],
     total: int,
     *,
@@ -245,12 +252,12 @@ async def _reconcile(
     timeout: float,
     as_json: bool,
 ) -> int:
-    tally, db = _Tally(), asking.db
+    tally = _Tally()
     with _progress(tally, total) as show:
         async for rows in lists:
             if tally.asked and not wait:
                 await asyncio.sleep(_BETWEEN)
-            await _ask(asking, rows, tally)
+            tally.expect(rows, await request([row.id for row in rows]))
             show()
             if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, timeout=timeout, show=show):
                 break
@@ -267,18 +274,6 @@ async def _reconcile(
             err=True,
         )
     return int(wait and not answered)
-
-
-async def _ask(asking: _Asking, rows: Sequence[Any], tally: _Tally) -> None:
-    from orchestrator.store import inbox
-
-    ids = [row.id for row in rows]
-    commands = await inbox.request_all(
-        asking.db, asking.encryptor, ids, kind=CommandKind.RECONCILE, actor=asking.actor, grace=0.0
-    )
-    tally.asked += len(commands)
-    tally.heard_at = time.monotonic()
-    tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
 
 
 async def _settle(

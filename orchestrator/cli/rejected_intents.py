@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, database_command, encryptor_of, on_database
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
 from orchestrator.cli.listings import merchants_option, order_option
 from orchestrator.cli.lookup import merchant_id, merchant_names, moment, table, uuid_of
 from orchestrator.cli.output import at_most, json_option, say, say_document, say_json, say_table
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.inbox.rejected import Code, RejectedIntent
 
 
@@ -42,15 +40,15 @@ def list_rejected(
     if order is not None and merchant is None:
         raise click.UsageError("--order needs --merchant: an order number is that of a merchant")
 
-    async def show(_: Settings, db: Database) -> None:
+    async def show(here: Installation) -> None:
         from orchestrator.store.inbox import rejected
 
-        names = await merchant_names(db)
+        names = await merchant_names(here.db)
         if merchant is None:
-            found = await rejected.latest(db, limit=limit + 1)
+            found = await rejected.latest(here.db, limit=limit + 1)
         else:
-            wanted = await merchant_id(db, merchant)
-            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit + 1)
+            wanted = await merchant_id(here.db, merchant)
+            found = await rejected.page(here.db, wanted, order_ref=order, before=None, limit=limit + 1)
         found = at_most(found, limit, "ask for more with --limit, or for some with --merchant and --order")
         if as_json:
             say_document([_facts(row, names) for row in found])
@@ -76,21 +74,18 @@ def list_rejected(
 @click.argument("intent", metavar="ID")
 @click.option("--body", "with_body", is_flag=True, help="Also what was sent, which is personal data.")
 @json_option
-async def show_rejected(
-    settings: Settings, db: Database, *, intent: str, with_body: bool, as_json: bool
-) -> None:
+async def show_rejected(here: Installation, *, intent: str, with_body: bool, as_json: bool) -> None:
     """Show a refused intent with every reason."""
     from orchestrator.store.inbox import rejected
 
     intent_id = uuid_of(intent)
-    encryptor = encryptor_of(settings)
-    found = None if intent_id is None else await rejected.by_id(db, encryptor, intent_id)
+    found = None if intent_id is None else await rejected.by_id(here.db, here.encryptor, intent_id)
     if found is None:
         raise click.UsageError(
             f"there is no refused intent {intent!r}: see `orchestrator rejected-intents list`"
         )
     row, body = found
-    names = await merchant_names(db)
+    names = await merchant_names(here.db)
     if as_json:
         sent = None if body is None else body.decode(errors="replace")
         say_document({**_facts(row, names), **({"body": sent} if with_body else {})})
@@ -134,11 +129,11 @@ def resubmit(
     if bool(chosen) == (code is not None):
         raise click.UsageError("name the IDs of refused intents, or --code")
 
-    async def work(settings: Settings, db: Database) -> int:
+    async def work(here: Installation) -> int:
         from orchestrator.cli.intakes import Resubmission
 
-        named = None if merchant is None else await merchant_id(db, merchant)
-        resubmission = Resubmission(settings, db, merchant=named, actor=actor)
+        named = None if merchant is None else await merchant_id(here.db, merchant)
+        resubmission = Resubmission(here, merchant=named, actor=actor)
         try:
             if code is not None:
                 return await resubmission.all_with(code)

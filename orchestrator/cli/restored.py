@@ -26,10 +26,9 @@ from orchestrator.store.checkouts import UnmatchedPayment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.crypto import Encryptor
+    from orchestrator.cli.attached import Installation
     from orchestrator.domain.transaction import Found
     from orchestrator.gateway.client import Account
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.merchant_records import MerchantRecord
 
@@ -51,9 +50,7 @@ class Lost:
     unanswered: list[str] = field(default_factory=list)
 
 
-async def find_lost(
-    settings: Settings, db: Database, encryptor: Encryptor, *, merchant: MerchantRecord, orders: Sequence[str]
-) -> Lost:
+async def find_lost(here: Installation, *, merchant: MerchantRecord, orders: Sequence[str]) -> Lost:
     """Look up at the gateway what has no checkout here, and create a checkout from each payment that is
     found.
     """
@@ -63,10 +60,10 @@ async def find_lost(
         raise click.UsageError(
             f"merchant {merchant.name} has no account that can be used: {merchant.problem}"
         )
-    async with Gateway(settings) as gateway:
+    async with Gateway(here.settings) as gateway:
         for start in range(0, len(orders), _AT_ONCE):
             names = orders[start : start + _AT_ONCE]
-            known = await _known(db, merchant.id, names)
+            known = await _known(here.db, merchant.id, names)
             lost.known += len(known)
             missing = [name for name in names if name not in known]
             found = await _look_up(gateway, account, missing)
@@ -74,7 +71,7 @@ async def find_lost(
             answered = {name: answer for name, answer in found.items() if answer is not None}
             payments = {name: _payment(merchant.id, name, answer) for name, answer in answered.items()}
             lost.unpaid += [name for name, payment in payments.items() if payment is None]
-            lost.created += await _create(db, encryptor, [paid for paid in payments.values() if paid])
+            lost.created += await _create(here, [paid for paid in payments.values() if paid])
     return lost
 
 
@@ -97,13 +94,13 @@ async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> 
     return dict(zip(names, await asyncio.gather(*map(answer, names)), strict=True))
 
 
-async def _create(db: Database, encryptor: Encryptor, payments: Sequence[UnmatchedPayment]) -> int:
+async def _create(here: Installation, payments: Sequence[UnmatchedPayment]) -> int:
     """Create the checkouts of payments; return how many were created."""
     if not payments:
         return 0
-    async with db.transaction() as tx:
+    async with here.db.transaction() as tx:
         at = (await tx.execute(text("SELECT clock()"))).scalar_one()
-        made = await checkouts.create_from_payment(tx, encryptor, payments, at=at, grace=0.0)
+        made = await checkouts.create_from_payment(tx, here.encryptor, payments, at=at, grace=0.0)
     return sum(match is not None and match.created for match in made)
 
 

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import database_command, encryptor_of
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.lookup import table
 from orchestrator.cli.output import plain_json_option, printer, say, say_document
 
 if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 _MISSING = "missing"
 
@@ -35,12 +33,12 @@ def new_key() -> None:
 @secrets.command(short_help="Count what is stored under each key.")
 @database_command
 @plain_json_option
-async def status(settings: Settings, db: Database, *, as_json: bool) -> int:
+async def status(here: Installation, *, as_json: bool) -> int:
     """Count what is stored under each key; exit 1 if something is under a key that SECRET_KEYS lacks."""
     from orchestrator.store import key_rotation
 
-    encryptor = encryptor_of(settings)
-    counts = await key_rotation.counts(db)
+    encryptor = here.encryptor
+    counts = await key_rotation.counts(here.db)
     rows = [(count.kind, count.key_id, _role(encryptor, count.key_id), count.number) for count in counts]
     lost = sum(number for _, _, role, number in rows if role == _MISSING)
     if as_json:
@@ -64,7 +62,7 @@ async def status(settings: Settings, db: Database, *, as_json: bool) -> int:
 @database_command
 @click.option("--list-size", type=click.IntRange(1, 10_000), default=500, help="Rows of a transaction.")
 @plain_json_option
-async def rotate(settings: Settings, db: Database, *, list_size: int, as_json: bool) -> int:
+async def rotate(here: Installation, *, list_size: int, as_json: bool) -> int:
     """Encrypt what is stored under older keys again under the newest key, in lists, beside everything else.
 
     It may be interrupted at any moment and run again. Every process must already have the newest key (see
@@ -74,11 +72,11 @@ async def rotate(settings: Settings, db: Database, *, list_size: int, as_json: b
 
     from orchestrator.store import key_rotation
 
-    encryptor = encryptor_of(settings)
+    encryptor = here.encryptor
     newest = encryptor.newest.id
     with printer(err=True).status(Text("Encrypting …")) as line:
         done = await key_rotation.rotate(
-            db,
+            here.db,
             encryptor,
             list_size=list_size,
             progress=lambda done: line.update(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import database_command
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.listings import NOTHING_WAITS
 from orchestrator.cli.lookup import price, table
 from orchestrator.cli.output import json_option, printer, say, say_document
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from rich.console import Group, RenderableType
 
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.status import Money, Status, Waiting
 
 
@@ -40,7 +38,7 @@ if TYPE_CHECKING:
     help="Between two readings, with --watch.",
 )
 @json_option
-async def status(settings: Settings, db: Database, *, watch: bool, interval: float, as_json: bool) -> None:
+async def status(here: Installation, *, watch: bool, interval: float, as_json: bool) -> None:
     """Show how the installation stands: what waits for a decision, money under way, open checkouts, queues,
     processes, gateways, and what is wrong.
 
@@ -48,16 +46,16 @@ async def status(settings: Settings, db: Database, *, watch: bool, interval: flo
     --watch too, each reading is one line.
     """
     if watch:
-        await _watch(settings, db, interval=interval, as_json=as_json)
+        await _watch(here, interval=interval, as_json=as_json)
         return
-    reading = await _read(settings, db)
+    reading = await _read(here)
     if as_json:
         say_document(reading.document)
     else:
         printer().print(reading.drawn)
 
 
-async def _watch(settings: Settings, db: Database, *, interval: float, as_json: bool) -> None:
+async def _watch(here: Installation, *, interval: float, as_json: bool) -> None:
     from rich.live import Live
 
     from orchestrator.store import readiness
@@ -69,7 +67,7 @@ async def _watch(settings: Settings, db: Database, *, interval: float, as_json: 
     with live or nullcontext():
         while True:
             try:
-                reading = await _read(settings, db)
+                reading = await _read(here)
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -85,16 +83,16 @@ async def _watch(settings: Settings, db: Database, *, interval: float, as_json: 
             await asyncio.sleep(interval)
 
 
-async def _read(settings: Settings, db: Database) -> _Reading:
+async def _read(here: Installation) -> _Reading:
     from orchestrator.cli import gateways
     from orchestrator.processing import lookup_budget
     from orchestrator.store import status as stored
 
     began = time.monotonic()
-    found = await stored.read(db, grace=settings.hint_grace)
-    queues = await lookup_budget.queues(db)
+    found = await stored.read(here.db, grace=here.settings.hint_grace)
+    queues = await lookup_budget.queues(here.db)
     took = time.monotonic() - began
-    circuits = await gateways.shared_circuits(settings) or {}
+    circuits = await gateways.shared_circuits(here.settings) or {}
     problems = [*found.problems, *(queue.summary for queue in queues if queue.overdue)]
     if isinstance(circuits, str):
         problems.append(

@@ -10,11 +10,10 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, database_command, encryptor_of, on_database
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
 from orchestrator.cli.output import plain_json_option, printer, say, say_document, say_json
 
 if TYPE_CHECKING:
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 
@@ -38,15 +37,16 @@ def verify(*, data_dir: Path, file: Path | None, as_json: bool) -> int:
     """
     if file is not None:
         return _verify_file(data_dir, file, as_json=as_json)
-    return on_database(data_dir, lambda settings, db: _verify(settings, db, as_json=as_json))
+    return on_database(data_dir, lambda here: _verify(here, as_json=as_json))
 
 
 def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
     from orchestrator import audit as trail
+    from orchestrator.crypto import Encryptor
     from orchestrator.devkit.local.runtime_file import configured
 
     try:
-        opened = trail.open_archive(file, encryptor_of(configured(place)))
+        opened = trail.open_archive(file, Encryptor(configured(place).secret_keys))
     except OSError as error:
         raise click.UsageError(f"{file} cannot be read ({error.strerror or error})") from error
     told = None if opened.problems else opened.manifest
@@ -64,15 +64,15 @@ def _verify_file(place: Path, file: Path, *, as_json: bool) -> int:
     return 0
 
 
-async def _verify(settings: Settings, db: Database, *, as_json: bool) -> int:
+async def _verify(here: Installation, *, as_json: bool) -> int:
     from rich.text import Text
 
     from orchestrator import audit as trail
 
     with printer(err=True).status(Text("Verifying …")) as status:
         found = await trail.verify(
-            db,
-            encryptor_of(settings),
+            here.db,
+            here.encryptor,
             progress=lambda found: status.update(
                 Text(f"Verifying … {found.checkouts} checkouts, {found.entries} entries")
             ),
@@ -98,13 +98,13 @@ async def _verify(settings: Settings, db: Database, *, as_json: bool) -> int:
 @audit.command(short_help="Seal the heads of all chains that grew.")
 @database_command
 @plain_json_option
-async def seal(settings: Settings, db: Database, *, as_json: bool) -> None:
+async def seal(here: Installation, *, as_json: bool) -> None:
     """Seal the heads of all chains that grew since the last seal; the workers do so every ten minutes by
     themselves.
     """
     from orchestrator import audit as trail
 
-    sealed = await trail.seal(db, encryptor_of(settings))
+    sealed = await trail.seal(here.db, here.encryptor)
     if as_json:
         say_document({"sealed": sealed})
     else:
@@ -119,12 +119,12 @@ async def seal(settings: Settings, db: Database, *, as_json: bool) -> None:
     type=click.Path(path_type=Path, dir_okay=False, writable=True),
     help="Write here (mode 0600) instead of to stdout.",
 )
-async def export(_: Settings, db: Database, *, file: Path | None) -> None:
+async def export(here: Installation, *, file: Path | None) -> None:
     """Write every entry, every seal and every archive's manifest as a line of JSON, for a copy kept
     elsewhere.
     """
     if file is None:
-        await _write(db, sys.stdout)
+        await _write(here.db, sys.stdout)
         return
     try:
         out = os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "w")
@@ -135,7 +135,7 @@ async def export(_: Settings, db: Database, *, file: Path | None) -> None:
     except OSError as error:
         raise click.UsageError(f"{file} cannot be written ({error.strerror})") from error
     with out:
-        lines = await _write(db, out)
+        lines = await _write(here.db, out)
     say(f"{lines} lines written to {file}.", err=True)
 
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, data_dir_option, nothing_runs, on_database, whisper
+from orchestrator.cli.attached import (
+    Installation,
+    data_dir,
+    data_dir_option,
+    nothing_runs,
+    on_database,
+    whisper,
+)
 from orchestrator.cli.lookup import merchant_option
 from orchestrator.cli.output import json_option, say, say_document
 
@@ -18,8 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.devkit.demo.triggers import Triggered
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 NAMES: Final = (
     "late_payment",
@@ -51,13 +56,15 @@ def trigger(*, data_dir: Path, case: str, merchant: str, as_json: bool) -> int:
             f"nothing runs in {data_dir}: start `orchestrator up` first, or name its --data-dir"
         )
 
-    async def make(settings: Settings, db: Database) -> int:
+    async def make(here: Installation) -> int:
         from orchestrator.devkit.demo import triggers
         from orchestrator.devkit.demo.shop import Unscripted
 
-        settings.need("jwt_secrets")
+        here.settings.need("jwt_secrets")
         try:
-            done = await triggers.trigger(triggers.CASES[case], settings, db, merchant=merchant, say=whisper)
+            done = await triggers.trigger(
+                triggers.CASES[case], here.settings, here.db, merchant=merchant, say=whisper
+            )
         except Unscripted as error:
             say(f"The case did not come about: {error}.", err=True)
             return 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, database_command, encryptor_of, on_database, options, query
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database, options, query
 from orchestrator.cli.lookup import (
     merchant_id,
     merchant_option,
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.deliveries import AttemptRow
     from orchestrator.store.webhooks import Webhook
@@ -56,12 +55,12 @@ def webhooks() -> None:
 @database_command
 @_merchant
 @plain_json_option
-async def list_webhooks(_: Settings, db: Database, *, merchant: str, as_json: bool) -> None:
+async def list_webhooks(here: Installation, *, merchant: str, as_json: bool) -> None:
     """List a merchant's webhooks, and what waits for each."""
     from orchestrator.store import webhooks as stored
 
     endpoints = await stored.page(
-        db, merchant_id=await merchant_id(db, merchant), after=None, limit=stored.MOST_WEBHOOKS
+        here.db, merchant_id=await merchant_id(here.db, merchant), after=None, limit=stored.MOST_WEBHOOKS
     )
     if as_json:
         say_document([_facts(endpoint) for endpoint in endpoints])
@@ -90,17 +89,17 @@ async def list_webhooks(_: Settings, db: Database, *, merchant: str, as_json: bo
 @_merchant
 @click.argument("url")
 @_sent
-async def add(settings: Settings, db: Database, *, url: str, as_json: bool, **described: Any) -> None:
+async def add(here: Installation, *, url: str, as_json: bool, **described: Any) -> None:
     """Add a webhook, and print its secret, which is shown this once."""
     from orchestrator.delivery import signature
     from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected, checked_url
 
     try:
-        checked_url(url, AddressPolicy(settings.webhook_ranges))
+        checked_url(url, AddressPolicy(here.settings.webhook_ranges))
     except WebhookUrlRejected as error:
         raise click.UsageError(f"the URL {error}") from None
     secret = signature.new_secret()
-    made = await _add(settings, db, url=url, secret=secret, **described)
+    made = await _add(here, url=url, secret=secret, **described)
     if as_json:
         say_document({**_facts(made), "secret": signature.written(secret)})
         return
@@ -125,15 +124,15 @@ def add_task(
     """Have a merchant's events published as a Celery task, to a queue of its broker or of ours."""
     url = "" if broker_from is None else secret_of("The URL of the broker", "--broker-from", broker_from)
 
-    async def work(settings: Settings, db: Database) -> None:
+    async def work(here: Installation) -> None:
         from orchestrator.delivery.addresses import AddressPolicy, WebhookUrlRejected
         from orchestrator.delivery.task_target import NameRejected, broker_of, checked_name, checked_queue
 
-        if not url and not settings.webhook_queue_limit:
+        if not url and not here.settings.webhook_queue_limit:
             raise click.UsageError("--broker-from is needed: ORCHESTRATOR_WEBHOOK_QUEUE_LIMIT is 0")
         what = "task"
         try:
-            shown = broker_of(url, AddressPolicy(settings.webhook_ranges)).shown if url else ""
+            shown = broker_of(url, AddressPolicy(here.settings.webhook_ranges)).shown if url else ""
             checked_name(task)
             what = "queue"
             checked_queue(queue, merchant=described["merchant"], own=not url)
@@ -142,7 +141,7 @@ def add_task(
         except NameRejected as error:
             raise click.UsageError(f"the name of the {what} {error}") from None
         target: dict[str, Any] = {"url": shown, "task": task, "queue": queue, "secret": url.encode()}
-        made = await _add(settings, db, **target, **described)
+        made = await _add(here, **target, **described)
         if as_json:
             say_document(_facts(made))
         else:
@@ -152,8 +151,7 @@ def add_task(
 
 
 async def _add(
-    settings: Settings,
-    db: Database,
+    here: Installation,
     *,
     merchant: str,
     kinds: Sequence[str],
@@ -165,9 +163,9 @@ async def _add(
     from orchestrator.store import webhooks as stored
 
     return await stored.add(
-        db,
-        encryptor_of(settings),
-        merchant_id=await merchant_id(db, merchant),
+        here.db,
+        here.encryptor,
+        merchant_id=await merchant_id(here.db, merchant),
         description=description[:200],
         kinds=kinds or None,
         content="full" if full else "thin",
@@ -219,19 +217,19 @@ def delete(*, yes: bool, **given: Any) -> int:
 @click.option("--overlap", type=span_to(7), default="24h", help="How long the secret before signs too.")
 @plain_json_option
 async def rotate_secret(
-    settings: Settings, db: Database, *, merchant: str, webhook: str, overlap: float, as_json: bool
+    here: Installation, *, merchant: str, webhook: str, overlap: float, as_json: bool
 ) -> None:
     """Give a webhook a new secret, and print it; it is shown this once."""
     from orchestrator.delivery import signature
     from orchestrator.store import webhooks as stored
 
-    endpoint = await _find(db, merchant, webhook)
+    endpoint = await _find(here.db, merchant, webhook)
     if endpoint.kind == "celery":
         raise click.UsageError(f"{endpoint.id} is a Celery task, which has no secret")
     secret = signature.new_secret()
     await stored.rotate(
-        db,
-        encryptor_of(settings),
+        here.db,
+        here.encryptor,
         endpoint.id,
         merchant_id=endpoint.merchant_id,
         secret=secret,
@@ -247,18 +245,17 @@ async def rotate_secret(
 @database_command
 @_one
 @plain_json_option
-async def send_test(settings: Settings, db: Database, *, merchant: str, webhook: str, as_json: bool) -> int:
+async def send_test(here: Installation, *, merchant: str, webhook: str, as_json: bool) -> int:
     """Have a test event sent, and say what came of it; exit 1 if it was not delivered."""
     from orchestrator.store import deliveries
 
-    endpoint = await _find(db, merchant, webhook)
-    test = await deliveries.test(db, endpoint.id)
-    encryptor = encryptor_of(settings)
+    endpoint = await _find(here.db, merchant, webhook)
+    test = await deliveries.test(here.db, endpoint.id)
     try:
         async with asyncio.timeout(WAIT):
             while True:
                 found = await deliveries.attempts(
-                    db, encryptor, endpoint.id, before=None, limit=1, checkout=test
+                    here.db, here.encryptor, endpoint.id, before=None, limit=1, checkout=test
                 )
                 if found:
                     break
@@ -299,10 +296,10 @@ def replay(
     if sum((event is not None, last is not None, failed)) != 1:
         raise click.UsageError("name one of --event, --last and --failed")
 
-    async def work(_: Settings, db: Database) -> None:
+    async def work(here: Installation) -> None:
         from orchestrator.store import replays
 
-        endpoint = await _find(db, merchant, webhook)
+        endpoint = await _find(here.db, merchant, webhook)
         if event is not None:
             checkout, number = event.rpartition("-")[::2]
             found = uuid_of(checkout)
@@ -311,19 +308,23 @@ def replay(
                     f"{event!r} is no id of an event: it ends in a hyphen and its sequence"
                 )
             count = await replays.event(
-                db, endpoint.id, merchant_id=endpoint.merchant_id, checkout=found, sequence=int(number[:9])
+                here.db,
+                endpoint.id,
+                merchant_id=endpoint.merchant_id,
+                checkout=found,
+                sequence=int(number[:9]),
             )
         elif last is not None:
-            ((now,),) = await query(db, "SELECT clock()")  # by which events have their times
+            ((now,),) = await query(here.db, "SELECT clock()")  # by which events have their times
             count = await replays.period(
-                db,
+                here.db,
                 endpoint.id,
                 merchant_id=endpoint.merchant_id,
                 since=now - timedelta(seconds=last),
                 before=now,
             )
         else:
-            count = await replays.given_up(db, endpoint.id)
+            count = await replays.given_up(here.db, endpoint.id)
         if as_json:
             say_document({"id": endpoint.id, "replayed": count})
         else:
@@ -339,24 +340,24 @@ def replay(
 @click.option("--limit", type=click.IntRange(1, 1000), default=50)
 @plain_json_option
 async def deliveries(
-    settings: Settings, db: Database, *, merchant: str, webhook: str, failed: bool, limit: int, as_json: bool
+    here: Installation, *, merchant: str, webhook: str, failed: bool, limit: int, as_json: bool
 ) -> None:
     """List attempts to reach an endpoint, the youngest first."""
     from orchestrator.store import deliveries
 
-    endpoint = await _find(db, merchant, webhook)
+    endpoint = await _find(here.db, merchant, webhook)
     found: list[AttemptRow] = []
     before = None
     while len(found) <= limit:
         found += await deliveries.attempts(
-            db,
-            encryptor_of(settings),
+            here.db,
+            here.encryptor,
             endpoint.id,
             before=before,
             limit=limit + 1 - len(found),
             failed=True if failed else None,
         )
-        before = await deliveries.scanned_to(db, endpoint.id, before=before) if failed else None
+        before = await deliveries.scanned_to(here.db, endpoint.id, before=before) if failed else None
         if before is None:
             break
     youngest = at_most(found, limit, "ask for more with --limit, or for some with --failed")
@@ -396,11 +397,11 @@ def _changed(
     webhook: str,
     as_json: bool,
 ) -> int:
-    async def work(_: Settings, db: Database) -> None:
+    async def work(here: Installation) -> None:
         from orchestrator.store import webhooks as stored
 
-        endpoint = await _find(db, merchant, webhook)
-        await change(stored, db, endpoint)
+        endpoint = await _find(here.db, merchant, webhook)
+        await change(stored, here.db, endpoint)
         if as_json:
             say_document({"id": endpoint.id, "result": what})
         else:
