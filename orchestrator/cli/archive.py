@@ -9,7 +9,7 @@ import click
 
 from orchestrator.cli.attached import Installation, data_dir, on_database
 from orchestrator.cli.lookup import span_to
-from orchestrator.cli.output import plain_json_option, say, say_document
+from orchestrator.cli.output import flag, plain_json_option, say, say_document, say_either
 
 if TYPE_CHECKING:
     from orchestrator.audit.archive import Result
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     default=1000,
     help="Checkouts in one file, and in one transaction.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how much would go.")
+@flag("--dry-run", told="Only say how much would go.")
 @plain_json_option
 def archive(
     *, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool, as_json: bool
@@ -55,10 +55,11 @@ def archive(
             checkouts, entries = await task.candidates(
                 here.db, await task.choose(here.db, older_than=older_than)
             )
-            if as_json:
-                say_document({"dryRun": True, "checkouts": checkouts, "entries": entries})
-            else:
-                say(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
+            say_either(
+                {"dryRun": True, "checkouts": checkouts, "entries": entries},
+                f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.",
+                as_json=as_json,
+            )
             return 0
         task.prepare(place)
         result = await task.run(

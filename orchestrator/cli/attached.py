@@ -8,12 +8,12 @@ import asyncio
 from dataclasses import dataclass
 from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from orchestrator import log
-from orchestrator.cli.output import say
+from orchestrator.cli.output import F, say
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 DATA_DIR: Final = ".orchestrator"
 

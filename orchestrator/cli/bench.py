@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.output import json_flag, say_json
+from orchestrator.cli.output import flag, json_flag, say_json
 from orchestrator.cli.processes import need_devkit, open_terminal
 
 
-def _checked_latency(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _latency(value: str) -> str:
     from orchestrator.devkit.bench import latency
 
     try:
@@ -28,7 +28,7 @@ SHARE = click.FloatRange(0.0, 1.0)
 @click.command("bench-gateway", hidden=True)
 @click.option("--host", default="127.0.0.1")
 @click.option("--port", type=click.IntRange(1, 65535), required=True)
-@click.option("--latency", callback=_checked_latency, default="0", help="How late it answers.")
+@click.option("--latency", type=_latency, metavar="TEXT", default="0", help="How late it answers.")
 @click.option("--faults", type=SHARE, default=0.0, help="Share of calls that break.")
 @click.option("--seed", type=int, default=1)
 @click.option("--shoppers/--no-shoppers", default=True, help="Whether shoppers pay.")
@@ -79,12 +79,12 @@ def load() -> None:
     help="Orders a second; with --ramp where it starts.  [default: 40]",
 )
 @click.option("--seconds", type=click.FloatRange(1.0, 86_400.0), default=30.0, help="How long orders arrive.")
-@click.option("--ramp", is_flag=True, help="First find the highest rate that is held, then measure at it.")
+@flag("--ramp", told="First find the highest rate that is held, then measure at it.")
 @click.option(
     "--gateway-latency",
     "latency",
     default="lognormal:120,380",
-    callback=_checked_latency,
+    type=_latency,
     metavar="MS",
     help="How late the gateway answers: 0, milliseconds, or lognormal:P50,P99.",
 )
@@ -96,9 +96,7 @@ def load() -> None:
     default=1.0,
     help="Seconds that a shopper thinks before paying, more or less the half of it.",
 )
-@click.option(
-    "--evenly", is_flag=True, help="Orders arrive at even distances, instead of by chance (Poisson)."
-)
+@flag("--evenly", told="Orders arrive at even distances, instead of by chance (Poisson).")
 @click.option(
     "--stage",
     type=click.Choice(["whole", "ready"]),
@@ -112,9 +110,7 @@ def load() -> None:
     metavar="N",
     help="One order at a time, N of them, until it can be paid.",
 )
-@click.option(
-    "--webhook", is_flag=True, help="Also have every event delivered to an endpoint of the merchant's."
-)
+@flag("--webhook", told="Also have every event delivered to an endpoint of the merchant's.")
 @click.option("--seed", type=int, default=1, help="Makes arrivals, latencies and faults repeatable.")
 @json_flag("Print one JSON object on stdout, and all other output on stderr.")
 @click.option(

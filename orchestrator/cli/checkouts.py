@@ -18,7 +18,7 @@ from orchestrator.cli.documents import command_facts, facts_of, operation_facts
 from orchestrator.cli.erasure import erase
 from orchestrator.cli.listings import HELD, amounts_of, list_checkouts
 from orchestrator.cli.lookup import find_checkout, find_correlated, price, table
-from orchestrator.cli.output import json_option, printer, say, say_document
+from orchestrator.cli.output import flag, json_option, printer, say, say_document
 from orchestrator.cli.reconcile import reconcile
 from orchestrator.domain import sentences
 from orchestrator.domain.states import ENDED
@@ -142,7 +142,7 @@ async def explain(here: Installation, *, checkout: str, as_json: bool) -> None:
 @checkouts.command(short_help="Print each change of one checkout, until it has ended.")
 @database_command
 @click.argument("checkout")
-@click.option("--keep", is_flag=True, help="Go on when it has ended: late money, refunds, chargebacks.")
+@flag("--keep", told="Go on when it has ended: late money, refunds, chargebacks.")
 @json_option
 async def watch(here: Installation, *, checkout: str, keep: bool, as_json: bool) -> None:
     """Print how one checkout (its id, or its order number) stands, and a line for each change of state, money

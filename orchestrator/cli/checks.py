@@ -12,12 +12,10 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy import text
-
 from orchestrator import auth, issuer_keys
 from orchestrator.audit import archive
 from orchestrator.cli import database_checks, gateways, public_address
-from orchestrator.cli.attached import Installation
+from orchestrator.cli.attached import Installation, query
 from orchestrator.messaging.hints import HintPublisher
 from orchestrator.messaging.publisher import reason_of
 from orchestrator.monitoring import queries
@@ -146,9 +144,9 @@ async def _months(db: Database, report: Report) -> None:
     """Check how far ahead the trail has months: without a month its entries go where they cannot be dropped
     by the month.
     """
-    soon = (await db.read(text("SELECT clock() AS now")))[0].now + timedelta(days=31)
+    ((now,),) = await query(db, "SELECT clock()")
     until = max(month.until for month in await archive.months_of(db) if month.until is not None)
-    if until < archive.first_id(soon):
+    if until < archive.first_id(now + timedelta(days=31)):
         report.ill(
             "months",
             "the audit trail has no month to come: run `orchestrator archive`, which makes a year of them",
@@ -230,7 +228,7 @@ async def _stuck(db: Database, found: readiness.Backlog) -> str | None:
 
 async def _public_address(here: Installation, report: Report) -> None:
     """Look whether the gateways of all merchants could reach our callbacks."""
-    rows = await here.db.read(text("SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL"))
+    rows = await query(here.db, "SELECT DISTINCT gateway_url FROM merchants WHERE disabled_at IS NULL")
     await _public_address_for(
         [here.settings.gateway_url, *(row.gateway_url for row in rows)], here.settings, report
     )

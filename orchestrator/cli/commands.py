@@ -17,7 +17,7 @@ import click
 from orchestrator.cli.attached import Installation, data_dir, on_database, options
 from orchestrator.cli.command_results import exit_status, say_record, say_result, until_finished, wait_option
 from orchestrator.cli.lookup import find_checkout, one_of, price, span
-from orchestrator.cli.output import json_option, say
+from orchestrator.cli.output import flag, json_option, say
 from orchestrator.cli.questions import as_option, confirmed, yes_option
 from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision
@@ -40,9 +40,7 @@ WAIT: Final = 30.0
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 _amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
-_everything = click.option(
-    "--all", "everything", is_flag=True, help="All that is left, instead of an amount."
-)
+_everything = flag("--all", "everything", told="All that is left, instead of an amount.")
 _transaction = click.option(
     "--transaction", metavar="ID", help="Another transaction than the one that pays the checkout."
 )

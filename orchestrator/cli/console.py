@@ -28,7 +28,8 @@ def console() -> None:
     "--as",
     "name",
     default="operator",
-    callback=lambda _, __, name: checked_name(name),
+    type=checked_name,
+    metavar="TEXT",
     help="Who uses it; stands in the audit trail.",
 )
 @click.option(

@@ -9,8 +9,7 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import text
-
+from orchestrator.cli.attached import query
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings.postgres_url import place
 from orchestrator.store import readiness, schema
@@ -50,14 +49,12 @@ REMEDIES: Final[Mapping[str, str]] = {
 
 async def examine(url: str, db: Database, report: Report) -> bool:
     """Look at Postgres; return whether the other checks can query it."""
-    facts = text(
-        "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
-    )
+    facts = "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
     try:
         with schema.reachable(url):
             async with asyncio.timeout(TIMEOUT):
                 before = time.time()
-                row = (await db.read(facts))[0]
+                (row,) = await query(db, facts)
                 after = time.time()
     except OrchestratorError as error:
         why = readiness.reason(error.__cause__ or error)
@@ -90,7 +87,7 @@ async def examine(url: str, db: Database, report: Report) -> bool:
     await _writes(url, db, report)
     for refusal in await readiness.refusals(db):
         report.ill("database", refusal)
-    skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
+    ((skew,),) = await query(db, "SELECT coalesce(max(seconds), 0) FROM clock_skew")
     if skew:
         report.ill(
             "schema",
@@ -126,16 +123,16 @@ async def fault(url: str, error: BaseException) -> str:
 
 async def _why_read_only(url: str) -> str:
     """Return what makes the server at a URL read-only, with what ends it; nothing where it does not say."""
-    facts = text("""
+    facts = """
         SELECT pg_is_in_recovery() AS standby, s.setting = 'on' AS off, s.source FROM pg_settings s
          WHERE s.name = 'default_transaction_read_only'
-    """)
+    """
     try:
         async with (
             asyncio.timeout(TIMEOUT),
             Database(url, pool_size=1, name="orchestrator-doctor", writes=False) as db,
         ):
-            (row,) = await db.read(facts)
+            (row,) = await query(db, facts)
     except Exception as error:
         if not is_away(error):
             raise

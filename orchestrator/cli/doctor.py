@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator import log
-from orchestrator.cli.attached import data_dir, data_dir_option, nothing_runs, on_database, query, whisper
+from orchestrator.cli.attached import data_dir, data_dir_option, nothing_runs, on_database, whisper
 from orchestrator.cli.output import json_flag, say, say_document
 from orchestrator.text import duration
 
@@ -83,20 +83,21 @@ class Report:
 
 
 async def _heartbeat(db: Database, kind: str, *, as_json: bool) -> int:
-    from orchestrator.store.readiness import SEEN_WITHIN
+    from orchestrator.store import readiness
 
     here = socket.gethostname()
-    asked = """
-        SELECT extract(epoch FROM clock() - max(seen_at))::float8 AS age FROM workers
-         WHERE kind = :kind AND starts_with(name, :here)
-    """
-    ((age,),) = await query(db, asked, kind=kind, here=f"{here}:")
-    well = age is not None and age <= SEEN_WITHIN
+    ages = (
+        process.age
+        for process in await readiness.processes(db)
+        if process.kind == kind and process.name.startswith(f"{here}:")
+    )
+    age = min(ages, default=None)
+    well = age is not None and age <= readiness.SEEN_WITHIN
     if as_json:
         say_document({"process": kind, "host": here, "ok": well, "secondsSinceHeartbeat": age})
-    elif not well:
+    elif well:
+        say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
+    else:
         found = "none was ever seen" if age is None else f"the last one was {duration(age)} ago"
         say(f"no heartbeat of a {kind} on {here}: {found}", err=True)
-    else:
-        say(f"a {kind} on {here} gave its last heartbeat {age:.0f} s ago")
     return int(not well)

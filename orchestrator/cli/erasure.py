@@ -14,7 +14,7 @@ import click
 
 from orchestrator.cli.attached import Installation, data_dir, on_database
 from orchestrator.cli.lookup import find_checkout, merchant_id, read_moment
-from orchestrator.cli.output import json_flag, say, say_document
+from orchestrator.cli.output import flag, json_flag, say, say_either
 from orchestrator.cli.questions import as_option, confirmed, yes_option
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _NAMED: Final = 5
     metavar="TIME",
     help="All that ended before: 2026-01-31, or with a time.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be erased, and what would not.")
+@flag("--dry-run", told="Only say what would be erased, and what would not.")
 @yes_option
 @as_option
 @json_flag("Print JSON, and sentences on stderr.")
@@ -86,17 +86,13 @@ def erase(  # noqa: PLR0913 - the options of the command
                 return 1
             found = await chosen.erase(dry_run=False)
             told = f"The personal data of {found} was erased{found.but}."
-        if as_json:
-            say_document(
-                {
-                    "dryRun": dry_run,
-                    "checkouts": found.erased,
-                    "rejectedIntents": found.intents,
-                    "refused": found.refused,
-                }
-            )
-        else:
-            say(told)
+        document = {
+            "dryRun": dry_run,
+            "checkouts": found.erased,
+            "rejectedIntents": found.intents,
+            "refused": found.refused,
+        }
+        say_either(document, told, as_json=as_json)
         return int(found.refused > 0)
 
     return on_database(data_dir, work)

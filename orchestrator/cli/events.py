@@ -13,7 +13,7 @@ import click
 
 from orchestrator.cli.attached import Installation, data_dir, database_command, on_database, options
 from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_option, table, types_option, words_of
-from orchestrator.cli.output import json_flag, say, say_document, say_more, say_table
+from orchestrator.cli.output import flag, json_flag, say, say_document, say_more, say_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -35,7 +35,7 @@ _NAMES: Final = {"transactionId": "transaction", "transactionIds": "transactions
 
 _printed = options(
     json_flag("One CloudEvent in each line."),
-    click.option("--full", is_flag=True, help="With the sentences of full documents (with --json)."),
+    flag("--full", told="With the sentences of full documents (with --json)."),
 )
 
 
@@ -139,20 +139,18 @@ def follow_events(
     if after is not None and merchant is None:
         raise click.UsageError("--after is a position in the feed of one merchant: name it with --merchant")
 
-    def show_one(row: StoredEvent) -> None:
-        if as_json:
-            _say_json(row, full=full)
-        else:
-            say("  ".join((f"{row.merchant:12}", *_cells(row))))
-
     async def show(here: Installation) -> None:
         only = None if merchant is None else await merchant_id(here.db, merchant)
-        left = limit
+        shown = 0
         async for row in _coming(here.db, only, after=after):
-            if not kinds or row.kind in kinds:
-                show_one(row)
-                left = None if left is None else left - 1
-            if left == 0:
+            if kinds and row.kind not in kinds:
+                continue
+            if as_json:
+                _say_json(row, full=full)
+            else:
+                say("  ".join((f"{row.merchant:12}", *_cells(row))))
+            shown += 1
+            if shown == limit:
                 break
 
     return on_database(data_dir, show)

@@ -65,9 +65,7 @@ async def logins(here: Installation, processes: Sequence[Process], report: Repor
         )
 
 
-def sentence(
-    merchant: str, account: Account, outcome: Outcome[object], told: Mapping[str, Failing] | None = None
-) -> str:
+def sentence(merchant: str, account: Account, outcome: Outcome[object], told: Mapping[str, Failing]) -> str:
     """Say what a login that failed means, and what to do: the credentials, the address, or the gateway."""
     assert not isinstance(outcome, Done)  # noqa: S101 - the caller's
     url, why = account.url, outcome.reason.rstrip(".")
@@ -87,7 +85,7 @@ def sentence(
         case Busy():
             return f"the gateway of merchant {merchant} was not called at {url} ({why})"
         case _:
-            known = (told or {}).get(gateway_of(url))
+            known = told.get(gateway_of(url))
             since = f", since {known.moment}" if known is not None else ""
             return (
                 f"the gateway of merchant {merchant} is unavailable at {url} ({why}{since}): it is down, or the way to it is broken; "

@@ -70,8 +70,6 @@ def import_orders(
                     rows.delimited(file) if csv else rows.ndjson(file),
                     ahead=stat.S_ISREG(os.fstat(file.fileno()).st_mode),
                 )
-            except rows.HeaderRejected as error:
-                raise click.UsageError(str(error)) from None
             except DatabaseAway:
                 say("Postgres does not answer: run the same import again later, which is safe", err=True)
                 return 1

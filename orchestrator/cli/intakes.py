@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
     from orchestrator.store.inbox.rejected import Code, RejectedIntent
 
+    Read = tuple[Row, Intake | Sequence[Problem]]
+    """A row of a file, and its intake or what is wrong with it."""
+    Result = Accepted | OrchestratorError | Sequence[Problem]
+
 AT_ONCE: Final = 1000
 """Rows that are written together."""
 READ_AT_ONCE: Final = 20
@@ -90,9 +94,9 @@ class Import:
         await self._intents.close()
         return 1 if self._counts[_REJECTED] else 0
 
-    async def _read(self, rows: Iterator[Row]) -> list[tuple[Row, Intake | Sequence[Problem]]]:
+    async def _read(self, rows: Iterator[Row]) -> list[Read]:
         """Return the next rows, each with its intake or its problems."""
-        chunk: list[tuple[Row, Intake | Sequence[Problem]]] = []
+        chunk: list[Read] = []
         for row in rows:
             intake = row.problems or _intake_of(
                 row.raw,
@@ -108,7 +112,7 @@ class Import:
                 await asyncio.sleep(0)  # the list that is being written goes on
         return chunk
 
-    async def _store(self, chunk: Sequence[tuple[Row, Intake | Sequence[Problem]]]) -> None:
+    async def _store(self, chunk: Sequence[Read]) -> None:
         results = iter(await self._accept([item for _, item in chunk if isinstance(item, Intake)]))
         self._write((row, next(results) if isinstance(item, Intake) else item) for row, item in chunk)
         self._output.flush()
@@ -127,7 +131,7 @@ class Import:
         assert away is not None  # noqa: S101 - the last attempt has set it
         raise away
 
-    def _write(self, results: Iterable[tuple[Row, Accepted | OrchestratorError | Sequence[Problem]]]) -> None:
+    def _write(self, results: Iterable[tuple[Row, Result]]) -> None:
         """Write the result of each row."""
         for row, result in results:
             line = {"line": row.line, **_result_of(row.raw, result)}
@@ -158,12 +162,25 @@ class Resubmission:
         self._intents = Intents(here.db, here.encryptor, grace=here.settings.hint_grace)
         self._refused = 0
 
-    async def close(self) -> None:
-        """Write what is queued."""
-        await self._intents.close()
+    async def run(self, code: Code | None, chosen: Sequence[UUID]) -> int:
+        """Submit everything that was refused with a code, and refused intents by their ids; return the exit
+        status.
+        """
+        try:
+            if code is not None:
+                await self._submit_all(code)
+            for intent_id in chosen:
+                found = await rejected.by_id(self._here.db, self._here.encryptor, intent_id)
+                if found is None:
+                    raise click.UsageError(
+                        f"there is no refused intent {intent_id}: see `orchestrator rejected-intents list`"
+                    )
+                await self._submit(found[0])
+        finally:
+            await self._intents.close()
+        return int(self._refused > 0)
 
-    async def all_with(self, code: Code) -> int:
-        """Submit everything that was refused with this code; return the exit status."""
+    async def _submit_all(self, code: Code) -> None:
         after = UUID(int=0)
         while rows := await rejected.with_code(
             self._here.db, code, merchant_id=self._merchant, after=after, limit=REFUSED_AT_ONCE
@@ -171,18 +188,6 @@ class Resubmission:
             for row in rows:
                 await self._submit(row)
             after = rows[-1].id
-        return 1 if self._refused else 0
-
-    async def these(self, chosen: Sequence[UUID]) -> int:
-        """Submit refused intents by their ids; return the exit status."""
-        for intent_id in chosen:
-            found = await rejected.by_id(self._here.db, self._here.encryptor, intent_id)
-            if found is None:
-                raise click.UsageError(
-                    f"there is no refused intent {intent_id}: see `orchestrator rejected-intents list`"
-                )
-            await self._submit(found[0])
-        return 1 if self._refused else 0
 
     async def _submit(self, row: RejectedIntent) -> None:
         try:
@@ -221,9 +226,7 @@ class Resubmission:
             raise SubmissionRejected("token", "proves another merchant than --merchant names")
         return owners.pop()
 
-    def _write(
-        self, row: RejectedIntent, raw: bytes | None, result: Accepted | OrchestratorError | Sequence[Problem]
-    ) -> None:
+    def _write(self, row: RejectedIntent, raw: bytes | None, result: Result) -> None:
         self._refused += not isinstance(result, Accepted)
         say_json(msgspec.json.encode({"rejectedIntent": row.id, **_result_of(raw, result)}).decode())
 
@@ -245,9 +248,7 @@ def _intake_of(
     )
 
 
-def _result_of(
-    raw: bytes | None, result: Accepted | OrchestratorError | Sequence[Problem]
-) -> dict[str, object]:
+def _result_of(raw: bytes | None, result: Result) -> dict[str, object]:
     """Return what came of an intent: the checkout that it is, or the reasons for which it is refused."""
     if isinstance(result, Accepted):
         return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ import click
 
 from orchestrator.cli.attached import data_dir
 from orchestrator.cli.lookup import merchant_option, types_option
-from orchestrator.cli.output import json_flag, say, say_document
+from orchestrator.cli.output import flag, json_flag, say, say_document
 from orchestrator.cli.questions import secret_of
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ _SCOPES: Final = ("events:read",)
     help="Begin after this position of the feed; 0: with the first event that is kept (without it: from now on).",
 )
 @types_option()
-@click.option("--full", is_flag=True, help="Full documents, with sentences.")
+@flag("--full", told="Full documents, with sentences.")
 @click.option("--limit", type=click.IntRange(1), metavar="NUMBER", help="End after so many events.")
 @json_flag("A line of JSON for each attempt.")
 def listen(  # noqa: PLR0913 - the options of the command
@@ -143,7 +142,7 @@ def _secret(source: str) -> bytes:
     given = secret_of("Secret", "--secret-from", source)
     try:
         secret = base64.b64decode(given.removeprefix(signature.PREFIX), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         secret = b""
     if not given.startswith(signature.PREFIX) or len(secret) < signature.SIZE // 2:
         raise click.UsageError("--secret-from: a secret is whsec_ and at least 16 bytes in base64")

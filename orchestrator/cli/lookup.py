@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import click
 
 from orchestrator.cli.attached import query
-from orchestrator.cli.output import say
+from orchestrator.cli.output import F, say
 from orchestrator.domain.events import EventType
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutRecord
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 ID_SLACK: Final = 600.0
 """Seconds by which the clock of the process that made an id may differ from Postgres's."""

@@ -24,7 +24,7 @@ from orchestrator.cli.merchant_changes import (
     unknown,
     url_of,
 )
-from orchestrator.cli.output import at_most, plain_json_option, printer, say, say_document
+from orchestrator.cli.output import at_most, flag, plain_json_option, printer, say, say_document
 from orchestrator.cli.questions import asked, confirmed, lines_of, secret_of, yes_option
 
 if TYPE_CHECKING:
@@ -241,14 +241,14 @@ def password(*, name: str, actor: str, password_from: str | None, **given: Any) 
     metavar="SOURCE",
     help="Where the new secret is read from: a file, env:NAME, or - for standard input (without it: asked for).",
 )
-@click.option("--make", is_flag=True, help="Make a new secret, and print it once.")
+@flag("--make", told="Make a new secret, and print it once.")
 @click.option(
     "--overlap",
     type=span_to(30),
     default="24h",
     help="How long the secrets before it are valid; at most 30d.",
 )
-@click.option("--at-once", is_flag=True, help="End the secret before it at once: it is known to others.")
+@flag("--at-once", told="End the secret before it at once: it is known to others.")
 def rotate(
     *,
     data_dir: Path,
@@ -289,10 +289,8 @@ def rotate(
 
 @merchants.command(short_help="Set all callback secrets.")
 @changing
-@click.option(
-    "--secrets-stdin", is_flag=True, help="Read them from standard input, one a line, newest first."
-)
-@click.option("--none", is_flag=True, help="Have none: no callback is proven any more; it asks first.")
+@flag("--secrets-stdin", told="Read them from standard input, one a line, newest first.")
+@flag("--none", told="Have none: no callback is proven any more; it asks first.")
 @yes_option
 def secrets(*, name: str, actor: str, secrets_stdin: bool, none: bool, yes: bool, **given: Any) -> int:
     """Set all callback secrets, newest first, without an overlap; each of them works, and all others end at

@@ -28,9 +28,14 @@ F = TypeVar("F", bound="Callable[..., Any]")
 _FILE_WIDTH: Final = 250
 
 
+def flag(*names: str, told: str) -> Callable[[F], F]:
+    """Return an option without a value."""
+    return click.option(*names, is_flag=True, help=told)
+
+
 def json_flag(told: str) -> Callable[[F], F]:
     """Return the option --json with what it prints."""
-    return click.option("--json", "as_json", is_flag=True, help=told)
+    return flag("--json", "as_json", told=told)
 
 
 json_option = json_flag("Print JSON; amounts in minor units.")
@@ -60,6 +65,14 @@ def say_document(document: object) -> None:
     import msgspec
 
     say_json(msgspec.json.Encoder(decimal_format="number").encode(document).decode())
+
+
+def say_either(document: object, sentence: str, *, as_json: bool) -> None:
+    """Print a result as JSON, or in a sentence."""
+    if as_json:
+        say_document(document)
+    else:
+        say(sentence)
 
 
 def say_table(shown: Table, *, empty: str) -> None:

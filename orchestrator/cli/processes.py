@@ -8,14 +8,14 @@ import secrets
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import click
 
 from orchestrator import log
 from orchestrator.cli.attached import DATA_DIR, ask_once, data_dir_for, logged, options
-from orchestrator.cli.output import say
+from orchestrator.cli.output import F, flag, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.terminal import Terminal
     from orchestrator.devkit.local.up import Up
     from orchestrator.settings import Settings
-
-F = TypeVar("F", bound="Callable[..., Any]")
 
 _TIMEOUT: Final = 5.0
 """Seconds that a start waits for Postgres, for facts that it can do without."""
@@ -41,7 +39,7 @@ _up_options = options(
         "--port", type=click.IntRange(0, 65535), default=8000, help="Port of the API; 0 takes a free one."
     ),
     data_dir_for("Where servers, keys and logs live."),
-    click.option("--ephemeral", is_flag=True, help="Use a data directory that is removed at the end."),
+    flag("--ephemeral", told="Use a data directory that is removed at the end."),
     click.option("--workers", type=click.IntRange(1, 64), default=1, help="Worker processes."),
     click.option("--seed", type=int, default=1, help="Makes a run of the sandbox repeatable."),
 )
@@ -102,9 +100,7 @@ def up(**given: Any) -> int:
     metavar="NAME",
     help="A group (checkout, money, all) or one script; may be repeated (default: checkout).",
 )
-@click.option(
-    "--exit", "leave", is_flag=True, help="End when the last order has ended, instead of staying up."
-)
+@flag("--exit", "leave", told="End when the last order has ended, instead of staying up.")
 def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) -> int:
     """Start everything, send shoppers through every outcome, and say whether each order ended as its script
     says.

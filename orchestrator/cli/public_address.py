@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
+
+from orchestrator.settings.hosts import address_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 PORTS: Final = frozenset({80, 443})
 """What the gateway connects to; its documentation of callbacks names no others."""
-_INNER_NAMES: Final = (
-    "localhost",
-    "local",
-    "localdomain",
-    "internal",
-    "intranet",
-    "lan",
-    "home.arpa",
-    "test",
-    "invalid",
+_INNER_DOMAINS: Final = tuple(
+    ".localhost .local .localdomain .internal .intranet .lan .home.arpa .test .invalid".split()
 )
-"""Top-level names that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for private
-networks."""
+"""Domains that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for private networks."""
 RESOLVING: Final = 3.0
 """Seconds for the resolver of this host."""
 _DEFAULT: Final = {"http": 80, "https": 443}
@@ -109,7 +102,7 @@ def _is_inner(host: str) -> bool:
     address = _address(host)
     if address is not None:
         return not address.is_global or address.is_multicast
-    return "." not in host or any(host == top or host.endswith(f".{top}") for top in _INNER_NAMES)
+    return "." not in host or f".{host}".endswith(_INNER_DOMAINS)
 
 
 def _is_loopback(host: str) -> bool:
@@ -120,14 +113,5 @@ def _is_loopback(host: str) -> bool:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
-    """Read an address in any spelling that a resolver takes: 127.1 and 0x7f000001 are 127.0.0.1."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        try:
-            return IPv4Address(socket.inet_aton(host))
-        except (OSError, ValueError):
-            return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    address = address_of(host)
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

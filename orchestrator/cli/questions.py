@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from orchestrator.cli.output import say
+from orchestrator.cli.output import flag, say
 from orchestrator.text import neutralised
 
 ACTOR: Final = "operator:command-line"
@@ -36,7 +36,7 @@ def checked_name(name: str) -> str:
 as_option = click.option(
     "--as", "actor", metavar="NAME", callback=_named, help="Who asks; stands in the audit trail."
 )
-yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+yes_option = flag("--yes", told="Do not ask for confirmation.")
 
 
 def confirmed(question: str, *, yes: bool) -> bool:

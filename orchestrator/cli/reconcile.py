@@ -139,18 +139,18 @@ def reconcile(  # noqa: PLR0913 - one for each option
         )
         complete = True
         if checkouts:
-            rows = [await find_checkout(here.db, name) for name in dict.fromkeys(checkouts)]
-            lists, total = _lists(rows), len(rows)
+            ids = [(await find_checkout(here.db, name)).id for name in dict.fromkeys(checkouts)]
+            matches, values = _NAMED, {"after": UUID(int=0), "ids": ids}
         else:
             if restored_to is not None:
                 complete = await _prepare(here, merchant=merchant, names=names, as_json=as_json)
-            period = await _period(
+            values = await _period(
                 here.db, since=since, restored_to=restored_to, reach=reach, merchant=merchant
             )
             matches = _OF_PERIOD if restored_to is None else _MAY_HAVE_CHANGED
-            count = f"SELECT count(*) AS number FROM checkouts WHERE {matches}"  # noqa: S608 - our own words
-            (counted,) = await query(here.db, count, **period)
-            lists, total = _pages(here.db, matches, period), int(counted.number)
+        count = f"SELECT count(*) AS number FROM checkouts WHERE {matches}"  # noqa: S608 - our own words
+        (counted,) = await query(here.db, count, **values)
+        lists, total = _pages(here.db, matches, values), int(counted.number)
         ended = await _reconcile(here.db, request, lists, total, wait=wait, timeout=timeout, as_json=as_json)
         return ended or int(not complete)
 
@@ -296,34 +296,26 @@ async def _settle(
 
 def _stand(row: Any) -> _Stand:
     from orchestrator.store.columns import coded
-    from orchestrator.store.read_model import CheckoutRecord
 
-    asked = row.attention if isinstance(row, CheckoutRecord) else coded(row, "attention")["attention"]
-    return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), asked)
-
-
-async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
-    for start in range(0, len(rows), SIZE):
-        yield rows[start : start + SIZE]
+    money = (row.reserved, row.captured, row.refunded, row.charged_back)
+    return _Stand(row.state, money, coded(row, "attention")["attention"])
 
 
-async def _pages(db: Database, matches: str, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
-    """Yield the checkouts of a period, the oldest first; each page begins after the last id of the previous
-    page.
-    """
+async def _pages(db: Database, matches: str, values: dict[str, Any]) -> AsyncIterator[Sequence[Any]]:
+    """Yield checkouts, the oldest first; each page begins after the last id of the previous page."""
     page = f"""
         SELECT id, state, reserved, captured, refunded, charged_back, attention, attention_details FROM checkouts
          WHERE {matches} ORDER BY id LIMIT :most
     """  # noqa: S608 - our own words
-    after = period["after"]
-    while rows := await query(db, page, **(period | {"after": after, "most": SIZE})):
+    after = values["after"]
+    while rows := await query(db, page, **(values | {"after": after, "most": SIZE})):
         yield rows
         after = rows[-1].id
 
 
 async def _period(
     db: Database, *, since: float | None, restored_to: datetime | None, reach: float, merchant: str | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about
     that time; or, where the database was restored, a time of their last change.
     """
@@ -389,6 +381,7 @@ def _figures(numbers: Mapping[str, int]) -> Table:
 
 # ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
+_NAMED: Final = "id > :after AND id = ANY(CAST(:ids AS uuid[]))"
 _OF_PERIOD: Final = """
     id > :after AND created_at >= :since AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)
 """

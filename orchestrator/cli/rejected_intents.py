@@ -11,7 +11,7 @@ import click
 from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
 from orchestrator.cli.listings import merchants_option, order_option
 from orchestrator.cli.lookup import merchant_id, merchant_names, moment, table, uuid_of
-from orchestrator.cli.output import at_most, json_option, say, say_document, say_json, say_table
+from orchestrator.cli.output import at_most, flag, json_option, say, say_document, say_json, say_table
 from orchestrator.cli.questions import as_option
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def list_rejected(
 @rejected_intents.command("show")
 @database_command
 @click.argument("intent", metavar="ID")
-@click.option("--body", "with_body", is_flag=True, help="Also what was sent, which is personal data.")
+@flag("--body", "with_body", told="Also what was sent, which is personal data.")
 @json_option
 async def show_rejected(here: Installation, *, intent: str, with_body: bool, as_json: bool) -> None:
     """Show a refused intent with every reason."""
@@ -134,12 +134,7 @@ def resubmit(
 
         named = None if merchant is None else await merchant_id(here.db, merchant)
         resubmission = Resubmission(here, merchant=named, actor=actor)
-        try:
-            if code is not None:
-                return await resubmission.all_with(code)
-            return await resubmission.these([_known(intent) for intent in chosen])
-        finally:
-            await resubmission.close()
+        return await resubmission.run(code, [_known(intent) for intent in chosen])
 
     return on_database(data_dir, work)
 

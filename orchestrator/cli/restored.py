@@ -17,6 +17,7 @@ from uuid import UUID
 import click
 from sqlalchemy import text
 
+from orchestrator.cli.attached import Installation, query
 from orchestrator.domain.payment_meaning import MONEY, read
 from orchestrator.gateway.client import Gateway
 from orchestrator.gateway.outcomes import Done
@@ -26,7 +27,6 @@ from orchestrator.store.checkouts import UnmatchedPayment
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.cli.attached import Installation
     from orchestrator.domain.transaction import Found
     from orchestrator.gateway.client import Account
     from orchestrator.store.database import Database
@@ -76,10 +76,10 @@ async def find_lost(here: Installation, *, merchant: MerchantRecord, orders: Seq
 
 
 async def _known(db: Database, merchant_id: int, names: Sequence[str]) -> set[str]:
-    asked = text(
+    asked = (
         "SELECT DISTINCT order_ref FROM checkouts WHERE merchant_id = :merchant AND order_ref = ANY(:names)"
     )
-    return {row.order_ref for row in await db.read(asked, {"merchant": merchant_id, "names": list(names)})}
+    return {row.order_ref for row in await query(db, asked, merchant=merchant_id, names=list(names))}
 
 
 async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> dict[str, Found | None]:

@@ -16,7 +16,7 @@ import click
 from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.listings import NOTHING_WAITS
 from orchestrator.cli.lookup import price, table
-from orchestrator.cli.output import json_option, printer, say, say_document
+from orchestrator.cli.output import flag, json_option, printer, say, say_document
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Show how the installation stands, on one screen.")
 @database_command
-@click.option("--watch", is_flag=True, help="Show it again and again, until it is interrupted.")
+@flag("--watch", told="Show it again and again, until it is interrupted.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 3600),

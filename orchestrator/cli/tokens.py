@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli.attached import ask_once, data_dir
 from orchestrator.cli.lookup import span
-from orchestrator.cli.output import say
+from orchestrator.cli.output import flag, say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,11 +35,7 @@ def token() -> None:
 @token.command()
 @data_dir
 @click.option("--merchant", metavar="NAME", help="Whose checkouts the token is for.")
-@click.option(
-    "--operator",
-    is_flag=True,
-    help="A token of the operator, for /v1/merchants, /autoscale and the console, instead.",
-)
+@flag("--operator", told="A token of the operator, for /v1/merchants, /autoscale and the console, instead.")
 @click.option("--scope", required=True, help='What it allows, as in "checkouts:write checkouts:read".')
 @click.option(
     "--lifetime",

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 import click
 
 from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
-from orchestrator.cli.output import plain_json_option, printer, say, say_document, say_json
+from orchestrator.cli.output import plain_json_option, printer, say, say_document, say_either, say_json
 
 if TYPE_CHECKING:
     from orchestrator.store.database import Database
@@ -105,11 +105,8 @@ async def seal(here: Installation, *, as_json: bool) -> None:
     from orchestrator import audit as trail
 
     sealed = await trail.seal(here.db, here.encryptor)
-    if as_json:
-        say_document({"sealed": sealed})
-    else:
-        said = f"Sealed the heads of {sealed} checkouts."
-        say(said if sealed else "Nothing has grown since the last seal.")
+    said = f"Sealed the heads of {sealed} checkouts." if sealed else "Nothing has grown since the last seal."
+    say_either({"sealed": sealed}, said, as_json=as_json)
 
 
 @audit.command(short_help="Write the whole trail as lines of JSON.")

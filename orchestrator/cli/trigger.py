@@ -24,7 +24,6 @@ from orchestrator.cli.output import json_option, say, say_document
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.devkit.demo.triggers import Triggered
 
 NAMES: Final = (
     "late_payment",
@@ -70,31 +69,27 @@ def trigger(*, data_dir: Path, case: str, merchant: str, as_json: bool) -> int:
             return 1
         option = data_dir_option(data_dir)
         look = [f"{line.format(order=done.order)}{option}" for line in done.case.look]
-        _say(done, look, as_json=as_json)
+        if as_json:
+            say_document(
+                {
+                    "case": done.case.name,
+                    "orderId": done.order,
+                    "checkoutId": done.checkout,
+                    "happened": done.case.about,
+                    "then": done.case.then,
+                    "stands": done.stands,
+                    "youMay": done.you_may,
+                    "lookAt": look,
+                }
+            )
+            return 0
+        rows = [("Happened", done.case.about), ("Then", done.case.then)]
+        if done.order is not None:
+            rows = [("Order", f"{done.order}, checkout {done.checkout}"), *rows, ("Now", done.stands)]
+        for name, said in rows:
+            say(f"{name:<10}{said}")
+        for number, line in enumerate(look):
+            say(f"{'' if number else 'Look at':<10}{line}")
         return 0
 
     return on_database(data_dir, make)
-
-
-def _say(done: Triggered, look: list[str], *, as_json: bool) -> None:
-    if as_json:
-        say_document(
-            {
-                "case": done.case.name,
-                "orderId": done.order,
-                "checkoutId": done.checkout,
-                "happened": done.case.about,
-                "then": done.case.then,
-                "stands": done.stands,
-                "youMay": done.you_may,
-                "lookAt": look,
-            }
-        )
-        return
-    rows = [("Happened", done.case.about), ("Then", done.case.then)]
-    if done.order is not None:
-        rows = [("Order", f"{done.order}, checkout {done.checkout}"), *rows, ("Now", done.stands)]
-    for name, said in rows:
-        say(f"{name:<10}{said}")
-    for number, line in enumerate(look):
-        say(f"{'' if number else 'Look at':<10}{line}")

@@ -21,7 +21,7 @@ from orchestrator.cli.lookup import (
     types_option,
     uuid_of,
 )
-from orchestrator.cli.output import at_most, plain_json_option, say, say_document, say_table
+from orchestrator.cli.output import at_most, flag, plain_json_option, say, say_document, say_either, say_table
 from orchestrator.cli.questions import confirmed, secret_of, yes_option
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _merchant = merchant_option("Whose webhook it is.")
 _one = options(_merchant, click.argument("webhook", metavar="ID"))
 _sent = options(
     types_option("Only these; may be repeated (without it: all)."),
-    click.option("--full", is_flag=True, help="Send full documents, with sentences."),
+    flag("--full", told="Send full documents, with sentences."),
     click.option("--description", default="", show_default=False, help="What it is for."),
     plain_json_option,
 )
@@ -142,10 +142,7 @@ def add_task(
             raise click.UsageError(f"the name of the {what} {error}") from None
         target: dict[str, Any] = {"url": shown, "task": task, "queue": queue, "secret": url.encode()}
         made = await _add(here, **target, **described)
-        if as_json:
-            say_document(_facts(made))
-        else:
-            say(f"added {made.id}")
+        say_either(_facts(made), f"added {made.id}", as_json=as_json)
 
     return on_database(data_dir, work)
 
@@ -235,10 +232,8 @@ async def rotate_secret(
         secret=secret,
         overlap=overlap,
     )
-    if as_json:
-        say_document({"id": endpoint.id, "secret": signature.written(secret)})
-    else:
-        say(signature.written(secret))
+    shown = signature.written(secret)
+    say_either({"id": endpoint.id, "secret": shown}, shown, as_json=as_json)
 
 
 @webhooks.command("test", short_help="Send a test event, and say what came of it.")
@@ -280,7 +275,7 @@ async def send_test(here: Installation, *, merchant: str, webhook: str, as_json:
 @_one
 @click.option("--event", metavar="EVENT_ID", help="One event.")
 @click.option("--last", type=span, help="The events of this time span, such as 2h.")
-@click.option("--failed", is_flag=True, help="All that was given up.")
+@flag("--failed", told="All that was given up.")
 @plain_json_option
 def replay(
     *,
@@ -325,10 +320,8 @@ def replay(
             )
         else:
             count = await replays.given_up(here.db, endpoint.id)
-        if as_json:
-            say_document({"id": endpoint.id, "replayed": count})
-        else:
-            say(f"{count} event{'' if count == 1 else 's'} will be sent again")
+        said = f"{count} event{'' if count == 1 else 's'} will be sent again"
+        say_either({"id": endpoint.id, "replayed": count}, said, as_json=as_json)
 
     return on_database(data_dir, work)
 
@@ -336,7 +329,7 @@ def replay(
 @webhooks.command()
 @database_command
 @_one
-@click.option("--failed", is_flag=True, help="Only those that failed.")
+@flag("--failed", told="Only those that failed.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50)
 @plain_json_option
 async def deliveries(
@@ -402,10 +395,7 @@ def _changed(
 
         endpoint = await _find(here.db, merchant, webhook)
         await change(stored, here.db, endpoint)
-        if as_json:
-            say_document({"id": endpoint.id, "result": what})
-        else:
-            say(f"{what} {endpoint.id}")
+        say_either({"id": endpoint.id, "result": what}, f"{what} {endpoint.id}", as_json=as_json)
 
     return on_database(data_dir, work)
 
