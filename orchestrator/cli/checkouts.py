@@ -203,7 +203,7 @@ def _tables(row: CheckoutRecord) -> tuple[Table, ...]:
             command.actor,
             _clock(command.requested_at),
             _clock(command.handled_at),
-            command.result and command.result.code,
+            None if command.result is None else command.result.code,
         )
     return payments, operations, asked
 

@@ -235,7 +235,7 @@ async def list_payments(
     rows = await read_model.payments(
         here.db,
         merchant_id=number,
-        role=role and Role(role),
+        role=None if role is None else Role(role),
         order_ref=order,
         limit=limit + 1,
     )

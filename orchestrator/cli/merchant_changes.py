@@ -80,16 +80,16 @@ def lines_about(record: MerchantRecord) -> list[tuple[str, str]]:
     """Return what is shown of a merchant to people: label and value."""
     used = record.account
     account = (
-        ("gateway URL", record.gateway_url, used and used.url),
-        ("Merchant API URL", record.merchant_api_url, used and used.merchant_api_url),
-        ("user name", record.username, used and used.username),
+        ("gateway URL", record.gateway_url or (used.url if used else "")),
+        ("Merchant API URL", record.merchant_api_url or (used.merchant_api_url if used else "")),
+        ("user name", record.username or (used.username if used else "")),
     )
     ends = "".join(f", one more until {moment(end)} UTC" for end in record.retired_until)
     return [
         ("name", record.name),
         ("state", record.status + (f": {record.problem}" if record.problem else "")),
         *([("gateway calls", f"paused since {moment(record.paused_at)} UTC")] if record.paused_at else []),
-        *((label, own or effective or "not set") for label, own, effective in account),
+        *((label, value or "not set") for label, value in account),
         ("password", "its own" if record.own_password else "that of the settings"),
         ("callback secrets", f"{record.callback_secrets}{ends}"),
         *((name, str(value)) for name, value in record.policies.items()),

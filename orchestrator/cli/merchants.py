@@ -360,8 +360,8 @@ async def history(here: Installation, *, name: str, limit: int, as_json: bool) -
     from orchestrator.audit import merchant_changes
 
     record = await find(here, name)
-    found = await merchant_changes.changes(here.db, record.id, before=2**31 - 1, limit=limit + 1)
-    found = at_most(found, limit, "ask for more with --limit")
+    rows = await merchant_changes.changes(here.db, record.id, before=2**31 - 1, limit=limit + 1)
+    found = at_most(rows, limit, "ask for more with --limit")
     if as_json:
         say_document([to_builtins(entry) for entry in found])
         return

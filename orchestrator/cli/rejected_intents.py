@@ -49,12 +49,12 @@ def list_rejected(
         else:
             wanted = await merchant_id(here.db, merchant)
             found = await rejected.page(here.db, wanted, order_ref=order, before=None, limit=limit + 1)
-        found = at_most(found, limit, "ask for more with --limit, or for some with --merchant and --order")
+        rows = at_most(found, limit, "ask for more with --limit, or for some with --merchant and --order")
         if as_json:
-            say_document([_facts(row, names) for row in found])
+            say_document([_facts(row, names) for row in rows])
             return
         shown = table("id", "at", "merchant", "order", "code", "reason")
-        for row in found:
+        for row in rows:
             more = f" (and {len(row.problems) - 1} more)" if len(row.problems) > 1 else ""
             shown.add_row(
                 str(row.id),
