@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.attached import data_dir
-from orchestrator.cli.output import json_flag, say, say_document
+from orchestrator.cli.output import json_flag, say, say_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,18 +56,17 @@ def csp(*, data_dir: Path, api: str | None, gateways: tuple[str, ...], as_json: 
     policy = static_files.policy(newest, api=base, gateways=called)
     tag = f'<script src="{url}" integrity="{newest.integrity}" crossorigin="anonymous" defer></script>'
     if as_json:
-        say_document(
-            {
-                "url": url,
-                "version": newest.version,
-                "integrity": newest.integrity,
-                "script": tag,
-                "contentSecurityPolicy": policy,
-                "purpose": PURPOSE,
-                "bytes": len(newest.body),
-                "bytesCompressed": len(newest.compressed),
-            }
-        )
+        document = {
+            "url": url,
+            "version": newest.version,
+            "integrity": newest.integrity,
+            "script": tag,
+            "contentSecurityPolicy": policy,
+            "purpose": PURPOSE,
+            "bytes": len(newest.body),
+            "bytesCompressed": len(newest.compressed),
+        }
+        say_json(json.dumps(document))
         return
     for name, value in (
         ("URL", url),

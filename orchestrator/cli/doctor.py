@@ -49,7 +49,7 @@ def doctor(*, data_dir: Path, process: str | None, as_json: bool) -> int:
             report.ill("up", f"it is not running: `{command}` starts it and continues open work")
         asyncio.run(checks.examine(settings, report, stopped=stopped))
     report.end()
-    return 1 if report.problems else 0
+    return int(report.problems > 0)
 
 
 class Report:

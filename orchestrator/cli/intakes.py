@@ -92,7 +92,7 @@ class Import:
             self._output.flush()
             self._progress(last=True)
         await self._intents.close()
-        return 1 if self._counts[_REJECTED] else 0
+        return int(self._counts[_REJECTED] > 0)
 
     async def _read(self, rows: Iterator[Row]) -> list[Read]:
         """Return the next rows, each with its intake or its problems."""

@@ -158,8 +158,9 @@ async def merchant_id(db: Database, name: str, *, enabled: bool = False) -> int:
     """Return the number of a merchant, or say that there is none of this name, or that it is disabled where
     it has to be `enabled`.
     """
-    asked = "SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name"
-    for row in await query(db, asked, name=name):
+    for row in await query(
+        db, "SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name", name=name
+    ):
         if enabled and row.disabled:
             raise click.UsageError(
                 f"merchant {name!r} is disabled and takes no orders: `orchestrator merchants enable {name}` lets it in again"

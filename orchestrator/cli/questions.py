@@ -21,9 +21,7 @@ _LONGEST: Final = 100
 
 
 def _named(_: click.Context, __: click.Parameter, name: str | None) -> str:
-    if name is None:
-        return ACTOR
-    return f"{ACTOR}/{checked_name(name)}"
+    return ACTOR if name is None else f"{ACTOR}/{checked_name(name)}"
 
 
 def checked_name(name: str) -> str:

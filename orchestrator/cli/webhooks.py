@@ -353,8 +353,8 @@ async def deliveries(
         before = await deliveries.scanned_to(here.db, endpoint.id, before=before) if failed else None
         if before is None:
             break
-    youngest = at_most(found, limit, "ask for more with --limit, or for some with --failed")
-    told = [_attempt(row) for row in youngest]
+    how = "ask for more with --limit, or for some with --failed"
+    told = [_attempt(row) for row in at_most(found, limit, how)]
     if as_json:
         say_document(told)
         return
