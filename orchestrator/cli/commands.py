@@ -39,8 +39,6 @@ WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless an option sets it."""
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
-_amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
-_everything = flag("--all", "everything", told="All that is left, instead of an amount.")
 _transaction = click.option(
     "--transaction", metavar="ID", help="Another transaction than the one that pays the checkout."
 )
@@ -59,7 +57,13 @@ _key = click.option(
     help="Idempotency key: the same command with the same key is stored once. Without it, a new one.",
 )
 
-_MONEY = (_amount, _everything, _transaction, _key, yes_option)
+_MONEY = (
+    click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency."),
+    flag("--all", "everything", told="All that is left, instead of an amount."),
+    _transaction,
+    _key,
+    yes_option,
+)
 
 
 def _command(

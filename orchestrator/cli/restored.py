@@ -76,10 +76,13 @@ async def find_lost(here: Installation, *, merchant: MerchantRecord, orders: Seq
 
 
 async def _known(db: Database, merchant_id: int, names: Sequence[str]) -> set[str]:
-    asked = (
-        "SELECT DISTINCT order_ref FROM checkouts WHERE merchant_id = :merchant AND order_ref = ANY(:names)"
+    known = await query(
+        db,
+        "SELECT DISTINCT order_ref FROM checkouts WHERE merchant_id = :merchant AND order_ref = ANY(:names)",
+        merchant=merchant_id,
+        names=list(names),
     )
-    return {row.order_ref for row in await query(db, asked, merchant=merchant_id, names=list(names))}
+    return {row.order_ref for row in known}
 
 
 async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> dict[str, Found | None]:
