@@ -28,7 +28,7 @@ _COMMANDS: Final = {
     "scheduler": "processes:scheduler",
     "deliverer": "processes:deliverer",
     "sandbox": "processes:sandbox",
-    "shop": "demo_shop:shop",
+    "shop": "processes:shop",
     "helper": "browser_script:script",
     "migrate": "processes:migrate",
     "status": "status:status",
@@ -70,7 +70,10 @@ class _Lazy(click.Group):
         return command
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=_Lazy,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
 @click.version_option(package_name="checkout-orchestrator", prog_name="orchestrator")
 def cli() -> None:
     """Take checkout intents through the payment gateway until the money is settled."""

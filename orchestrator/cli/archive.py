@@ -7,23 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import Span
-from orchestrator.cli.output import plain_json_option, say, say_document
+from orchestrator.cli.attached import Installation, data_dir, on_database
+from orchestrator.cli.lookup import span_to
+from orchestrator.cli.output import flag, plain_json_option, say, say_document, say_either
 
 if TYPE_CHECKING:
-    from orchestrator.audit.archive import Archived, Result
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
-
-_LONGEST = 100 * 366 * 86_400
+    from orchestrator.audit.archive import Result
 
 
 @click.command(short_help="Move the history of settled checkouts into files.")
 @data_dir
 @click.option(
     "--older-than",
-    type=Span(longest=_LONGEST),
+    type=span_to(100 * 366),
     required=True,
     help="Only checkouts that were received, and last changed, longer ago than this (90d).",
 )
@@ -37,10 +33,9 @@ _LONGEST = 100 * 366 * 86_400
     "--size",
     type=click.IntRange(1, 10_000),
     default=1000,
-    show_default=True,
     help="Checkouts in one file, and in one transaction.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say how much would go.")
+@flag("--dry-run", told="Only say how much would go.")
 @plain_json_option
 def archive(
     *, data_dir: Path, older_than: float, directory: Path | None, size: int, dry_run: bool, as_json: bool
@@ -53,57 +48,51 @@ def archive(
     """
     place = directory or data_dir / "archives"
 
-    async def work(settings: Settings, db: Database) -> int:
+    async def work(here: Installation) -> int:
+        from orchestrator.audit import archive as task
+
         if dry_run:
-            return await _count(db, older_than, as_json=as_json)
-        return await _run(settings, db, place, older_than=older_than, size=size, as_json=as_json)
+            checkouts, entries = await task.candidates(
+                here.db, await task.choose(here.db, older_than=older_than)
+            )
+            say_either(
+                {"dryRun": True, "checkouts": checkouts, "entries": entries},
+                f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.",
+                as_json=as_json,
+            )
+            return 0
+        task.prepare(place)
+        result = await task.run(
+            here.db,
+            here.encryptor,
+            place,
+            older_than=older_than,
+            most=size,
+            tell=lambda archived: say(
+                f"{archived.file}: {archived.checkouts} checkouts, {archived.entries} entries", err=as_json
+            ),
+        )
+        if as_json:
+            say_document(
+                {
+                    "dryRun": False,
+                    "checkouts": result.checkouts,
+                    "entries": result.entries,
+                    "archives": result.archives,
+                    "directory": str(place),
+                    "leftAsTheyAre": [str(problem) for problem in result.problems],
+                    "unknownFiles": [str(path) for path in result.orphans],
+                    "monthsMade": result.made,
+                    "monthsDropped": result.dropped,
+                }
+            )
+        else:
+            _report(result, place)
+        return int(bool(result.problems))
 
     # Months of the trail are made and dropped, and what is archived is deleted: that takes the owner's
     # rights.
     return on_database(data_dir, work, owner=True)
-
-
-async def _count(db: Database, older_than: float, *, as_json: bool) -> int:
-    from orchestrator.audit import archive as task
-
-    checkouts, entries = await task.candidates(db, await task.choose(db, older_than=older_than))
-    if as_json:
-        say_document({"dryRun": True, "checkouts": checkouts, "entries": entries})
-        return 0
-    say(f"The history of {checkouts} checkouts would go, with {entries} entries of the trail.")
-    return 0
-
-
-async def _run(
-    settings: Settings, db: Database, place: Path, *, older_than: float, size: int, as_json: bool
-) -> int:
-    from orchestrator.audit import archive as task
-    from orchestrator.crypto import Encryptor
-
-    encryptor = Encryptor(settings.secret_keys)
-    task.prepare(place)
-
-    def tell(archived: Archived) -> None:
-        say(f"{archived.file}: {archived.checkouts} checkouts, {archived.entries} entries", err=as_json)
-
-    result = await task.run(db, encryptor, place, older_than=older_than, most=size, tell=tell)
-    if as_json:
-        say_document(
-            {
-                "dryRun": False,
-                "checkouts": result.checkouts,
-                "entries": result.entries,
-                "archives": result.archives,
-                "directory": str(place),
-                "leftAsTheyAre": [str(problem) for problem in result.problems],
-                "unknownFiles": [str(path) for path in result.orphans],
-                "monthsMade": result.made,
-                "monthsDropped": result.dropped,
-            }
-        )
-    else:
-        _report(result, place)
-    return 1 if result.problems else 0
 
 
 def _report(result: Result, place: Path) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
-from orchestrator.cli.extra import need_devkit
-from orchestrator.cli.output import say_json
-from orchestrator.cli.processes import open_terminal
+from orchestrator.cli.output import flag, json_flag, say_json
+from orchestrator.cli.processes import need_devkit, open_terminal
 
 
-def _checked_latency(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+def _latency(value: str) -> str:
     from orchestrator.devkit.bench import latency
 
     try:
@@ -27,18 +26,14 @@ SHARE = click.FloatRange(0.0, 1.0)
 
 
 @click.command("bench-gateway", hidden=True)
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1")
 @click.option("--port", type=click.IntRange(1, 65535), required=True)
-@click.option(
-    "--latency", callback=_checked_latency, default="0", show_default=True, help="How late it answers."
-)
-@click.option("--faults", type=SHARE, default=0.0, show_default=True, help="Share of calls that break.")
-@click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--shoppers/--no-shoppers", default=True, show_default=True, help="Whether shoppers pay.")
-@click.option("--think", type=click.FloatRange(0.0, 3600.0), default=1.0, show_default=True, help="Seconds.")
-@click.option(
-    "--jitter", type=SHARE, default=0.5, show_default=True, help="More or less, as a share of that."
-)
+@click.option("--latency", type=_latency, metavar="TEXT", default="0", help="How late it answers.")
+@click.option("--faults", type=SHARE, default=0.0, help="Share of calls that break.")
+@click.option("--seed", type=int, default=1)
+@click.option("--shoppers/--no-shoppers", default=True, help="Whether shoppers pay.")
+@click.option("--think", type=click.FloatRange(0.0, 3600.0), default=1.0, help="Seconds.")
+@click.option("--jitter", type=SHARE, default=0.5, help="More or less, as a share of that.")
 def gateway(
     *,
     host: str,
@@ -83,70 +78,41 @@ def load() -> None:
     type=click.FloatRange(0.1, 100_000),
     help="Orders a second; with --ramp where it starts.  [default: 40]",
 )
-@click.option(
-    "--seconds",
-    type=click.FloatRange(1.0, 86_400.0),
-    default=30.0,
-    show_default=True,
-    help="How long orders arrive.",
-)
-@click.option("--ramp", is_flag=True, help="First find the highest rate that is held, then measure at it.")
+@click.option("--seconds", type=click.FloatRange(1.0, 86_400.0), default=30.0, help="How long orders arrive.")
+@flag("--ramp", told="First find the highest rate that is held, then measure at it.")
 @click.option(
     "--gateway-latency",
     "latency",
     default="lognormal:120,380",
-    show_default=True,
-    callback=_checked_latency,
+    type=_latency,
     metavar="MS",
     help="How late the gateway answers: 0, milliseconds, or lognormal:P50,P99.",
 )
-@click.option(
-    "--faults",
-    type=SHARE,
-    default=0.0,
-    show_default=True,
-    help="Share of the calls to the gateway that break.",
-)
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
+@click.option("--faults", type=SHARE, default=0.0, help="Share of the calls to the gateway that break.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, help="Worker processes.")
 @click.option(
     "--think",
     type=click.FloatRange(0.0, 600.0),
     default=1.0,
-    show_default=True,
     help="Seconds that a shopper thinks before paying, more or less the half of it.",
 )
-@click.option(
-    "--evenly", is_flag=True, help="Orders arrive at even distances, instead of by chance (Poisson)."
-)
+@flag("--evenly", told="Orders arrive at even distances, instead of by chance (Poisson).")
 @click.option(
     "--stage",
     type=click.Choice(["whole", "ready"]),
     default="whole",
-    show_default=True,
     help="`ready`: a batch of --orders is handed over as fast as it is taken and processed until it can be paid; no shopper pays.",
 )
-@click.option(
-    "--orders",
-    type=click.IntRange(2, 1_000_000),
-    default=1000,
-    show_default=True,
-    help="The batch of --stage ready.",
-)
+@click.option("--orders", type=click.IntRange(2, 1_000_000), default=1000, help="The batch of --stage ready.")
 @click.option(
     "--sequential",
     type=click.IntRange(1, 100_000),
     metavar="N",
     help="One order at a time, N of them, until it can be paid.",
 )
-@click.option(
-    "--webhook", is_flag=True, help="Also have every event delivered to an endpoint of the merchant's."
-)
-@click.option(
-    "--seed", type=int, default=1, show_default=True, help="Makes arrivals, latencies and faults repeatable."
-)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and all other output on stderr."
-)
+@flag("--webhook", told="Also have every event delivered to an endpoint of the merchant's.")
+@click.option("--seed", type=int, default=1, help="Makes arrivals, latencies and faults repeatable.")
+@json_flag("Print one JSON object on stdout, and all other output on stderr.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False, writable=True),

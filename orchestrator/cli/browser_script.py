@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli.attached import data_dir
-from orchestrator.cli.output import say, say_json
+from orchestrator.cli.output import json_flag, say, say_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PURPOSE = "lists the payment methods of a checkout, starts the payment at the gateway, shows its state"
 
@@ -22,11 +25,14 @@ def script() -> None:
 @data_dir
 @click.option("--api", metavar="URL", help="Where browsers reach the API (default: PUBLIC_URL).")
 @click.option(
-    "--gateway", "gateways", multiple=True, metavar="URL",
+    "--gateway",
+    "gateways",
+    multiple=True,
+    metavar="URL",
     help="The gateway that the merchant's payments start at; may be repeated (default: GATEWAY_URL).",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="One document of JSON.")
-def csp(*, data_dir: Any, api: str | None, gateways: tuple[str, ...], as_json: bool) -> None:
+)
+@json_flag("One document of JSON.")
+def csp(*, data_dir: Path, api: str | None, gateways: tuple[str, ...], as_json: bool) -> None:
     """Print the script's address, its integrity hash, and the Content-Security-Policy of the shop's page.
 
     The last lines are the entry of an inventory of payment page scripts (PCI DSS 4.0.1, 6.4.3): what the
@@ -50,20 +56,17 @@ def csp(*, data_dir: Any, api: str | None, gateways: tuple[str, ...], as_json: b
     policy = static_files.policy(newest, api=base, gateways=called)
     tag = f'<script src="{url}" integrity="{newest.integrity}" crossorigin="anonymous" defer></script>'
     if as_json:
-        say_json(
-            json.dumps(
-                {
-                    "url": url,
-                    "version": newest.version,
-                    "integrity": newest.integrity,
-                    "script": tag,
-                    "contentSecurityPolicy": policy,
-                    "purpose": PURPOSE,
-                    "bytes": len(newest.body),
-                    "bytesCompressed": len(newest.compressed),
-                }
-            )
-        )
+        document = {
+            "url": url,
+            "version": newest.version,
+            "integrity": newest.integrity,
+            "script": tag,
+            "contentSecurityPolicy": policy,
+            "purpose": PURPOSE,
+            "bytes": len(newest.body),
+            "bytesCompressed": len(newest.compressed),
+        }
+        say_json(json.dumps(document))
         return
     for name, value in (
         ("URL", url),

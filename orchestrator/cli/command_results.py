@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.documents import coded, operation_facts
 from orchestrator.cli.lookup import price, uuid_of
 from orchestrator.cli.output import json_option, say, say_document
@@ -20,10 +20,8 @@ from orchestrator.domain.records import CommandKind, OperationState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CommandRecord
 
@@ -36,7 +34,6 @@ def wait_option(default: float) -> Callable[[Any], Any]:
         "--wait",
         type=click.FloatRange(0, 86_400),
         default=default,
-        show_default=True,
         metavar="SECONDS",
         help="How long to wait for the result.",
     )
@@ -48,48 +45,34 @@ def commands() -> None:
 
 
 @commands.command(short_help="Show how far one command is.")
-@data_dir
+@database_command
 @click.argument("command")
 @wait_option(0.0)
 @json_option
-def show(*, data_dir: Path, command: str, wait: float, as_json: bool) -> int:
+async def show(here: Installation, *, command: str, wait: float, as_json: bool) -> int:
     """Show how far one command is (its id), and what came of it."""
-
-    async def tell(settings: Settings, db: Database) -> int:
-        wanted = uuid_of(command)
-        found = None if wanted is None else await until_finished(db, wanted, wait)
-        if found is None:
-            raise click.UsageError(
-                f"there is no command {command!r}: `orchestrator checkouts show` names those of a checkout"
-            )
-        if as_json:
-            await _say_record(db, settings, found)
-        else:
-            asked = found.command
-            say(f"Command {asked.id}: {asked.kind} of {_what(found)}, asked for by {asked.actor}")
-            say(f"at {asked.requested_at:%Y-%m-%d %H:%M:%S} UTC. State: {found.state}.")
-            if found.finished:
-                say_result(found)
-        return exit_status(found)
-
-    return on_database(data_dir, tell)
-
-
-async def show_document(db: Database, settings: Settings, command: UUID, *, wait: float = 0.0) -> int:
-    """Print a command as JSON once it is finished, or as it stands after so many seconds; return the exit
-    status.
-    """
-    found = await until_finished(db, command, wait)
-    assert found is not None  # noqa: S101 - the caller has stored or found it
-    await _say_record(db, settings, found)
+    wanted = uuid_of(command)
+    found = None if wanted is None else await until_finished(here.db, wanted, wait)
+    if found is None:
+        raise click.UsageError(
+            f"there is no command {command!r}: `orchestrator checkouts show` names those of a checkout"
+        )
+    if as_json:
+        await say_record(here, found)
+    else:
+        asked = found.command
+        say(f"Command {asked.id}: {asked.kind} of {_what(found)}, asked for by {asked.actor}")
+        say(f"at {asked.requested_at:%Y-%m-%d %H:%M:%S} UTC. State: {found.state}.")
+        if found.finished:
+            say_result(found)
     return exit_status(found)
 
 
-async def _say_record(db: Database, settings: Settings, found: CommandRecord) -> None:
-    from orchestrator.crypto import Encryptor
+async def say_record(here: Installation, found: CommandRecord) -> None:
+    """Print a command as JSON."""
     from orchestrator.store.free_text import Reasons
 
-    reasons = await Reasons.of(db, Encryptor(settings.secret_keys), found.checkout_id)
+    reasons = await Reasons.of(here.db, here.encryptor, found.checkout_id)
     say_document(_document(found, reasons.shown(found.command.reason)))
 
 

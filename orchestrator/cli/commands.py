@@ -10,52 +10,42 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.command_results import (
-    exit_status,
-    say_result,
-    show_document,
-    until_finished,
-    wait_option,
-)
-from orchestrator.cli.confirmation import as_option, confirmed, yes_option
-from orchestrator.cli.lookup import Span, find_checkout, price
-from orchestrator.cli.output import json_option, say
+from orchestrator.cli.attached import Installation, data_dir, on_database, options
+from orchestrator.cli.command_results import exit_status, say_record, say_result, until_finished, wait_option
+from orchestrator.cli.lookup import find_checkout, one_of, price, span
+from orchestrator.cli.output import flag, json_option, say
+from orchestrator.cli.questions import as_option, confirmed, yes_option
 from orchestrator.domain.command_progress import CommandState
 from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from uuid import UUID
 
     from orchestrator.domain.command_rules import CheckoutView, CommandRequest
+    from orchestrator.intents import Problem
     from orchestrator.settings import Settings
     from orchestrator.store.database import Database
     from orchestrator.store.inbox import Requested, StoredOrder
     from orchestrator.store.read_model import CheckoutRecord
 
-F = TypeVar("F", bound="Callable[..., Any]")
 
 WAIT: Final = 30.0
 """Seconds that a command waits for its answer unless an option sets it."""
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
-_amount = click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency.")
-_everything = click.option(
-    "--all", "everything", is_flag=True, help="All that is left, instead of an amount."
-)
 _transaction = click.option(
     "--transaction", metavar="ID", help="Another transaction than the one that pays the checkout."
 )
 
 
-def _read_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
-    if key is not None and not _KEY.fullmatch(key):
+def _read_key(key: str) -> str:
+    if not _KEY.fullmatch(key):
         raise click.BadParameter("must be 1 to 255 visible ASCII characters, such as a UUID")
     return key
 
@@ -63,41 +53,40 @@ def _read_key(_: click.Context, __: click.Parameter, key: str | None) -> str | N
 _key = click.option(
     "--key",
     metavar="KEY",
-    callback=_read_key,
+    type=_read_key,
     help="Idempotency key: the same command with the same key is stored once. Without it, a new one.",
 )
 
+_MONEY = (
+    click.option("--amount", metavar="AMOUNT", help="As in 10.00, in the payment's currency."),
+    flag("--all", "everything", told="All that is left, instead of an amount."),
+    _transaction,
+    _key,
+    yes_option,
+)
 
-def _command(*options: Callable[[Any], Any], wait: float = WAIT) -> Callable[[F], F]:
-    """Return what gives a command its options: those that all have, and these between them."""
+
+def _command(
+    short: str, *own: Callable[[Any], Any], wait: float = WAIT
+) -> Callable[[Callable[..., int]], click.Command]:
+    """Return what makes a command with the options that all have, and its own between them."""
     reason = click.option("--reason", help="Why; stands in the audit trail.")
-    shared = (
-        data_dir,
-        click.argument("checkout"),
-        *options,
-        reason,
-        as_option,
-        wait_option(wait),
-        json_option,
+    shared = options(
+        data_dir, click.argument("checkout"), *own, reason, as_option, wait_option(wait), json_option
     )
-
-    def give(command: F) -> F:
-        for option in reversed(shared):
-            command = option(command)
-        return command
-
-    return give
+    return lambda run: click.command(short_help=short)(shared(run))
 
 
-@click.command(short_help="Cancel one checkout, unless its money is there already.")
-@_command(wait=0.0)
+@_command("Cancel one checkout, unless its money is there already.", wait=0.0)
 def cancel(**given: Any) -> int:
     """Cancel one checkout (its id, or its order number), unless its money is there already."""
     return _ask(CommandKind.CANCEL, **given)
 
 
-@click.command(short_help="Change the order of one checkout before its payment.")
-@_command(click.argument("change", metavar="FILE", type=click.File("rb")))
+@_command(
+    "Change the order of one checkout before its payment.",
+    click.argument("change", metavar="FILE", type=click.File("rb")),
+)
 def change(*, change: BinaryIO, **given: Any) -> int:
     """Change the order of one checkout before its payment, by the JSON Merge Patch (RFC 7396) in FILE (- is
     standard input), as `PATCH /v1/checkouts/{id}` takes it: amount, order lines, customer, transactionInfo,
@@ -106,50 +95,49 @@ def change(*, change: BinaryIO, **given: Any) -> int:
     return _ask(CommandKind.CHANGE, change=_patch(change.read()), **given)
 
 
-@click.command(short_help="Reopen a checkout that failed, expired or was cancelled.")
 @_command(
+    "Reopen a checkout that failed, expired or was cancelled.",
     click.option(
         "--expires-in",
-        type=Span(),
+        type=span,
         metavar="SPAN",
         help="The new deadline: 30m, 2h; without it that of the order.",
-    )
+    ),
 )
 def reopen(**given: Any) -> int:
     """Reopen a checkout that failed, expired or was cancelled, for a shopper who tries again."""
     return _ask(CommandKind.REOPEN, **given)
 
 
-@click.command(short_help="Capture reserved money: --amount, or --all.")
-@_command(_amount, _everything, _transaction, _key, yes_option)
+@_command("Capture reserved money: --amount, or --all.", *_MONEY)
 def capture(*, amount: str | None, everything: bool, **given: Any) -> int:
     """Capture reserved money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(CommandKind.CAPTURE, amount=_stated(amount, everything=everything), **given)
 
 
-@click.command(short_help="Refund captured money: --amount, or --all.")
-@_command(_amount, _everything, _transaction, _key, yes_option)
+@_command("Refund captured money: --amount, or --all.", *_MONEY)
 def refund(*, amount: str | None, everything: bool, **given: Any) -> int:
     """Refund captured money of a paid checkout: an amount, or all that is left (--all)."""
     return _ask(CommandKind.REFUND, amount=_stated(amount, everything=everything), **given)
 
 
-@click.command(short_help="Release a reservation.")
-@_command(_transaction, _key, yes_option)
+@_command("Release a reservation.", _transaction, _key, yes_option)
 def release(**given: Any) -> int:
     """Release a reservation of which nothing is captured."""
     return _ask(CommandKind.RELEASE, **given)
 
 
-@click.command(short_help="Try at once what waits for its next try.")
-@_command()
+@_command("Try at once what waits for its next try.")
 def retry(**given: Any) -> int:
     """Try at once what waits for its next try, however often it has failed."""
     return _ask(CommandKind.RETRY, **given)
 
 
-@click.command(short_help="Decide what waits for a person: keep, return or dismiss.")
-@_command(click.argument("decision", type=click.Choice([choice.value for choice in Decision])), yes_option)
+@_command(
+    "Decide what waits for a person: keep, return or dismiss.",
+    click.argument("decision", type=one_of(Decision)),
+    yes_option,
+)
 def resolve(**given: Any) -> int:
     """Decide what waits for a person: keep the money, return it, or dismiss it: no action needed."""
     return _ask(CommandKind.RESOLVE, **given)
@@ -175,8 +163,12 @@ def _patch(raw: bytes) -> dict[str, Any]:
     if not isinstance(patch, dict):
         raise click.UsageError(f"FILE must hold one JSON object of at most {BODY_LIMIT} bytes")
     if problems := changes.problems_of(patch):
-        raise click.UsageError("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
+        raise _refused(problems)
     return patch
+
+
+def _refused(problems: Sequence[Problem]) -> click.UsageError:
+    return click.UsageError("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
 
 
 COMMANDS: Final = (change, cancel, reopen, capture, refund, release, retry, resolve)
@@ -207,12 +199,12 @@ class _Asking:
     key: str | None = None
     wanted: dict[str, Any]
 
-    async def run(self, settings: Settings, db: Database) -> int:
+    async def run(self, here: Installation) -> int:
         """Ask, store and wait; return the exit status."""
         from orchestrator.store import inbox
 
-        row = await find_checkout(db, self.checkout)
-        view = await _view(db, row.id, self.key)
+        row = await find_checkout(here.db, self.checkout)
+        view = await _view(here.db, row.id, self.key)
         request = _command_request(view, self.kind, self.wanted)
         # As of a request without a version: a repeat is the same command, though the checkout has moved.
         content = inbox.fingerprint_of(row.id, self.kind, request.arguments, reason=self.reason)
@@ -220,28 +212,24 @@ class _Asking:
             command, before = view.met
             if before != content:
                 raise inbox.KeyReused(self.key or "")
-            return await self._follow(settings, db, command, _repeated(command))
+            return await self._follow(here, command, _repeated(command), wait=self.wait)
         _refuse(view, request)
         question = money_question(view, request, row.merchant)
         if question is not None and not self.yes:
             if not confirmed(question, yes=False):
                 return 1
             request = replace(request, version=view.version)
-            _refuse(await _view(db, row.id, self.key), request)
+            _refuse(await _view(here.db, row.id, self.key), request)
         if self.kind is CommandKind.CANCEL and view.cancelling is not None:
-            if self.as_json:
-                await show_document(db, settings, view.cancelling)
-                return 0
-            say(f"Checkout {row.id} is being cancelled already, by command {view.cancelling}.")
-            return 0
-        stored = await self._store(settings, db, row, request, content=content)
-        said = _asked(view, request, stored.id, settings) if stored.fresh else _repeated(stored.id)
-        return await self._follow(settings, db, stored.id, said)
+            said = f"Checkout {row.id} is being cancelled already, by command {view.cancelling}."
+            return await self._follow(here, view.cancelling, said, wait=0.0)
+        stored = await self._store(here, row, request, content=content)
+        said = _asked(view, request, stored.id, here.settings) if stored.fresh else _repeated(stored.id)
+        return await self._follow(here, stored.id, said, wait=self.wait)
 
     async def _store(
         self,
-        settings: Settings,
-        db: Database,
+        here: Installation,
         row: CheckoutRecord,
         request: CommandRequest,
         *,
@@ -249,19 +237,17 @@ class _Asking:
     ) -> Requested:
         from uuid import uuid4
 
-        from orchestrator.crypto import Encryptor
         from orchestrator.store import inbox
         from orchestrator.store.database import is_away
 
-        encryptor = Encryptor(settings.secret_keys)
         if self.kind is CommandKind.CHANGE:
-            order = await inbox.stored_order(db, encryptor, row.id)
+            order = await inbox.stored_order(here.db, here.encryptor, row.id)
             request = replace(request, change=_sealed(order, self.wanted["change"]))
         key = self.key or (str(uuid4()) if self.kind in MOVES_MONEY else None)
         try:
             stored = await inbox.request(
-                db,
-                encryptor,
+                here.db,
+                here.encryptor,
                 row.id,
                 merchant_id=row.merchant_id,
                 kind=self.kind,
@@ -284,15 +270,29 @@ class _Asking:
         assert stored is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
         return stored
 
-    async def _follow(self, settings: Settings, db: Database, command: UUID, said: str) -> int:
-        """Say which command it is, and wait for its result; return the exit status."""
+    async def _follow(self, here: Installation, command: UUID, said: str, *, wait: float) -> int:
+        """Say which command it is, and wait for its result; return 1 if that differs from the request, or is
+        unknown, where it is waited for.
+        """
+        if wait or not self.as_json:
+            say(said, err=self.as_json)
+        if not wait and not self.as_json:
+            return 0
+        found = await until_finished(here.db, command, wait)
+        assert found is not None  # noqa: S101 - it was stored or found a moment ago
         if self.as_json:
-            if self.wait:
-                say(said, err=True)
-            status = await show_document(db, settings, command, wait=self.wait)
-            return status if self.wait else 0
-        say(said)
-        return await _answered(db, command, self.wait) if self.wait else 0
+            await say_record(here, found)
+        elif found.finished:
+            say_result(found)
+        else:
+            pending = found.state is CommandState.PENDING
+            taken = "was not executed by a worker yet" if pending else "is still being executed"
+            say(
+                f"The command {taken} after {wait:g} s. It stands: `orchestrator commands show {command} --wait 60` waits for it, "
+                f"and `orchestrator checkouts explain {found.checkout_id}` says how far the checkout is.",
+                err=True,
+            )
+        return exit_status(found) if wait else 0
 
 
 def _repeated(command: UUID) -> str:
@@ -371,43 +371,21 @@ def _sealed(order: StoredOrder, change: dict[str, Any]) -> str:
     try:
         return order.sealed(change)
     except IntentRejected as error:
-        said = "; ".join(f"{problem.field}: {problem.message}" for problem in error.problems)
-        raise click.UsageError(said) from None
+        raise _refused(error.problems) from None
 
 
-def _asked(view: CheckoutView, command_request: CommandRequest, command: UUID, settings: Settings) -> str:
-    checkout = view.id
-    match command_request.kind:
+def _asked(view: CheckoutView, request: CommandRequest, command: UUID, settings: Settings) -> str:
+    match request.kind:
         case CommandKind.CANCEL:
-            grace = f"after a grace of {settings.cancel_grace:g} s, if no payment is found by then"
-            return f"Asked for: checkout {checkout} is cancelled {grace}. Command {command}."
+            grace = f"a grace of {settings.cancel_grace:g} s, if no payment is found by then"
+            what = f"checkout {view.id} is cancelled after {grace}"
         case CommandKind.CAPTURE | CommandKind.REFUND:
-            much = (
-                "all that is left"
-                if command_request.amount is None
-                else price(command_request.amount, view.currency_of(command_request.transaction_id))
-            )
-            return f"Asked for: {command_request.kind} of {much} for checkout {checkout}. Command {command}."
+            much = "all that is left"
+            if request.amount is not None:
+                much = price(request.amount, view.currency_of(request.transaction_id))
+            what = f"{request.kind} of {much} for checkout {view.id}"
         case CommandKind.RESOLVE:
-            return f"Asked for: resolve checkout {checkout} by {command_request.decision}. Command {command}."
+            what = f"resolve checkout {view.id} by {request.decision}"
         case _:
-            return f"Asked for: {command_request.kind} of checkout {checkout}. Command {command}."
-
-
-async def _answered(db: Database, command: UUID, wait: float) -> int:
-    """Wait until a worker has executed it, and print the result; 1 if that differs from the request, or is
-    unknown.
-    """
-    found = await until_finished(db, command, wait)
-    assert found is not None  # noqa: S101 - it was stored a moment ago
-    if found.finished:
-        say_result(found)
-    else:
-        pending = found.state is CommandState.PENDING
-        taken = "was not executed by a worker yet" if pending else "is still being executed"
-        say(
-            f"The command {taken} after {wait:g} s. It stands: `orchestrator commands show {command} --wait 60` waits for it, "
-            f"and `orchestrator checkouts explain {found.checkout_id}` says how far the checkout is.",
-            err=True,
-        )
-    return exit_status(found)
+            what = f"{request.kind} of checkout {view.id}"
+    return f"Asked for: {what}. Command {command}."

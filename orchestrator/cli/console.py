@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import checked_name
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.output import say
+from orchestrator.cli.questions import checked_name
 from orchestrator.domain.console_roles import ROLES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 
 @click.group()
@@ -26,48 +23,41 @@ def console() -> None:
 
 
 @console.command(short_help="Print a link that begins one session.")
-@data_dir
+@database_command
 @click.option(
     "--as",
     "name",
     default="operator",
-    show_default=True,
-    callback=lambda _, __, name: checked_name(name),
+    type=checked_name,
+    metavar="TEXT",
     help="Who uses it; stands in the audit trail.",
 )
 @click.option(
     "--role",
     type=click.Choice(list(ROLES)),
     default="operator",
-    show_default=True,
     help="What the session may do.",
 )
-def link(*, data_dir: Path, name: str, role: str) -> int:
+async def link(here: Installation, *, name: str, role: str) -> None:
     """Print a link that begins one session of the console, and nothing else; it is valid once, for an
     hour.
     """
-
-    async def made(settings: Settings, db: Database) -> int:
-        say(await link_of(settings, db, name=name, role=role))
-        return 0
-
-    return on_database(data_dir, made)
+    say(await link_of(here, name=name, role=role))
 
 
-async def link_of(settings: Settings, db: Database, *, name: str, role: str) -> str:
+async def link_of(here: Installation, *, name: str, role: str) -> str:
     """Return the address of a new link."""
-    from orchestrator.crypto import Encryptor
     from orchestrator.store.console import sessions
 
     code = await sessions.begin(
-        db,
-        Encryptor(settings.secret_keys),
+        here.db,
+        here.encryptor,
         actor=name,
         scopes=ROLES[role],
         seconds=sessions.LONGEST_LINK,
         link=True,
     )
-    return f"{settings.public_url}/console/link/{code}"
+    return f"{here.settings.public_url}/console/link/{code}"
 
 
 def link_for(settings: Settings) -> str:
@@ -77,7 +67,7 @@ def link_for(settings: Settings) -> str:
     async def made() -> str:
         url = settings.need("database_url")
         async with Database(url, pool_size=1, name="orchestrator-console-link") as db:
-            return await link_of(settings, db, name="operator", role="admin")
+            return await link_of(Installation(settings, db), name="operator", role="admin")
 
     with ThreadPoolExecutor(1) as apart:
         return apart.submit(asyncio.run, made()).result()

@@ -9,14 +9,16 @@ import socket
 import time
 from typing import TYPE_CHECKING, Final
 
+from orchestrator.cli.attached import query
 from orchestrator.errors import OrchestratorError
 from orchestrator.settings.postgres_url import place
+from orchestrator.store import readiness, schema
+from orchestrator.store.database import Database, is_away
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from orchestrator.cli.report import Report
-    from orchestrator.store.database import Database
+    from orchestrator.cli.doctor import Report
     from orchestrator.store.readiness import Process
 
 DRIFT: Final = 5.0
@@ -47,18 +49,12 @@ REMEDIES: Final[Mapping[str, str]] = {
 
 async def examine(url: str, db: Database, report: Report) -> bool:
     """Look at Postgres; return whether the other checks can query it."""
-    from sqlalchemy import text
-
-    from orchestrator.store import readiness, schema
-
-    facts = text(
-        "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
-    )
+    facts = "SELECT current_setting('server_version_num')::int / 10000 AS major, extract(epoch FROM now())::float8 AS now"
     try:
         with schema.reachable(url):
             async with asyncio.timeout(TIMEOUT):
                 before = time.time()
-                row = (await db.read(facts))[0]
+                (row,) = await query(db, facts)
                 after = time.time()
     except OrchestratorError as error:
         why = readiness.reason(error.__cause__ or error)
@@ -89,8 +85,9 @@ async def examine(url: str, db: Database, report: Report) -> bool:
         report.ill("schema", wrong)
         return False
     await _writes(url, db, report)
-    await _refusals(db, report)
-    skew = (await db.read(text("SELECT coalesce(max(seconds), 0) AS seconds FROM clock_skew")))[0].seconds
+    for refusal in await readiness.refusals(db):
+        report.ill("database", refusal)
+    ((skew,),) = await query(db, "SELECT coalesce(max(seconds), 0) FROM clock_skew")
     if skew:
         report.ill(
             "schema",
@@ -103,9 +100,6 @@ async def examine(url: str, db: Database, report: Report) -> bool:
 
 async def _writes(url: str, db: Database, report: Report) -> None:
     """Write something: a server that is read-only, or whose disk is full, still answers questions."""
-    from orchestrator.store import readiness
-    from orchestrator.store.database import is_away
-
     try:
         async with asyncio.timeout(TIMEOUT):
             await readiness.probe(db, f"probe:{socket.gethostname()}:doctor")
@@ -117,17 +111,8 @@ async def _writes(url: str, db: Database, report: Report) -> None:
         report.well("writes", "the database takes writes")
 
 
-async def _refusals(db: Database, report: Report) -> None:
-    from orchestrator.store import readiness
-
-    for refusal in await readiness.refusals(db):
-        report.ill("database", refusal)
-
-
 async def fault(url: str, error: BaseException) -> str:
     """Return why Postgres cannot be used, and what to do about it."""
-    from orchestrator.store import readiness
-
     why = readiness.reason(error)
     state = readiness.cause_of(error)
     do = REMEDIES.get(state, f"look at Postgres at {place(url)}, and at what is between")
@@ -138,20 +123,16 @@ async def fault(url: str, error: BaseException) -> str:
 
 async def _why_read_only(url: str) -> str:
     """Return what makes the server at a URL read-only, with what ends it; nothing where it does not say."""
-    from sqlalchemy import text
-
-    from orchestrator.store.database import Database, is_away
-
-    facts = text("""
+    facts = """
         SELECT pg_is_in_recovery() AS standby, s.setting = 'on' AS off, s.source FROM pg_settings s
          WHERE s.name = 'default_transaction_read_only'
-    """)
+    """
     try:
         async with (
             asyncio.timeout(TIMEOUT),
             Database(url, pool_size=1, name="orchestrator-doctor", writes=False) as db,
         ):
-            (row,) = await db.read(facts)
+            (row,) = await query(db, facts)
     except Exception as error:
         if not is_away(error):
             raise

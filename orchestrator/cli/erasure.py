@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import as_option, confirmed, yes_option
-from orchestrator.cli.lookup import Moment, find_checkout, merchant_id
-from orchestrator.cli.output import say, say_document
+from orchestrator.cli.attached import Installation, data_dir, on_database
+from orchestrator.cli.lookup import find_checkout, merchant_id, read_moment
+from orchestrator.cli.output import flag, json_flag, say, say_either
+from orchestrator.cli.questions import as_option, confirmed, yes_option
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.crypto import Encryptor
-    from orchestrator.settings import Settings
     from orchestrator.store.checkouts import Fate
-    from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutRecord
 
 _SHOWN: Final = 50
@@ -44,14 +41,14 @@ _NAMED: Final = 5
 )
 @click.option(
     "--ended-before",
-    type=Moment(),
+    type=read_moment,
     metavar="TIME",
     help="All that ended before: 2026-01-31, or with a time.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be erased, and what would not.")
+@flag("--dry-run", told="Only say what would be erased, and what would not.")
 @yes_option
 @as_option
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, and sentences on stderr.")
+@json_flag("Print JSON, and sentences on stderr.")
 def erase(  # noqa: PLR0913 - the options of the command
     *,
     data_dir: Path,
@@ -74,48 +71,31 @@ def erase(  # noqa: PLR0913 - the options of the command
     if (order is not None and merchant is None) or (checkouts and merchant is not None):
         raise click.UsageError("--merchant goes with --order, which needs it, and with --ended-before")
 
-    async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-
-        number = None if merchant is None else await merchant_id(db, merchant)
-        encryptor = Encryptor(settings.secret_keys)
-        named = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
-        chosen = _Chosen(db, encryptor, named, order, number, ended_before, actor, quiet=as_json)
+    async def work(here: Installation) -> int:
+        number = None if merchant is None else await merchant_id(here.db, merchant)
+        named = [await find_checkout(here.db, name) for name in dict.fromkeys(checkouts)]
+        chosen = _Chosen(here, named, order, number, ended_before, actor, quiet=as_json)
         found = await chosen.erase(dry_run=True)
         if dry_run:
-            _report(
-                found,
-                f"The personal data of {found} would be erased{found.but}.",
-                as_json=as_json,
-                dry_run=True,
-            )
-            return int(found.refused > 0)
-        if not (found.erased or found.intents):
-            _report(found, f"There is nothing to erase{found.but}.", as_json=as_json)
-            return int(found.refused > 0)
-        what = f"{found}: {chosen.described(merchant)}"
-        if not confirmed(f"It cannot be undone. Erase the personal data of {what}, for good", yes=yes):
-            return 1
-        done = await chosen.erase(dry_run=False)
-        _report(done, f"The personal data of {done} was erased{done.but}.", as_json=as_json)
-        return int(done.refused > 0)
+            told = f"The personal data of {found} would be erased{found.but}."
+        elif not (found.erased or found.intents):
+            told = f"There is nothing to erase{found.but}."
+        else:
+            what = f"{found}: {chosen.described(merchant)}"
+            if not confirmed(f"It cannot be undone. Erase the personal data of {what}, for good", yes=yes):
+                return 1
+            found = await chosen.erase(dry_run=False)
+            told = f"The personal data of {found} was erased{found.but}."
+        document = {
+            "dryRun": dry_run,
+            "checkouts": found.erased,
+            "rejectedIntents": found.intents,
+            "refused": found.refused,
+        }
+        say_either(document, told, as_json=as_json)
+        return int(found.refused > 0)
 
     return on_database(data_dir, work)
-
-
-def _report(tally: _Tally, sentence: str, *, as_json: bool, dry_run: bool = False) -> None:
-    """Say how much is erased and how much is not."""
-    if as_json:
-        say_document(
-            {
-                "dryRun": dry_run,
-                "checkouts": tally.erased,
-                "rejectedIntents": tally.intents,
-                "refused": tally.refused,
-            }
-        )
-    else:
-        say(sentence)
 
 
 @dataclass(slots=True)
@@ -142,8 +122,7 @@ class _Tally:
 class _Chosen:
     """What is meant: named checkouts, an order of a merchant, or all that ended before a time."""
 
-    db: Database
-    encryptor: Encryptor
+    here: Installation
     named: Sequence[CheckoutRecord]
     order: str | None
     merchant: int | None
@@ -172,11 +151,11 @@ class _Chosen:
         if self.order is not None and self.merchant is not None:
             # Before the checkouts, which take those of their order along.
             work = rejected.readable if dry_run else rejected.erase
-            tally.intents = await work(self.db, self.merchant, self.order)
+            tally.intents = await work(self.here.db, self.merchant, self.order)
         met = told = 0
         async for ids in self._lists():
             for fate in await checkouts.erase(
-                self.db, self.encryptor, ids, actor=self.actor, cause="asked", dry_run=dry_run
+                self.here.db, self.here.encryptor, ids, actor=self.actor, cause="asked", dry_run=dry_run
             ):
                 met += 1
                 tally.erased += fate.erased
@@ -194,7 +173,7 @@ class _Chosen:
 
         if self.before is None:
             if self.order is not None and self.merchant is not None:
-                ids = await checkouts.of_order(self.db, self.merchant, self.order)
+                ids = await checkouts.of_order(self.here.db, self.merchant, self.order)
             else:
                 ids = list(dict.fromkeys(row.id for row in self.named))
             for some in checkouts.erasure_lists(ids):
@@ -203,7 +182,7 @@ class _Chosen:
         after: UUID | None = None
         while True:
             stretch = await checkouts.ended_before(
-                self.db, before=self.before, merchant_id=self.merchant, after=after
+                self.here.db, before=self.before, merchant_id=self.merchant, after=after
             )
             for some in checkouts.erasure_lists(stretch.ids):
                 yield some
@@ -213,13 +192,8 @@ class _Chosen:
 
 
 def _tell(fate: Fate, *, err: bool) -> None:
+    what = f"Checkout {fate.id} (order {fate.order_ref})"
     if fate.hindrance is not None:
-        say(
-            f"Checkout {fate.id} (order {fate.order_ref}) is not erased: {fate.hindrance}: {fate.hindrance.way}.",
-            err=True,
-        )
+        say(f"{what} is not erased: {fate.hindrance}: {fate.hindrance.way}.", err=True)
     else:
-        say(
-            f"Checkout {fate.id} (order {fate.order_ref}) was erased at {fate.before:%Y-%m-%d %H:%M} UTC.",
-            err=err,
-        )
+        say(f"{what} was erased at {fate.before:%Y-%m-%d %H:%M} UTC.", err=err)

@@ -5,24 +5,21 @@ database, for the operators of the installation.
 from __future__ import annotations
 
 import asyncio
-import re
 from decimal import Decimal
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.lookup import find_checkout, merchant_id, table
-from orchestrator.cli.output import say, say_document, say_more, say_table
-from orchestrator.domain.events import EventType
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database, options
+from orchestrator.cli.lookup import find_checkout, merchant_id, merchant_option, table, types_option, words_of
+from orchestrator.cli.output import flag, json_flag, say, say_document, say_more, say_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
     from orchestrator.domain.events import StoredEvent
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 INTERVAL: Final = 0.2
@@ -31,22 +28,15 @@ MOST: Final = 500
 """Events of a merchant that `follow` reads at once."""
 NEWCOMERS: Final = 25
 """Queries after which `follow` reads the list of merchants again."""
-_SAID: Final = frozenset({"checkoutId", "orderId", "state", "money"})
+_SAID: Final = frozenset({"checkoutId", "orderId", "state", "paymentStatus", "money"})
 """Of an event's data, what its line says already, or what the checkout shows as well."""
 
 _NAMES: Final = {"transactionId": "transaction", "transactionIds": "transactions"}
-_INNER: Final = re.compile("(?<=[a-z])[A-Z]")
 
-_type = click.option(
-    "--type",
-    "kinds",
-    multiple=True,
-    metavar="TYPE",
-    type=click.Choice([str(kind) for kind in EventType]),
-    help="Only these; may be repeated.",
+_printed = options(
+    json_flag("One CloudEvent in each line."),
+    flag("--full", told="With the sentences of full documents (with --json)."),
 )
-_json = click.option("--json", "as_json", is_flag=True, help="One CloudEvent in each line.")
-_full = click.option("--full", is_flag=True, help="With the sentences of full documents (with --json).")
 
 
 @click.group()
@@ -55,10 +45,8 @@ def events() -> None:
 
 
 @events.command("list", short_help="List the newest events, or those after a position.")
-@data_dir
-@click.option(
-    "--merchant", metavar="NAME", default="default", show_default=True, help="The merchant whose feed it is."
-)
+@database_command
+@merchant_option("The merchant whose feed it is.")
 @click.option("--checkout", metavar="ID", help="Only this checkout's (id or order number), of any merchant.")
 @click.option(
     "--after",
@@ -66,13 +54,12 @@ def events() -> None:
     metavar="POSITION",
     help="The first events after this position of the feed; without it the newest.",
 )
-@_type
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
-@_json
-@_full
-def list_events(
+@types_option()
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100)
+@_printed
+async def list_events(
+    here: Installation,
     *,
-    data_dir: Path,
     merchant: str,
     checkout: str | None,
     after: int | None,
@@ -80,35 +67,30 @@ def list_events(
     limit: int,
     as_json: bool,
     full: bool,
-) -> int:
+) -> None:
     """List the newest events of a feed or of a checkout, or the first after a position; the oldest first."""
+    from orchestrator.store import events as feeds
 
-    async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import events as feeds
-
-        wanted = frozenset(kinds) or None
-        if checkout is not None:
-            found = (await find_checkout(db, checkout)).id
-            rows = await feeds.history(db, found, limit=limit + 1, kinds=wanted, after=after)
-        else:
-            rows = await _of_feed(db, merchant, after=after, limit=limit + 1, kinds=wanted)
-        if len(rows) > limit and after is None:
-            rows = rows[1:]
-            say_more(limit, "these are the newest; --after 0 begins with the oldest, --limit shows more")
-        elif len(rows) > limit:
-            rows = rows[:limit]
-            say_more(limit, f"go on with --after {rows[-1].position}, or ask for more with --limit")
-        if as_json:
-            for row in rows:
-                _say_json(row, full=full)
-            return 0
-        shown = table("position", "at", "checkout", "#", "event", "order", "state", "payment", "facts")
+    wanted = frozenset(kinds) or None
+    if checkout is not None:
+        found = (await find_checkout(here.db, checkout)).id
+        rows = await feeds.history(here.db, found, limit=limit + 1, kinds=wanted, after=after)
+    else:
+        rows = await _of_feed(here.db, merchant, after=after, limit=limit + 1, kinds=wanted)
+    if len(rows) > limit and after is None:
+        rows = rows[1:]
+        say_more(limit, "these are the newest; --after 0 begins with the oldest, --limit shows more")
+    elif len(rows) > limit:
+        rows = rows[:limit]
+        say_more(limit, f"go on with --after {rows[-1].position}, or ask for more with --limit")
+    if as_json:
         for row in rows:
-            shown.add_row(*_cells(row))
-        say_table(shown, empty="No event matches.")
-        return 0
-
-    return on_database(data_dir, show)
+            _say_json(row, full=full)
+        return
+    shown = table("position", "at", "checkout", "#", "event", "order", "state", "payment", "facts")
+    for row in rows:
+        shown.add_row(*_cells(row))
+    say_table(shown, empty="No event matches.")
 
 
 async def _of_feed(
@@ -139,10 +121,9 @@ async def _of_feed(
     metavar="POSITION",
     help="Begin after this position of --merchant's feed; from now on where it is left out.",
 )
-@_type
+@types_option()
 @click.option("--limit", type=click.IntRange(1), metavar="NUMBER", help="End after so many events.")
-@_json
-@_full
+@_printed
 def follow_events(
     *,
     data_dir: Path,
@@ -157,22 +138,19 @@ def follow_events(
     if after is not None and merchant is None:
         raise click.UsageError("--after is a position in the feed of one merchant: name it with --merchant")
 
-    def show_one(row: StoredEvent) -> None:
-        if as_json:
-            _say_json(row, full=full)
-        else:
-            say("  ".join((f"{row.merchant:12}", *_cells(row))))
-
-    async def show(_: Settings, db: Database) -> int:
-        only = None if merchant is None else await merchant_id(db, merchant)
-        left = limit
-        async for row in _coming(db, only, after=after):
-            if not kinds or row.kind in kinds:
-                show_one(row)
-                left = None if left is None else left - 1
-            if left == 0:
+    async def show(here: Installation) -> None:
+        only = None if merchant is None else await merchant_id(here.db, merchant)
+        shown = 0
+        async for row in _coming(here.db, only, after=after):
+            if kinds and row.kind not in kinds:
+                continue
+            if as_json:
+                _say_json(row, full=full)
+            else:
+                say("  ".join((f"{row.merchant:12}", *_cells(row))))
+            shown += 1
+            if shown == limit:
                 break
-        return 0
 
     return on_database(data_dir, show)
 
@@ -222,7 +200,8 @@ def _cells(row: StoredEvent) -> tuple[str, ...]:
 
     try:
         data: dict[str, Any] = msgspec.to_builtins(document(row, content="full").data)
-        facts = {**data, **data.pop("details", {})}
+        details = data.pop("details", {})
+        facts = data | details
     except (ValueError, KeyError):
         data, facts = {}, {"not readable": msgspec.json.encode(row.payload).decode()}
     return (
@@ -235,16 +214,11 @@ def _cells(row: StoredEvent) -> tuple[str, ...]:
         str(data.get("state", "")),
         str(data.get("paymentStatus", "")),
         "; ".join(
-            f"{_NAMES.get(name) or _words(name)}: {_told(value)}"
+            f"{_NAMES.get(name, words_of(name))}: {_told(value)}"
             for name, value in facts.items()
-            if value is not None and name not in _SAID and name not in {"details", "paymentStatus"}
+            if value is not None and name not in _SAID
         ),
     )
-
-
-def _words(name: str) -> str:
-    """Write a name of a document in words: `operationId` is "operation id"."""
-    return _INNER.sub(lambda found: f" {found[0].lower()}", name)
 
 
 def _told(value: Any) -> str:

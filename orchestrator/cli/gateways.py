@@ -4,44 +4,44 @@ words of its own.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
+from orchestrator.cli.merchant_changes import merchants_of
 from orchestrator.errors import OrchestratorError
+from orchestrator.gateway.client import Gateway, gateway_of
+from orchestrator.gateway.limits import shared_state
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, Refused, Unauthorized
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from orchestrator.cli.report import Report
+    from orchestrator.cli.attached import Installation
+    from orchestrator.cli.doctor import Report
     from orchestrator.gateway.client import Account
     from orchestrator.gateway.outcomes import Outcome
     from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.readiness import Process
 
 MOST: Final = 50
 """Merchants whose gateways are called."""
+REDIS_TIMEOUT: Final = 2.0
 
 
-async def logins(settings: Settings, db: Database, report: Report) -> None:
+async def logins(here: Installation, processes: Sequence[Process], report: Report) -> None:
     """Log in at the gateway of each merchant, and say what came of it."""
-    from orchestrator.crypto import Encryptor
-    from orchestrator.gateway.client import Gateway
-    from orchestrator.gateway.outcomes import Done
-    from orchestrator.store import readiness
-    from orchestrator.store.merchants import Merchants
-
     try:
-        everyone = await Merchants(db, Encryptor(settings.secret_keys), settings).everyone()
+        everyone = await merchants_of(here).everyone()
     except OrchestratorError as error:
         report.ill("merchants", str(error))
         return
-    told = failing(await readiness.processes(db))
+    told = failing(processes)
     serving = [merchant for merchant in everyone if not merchant.disabled]
-    async with Gateway(settings) as gateway:
+    async with Gateway(here.settings) as gateway:
         for merchant in serving[:MOST]:
             if not merchant.account.url:
                 report.ill(
@@ -65,13 +65,8 @@ async def logins(settings: Settings, db: Database, report: Report) -> None:
         )
 
 
-def sentence(
-    merchant: str, account: Account, outcome: Outcome[object], told: Mapping[str, Failing] | None = None
-) -> str:
+def sentence(merchant: str, account: Account, outcome: Outcome[object], told: Mapping[str, Failing]) -> str:
     """Say what a login that failed means, and what to do: the credentials, the address, or the gateway."""
-    from orchestrator.gateway.client import gateway_of
-    from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, Refused, Unauthorized
-
     assert not isinstance(outcome, Done)  # noqa: S101 - the caller's
     url, why = account.url, outcome.reason.rstrip(".")
     match outcome:
@@ -90,7 +85,7 @@ def sentence(
         case Busy():
             return f"the gateway of merchant {merchant} was not called at {url} ({why})"
         case _:
-            known = (told or {}).get(gateway_of(url))
+            known = told.get(gateway_of(url))
             since = f", since {known.moment}" if known is not None else ""
             return (
                 f"the gateway of merchant {merchant} is unavailable at {url} ({why}{since}): it is down, or the way to it is broken; "
@@ -130,19 +125,16 @@ async def circuits(settings: Settings, processes: Sequence[Process], report: Rep
 
     The times are those that workers share in Redis; where that is away, those of each worker.
     """
-    from orchestrator.gateway.limits import shared_state
-
     told = failing(processes)
     alone = {name: known.left for name, known in told.items()}
-    if settings.redis is not None:
-        try:
-            alone = await shared_state.circuits_open(settings.redis)
-        except Exception as error:  # noqa: BLE001 - each client of Redis has errors of its own
-            found = log.scrub(str(error)) or type(error).__name__
-            report.ill(
-                "redis",
-                f"does not answer ({found}): until it does, workers do not share what they know of gateways",
-            )
+    shared = await shared_circuits(settings)
+    if isinstance(shared, str):
+        report.ill(
+            "redis",
+            f"does not answer ({shared}): until it does, workers do not share what they know of gateways",
+        )
+    elif shared is not None:
+        alone = shared
     for name, seconds in alone.items():
         gateway, _, merchant = name.partition(" ")
         if merchant:
@@ -153,3 +145,16 @@ async def circuits(settings: Settings, processes: Sequence[Process], report: Rep
         else:
             why = "its calls failed one after the other"
         report.ill("gateway", f"{gateway} is not called for another {duration(seconds)}: {why}")
+
+
+async def shared_circuits(settings: Settings) -> dict[str, float] | str | None:
+    """Return the gateways that workers do not call, with the seconds for which, as they share it in Redis; or
+    why Redis does not answer; None without one.
+    """
+    if settings.redis is None:
+        return None
+    try:
+        async with asyncio.timeout(REDIS_TIMEOUT):
+            return await shared_state.circuits_open(settings.redis)
+    except Exception as error:  # noqa: BLE001 - each client of Redis has errors of its own
+        return log.scrub(str(error)) or type(error).__name__

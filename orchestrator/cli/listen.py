@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
@@ -12,9 +11,9 @@ from urllib.parse import urlsplit
 import click
 
 from orchestrator.cli.attached import data_dir
-from orchestrator.cli.output import say, say_document
-from orchestrator.cli.secret_input import secret_of
-from orchestrator.domain.events import EventType
+from orchestrator.cli.lookup import merchant_option, types_option
+from orchestrator.cli.output import flag, json_flag, say, say_document
+from orchestrator.cli.questions import secret_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,9 +30,7 @@ _SCOPES: Final = ("events:read",)
 @click.option(
     "--forward-to", "target", required=True, metavar="URL", help="Where each event is sent by POST."
 )
-@click.option(
-    "--merchant", metavar="NAME", default="default", show_default=True, help="Whose events they are."
-)
+@merchant_option("Whose events they are.")
 @click.option("--api", metavar="URL", help="Where the API is (default: that of the installation).")
 @click.option(
     "--token-from",
@@ -51,17 +48,10 @@ _SCOPES: Final = ("events:read",)
     metavar="POSITION",
     help="Begin after this position of the feed; 0: with the first event that is kept (without it: from now on).",
 )
-@click.option(
-    "--type",
-    "kinds",
-    multiple=True,
-    metavar="TYPE",
-    type=click.Choice([str(kind) for kind in EventType]),
-    help="Only these; may be repeated.",
-)
-@click.option("--full", is_flag=True, help="Full documents, with sentences.")
+@types_option()
+@flag("--full", told="Full documents, with sentences.")
 @click.option("--limit", type=click.IntRange(1), metavar="NUMBER", help="End after so many events.")
-@click.option("--json", "as_json", is_flag=True, help="A line of JSON for each attempt.")
+@json_flag("A line of JSON for each attempt.")
 def listen(  # noqa: PLR0913 - the options of the command
     *,
     data_dir: Path,
@@ -152,7 +142,7 @@ def _secret(source: str) -> bytes:
     given = secret_of("Secret", "--secret-from", source)
     try:
         secret = base64.b64decode(given.removeprefix(signature.PREFIX), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         secret = b""
     if not given.startswith(signature.PREFIX) or len(secret) < signature.SIZE // 2:
         raise click.UsageError("--secret-from: a secret is whsec_ and at least 16 bytes in base64")

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database, query
 from orchestrator.cli.documents import facts_of, payment_facts
 from orchestrator.cli.lookup import (
     ID_SLACK,
-    SpanOrMoment,
     first_id,
     merchant_id,
     merchant_names,
+    one_of,
     price,
+    span_or_moment,
     table,
 )
-from orchestrator.cli.output import json_option, say_document, say_more, say_table
+from orchestrator.cli.output import at_most, json_option, say_document, say_more, say_table
 from orchestrator.domain import money, sentences
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.domain.payment_status import PaymentStatus
@@ -39,36 +40,31 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.read_model import Among, CheckoutSummary
+    from orchestrator.store.read_model import CheckoutSummary
 
 NOTHING_WAITS: Final = "Nothing waits for a decision."
-HELD: Final = ("reserved", "captured", "refunded", "charged back")
+HELD: Final = {
+    "reserved": "reserved",
+    "captured": "captured",
+    "refunded": "refunded",
+    "charged_back": "charged back",
+}
+"""What a checkout or a payment has of its money: the name of the amount, and its words."""
 _ANY: Final = "any"
 
-_order = click.option("--order", metavar="NUMBER", help="Only this order number.")
-_merchant = click.option("--merchant", metavar="NAME", help="Only this merchant's.")
-_limit = click.option(
-    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="The youngest so many."
-)
+order_option = click.option("--order", metavar="NUMBER", help="Only this order number.")
+merchants_option = click.option("--merchant", metavar="NAME", help="Only this merchant's.")
+_limit = click.option("--limit", type=click.IntRange(1, 10_000), default=50, help="The youngest so many.")
 
 
-class _Amount(click.ParamType[tuple[int, str]]):
-    """An amount with its currency, such as "139.00 DKK"."""
-
-    name = "amount"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, str]:
-        if isinstance(value, tuple):
-            return value
-        amount, _, currency = str(value).strip().rpartition(" ")
-        try:
-            return money.to_minor(amount.strip(), currency.upper()), currency.upper()
-        except money.MoneyError as error:
-            self.fail(f'{error}: give an amount with its currency, such as "139.00 DKK"', param, ctx)
+def _read_amount(value: str) -> tuple[int, str]:
+    """Read an amount with its currency, such as "139.00 DKK"."""
+    amount, _, currency = value.strip().upper().rpartition(" ")
+    try:
+        return money.to_minor(amount.strip(), currency), currency
+    except money.MoneyError as error:
+        raise click.BadParameter(f'{error}: give an amount with its currency, such as "139.00 DKK"') from None
 
 
 @click.command("list")
@@ -77,19 +73,19 @@ class _Amount(click.ParamType[tuple[int, str]]):
     "--state",
     "states",
     multiple=True,
-    type=click.Choice([state.value for state in State]),
+    type=one_of(State),
     help="Only these; may be repeated.",
 )
 @click.option(
     "--payment-status",
     "statuses",
     multiple=True,
-    type=click.Choice([status.value for status in PaymentStatus]),
+    type=one_of(PaymentStatus),
     help="Only those of whose money this is held; may be repeated.",
 )
-@_order
+@order_option
 @click.option("--transaction", metavar="NUMBER", help="Only those with this transaction of the gateway.")
-@_merchant
+@merchants_option
 @click.option(
     "--attention",
     is_flag=False,
@@ -99,12 +95,12 @@ class _Amount(click.ParamType[tuple[int, str]]):
     help="Only those that need a decision, or that need one for this reason.",
 )
 @click.option(
-    "--since", type=SpanOrMoment(), metavar="TIME", help="Created within 24h, 7d …, or since 2026-01-31."
+    "--since", type=span_or_moment, metavar="TIME", help="Created within 24h, 7d …, or since 2026-01-31."
 )
-@click.option("--until", type=SpanOrMoment(), metavar="TIME", help="Created before that; as --since.")
+@click.option("--until", type=span_or_moment, metavar="TIME", help="Created before that; as --since.")
 @click.option(
     "--amount",
-    type=_Amount(),
+    type=_read_amount,
     metavar="AMOUNT",
     help='Only orders of exactly this amount, such as "139.00 DKK"; with --since, --order or --transaction.',
 )
@@ -117,74 +113,45 @@ def list_checkouts(*, data_dir: Path, limit: int, as_json: bool, **given: Any) -
     if given["amount"] is not None and not bounded:
         raise click.UsageError("--amount goes with --since, --order or --transaction: no index has amounts")
 
-    async def show(_: Settings, db: Database) -> int:
-        names = await merchant_names(db)
-        rows = await _found(db, limit=limit + 1, **given)
+    async def show(here: Installation) -> None:
+        names = await merchant_names(here.db)
+        rows = await _found(here.db, limit=limit + 1, **given)
         if len(rows) > limit:
             say_more(
                 limit,
                 f"ask for more with --limit, for the next with --before {rows[limit - 1].id}, "
-                "or for some with --state, "
-                "--payment-status or --order",
+                "or for some with --state, --payment-status or --order",
             )
         if as_json:
             say_document([facts_of(row, names[row.merchant_id]) for row in rows[:limit]])
-            return 0
+            return
         decisions = given["attention"] == _ANY and not any(
             given[name] for name in given.keys() - {"attention"}
         )
         empty = NOTHING_WAITS if decisions else "No checkout matches."
         say_table(_drawn(rows[:limit], names), empty=empty)
-        return 0
 
     return on_database(data_dir, show)
 
 
-async def _found(
+async def _found(  # noqa: PLR0913 - one for each option
     db: Database,
     *,
     states: Sequence[str],
     statuses: Sequence[str],
     order: str | None,
+    transaction: str | None,
     merchant: str | None,
     attention: str | None,
-    before: UUID | None,
-    limit: int,
-    **among: Any,
-) -> list[CheckoutSummary]:
-    from orchestrator.store import read_model
-
-    number = None if merchant is None else await merchant_id(db, merchant)
-    chosen, latest = await _among(db, **among)
-    return await read_model.checkouts(
-        db,
-        merchant_id=number,
-        order_ref=order,
-        states=[State(state) for state in states],
-        statuses=[PaymentStatus(status) for status in statuses],
-        waiting=AttentionCode(attention)
-        if attention not in {None, _ANY}
-        else (attention is not None or None),
-        before=min((one for one in (before, latest) if one is not None), default=None),
-        among=chosen,
-        limit=limit,
-    )
-
-
-async def _among(
-    db: Database,
-    *,
-    transaction: str | None,
     since: float | datetime | None,
     until: float | datetime | None,
     amount: tuple[int, str] | None,
-) -> tuple[Among, UUID | None]:
-    """Return what else is chosen by, and an id above those of the period."""
-    from sqlalchemy import text
-
+    before: UUID | None,
+    limit: int,
+) -> list[CheckoutSummary]:
     from orchestrator.store import read_model
 
-    (row,) = await db.read(text("SELECT clock() AS clock, now() AS now"))
+    (row,) = await query(db, "SELECT clock() AS clock, now() AS now")
 
     def moment(given: float | datetime | None) -> datetime | None:
         return row.clock - timedelta(seconds=given) if isinstance(given, float) else given
@@ -193,14 +160,25 @@ async def _among(
         return first_id(row.now, (row.clock - at).total_seconds() + slack)
 
     first, end = moment(since), moment(until)
-    among = read_model.Among(
-        ids=None if transaction is None else await read_model.of_transaction(db, transaction),
-        after=None if first is None else id_at(first, ID_SLACK),
-        since=first,
-        until=end,
-        amount=amount,
+    bounds = [before, None if end is None else id_at(end, -ID_SLACK)]
+    waiting = None if attention is None else attention == _ANY or AttentionCode(attention)
+    return await read_model.checkouts(
+        db,
+        merchant_id=None if merchant is None else await merchant_id(db, merchant),
+        order_ref=order,
+        states=list(map(State, states)),
+        statuses=list(map(PaymentStatus, statuses)),
+        waiting=waiting,
+        before=min((bound for bound in bounds if bound is not None), default=None),
+        among=read_model.Among(
+            ids=None if transaction is None else await read_model.of_transaction(db, transaction),
+            after=None if first is None else id_at(first, ID_SLACK),
+            since=first,
+            until=end,
+            amount=amount,
+        ),
+        limit=limit,
     )
-    return among, None if end is None else id_at(end, -ID_SLACK)
 
 
 def _drawn(rows: Sequence[CheckoutSummary], names: dict[int, str]) -> Table:
@@ -230,54 +208,54 @@ def payments() -> None:
 
 
 @payments.command("list")
-@data_dir
+@database_command
 @click.option(
     "--role",
-    type=click.Choice([role.value for role in Role]),
+    type=one_of(Role),
     help="surplus and unknown: money that belongs to no order.",
 )
-@_order
-@_merchant
+@order_option
+@merchants_option
 @_limit
 @json_option
-def list_payments(
-    *, data_dir: Path, role: str | None, order: str | None, merchant: str | None, limit: int, as_json: bool
-) -> int:
+async def list_payments(
+    here: Installation,
+    *,
+    role: str | None,
+    order: str | None,
+    merchant: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """List payments, the youngest first."""
+    from orchestrator.store import read_model
 
-    async def show(_: Settings, db: Database) -> int:
-        from orchestrator.store import read_model
-
-        number = None if merchant is None else await merchant_id(db, merchant)
-        names = await merchant_names(db)
-        rows = await read_model.payments(
-            db,
-            merchant_id=number,
-            role=None if role is None else Role(role),
-            order_ref=order,
-            limit=limit + 1,
+    number = None if merchant is None else await merchant_id(here.db, merchant)
+    names = await merchant_names(here.db)
+    rows = await read_model.payments(
+        here.db,
+        merchant_id=number,
+        role=None if role is None else Role(role),
+        order_ref=order,
+        limit=limit + 1,
+    )
+    rows = at_most(rows, limit, "ask for more with --limit, or for some with --role or --order")
+    if as_json:
+        say_document([payment_facts(row, names[row.merchant_id]) for row in rows])
+        return
+    shown = table("payment", "merchant", "order", "checkout", "role", "status", *HELD.values(), "first seen")
+    for row in rows:
+        shown.add_row(
+            row.transaction_id,
+            names[row.merchant_id],
+            row.order_ref,
+            str(row.checkout_id or ""),
+            row.role,
+            row.status,
+            *amounts_of(row),
+            f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
         )
-        if len(rows) > limit:
-            say_more(limit, "ask for more with --limit, or for some with --role or --order")
-        if as_json:
-            say_document([payment_facts(row, names[row.merchant_id]) for row in rows[:limit]])
-            return 0
-        shown = table("payment", "merchant", "order", "checkout", "role", "status", *HELD, "first seen")
-        for row in rows[:limit]:
-            shown.add_row(
-                row.transaction_id,
-                names[row.merchant_id],
-                row.order_ref,
-                str(row.checkout_id or ""),
-                row.role,
-                row.status,
-                *amounts_of(row),
-                f"{row.first_seen_at:%Y-%m-%d %H:%M:%S}",
-            )
-        say_table(shown, empty="No payment matches.")
-        return 0
-
-    return on_database(data_dir, show)
+    say_table(shown, empty="No payment matches.")
 
 
 def amounts_of(payment: Any) -> list[Text]:
@@ -291,4 +269,4 @@ def amounts_of(payment: Any) -> list[Text]:
             money.as_stored(minor, payment.currency, name, raw) if unread else price(minor, payment.currency)
         )
 
-    return [cell(name) for name in ("reserved", "captured", "refunded", "charged_back")]
+    return [cell(name) for name in HELD]

@@ -11,9 +11,14 @@ from uuid import UUID
 
 import click
 
-from orchestrator.cli.output import say
+from orchestrator.cli.attached import query
+from orchestrator.cli.output import F, say
+from orchestrator.domain.events import EventType
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from enum import StrEnum
+
     from rich.table import Table
 
     from orchestrator.store.database import Database
@@ -26,7 +31,8 @@ MOST_CORRELATED: Final = 50
 _NAMED: Final = 5
 """Merchants that a sentence names."""
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_LONGEST_SPAN: Final = 366 * 86_400
+_YEAR: Final = 366
+"""Days."""
 _AMOUNTS: Final = frozenset(
     {"amount", "number", "failing", "oldest", "held", "reserved", "captured", "refunded", "charged back"}
 )
@@ -34,63 +40,61 @@ _WHOLE: Final = frozenset({"id", "checkout", "at", "event", "#", "payment", "ope
 """What is copied from a table must not be folded."""
 
 
-class Span(click.ParamType[float]):
-    """A time span such as 90m, 24h or 7d, as seconds; at most a year, or a given maximum."""
+def merchant_option(whose: str) -> Callable[[F], F]:
+    """Return the option --merchant of a command that is about one merchant, by default `default`."""
+    return click.option("--merchant", metavar="NAME", default="default", help=whose)
 
-    name = "span"
 
-    def __init__(self, *, longest: int = _LONGEST_SPAN) -> None:
-        self._longest = longest
+def one_of(words: type[StrEnum]) -> click.Choice[str]:
+    """Return the type of an option that takes a word of a closed set."""
+    return click.Choice([word.value for word in words])
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read a span; a sentence with examples for anything else."""
-        if isinstance(value, float):
-            return value
-        found = re.fullmatch(r"(\d{1,9})([smhd])", str(value).strip())
+
+def types_option(told: str = "Only these; may be repeated.") -> Callable[[F], F]:
+    """Return the option that chooses types of events."""
+    return click.option("--type", "kinds", multiple=True, metavar="TYPE", type=one_of(EventType), help=told)
+
+
+def span_to(days: int) -> Callable[[str], float]:
+    """Return what reads a time span such as 90m, 24h or 7d as seconds: a type of options."""
+    most = "a year" if days == _YEAR else f"{days} days"
+
+    def span(value: str) -> float:
+        found = re.fullmatch(r"(\d{1,9})([smhd])", value.strip())
         seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-        if not 1 <= seconds <= self._longest:
-            most = "a year" if self._longest == _LONGEST_SPAN else f"{self._longest // _UNITS['d']} days"
-            self.fail(f"{value!r} is not a time span such as 90m, 24h or 7d, of at most {most}", param, ctx)
+        if not 1 <= seconds <= days * _UNITS["d"]:
+            raise click.BadParameter(
+                f"{value!r} is not a time span such as 90m, 24h or 7d, of at most {most}"
+            )
         return float(seconds)
 
-
-class Moment(click.ParamType[datetime]):
-    """A day or a moment: 2026-01-31, 2026-01-31T12:00:00Z; UTC where it names no zone."""
-
-    name = "time"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read a moment; a sentence with examples for anything else."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            found = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-        return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return span
 
 
-class SpanOrMoment(click.ParamType["float | datetime"]):
-    """A time span before now, as `Span` reads it, or a moment, as `Moment` does."""
+span = span_to(_YEAR)
 
-    name = "time"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | datetime:
-        """Read either."""
-        if isinstance(value, float | datetime):
-            return value
-        if re.fullmatch(r"\d+[a-z]?", str(value).strip()):
-            return Span().convert(value, param, ctx)
-        return Moment().convert(value, param, ctx)
+def read_moment(value: str) -> datetime:
+    """Read a day or a moment: 2026-01-31, 2026-01-31T12:00:00Z; UTC where it names no zone."""
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z"
+        ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def span_or_moment(value: str) -> float | datetime:
+    """Read a time span before now, as seconds, or a moment."""
+    return span(value) if re.fullmatch(r"\d+[a-z]?", value.strip()) else read_moment(value)
 
 
 def first_id(now: datetime, before: float) -> UUID:
     """Return the lowest UUIDv7 of the millisecond `before` seconds ago (below 0: of a time to come)."""
     from orchestrator.domain import ids
 
-    ago = min(max(before, -_LONGEST_SPAN), now.timestamp())
+    ago = min(max(before, -_YEAR * _UNITS["d"]), now.timestamp())
     return ids.first_id(now - timedelta(seconds=ago))
 
 
@@ -128,16 +132,12 @@ async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | No
     No index has it, so that intake need not keep one: the statement reads all checkouts, a second for some
     millions.
     """
-    from sqlalchemy import text
-
     from orchestrator.store import read_model
 
-    rows = await db.read(
-        text("""
-            SELECT id, order_ref, state FROM checkouts WHERE correlation_id = :correlation ORDER BY created_at DESC LIMIT :most
-        """),
-        {"correlation": correlation, "most": MOST_CORRELATED + 1},
-    )
+    asked = """
+        SELECT id, order_ref, state FROM checkouts WHERE correlation_id = :correlation ORDER BY created_at DESC LIMIT :most
+    """
+    rows = await query(db, asked, correlation=correlation, most=MOST_CORRELATED + 1)
     if not rows:
         raise click.UsageError(f"no checkout came with the correlation id {correlation!r}")
     if len(rows) == 1:
@@ -151,19 +151,16 @@ async def find_correlated(db: Database, correlation: str) -> CheckoutRecord | No
 
 async def merchant_names(db: Database) -> dict[int, str]:
     """Return the names of all merchants, by their numbers."""
-    from sqlalchemy import text
-
-    return {row.id: row.name for row in await db.read(text("SELECT id, name FROM merchants"))}
+    return {row.id: row.name for row in await query(db, "SELECT id, name FROM merchants")}
 
 
 async def merchant_id(db: Database, name: str, *, enabled: bool = False) -> int:
     """Return the number of a merchant, or say that there is none of this name, or that it is disabled where
     it has to be `enabled`.
     """
-    from sqlalchemy import text
-
-    asked = text("SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name")
-    for row in await db.read(asked, {"name": name}):
+    for row in await query(
+        db, "SELECT id, disabled_at IS NOT NULL AS disabled FROM merchants WHERE name = :name", name=name
+    ):
         if enabled and row.disabled:
             raise click.UsageError(
                 f"merchant {name!r} is disabled and takes no orders: `orchestrator merchants enable {name}` lets it in again"
@@ -178,6 +175,16 @@ def uuid_of(text: str) -> UUID | None:
         return UUID(text)
     except ValueError:
         return None
+
+
+def moment(at: datetime | None) -> str:
+    """Return a time for people; nothing for none."""
+    return "" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def words_of(name: str) -> str:
+    """Write a name of a document in words: `operationId` is "operation id"."""
+    return re.sub("(?<=[a-z])[A-Z]", lambda found: f" {found[0].lower()}", name)
 
 
 def table(*columns: str) -> Table:

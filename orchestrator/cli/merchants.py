@@ -10,24 +10,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import confirmed, yes_option
-from orchestrator.cli.lookup import Span, table
-from orchestrator.cli.merchant_changes import NAME, change, changing, find, merchants_of, unknown
-from orchestrator.cli.merchant_lines import LABEL, facts, lines_about, moment, policies_of, url_of
-from orchestrator.cli.output import plain_json_option, printer, say, say_document, say_more
-from orchestrator.cli.secret_input import asked, lines_of, secret_of
+from orchestrator.cli.attached import Installation, database_command, on_database
+from orchestrator.cli.lookup import moment, span_to, table
+from orchestrator.cli.merchant_changes import (
+    NAME,
+    change,
+    changing,
+    facts,
+    find,
+    lines_about,
+    merchants_of,
+    policies_of,
+    unknown,
+    url_of,
+)
+from orchestrator.cli.output import at_most, flag, plain_json_option, printer, say, say_document
+from orchestrator.cli.questions import asked, confirmed, lines_of, secret_of, yes_option
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
-    from orchestrator.store.merchant_writes import Rotated
 
-_LONGEST_OVERLAP: Final = 30 * 86_400
 _MOST_LISTED: Final = 100_000
-_EXIT: Final = {"accepted": 0, "refused": 1, "unavailable": 1}
 _password_from = click.option(
     "--password-from",
     metavar="SOURCE",
@@ -41,58 +46,46 @@ def merchants() -> None:
 
 
 @merchants.command("list")
-@data_dir
+@database_command
 @plain_json_option
-def list_merchants(*, data_dir: Path, as_json: bool) -> int:
+async def list_merchants(here: Installation, *, as_json: bool) -> None:
     """List all merchants."""
+    from rich.text import Text
 
-    async def show(settings: Settings, db: Database) -> int:
-        from rich.text import Text
+    from orchestrator.store import merchant_records
 
-        from orchestrator.crypto import Encryptor
-        from orchestrator.store import merchant_records
-
-        encryptor = Encryptor(settings.secret_keys)
-        found = await merchant_records.page(db, encryptor, settings, limit=_MOST_LISTED)
-        if as_json:
-            say_document([facts(record) for record in found])
-            return 0
-        shown = table("id", "name", "state", "gateway", "user name", "secrets", "policies")
-        colours = {"enabled": "green", "disabled": "red", "unusable": "red"}
-        for record in sorted(found, key=lambda record: record.id):
-            account = record.account
-            shown.add_row(
-                str(record.id),
-                record.name,
-                Text(record.status + (", paused" if record.paused_at else ""), colours[record.status]),
-                (account.url if account else record.gateway_url) or "not set",
-                (account.username if account else record.username) or "not set",
-                str(record.callback_secrets + len(record.retired_until)),
-                " ".join(f"{name}={value}" for name, value in record.policies.items()),
-            )
-        printer().print(shown)
-        return 0
-
-    return on_database(data_dir, show)
+    found = await merchant_records.page(here.db, here.encryptor, here.settings, limit=_MOST_LISTED)
+    if as_json:
+        say_document([facts(record) for record in found])
+        return
+    shown = table("id", "name", "state", "gateway", "user name", "secrets", "policies")
+    colours = {"enabled": "green", "disabled": "red", "unusable": "red"}
+    for record in sorted(found, key=lambda record: record.id):
+        account = record.account
+        shown.add_row(
+            str(record.id),
+            record.name,
+            Text(record.status + (", paused" if record.paused_at else ""), colours[record.status]),
+            (account.url if account else record.gateway_url) or "not set",
+            (account.username if account else record.username) or "not set",
+            str(record.callback_secrets + len(record.retired_until)),
+            " ".join(f"{name}={value}" for name, value in record.policies.items()),
+        )
+    printer().print(shown)
 
 
 @merchants.command()
-@data_dir
+@database_command
 @NAME
 @plain_json_option
-def show(*, data_dir: Path, name: str, as_json: bool) -> int:
+async def show(here: Installation, *, name: str, as_json: bool) -> None:
     """Show a merchant, without its secrets."""
-
-    async def tell(settings: Settings, db: Database) -> int:
-        record = await find(settings, db, name)
-        if as_json:
-            say_document(facts(record))
-            return 0
-        for label, said in lines_about(record):
-            say(f"{label:<{LABEL}}{said}")
-        return 0
-
-    return on_database(data_dir, tell)
+    record = await find(here, name)
+    if as_json:
+        say_document(facts(record))
+        return
+    for label, said in lines_about(record):
+        say(f"{label:<20}{said}")
 
 
 @merchants.command()
@@ -138,10 +131,11 @@ def add(  # noqa: PLR0913 - the options of the command
     elif password_from == STANDARD_INPUT:
         secrets = ()
     else:
-        secrets = tuple(filter(None, [asked("Callback secret (empty: none)", empty=True)]))
+        secret = asked("Callback secret (empty: none)", empty=True)
+        secrets = (secret,) if secret else ()
 
-    async def write(settings: Settings, db: Database) -> int:
-        added = await merchants_of(settings, db).add(
+    async def write(here: Installation) -> None:
+        added = await merchants_of(here).add(
             name,
             gateway_url=gateway,
             merchant_api_url=merchant_api,
@@ -153,10 +147,9 @@ def add(  # noqa: PLR0913 - the options of the command
         if not added:
             raise click.UsageError(f"there is a merchant {name!r} already: choose another name")
         if as_json:
-            say_document(facts(await find(settings, db, name)))
+            say_document(facts(await find(here, name)))
         else:
             say(f"Merchant {name} was added.")
-        return 0
 
     return on_database(data_dir, write)
 
@@ -195,7 +188,8 @@ def set_fields(
 
     changes = policies_of(policies)
     moved = any(value is not None for value in (gateway_url, merchant_api_url, username))
-    if not changes and not moved and password_from is None:
+    with_password = moved or password_from is not None
+    if not changes and not with_password:
         raise click.UsageError("name what is to be changed: a policy as in late=keep, or an option")
     merchant_api = UNSET if merchant_api_url is None else merchant_api_url or None
     update = MerchantUpdate(
@@ -205,7 +199,7 @@ def set_fields(
         else merchant_api,
         username=UNSET if username is None else username,
         password=secret_of("Password of the API user", "--password-from", password_from)
-        if moved or password_from is not None
+        if with_password
         else UNSET,
         policies=changes or UNSET,
     )
@@ -214,11 +208,11 @@ def set_fields(
         if (lookups := changes.get("lookups_per_minute")) is not None:
             await lookup_budget.respace(db, name, lookups_per_minute=int(lookups))
 
-    what = "policies" if changes and not moved and password_from is None else "fields"
+    what = "fields" if with_password else "policies"
     return change(
         name,
         lambda known: known.change(name, update, actor=actor),
-        f"The {what} of merchant {{}} were changed",
+        f"The {what} of merchant {name} were changed",
         then=respace,
         **given,
     )
@@ -235,7 +229,7 @@ def password(*, name: str, actor: str, password_from: str | None, **given: Any) 
     return change(
         name,
         lambda known: known.set_password(name, typed, actor=actor),
-        "The password of merchant {} was changed",
+        f"The password of merchant {name} was changed",
         **given,
     )
 
@@ -247,15 +241,14 @@ def password(*, name: str, actor: str, password_from: str | None, **given: Any) 
     metavar="SOURCE",
     help="Where the new secret is read from: a file, env:NAME, or - for standard input (without it: asked for).",
 )
-@click.option("--make", is_flag=True, help="Make a new secret, and print it once.")
+@flag("--make", told="Make a new secret, and print it once.")
 @click.option(
     "--overlap",
-    type=Span(longest=_LONGEST_OVERLAP),
+    type=span_to(30),
     default="24h",
-    show_default=True,
     help="How long the secrets before it are valid; at most 30d.",
 )
-@click.option("--at-once", is_flag=True, help="End the secret before it at once: it is known to others.")
+@flag("--at-once", told="End the secret before it at once: it is known to others.")
 def rotate(
     *,
     data_dir: Path,
@@ -276,31 +269,28 @@ def rotate(
         raise click.UsageError("name either --make or --secret-from")
     given = None if make else secret_of("New callback secret", "--secret-from", secret_from)
 
-    async def write(settings: Settings, db: Database) -> int:
-        rotated: Rotated | None = await merchants_of(settings, db).rotate_secret(
+    async def write(here: Installation) -> None:
+        rotated = await merchants_of(here).rotate_secret(
             name, given, overlap=0.0 if at_once else overlap, actor=actor
         )
         if rotated is None:
             raise unknown(name)
         if as_json:
-            say_document({**facts(await find(settings, db, name)), "secret": rotated.made})
-            return 0
+            say_document({**facts(await find(here, name)), "secret": rotated.made})
+            return
         if rotated.made is not None:
             say(rotated.made)
         ends = rotated.retired_until
         rest = "those before it have ended" if ends is None else f"those before it end at {moment(ends)} UTC"
         say(f"Merchant {name} has a new callback secret; {rest}; within ten seconds everywhere.", err=make)
-        return 0
 
     return on_database(data_dir, write)
 
 
 @merchants.command(short_help="Set all callback secrets.")
 @changing
-@click.option(
-    "--secrets-stdin", is_flag=True, help="Read them from standard input, one a line, newest first."
-)
-@click.option("--none", is_flag=True, help="Have none: no callback is proven any more; it asks first.")
+@flag("--secrets-stdin", told="Read them from standard input, one a line, newest first.")
+@flag("--none", told="Have none: no callback is proven any more; it asks first.")
 @yes_option
 def secrets(*, name: str, actor: str, secrets_stdin: bool, none: bool, yes: bool, **given: Any) -> int:
     """Set all callback secrets, newest first, without an overlap; each of them works, and all others end at
@@ -319,101 +309,83 @@ def secrets(*, name: str, actor: str, secrets_stdin: bool, none: bool, yes: bool
     return change(
         name,
         lambda known: known.set_secrets(name, tuple(typed), actor=actor),
-        f"Merchant {{}} has {len(typed)} callback secret{'' if len(typed) == 1 else 's'}",
+        f"Merchant {name} has {len(typed)} callback secret{'' if len(typed) == 1 else 's'}",
         **given,
     )
 
 
 @merchants.command(short_help="Ask the gateway whether it accepts the credentials.")
-@data_dir
+@database_command
 @NAME
 @plain_json_option
-def check(*, data_dir: Path, name: str, as_json: bool) -> int:
+async def check(here: Installation, *, name: str, as_json: bool) -> int:
     """Ask the gateway whether it accepts a merchant's credentials, by its call for a token; exit 1 if not.
 
     No payment is begun.
     """
+    from dataclasses import asdict
 
-    async def ask(settings: Settings, db: Database) -> int:
-        from dataclasses import asdict
+    from orchestrator.gateway import credentials
 
-        from orchestrator.gateway import credentials
-
-        record = await find(settings, db, name)
-        if record.account is None:
-            raise click.UsageError(f"merchant {name} is unusable: {record.problem}")
-        found = await credentials.check(settings, record.account)
-        if as_json:
-            say_document(asdict(found))
-            return _EXIT[found.result]
-        place = record.account.url or "no gateway"
-        if found.result == "accepted":
-            say(f"The credentials of merchant {name} are accepted by {place} in {found.milliseconds} ms.")
-        elif found.result == "refused":
-            say(
-                f"The credentials of merchant {name} are refused by {place} ({found.reason}): check the user name and the password."
-            )
-        else:
-            say(
-                f"The gateway of merchant {name} is unavailable at {place} ({found.reason}): check the URL, and the way to it."
-            )
-        return _EXIT[found.result]
-
-    return on_database(data_dir, ask)
+    record = await find(here, name)
+    if record.account is None:
+        raise click.UsageError(f"merchant {name} is unusable: {record.problem}")
+    found = await credentials.check(here.settings, record.account)
+    place = record.account.url or "no gateway"
+    if as_json:
+        say_document(asdict(found))
+    elif found.result == "accepted":
+        say(f"The credentials of merchant {name} are accepted by {place} in {found.milliseconds} ms.")
+    elif found.result == "refused":
+        say(
+            f"The credentials of merchant {name} are refused by {place} ({found.reason}): check the user name and the password."
+        )
+    else:
+        say(
+            f"The gateway of merchant {name} is unavailable at {place} ({found.reason}): check the URL, and the way to it."
+        )
+    return int(found.result != "accepted")
 
 
 @merchants.command(short_help="List who changed what of a merchant.")
-@data_dir
+@database_command
 @NAME
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50)
 @plain_json_option
-def history(*, data_dir: Path, name: str, limit: int, as_json: bool) -> int:
+async def history(here: Installation, *, name: str, limit: int, as_json: bool) -> None:
     """List who changed what of a merchant, the youngest first; `audit verify` proves it."""
+    from msgspec import to_builtins
+    from msgspec.json import encode
 
-    async def tell(settings: Settings, db: Database) -> int:
-        from msgspec import to_builtins
-        from msgspec.json import encode
+    from orchestrator.audit import merchant_changes
 
-        from orchestrator.audit import merchant_changes
-
-        record = await find(settings, db, name)
-        found = await merchant_changes.changes(db, record.id, before=2**31 - 1, limit=limit + 1)
-        if len(found) > limit:
-            found = found[:limit]
-            say_more(limit, "ask for more with --limit")
-        if as_json:
-            say_document([to_builtins(entry) for entry in found])
-            return 0
-        shown = table("at", "#", "action", "actor", "details")
-        for entry in found:
-            at = merchant_changes.time_of(entry)
-            details = encode(entry.details).decode()
-            shown.add_row(moment(at), str(entry.sequence), str(entry.action), entry.actor, details)
-        printer().print(shown)
-        return 0
-
-    return on_database(data_dir, tell)
+    record = await find(here, name)
+    rows = await merchant_changes.changes(here.db, record.id, before=2**31 - 1, limit=limit + 1)
+    found = at_most(rows, limit, "ask for more with --limit")
+    if as_json:
+        say_document([to_builtins(entry) for entry in found])
+        return
+    shown = table("at", "#", "action", "actor", "details")
+    for entry in found:
+        at = moment(merchant_changes.time_of(entry))
+        details = encode(entry.details).decode()
+        shown.add_row(at, str(entry.sequence), str(entry.action), entry.actor, details)
+    printer().print(shown)
 
 
 @merchants.command(short_help="Print the address for default notifications.")
-@data_dir
+@database_command
 @NAME
-def url(*, data_dir: Path, name: str) -> int:
+async def url(here: Installation, *, name: str) -> None:
     """Print the address to which a merchant's terminals may send what names no checkout.
 
     Anyone who has this address can call it.
     """
+    from orchestrator import callback_urls
 
-    async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator import callback_urls
-        from orchestrator.crypto import Encryptor
-
-        if await merchants_of(settings, db).named(name) is None:
-            raise unknown(name)
-        say(callback_urls.merchant_url(Encryptor(settings.secret_keys), settings.public_url, name))
-        return 0
-
-    return on_database(data_dir, tell)
+    if await merchants_of(here).named(name) is None:
+        raise unknown(name)
+    say(callback_urls.merchant_url(here.encryptor, here.settings.public_url, name))
 
 
 @merchants.command(short_help="Refuse a merchant's requests from now on.")
@@ -424,7 +396,7 @@ def disable(*, name: str, actor: str, **given: Any) -> int:
     What is under way is processed to its end, callbacks are taken, and events wait.
     """
     return change(
-        name, lambda m: m.disable(name, disabled=True, actor=actor), "Merchant {} is disabled", **given
+        name, lambda m: m.disable(name, disabled=True, actor=actor), f"Merchant {name} is disabled", **given
     )
 
 
@@ -433,7 +405,7 @@ def disable(*, name: str, actor: str, **given: Any) -> int:
 def enable(*, name: str, actor: str, **given: Any) -> int:
     """Let a disabled merchant in again."""
     return change(
-        name, lambda m: m.disable(name, disabled=False, actor=actor), "Merchant {} is enabled", **given
+        name, lambda m: m.disable(name, disabled=False, actor=actor), f"Merchant {name} is enabled", **given
     )
 
 
@@ -441,11 +413,15 @@ def enable(*, name: str, actor: str, **given: Any) -> int:
 @changing
 def pause(*, name: str, actor: str, **given: Any) -> int:
     """Pause a merchant's gateway calls: orders are taken, and wait where they are."""
-    return change(name, lambda m: m.pause(name, paused=True, actor=actor), "Merchant {} is paused", **given)
+    return change(
+        name, lambda m: m.pause(name, paused=True, actor=actor), f"Merchant {name} is paused", **given
+    )
 
 
 @merchants.command()
 @changing
 def resume(*, name: str, actor: str, **given: Any) -> int:
     """Resume a merchant's gateway calls."""
-    return change(name, lambda m: m.pause(name, paused=False, actor=actor), "Merchant {} is resumed", **given)
+    return change(
+        name, lambda m: m.pause(name, paused=False, actor=actor), f"Merchant {name} is resumed", **given
+    )

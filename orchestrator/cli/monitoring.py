@@ -18,7 +18,6 @@ KINDS: Final = ("alerts", "alert-tests", "dashboard", "runbook", "metrics")
 @click.option(
     "--docs-url",
     default="docs",
-    show_default=True,
     metavar="URL",
     help="Where the documentation is, for the links of alerts.",
 )

@@ -9,22 +9,37 @@ to list, or JSON (`--json`).
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from orchestrator.text import escaped_json, neutralised, neutralised_lines
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from typing import IO
 
     from rich.console import Console
     from rich.table import Table
 
+T = TypeVar("T")
+F = TypeVar("F", bound="Callable[..., Any]")
+
 _FILE_WIDTH: Final = 250
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON; amounts in minor units.")
-plain_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+def flag(*names: str, told: str) -> Callable[[F], F]:
+    """Return an option without a value."""
+    return click.option(*names, is_flag=True, help=told)
+
+
+def json_flag(told: str) -> Callable[[F], F]:
+    """Return the option --json with what it prints."""
+    return flag("--json", "as_json", told=told)
+
+
+json_option = json_flag("Print JSON; amounts in minor units.")
+plain_json_option = json_flag("Print JSON.")
 
 
 def say(line: object = "", *, err: bool = False, lead: str = "") -> None:
@@ -52,6 +67,14 @@ def say_document(document: object) -> None:
     say_json(msgspec.json.Encoder(decimal_format="number").encode(document).decode())
 
 
+def say_either(document: object, sentence: str, *, as_json: bool) -> None:
+    """Print a result as JSON, or in a sentence."""
+    if as_json:
+        say_document(document)
+    else:
+        say(sentence)
+
+
 def say_table(shown: Table, *, empty: str) -> None:
     """Print a table, or one sentence where it has no row."""
     if shown.row_count:
@@ -63,6 +86,13 @@ def say_table(shown: Table, *, empty: str) -> None:
 def say_more(limit: int, how: str) -> None:
     """Say on stderr, also beside JSON, that a list goes on beyond so many rows, and how to see the others."""
     say(f"There are more than {limit}: {how}.", err=True)
+
+
+def at_most(rows: Sequence[T], limit: int, how: str) -> Sequence[T]:
+    """Return the rows of a list, of which one more than `limit` was read, as `say_more` tells."""
+    if len(rows) > limit:
+        say_more(limit, how)
+    return rows[:limit]
 
 
 def standard_output() -> IO[str]:

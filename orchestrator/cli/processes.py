@@ -3,79 +3,65 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import secrets
 import socket
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import click
 
 from orchestrator import log
-from orchestrator.cli.attached import DATA_DIR, logged
-from orchestrator.cli.extra import need_devkit
-from orchestrator.cli.output import say
+from orchestrator.cli.attached import DATA_DIR, ask_once, data_dir_for, logged, options
+from orchestrator.cli.output import F, flag, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from orchestrator.devkit.local.terminal import Terminal
-    from orchestrator.devkit.local.up import Options, Up
+    from orchestrator.devkit.local.up import Up
+    from orchestrator.settings import Settings
 
 _TIMEOUT: Final = 5.0
 """Seconds that a start waits for Postgres, for facts that it can do without."""
 
-F = TypeVar("F", bound="Callable[..., Any]")
+_SHOP_TOKEN: Final = 30 * 86_400.0
+"""Seconds that the token of the demo shop is valid."""
+_SHOP_SCOPES: Final = ("checkouts:write", "checkouts:read", "webhooks:write")
+_PACKAGES: Final = ("httpx_aiohttp", "psutil")
+"""What the modules of `orchestrator.devkit` import. The wheels of the embedded servers are checked where a
+server is started."""
 
-PORT = click.IntRange(0, 65535)
+_up_options = options(
+    click.option(
+        "--port", type=click.IntRange(0, 65535), default=8000, help="Port of the API; 0 takes a free one."
+    ),
+    data_dir_for("Where servers, keys and logs live."),
+    flag("--ephemeral", told="Use a data directory that is removed at the end."),
+    click.option("--workers", type=click.IntRange(1, 64), default=1, help="Worker processes."),
+    click.option("--seed", type=int, default=1, help="Makes a run of the sandbox repeatable."),
+)
 
 
-def _up_options(command: F) -> F:
-    for option in reversed(
-        (
-            click.option(
-                "--port",
-                type=PORT,
-                default=8000,
-                show_default=True,
-                help="Port of the API; 0 takes a free one.",
-            ),
-            click.option(
-                "--data-dir",
-                type=click.Path(path_type=Path, file_okay=False),
-                default=DATA_DIR,
-                show_default=True,
-                help="Where servers, keys and logs live.",
-            ),
-            click.option(
-                "--ephemeral", is_flag=True, help="Use a data directory that is removed at the end."
-            ),
-            click.option(
-                "--workers",
-                type=click.IntRange(1, 64),
-                default=1,
-                show_default=True,
-                help="Worker processes.",
-            ),
-            click.option(
-                "--seed",
-                type=int,
-                default=1,
-                show_default=True,
-                help="Makes a run of the sandbox repeatable.",
-            ),
+def listening(port: int) -> Callable[[F], F]:
+    """Return the options of a process that serves, by default on this port of this machine."""
+    return options(
+        click.option("--host", default="127.0.0.1"),
+        click.option("--port", type=click.IntRange(1, 65535), default=port),
+    )
+
+
+def need_devkit() -> None:
+    """Refuse the present command in one sentence unless the packages of the extra `devkit` are installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        command = click.get_current_context().info_name
+        raise click.UsageError(
+            f"`orchestrator {command}` is for development and needs packages that are not installed ({', '.join(missing)}): "
+            "pip install 'checkout-orchestrator[devkit]'"
         )
-    ):
-        command = option(command)
-    return command
-
-
-def _options(given: dict[str, Any]) -> Options:
-    from orchestrator.devkit.local.up import Options
-
-    names = ("port", "data_dir", "ephemeral", "workers", "seed", "shop")
-    return Options(**{name: given[name] for name in names if name in given})
 
 
 def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
@@ -99,16 +85,14 @@ def up(**given: Any) -> int:
     next start continues what is open.
     """
     need_devkit()
-    from orchestrator.devkit.local.up import run
+    from orchestrator.devkit.local.up import Options, run
 
-    return run(_options(given), open_terminal(), greet=_greet)
+    return run(Options(**given), open_terminal(), greet=_greet)
 
 
 @click.command(short_help="Start everything and play orders through every outcome.")
 @_up_options
-@click.option(
-    "--orders", type=click.IntRange(1, 10_000), default=45, show_default=True, help="How many shoppers come."
-)
+@click.option("--orders", type=click.IntRange(1, 10_000), default=45, help="How many shoppers come.")
 @click.option(
     "--scenario",
     "scenarios",
@@ -116,9 +100,7 @@ def up(**given: Any) -> int:
     metavar="NAME",
     help="A group (checkout, money, all) or one script; may be repeated (default: checkout).",
 )
-@click.option(
-    "--exit", "leave", is_flag=True, help="End when the last order has ended, instead of staying up."
-)
+@flag("--exit", "leave", told="End when the last order has ended, instead of staying up.")
 def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) -> int:
     """Start everything, send shoppers through every outcome, and say whether each order ended as its script
     says.
@@ -128,9 +110,10 @@ def demo(*, orders: int, scenarios: tuple[str, ...], leave: bool, **given: Any) 
     """
     need_devkit()
     from orchestrator.devkit import demo as shop
+    from orchestrator.devkit.local.up import Options
 
     return shop.run(
-        _options({**given, "shop": not leave}),
+        Options(**given, shop=not leave),
         open_terminal(least="error"),
         orders=orders,
         scenarios=scenarios,
@@ -146,29 +129,25 @@ def _greet(up: Up) -> None:
     from orchestrator.cli.public_address import faults
     from orchestrator.devkit.local.terminal import program
 
-    rows = []
-    if up.shop_url is not None:
-        rows.append(("Demo shop", f"{up.url}/shop   buy something in a browser, and follow each message"))
-    rows += [
+    option = up.data_dir_option(DATA_DIR)
+    kept = "removed at the end" if up.options.ephemeral else "keys.json is worth a backup"
+    gateway = ("Gateway", str(up.settings.gateway_url))
+    if (sandbox := up.sandbox_url) is not None:
+        gateway = ("Sandbox", f"{sandbox}   what became of the money: {up.ledger_url(sandbox)}")
+    rows = [
         ("Console", f"{link_for(up.settings)}   (opens one session, within an hour)"),
         ("Front door", f"{up.url}/"),
         ("API", f"{up.url}/docs"),
-    ]
-    if up.sandbox_url is not None:
-        rows.append(
-            ("Sandbox", f"{up.sandbox_url}   what became of the money: {up.ledger_url(up.sandbox_url)}")
-        )
-    else:
-        rows.append(("Gateway", str(up.settings.gateway_url)))
-    kept = "removed at the end" if up.options.ephemeral else "keys.json is worth a backup"
-    rows.append(("Data", f"{up.data_dir}   logs: log/; {kept}"))
-    option = up.data_dir_option(DATA_DIR)
-    rows.append(
+        gateway,
+        ("Data", f"{up.data_dir}   logs: log/; {kept}"),
         (
             "A token",
             f'{program()} token issue --merchant default --scope "checkouts:write checkouts:read"{option}',
-        )
-    )
+        ),
+    ]
+    if up.shop_url is not None:
+        shop = ("Demo shop", f"{up.url}/shop   buy something in a browser, and follow each message")
+        rows.insert(0, shop)
     terminal = up.terminal
     terminal.say()
     terminal.say(
@@ -188,32 +167,22 @@ def _greet(up: Up) -> None:
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@listening(8000)
 def api(*, host: str, port: int) -> int:
     """Serve the HTTP API and the console."""
     from orchestrator.api import server
     from orchestrator.console import Console
-    from orchestrator.settings import load
 
-    settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
-    check_listening(host, port)
-    _check_clock(settings)
-    log.own_output()
-    with _traced(settings, "api"):
+    with _process("api", "database_url", "broker_url", "secret_keys", address=(host, port)) as settings:
         return server.run(settings, host, port, pages=Console)
 
 
 @click.command(short_help="Process checkouts (a Celery worker).")
 def worker() -> int:
     """Process checkouts: a Celery worker that ends warmly on SIGTERM and SIGINT."""
-    from orchestrator.settings import load
     from orchestrator.worker import run_worker
 
-    settings = _needing(logged(load()), "database_url", "broker_url", "secret_keys")
-    _check_clock(settings)
-    log.own_output()
-    with _traced(settings, "worker"):
+    with _process("worker", "database_url", "broker_url", "secret_keys") as settings:
         return run_worker(settings)
 
 
@@ -223,45 +192,37 @@ def scheduler() -> int:
 
     Several are harmless.
     """
-    from orchestrator.settings import load
     from orchestrator.worker import run_scheduler
 
-    settings = _needing(logged(load()), "database_url", "broker_url")
-    _check_clock(settings)
-    log.own_output()
-    return run_scheduler(settings)
+    with _process("scheduler", "database_url", "broker_url", traced=False) as settings:
+        return run_scheduler(settings)
 
 
 @click.command(short_help="Send events to merchants' webhook endpoints.")
 def deliverer() -> int:
     """Send events to merchants' webhook endpoints. Several are harmless; SIGTERM ends what is under way."""
-    from orchestrator.settings import load
     from orchestrator.worker.deliverer import run_deliverer
 
-    settings = _needing(logged(load()), "database_url", "secret_keys")
-    _check_clock(settings)
-    log.own_output()
-    with _traced(settings, "deliverer"):
+    with _process("deliverer", "database_url", "secret_keys") as settings:
         return run_deliverer(settings)
 
 
 @click.command(short_help="Serve a simulated gateway on this machine.")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(1, 65535), default=8001, show_default=True)
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=DATA_DIR, show_default=True,
-    help="Whose keys.json to use where the settings name no credentials.",
-)  # fmt: skip
+@listening(8001)
+@data_dir_for("Whose keys.json to use where the settings name no credentials.")
 @click.option(
     "--state-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help="Where it stores its data; without it the data is lost at its end.",
 )
 @click.option(
-    "--callback-host", "callback_hosts", multiple=True, metavar="HOST",
+    "--callback-host",
+    "callback_hosts",
+    multiple=True,
+    metavar="HOST",
     help="A host, beside loopback and that of PUBLIC_URL, that callbacks are sent to; may be repeated.",
-)  # fmt: skip
-@click.option("--seed", type=int, default=1, show_default=True, help="Makes a run repeatable.")
+)
+@click.option("--seed", type=int, default=1, help="Makes a run repeatable.")
 def sandbox(
     *,
     host: str,
@@ -284,7 +245,8 @@ def sandbox(
     settings = logged(load())
     if not settings.gateway_password and (keys := keys_of(data_dir)) is not None:
         settings = load(keys.missing_from(settings, sandbox=True))
-    settings = _needing(settings, "gateway_username", "gateway_password")
+    settings.need("gateway_username")
+    settings.need("gateway_password")
     check_listening(host, port)
     callback_secrets = [secret.get_secret_value() for secret in settings.gateway_secrets]
     control_token = settings.sandbox_token.get_secret_value()
@@ -311,8 +273,41 @@ def sandbox(
     run(config, host, port)
 
 
+@click.command(short_help="Serve the demo shop.")
+@listening(8002)
+@click.option("--api", metavar="URL", help="Where the API is (default: PUBLIC_URL).")
+@click.option("--merchant", default="default", help="Whose shop it is.")
+@data_dir_for("The data directory of `orchestrator up`, where no setting says otherwise.")
+def shop(*, host: str, port: int, api: str | None, merchant: str, data_dir: Path) -> None:
+    """Serve the demo shop, beside a sandbox (GATEWAY_URL) and the API; `orchestrator up` starts it.
+
+    Its webhooks come to this machine: WEBHOOK_ALLOWED_NETWORKS of API and deliverer must have its address,
+    and BROWSER_ORIGINS of the API its origin.
+    """
+    need_devkit()
+    from orchestrator import auth
+    from orchestrator.devkit.local.runtime_file import configured
+    from orchestrator.devkit.shop import app
+
+    settings = logged(configured(data_dir))
+    sandbox = settings.need("gateway_url")
+    settings.need("jwt_secrets")
+    check_listening(host, port)
+    token = auth.issue_own(
+        settings, merchant=merchant, scopes=_SHOP_SCOPES, lifetime=_SHOP_TOKEN, subject="demo-shop"
+    )
+    made = app.create_app(
+        settings.demo_shop_url or f"http://{host}:{port}",
+        (api or settings.public_url).rstrip("/"),
+        token,
+        sandbox=sandbox,
+        control=settings.sandbox_token.get_secret_value(),
+    )
+    app.run(made, host, port)
+
+
 @click.command(short_help="Bring the database to this version's schema.")
-@click.option("--to", default="head", show_default=True, help="The revision to bring the database to.")
+@click.option("--to", default="head", help="The revision to bring the database to.")
 @click.option(
     "--grant-to", metavar="ROLE",
     help="The role of the processes, which is granted what they need; without it `orchestrator_app`, where it exists.",
@@ -360,55 +355,45 @@ def check_listening(host: str, port: int) -> None:
                 ) from None
 
 
-def _check_clock(settings: Any) -> None:
+def _check_clock(settings: Settings) -> None:
     """Refuse a clock that tests have moved, unless every gateway is on this machine or in a private network.
 
     While Postgres is out of reach the clock is unknown, and the process starts; `doctor` reports it, too.
     """
-    import asyncio
-
-    from sqlalchemy import text
-    from sqlalchemy.exc import SQLAlchemyError
-
     from orchestrator.cli.public_address import is_local
     from orchestrator.settings import SettingsError
-    from orchestrator.store.database import Database
 
-    asked = text(
-        "SELECT (SELECT seconds FROM clock_skew) AS seconds, array(SELECT gateway_url FROM merchants) AS gateways"
-    )
-
-    async def read() -> Any:
-        async with (
-            asyncio.timeout(_TIMEOUT),
-            Database(settings.need("database_url"), pool_size=1, name="orchestrator-start") as db,
-        ):
-            return (await db.read(asked))[0]
-
-    try:
-        found = asyncio.run(read())
-    except (SQLAlchemyError, OSError, TimeoutError):
-        return
-    if found.seconds and not all(is_local(url) for url in (settings.gateway_url, *found.gateways) if url):
-        raise SettingsError(
-            f"the clock of the database is moved forward by {found.seconds} s, which is for tests with a gateway on this machine "
-            "alone: set clock_skew.seconds to 0"
-        )
+    asked = "SELECT (SELECT seconds FROM clock_skew) AS seconds, array(SELECT gateway_url FROM merchants) AS gateways"
+    url = settings.need("database_url")
+    for found in ask_once(url, asked, seconds=_TIMEOUT, process="orchestrator-start") or ():
+        gateways = (settings.gateway_url, *found.gateways)
+        if found.seconds and not all(is_local(gateway) for gateway in gateways if gateway):
+            raise SettingsError(
+                f"the clock of the database is moved forward by {found.seconds} s, which is for tests with a gateway on this machine "
+                "alone: set clock_skew.seconds to 0"
+            )
 
 
 @contextmanager
-def _traced(settings: Any, process: str) -> Iterator[None]:
-    """Keep traces where the settings say so, and send the last ones at the end."""
+def _process(
+    kind: str, *needed: str, address: tuple[str, int] | None = None, traced: bool = True
+) -> Iterator[Settings]:
+    """Give one process of an installation its settings once all is there that it cannot do without; keep its
+    traces where the settings say so, and send the last ones at the end.
+    """
     from orchestrator import traces
+    from orchestrator.settings import load
 
-    traces.start(process, settings.traces_url, settings.traces_sample)
+    settings = logged(load())
+    for name in needed:
+        settings.need(name)
+    if address is not None:
+        check_listening(*address)
+    _check_clock(settings)
+    log.own_output()
+    if traced:
+        traces.start(kind, settings.traces_url, settings.traces_sample)
     try:
-        yield
+        yield settings
     finally:
         traces.stop()
-
-
-def _needing(settings: Any, *names: str) -> Any:
-    for name in names:
-        settings.need(name)
-    return settings

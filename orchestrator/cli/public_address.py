@@ -8,87 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from orchestrator.settings.hosts import address_of
+
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
 PORTS: Final = frozenset({80, 443})
 """What the gateway connects to; its documentation of callbacks names no others."""
-_INNER_NAMES: Final = (
-    "localhost",
-    "local",
-    "localdomain",
-    "internal",
-    "intranet",
-    "lan",
-    "home.arpa",
-    "test",
-    "invalid",
+_INNER_DOMAINS: Final = tuple(
+    ".localhost .local .localdomain .internal .intranet .lan .home.arpa .test .invalid".split()
 )
-"""Top-level names that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for private
-networks."""
+"""Domains that no public resolver answers (RFC 6761, 6762, 8375) or that are in use for private networks."""
 RESOLVING: Final = 3.0
 """Seconds for the resolver of this host."""
 _DEFAULT: Final = {"http": 80, "https": 443}
 
 
-def faults(public_url: str, gateways: Iterable[str | None]) -> list[str]:
-    """Return what keeps a real gateway from our callbacks, each with the remedy; nothing where none of these
+def faults(public_url: str, gateways: Iterable[str | None]) -> Iterator[str]:
+    """Yield what keeps a real gateway from our callbacks, each with the remedy; nothing where none of these
     gateways is a real one.
     """
-    return list(_faults(public_url)) if _any_real(gateways) else []
-
-
-async def resolved(
-    public_url: str,
-    gateways: Iterable[str | None],
-    *,
-    resolve: Callable[[str], Awaitable[list[str]]] | None = None,
-) -> tuple[bool, str] | None:
-    """Return what the resolver of this host says of the name in PUBLIC_URL: whether it is a fault, and a
-    sentence; None where there is nothing to say.
-
-    A name that leads to a private address here is no fault by itself: the internet may get another answer.
-    """
-    host = _host(public_url)
-    if not _any_real(gateways) or _is_inner(host) or _address(host) is not None:
-        return None
+    if not _any_real(gateways):
+        return
+    parts, host = urlsplit(public_url), _host(public_url)
     shown = f"ORCHESTRATOR_PUBLIC_URL is {public_url}"
-    try:
-        async with asyncio.timeout(RESOLVING):
-            found = await (resolve or _resolve)(host)
-    except (OSError, TimeoutError):
-        return True, f"{shown}, and {host} does not resolve: correct the name, or make its DNS entry"
-    inner = sorted(address for address in found if _is_inner(address))
-    if not inner:
-        return None
-    return False, (
-        f"{shown}; {host} is {', '.join(inner)} here, which only this network reaches: the internet must get another address"
-    )
-
-
-async def _resolve(host: str) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return [str(address[4][0]) for address in found]
-
-
-def _any_real(gateways: Iterable[str | None]) -> bool:
-    return any(url and not _is_inner(_host(url)) for url in gateways)
-
-
-def is_local(url: str) -> bool:
-    """Return whether a URL leads to this machine or to a private network: loopback, private addresses, names
-    without a dot.
-    """
-    return _is_inner(_host(url))
-
-
-def _faults(url: str) -> Iterator[str]:
-    parts, host = urlsplit(url), _host(url)
-    shown = f"ORCHESTRATOR_PUBLIC_URL is {url}"
     if _is_inner(host):
         where = "this machine" if _is_loopback(host) else "a network of its own"
         yield (
@@ -108,6 +55,45 @@ def _faults(url: str) -> Iterator[str]:
         )
 
 
+async def resolved(public_url: str, gateways: Iterable[str | None]) -> tuple[bool, str] | None:
+    """Return what the resolver of this host says of the name in PUBLIC_URL: whether it is a fault, and a
+    sentence; None where there is nothing to say.
+
+    A name that leads to a private address here is no fault by itself: the internet may get another answer.
+    """
+    host = _host(public_url)
+    if not _any_real(gateways) or _is_inner(host) or _address(host) is not None:
+        return None
+    shown = f"ORCHESTRATOR_PUBLIC_URL is {public_url}"
+    try:
+        async with asyncio.timeout(RESOLVING):
+            found = await _resolve(host)
+    except (OSError, UnicodeError):
+        return True, f"{shown}, and {host} does not resolve: correct the name, or make its DNS entry"
+    inner = sorted(address for address in found if _is_inner(address))
+    if not inner:
+        return None
+    return False, (
+        f"{shown}; {host} is {', '.join(inner)} here, which only this network reaches: the internet must get another address"
+    )
+
+
+async def _resolve(host: str) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return [str(address[4][0]) for address in found]
+
+
+def _any_real(gateways: Iterable[str | None]) -> bool:
+    return any(url and not is_local(url) for url in gateways)
+
+
+def is_local(url: str) -> bool:
+    """Return whether a URL leads to this machine or to a private network: loopback, private addresses, names
+    without a dot.
+    """
+    return _is_inner(_host(url))
+
+
 def _host(url: str) -> str:
     return (urlsplit(url).hostname or "").rstrip(".")
 
@@ -116,7 +102,7 @@ def _is_inner(host: str) -> bool:
     address = _address(host)
     if address is not None:
         return not address.is_global or address.is_multicast
-    return "." not in host or any(host == top or host.endswith(f".{top}") for top in _INNER_NAMES)
+    return "." not in host or f".{host}".endswith(_INNER_DOMAINS)
 
 
 def _is_loopback(host: str) -> bool:
@@ -127,14 +113,5 @@ def _is_loopback(host: str) -> bool:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
-    """Read an address in any spelling that a resolver takes: 127.1 and 0x7f000001 are 127.0.0.1."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        try:
-            return IPv4Address(socket.inet_aton(host))
-        except (OSError, ValueError):
-            return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
+    address = address_of(host)
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address

@@ -11,30 +11,28 @@ import asyncio
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import click
 
-from orchestrator.cli import restored
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import as_option
-from orchestrator.cli.lookup import ID_SLACK, Span, find_checkout, first_id, merchant_id, table
+from orchestrator.cli.attached import Installation, data_dir, on_database, query
+from orchestrator.cli.lookup import ID_SLACK, find_checkout, first_id, merchant_id, span, table, words_of
+from orchestrator.cli.merchant_changes import find
 from orchestrator.cli.output import json_option, printer, say, say_document
-from orchestrator.cli.restored import Lost, Moment
+from orchestrator.cli.questions import as_option
 from orchestrator.domain.command_result import REFUSED
 from orchestrator.domain.records import CommandKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-    from datetime import datetime
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from rich.table import Table
 
-    from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import Attention
-    from orchestrator.settings import Settings
     from orchestrator.store.database import Database
 
 SIZE: Final = 200
@@ -43,29 +41,46 @@ OUTSTANDING: Final = 5 * SIZE
 """Checkouts that may wait for their answer before more are asked for."""
 _PAUSE: Final = 0.25
 _MOST_NAMED: Final = 50
+POSITIONS_SKIPPED: Final = 1_000_000
+"""Positions of each feed that are left free beyond those that were given and lost: more events than a
+merchant has between a backup and its use."""
+LARGEST_FILE: Final = 64 * 1024 * 1024
 _BETWEEN: Final = 1.0
 """Seconds between two lists where the command does not wait for the answers."""
 _LINE_EVERY: Final = 5.0
+_CLOCK_SLACK: Final = 60.0
+
+
+def _past_moment(value: str) -> datetime:
+    """Read a moment as RFC 3339 has it, with its offset, in the past: 2026-11-27T08:00:00Z."""
+    try:
+        read = datetime.fromisoformat(value.strip())
+    except ValueError:
+        read = datetime.min  # noqa: DTZ901 - it has no offset, and so is refused
+    if read.tzinfo is None:
+        raise click.BadParameter(f"{value!r} is not a moment with its offset, such as 2026-11-27T08:00:00Z")
+    if (read - datetime.now(UTC)).total_seconds() > _CLOCK_SLACK:
+        raise click.BadParameter(f"{value!r} lies in the future")
+    return read
 
 
 @click.command(short_help="Look checkouts up at the gateway: some, or all of a period.")
 @data_dir
 @click.argument("checkouts", nargs=-1)
 @click.option(
-    "--since", type=Span(), metavar="SPAN", help="All that were taken within this time: 90m, 24h, 7d."
+    "--since", type=span, metavar="SPAN", help="All that were taken within this time: 90m, 24h, 7d."
 )
 @click.option(
     "--restored-to",
-    type=Moment(),
+    type=_past_moment,
     metavar="MOMENT",
     help="The database was restored to this moment: all that may have changed since, and feeds beyond lost positions.",
 )
 @click.option(
     "--reach",
-    type=Span(),
+    type=span,
     metavar="SPAN",
     default="90d",
-    show_default=True,
     help="With --restored-to: settled checkouts too whose last change is at most this old at that moment.",
 )
 @click.option(
@@ -75,11 +90,14 @@ _LINE_EVERY: Final = 5.0
     help="With --restored-to: order numbers of the time since, one a line; their payments are looked for.",
 )
 @click.option("--merchant", metavar="NAME", help="Only this merchant's; of --orders: whose they are.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait for the answers, or only ask.")
+@click.option("--wait/--no-wait", default=True, help="Wait for the answers, or only ask.")
 @click.option(
-    "--timeout", type=click.FloatRange(1, 86_400), default=600.0, show_default=True, metavar="SECONDS",
+    "--timeout",
+    type=click.FloatRange(1, 86_400),
+    default=600.0,
+    metavar="SECONDS",
     help="Give up when nothing has been answered for so long.",
-)  # fmt: skip
+)
 @as_option
 @json_option
 def reconcile(  # noqa: PLR0913 - one for each option
@@ -105,47 +123,77 @@ def reconcile(  # noqa: PLR0913 - one for each option
         raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
     if orders is not None and (restored_to is None or merchant is None):
         raise click.UsageError("--orders goes with --restored-to and --merchant")
-    names = [] if orders is None else restored.order_numbers(orders)
+    names = [] if orders is None else _order_numbers(orders)
 
-    async def ask(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
+    async def ask(here: Installation) -> int:
+        from orchestrator.store import inbox
 
-        asking = _Asking(db, Encryptor(settings.secret_keys), actor)
+        # Without a secret key nothing is prepared either.
+        request = partial(
+            inbox.request_all,
+            here.db,
+            here.encryptor,
+            kind=CommandKind.RECONCILE,
+            actor=actor,
+            grace=0.0,
+        )
         complete = True
         if checkouts:
-            rows = [await find_checkout(db, name) for name in dict.fromkeys(checkouts)]
-            lists, total = _lists(rows), len(rows)
+            ids = [(await find_checkout(here.db, name)).id for name in dict.fromkeys(checkouts)]
+            matches, values = _NAMED, {"after": UUID(int=0), "ids": ids}
         else:
             if restored_to is not None:
-                complete = await _prepare(settings, asking, merchant=merchant, names=names, as_json=as_json)
-            period = await _period(db, since=since, restored_to=restored_to, reach=reach, merchant=merchant)
+                complete = await _prepare(here, merchant=merchant, names=names, as_json=as_json)
+            values = await _period(
+                here.db, since=since, restored_to=restored_to, reach=reach, merchant=merchant
+            )
             matches = _OF_PERIOD if restored_to is None else _MAY_HAVE_CHANGED
-            (counted,) = await db.read(_count(matches), period)
-            lists, total = _pages(db, matches, period), int(counted.number)
-        ended = await _reconcile(asking, lists, total, wait=wait, timeout=timeout, as_json=as_json)
+        count = f"SELECT count(*) AS number FROM checkouts WHERE {matches}"  # noqa: S608 - our own words
+        (counted,) = await query(here.db, count, **values)
+        lists, total = _pages(here.db, matches, values), int(counted.number)
+        ended = await _reconcile(here.db, request, lists, total, wait=wait, timeout=timeout, as_json=as_json)
         return ended or int(not complete)
 
     return on_database(data_dir, ask)
 
 
-async def _prepare(
-    settings: Settings, asking: _Asking, *, merchant: str | None, names: Sequence[str], as_json: bool
-) -> bool:
-    """Prepare a database that was restored; return whether every order number was answered."""
-    from orchestrator.store import merchant_records
-    from orchestrator.store.merchant_fields import UnknownMerchant
+def _order_numbers(file: Path) -> list[str]:
+    """Read the order numbers of a file, one a line, each once; a sentence for what is none."""
+    from orchestrator import intents
 
-    db, encryptor, record = asking.db, asking.encryptor, None
-    if merchant is not None:
-        record = await merchant_records.by_name(db, encryptor, settings, merchant)
-        if record is None:
-            raise UnknownMerchant(merchant)
-    feeds = await restored.skip_positions(db)
+    if file.stat().st_size > LARGEST_FILE:
+        raise click.UsageError(f"{file} is larger than {LARGEST_FILE // 1024**2} MB: split it")
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{file} is not a text file in UTF-8") from None
+    found: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        if name := line.strip():
+            if not intents.may_be_order(name):
+                raise click.UsageError(f"line {number} of {file} is not an order number")
+            found[name] = None
+    return list(found)
+
+
+async def _prepare(here: Installation, *, merchant: str | None, names: Sequence[str], as_json: bool) -> bool:
+    """Prepare a database that was restored; return whether every order number was answered."""
+    from orchestrator.cli import restored
+    from orchestrator.store import events
+
+    record = None if merchant is None else await find(here, merchant)
+    feeds = await events.skip(here.db, POSITIONS_SKIPPED)
     say(f"{feeds} feeds go on beyond the positions that were lost.", err=True)
     if record is None or not names:
         return True
-    lost = await restored.find_lost(settings, db, encryptor, merchant=record, orders=names)
-    printer(err=as_json).print(_orders(lost))
+    lost = await restored.find_lost(here, merchant=record, orders=names)
+    numbers = {
+        "orders with a checkout": lost.known,
+        "created from their payment": lost.created,
+        "without a payment": len(lost.unpaid),
+        **({"not answered": len(lost.unanswered)} if lost.unanswered else {}),
+    }
+    printer(err=as_json).print(_figures(numbers))
     for title, orders in (("No payment at the gateway", lost.unpaid), ("Not answered", lost.unanswered)):
         if orders:
             more = f" … ({len(orders) - _MOST_NAMED} more)" if len(orders) > _MOST_NAMED else ""
@@ -175,6 +223,12 @@ class _Tally:
     waiting: dict[UUID, _Stand] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
 
+    def expect(self, rows: Sequence[Any], commands: Mapping[UUID, UUID]) -> None:
+        """Record what was asked for: the command of each checkout that got one."""
+        self.asked += len(commands)
+        self.heard_at = time.monotonic()
+        self.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
+
     def note(self, row: Any) -> None:
         """Record one answer."""
         before, after = self.waiting.pop(row.id), _stand(row)
@@ -188,17 +242,9 @@ class _Tally:
         self.attention += after.attention is not None and after.attention.is_news(before.attention)
 
 
-@dataclass(frozen=True, slots=True)
-class _Asking:
-    """What a request needs: where it is stored, under which keys, and who asks."""
-
-    db: Database
-    encryptor: Encryptor
-    actor: str
-
-
 async def _reconcile(
-    asking: _Asking,
+    db: Database,
+    request: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, UUID]]],
     lists: AsyncIterator[Sequence[Any]],
     total: int,
     *,
@@ -206,21 +252,21 @@ async def _reconcile(
     timeout: float,
     as_json: bool,
 ) -> int:
-    tally, db = _Tally(), asking.db
+    tally = _Tally()
     with _progress(tally, total) as show:
         async for rows in lists:
             if tally.asked and not wait:
                 await asyncio.sleep(_BETWEEN)
-            await _ask(asking, rows, tally)
+            tally.expect(rows, await request([row.id for row in rows]))
             show()
             if wait and not await _settle(db, tally, most=OUTSTANDING - SIZE, timeout=timeout, show=show):
                 break
         answered = wait and await _settle(db, tally, most=0, timeout=timeout, show=show)
     numbers = _numbers(tally, waited=wait)
     if as_json:
-        say_document({name: number for name, _, number in numbers})
+        say_document(numbers)
     else:
-        printer().print(_summary(numbers))
+        printer().print(_figures(numbers))
     if wait and not answered:
         say(
             f"Not all were answered: nothing came for {timeout:g} s. Are workers running, and is the gateway within reach "
@@ -230,18 +276,6 @@ async def _reconcile(
     return int(wait and not answered)
 
 
-async def _ask(asking: _Asking, rows: Sequence[Any], tally: _Tally) -> None:
-    from orchestrator.store import inbox
-
-    ids = [row.id for row in rows]
-    commands = await inbox.request_all(
-        asking.db, asking.encryptor, ids, kind=CommandKind.RECONCILE, actor=asking.actor, grace=0.0
-    )
-    tally.asked += len(commands)
-    tally.heard_at = time.monotonic()
-    tally.waiting |= {commands[row.id]: _stand(row) for row in rows if row.id in commands}
-
-
 async def _settle(
     db: Database, tally: _Tally, *, most: int, timeout: float, show: Callable[[], None]
 ) -> bool:
@@ -249,7 +283,7 @@ async def _settle(
     seconds.
     """
     while len(tally.waiting) > most:
-        rows = await db.read(_answers(), {"ids": list(tally.waiting)})
+        rows = await query(db, _ANSWERS, ids=list(tally.waiting))
         for row in rows:
             tally.note(row)
         show()
@@ -262,39 +296,33 @@ async def _settle(
 
 def _stand(row: Any) -> _Stand:
     from orchestrator.store.columns import coded
-    from orchestrator.store.read_model import CheckoutRecord
 
-    asked = row.attention if isinstance(row, CheckoutRecord) else coded(row, "attention")["attention"]
-    return _Stand(row.state, (row.reserved, row.captured, row.refunded, row.charged_back), asked)
-
-
-async def _lists(rows: Sequence[Any]) -> AsyncIterator[Sequence[Any]]:
-    for start in range(0, len(rows), SIZE):
-        yield rows[start : start + SIZE]
+    money = (row.reserved, row.captured, row.refunded, row.charged_back)
+    return _Stand(row.state, money, coded(row, "attention")["attention"])
 
 
-async def _pages(db: Database, matches: str, period: dict[str, object]) -> AsyncIterator[Sequence[Any]]:
-    """Yield the checkouts of a period, the oldest first; each page begins after the last id of the previous
-    page.
-    """
-    after = period["after"]
-    while rows := await db.read(_page(matches), {**period, "after": after, "most": SIZE}):
+async def _pages(db: Database, matches: str, values: dict[str, Any]) -> AsyncIterator[Sequence[Any]]:
+    """Yield checkouts, the oldest first; each page begins after the last id of the previous page."""
+    page = f"""
+        SELECT id, state, reserved, captured, refunded, charged_back, attention, attention_details FROM checkouts
+         WHERE {matches} ORDER BY id LIMIT :most
+    """  # noqa: S608 - our own words
+    after = values["after"]
+    while rows := await query(db, page, **(values | {"after": after, "most": SIZE})):
         yield rows
         after = rows[-1].id
 
 
 async def _period(
     db: Database, *, since: float | None, restored_to: datetime | None, reach: float, merchant: str | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return what the checkouts of a period have in common: a time of creation, and ids that begin with about
     that time; or, where the database was restored, a time of their last change.
     """
-    from sqlalchemy import text
-
-    moment = text("""
+    moment = """
         SELECT coalesce(CAST(:moment AS timestamptz), clock()) - make_interval(secs => :span) AS since, now() AS now
-    """)
-    (row,) = await db.read(moment, {"moment": restored_to, "span": reach if since is None else since})
+    """
+    (row,) = await query(db, moment, moment=restored_to, span=reach if since is None else since)
     return {
         "since": row.since,
         "after": UUID(int=0) if since is None else first_id(row.now, since + ID_SLACK),
@@ -328,44 +356,32 @@ def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
     yield line
 
 
-def _numbers(tally: _Tally, *, waited: bool) -> list[tuple[str, str, int]]:
-    """Return what came of it: the name in JSON, the words of the table, and the number."""
-    numbers = [("asked", "asked", tally.asked)]
+def _numbers(tally: _Tally, *, waited: bool) -> dict[str, int]:
+    """Return what came of it, by the names of the JSON."""
+    numbers = {"asked": tally.asked}
     if waited:
-        numbers += [
-            ("lookedAt", "looked at", tally.looked),
-            ("completed", "completed", tally.completed),
-            ("moneyChanged", "money changed", tally.money),
-            ("attentionRaised", "attention raised", tally.attention),
-            *([("refused", "refused", tally.refused)] if tally.refused else []),
-            ("stillWaiting", "still waiting", len(tally.waiting)),
-        ]
+        numbers |= {
+            "lookedAt": tally.looked,
+            "completed": tally.completed,
+            "moneyChanged": tally.money,
+            "attentionRaised": tally.attention,
+            **({"refused": tally.refused} if tally.refused else {}),
+            "stillWaiting": len(tally.waiting),
+        }
     return numbers
 
 
-def _summary(numbers: Sequence[tuple[str, str, int]]) -> Table:
-    shown = table("checkouts", "amount")
+def _figures(numbers: Mapping[str, int]) -> Table:
+    shown = table("", "amount")
     shown.show_header = False
-    for _, words, number in numbers:
-        shown.add_row(words, f"{number:,}")
-    return shown
-
-
-def _orders(lost: Lost) -> Any:
-    shown = table("orders", "amount")
-    shown.show_header = False
-    for name, number in (
-        ("orders with a checkout", lost.known),
-        ("created from their payment", lost.created),
-        ("without a payment", len(lost.unpaid)),
-        *([("not answered", len(lost.unanswered))] if lost.unanswered else []),
-    ):
-        shown.add_row(name, f"{number:,}")
+    for name, number in numbers.items():
+        shown.add_row(words_of(name), f"{number:,}")
     return shown
 
 
 # ── Reading ───────────────────────────────────────────────────────────────────────────────────────────────
 
+_NAMED: Final = "id > :after AND id = ANY(CAST(:ids AS uuid[]))"
 _OF_PERIOD: Final = """
     id > :after AND created_at >= :since AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)
 """
@@ -374,28 +390,8 @@ _MAY_HAVE_CHANGED: Final = """
     id > :after AND (due_at IS NOT NULL OR updated_at >= :since)
     AND merchant_id = coalesce(CAST(:merchant_id AS int), merchant_id)
 """
-
-
-def _count(matches: str) -> Any:
-    from sqlalchemy import text
-
-    return text(f"SELECT count(*) AS number FROM checkouts WHERE {matches}")  # noqa: S608 - our own words
-
-
-def _page(matches: str) -> Any:
-    from sqlalchemy import text
-
-    return text(f"""
-        SELECT id, state, reserved, captured, refunded, charged_back, attention, attention_details FROM checkouts
-         WHERE {matches} ORDER BY id LIMIT :most
-    """)  # noqa: S608 - our own words
-
-
-def _answers() -> Any:
-    from sqlalchemy import text
-
-    return text("""
-        SELECT k.id, k.result, c.state, c.reserved, c.captured, c.refunded, c.charged_back, c.attention, c.attention_details
-          FROM commands k JOIN checkouts c ON c.id = k.checkout_id
-         WHERE k.id = ANY(CAST(:ids AS uuid[])) AND k.handled_at IS NOT NULL
-    """)
+_ANSWERS: Final = """
+    SELECT k.id, k.result, c.state, c.reserved, c.captured, c.refunded, c.charged_back, c.attention, c.attention_details
+      FROM commands k JOIN checkouts c ON c.id = k.checkout_id
+     WHERE k.id = ANY(CAST(:ids AS uuid[])) AND k.handled_at IS NOT NULL
+"""

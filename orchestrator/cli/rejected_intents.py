@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
-from orchestrator.cli.confirmation import as_option
-from orchestrator.cli.lookup import merchant_id, merchant_names, table, uuid_of
-from orchestrator.cli.output import json_option, say, say_document, say_json, say_more, say_table
+from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
+from orchestrator.cli.listings import merchants_option, order_option
+from orchestrator.cli.lookup import merchant_id, merchant_names, moment, table, uuid_of
+from orchestrator.cli.output import at_most, flag, json_option, say, say_document, say_json, say_table
+from orchestrator.cli.questions import as_option
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
     from uuid import UUID
 
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.inbox.rejected import Code, RejectedIntent
 
 
@@ -30,9 +29,9 @@ def rejected_intents() -> None:
 
 @rejected_intents.command("list")
 @data_dir
-@click.option("--merchant", metavar="NAME", help="Only this merchant's.")
-@click.option("--order", metavar="NUMBER", help="Only this order number.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True)
+@merchants_option
+@order_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50)
 @json_option
 def list_rejected(
     *, data_dir: Path, merchant: str | None, order: str | None, limit: int, as_json: bool
@@ -41,78 +40,68 @@ def list_rejected(
     if order is not None and merchant is None:
         raise click.UsageError("--order needs --merchant: an order number is that of a merchant")
 
-    async def show(_: Settings, db: Database) -> int:
+    async def show(here: Installation) -> None:
         from orchestrator.store.inbox import rejected
 
-        names = await merchant_names(db)
+        names = await merchant_names(here.db)
         if merchant is None:
-            found = await rejected.latest(db, limit=limit + 1)
+            found = await rejected.latest(here.db, limit=limit + 1)
         else:
-            wanted = await merchant_id(db, merchant)
-            found = await rejected.page(db, wanted, order_ref=order, before=None, limit=limit + 1)
-        if len(found) > limit:
-            found = found[:limit]
-            say_more(limit, "ask for more with --limit, or for some with --merchant and --order")
+            wanted = await merchant_id(here.db, merchant)
+            found = await rejected.page(here.db, wanted, order_ref=order, before=None, limit=limit + 1)
+        rows = at_most(found, limit, "ask for more with --limit, or for some with --merchant and --order")
         if as_json:
-            say_document([_facts(row, names) for row in found])
-            return 0
+            say_document([_facts(row, names) for row in rows])
+            return
         shown = table("id", "at", "merchant", "order", "code", "reason")
-        for row in found:
+        for row in rows:
             more = f" (and {len(row.problems) - 1} more)" if len(row.problems) > 1 else ""
             shown.add_row(
                 str(row.id),
-                f"{row.created_at:%Y-%m-%d %H:%M:%S}",
-                _merchant(row, names) or "",
-                row.order_ref or "",
+                moment(row.created_at),
+                _merchant(row, names),
+                row.order_ref,
                 row.code,
                 f"{row.problems[0].field}: {row.problems[0].message}{more}" if row.problems else "",
             )
         say_table(shown, empty="No intent of the queue was refused.")
-        return 0
 
     return on_database(data_dir, show)
 
 
 @rejected_intents.command("show")
-@data_dir
+@database_command
 @click.argument("intent", metavar="ID")
-@click.option("--body", "with_body", is_flag=True, help="Also what was sent, which is personal data.")
+@flag("--body", "with_body", told="Also what was sent, which is personal data.")
 @json_option
-def show_rejected(*, data_dir: Path, intent: str, with_body: bool, as_json: bool) -> int:
+async def show_rejected(here: Installation, *, intent: str, with_body: bool, as_json: bool) -> None:
     """Show a refused intent with every reason."""
+    from orchestrator.store.inbox import rejected
 
-    async def show(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-        from orchestrator.store.inbox import rejected
-
-        intent_id = uuid_of(intent)
-        encryptor = Encryptor(settings.secret_keys)
-        found = None if intent_id is None else await rejected.by_id(db, encryptor, intent_id)
-        if found is None:
-            raise click.UsageError(
-                f"there is no refused intent {intent!r}: see `orchestrator rejected-intents list`"
-            )
-        row, body = found
-        names = await merchant_names(db)
-        if as_json:
-            sent = None if body is None else body.decode(errors="replace")
-            say_document({**_facts(row, names), **({"body": sent} if with_body else {})})
-            return 0
-        say(f"id        {row.id}")
-        say(f"at        {row.created_at:%Y-%m-%d %H:%M:%S}")
-        say(f"merchant  {_merchant(row, names) or 'not known'}")
-        say(f"order     {row.order_ref or 'not known'}")
-        say(f"message   {row.message_id}")
-        say(f"code      {row.code}")
-        for problem in row.problems:
-            say(f"          {problem.field}: {problem.message}")
-        if with_body and body is not None:
-            say_json(body.decode(errors="replace"))
-        elif with_body:
-            say("what was sent was erased, or no key of this installation decrypts it", err=True)
-        return 0
-
-    return on_database(data_dir, show)
+    intent_id = uuid_of(intent)
+    found = None if intent_id is None else await rejected.by_id(here.db, here.encryptor, intent_id)
+    if found is None:
+        raise click.UsageError(
+            f"there is no refused intent {intent!r}: see `orchestrator rejected-intents list`"
+        )
+    row, body = found
+    names = await merchant_names(here.db)
+    if as_json:
+        sent = None if body is None else body.decode(errors="replace")
+        say_document({**_facts(row, names), **({"body": sent} if with_body else {})})
+        return
+    say(f"id        {row.id}")
+    say(f"at        {row.created_at:%Y-%m-%d %H:%M:%S}")
+    say(f"merchant  {_merchant(row, names) or 'not known'}")
+    say(f"order     {row.order_ref or 'not known'}")
+    say(f"message   {row.message_id}")
+    say(f"code      {row.code}")
+    for problem in row.problems:
+        say(f"          {problem.field}: {problem.message}")
+    if with_body and body is not None:
+        say_json(body.decode(errors="replace"))
+    elif with_body:
+        say("what was sent was erased, or no key of this installation decrypts it", err=True)
 
 
 @rejected_intents.command("resubmit", short_help="Submit refused intents once more.")
@@ -140,17 +129,12 @@ def resubmit(
     if bool(chosen) == (code is not None):
         raise click.UsageError("name the IDs of refused intents, or --code")
 
-    async def work(settings: Settings, db: Database) -> int:
-        from orchestrator.cli.resubmissions import Resubmission
+    async def work(here: Installation) -> int:
+        from orchestrator.cli.intakes import Resubmission
 
-        named = None if merchant is None else await merchant_id(db, merchant)
-        resubmission = Resubmission(settings, db, merchant=named, actor=actor)
-        try:
-            if code is not None:
-                return await resubmission.all_with(code)
-            return await resubmission.these([_known(intent) for intent in chosen])
-        finally:
-            await resubmission.close()
+        named = None if merchant is None else await merchant_id(here.db, merchant)
+        resubmission = Resubmission(here, merchant=named, actor=actor)
+        return await resubmission.run(code, [_known(intent) for intent in chosen])
 
     return on_database(data_dir, work)
 

@@ -1,10 +1,9 @@
-"""What a database needs that was restored to an earlier point in time, before lookups compare it with the
-gateway.
+"""What is lost of a database that was restored to an earlier point in time, before lookups compare it with
+the gateway.
 
-Positions of events that were given after that point would be given again; the feeds go on beyond them. Orders
-that came after it are missing: those of a file are looked up at the gateway by their order numbers, and a
-payment that is found becomes a checkout under the id that it names, so that its callbacks and its intent find
-it. Nothing here moves money or a state.
+Orders that came after that point are missing: those of a file are looked up at the gateway by their order
+numbers, and a payment that is found becomes a checkout under the id that it names, so that its callbacks and
+its intent find it. Nothing here moves money or a state.
 """
 
 from __future__ import annotations
@@ -12,52 +11,30 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import click
 
+from orchestrator.cli.attached import Installation, query
+from orchestrator.domain.payment_meaning import MONEY, read
+from orchestrator.gateway.client import Gateway
+from orchestrator.gateway.outcomes import Done
+from orchestrator.store import checkouts
+from orchestrator.store.checkouts import UnmatchedPayment
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-    from orchestrator.crypto import Encryptor
     from orchestrator.domain.transaction import Found
-    from orchestrator.gateway.client import Account, Gateway
-    from orchestrator.settings import Settings
-    from orchestrator.store.checkouts import UnmatchedPayment
+    from orchestrator.gateway.client import Account
     from orchestrator.store.database import Database
     from orchestrator.store.merchant_records import MerchantRecord
 
-POSITIONS_SKIPPED: Final = 1_000_000
-"""Positions of each feed that are left free: more events than a merchant has between a backup and its use."""
-LARGEST_FILE: Final = 64 * 1024 * 1024
 _AT_ONCE: Final = 100
 """Order numbers in one query."""
 _CALLS: Final = 8
 """Lookups at the gateway at once."""
-_CLOCK_SLACK: Final = 60.0
-
-
-class Moment(click.ParamType[datetime]):
-    """A moment as RFC 3339 has it, with its offset, in the past: 2026-11-27T08:00:00Z."""
-
-    name = "moment"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        """Read a moment; a sentence with an example for anything else."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            read = datetime.fromisoformat(str(value).strip())
-        except ValueError:
-            read = datetime.min  # noqa: DTZ901 - it has no offset, and so is refused
-        if read.tzinfo is None:
-            self.fail(f"{value!r} is not a moment with its offset, such as 2026-11-27T08:00:00Z", param, ctx)
-        if (read - datetime.now(UTC)).total_seconds() > _CLOCK_SLACK:
-            self.fail(f"{value!r} lies in the future", param, ctx)
-        return read
 
 
 @dataclass(slots=True)
@@ -72,51 +49,20 @@ class Lost:
     unanswered: list[str] = field(default_factory=list)
 
 
-def order_numbers(file: Path) -> list[str]:
-    """Read the order numbers of a file, one a line, each once; a sentence for what is none."""
-    from orchestrator import intents
-
-    if file.stat().st_size > LARGEST_FILE:
-        raise click.UsageError(f"{file} is larger than {LARGEST_FILE // 1024**2} MB: split it")
-    try:
-        lines = file.read_text("utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise click.UsageError(f"{file} is not a text file in UTF-8") from None
-    found: dict[str, None] = {}
-    for number, line in enumerate(lines, 1):
-        if not (name := line.strip()):
-            continue
-        if not intents.may_be_order(name):
-            raise click.UsageError(f"line {number} of {file} is not an order number")
-        found[name] = None
-    return list(found)
-
-
-async def skip_positions(db: Database) -> int:
-    """Let every feed go on beyond the positions that were given and lost; return how many feeds there are."""
-    from orchestrator.store import events
-
-    return await events.skip(db, POSITIONS_SKIPPED)
-
-
-async def find_lost(
-    settings: Settings, db: Database, encryptor: Encryptor, *, merchant: MerchantRecord, orders: Sequence[str]
-) -> Lost:
+async def find_lost(here: Installation, *, merchant: MerchantRecord, orders: Sequence[str]) -> Lost:
     """Look up at the gateway what has no checkout here, and create a checkout from each payment that is
     found.
     """
-    from orchestrator.gateway.client import Gateway
-
     lost = Lost()
     account = merchant.account
     if account is None or not account.url:
         raise click.UsageError(
             f"merchant {merchant.name} has no account that can be used: {merchant.problem}"
         )
-    async with Gateway(settings) as gateway:
+    async with Gateway(here.settings) as gateway:
         for start in range(0, len(orders), _AT_ONCE):
             names = orders[start : start + _AT_ONCE]
-            known = await _known(db, merchant.id, names)
+            known = await _known(here.db, merchant.id, names)
             lost.known += len(known)
             missing = [name for name in names if name not in known]
             found = await _look_up(gateway, account, missing)
@@ -124,23 +70,22 @@ async def find_lost(
             answered = {name: answer for name, answer in found.items() if answer is not None}
             payments = {name: _payment(merchant.id, name, answer) for name, answer in answered.items()}
             lost.unpaid += [name for name, payment in payments.items() if payment is None]
-            lost.created += await _create(db, encryptor, [paid for paid in payments.values() if paid])
+            lost.created += await _create(here, [paid for paid in payments.values() if paid])
     return lost
 
 
 async def _known(db: Database, merchant_id: int, names: Sequence[str]) -> set[str]:
-    from sqlalchemy import text
-
-    asked = text(
-        "SELECT DISTINCT order_ref FROM checkouts WHERE merchant_id = :merchant AND order_ref = ANY(:names)"
+    known = await query(
+        db,
+        "SELECT DISTINCT order_ref FROM checkouts WHERE merchant_id = :merchant AND order_ref = ANY(:names)",
+        merchant=merchant_id,
+        names=list(names),
     )
-    return {row.order_ref for row in await db.read(asked, {"merchant": merchant_id, "names": list(names)})}
+    return {row.order_ref for row in known}
 
 
 async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> dict[str, Found | None]:
     """Return what the gateway has of each order number; None where it did not answer."""
-    from orchestrator.gateway.outcomes import Done
-
     slots = asyncio.Semaphore(_CALLS)
 
     async def answer(name: str) -> Found | None:
@@ -151,14 +96,12 @@ async def _look_up(gateway: Gateway, account: Account, names: Sequence[str]) -> 
     return dict(zip(names, await asyncio.gather(*map(answer, names)), strict=True))
 
 
-async def _create(db: Database, encryptor: Encryptor, payments: Sequence[UnmatchedPayment]) -> int:
+async def _create(here: Installation, payments: Sequence[UnmatchedPayment]) -> int:
     """Create the checkouts of payments; return how many were created."""
-    from orchestrator.store import checkouts
-
     if not payments:
         return 0
-    async with db.transaction() as tx:
-        made = await checkouts.create_from_payment(tx, encryptor, payments, grace=0.0)
+    async with here.db.transaction() as tx:
+        made = await checkouts.create_from_payment(tx, here.encryptor, payments, grace=0.0)
     return sum(match is not None and match.created for match in made)
 
 
@@ -166,9 +109,6 @@ def _payment(merchant_id: int, order: str, found: Found) -> UnmatchedPayment | N
     """Return the payment of an order that the gateway holds money for: one that names a checkout, if there is
     one.
     """
-    from orchestrator.domain.payment_meaning import MONEY, read
-    from orchestrator.store.checkouts import UnmatchedPayment
-
     held = [
         (transaction, _named(transaction.payment_infos.get("checkout", "")))
         for transaction in found.transactions
@@ -188,8 +128,8 @@ def _payment(merchant_id: int, order: str, found: Found) -> UnmatchedPayment | N
     )
 
 
-def _named(text: str) -> UUID | None:
+def _named(given: str) -> UUID | None:
     try:
-        return UUID(text.strip()) if re.fullmatch(r"[0-9a-fA-F-]{36}", text.strip()) else None
+        return UUID(given.strip()) if re.fullmatch(r"[0-9a-fA-F-]{36}", given.strip()) else None
     except ValueError:
         return None

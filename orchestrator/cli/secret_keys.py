@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.lookup import table
 from orchestrator.cli.output import plain_json_option, printer, say, say_document
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from orchestrator.crypto import Encryptor
 
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
+_MISSING = "missing"
 
 
 @click.group(short_help="Keys of what is encrypted at rest, and their rotation.")
@@ -32,103 +31,72 @@ def new_key() -> None:
 
 
 @secrets.command(short_help="Count what is stored under each key.")
-@data_dir
+@database_command
 @plain_json_option
-def status(*, data_dir: Path, as_json: bool) -> int:
+async def status(here: Installation, *, as_json: bool) -> int:
     """Count what is stored under each key; exit 1 if something is under a key that SECRET_KEYS lacks."""
+    from orchestrator.store import key_rotation
 
-    async def tell(settings: Settings, db: Database) -> int:
-        from orchestrator.crypto import Encryptor
-        from orchestrator.store import key_rotation
-
-        encryptor = Encryptor(settings.secret_keys)
-        counts = await key_rotation.counts(db)
-        lost = sum(count.number for count in counts if encryptor.known(count.key_id) is None)
-        if as_json:
-            rows = [
-                {
-                    "kind": count.kind,
-                    "key": count.key_id,
-                    "number": count.number,
-                    "role": _role(encryptor, count.key_id),
-                }
-                for count in counts
-            ]
-            say_document(rows)
-            return 1 if lost else 0
-        shown = table("kind", "key", "role", "number")
-        for count in counts:
-            shown.add_row(count.kind, count.key_id, _role(encryptor, count.key_id), str(count.number))
-        printer().print(shown)
-        if lost:
-            say(
-                f"{lost} values are under a key that SECRET_KEYS does not have: add it as an older one.",
-                err=True,
-            )
-        return 1 if lost else 0
-
-    return on_database(data_dir, tell)
+    encryptor = here.encryptor
+    counts = await key_rotation.counts(here.db)
+    rows = [(count.kind, count.key_id, _role(encryptor, count.key_id), count.number) for count in counts]
+    lost = sum(number for _, _, role, number in rows if role == _MISSING)
+    if as_json:
+        say_document(
+            [{"kind": kind, "key": key, "number": number, "role": role} for kind, key, role, number in rows]
+        )
+        return int(lost > 0)
+    shown = table("kind", "key", "role", "number")
+    for *cells, number in rows:
+        shown.add_row(*cells, str(number))
+    printer().print(shown)
+    if lost:
+        say(
+            f"{lost} values are under a key that SECRET_KEYS does not have: add it as an older one.",
+            err=True,
+        )
+    return int(lost > 0)
 
 
 @secrets.command(short_help="Encrypt all that is stored again under the newest key.")
-@data_dir
-@click.option(
-    "--list-size",
-    type=click.IntRange(1, 10_000),
-    default=500,
-    show_default=True,
-    help="Rows of a transaction.",
-)
+@database_command
+@click.option("--list-size", type=click.IntRange(1, 10_000), default=500, help="Rows of a transaction.")
 @plain_json_option
-def rotate(*, data_dir: Path, list_size: int, as_json: bool) -> int:
+async def rotate(here: Installation, *, list_size: int, as_json: bool) -> int:
     """Encrypt what is stored under older keys again under the newest key, in lists, beside everything else.
 
     It may be interrupted at any moment and run again. Every process must already have the newest key (see
     docs/merchants.md). Exit 1 if something is under a key that SECRET_KEYS lacks.
     """
+    from rich.text import Text
 
-    async def work(settings: Settings, db: Database) -> int:
-        from rich.text import Text
+    from orchestrator.store import key_rotation
 
-        from orchestrator.crypto import Encryptor
-        from orchestrator.store import key_rotation
-
-        encryptor = Encryptor(settings.secret_keys)
-        with printer(err=True).status(Text("Encrypting …")) as line:
-
-            def progress(done: key_rotation.Rotation) -> None:
-                line.update(Text(f"Encrypting … {done.read} read, {done.encrypted} encrypted again"))
-
-            done = await key_rotation.rotate(db, encryptor, list_size=list_size, progress=progress)
-        if as_json:
-            say_document(
-                {
-                    "key": encryptor.newest.id,
-                    "read": done.read,
-                    "encrypted": done.encrypted,
-                    "failed": done.failed,
-                }
-            )
-            return 1 if done.failed else 0
-        say(
-            f"{done.encrypted} of {done.read} values were encrypted again under key {encryptor.newest.id}; the others were already."
-            if not done.failed
-            else f"{done.encrypted} of {done.read} values were encrypted again under key {encryptor.newest.id}."
+    encryptor = here.encryptor
+    newest = encryptor.newest.id
+    with printer(err=True).status(Text("Encrypting …")) as line:
+        done = await key_rotation.rotate(
+            here.db,
+            encryptor,
+            list_size=list_size,
+            progress=lambda done: line.update(
+                Text(f"Encrypting … {done.read} read, {done.encrypted} encrypted again")
+            ),
         )
+    if as_json:
+        say_document({"key": newest, "read": done.read, "encrypted": done.encrypted, "failed": done.failed})
+    else:
+        others = "." if done.failed else "; the others were already."
+        say(f"{done.encrypted} of {done.read} values were encrypted again under key {newest}{others}")
         if done.failed:
             say(
                 f"{done.failed} values do not open (see the log): SECRET_KEYS lacks their key, or they were changed.",
                 err=True,
             )
-        return 1 if done.failed else 0
-
-    return on_database(data_dir, work)
+    return int(done.failed > 0)
 
 
-def _role(encryptor: object, key_id: str) -> str:
-    from orchestrator.crypto import Encryptor
-
-    assert isinstance(encryptor, Encryptor)  # noqa: S101 - it is imported late
+def _role(encryptor: Encryptor, key_id: str) -> str:
     if encryptor.newest.id == key_id:
         return "newest"
-    return "older" if encryptor.known(key_id) is not None else "missing"
+    return "older" if encryptor.known(key_id) is not None else _MISSING

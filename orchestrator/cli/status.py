@@ -9,64 +9,53 @@ import asyncio
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from orchestrator.cli.attached import data_dir, on_database
+from orchestrator.cli.attached import Installation, database_command
 from orchestrator.cli.listings import NOTHING_WAITS
 from orchestrator.cli.lookup import price, table
-from orchestrator.cli.output import json_option, printer, say, say_document
+from orchestrator.cli.output import flag, json_option, printer, say, say_document
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from rich.console import Group, RenderableType
 
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
     from orchestrator.store.status import Money, Status, Waiting
-
-REDIS_TIMEOUT: Final = 2.0
 
 
 @click.command(short_help="Show how the installation stands, on one screen.")
-@data_dir
-@click.option("--watch", is_flag=True, help="Show it again and again, until it is interrupted.")
+@database_command
+@flag("--watch", told="Show it again and again, until it is interrupted.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.5, 3600),
     default=2.0,
-    show_default=True,
     metavar="SECONDS",
     help="Between two readings, with --watch.",
 )
 @json_option
-def status(*, data_dir: Path, watch: bool, interval: float, as_json: bool) -> int:
+async def status(here: Installation, *, watch: bool, interval: float, as_json: bool) -> None:
     """Show how the installation stands: what waits for a decision, money under way, open checkouts, queues,
     processes, gateways, and what is wrong.
 
     A number with a plus is a lower bound. With --json, amounts are in minor units and ages in seconds; with
     --watch too, each reading is one line.
     """
-
-    async def show(settings: Settings, db: Database) -> int:
-        if not watch:
-            reading = await _read(settings, db)
-            if as_json:
-                say_document(reading.document)
-            else:
-                printer().print(reading.drawn)
-            return 0
-        await _watch(settings, db, interval=interval, as_json=as_json)
-        return 0
-
-    return on_database(data_dir, show)
+    if watch:
+        await _watch(here, interval=interval, as_json=as_json)
+        return
+    reading = await _read(here)
+    if as_json:
+        say_document(reading.document)
+    else:
+        printer().print(reading.drawn)
 
 
-async def _watch(settings: Settings, db: Database, *, interval: float, as_json: bool) -> None:
+async def _watch(here: Installation, *, interval: float, as_json: bool) -> None:
     from rich.live import Live
 
     from orchestrator.store import readiness
@@ -78,7 +67,7 @@ async def _watch(settings: Settings, db: Database, *, interval: float, as_json: 
     with live or nullcontext():
         while True:
             try:
-                reading = await _read(settings, db)
+                reading = await _read(here)
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -94,34 +83,23 @@ async def _watch(settings: Settings, db: Database, *, interval: float, as_json: 
             await asyncio.sleep(interval)
 
 
-async def _read(settings: Settings, db: Database) -> _Reading:
+async def _read(here: Installation) -> _Reading:
+    from orchestrator.cli import gateways
     from orchestrator.processing import lookup_budget
     from orchestrator.store import status as stored
 
     began = time.monotonic()
-    found = await stored.read(db, grace=settings.hint_grace)
-    queues = await lookup_budget.queues(db)
+    found = await stored.read(here.db, grace=here.settings.hint_grace)
+    queues = await lookup_budget.queues(here.db)
     took = time.monotonic() - began
-    circuits, trouble = await _circuits(settings)
+    circuits = await gateways.shared_circuits(here.settings) or {}
     problems = [*found.problems, *(queue.summary for queue in queues if queue.overdue)]
-    return _Reading(found, problems + ([] if trouble is None else [trouble]), circuits, took, stored.AT_MOST)
-
-
-async def _circuits(settings: Settings) -> tuple[dict[str, float], str | None]:
-    """Return the gateways that are not called, with the seconds for which, and why that is not known."""
-    from orchestrator import log
-    from orchestrator.gateway.limits import shared_state
-
-    endpoint = settings.redis
-    if endpoint is None:
-        return {}, None
-    try:
-        async with asyncio.timeout(REDIS_TIMEOUT):
-            found = await shared_state.circuits_open(endpoint)
-    except Exception as error:  # noqa: BLE001 - each client of Redis has errors of its own
-        why = log.scrub(str(error)) or type(error).__name__
-        return {}, f"Redis does not answer ({why}): which gateways are not called is not known here"
-    return found, None
+    if isinstance(circuits, str):
+        problems.append(
+            f"Redis does not answer ({circuits}): which gateways are not called is not known here"
+        )
+        circuits = {}
+    return _Reading(found, problems, circuits, took, stored.AT_MOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,26 +121,9 @@ class _Reading:
             "at": found.at,
             "milliseconds": round(self.took * 1000),
             "countedAtMost": self.most,
-            "decisions": [
-                {
-                    "code": one.name,
-                    "number": one.number,
-                    "currency": one.currency,
-                    "amount": one.amount,
-                    "age": round(one.age, 1),
-                }
-                for one in found.decisions
-            ],
+            "decisions": [{"code": one.name, **_money_facts(one)} for one in found.decisions],
             "operations": [
-                {
-                    "kind": one.name,
-                    "state": one.state,
-                    "number": one.number,
-                    "currency": one.currency,
-                    "amount": one.amount,
-                    "age": round(one.age, 1),
-                }
-                for one in found.operations
+                {"kind": one.name, "state": one.state, **_money_facts(one)} for one in found.operations
             ],
             "open": {
                 one.name: {"number": one.number, "failing": one.failing, "age": round(one.age, 1)}
@@ -217,21 +178,26 @@ class _Reading:
         return f"{number:,}{'+' if number >= self.most else ''}"
 
     def _money(self, title: str, nothing: str, rows: Sequence[Money], what: str) -> list[RenderableType]:
-        if not rows:
-            return [title, f"  {nothing}", ""]
         shown = table(what, "number", "amount", "oldest")
         for row in rows:
             name = row.name if row.state is None else f"{row.name} {row.state}"
             amount = price(row.amount, row.currency)
             shown.add_row(name, self._count(row.number), amount, duration(row.age))
-        return [title, shown, ""]
+        return [title, shown if rows else f"  {nothing}", ""]
 
     def _numbers(self, title: str, nothing: str, rows: Sequence[Waiting], what: str) -> list[RenderableType]:
-        if not rows:
-            return [title, f"  {nothing}", ""]
         failing = any(row.failing for row in rows)
         shown = table(what, "number", *(["failing"] if failing else []), "oldest")
         for row in rows:
             more = [self._count(row.failing)] if failing else []
             shown.add_row(row.name, self._count(row.number), *more, duration(row.age))
-        return [title, shown, ""]
+        return [title, shown if rows else f"  {nothing}", ""]
+
+
+def _money_facts(row: Money) -> dict[str, object]:
+    return {
+        "number": row.number,
+        "currency": row.currency,
+        "amount": row.amount,
+        "age": round(row.age, 1),
+    }

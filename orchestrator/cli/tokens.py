@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import data_dir
-from orchestrator.cli.output import say
+from orchestrator.cli.attached import ask_once, data_dir
+from orchestrator.cli.lookup import span
+from orchestrator.cli.output import flag, say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_LONGEST_LIFETIME: Final = 366 * 86400
 _TIMEOUT: Final = 3.0
-"""Seconds for what is only a courtesy."""
+"""Seconds for what is only a courtesy: the token itself needs no database."""
+_KNOWN: Final = "SELECT 1 FROM merchants WHERE name = :merchant"
 
 
-class _Lifetime(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d{1,9})([smhd]?)", str(value).strip())
-        seconds = int(found[1]) * _UNITS[found[2]] if found else 0
-        if not 1 <= seconds <= _LONGEST_LIFETIME:
-            self.fail(f"{value!r} is not a duration such as 15m, 12h or 30d, of at most a year", param, ctx)
-        return float(seconds)
+def _lifetime(value: str) -> float:
+    try:
+        return span(f"{value.strip()}s" if value.strip().isdecimal() else value)
+    except click.BadParameter:
+        raise click.BadParameter(
+            f"{value!r} is not a duration such as 15m, 12h or 30d, of at most a year"
+        ) from None
 
 
 @click.group()
@@ -39,22 +35,16 @@ def token() -> None:
 @token.command()
 @data_dir
 @click.option("--merchant", metavar="NAME", help="Whose checkouts the token is for.")
-@click.option(
-    "--operator",
-    is_flag=True,
-    help="A token of the operator, for /v1/merchants, /autoscale and the console, instead.",
-)
+@flag("--operator", told="A token of the operator, for /v1/merchants, /autoscale and the console, instead.")
 @click.option("--scope", required=True, help='What it allows, as in "checkouts:write checkouts:read".')
 @click.option(
     "--lifetime",
-    type=_Lifetime(),
+    type=_lifetime,
+    metavar="DURATION",
     default="12h",
-    show_default=True,
     help="How long it is valid: 15m, 12h, 30d.",
 )
-@click.option(
-    "--subject", default="operator", show_default=True, help="Who uses it; stands in the audit trail."
-)
+@click.option("--subject", default="operator", help="Who uses it; stands in the audit trail.")
 def issue(
     *, data_dir: Path, merchant: str | None, operator: bool, scope: str, lifetime: float, subject: str
 ) -> None:
@@ -74,7 +64,7 @@ def issue(
     try:
         made = auth.issue(
             settings,
-            merchant=merchant or auth.OPERATOR,
+            merchant=auth.OPERATOR if merchant is None else merchant,
             scopes=scope.replace(",", " ").split(),
             lifetime=lifetime,
             subject=subject,
@@ -82,25 +72,12 @@ def issue(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     say(made)
-    if merchant is None:
+    if merchant is None or settings.database_url is None:
         return
-    if settings.database_url is not None and asyncio.run(_is_unknown(settings.database_url, merchant)):
+    known = ask_once(settings.database_url, _KNOWN, seconds=_TIMEOUT, merchant=merchant)
+    if known is not None and not known:
         say(
             f"orchestrator: there is no merchant {merchant!r} yet, and until it is added (`orchestrator merchants add`) the API "
             "refuses this token",
             err=True,
         )
-
-
-async def _is_unknown(url: str, merchant: str) -> bool:
-    """Say whether a database answers and has no such merchant; the token itself needs none."""
-    from sqlalchemy import text
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from orchestrator.store.database import Database
-
-    try:
-        async with asyncio.timeout(_TIMEOUT), Database(url, pool_size=1, name="orchestrator-cli") as db:
-            return not await db.read(text("SELECT 1 FROM merchants WHERE name = :name"), {"name": merchant})
-    except (SQLAlchemyError, OSError, TimeoutError):
-        return False

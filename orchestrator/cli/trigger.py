@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from orchestrator.cli.attached import DATA_DIR, data_dir, on_database, whisper
+from orchestrator.cli.attached import (
+    Installation,
+    data_dir,
+    data_dir_option,
+    nothing_runs,
+    on_database,
+    whisper,
+)
+from orchestrator.cli.lookup import merchant_option
 from orchestrator.cli.output import json_option, say, say_document
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.devkit.demo.triggers import Triggered
-    from orchestrator.settings import Settings
-    from orchestrator.store.database import Database
 
 NAMES: Final = (
     "late_payment",
@@ -35,9 +40,7 @@ NAMES: Final = (
 @click.command(short_help="Make a case in a running `up`: a surplus, a chargeback, a dead gateway …")
 @data_dir
 @click.argument("case", metavar="CASE", type=click.Choice(NAMES))
-@click.option(
-    "--merchant", metavar="NAME", default="default", show_default=True, help="The merchant whose order it is."
-)
+@merchant_option("The merchant whose order it is.")
 @json_option
 def trigger(*, data_dir: Path, case: str, merchant: str, as_json: bool) -> int:
     """Make a case with an order of its own, at the sandbox, and say which order, what happens, and what to
@@ -47,51 +50,46 @@ def trigger(*, data_dir: Path, case: str, merchant: str, as_json: bool) -> int:
     paid with another amount. lost_callback: paid, and no callback comes. gateway_down, gateway_up: every call
     fails, and works again.
     """
-    from orchestrator.devkit.local.runtime_file import running
-    from orchestrator.settings import load
-
-    if load().database_url is None and running(data_dir) is None:
+    if nothing_runs(data_dir):
         raise click.UsageError(
             f"nothing runs in {data_dir}: start `orchestrator up` first, or name its --data-dir"
         )
 
-    async def make(settings: Settings, db: Database) -> int:
+    async def make(here: Installation) -> int:
         from orchestrator.devkit.demo import triggers
         from orchestrator.devkit.demo.shop import Unscripted
 
-        settings.need("jwt_secrets")
+        here.settings.need("jwt_secrets")
         try:
-            done = await triggers.trigger(triggers.CASES[case], settings, db, merchant=merchant, say=whisper)
+            done = await triggers.trigger(
+                triggers.CASES[case], here.settings, here.db, merchant=merchant, say=whisper
+            )
         except Unscripted as error:
             say(f"The case did not come about: {error}.", err=True)
             return 1
-        option = "" if str(data_dir) == DATA_DIR else f" --data-dir {data_dir}"
+        option = data_dir_option(data_dir)
         look = [f"{line.format(order=done.order)}{option}" for line in done.case.look]
-        _say(done, look, as_json=as_json)
+        if as_json:
+            say_document(
+                {
+                    "case": done.case.name,
+                    "orderId": done.order,
+                    "checkoutId": done.checkout,
+                    "happened": done.case.about,
+                    "then": done.case.then,
+                    "stands": done.stands,
+                    "youMay": done.you_may,
+                    "lookAt": look,
+                }
+            )
+            return 0
+        rows = [("Happened", done.case.about), ("Then", done.case.then)]
+        if done.order is not None:
+            rows = [("Order", f"{done.order}, checkout {done.checkout}"), *rows, ("Now", done.stands)]
+        for name, said in rows:
+            say(f"{name:<10}{said}")
+        for number, line in enumerate(look):
+            say(f"{'' if number else 'Look at':<10}{line}")
         return 0
 
     return on_database(data_dir, make)
-
-
-def _say(done: Triggered, look: list[str], *, as_json: bool) -> None:
-    if as_json:
-        say_document(
-            {
-                "case": done.case.name,
-                "orderId": done.order,
-                "checkoutId": done.checkout,
-                "happened": done.case.about,
-                "then": done.case.then,
-                "stands": done.stands,
-                "youMay": done.you_may,
-                "lookAt": look,
-            }
-        )
-        return
-    rows = [("Happened", done.case.about), ("Then", done.case.then)]
-    if done.order is not None:
-        rows = [("Order", f"{done.order}, checkout {done.checkout}"), *rows, ("Now", done.stands)]
-    for name, said in rows:
-        say(f"{name:<10}{said}")
-    for number, line in enumerate(look):
-        say(f"{'' if number else 'Look at':<10}{line}")

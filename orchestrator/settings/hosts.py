@@ -33,7 +33,7 @@ def reach_of(host: str) -> Literal["public", "private", "forbidden"]:
     IPv4 is read in all spellings that a resolver takes.
     """
     name = host.rstrip(".").lower()
-    address = _address(name)
+    address = address_of(name)
     if address is None:
         if name in _METADATA_NAMES:
             return "forbidden"
@@ -53,11 +53,12 @@ def reach_of(host: str) -> Literal["public", "private", "forbidden"]:
 def is_loopback(host: str) -> bool:
     """Say whether the host of a URL is this machine itself."""
     name = host.rstrip(".").lower()
-    address = _address(name)
+    address = address_of(name)
     return address.is_loopback if address is not None else name == "localhost" or name.endswith(".localhost")
 
 
-def _address(name: str) -> IPv4Address | IPv6Address | None:
+def address_of(name: str) -> IPv4Address | IPv6Address | None:
+    """Read an address in any spelling that a resolver takes, in small letters; None for a name."""
     try:
         return ip_address(name.partition("%")[0])
     except ValueError:

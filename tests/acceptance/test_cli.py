@@ -54,6 +54,7 @@ WRONG = [
     (("token", "issue", "--merchant", "a", "--scope", "ops", "--data-dir", "/nonexistent"), {}, "JWT_SECRETS is not set"),
     (("token", "issue", "--merchant", "a", "--scope", "everything"), JWT, "not everything"),
     (("token", "issue", "--merchant", "a", "--scope", "ops", "--lifetime", "1y"), JWT, "'1y' is not a duration"),
+    (("token", "issue", "--merchant", "", "--scope", "ops"), JWT, "merchant and subject must be 1 to"),
     (("merchants", "add", "Shop!", "--gateway-url", "https://g.example", "--username", "u"), {}, "the name 'Shop!'"),
     (("merchants", "add", "shop", "--gateway-url", "ftp://g.example", "--username", "u"), {}, "--gateway-url must be a URL"),
 ]  # fmt: skip
@@ -474,6 +475,7 @@ def test_reopening_takes_a_new_deadline(books, database_url):
         (("reconcile", "--since", "400d"), "of at most a year"),
         (("reconcile", "--since", "1h", "--merchant", "unknown"), "there is no merchant 'unknown'"),
         (("explain", "nowhere"), "there is no checkout"),
+        (("show", ""), "there is no checkout with the id or order number ''"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

@@ -19,9 +19,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from orchestrator.devkit.bench.figures import percentile
 
 from orchestrator.console import Console
-from orchestrator.devkit.bench.figures import percentile
 from orchestrator.devkit.local.servers import Embedded
 from orchestrator.store import schema
 from tests.conftest import make_settings

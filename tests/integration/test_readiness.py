@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 import pytest
 
-from orchestrator.cli import database_checks, doctor
+from orchestrator.cli import checks, database_checks
 from orchestrator.domain.states import State
 from orchestrator.store import checkouts, readiness
 from orchestrator.store import events as feeds
@@ -20,7 +20,7 @@ LONG = readiness.OVERDUE + 80
 
 @pytest.fixture(autouse=True)
 def _with_short_timeout(monkeypatch):
-    monkeypatch.setattr(doctor, "SECOND_CHECK_AFTER", 0.5)
+    monkeypatch.setattr(checks, "SECOND_CHECK_AFTER", 0.5)
 
 
 class Report:
@@ -36,7 +36,7 @@ class Report:
 
 async def backlog(core):
     report = Report()
-    await doctor._due(core.db, report, stopped=False)
+    await checks._due(core.db, report, stopped=False)
     return report.said
 
 
@@ -94,14 +94,14 @@ async def test_a_stopped_installation_has_a_backlog_and_no_problem(core):
     await core.checkouts(2)
     await aged(core, created_at=LONG, updated_at=LONG)
     report = Report()
-    await doctor._due(core.db, report, stopped=True)
+    await checks._due(core.db, report, stopped=True)
     assert report.said["backlog"] == [("ok", "2 checkouts are due, and wait for the next start")]
 
 
 async def test_events_that_wait_for_their_position_in_the_feed_are_named_when_they_wait_for_long(core):
     async def events(*, stopped: bool = False):
         report = Report()
-        await doctor._events(core.db, report, stopped=stopped)
+        await checks._events(core.db, report, stopped=stopped)
         return report.said["events"]
 
     assert await events() == [("ok", "0 wait for their place in the feed, none for long")]

@@ -68,7 +68,8 @@ def _row(parameter: click.Parameter) -> str:
         return ""
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     said = _prose(parameter.help or "").replace("|", "\\|")
-    if default := parameter.get_help_extra(click.Context(click.Command("x"))).get("default"):
+    context = click.Context(click.Command("x"), show_default=True)
+    if default := parameter.get_help_extra(context).get("default"):
         said = f"{said} (default: {default})".strip()
     return f"| {names} | {said} |\n"
 

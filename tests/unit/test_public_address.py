@@ -4,9 +4,14 @@ import socket
 
 import pytest
 
-from orchestrator.cli.public_address import faults, is_local, resolved
+from orchestrator.cli import public_address
+from orchestrator.cli.public_address import is_local, resolved
 
 REAL = "https://shop.gateway.example"
+
+
+def faults(url, gateways):
+    return list(public_address.faults(url, gateways))
 
 
 @pytest.mark.parametrize(
@@ -89,20 +94,22 @@ def test_one_merchant_with_a_real_gateway_is_enough():
         ("http://api.internal:8000", AssertionError(), None),
     ],
 )
-async def test_the_name_in_it_is_looked_up(url, addresses, found):
+async def test_the_name_in_it_is_looked_up(monkeypatch, url, addresses, found):
     async def resolve(host):
         if isinstance(addresses, Exception):
             raise addresses
         return addresses
 
-    said = await resolved(url, [REAL], resolve=resolve)
+    monkeypatch.setattr(public_address, "_resolve", resolve)
+    said = await resolved(url, [REAL])
     assert (said is None) == (found is None)
     assert said is None or (said[0], found[1] in said[1]) == (found[0], True)
-    assert await resolved(url, ["http://127.0.0.1:1", None], resolve=resolve) is None
+    assert await resolved(url, ["http://127.0.0.1:1", None]) is None
 
 
 @pytest.mark.anyio
-async def test_a_name_that_does_not_exist_is_found_by_the_resolver_of_this_host():
-    said = await resolved("https://pay.no-such-host.example", [REAL])
+@pytest.mark.parametrize("host", ["pay.no-such-host.example", f"{'a' * 64}.example", "pay..example"])
+async def test_a_name_that_does_not_exist_is_found_by_the_resolver_of_this_host(host):
+    said = await resolved(f"https://{host}", [REAL])
     assert said is not None
     assert said[0]

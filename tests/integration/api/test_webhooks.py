@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from orchestrator.cli import doctor
-from orchestrator.cli.report import Report
+from orchestrator.cli import checks
+from orchestrator.cli.doctor import Report
 from orchestrator.crypto import EncryptionError
 from orchestrator.delivery import signature
 from orchestrator.store import deliveries, replays, webhooks
@@ -506,6 +506,6 @@ async def test_doctor_and_status_name_endpoints_that_fail_for_a_minute(api, call
     [said] = await webhooks.failing(api.services.db)
     assert said == f"webhook {made['id']} of merchant default has failed for 7 min, and its events wait"
     report = Report(as_json=True)
-    await doctor._webhooks(api.services.db, report, [])
+    await checks._webhooks(api.services.db, report, [])
     assert said in [found["found"].partition(";")[0] for found in report._found]
     assert said in (await installation.read(api.services.db, grace=5.0)).problems

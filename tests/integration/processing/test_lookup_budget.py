@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from orchestrator.cli import doctor
+from orchestrator.cli import checks
+from orchestrator.cli.doctor import Report
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.processing import lookup_budget
@@ -267,12 +268,12 @@ async def test_the_queue_of_lookups_is_reported_with_its_length_and_its_age(worl
     (queue,) = await lookup_budget.queues(world.db)
     assert 20 <= queue.age < 60
     # For less than two minutes that is the budget's ordinary work, and no problem.
-    report = doctor.Report()
-    await doctor._lookups(world.db, report)
+    report = Report()
+    await checks._lookups(world.db, report)
     assert (report.problems, queue.overdue) == (0, False)
     assert f"{queue.waiting} wait for their slot, none for long" in capsys.readouterr().out
     await world.sql("UPDATE checkouts SET updated_at = updated_at - interval '2 minutes'")
-    await doctor._lookups(world.db, report)
+    await checks._lookups(world.db, report)
     said = capsys.readouterr().out
     assert report.problems == 1
     assert f"{queue.waiting} lookups of merchant default wait for their slot, the oldest for 2 min" in said
@@ -285,7 +286,7 @@ async def test_the_queue_of_lookups_is_reported_with_its_length_and_its_age(worl
         in told.what
     )
     await world.later(seconds=300)
-    await doctor._lookups(world.db, report)
+    await checks._lookups(world.db, report)
     assert "0 wait for their slot" in capsys.readouterr().out
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from orchestrator.cli import doctor
+from orchestrator.cli import checks
+from orchestrator.cli.doctor import Report
 from orchestrator.explain import explain
 from orchestrator.explain.record import gather
 from orchestrator.processing import lookup_budget
@@ -171,8 +172,8 @@ async def come_back(world: Scene, back: Sequence[UUID]) -> None:
 async def told(world: Scene, queue: lookup_budget.Queue, capsys) -> str:
     """Return what doctor and explain say of the queue."""
     capsys.readouterr()
-    report = doctor.Report()
-    await doctor._lookups(world.db, report)
+    report = Report()
+    await checks._lookups(world.db, report)
     assert report.problems == 1
     (row,) = await world.sql("SELECT id FROM checkouts WHERE slot_reserved ORDER BY due_at DESC LIMIT 1")
     record = await gather(world.db, world.settings, row.id)
