@@ -82,7 +82,7 @@ class EndpointState:
             self.pace.succeeded(began, now)
             return
         if answer.outcome in OVERLOAD and not probed:
-            self.pace.overloaded(began, now)
+            self.pace.overloaded(began, now, throttled=answer.outcome is Outcome.THROTTLED)
         else:
             self.pace.ended(began, now)
         # Deliveries that were under way when the circuit opened show nothing new.

@@ -16,6 +16,8 @@ from typing import Final
 
 FIRST: Final = 4.0
 LEAST: Final = 1 / 1024
+IN_A_ROW: Final = 3
+"""Times that the allowance shrinks while no event is taken and no answer says that they are too many."""
 DECREASE: Final = 0.6
 NEAR: Final = 0.75
 FAR: Final = 4.0
@@ -33,7 +35,16 @@ _SMOOTHING: Final = 0.2
 class Pace:
     """The allowance of one endpoint in one process; at most `limit` at a time."""
 
-    __slots__ = ("_ceiling", "_decreased_at", "_seconds", "allowance", "begins_at", "in_flight", "limit")
+    __slots__ = (
+        "_ceiling",
+        "_decreased_at",
+        "_refused",
+        "_seconds",
+        "allowance",
+        "begins_at",
+        "in_flight",
+        "limit",
+    )
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -43,6 +54,8 @@ class Pace:
         """Nothing is to begin before this time."""
         self._ceiling: float | None = None
         self._decreased_at = float("-inf")
+        self._refused = 0
+        """Times that the allowance shrank since an event was taken."""
         self._seconds = SHORTEST
 
     def free(self, now: float) -> int:
@@ -67,6 +80,7 @@ class Pace:
     def succeeded(self, began: float, now: float) -> None:
         """Count an answer that took the event."""
         self.ended(began, now)
+        self._refused = 0
         grown = min(1 / self.allowance, self.allowance * 0.1)
         if self._ceiling is not None:
             passed = self.allowance / self._ceiling
@@ -74,16 +88,18 @@ class Pace:
                 grown *= min(max((passed - 1) ** 3, SLOWLY), CAREFULLY)
         self.allowance = min(self.allowance + grown, float(self.limit))
 
-    def overloaded(self, began: float, now: float) -> None:
-        """Count an overload of the endpoint.
+    def overloaded(self, began: float, now: float, *, throttled: bool = True) -> None:
+        """Count an overload of the endpoint; `throttled`: its answer says that there are too many deliveries.
 
         Deliveries that were under way when the allowance shrank last concern the same overload, and shrink it
-        no more.
+        no more. Nor does an endpoint that takes nothing for a moment, because it is started anew: that shows
+        nothing about the load that it takes, and if it lasts, the circuit opens.
         """
         self.in_flight -= 1
-        if began < self._decreased_at:
+        if began < self._decreased_at or (self._refused >= IN_A_ROW and not throttled):
             return
         self._decreased_at = now
+        self._refused += 1
         self._ceiling = self.allowance
         self.allowance = max(self.allowance * DECREASE, LEAST)
 
@@ -92,5 +108,5 @@ class Pace:
 
         Failures before that say nothing about the load that it takes now.
         """
-        self._ceiling = None
+        self._ceiling, self._refused = None, 0
         self.allowance, self.begins_at = min(1.0, float(self.limit)), float("-inf")

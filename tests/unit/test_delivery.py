@@ -13,8 +13,8 @@ from standardwebhooks.webhooks import Webhook
 
 from orchestrator.delivery import retries, signature
 from orchestrator.delivery.broker_links import RabbitMqLink
-from orchestrator.delivery.endpoint_state import EndpointState
-from orchestrator.delivery.pace import Pace
+from orchestrator.delivery.endpoint_state import OPEN_AFTER, EndpointState
+from orchestrator.delivery.pace import IN_A_ROW, Pace
 from orchestrator.delivery.sender import OVERLOAD, Answer, Outcome
 from orchestrator.delivery.task_target import Broker
 from orchestrator.messaging.task_message import message
@@ -190,6 +190,27 @@ def test_after_a_circuit_was_open_for_long_deliveries_start_one_at_a_time_and_at
     pace.restart()
     assert (pace.allowance, pace.free(400.0)) == (1, 1)
     assert drain(pace, receiver, number=200) < 10
+
+
+@pytest.mark.parametrize("seconds", [0.005, 0.5, 5.0])
+@pytest.mark.parametrize("outcome", sorted(OVERLOAD - {Outcome.THROTTLED}))
+def test_an_endpoint_that_took_nothing_for_a_moment_soon_gets_as_much_as_before(outcome, seconds):
+    pace, now = Pace(64), 1000.0
+    endpoint = EndpointState(webhook=None, secrets=(), pace=pace, open_at=0.0)
+    for _ in range(300):
+        pace.succeeded(pace.begin(now), now + seconds)
+        now += seconds
+    before = pace.allowance
+    for _ in range(OPEN_AFTER - 1):
+        pace.begin(time.monotonic())
+        endpoint.answered(Answer(outcome, 0.01), time.monotonic(), first=True, probed=False)
+    assert before * 0.2 < pace.allowance < before * 0.3
+    now = time.monotonic()
+    for _ in range(IN_A_ROW):
+        pace.succeeded(pace.begin(now), now + seconds)
+        pace.overloaded(pace.begin(now), now + seconds, throttled=False)
+        now += seconds
+    assert pace.allowance < before * 0.1, "taken and refused in turn it is a load that it does not take"
 
 
 @pytest.mark.parametrize("outcome", sorted(OVERLOAD))
