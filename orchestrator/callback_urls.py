@@ -41,7 +41,7 @@ _NAMES_MERCHANT: Final = b"\x01"
 
 @dataclass(frozen=True, slots=True)
 class CallbackUrls:
-    """The signed callback URLs for the gateway: whoever has one can call it, so they are never logged."""
+    """The signed callback URLs for the gateway: a URL is all that a call needs, so they are never logged."""
 
     success: str = field(repr=False)
     failure: str = field(repr=False)

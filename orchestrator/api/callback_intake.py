@@ -161,7 +161,7 @@ class CallbackIntake:
         async def store() -> T | None:
             try:
                 return await storing
-            except Exception as error:  # noqa: BLE001 - a shopper is sent on whatever happened; the log says what did
+            except Exception as error:  # noqa: BLE001 - logged, and the shopper is sent on
                 expected = isinstance(error, DatabaseAway | Unwritten) or is_away(error)
                 _log.warning(
                     "callback_not_stored",

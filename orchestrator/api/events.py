@@ -149,7 +149,10 @@ async def _next(request: Request, services: Services, wanted: Waiting, *, second
         return await while_connected(request, services.event_feed, wanted, seconds=seconds)
     except TooManyWaiting as error:
         whose = "of this merchant " if error.own else ""
-        said = f"{error.number} clients {whose}wait for events already: ask again without wait, or in some seconds"
+        said = (
+            f"{error.number} clients {whose}wait for events already: ask again without wait, or in some "
+            "seconds"
+        )
         raise error.refusal(said, kind="too-many-waiting") from None
 
 

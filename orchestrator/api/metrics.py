@@ -101,9 +101,16 @@ async def listening(metrics: Metrics, address: str | None) -> AsyncIterator[None
 
     host, _, port = address.rpartition(":")
     config = uvicorn.Config(
-        show_alone, host=host.strip("[]"), port=int(port), ws="none", lifespan="off", access_log=False, log_config=None,
-        server_header=False, timeout_graceful_shutdown=1,
-    )  # fmt: skip
+        show_alone,
+        host=host.strip("[]"),
+        port=int(port),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=1,
+    )
     server = SignalFree(config)
 
     async def serve() -> None:

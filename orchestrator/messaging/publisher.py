@@ -87,7 +87,7 @@ class Publisher:
                     producer=producer,
                     retry=False,
                     ignore_result=True,
-                    # A text of the arguments, which nobody reads, costs more than the rest of a message.
+                    # A text of the arguments costs more than the rest of a message, and has no reader.
                     argsrepr="",
                     kwargsrepr="",
                     # When it was sent, in seconds since 1970: `oldest` reads it.

@@ -448,7 +448,7 @@ def test_a_copy_of_the_binaries_that_fails_leaves_nothing_behind(tmp_path, monke
 
 
 def test_root_follows_no_link_in_the_directory_of_a_servers_account(tmp_path, monkeypatch) -> None:
-    """Whoever is that account could name any file there, and have root write over it."""
+    """A process of that account could name any file there, and have root write over it."""
     kept = tmp_path / "a file of root"
     kept.write_text("7\nas it was\n")
     home = tmp_path / "redis"

@@ -354,16 +354,22 @@ async def test_what_the_shoppers_bank_takes_back_is_booked_and_has_an_event(worl
 # ── Unknown orders ────────────────────────────────────────────────────────────────────────────────────────
 
 
+async def paid_without_order(world: Shop, order: str) -> UUID:
+    """Return the checkout that a payment of an order which no shop handed over has become."""
+    await world.unexpected_payment(order)
+    (row,) = await world.sql("SELECT id FROM checkouts")
+    checkout: UUID = row.id
+    world.orders[checkout] = order
+    await world.follow(checkout)
+    await settled(world, checkout)
+    return checkout
+
+
 @pytest.mark.parametrize("late", ["ask", "keep"])
 async def test_a_dismissed_payment_for_an_unknown_order_is_not_captured(world: Shop, late: str):
     await world.policy(unknown_order="ask", late=late, capture="automatic")
     order = f"old-system-dismissed-{late}"
-    await world.unexpected_payment(order)
-    (row,) = await world.sql("SELECT id FROM checkouts")
-    checkout = row.id
-    world.orders[checkout] = order
-    await world.follow(checkout)
-    await settled(world, checkout)
+    checkout = await paid_without_order(world, order)
     assert (await world.row(checkout)).attention == "unknown_order"
     assert (await world.asked(checkout, "resolve", decision="dismiss")).code == "done_decided"
     await world.follow(checkout)
@@ -378,12 +384,7 @@ async def test_a_dismissed_payment_for_an_unknown_order_is_not_captured(world: S
 async def test_a_payment_for_an_unknown_order_gets_a_checkout_and_a_decision(world: Shop, policy: str):
     await world.policy(unknown_order=policy)
     order = f"old-system-{policy}"
-    await world.unexpected_payment(order)
-    (row,) = await world.sql("SELECT id FROM checkouts")
-    checkout = row.id
-    world.orders[checkout] = order
-    await world.follow(checkout)
-    await settled(world, checkout)
+    checkout = await paid_without_order(world, order)
     row = await world.row(checkout)
     assert (row.state, row.late) == ("completed", True)
     if policy == "ask":
