@@ -301,8 +301,10 @@ def _raw() -> dict[str, dict[str, Schema]]:
                 {
                     "unproven-callback": (
                         401,
-                        "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on "
-                        "to the shop for success and failure, a problem for a notification, and never for redirect",
+                        (
+                            "Nothing proves that the gateway sent it; it is looked into all the same. A page that leads on "
+                            "to the shop for success and failure, a problem for a notification, and never for redirect"
+                        ),
                     ),
                     "unknown-callback": no_link,
                     "too-large": (413, "Notification only: more than 256 KB, as sent or inflated"),
@@ -331,8 +333,10 @@ def _raw() -> dict[str, dict[str, Schema]]:
                     "too-large": (413, "More than 256 KB, as sent or inflated"),
                     "unconfirmed-payments": (
                         503,
-                        "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms "
-                        "them: send it again",
+                        (
+                            "Postgres is away, or too many payments of unknown orders wait for a lookup that confirms "
+                            "them: send it again"
+                        ),
                     ),
                 }
             ),
