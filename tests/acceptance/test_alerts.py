@@ -397,15 +397,16 @@ def test_gauges_after_200_kills_are_a_recount_of_database_and_ledger(
     chance, one = random.Random(7), installation
     one.start_all(workers=2)
     begun: list[str] = []
+    paid: set[str] = set()
     for _ in range(200):
         if one.running.keys() >= {"api", "sandbox"} and chance.random() < 0.7:
             begun.append(one.order(capture=chance.random() < 0.5))
         if begun and chance.random() < 0.5 and "api" in one.running:
             checkout = begun[-1]
-            if (
-                one.sql("SELECT state FROM checkouts WHERE id = %s", checkout)[0]["state"]
-                == "awaiting_payment"
-            ):
+            (row,) = one.sql("SELECT state FROM checkouts WHERE id = %s", checkout)
+            # Once: a second payment is surplus, which waits for a person, and the books do not count it as captured.
+            if row["state"] == "awaiting_payment" and checkout not in paid:
+                paid.add(checkout)
                 one.pay(checkout)
         victim = chance.choice(["worker-1", "worker-2", "scheduler", "api"])
         one.kill(victim)
