@@ -404,7 +404,7 @@ def test_gauges_after_200_kills_are_a_recount_of_database_and_ledger(
         if begun and chance.random() < 0.5 and "api" in one.running:
             checkout = begun[-1]
             (row,) = one.sql("SELECT state FROM checkouts WHERE id = %s", checkout)
-            # Once: a second payment is surplus, which waits for a person, and the books do not count it as captured.
+            # Once: a second payment is surplus, waits for a person, and is not in the books as captured.
             if row["state"] == "awaiting_payment" and checkout not in paid:
                 paid.add(checkout)
                 one.pay(checkout)
