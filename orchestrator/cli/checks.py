@@ -50,8 +50,8 @@ _MEANING: Final = {
         "`orchestrator payments list`, and the chapter surplus_payment of docs/runbook.md",
     ),
     "unknown": (
-        "are held by payments that cannot be read",
-        "`orchestrator payments list`, and the chapter unclear_payment of docs/runbook.md",
+        "are held by payments that do not match their orders or cannot be read",
+        "`orchestrator payments list`, and the chapters payment_mismatch and unclear_payment of docs/runbook.md",
     ),
 }
 _NORMAL: Final = {"operation", "callback"}
@@ -165,11 +165,17 @@ async def _processes(db: Database, found: Sequence[readiness.Process], report: R
             report.well(f"{kind}s", f"{len(alive)} alive, the last heartbeat at most {oldest:.0f} s ago")
         elif kind in readiness.MISSING:  # a deliverer is missed where there are webhooks, see below
             report.ill(
-                f"{kind}s", f"{readiness.MISSING[kind]}; start `orchestrator {kind}`, or look at its log"
+                f"{kind}s",
+                f"{readiness.MISSING[kind]}; start `orchestrator {kind}`, or, where its process is there, see the chapter NoWorker of "
+                "docs/runbook-alerts.md",
             )
         for process in alive:
             for trouble in process.troubles:
-                report.ill(f"{kind}s", f"{trouble}: look at its log, or start it anew")
+                report.ill(
+                    f"{kind}s",
+                    f"{trouble}: where the lines of the database or the broker have a problem, repair that; else look at its log, or "
+                    "start it anew",
+                )
     await _webhooks(db, report, found)
 
 

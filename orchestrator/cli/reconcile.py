@@ -49,6 +49,8 @@ _BETWEEN: Final = 1.0
 """Seconds between two lists where the command does not wait for the answers."""
 _LINE_EVERY: Final = 5.0
 _CLOCK_SLACK: Final = 60.0
+_REACH: Final = 90 * 86_400.0
+"""Seconds: without --reach."""
 
 
 def _past_moment(value: str) -> datetime:
@@ -80,8 +82,7 @@ def _past_moment(value: str) -> datetime:
     "--reach",
     type=span,
     metavar="SPAN",
-    default="90d",
-    help="With --restored-to: settled checkouts too whose last change is at most this old at that moment.",
+    help="With --restored-to: settled checkouts too whose last change is at most this old at that moment (default: 90d).",
 )
 @click.option(
     "--orders",
@@ -106,7 +107,7 @@ def reconcile(  # noqa: PLR0913 - one for each option
     checkouts: Sequence[str],
     since: float | None,
     restored_to: datetime | None,
-    reach: float,
+    reach: float | None,
     orders: Path | None,
     merchant: str | None,
     wait: bool,
@@ -123,6 +124,8 @@ def reconcile(  # noqa: PLR0913 - one for each option
         raise click.UsageError("--merchant goes with --since: checkouts that are named need no merchant")
     if orders is not None and (restored_to is None or merchant is None):
         raise click.UsageError("--orders goes with --restored-to and --merchant")
+    if reach is not None and restored_to is None:
+        raise click.UsageError("--reach goes with --restored-to")
     names = [] if orders is None else _order_numbers(orders)
 
     async def ask(here: Installation) -> int:
@@ -145,7 +148,7 @@ def reconcile(  # noqa: PLR0913 - one for each option
             if restored_to is not None:
                 complete = await _prepare(here, merchant=merchant, names=names, as_json=as_json)
             values = await _period(
-                here.db, since=since, restored_to=restored_to, reach=reach, merchant=merchant
+                here.db, since=since, restored_to=restored_to, reach=reach or _REACH, merchant=merchant
             )
             matches = _OF_PERIOD if restored_to is None else _MAY_HAVE_CHANGED
         count = f"SELECT count(*) AS number FROM checkouts WHERE {matches}"  # noqa: S608 - our own words

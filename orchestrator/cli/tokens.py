@@ -52,6 +52,9 @@ def issue(
     if (merchant is None) is not operator:
         raise click.UsageError("name either --merchant NAME or --operator")
     from orchestrator import auth
+
+    if merchant == auth.OPERATOR:
+        raise click.UsageError(f"{merchant!r} is no merchant: for a token of the operator, name --operator")
     from orchestrator.devkit.local.runtime_file import configured
     from orchestrator.settings import PREFIX, SettingsError
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.domain import sentences
-from orchestrator.domain.attention import IRREGULAR, PROBLEMS, WAYS_OUT, AttentionCode
+from orchestrator.domain import decisions, sentences
+from orchestrator.domain.attention import IRREGULAR, PROBLEMS, WAYS_OUT, AttentionCode, Way
 from orchestrator.domain.records import OperationKind, Role, left_to
 from orchestrator.domain.states import CLOSED, State
 from orchestrator.explain.record import moment
@@ -133,7 +133,7 @@ def ways(record: Record) -> list[str]:
     if record.attention is not None:
         code = record.attention.code
         said += [FIRST[code]] if code in FIRST else []
-        names += WAYS_OUT[code]
+        names += [way for way in WAYS_OUT[code] if _possible(record, record.attention, way)]
     said += [_back(record, payment) for payment in record.unexpected_payments if payment.role == Role.SURPLUS]
     left = left_to(OperationKind.CAPTURE, record)
     if record.state is State.COMPLETED and not record.open_operations:
@@ -147,6 +147,14 @@ def ways(record: Record) -> list[str]:
     names.append("reconcile")
     unclear = record.attention is not None and record.attention.code is AttentionCode.OPERATION_UNCLEAR
     return [*said, *(_way(record, name, unclear=unclear) for name in dict.fromkeys(names))]
+
+
+def _possible(record: Record, asked: Attention, way: Way) -> bool:
+    """Return whether this answer would be carried out as the payments are now."""
+    if way not in {Way.KEEP, Way.DISMISS}:
+        return True
+    completed = record.state is State.COMPLETED
+    return decisions.refusal(record, record.payments, asked, way, completed=completed) is None
 
 
 def _way(record: Record, name: str, *, unclear: bool = False) -> str:

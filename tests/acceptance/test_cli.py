@@ -55,6 +55,7 @@ WRONG = [
     (("token", "issue", "--merchant", "a", "--scope", "everything"), JWT, "not everything"),
     (("token", "issue", "--merchant", "a", "--scope", "ops", "--lifetime", "1y"), JWT, "'1y' is not a duration"),
     (("token", "issue", "--merchant", "", "--scope", "ops"), JWT, "merchant and subject must be 1 to"),
+    (("token", "issue", "--merchant", "*", "--scope", "ops"), JWT, "'*' is no merchant: for a token of the operator"),
     (("merchants", "add", "Shop!", "--gateway-url", "https://g.example", "--username", "u"), {}, "the name 'Shop!'"),
     (("merchants", "add", "shop", "--gateway-url", "ftp://g.example", "--username", "u"), {}, "--gateway-url must be a URL"),
 ]  # fmt: skip
@@ -472,6 +473,7 @@ def test_reopening_takes_a_new_deadline(books, database_url):
             ("reconcile", "--since", "1h", "--orders", "LICENSE"),
             "--orders goes with --restored-to and --merchant",
         ),
+        (("reconcile", "--since", "1h", "--reach", "30d"), "--reach goes with --restored-to"),
         (("reconcile", "--since", "400d"), "of at most a year"),
         (("reconcile", "--since", "1h", "--merchant", "unknown"), "there is no merchant 'unknown'"),
         (("explain", "nowhere"), "there is no checkout"),

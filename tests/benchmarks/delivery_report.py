@@ -21,9 +21,10 @@ CONVOY: Final = 127
 
 
 def placed(page: str, document: Mapping[str, Any]) -> str:
-    """Return the page with this section at its end, instead of the one that was there."""
-    kept = page.partition(f"\n{TITLE}\n")[0].rstrip("\n")
-    return f"{kept}\n\n{section(document)}\n"
+    """Return the page with this section instead of the one that was there, or at its end."""
+    before, _, old = page.partition(f"\n{TITLE}\n")
+    _, following, after = old.partition("\n\n## ")
+    return f"{before.rstrip()}\n\n{section(document)}{following or chr(10)}{after}"
 
 
 def section(document: Mapping[str, Any]) -> str:

@@ -309,6 +309,8 @@ def test_the_page_of_a_run_ends_with_its_events_and_a_later_run_takes_their_plac
     )
     assert later.startswith(report.page(whole()).rstrip("\n"))
     assert delivery_report.placed(report.page(whole()), delivered()) == page
+    followed = page + "\n## Another section\n\n## And one more\n"
+    assert delivery_report.placed(followed, delivered()) == followed
 
 
 def test_parts_about_events_that_were_not_measured_are_left_out():

@@ -14,11 +14,11 @@ import pytest
 
 from orchestrator import explain
 from orchestrator.audit import Action
-from orchestrator.domain import reconciliation
+from orchestrator.domain import decisions, reconciliation
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.payment_meaning import PaymentMeaning
-from orchestrator.domain.records import Binding, Command, Operation, PaymentRecord, Role
+from orchestrator.domain.records import Binding, Command, Decision, Operation, PaymentRecord, Role
 from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
 from orchestrator.explain import Entry, Record
 from orchestrator.explain.advice import FIRST, MEANING
@@ -479,6 +479,26 @@ def test_money_that_is_too_much_is_returned_by_what_it_is():
         and said.endswith("--transaction 8 --all`.")
         for said in made.you_may
     )
+
+
+@pytest.mark.parametrize(
+    ("held", "offered"),
+    [
+        ({"reserved": 100}, {"return", "keep"}),
+        ({"reserved": 13900, "currency": "EUR"}, {"return"}),
+        ({"binding": "order_ref"}, {"keep", "dismiss"}),
+    ],
+)
+def test_a_decision_that_would_be_refused_is_not_offered(held, offered):
+    seen = payment("7", **{"role": "unknown", **held})
+    asking = record(State.AWAITING_PAYMENT, payments=(seen,))
+    asked = decisions.problem(asking, decisions.open_problems(asking, asking.payments)).attention
+    ways = " ".join(check(replace(asking, attention=asked)).you_may)
+    assert {way for way in Decision if f"resolve {ID} {way}" in ways} == offered
+    refusals = {
+        way: decisions.refusal(asking, asking.payments, asked, way, completed=False) for way in Decision
+    }
+    assert all(refusals[way] is None for way in offered)
 
 
 def test_what_may_be_done_with_money_is_what_is_left_of_it():
