@@ -50,8 +50,8 @@ _MEANING: Final = {
         "`orchestrator payments list`, and the chapter surplus_payment of docs/runbook.md",
     ),
     "unknown": (
-        "are held by payments that do not match their orders or cannot be read",
-        "`orchestrator payments list`, and the chapters payment_mismatch and unclear_payment of docs/runbook.md",
+        "are held by payments that are not taken for their orders",
+        "`orchestrator payments list`, and the chapters unclear_payment, payment_mismatch and unbound_payment of docs/runbook.md",
     ),
 }
 _NORMAL: Final = {"operation", "callback"}
@@ -284,10 +284,11 @@ def _attention(now: dict[str, dict[tuple[str, ...], float]], report: Report) -> 
         if kind == "attention":
             sums[currency] = sums.get(currency, 0.0) + amount
     money = ", ".join(f"{amount:,.2f} {currency}" for currency, amount in sorted(sums.items()))
+    risk = f", with {money} at risk" if money else ""
     total = sum(now["attention"].values())
     report.ill(
         "attention",
-        f"{total:.0f} checkouts need a person, for orders of {money}: {codes}; `orchestrator checkouts list --attention`",
+        f"{total:.0f} checkouts need a person{risk}: {codes}; `orchestrator checkouts list --attention`",
     )
 
 

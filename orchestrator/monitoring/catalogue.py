@@ -49,8 +49,9 @@ GAUGES: Final = {
     "operations": Gauge("Captures, refunds and releases that are not settled.", ("kind", "state")),
     "money_at_risk": Gauge(
         "Money, in units of the currency, that waits: for the result of an operation (`operation`), a decision "
-        "(`attention`), as a payment beside the accepted one (`surplus`) or one that cannot be read (`unknown`), for a callback that is "
-        "not verified (`callback`; without paused merchants), reserved and not captured (`uncaptured`).",
+        "(`attention`: what the payments hold that the decision names; the order's amount where it names none; of a chargeback what was "
+        "taken back), as a payment beside the accepted one (`surplus`) or one that is not taken for the order's (`unknown`), "
+        "for a callback that is not verified (`callback`; without paused merchants), reserved and not captured (`uncaptured`). The same money can be in several kinds: do not add kinds up. Amounts that cannot be read are not in it.",
         ("currency", "kind", "age"),
     ),
     "webhooks": Gauge("Endpoints for events: `served`; `circuit_open`; `off`: after five days of failures (API status `paused`) or a 410 (API status `off`); `paused`: by a person. None of disabled merchants.", ("state",)),

@@ -15,7 +15,7 @@ from orchestrator.domain import money
 from orchestrator.domain.payment_status import IN_SQL
 from orchestrator.monitoring.catalogue import AGES, MERCHANTS, QUEUES
 from orchestrator.processing import lookup_budget
-from orchestrator.store import due_work, readiness
+from orchestrator.store import due_work, readiness, status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -63,7 +63,8 @@ _RISK = text(f"""
         SELECT 'operation' AS kind, currency, amount, {_age("coalesce(submitted_at, requested_at)")} AS age
           FROM money_operations, t WHERE state IN ('requested', 'submitted', 'unknown')
         UNION ALL
-        SELECT 'attention', currency, amount, {_age("attention_since")} FROM checkouts, t WHERE attention IS NOT NULL
+        SELECT 'attention', p.currency, p.amount, {_age("a.attention_since")} FROM t CROSS JOIN ({status.decisions(None)}) a {status.PAYMENTS}
+         WHERE p.amount > 0
         UNION ALL
         -- What was decided, by a person or a policy, leaves no attention.
         SELECT 'surplus', p.currency, {_LEFT}, {_age("p.first_seen_at")} FROM payments p CROSS JOIN t LEFT JOIN checkouts c ON c.id = p.checkout_id

@@ -43,14 +43,14 @@ _OPEN = text(f"""
 """)  # noqa: S608 - made of our own words
 
 
-def decisions(most: int) -> str:
-    """Return the SELECT of checkouts that wait for a decision, at most so many, with the amount of their
-    order; of a chargeback with what was taken back, which its payments no longer hold.
+def decisions(most: int | None) -> str:
+    """Return the SELECT of checkouts that wait for a decision, at most so many (None: all), with the amount
+    of their order; of a chargeback with what was taken back, which its payments no longer hold.
     """
     return f"""
         SELECT id, attention, attention_details AS details, attention_since, currency,
                CASE attention WHEN 'charged_back' THEN charged_back ELSE amount END AS amount FROM checkouts
-         WHERE attention IS NOT NULL ORDER BY id LIMIT {most}
+         WHERE attention IS NOT NULL ORDER BY id LIMIT {"ALL" if most is None else most}
     """  # noqa: S608 - made of our own words
 
 

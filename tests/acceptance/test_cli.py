@@ -335,7 +335,7 @@ def test_doctor_names_what_is_not_well_and_what_to_do(books):
     assert "down" in found["gateway"]
     assert "user name and password are not the cause" in found["gateway"]
     assert any(
-        line.startswith("attention") and "for orders of 139.00 DKK: 1 surplus_payment" in line
+        line.startswith("attention") and "with 139.00 DKK at risk: 1 surplus_payment" in line
         for line in lines
     )
     assert any(

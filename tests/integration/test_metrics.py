@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -294,3 +295,31 @@ async def test_a_payment_beside_the_accepted_one_is_money_at_risk(core: Core, mo
     assert ("DKK", "surplus", "under_10m") not in Page(await monitor.page()).get("money_at_risk", {})
     await core.do("UPDATE checkouts SET attention = 'surplus_payment', attention_since = clock()")
     assert (await fresh(monitor))["money_at_risk"]["DKK", "surplus", "under_10m"] == 139.0
+
+
+async def test_money_of_decisions_is_that_of_the_payments_which_they_name(
+    core: Core, monitor: Monitor
+) -> None:
+    payments = {
+        "payment_mismatch": [("SEK", 5000), ("DKK", 100)],
+        "surplus_payment": [("DKK", 2000), ("DKK", 3000)],
+        "payment_released": [("NOK", 0)],
+        "unclear_payment": [("", None)],
+        "charged_back": [("DKK", 0)],
+        "late_payment": [],
+    }
+    for code, named in payments.items():
+        details = [
+            {"transaction_id": "t", "currency": currency, "amount": amount} for currency, amount in named
+        ]
+        await core.do(
+            "UPDATE checkouts SET attention = :code, attention_details = CAST(:details AS jsonb), attention_since = clock(), "
+            "charged_back = 700 WHERE id = :id",
+            code=code,
+            details=json.dumps({"payments": details} if details else {}),
+            id=await core.checkout(State.AWAITING_PAYMENT),
+        )
+    risk = (await fresh(monitor))["money_at_risk"]
+    found = {currency: amount for (currency, kind, _), amount in risk.items() if kind == "attention"}
+    # In the order above. What holds nothing, or cannot be read, has no series.
+    assert found == {"SEK": 50.0, "DKK": 1.0 + 50.0 + 7.0 + 139.0}
