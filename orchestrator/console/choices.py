@@ -15,7 +15,7 @@ from orchestrator.domain import command_rules, money, reconciliation
 from orchestrator.domain.attention import RETURNABLE, WAYS_OUT, AttentionCode, Way
 from orchestrator.domain.command_rules import CommandRequest
 from orchestrator.domain.records import MOVES_MONEY, CommandKind, Decision, Role
-from orchestrator.domain.states import State
+from orchestrator.domain.states import ENDED, State
 
 if TYPE_CHECKING:
     from orchestrator.domain.command_rules import CheckoutView
@@ -205,6 +205,18 @@ def _kept(view: CheckoutView, code: AttentionCode) -> str:
     return _RESERVED[code] if code is AttentionCode.SURPLUS_PAYMENT else f"{said} {_RESERVED[code]}"
 
 
+def _after_return(view: CheckoutView) -> str:
+    """Say what becomes of the order once a payment that was not accepted for it has gone back."""
+    if view.state in ENDED:
+        return f"The order has ended and stays as it is: {view.state.value}."
+    if view.cancelling is not None:
+        return "A cancel of the order was requested: without another payment the order is then cancelled."
+    return (
+        "The order then waits for another payment until its deadline, and expires without one; if the deadline has passed by "
+        "then, it expires."
+    )
+
+
 def _named(view: CheckoutView, decision: Decision) -> str:
     """Return the payments that a decision is about, each with what our books have of it now."""
     left = {payment.transaction_id: payment.left for payment in view.payments_seen if not payment.raw_amounts}
@@ -238,6 +250,8 @@ def _decision(view: CheckoutView, decision: Decision) -> Choice:
                 code,
                 "The money goes back to the shopper: a reservation is released, captured money is refunded. That cannot be undone.",
             )
+            if code is AttentionCode.PAYMENT_MISMATCH:
+                follows = f"{follows} {_after_return(view)}"
         case _:
             label = "It was not done at the gateway" if unclear else "Dismiss: no action needed"
             follows = _DISMISSED.get(

@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from orchestrator import log
@@ -21,17 +22,22 @@ if TYPE_CHECKING:
 _log = log.get(__name__)
 
 EVERY: Final = 5.0
+OLD: Final = 3 * EVERY
+"""Seconds after which figures are not shown as present ones any more."""
 WAIT: Final = 0.25
-"""Seconds for which the first page waits for the first reading."""
+"""Seconds for which a page waits for the first reading, and for one that it begins where the last is old."""
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What was read last; `trouble`: why the broker did not answer."""
+    """What was read last; `trouble`: why the broker did not answer; `since`: when there were figures last,
+    where there are no present ones.
+    """
 
     rows: tuple[QueueDepth, ...] = ()
     trouble: str | None = None
     known: bool = False
+    since: datetime | None = None
 
 
 class Queues:
@@ -44,20 +50,33 @@ class Queues:
         self._reading: asyncio.Future[Read] | None = None
         self._read = Read()
         self._at = float("-inf")
+        self._figures_at: datetime | None = None
 
     async def read(self) -> Read:
         """Return the last reading, and begin another where it is old."""
         if self._settings.broker_url is None:
             return self._read
+        waits = not self._read.known
         if self._reading is None and time.monotonic() - self._at >= EVERY:
             self._reading = asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
             self._reading.add_done_callback(self._note)
-        if self._reading is not None and not self._read.known:
+            waits = waits or self._old
+        if self._reading is not None and waits:
             await asyncio.wait((self._reading,), timeout=WAIT)
+        if self._old and self._read.trouble is None:
+            return Read(known=True, since=self._figures_at)
         return self._read
+
+    @property
+    def _old(self) -> bool:
+        return self._read.known and time.monotonic() - self._at >= OLD
 
     def _note(self, reading: asyncio.Future[Read]) -> None:
         self._read, self._reading, self._at = reading.result(), None, time.monotonic()
+        if self._read.trouble is None:
+            self._figures_at = datetime.now(UTC)
+        else:
+            self._read = replace(self._read, since=self._figures_at)
 
     def _ask(self) -> Read:
         try:

@@ -11,6 +11,7 @@ from orchestrator.console import orders, pages
 from orchestrator.console.access import ADMIN, need, not_found
 from orchestrator.domain.attention import AttentionCode
 from orchestrator.gateway.client import gateway_of
+from orchestrator.monitoring.promises import BUDGET, FEW, GATEWAY_OBJECTIVE
 from orchestrator.store import merchant_records
 from orchestrator.store.console import actions as trail
 from orchestrator.store.console import lists
@@ -73,8 +74,11 @@ ERRORS: Final = {
     "gateway_refused": "order refused",
 }
 """Last errors of calls to the gateway, in words; the others are words already."""
-FAILING, FEWEST = 0.5, 5
+WARNED, FEWEST = 0.5, 5
 """From which share of calls that failed a gateway has a warning, of how many calls at least."""
+FAILING: Final = BUDGET * (1 - GATEWAY_OBJECTIVE)
+"""Above which share of calls that failed a gateway is called failing: one in seven, as for the alert
+GatewayFails."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,8 @@ def gateways(processes: list[Process]) -> list[dict[str, Any]]:
             sums["open"] = max(sums["open"], row["openFor"])
     for sums in found.values():
         sums["share"] = sums["failed"] / sums["calls"] if sums["calls"] else 0.0
-        sums["failing"] = sums["calls"] >= FEWEST and sums["share"] >= FAILING
+        sums["failing"] = sums["failed"] > FEW and sums["share"] > FAILING
+        sums["warned"] = sums["calls"] >= FEWEST and sums["share"] >= WARNED
     return sorted(found.values(), key=lambda row: (-row["open"], -row["failed"], row["name"]))
 
 

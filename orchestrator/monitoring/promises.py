@@ -22,6 +22,9 @@ BUDGET: Final = 14.4
 FEW: Final = 2
 """Failures in two minutes that are no alert by themselves."""
 
+GATEWAY_OBJECTIVE: Final = 0.99
+"""The share of calls to gateways that should have a usable answer."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Promise:
@@ -381,7 +384,7 @@ PROMISES: Final = (
         expression=_burn(
             _series("gateway_calls_total"),
             bad=_series("gateway_calls_total", outcome="=~unknown|not_sent"),
-            objective=0.99,
+            objective=GATEWAY_OBJECTIVE,
         ),
         lasts="0s",
         severity="ticket",

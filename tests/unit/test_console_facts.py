@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from uuid import uuid4
+
 import pytest
 
-from orchestrator.console import facts, pages
+from orchestrator.console import choices, facts, pages
+from orchestrator.domain.states import State
 
 TRANSACTION = {
     "id": "539135", "status": "captured", "meaning": "captured", "role": "accepted", "binding": "bound", "reserved": 13900,
@@ -61,4 +65,11 @@ def test_what_is_no_mapping_has_no_facts_and_many_facts_are_cut():
 def test_times_of_a_sentence_are_written_as_in_tables():
     assert pages.TEMPLATES.filters["told"]("At 2026-11-27T13:47:13Z it ended.\u202e") == (
         "At 2026-11-27 13:47:13 it ended.\ufffd"
+    )
+
+
+def test_after_a_return_an_order_with_a_requested_cancel_is_cancelled():
+    view = SimpleNamespace(state=State.AWAITING_PAYMENT, cancelling=uuid4())
+    assert choices._after_return(view) == (
+        "A cancel of the order was requested: without another payment the order is then cancelled."
     )

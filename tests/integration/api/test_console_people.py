@@ -1,4 +1,6 @@
-"""Persons of the console with their passwords, the search by e-mail, the feed, queues, paused merchants."""
+"""Persons of the console with their passwords, the search by e-mail, the feed, queues, gateways, a return,
+paused merchants.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +8,17 @@ import asyncio
 import json
 import re
 from html import unescape
+from threading import Event
 
 import pytest
 from sqlalchemy import text
 
 from orchestrator import passwords
 from orchestrator.console import queues as console_queues
+from orchestrator.domain.attention import AttentionCode
 from orchestrator.messaging.app import app
 from orchestrator.messaging.publisher import Message, Publisher
+from orchestrator.messaging.queue_depths import QueueDepth
 from orchestrator.store.console import lists, users
 from tests.integration.api.test_console import EMPTY, ORIGIN, Person, hidden, place  # noqa: F401 - a fixture
 from tests.support.scene import intent
@@ -212,6 +217,95 @@ async def test_a_broker_that_is_away_is_a_sentence_and_no_error(settings):
         assert found.trouble
     finally:
         read.close()
+
+
+async def test_old_figures_of_queues_are_not_shown_as_present_ones(place, monkeypatch):  # noqa: F811
+    read = place.console.queues
+    figures = console_queues.Read((QueueDepth("intents", 4, None, at_least=False),), known=True)
+    held = Event()
+    answers = [
+        lambda: figures,
+        lambda: held.wait(10) and figures,
+        lambda: console_queues.Read(trouble="away", known=True),
+    ]
+    monkeypatch.setattr(read, "_ask", lambda: answers.pop(0)())  # noqa: PLW0108 - another answer each time
+    person = await Person(place, "a").signed_in()
+
+    async def shown() -> str:
+        page = unescape(await person.get("/console"))
+        return page.partition('id="queues"')[2].partition("</section>")[0]
+
+    try:
+        assert "<td>intents</td>" in await shown()
+        since = f"since {read._figures_at:%Y-%m-%d %H:%M:%S}"
+        # The next question gets no answer for a while.
+        read._at -= console_queues.OLD
+        page = await shown()
+        assert f"There is no figure of the queues {since}: the broker has not answered" in page
+        assert "<td>intents</td>" not in page
+        reading = read._reading
+        held.set()
+        await asyncio.wait((reading,))
+        assert "<td>intents</td>" in await shown()
+        since = f"since {read._figures_at:%Y-%m-%d %H:%M:%S}"
+        # The one after says that the broker is away.
+        read._at -= console_queues.OLD
+        page = await shown()
+        assert f"The broker does not answer: away. There is no figure of its queues {since}." in page
+        assert "<td>intents</td>" not in page
+    finally:
+        held.set()
+
+
+@pytest.mark.parametrize(
+    ("calls", "failed", "now"),
+    [
+        (100, 59, '<span class="flag">failing</span>'),
+        (100, 15, '<span class="flag">failing</span>'),
+        (100, 14, "normal"),
+        (3, 2, "normal"),
+    ],
+)
+async def test_a_gateway_is_called_failing_though_its_circuit_is_closed(place, calls, failed, now):  # noqa: F811
+    await place.data.everything()
+    counted = {
+        "gateway": "https://pay.example",
+        "calls": calls,
+        "failed": failed,
+        "seconds": 2.5,
+        "openFor": 0,
+    }
+    await place.api.sql(
+        "UPDATE workers SET progress = CAST(:progress AS jsonb) WHERE kind = 'worker' RETURNING name",
+        progress=json.dumps({"gateways": [counted]}),
+    )
+    person = await Person(place, "a").signed_in()
+    table = (await person.get("/console")).partition('id="gateways"')[2].partition("</section>")[0]
+    assert re.findall(r"<th[^>]*>([^<]*)</th>", table) == ["Gateway", "Now", "Failed", "Calls", "Mean time"]
+    assert f'<td class="name">https://pay.example</td><td>{now}</td>' in table
+    assert 'class="scroll"' in table
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("awaiting_payment", "The order then waits for another payment until its deadline"),
+        ("completed", "The order has ended and stays as it is: completed."),
+        ("expired", "The order has ended and stays as it is: expired."),
+    ],
+)
+async def test_a_return_of_another_amount_says_what_becomes_of_the_order(place, state, said):  # noqa: F811
+    checkout = await place.data.asking(AttentionCode.PAYMENT_MISMATCH, 1)
+    await place.api.sql(
+        "UPDATE checkouts SET state = :state, ended_at = CASE WHEN :state = 'awaiting_payment' THEN NULL ELSE clock() END "
+        "WHERE id = :id RETURNING id",
+        id=checkout,
+        state=state,
+    )
+    person = await Person(place, "a").signed_in()
+    form = f"/console/orders/{checkout}/do/resolve?decision"
+    assert said in await person.get(f"{form}=return")
+    assert said not in await person.get(f"{form}=keep")
 
 
 async def test_the_page_of_an_order_hears_of_its_change_over_http(place):  # noqa: F811
