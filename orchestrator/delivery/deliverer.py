@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -99,6 +99,9 @@ class Deliverer:
         self._round = 0
         self._more_may_be_due = False
         """Whether more may be due than could begin in the last round."""
+        self._lists: set[asyncio.Task[None]] = set()
+        self._listed: dict[UUID, int] = {}
+        """Of which endpoints a list of their backlog is being taken, and of how many streams."""
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
             lambda results: deliveries.write(db, results),
@@ -174,9 +177,13 @@ class Deliverer:
 
     async def _finish(self) -> bool:
         """Let what is under way come to its end, within the shutdown's time; give back what does not."""
+        until = time.monotonic() + max(self._settings.shutdown_timeout - CLOSING, 0.5)
+        if self._lists:
+            for late in (await asyncio.wait(self._lists, timeout=LATE))[1]:
+                late.cancel()
         tasks = tuple(self._tasks)
         if tasks:
-            await asyncio.wait(tasks, timeout=max(self._settings.shutdown_timeout - CLOSING, 0.5))
+            await asyncio.wait(tasks, timeout=max(until - time.monotonic(), 0.5))
         cut_off = [task for task in tasks if not task.done()]
         for task in cut_off:
             task.cancel()
@@ -191,8 +198,7 @@ class Deliverer:
         now = time.monotonic()
         if now >= self._refresh_at:
             await self._refresh()
-        if self._refresh_at < now:
-            # A change was notified during the read.
+        if self._refresh_at < now:  # a change was notified during the read
             await self._refresh()
         everywhere = now >= self._check_at
         if everywhere:
@@ -202,6 +208,12 @@ class Deliverer:
             await self._clean()
         taken = await self._take_tests(now)
         wanted, probes = await self._wanted(everywhere=everywhere)
+        behind = {of: wanted.pop(of) for of in set(wanted) - probes if self._endpoints[of].behind}
+        if behind:
+            self._listed |= behind
+            task = asyncio.create_task(self._take_backlog(behind), name="backlog")
+            self._lists.add(task)
+            task.add_done_callback(self._lists.discard)
         if wanted:
             taken += await self._take(wanted, probes)
         self._more_may_be_due = any(endpoint.may_be_due for endpoint in self._endpoints.values())
@@ -215,16 +227,31 @@ class Deliverer:
         self._tests_at = now + CHECK_EVERY
         return self._begin(await deliveries.take_tests(self._db, most=most, seconds=self._lease))
 
+    async def _take_backlog(self, wanted: dict[UUID, int]) -> None:
+        """Take of backlogs, beside the rounds: events of other endpoints do not wait for these lists."""
+        began = time.monotonic()
+        try:
+            await self._take(wanted, set())
+            await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
+        except Exception as error:  # noqa: BLE001 - the next list tries again, whatever it was
+            _log.warning("deliveries_not_taken", **log.cause(error))
+            await asyncio.sleep(AWAY)
+        finally:
+            for endpoint_id in wanted:
+                del self._listed[endpoint_id]
+            self._woken.set()
+
     async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
         """Take what is due, and begin to send it; return how many."""
-        for endpoint_id in wanted:
-            self._endpoints[endpoint_id].may_be_due = False
+        endpoints = {endpoint_id: self._endpoints[endpoint_id] for endpoint_id in wanted}
+        for endpoint in endpoints.values():
+            endpoint.may_be_due = False
         asked = time.monotonic()
         try:
             found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
         except Exception:
-            for endpoint_id in wanted:
-                self._endpoints[endpoint_id].may_be_due = True
+            for endpoint in endpoints.values():
+                endpoint.may_be_due = True
             raise
         if time.monotonic() - asked > LATE:
             _log.warning("deliveries_taken_late", number=len(found))
@@ -232,11 +259,12 @@ class Deliverer:
         counts = Counter(due.endpoint_id for due in found)
         for endpoint_id, most in wanted.items():
             # Where less was found than could be sent, there is no more, unless a notification came meanwhile.
-            self._endpoints[endpoint_id].may_be_due |= counts[endpoint_id] >= most
+            endpoints[endpoint_id].behind = behind = counts[endpoint_id] >= most
+            endpoints[endpoint_id].may_be_due |= behind
         begun = self._begin(found, probes)
         for endpoint_id in probes:
             if not counts[endpoint_id]:
-                await self._endpoints[endpoint_id].give_back_probe(self._db)
+                await endpoints[endpoint_id].give_back_probe(self._db)
         return begun
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:
@@ -251,6 +279,7 @@ class Deliverer:
             and endpoint.webhook.paused_at is None
             and now >= endpoint.open_at
             and not endpoint.probing
+            and endpoint.webhook.id not in self._listed
             and not (endpoint.webhook.opened and endpoint.pace.in_flight)
         ]
         probes: set[UUID] = set()
@@ -258,7 +287,7 @@ class Deliverer:
             probes = await webhooks.claim_probes(self._db, opened, seconds=self._lease)
         self._round += 1
         first = self._round % max(len(endpoints), 1)
-        room = self._settings.webhook_in_flight - len(self._tasks)
+        room = self._settings.webhook_in_flight - len(self._tasks) - sum(self._listed.values())
         wanted: dict[UUID, int] = {}
         for endpoint in (*endpoints[first:], *endpoints[:first]):
             webhook = endpoint.webhook
@@ -279,16 +308,13 @@ class Deliverer:
 
     async def _refresh(self) -> None:
         """Read all endpoints anew."""
-        # Before the read: a notification during it causes another read.
-        self._refresh_at = time.monotonic() + CHECK_EVERY
+        self._refresh_at = time.monotonic() + CHECK_EVERY  # a notification during the read causes another
         found = await webhooks.served(self._db)
         endpoints: dict[UUID, EndpointState] = {}
         for webhook in found:
             endpoint = self._endpoints.get(webhook.id)
-            if endpoint is None or (endpoint.webhook.encrypted, endpoint.webhook.previous) != (
-                webhook.encrypted,
-                webhook.previous,
-            ):
+            kept = None if endpoint is None else (endpoint.webhook.encrypted, endpoint.webhook.previous)
+            if endpoint is None or kept != (webhook.encrypted, webhook.previous):
                 try:
                     secrets = webhook.secrets(self._encryptor)
                 except EncryptionError as error:
@@ -307,7 +333,6 @@ class Deliverer:
         self._by_text = {str(endpoint_id): endpoint for endpoint_id, endpoint in endpoints.items()}
 
     def _refuse(self, webhook: Webhook, reason: str) -> None:
-        """Say once that an endpoint is not served, because its row does not hold."""
         if webhook.id not in self._refused:
             self._refused.add(webhook.id)
             _log.error("webhook_unreadable", webhook=str(webhook.id), reason=reason, security=True)
@@ -321,9 +346,8 @@ class Deliverer:
     def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
         for due in found:
             endpoint = self._endpoints.get(due.endpoint_id)
-            # A test event does not count for the endpoint's pace.
             began = time.monotonic()
-            if endpoint is not None and due.purpose != "test":
+            if endpoint is not None and due.purpose != "test":  # which does not count for its pace
                 endpoint.pace.begin(began)
                 endpoint.probing |= due.endpoint_id in probes
             task = asyncio.create_task(self._deliver(due, endpoint, began), name="delivery")
@@ -337,8 +361,7 @@ class Deliverer:
         self._tasks.discard(task)
         self._tests.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Its lease ends, and the event is sent again.
-            _log.error("delivery_failed", exc_info=error)
+            _log.error("delivery_failed", exc_info=error)  # its lease ends, and the event is sent again
         if self._more_may_be_due:
             self._woken.set()
 
@@ -346,14 +369,15 @@ class Deliverer:
 
     async def _deliver(self, due: Due, endpoint: EndpointState | None, began: float) -> None:
         if endpoint is None:
-            # Not served any more, not known yet, or its secret does not open.
-            self._refresh_at = float("-inf")
-            await self._put(_written(due, "released", due_in=UNSERVED))
+            self._refresh_at = float(
+                "-inf"
+            )  # not served any more, not known yet, or its secret does not open
+            await self._put(due.written("released", due_in=UNSERVED))
             return
         if due.purpose == "test":
             answer = await self._sent(due, endpoint)
             tested = self._attempt(due, answer, result="delivered" if answer.delivered else None)
-            await self._keep(_written(due, "done", attempt=tested))
+            await self._keep(due.written("done", attempt=tested))
             return
         answered: Answer | None = None
         target = endpoint.webhook.target
@@ -364,12 +388,14 @@ class Deliverer:
             probed, endpoint.probing = endpoint.probing, False
             here = answered if endpoint.webhook.target == target else None
             endpoint.answered(here, began, first=due.attempts == 0, probed=probed)
+        if endpoint.may_be_due and endpoint.webhook.id not in self._listed:
+            # What is due takes its place now, and does not wait for the result to be written.
+            self._woken.set()
         endpoint.noting += 1
         try:
-            written = _written(due, "done") if answered is None else self._result(due, answered)
+            written = due.written("done") if answered is None else self._result(due, answered)
             if await self._keep(written) and written.step == "done":
-                # Notifications that came while it was under way could not be handled then.
-                endpoint.may_be_due = True
+                endpoint.may_be_due = True  # notifications that came meanwhile could not be handled then
                 self._woken.set()
             changed = False
             if answered is not None and endpoint.webhook.target == target:
@@ -388,7 +414,7 @@ class Deliverer:
         try:
             return await self._send(due, endpoint)
         except asyncio.CancelledError:
-            await asyncio.shield(self._put(_written(due, "released")))
+            await asyncio.shield(self._put(due.written("released")))
             raise
 
     async def _send(self, due: Due, endpoint: EndpointState) -> Answer:
@@ -422,7 +448,7 @@ class Deliverer:
         counters.delivery_seconds.observe(answer.seconds)
         if answer.delivered:
             self.delivered += 1
-            return _written(due, "done", attempt=self._attempt(due, answer, result="delivered"))
+            return due.written("done", attempt=self._attempt(due, answer, result="delivered"))
         self.failed += 1
         if due.failing_for >= retries.GIVE_UP_AFTER:
             _log.warning(
@@ -432,9 +458,9 @@ class Deliverer:
                 sequence=due.sequence,
                 outcome=answer.outcome,
             )
-            return _written(due, "done", attempt=self._attempt(due, answer, result="given_up"))
+            return due.written("done", attempt=self._attempt(due, answer, result="given_up"))
         wait = retries.delay(due.attempts + 1, at_least=answer.wait or 0.0)
-        return _written(due, "failed", due_in=wait, attempt=self._attempt(due, answer))
+        return due.written("failed", due_in=wait, attempt=self._attempt(due, answer))
 
     def _attempt(self, due: Due, answer: Answer, *, result: deliveries.Result | None = None) -> Attempt:
         return Attempt(
@@ -472,22 +498,3 @@ def _traced(due: Due) -> traces.Span | None:
         return None
     place = traces.of_order(due.event.correlation_id, due.checkout_id, due.now)
     return None if place is None else traces.begin("deliver", place)
-
-
-def _written(
-    due: Due,
-    step: Literal["done", "failed", "released"],
-    *,
-    due_in: float = 0.0,
-    attempt: Attempt | None = None,
-) -> Written:
-    return Written(
-        endpoint_id=due.endpoint_id,
-        checkout_id=due.checkout_id,
-        purpose=due.purpose,
-        lease=due.lease,
-        sequence=due.last_sequence if due.sequence is None else due.sequence,
-        step=step,
-        due_in=due_in,
-        attempt=attempt,
-    )

@@ -45,6 +45,8 @@ class EndpointState:
     holds it."""
     may_be_due: bool = True
     """Something may be due."""
+    behind: bool = False
+    """The last list was as long as it might be, so more is due than may be sent at a time."""
     failures: int = 0
     """In a row, of those that concern the endpoint."""
     failing: bool = False

@@ -208,6 +208,25 @@ class Due:
     merchant: str
     data_key: bytes | None = field(repr=False)
 
+    def written(
+        self,
+        step: Literal["done", "failed", "released"],
+        *,
+        due_in: float = 0.0,
+        attempt: Attempt | None = None,
+    ) -> Written:
+        """Return what became of it; `due_in`: seconds until it is to be tried again."""
+        return Written(
+            endpoint_id=self.endpoint_id,
+            checkout_id=self.checkout_id,
+            purpose=self.purpose,
+            lease=self.lease,
+            sequence=self.last_sequence if self.sequence is None else self.sequence,
+            step=step,
+            due_in=due_in,
+            attempt=attempt,
+        )
+
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One attempt, as it is stored; `answer` is encrypted, in hexadecimal digits."""

@@ -300,6 +300,48 @@ async def test_a_slow_endpoint_delays_no_other(shop):
     assert set(shop.receiver.by_checkout()) == {str(checkout) for checkout in made}
 
 
+async def test_the_next_delivery_begins_with_an_answer_and_not_when_its_result_is_written(shop, monkeypatch):
+    """An endpoint that takes few at a time was served at the pace at which results are written."""
+    monkeypatch.setattr("orchestrator.delivery.deliverer.CHECK_EVERY", 600.0)
+    may_write, write = asyncio.Event(), deliveries.write
+
+    async def held_back(db, results):
+        await may_write.wait()
+        return await write(db, results)
+
+    monkeypatch.setattr("orchestrator.delivery.deliverer.deliveries.write", held_back)
+    await shop.endpoint()
+    made = await shop.checkouts(20)
+    async with shop.delivering(told=True, webhook_endpoint_in_flight=2):
+        await shop.receiver.until(lambda: len(shop.receiver.taken) == 20, seconds=15)
+        may_write.set()
+        await shop.drained()
+    assert shop.receiver.most_in_flight <= 2
+    assert shop.receiver.by_checkout() == {str(checkout): [1] for checkout in made}
+
+
+async def test_a_list_of_a_backlog_delays_no_other_endpoint(shop, monkeypatch):
+    """The database answers for the backlog only after the other endpoint's events have arrived."""
+    take, lists = deliveries.take, []
+
+    async def slowly(db, wanted, **named):
+        lists.append(set(wanted))
+        if len(lists) > 1 and behind.id in wanted:
+            await other.until(lambda: len(other.taken) == 3, seconds=15)
+        return await take(db, wanted, **named)
+
+    monkeypatch.setattr("orchestrator.delivery.deliverer.deliveries.take", slowly)
+    behind = await shop.endpoint()
+    made = await shop.checkouts(30)
+    async with receiving() as other, shop.delivering(webhook_endpoint_in_flight=2):
+        await shop.receiver.until(lambda: len(lists) > 1, seconds=15)
+        await shop.endpoint(other)
+        made += await shop.checkouts(3)
+        await other.until(lambda: len(other.taken) == 3, seconds=15)
+        await shop.drained()
+    assert set(shop.receiver.by_checkout()) == {str(checkout) for checkout in made}
+
+
 async def test_no_more_are_under_way_than_the_setting_says(shop):
     await shop.endpoint()
     shop.receiver.delay = 0.05
