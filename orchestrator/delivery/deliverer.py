@@ -55,8 +55,10 @@ CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 GATHER: Final = 0.02
 """Seconds between two rounds, in which the next list gathers while there is much to do."""
 GATHER_RESULTS: Final = 0.025
-"""Seconds for which a result waits for others, to be written with them: only the next event of its checkout
+"""Seconds for which a result waits for others, to be written with them, if the next event of its checkout
 waits for it."""
+GATHER_LAST: Final = 0.1
+"""The same if no other event of its checkout was there when it was taken."""
 AWAY: Final = 1.0
 """Seconds after a round that failed."""
 LEASE_MARGIN: Final = 15.0
@@ -107,7 +109,6 @@ class Deliverer:
             lambda results: deliveries.write(db, results),
             keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
             limit=settings.batch_limit,
-            gather=GATHER_RESULTS,
             name="deliveries",
         )
         self.notified = False
@@ -369,15 +370,13 @@ class Deliverer:
 
     async def _deliver(self, due: Due, endpoint: EndpointState | None, began: float) -> None:
         if endpoint is None:
-            self._refresh_at = float(
-                "-inf"
-            )  # not served any more, not known yet, or its secret does not open
-            await self._put(due.written("released", due_in=UNSERVED))
+            self._refresh_at = float("-inf")  # not served any more, not known yet, or unreadable
+            await self._put(due, due.written("released", due_in=UNSERVED))
             return
         if due.purpose == "test":
             answer = await self._sent(due, endpoint)
             tested = self._attempt(due, answer, result="delivered" if answer.delivered else None)
-            await self._keep(due.written("done", attempt=tested))
+            await self._keep(due, due.written("done", attempt=tested))
             return
         answered: Answer | None = None
         target = endpoint.webhook.target
@@ -394,7 +393,7 @@ class Deliverer:
         endpoint.noting += 1
         try:
             written = due.written("done") if answered is None else self._result(due, answered)
-            if await self._keep(written) and written.step == "done":
+            if await self._keep(due, written) and written.step == "done":
                 endpoint.may_be_due = True  # notifications that came meanwhile could not be handled then
                 self._woken.set()
             changed = False
@@ -414,7 +413,7 @@ class Deliverer:
         try:
             return await self._send(due, endpoint)
         except asyncio.CancelledError:
-            await asyncio.shield(self._put(due.written("released")))
+            await asyncio.shield(self._put(due, due.written("released")))
             raise
 
     async def _send(self, due: Due, endpoint: EndpointState) -> Answer:
@@ -474,20 +473,19 @@ class Deliverer:
             result=result,
         )
 
-    async def _keep(self, written: Written) -> bool:
+    async def _keep(self, due: Due, written: Written) -> bool:
         """Write a result, also if this task is cancelled meanwhile; the same result may be written twice."""
         try:
-            return await self._put(written)
+            return await self._put(due, written)
         except asyncio.CancelledError:
-            await asyncio.shield(self._put(written))
+            await asyncio.shield(self._put(due, written))
             raise
 
-    async def _put(self, written: Written) -> bool:
-        """Write a result with whatever else has gathered; return whether something of its stream is still to
-        be sent.
-        """
+    async def _put(self, due: Due, written: Written) -> bool:
+        """Write a result with whatever else gathers; return whether something of its stream is left."""
+        within = GATHER_RESULTS if written.sequence < due.last_sequence else GATHER_LAST
         try:
-            return await self._results.put(written)
+            return await self._results.put(written, within=within)
         except Exception as error:  # noqa: BLE001 - its lease ends, and it is due again
             _log.warning("delivery_not_written", webhook=str(written.endpoint_id), **log.cause(error))
             return False

@@ -38,6 +38,8 @@ R = TypeVar("R")
 _DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
 _LONGEST_DELAY: Final = 0.025
+_ENOUGH: Final = 50
+"""Items that are written at once, also if each of them may wait."""
 _ONE_WRITE: Final = 30.0
 """Seconds for one write of a batch, with everything that it waits for."""
 _CLOSING: Final = 10.0
@@ -83,8 +85,7 @@ class Batch(Generic[T, R]):
 
     `write` takes a list of items, no two of which share any of their `keys`, and returns for each, in order,
     its result, the error that its caller gets, or `AGAIN`. It must be safe to repeat: after a lost connection
-    the same list is written again, and items that had landed must be reported as landed. `gather`: seconds
-    for which also a single item waits for more.
+    the same list is written again, and items that had landed must be reported as landed.
     """
 
     def __init__(
@@ -95,7 +96,6 @@ class Batch(Generic[T, R]):
         limit: int = 500,
         backlog: int = 20_000,
         timeout: float = 30.0,
-        gather: float = 0.0,
         name: str = "batch",
     ) -> None:
         self._write = write
@@ -103,11 +103,11 @@ class Batch(Generic[T, R]):
         self._limit = limit
         self._room = asyncio.Semaphore(backlog)
         self._timeout = timeout
-        self._gather = gather
         self._name = name
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wakeup = asyncio.Event()
         self._writing = False
+        self._gather_until = -math.inf
         self._under_way: list[_Waiting[T, R]] = []
         self._wrote = self._waits_since = -math.inf
         self._error = ""
@@ -125,17 +125,18 @@ class Batch(Generic[T, R]):
             now - self._wrote if self._wrote > -math.inf else None,
         )
 
-    async def put(self, item: T) -> R:
+    async def put(self, item: T, *, within: float = 0.0) -> R:
         """Write `item` with the other gathered items and return its result, or raise its error: `Unwritten`
         if Postgres rejects it, `DatabaseAway` if its result is not known within the timeout (Postgres is out
-        of reach, a write hangs, or another transaction holds the row).
+        of reach, a write hangs, or another transaction holds the row). `within`: seconds for which it may
+        wait for more to be written with it, as long as there are few.
         """
-        (result,) = await self.put_all((item,))
+        (result,) = await self.put_all((item,), within=within)
         if isinstance(result, OrchestratorError):
             raise result
         return result
 
-    async def put_all(self, items: Sequence[T]) -> list[R | OrchestratorError]:
+    async def put_all(self, items: Sequence[T], *, within: float = 0.0) -> list[R | OrchestratorError]:
         """Write items as `put` does; return the result or the error of each, in order. A list has one timer,
         so that an item costs far less than by `put`; in the backlog it counts as one.
         """
@@ -146,12 +147,7 @@ class Batch(Generic[T, R]):
             everything: list[_Waiting[T, R]] = [
                 _Waiting(item, self._keys(item), loop.create_future()) for item in items
             ]
-            if not self._writing and not self._queue:
-                self._waits_since = time.monotonic()
-            self._queue.extend(everything)
-            if self._runner is None:
-                self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
-            self._wakeup.set()
+            self._add(everything, within)
             timer = loop.call_later(self._timeout, self._give_up, everything)
             results: list[R | OrchestratorError] = []
             try:
@@ -170,6 +166,16 @@ class Batch(Generic[T, R]):
                 return results
             finally:
                 timer.cancel()
+
+    def _add(self, everything: Sequence[_Waiting[T, R]], within: float) -> None:
+        now = time.monotonic()
+        if not self._queue and not self._writing:
+            self._waits_since = now
+        self._gather_until = min(now + within, self._gather_until if self._queue else math.inf)
+        self._queue.extend(everything)
+        if self._runner is None:
+            self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
+        self._wakeup.set()
 
     def _give_up(self, everything: Sequence[_Waiting[T, R]]) -> None:
         for waiting in everything:
@@ -199,7 +205,9 @@ class Batch(Generic[T, R]):
             try:
                 while self._queue:
                     # At least one round of the loop: all tasks that are ready now get into this batch.
-                    await asyncio.sleep(self._gather)
+                    await asyncio.sleep(0)
+                    while (left := self._gather_until - time.monotonic()) > 0 and len(self._queue) < _ENOUGH:  # noqa: ASYNC110 - to wake up for each item would cost more
+                        await asyncio.sleep(min(left, _LONGEST_DELAY))
                     begun = time.monotonic()
                     self._under_way = self._take()
                     progress = await self._settle(self._under_way)

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
 
+from orchestrator.store import batch
 from orchestrator.store.batch import AGAIN, Batch, Unwritten
 from orchestrator.store.database import Database, DatabaseAway, is_away
 from tests.support.factories import Breaking, intake, lost_connection, row_held
@@ -33,8 +34,8 @@ class Slots:
         self.gate.set()
         self.batch = Batch(self._write, keys=lambda item: (item[0],), **options)
 
-    async def put(self, name, value=1):
-        return await self.batch.put((name, value))
+    async def put(self, name, value=1, **options):
+        return await self.batch.put((name, value), **options)
 
     async def create(self):
         async with self.db.transaction() as tx:
@@ -412,9 +413,35 @@ def test_an_error_that_refuses_a_row_is_distinguished_from_an_error_of_the_conne
     assert all(map(is_away, [lost_connection(), OSError(), TimeoutError(), ConnectionResetError()]))
 
 
-async def test_a_batch_that_is_to_gather_writes_what_comes_while_a_single_item_waits(slots):
-    gathering = await slots(gather=0.2)
-    first = asyncio.create_task(gathering.put("a"))
+async def test_items_that_may_wait_are_written_with_the_first_that_waits_no_longer(slots):
+    writer = await slots()
+    patient = [asyncio.create_task(writer.put(name, within=60)) for name in "ab"]
+    await asyncio.sleep(0.2)
+    assert writer.lists == []
+    assert await asyncio.gather(*patient, writer.put("c")) == ["a", "b", "c"]
+    assert writer.lists == [["a", "b", "c"]]
+
+
+async def test_a_single_item_waits_no_longer_than_it_may(slots):
+    writer = await slots()
+    assert await asyncio.gather(writer.put("a", within=0.1), writer.put("b", within=60)) == ["a", "b"]
+    assert writer.lists == [["a", "b"]]
+
+
+async def test_enough_items_are_written_though_each_may_wait(slots):
+    writer = await slots()
+    await asyncio.gather(*(writer.put(f"n{number}", within=60) for number in range(batch._ENOUGH)))
+    assert [len(names) for names in writer.lists] == [batch._ENOUGH]
+
+
+async def test_what_a_write_leaves_is_not_held_by_an_item_that_may_wait(slots):
+    writer = await slots(limit=1)
+    writer.gate.clear()
+    first = asyncio.create_task(writer.put("a"))
+    await until(lambda: writer.lists)
+    second, third = (
+        asyncio.create_task(writer.put(name, within=within)) for name, within in (("b", 0), ("c", 60))
+    )
     await asyncio.sleep(0)
-    assert await asyncio.gather(first, gathering.put("b"), gathering.put("c")) == ["a", "b", "c"]
-    assert gathering.lists == [["a", "b", "c"]]
+    writer.gate.set()
+    assert await asyncio.gather(first, second, third) == ["a", "b", "c"]
