@@ -233,12 +233,13 @@ async def _outage(
             _, alone = await both(seconds=length.seconds * length.rounds / 2)
             receiver.conduct(0, Conduct(away=True))
             for _ in range(HOURS):
-                tried = receiver.count(0)[1][503]
+                opened = await there.opened(down)
                 await there.fill(length.day // HOURS)
                 await there.later(3600)
                 end = time.monotonic() + PROBED
                 while time.monotonic() < end:
-                    if receiver.count(0)[1][503] > tried:
+                    # Not the answer of the probe: the circuit opens a moment after it, by the moved clock.
+                    if await there.opened(down) > opened:
                         break
                     await asyncio.sleep(0.05)
             if not await there.opened(down):
