@@ -180,8 +180,12 @@ class Console:
 
             return Route(PREFIX + path, endpoint, methods=["GET", *methods])
 
+        async def without_slash(_: Request) -> Response:
+            return RedirectResponse(PREFIX, 308)
+
         return [
             page("", VIEW, system.overview),
+            Route(f"{PREFIX}/", without_slash, methods=["GET"]),
             page("/orders", VIEW, orders.search),
             form("/orders/by-email", VIEW, orders.search_email, "email"),
             page("/orders.csv", VIEW, orders.csv),

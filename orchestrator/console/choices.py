@@ -33,8 +33,7 @@ FOLLOWS: Final = {
     CommandKind.CAPTURE: "The gateway moves the amount from the shopper's reservation to the merchant. A capture is undone by a "
     "refund only.",
     CommandKind.REFUND: "The gateway sends the amount back to the shopper. A refund cannot be undone.",
-    CommandKind.RELEASE: "The reservation ends, and the shopper's bank frees the money. A release cannot be undone; the order "
-    "would have to be paid again.",
+    CommandKind.RELEASE: "The reservation ends, and the shopper's bank frees the money. A release cannot be undone.",
     CommandKind.RETRY: "What waits for its next try is tried at once. Money that may have left is never sent again.",
     CommandKind.RECONCILE: "The gateway is asked what it holds for the order, and the order follows what it answers. No money "
     "moves by that.",
@@ -44,7 +43,6 @@ _KEPT: Final = {
     AttentionCode.LATE_PAYMENT: "The late payment counts as the payment of the order. The shop is told by an event and ships as usual.",
     AttentionCode.SURPLUS_PAYMENT: "Nothing is sent back: the payment beside the accepted one stays with the merchant.",
     AttentionCode.UNKNOWN_ORDER: "The payment stays with the merchant, under an order that no shop has handed over.",
-    AttentionCode.PAYMENT_MISMATCH: "The payment counts as the payment of the order, with the amount that it holds.",
     AttentionCode.UNCLEAR_PAYMENT: "The payment counts as the payment of the order.",
     AttentionCode.UNBOUND_PAYMENT: "The payment counts as the payment of this order, and of no other.",
     AttentionCode.OPERATION_UNCLEAR: "The operation counts as done at the gateway. Nothing is sent.",
@@ -56,8 +54,8 @@ _RESERVED: Final = {
 }
 """What follows where what is kept is not captured: beside `_KEPT`, or instead of it."""
 _RETURNED: Final = {
-    AttentionCode.SURPLUS_PAYMENT: "The money beside the accepted payment goes back to the shopper: a reservation is released, captured "
-    "money is refunded. The accepted payment and the order stay.",
+    AttentionCode.SURPLUS_PAYMENT: "The money beside the payment of the order goes back to the shopper: a reservation is released, "
+    "captured money is refunded. That cannot be undone. The order stays as it is, with its own payment{paying}.",
 }
 _DISMISSED: Final = {
     AttentionCode.OPERATION_UNCLEAR: "The operation counts as not done at the gateway. It may be asked for again.",
@@ -76,6 +74,8 @@ class Choice:
     follows: str
     transaction_id: str | None = None
     decision: Decision | None = None
+    pays: bool = False
+    """It is about the payment of the order."""
     amount: int | None = None
     currency: str = ""
     refused: str | None = None
@@ -197,12 +197,33 @@ def _about(view: CheckoutView) -> list[PaymentRecord]:
 
 
 def _kept(view: CheckoutView, code: AttentionCode) -> str:
+    if code is AttentionCode.PAYMENT_MISMATCH:
+        return _kept_mismatch(view)
     said = _KEPT.get(code, "The money stays with the merchant, and with it the order.")
     if code not in _RESERVED or not any(
         payment.left > 0 and payment.captured == 0 for payment in _about(view)
     ):
         return said
     return _RESERVED[code] if code is AttentionCode.SURPLUS_PAYMENT else f"{said} {_RESERVED[code]}"
+
+
+def _kept_mismatch(view: CheckoutView) -> str:
+    """Say how much more or less than ordered is kept, and that the order is completed with it."""
+    about = _about(view)
+    done = "stays completed" if view.state is State.COMPLETED else "is completed"
+    if any(payment.raw_amounts or payment.currency != view.currency for payment in about):
+        return f"The order {done} with the payment, for the amount that it holds."
+    held = sum(payment.left for payment in about)
+    spelled = [
+        money.spelled(minor, view.currency, grouped=True)
+        for minor in (held, view.amount, abs(held - view.amount))
+    ]
+    if held == view.amount:
+        return f"The order {done} with the {spelled[0]} that are held, as ordered."
+    than, rest = "less", "The shop is told by an event, and decides whether it ships or asks for the rest."
+    if held > view.amount:
+        than, rest = "more", "What is too much can be refunded once it is captured."
+    return f"The order of {spelled[1]} {done} with the {spelled[0]} that are held: {spelled[2]} {than} than ordered. {rest}"
 
 
 def _after_return(view: CheckoutView) -> str:
@@ -246,14 +267,17 @@ def _decision(view: CheckoutView, decision: Decision) -> Choice:
             follows = _kept(view, code)
         case Decision.RETURN:
             label = f"Return{about or ' the money'} to the shopper"
+            paying = ", ".join(payment.transaction_id for payment in view.paying)
             follows = _RETURNED.get(
                 code,
                 "The money goes back to the shopper: a reservation is released, captured money is refunded. That cannot be undone.",
-            )
+            ).format(paying=f" (transaction {paying})" if paying else "")
             if code is AttentionCode.PAYMENT_MISMATCH:
                 follows = f"{follows} {_after_return(view)}"
         case _:
-            label = "It was not done at the gateway" if unclear else "Dismiss: no action needed"
+            label = (
+                "It was not done at the gateway" if unclear else "Dismiss: leave money and order as they are"
+            )
             follows = _DISMISSED.get(
                 code, "The question is closed. No money moves, and the order stays as it is."
             )
@@ -279,11 +303,14 @@ def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -
     if left > 0:
         up_to = "up to " if kind in TAKES_AMOUNT else ""
         label = f"{label} {up_to}{money.spelled(left, payment.currency, grouped=True)}"
+    pays = payment.role == Role.ACCEPTED
+    again = " The order would have to be paid again."
     return Choice(
         kind=kind,
         label=label,
-        follows=FOLLOWS[kind],
+        follows=FOLLOWS[kind] + (again if pays and kind is CommandKind.RELEASE else ""),
         transaction_id=payment.transaction_id,
+        pays=pays,
         amount=left,
         currency=payment.currency,
         refused=_refused(view, request),

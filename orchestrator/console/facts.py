@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from orchestrator.audit import Action
 from orchestrator.domain.payment_meaning import PaymentMeaning
+from orchestrator.domain.records import Cause, CommandKind, Decision, Role
+from orchestrator.domain.states import Trigger
 from orchestrator.explain import timeline
 from orchestrator.text import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MOST: Final = 20
 _INNER: Final = re.compile("(?<=[a-z])[A-Z]")
@@ -26,6 +32,17 @@ _NAMES: Final = {
     "rejectedIntentId": "rejected intent",
     "sessionCount": "sessions",
 }
+_DECISIONS: Final = frozenset(Decision)
+ROLES: Final[Mapping[str, str]] = {
+    Role.ACCEPTED: "pays the order",
+    Role.SURPLUS: "surplus",
+    Role.ATTEMPT: "pays nothing",
+    Role.UNKNOWN: "not accepted",
+}
+"""What a transaction is to its order."""
+_RETURNED: Final = {"release": "reservation released", "refund": "money refunded"}
+_TITLES: Final = {Trigger.PAYMENT_DECLINED.value: "no payment, all attempts ended without money"}
+"""Entries of the trail whose own word says too little, or something else, to a person."""
 MEANS: Final = {PaymentMeaning.NOTHING.value: "holds nothing", PaymentMeaning.UNKNOWN.value: "unclear"}
 
 
@@ -53,17 +70,34 @@ def status(word: str, meaning: str) -> str:
     means = MEANS.get(meaning, meaning)
     if not word or word == meaning:
         return means or word
-    return f"{word} ({means})"
+    return f"{word.replace('preauth', 'pre-authorization').replace('_', ' ')} ({means})"
 
 
-def title(entry: dict[str, Any]) -> str:
-    """Write what an entry of the trail says: its trigger or action; of money, which operation it is about."""
+def title(entry: dict[str, Any], *, returned: str | None = None) -> str:
+    """Write what an entry of the trail says: its trigger or action; of money, which operation it is about.
+
+    `returned` is the operation by which a decision gave money back since the last move.
+    """
     subject, _, fact = str(entry.get("action") or "").partition(":")
     evidence = entry.get("evidence")
-    kind = evidence.get("kind") if isinstance(evidence, dict) else None
+    about = evidence if isinstance(evidence, dict) else {}
+    kind, decision = about.get("kind"), about.get("decision")
     if subject == "money" and _is_kind(kind):
         return f"{kind} {fact}"
-    return str(entry.get("trigger") or entry.get("action") or "")
+    if kind == CommandKind.RESOLVE and decision in _DECISIONS:
+        return f"decision to {decision}"
+    trigger = entry.get("trigger")
+    if trigger == Trigger.PAYMENT_DECLINED and returned in _RETURNED:
+        return f"{_RETURNED[returned]} because of the decision"
+    return _TITLES.get(str(trigger)) or str(trigger or entry.get("action") or "")
+
+
+def returned(entry: dict[str, Any]) -> str | None:
+    """Return the kind of the operation of an entry that gave money back; None of every other entry."""
+    evidence = entry.get("evidence")
+    about = evidence if isinstance(evidence, dict) else {}
+    gave = entry.get("action") == Action.MONEY_SUCCEEDED and about.get("cause") == Cause.RETURNED
+    return str(about.get("kind")) if gave else None
 
 
 def _is_kind(value: object) -> bool:
@@ -93,7 +127,10 @@ def _item(value: dict[str, Any]) -> str:
     """Write a transaction or a callback of an entry: what it is, not every amount and digest of it."""
     said = str(value.get("id") or "")
     if value.get("meaning"):
-        parts = [status(str(value.get("status") or ""), str(value["meaning"])), str(value.get("role") or "")]
+        parts = [
+            status(str(value.get("status") or ""), str(value["meaning"])),
+            ROLES.get(value.get("role") or "", ""),
+        ]
         return " ".join(part for part in (said, ", ".join(part for part in parts if part)) if part)
     if value.get("grade"):
         kind, grade = (str(value.get(name) or "callback").replace("_", " ") for name in ("kind", "grade"))

@@ -152,14 +152,14 @@ async def show(visit: Visit) -> Response:
         live=f"order:{checkout}",
         done=DONE.get(done),
         stored=STORED.get(done) if commands else None,
-        deciding=results.deciding(record, commands),
         beside=results.beside(record),
         meaning=MEANING,
+        roles=facts.ROLES,
         record=record,
         explanation=explain.explain(record),
         bar=bar(record),
         choices=choices.of(view),
-        timeline=[_entry(row, reasons, record.currency) for row in entries],
+        timeline=_timeline(entries, reasons, record.currency),
         archived=archived,
         older=bool(entries) and entries[0].sequence > 1 and not archived,
         callbacks=await lists.callbacks(visit.db, checkout, limit=MOST_SHOWN),
@@ -267,14 +267,31 @@ def bar(record: Record) -> list[dict[str, Any]]:
     return drawn
 
 
-def _entry(row: Any, reasons: Reasons, currency: str) -> dict[str, Any]:
-    entry: dict[str, Any] = read_model.entry(row)
+def _timeline(rows: Sequence[Any], reasons: Reasons, currency: str) -> list[dict[str, Any]]:
+    """Return the entries of the trail for the page, the oldest first."""
+    shown: list[dict[str, Any]] = []
+    returned: str | None = None
+    for row in rows:
+        entry = read_model.entry(row)
+        returned = facts.returned(entry) or returned
+        shown.append(_entry(entry, reasons, currency, returned=returned))
+        if shown[-1]["moved"]:
+            returned = None
+    return shown
+
+
+def _entry(entry: dict[str, Any], reasons: Reasons, currency: str, *, returned: str | None) -> dict[str, Any]:
     evidence = entry.get("evidence")
     if isinstance(evidence, dict):
         evidence = reasons.in_evidence(evidence)
     # The first entry has no state before.
     moved = entry["from"] is not None and entry["to"] != entry["from"]
-    return {**entry, "evidence": facts.of(evidence, currency), "moved": moved, "title": facts.title(entry)}
+    return {
+        **entry,
+        "evidence": facts.of(evidence, currency),
+        "moved": moved,
+        "title": facts.title(entry, returned=returned),
+    }
 
 
 def _columns(row: CheckoutSummary, names: dict[int, str]) -> Sequence[object]:

@@ -47,6 +47,14 @@ ASSETS: Final = {
 }
 
 _UNKNOWN: Final = "–"
+WORDS: Final = {AttentionCode.POISONED.value: "dead letter"}
+"""Words of the program for which people have another one."""
+_FIGURES: Final[Mapping[str, str]] = {"hints": "wake-up messages"}
+"""Figures of a heartbeat under another name."""
+# Migration 0013 reads the sentence as it is.
+_ONE_HOLDS: Final = re.compile(r"transactions ([^\s,]+) (also )?hold money for")
+_HEAD, _CELL = re.compile("<th(?: [^>]*)?>(.*?)</th>", re.DOTALL), re.compile("<td([^>]*)>")
+_ROW, _SPAN = re.compile("<tr>.*?</tr>", re.DOTALL), re.compile(r'colspan="(\d+)"')
 _TIME: Final = re.compile(r"\b(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)Z")
 
 
@@ -72,7 +80,7 @@ def _age(at: datetime | str | None, now: datetime) -> str:
 
 
 def _word(value: object) -> str:
-    return str(value).replace("_", " ")
+    return WORDS.get(str(value)) or str(value).replace("_", " ")
 
 
 def _told(said: str) -> str:
@@ -85,7 +93,27 @@ def _capital(said: str) -> str:
 
 
 def _sentence(value: Any) -> str:
-    return sentence(neutralised(sentences.of(value)))
+    return sentence(neutralised(_ONE_HOLDS.sub(r"transaction \1 \2holds money for", sentences.of(value))))
+
+
+def _labelled(table: Markup) -> Markup:
+    """Name in each cell of a table its column, for narrow screens, which show each row as a list."""
+    names = [" ".join(name.split()) for name in _HEAD.findall(table)]
+
+    def row(found: re.Match[str]) -> str:
+        at = 0
+
+        def cell(opening: re.Match[str]) -> str:
+            nonlocal at
+            spans = _SPAN.search(opening[0])
+            wide = int(spans[1]) if spans else 1
+            name = " / ".join(names[at : at + wide])
+            at += wide
+            return f'<td data-label="{name}"{opening[1]}>'
+
+        return _CELL.sub(cell, found[0])
+
+    return Markup(_ROW.sub(row, table))  # noqa: S704 - the template has escaped it
 
 
 def _fact(value: Any) -> str:
@@ -113,7 +141,9 @@ TEMPLATES.filters |= {
     "age": _age,
     "word": _word,
     "words": facts.words,
+    "figure": lambda name: facts.words(_FIGURES.get(name) or name),
     "told": _told,
+    "labelled": _labelled,
     "means": facts.status,
     "capital": _capital,
     "sentence": _sentence,

@@ -159,7 +159,11 @@ async def form(request: Request, known: Collection[str]) -> Fields:
     """Return the fields of a form."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
-        raise Refused(415, "Refused", "A form of the console is sent by its page. Nothing was done.")
+        said = (
+            "This is no form of the console: its Content-Type is not application/x-www-form-urlencoded. Nothing was done. "
+            "Open the address in a browser, and send the form of its page."
+        )
+        raise Refused(415, "Not a form", said)
     return _fields(await request_body.read(request, limit=FORM_BYTES), {*known, "token"})
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from orchestrator.domain import money, sentences
-from orchestrator.domain.attention import RETURNABLE
 from orchestrator.domain.command_progress import CommandState, progress
 from orchestrator.domain.command_result import ResultCode
-from orchestrator.domain.records import CommandKind, Decision, OperationState, Role
+from orchestrator.domain.records import Decision, OperationState, Role
 
 if TYPE_CHECKING:
     from orchestrator.domain.records import Command, Operation
@@ -56,19 +55,6 @@ def of(record: Record) -> list[Row]:
         what = command.kind.value if decision is None else f"{command.kind.value} ({decision})"
         rows.append(Row(command=command, what=what, state=state, said=_said(command, state, begun)))
     return rows
-
-
-def deciding(record: Record, rows: list[Row]) -> bool:
-    """Whether a decision on what waits for one was given, and is not carried out yet."""
-    asked = record.attention
-    return asked is not None and any(
-        row.command.kind is CommandKind.RESOLVE
-        and (
-            row.state is CommandState.PENDING
-            or (row.state is CommandState.UNDER_WAY and asked.code in RETURNABLE)
-        )
-        for row in rows
-    )
 
 
 def beside(record: Record) -> list[str]:

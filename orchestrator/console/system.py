@@ -132,7 +132,8 @@ def risks(read: Overview) -> list[dict[str, Any]]:
     for (currency, age), (number, amount) in sorted(read.held.items()):
         row = {"currency": currency, "number": number, "amount": amount, "oldest": None}
         link = f"orders?state=completed&status=authorized&currency={currency}"
-        rows.append(_risk(row, f"Reserved and not captured, {age}", link))
+        usual = "may lapse soon" if age == store_overview.OLDEST else "usual before shipment"
+        rows.append(_risk(row, f"Reserved and not captured, {age}: {usual}", link))
     return rows
 
 

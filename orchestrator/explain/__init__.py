@@ -99,11 +99,14 @@ def explain(record: Record) -> Explanation:
 def _summary(record: Record) -> str:
     late = " (the money came after it had been closed)" if record.late and not record.from_payment else ""
     person = " It needs a decision." if record.attention is not None else ""
+    if record.deciding:
+        person = " A worker carries out the decision."
     busy = {operation.kind for operation in record.open_operations}
     doing = f" A {' and a '.join(sorted(busy))} is under way." if busy else ""
     view = _STANDS[record.state]
     if _undecided_payment(record):
-        view, person = "holds a payment that does not fit", " It waits for a decision."
+        view = "holds a payment that does not fit"
+        person = person if record.deciding else " It waits for a decision."
     if record.from_payment and record.state is State.FAILED:
         view = "was handed over by no shop, and the gateway shows a payment for it"
     if record.state is State.COMPLETED:
@@ -186,7 +189,7 @@ def _offered(record: Record) -> list[str]:
     elif record.now >= record.deadline:
         said.append(f"Its deadline passed at {moment(record.deadline)}: the session is no longer handed out.")
     else:
-        said.append(f"The shopper may pay until {moment(record.deadline)}.")
+        said.append(f"The shopper may pay until the deadline, {moment(record.deadline)}.")
         if record.token_expires_at is not None and record.token_expires_at <= record.now:
             said.append(
                 f"The session's token expired at {moment(record.token_expires_at)}, so the shop is shown no session until it is renewed."
@@ -214,11 +217,11 @@ def _unavailable(record: Record) -> str:
     if record.circuit is not None:
         return (
             f"The gateway is unavailable since {moment(record.circuit.since)}, and the last call failed because of this: "
-            f"{trail.plain(record.circuit.reason)}. Its circuit is open: calls start again at {moment(record.circuit.until)}; {counts}."
+            f"{trail.plain(record.circuit.reason)}. Calls to it are paused, and start again at {moment(record.circuit.until)}; {counts}."
         )
     failed = trail.last_failure(record)
     return (
-        "The gateway is not being called for a moment: its circuit is open, because its calls failed repeatedly or it asked for fewer; "
+        "Calls to the gateway are paused for a moment, because they failed repeatedly or it asked for fewer; "
         f"{counts}.{f' {failed}' if failed else ''}"
     )
 
@@ -359,7 +362,10 @@ def _after(record: Record) -> str:
     if record.state in {State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED}:
         if record.cancel_end is not None:
             return f" The first lookup after {moment(record.cancel_end)} that shows no payment cancels it."
-        return f" The first lookup after {moment(record.deadline_end)} that shows no payment expires it."
+        return (
+            f" The first lookup that shows no payment, {record.deadline_grace:.0f} s or more after the deadline of "
+            f"{moment(record.deadline)}, expires it."
+        )
     if record.state in ENDED and record.watch_end is not None and record.watch_end > record.now:
         return f" It is watched until {moment(record.watch_end)}, and longer while anything is unsettled."
     return ""

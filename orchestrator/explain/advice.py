@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from orchestrator.domain import decisions, sentences
+from orchestrator.domain import decisions, reconciliation, sentences
 from orchestrator.domain.attention import IRREGULAR, PROBLEMS, WAYS_OUT, AttentionCode, Way
 from orchestrator.domain.records import OperationKind, Role, left_to
 from orchestrator.domain.states import CLOSED, State
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from orchestrator.explain.record import Record
 
 WAYS: Final = {
-    "keep": ("Keep the money, and with it the order", "resolve", '{"decision": "keep"}', "resolve {id} keep"),
-    "return": ("Return the money to the shopper", "resolve", '{"decision": "return"}', "resolve {id} return"),
-    "dismiss": ("Dismiss: no action needed", "resolve", '{"decision": "dismiss"}', "resolve {id} dismiss"),
+    "keep": ("Keep {money}, {kept}", "resolve", '{"decision": "keep"}', "resolve {id} keep"),
+    "return": ("Return {money} to the shopper", "resolve", '{"decision": "return"}', "resolve {id} return"),
+    "dismiss": (
+        "Dismiss: leave money and order as they are",
+        "resolve",
+        '{"decision": "dismiss"}',
+        "resolve {id} dismiss",
+    ),
     "capture": (
         "Capture all of it, or an amount",
         "capture",
@@ -43,6 +48,8 @@ WAYS: Final = {
 }
 """Way → what it does, the call, its body, the command."""
 
+NAMED: Final = 3
+"""Payments that a decision names."""
 _OF_OPERATION: Final = {
     "keep": "Say that the operation was done at the gateway",
     "dismiss": "Say that the operation was not done at the gateway",
@@ -159,9 +166,29 @@ def _possible(record: Record, asked: Attention, way: Way) -> bool:
 
 def _way(record: Record, name: str, *, unclear: bool = False) -> str:
     does, call, body, command = WAYS[name]
-    does = _OF_OPERATION.get(name, does) if unclear else does
+    does = (
+        _OF_OPERATION.get(name, does)
+        if unclear
+        else does.format(money=_money(record, name), kept=_kept(record))
+    )
     carrying = f" with {body}" if body else ""
     return f"{does}: POST /v1/checkouts/{record.id}/{call}{carrying}, or `orchestrator checkouts {command.format(id=record.id)}`."
+
+
+def _money(record: Record, way: str) -> str:
+    """Name the money that a decision is about: amount and transaction of each payment."""
+    about = reconciliation.returned(record) if way == Way.RETURN else reconciliation.concerned(record)
+    held = [f"{record.holding(each)} (transaction {each.transaction_id})" for each in about if each.left > 0]
+    more = [f"{len(held) - NAMED} more"] if len(held) > NAMED else []
+    return " and ".join([*held[:NAMED], *more]) or "the money"
+
+
+def _kept(record: Record) -> str:
+    """Say what becomes of the order where money is kept."""
+    asked = record.attention
+    if asked is not None and asked.code is AttentionCode.SURPLUS_PAYMENT:
+        return "beside the payment of the order"
+    return f"and with it the order of {record.price(record.amount)}"
 
 
 def _unexpected(record: Record, payment: PaymentRecord) -> str:
@@ -175,7 +202,7 @@ def _back(record: Record, payment: PaymentRecord) -> str:
     if payment.captured > 0:
         verb, much, key, everything = "refund", ', "amount": "all"', " and an Idempotency-Key", " --all"
     return (
-        f"Return transaction {payment.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
+        f"Return {record.holding(payment)} of transaction {payment.transaction_id} alone: POST /v1/checkouts/{record.id}/{verb} with "
         f'{{"transactionId": "{payment.transaction_id}"{much}}}{key}, or `orchestrator checkouts {verb} {record.id} '
         f"--transaction {payment.transaction_id}{everything}`."
     )

@@ -14,8 +14,9 @@ from sqlalchemy import text
 from orchestrator import audit
 from orchestrator.crypto import Encryptor
 from orchestrator.domain import money
+from orchestrator.domain.attention import RETURNABLE
 from orchestrator.domain.last_error import ErrorCode
-from orchestrator.domain.records import MOVES_MONEY, Command, Operation, PaymentRecord, Role
+from orchestrator.domain.records import MOVES_MONEY, Command, CommandKind, Operation, PaymentRecord, Role
 from orchestrator.gateway.client import gateway_of
 from orchestrator.store import read_model
 from orchestrator.store.columns import record
@@ -143,6 +144,24 @@ class Record(CheckoutRecord):
             if command.kind in MOVES_MONEY
             and busy & ({command.transaction_id} if command.transaction_id else accepted)
         ]
+
+    @property
+    def deciding(self) -> bool:
+        """Whether a decision on what waits for one was given, and is not carried out yet."""
+        asked = self.attention
+        if asked is None:
+            return False
+        moving = {operation.command_id for operation in self.open_operations}
+        return any(
+            command.handled_at is None or (command.id in moving and asked.code in RETURNABLE)
+            for command in self.commands
+            if command.kind is CommandKind.RESOLVE
+        )
+
+    @property
+    def known(self) -> tuple[PaymentRecord, ...]:
+        """Its payments, as a claimed checkout names them."""
+        return tuple(self.payments)
 
     @property
     def deadline_end(self) -> datetime:

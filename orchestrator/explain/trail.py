@@ -120,7 +120,7 @@ def _moved(record: Record, entry: Entry) -> str:  # noqa: C901, PLR0911, PLR0912
         case Trigger.OFFERED:
             return f"At {at} the session was handed to the shop; from then on the shopper could pay."
         case Trigger.CALLBACK_ARRIVED:
-            return "A callback is only a hint: the gateway's own books decide."
+            return "A callback proves no payment: the gateway's own books decide."
         case Trigger.PAYMENT_FOUND:
             return f"{asked}, and its own answer showed {showed or 'money held for this order'}."
         case Trigger.PAYMENT_DECLINED:
@@ -195,7 +195,7 @@ def transactions(record: Record, evidence: dict[str, Any]) -> str:
             if transaction.get("binding") == "bound"
             else "matched by order number only"
         )
-        said.append(f"transaction {number} as {_quoted(transaction.get('status'))} with {held}, {bound}")
+        said.append(f"transaction {number} as {_status(transaction.get('status'))} with {held}, {bound}")
     return "; ".join(said)
 
 
@@ -339,6 +339,11 @@ def _count(number: object, what: str) -> str:
     if not isinstance(number, int):
         return f"its {what}s"
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _status(word: object) -> str:
+    """Quote the gateway's status of a transaction, with the usual name of its short one for a reservation."""
+    return _quoted(word) + (" (pre-authorization)" if word == "preauth" else "")
 
 
 def _quoted(word: object) -> str:

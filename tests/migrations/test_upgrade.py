@@ -132,7 +132,7 @@ async def test_stored_words_of_the_version_before_are_understood(url):
                 said = explain(record)
                 if name in {"circuit-open-2", "circuit-open-3"}:
                     assert record.last_error.code is ErrorCode.CIRCUIT_OPEN
-                    assert "its circuit is open" in " ".join(said.because)
+                    assert "Calls to the gateway are paused" in " ".join(said.because)
                 assert record.from_payment == name.startswith("unknown-order")
             unknown = saved.names["unknown-order"]
             (entry, *_) = await world.trail(unknown)

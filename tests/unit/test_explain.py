@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -18,7 +18,17 @@ from orchestrator.domain import decisions, reconciliation
 from orchestrator.domain.attention import Attention, AttentionCode, PaymentAmount
 from orchestrator.domain.last_error import ErrorCode, error
 from orchestrator.domain.payment_meaning import PaymentMeaning
-from orchestrator.domain.records import Binding, Command, Decision, Operation, PaymentRecord, Role
+from orchestrator.domain.records import (
+    Binding,
+    Cause,
+    Command,
+    CommandKind,
+    Decision,
+    Operation,
+    OperationState,
+    PaymentRecord,
+    Role,
+)
 from orchestrator.domain.states import CLOSED, ENDED, TRANSITIONS, UNOFFERED, State, Trigger
 from orchestrator.explain import Entry, Record
 from orchestrator.explain.advice import FIRST, MEANING
@@ -344,7 +354,7 @@ def test_the_evidence_names_the_callback_and_what_the_gateway_itself_answered():
     )
     assert made.evidence == (
         "By 2026-01-05T09:59:58Z a notification about transaction 539101 had arrived with a valid signature; it said “succeeded”.",
-        "At 2026-01-05T10:00:00Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” with 139.00 DKK reserved, matched by checkout id.",
+        "At 2026-01-05T10:00:00Z a worker looked it up at the gateway, and its own answer showed transaction 539101 as “preauth” (pre-authorization) with 139.00 DKK reserved, matched by checkout id.",
     )
     assert made.summary == "Order A-1001 for 139.00 DKK is completed: its payment is authorized."
     again = msgspec.structs.replace(
@@ -405,8 +415,8 @@ def test_a_payment_of_an_unknown_order_says_so(word):
 @pytest.mark.parametrize("state", [State.AWAITING_PAYMENT, State.CALLBACK_RECEIVED])
 def test_what_is_offered_says_until_when_and_what_ends_it(state):
     made = check(record(state))
-    assert "The shopper may pay until 2026-01-05T10:20:00Z." in made.because
-    assert "after 2026-01-05T10:20:30Z that shows no payment expires it" in made.next.what
+    assert "The shopper may pay until the deadline, 2026-01-05T10:20:00Z." in made.because
+    assert "30 s or more after the deadline of 2026-01-05T10:20:00Z, expires it" in made.next.what
     made = check(record(state, cancel_requested_at=NOW - timedelta(seconds=10)))
     assert "the session is no longer handed out" in made.because[0]
     assert "after 2026-01-05T10:00:20Z that shows no payment cancels it" in made.next.what
@@ -439,6 +449,27 @@ def test_a_decision_that_was_taken_stands_in_the_evidence():
     )
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_decision_that_is_carried_out_is_not_needed_any_more(answered):
+    command = Command(
+        id=uuid4(),
+        kind=CommandKind.RESOLVE,
+        actor="operator:a",
+        requested_at=NOW,
+        handled_at=NOW if answered else None,
+    )
+    release = operation(state=OperationState.SUBMITTED, cause=Cause.RETURNED, command_id=command.id)
+    for code, under_way in (
+        (AttentionCode.SURPLUS_PAYMENT, True),
+        (AttentionCode.CHARGED_BACK, not answered),
+    ):
+        made = check(
+            record(State.COMPLETED, attention=needing(code), commands=(command,), operations=(release,))
+        )
+        assert ("A worker carries out the decision." in made.summary) is under_way
+        assert ("It needs a decision." in made.summary) is not under_way
+
+
 @pytest.mark.parametrize("state", UNOFFERED)
 def test_what_is_not_offered_yet_says_what_failed_and_when_it_gives_up(state):
     made = check(record(state, attempts=3, last_error=error(ErrorCode.NOT_SENT, reason="connection refused")))
@@ -449,12 +480,18 @@ def test_what_is_not_offered_yet_says_what_failed_and_when_it_gives_up(state):
 
 def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it():
     made = check(
-        record(State.COMPLETED, late=True, attention=needing(AttentionCode.LATE_PAYMENT), reserved=13900)
+        record(
+            State.COMPLETED,
+            late=True,
+            attention=needing(AttentionCode.LATE_PAYMENT),
+            payments=(payment(),),
+            reserved=13900,
+        )
     )
     assert "the money came after it had been closed" in made.summary
     assert [said.partition(":")[0] for said in made.you_may][:2] == [
-        "Keep the money, and with it the order",
-        "Return the money to the shopper",
+        "Keep 139.00 DKK (transaction 539101), and with it the order of 139.00 DKK",
+        "Return 139.00 DKK (transaction 539101) to the shopper",
     ]
 
 
@@ -471,6 +508,13 @@ def test_money_that_is_too_much_is_returned_by_what_it_is():
     assert any(
         "Transaction 7 holds 139.00 DKK, beside the accepted payment." in said for said in made.because
     )
+    names = "139.00 DKK (transaction 7) and 139.00 DKK (transaction 8)"
+    assert [said.partition(":")[0] for said in made.you_may][:4] == [
+        "Return 139.00 DKK of transaction 7 alone",
+        "Return 139.00 DKK of transaction 8 alone",
+        f"Return {names} to the shopper",
+        f"Keep {names}, beside the payment of the order",
+    ]
     assert any("/release with" in said and '"7"' in said for said in made.you_may)
     assert any(
         "/refund with" in said

@@ -30,11 +30,18 @@ _NOTE = text("""
     VALUES (:id, :actor, :action, :outcome, :merchant_id, :checkout_id, :command_id, :subject, CAST(:facts AS jsonb), :reason)
 """)
 _COLUMNS: Final = """a.id, a.at, a.actor, a.action, a.outcome, a.merchant_id, a.checkout_id, a.command_id, a.subject, a.facts,
-    a.reason, (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
-    (SELECT i.data_key FROM intents i WHERE i.checkout_id = a.checkout_id) AS data_key"""
+    coalesce(a.reason, b.reason) AS reason, coalesce(a.checkout_id, b.checkout_id) AS reason_of,
+    (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
+    (SELECT i.data_key FROM intents i WHERE i.checkout_id = coalesce(a.checkout_id, b.checkout_id)) AS data_key"""
+# The reason of a bulk action is kept with its commands alone, under the data keys of their checkouts.
+_OF_RUN: Final = """LEFT JOIN LATERAL (
+    SELECT i.checkout_id, c.reason FROM console_run_items i JOIN commands c ON c.id = i.command_id
+      JOIN intents n ON n.checkout_id = i.checkout_id
+     WHERE i.run_id = CASE WHEN a.action = 'bulk:begun' AND a.subject <> '' THEN CAST(a.subject AS uuid) END
+       AND c.reason IS NOT NULL AND n.data_key IS NOT NULL ORDER BY i.checkout_id LIMIT 1) b ON true"""
 _PAGE, _OF_CHECKOUT = (
     text(f"""
-        SELECT {_COLUMNS} FROM console_actions a WHERE {which} AND a.id < :before ORDER BY a.id DESC LIMIT :most
+        SELECT {_COLUMNS} FROM console_actions a {_OF_RUN} WHERE {which} AND a.id < :before ORDER BY a.id DESC LIMIT :most
     """)  # noqa: S608 - made of our own words
     for which in ("true", "a.checkout_id = :checkout")
 )
@@ -100,6 +107,6 @@ async def page(
     asked = {"before": before or LAST, "most": limit, "checkout": checkout}
     rows = await db.read(_PAGE if checkout is None else _OF_CHECKOUT, asked)
     return [
-        record(ActionRow, row, reason=Reasons(encryptor, row.checkout_id, row.data_key).shown(row.reason))
+        record(ActionRow, row, reason=Reasons(encryptor, row.reason_of, row.data_key).shown(row.reason))
         for row in rows
     ]

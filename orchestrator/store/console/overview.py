@@ -35,6 +35,7 @@ SAMPLED: Final = 60
 HELD_FOR: Final = timedelta(days=35)
 """A reservation is at the gateway no longer than that (Visa: 7 days, others up to 30)."""
 AGES: Final = (("under 1 day", 86_400.0), ("1 to 6 days", 6 * 86_400.0), ("over 6 days", float("inf")))
+OLDEST: Final = AGES[-1][0]
 BUCKETS: Final = 12
 BUCKET: Final = 300
 

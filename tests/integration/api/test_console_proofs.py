@@ -71,6 +71,7 @@ async def test_many_questions_are_dismissed_only_where_that_answers_them(place):
     person = await Person(place, "a").signed_in()
     run = await bulk(place, person, "kind=dismiss&attention=any")
     assert run.number == len(AttentionCode)
+    assert "<td>seen by the night shift</td>" in await person.get("/console/actions")
     dismissed = {code for code, ways in WAYS_OUT.items() if Way.DISMISS in ways}
     dismissed.remove(AttentionCode.OPERATION_UNCLEAR)
     rows = await place.api.sql("SELECT checkout_id FROM commands")

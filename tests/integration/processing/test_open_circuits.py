@@ -186,7 +186,7 @@ async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
         checkout = await world.accept()
         await world.process(checkout)
         silent = await _because(world, checkout)
-        assert "its circuit is open" in silent
+        assert "Calls to the gateway are paused for a moment" in silent
         (trouble,) = gateway.limits.troubles
         assert trouble["reason"] == "The gateway answered HTTP 503."
         heart = Heart(world.db, "worker")
