@@ -59,7 +59,7 @@ LONGEST_IDENTIFIER = 100
 _SESSION_PATH = "/checkout/v1/api/session"
 _MERCHANT_API = "/merchant/API"
 """What the paths of the Merchant API begin with, which may stand elsewhere."""
-CIRCUIT_OPEN = "The circuit of the gateway is open."
+CIRCUIT_OPEN = "Calls to the gateway are paused after failures."
 
 _LABELS = counters.Bounded(16)
 """The gateways that are counted by name."""

@@ -40,6 +40,9 @@ COPIES = """
     )
     INSERT INTO intents (checkout_id, fingerprint, body) SELECT c.id, fingerprint, body FROM c, intents WHERE checkout_id = %(id)s
 """
+# Tables that show a part of their columns alone.
+HIDDEN = """[...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth)
+    .map(each => each.getAttribute('aria-label'))"""
 # Two cores may be busy beside the browser.
 expect.set_options(timeout=20_000)
 
@@ -121,12 +124,23 @@ def every_page_is_accessible(console, page):
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (address, width)
             findings = violations(page)
             assert not findings, (address, width, findings)
+            if width == 390:
+                assert page.evaluate(HIDDEN) == [], address
+    the_menu_is_closed_on_a_narrow_page(page)
     page.emulate_media(color_scheme="dark")
     for address in ("", f"/orders/{named['surplus_payment']}", f"/orders/{named['captured']}"):
         page.goto(f"{console.api_url}/console{address}")
         assert not violations(page), address
     page.emulate_media(color_scheme="light")
     page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def the_menu_is_closed_on_a_narrow_page(page):
+    there = page.get_by_role("navigation").get_by_role("link", name="Decisions")
+    expect(there).to_be_hidden()
+    tab_to(page, "Menu")
+    page.keyboard.press("Enter")
+    expect(there).to_be_visible()
 
 
 def a_change_shows_by_itself(console, page):
