@@ -169,7 +169,7 @@ async def test_it_is_explained(database_url: str, gateway_url: str):
             assert record is not None
             explained = explain.explain(record)
             assert any(
-                "The gateway is not being called for a moment" in reason for reason in explained.because
+                "Calls to the gateway are paused for a moment" in reason for reason in explained.because
             )
             assert explained.next.what.startswith("The gateway is not called until ")
             assert explained.next.at == record.due_at
@@ -194,7 +194,7 @@ async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
         told = await _because(world, checkout)
         assert "The gateway is unavailable since " in told
         assert "The gateway answered HTTP 503" in told
-        assert "calls start again at " in told
+        assert "Calls to it are paused, and start again at " in told
         # The breaker of the process that the gateway serves again tells of nothing.
         await world.control("DELETE", "faults")
         gateway.limits.of(trouble["gateway"]).note("default", Done(None))
