@@ -80,9 +80,9 @@ def open_terminal(*, least: str = "warning", aside: bool = False) -> Terminal:
 def up(**given: Any) -> int:
     """Start everything on this machine and keep it running.
 
-    Postgres and Redis are embedded where ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL are not set,
-    and the sandbox stands in for the gateway where ORCHESTRATOR_GATEWAY_URL is not set. Ctrl-C ends it; the
-    next start continues what is open.
+    Postgres and a broker (`valkey-server`, which speaks the protocol of Redis) are embedded where
+    ORCHESTRATOR_DATABASE_URL and ORCHESTRATOR_BROKER_URL are not set, and the sandbox stands in for the
+    gateway where ORCHESTRATOR_GATEWAY_URL is not set. Ctrl-C ends it; the next start continues what is open.
     """
     need_devkit()
     from orchestrator.devkit.local.up import Options, run

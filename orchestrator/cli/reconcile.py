@@ -348,7 +348,8 @@ def _progress(tally: _Tally, total: int) -> Iterator[Callable[[], None]]:
             task = bar.add_task("", total=total)
             yield lambda: bar.update(task, completed=tally.looked + tally.refused)
         return
-    said_at = float("-inf")
+    # What one list asks for is mostly answered at once: a line only if it takes long.
+    said_at = float("-inf") if total > SIZE else time.monotonic()
 
     def line() -> None:
         nonlocal said_at

@@ -79,6 +79,7 @@ def test_after_a_kill_of_everything_the_next_start_goes_on_with_what_was_open(tm
             assert shop.create() == checkout
             assert found["money"]["reserved"] == 139.95
         assert up.end() == 0
+        assert f"Stopped. The data stay in {place};" in up.said
         assert up.left() == []
 
 

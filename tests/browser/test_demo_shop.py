@@ -186,6 +186,11 @@ def test_the_pages_of_the_sandbox_are_for_people(
     expect(page.get_by_role("heading", name=number)).to_be_visible()
     check(page, complaints)
     page.context.clear_cookies()
+    page.goto(f"{installation.url}/shop")
+    number = proceed(page, installation)
+    page.get_by_role("link", name="This order in the ledger of the gateway").click()
+    expect(page.get_by_role("heading", name=f"Order {number}")).to_be_visible()
+    check(page, complaints)
     page.goto(f"{installation.sandbox}/sandbox/ledger?orderId={number}")
     expect(page.get_by_role("heading")).to_have_text("Open the ledger by its link first")
     assert ["401" in text for text in complaints.said] == [True]
@@ -251,7 +256,8 @@ def test_trouble_on_the_way_is_mended_and_shown(installation: Installation, page
     expect(page.get_by_role("link", name="watch it in another window")).to_be_visible()
     choose_card(page)
     expect(page.locator("[name=expiry]")).to_have_value("12/39")
-    page.locator("[name=card_number]").fill(GOOD)  # the rest of the form has values that are accepted
+    page.get_by_role("button", name="Fill in 4111 0000 1111 0000, approved").click()
+    expect(page.locator("[name=card_number]")).to_have_value("4111 0000 1111 0000")
     page.locator("button[value=pay]").click()
     if trouble == "Callbacks are lost":
         page.get_by_role("link", name="Continue to the shop").click()
@@ -269,6 +275,19 @@ def test_trouble_on_the_way_is_mended_and_shown(installation: Installation, page
             "the second payment is known as surplus",
         )
         assert installation.order(number)["attention"] is not None
+        for step in ("second-tab", "second-callback", "second-payments", "surplus"):
+            expect(page.locator(f'.step.seen[data-step="{step}"]')).to_be_visible()
+        expect(page.locator('.step.seen[data-step="surplus-returned"]')).to_have_count(0)
+        returned = orchestrator(
+            "checkouts", "resolve", number, "return", "--yes", "--data-dir", installation.up.data_dir
+        )
+        assert returned.returncode == 0, returned.stderr
+        expect(page.locator('.step.seen[data-step="surplus-returned"]')).to_be_visible()
+        expect(page.locator(".messages")).to_contain_text("event: surplus payment returned")
+        watch = page.context.new_page()
+        watch.goto(re.sub("/success.*", "/watch", page.url))
+        expect(watch.locator("[data-payment-status]")).to_have_text("authorized; surplus payment returned")
+        watch.close()
         decide = page.get_by_role("link", name="Decide it in the console").get_attribute("href")
         assert decide == f"{installation.url}/console/orders?name={number}"
     assert installation.order(number)["money"]["reserved"] == 139

@@ -34,12 +34,33 @@ def test_each_step_of_the_diagrams_is_lit_by_a_message():
         ("callback:notification", "declined", (("callback",), True), "callback notification"),
         ("event", "checkout.attempt_declined, paymentStatus unpaid", (("event",), True), "event with result"),
         ("event", "checkout.completed, paymentStatus authorized", (("event",), False), "event with result"),
-        ("second-tab", "the second tab pays", ((), False), "second tab"),
+        ("second-tab", "the second tab pays", (("second-tab",), False), "second tab pays"),
+        ("second-tab:fault", "TimeoutError", (("second-tab",), True), "fails: second tab pays"),
     ],
 )  # fmt: skip
 def test_what_is_lost_is_marked_as_lost_and_has_a_name(name, detail, said, label):
     assert diagrams.steps_of(name, detail) == said
     assert diagrams.label_of(name) == label
+
+
+LOOKUP = [("payments", "GET payments"), ("payments:answer", "200")]
+PAID = [("submit", "pay"), ("callback:success", "succeeded"), *LOOKUP]
+
+
+def lit(messages):
+    return [steps for steps, _ in diagrams.steps_in_order(messages) if steps]
+
+
+def test_a_lookup_is_a_step_once_there_is_a_payment():
+    assert lit([("methods", "5"), *LOOKUP]) == [("methods",)]
+    assert lit(PAID) == [("submit",), ("callback",), ("payments",)]
+
+
+def test_a_payment_in_a_second_tab_lights_a_diagram_of_its_own():
+    second = [("second-tab", "it pays"), *PAID, ("surplus", ""), ("surplus-returned", "")]
+    found = {step for steps in lit(PAID + second) for step in steps}
+    assert {step.name for step in diagrams.SECOND.steps} <= found
+    assert not {step.name for step in diagrams.SECOND.steps} & {step for steps in lit(PAID) for step in steps}
 
 
 def test_a_drawing_has_its_marks_and_says_in_words_what_it_shows():

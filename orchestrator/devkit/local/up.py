@@ -91,6 +91,8 @@ class Up:
         self.children: list[Child] = []
         self.result = 0
         """The exit status, once a visit has set it."""
+        self.asked = False
+        """Whether a signal asked it to end."""
         self.orderly = True
         """Whether everything that has ended so far came to its end by itself, with nothing left undone."""
 
@@ -387,6 +389,9 @@ def run(
     except KeyboardInterrupt:
         terminal.step("stopped before it was up")
         return 128 + signal.SIGINT
+    if up.asked:
+        kept = f"The data stay in {up.data_dir}; the next start continues open work."
+        terminal.step(f"Stopped. {'The data are removed.' if options.ephemeral else kept}")
     return status if status or up.orderly else FAILED
 
 
@@ -410,6 +415,7 @@ async def _live(
         if stop.is_set():
             hurry.set()
         else:
+            up.asked = True
             stop.set()
 
     def asked(*_: object) -> None:

@@ -6,6 +6,7 @@ vendor does not document (of the browser's callback, of hanging calls) are field
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -25,6 +26,11 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def ledger_proof(control_token: str, order_id: str) -> str:
+    """Return what opens the ledger of one order to a browser, made with the token and without showing it."""
+    return hmac.digest(control_token.encode(), f"ledger {order_id}".encode(), "sha256").hex()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

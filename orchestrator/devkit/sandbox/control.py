@@ -1,9 +1,9 @@
 """The script and control API (JSON): plans, faults, ledger, resolutions.
 
 Who may call it: the holder of the sandbox's own token, and no web page. The token comes in the header
-X-Sandbox-Token (in a GET also as `?token=`, for a person's browser, which keeps it in a cookie). A request
-that names another host than this machine (DNS rebinding), or that comes from a page of another origin, is
-refused with the token as well.
+X-Sandbox-Token (in a GET also as `?token=`, for a person's browser, which keeps it in a cookie). A link that
+the holder made with `ledger_proof` opens the ledger of one order. A request that names another host than this
+machine (DNS rebinding), or that comes from a page of another origin, is refused with the token as well.
 
 The ledger is what really happened to every shopper's money, in minor units; tests end by comparing it with
 the orchestrator's books. The whole control API is listed in `HELP`, shown at GET /sandbox/help.
@@ -22,7 +22,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from orchestrator.devkit.sandbox import html
-from orchestrator.devkit.sandbox.config import is_loopback
+from orchestrator.devkit.sandbox.config import is_loopback, ledger_proof
 from orchestrator.devkit.sandbox.core import Refused, as_json, bad_request, body_of, sandbox_of
 from orchestrator.devkit.sandbox.faults import GlobalFaults, Plan, Resolution
 from orchestrator.devkit.sandbox.ledger import entry, rows_of
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TOKEN_HEADER: Final = "X-Sandbox-Token"  # noqa: S105 - its name
 _COOKIE: Final = "sandbox-token"
+_LEDGER: Final = "/sandbox/ledger"
 _DEFAULT_PAGE = 1000
 _LARGEST_PAGE = 10_000
 _ROWS_OF_A_PAGE = 100
@@ -140,7 +141,7 @@ def permit(request: Request) -> None:
     origin = request.headers.get("origin")
     if origin is not None and origin.partition("://")[2] != request.headers.get("host"):
         raise Refused(HTTPStatus.FORBIDDEN, "the control API is not for pages of another origin")
-    if not is_open(request):
+    if not (is_open(request) or _is_proved(request)):
         raise Refused(
             HTTPStatus.UNAUTHORIZED,
             f"the control API needs the header {TOKEN_HEADER}: its value is ORCHESTRATOR_SANDBOX_TOKEN, or was printed at the start",
@@ -156,6 +157,15 @@ def is_open(request: Request) -> bool:
     if request.method in {"GET", "HEAD"}:
         given += [request.query_params.get("token", ""), request.cookies.get(_COOKIE, "")]
     return any(hmac.compare_digest(each.encode(), expected.encode()) for each in given)
+
+
+def _is_proved(request: Request) -> bool:
+    """Say whether a request reads the ledger of one order with the proof of that order."""
+    order_id, proof = (request.query_params.get(name, "") for name in ("orderId", "proof"))
+    if not order_id or request.method != "GET" or request.url.path != _LEDGER:
+        return False
+    expected = ledger_proof(sandbox_of(request).config.control_token, order_id)
+    return hmac.compare_digest(proof.encode(), expected.encode())
 
 
 def _for_a_person(request: Request, page: Response) -> Response:
@@ -367,7 +377,7 @@ ROUTES = [
             ("GET", "/sandbox/orders/{order_id:path}", show_plan),
             ("DELETE", "/sandbox/orders/{order_id:path}", drop_plan),
             ("GET PUT DELETE", "/sandbox/faults", faults),
-            ("GET", "/sandbox/ledger", ledger),
+            ("GET", _LEDGER, ledger),
             ("GET", "/sandbox/messages/{order_id:path}", messages),
             ("POST", "/sandbox/payments/unmatched", unexpected_payment),
             ("POST", f"{_PAYMENT}/resolve", resolve),

@@ -5,6 +5,7 @@ Form fields, stable (URL-encoded POST):
 - `POST /sandbox/pay/{paymentId}` with `action`: `pay` (the default; card: `card_number`, `expiry` as MM/YY,
   `cvc`), `accept`, `decline`, `cancel`, `open` (mock bank, wallets, invoice), `sign_in` (bank page only, not
   needed by scripts), `notify_success` and `notify_declined` (while a payment is open).
+- `GET /sandbox/pay/{paymentId}?card=N`: the card form with the N-th test card filled in.
 - `POST /sandbox/pay/{paymentId}/3ds` with `result`: `pass` or `fail`, after `pay` answered 303 to that page.
 
 An attempt that ended answers with what the merchant's callback said: 303 to the merchant's Location, or 200
@@ -70,10 +71,12 @@ async def show(request: Request) -> Response:
     if payment.paid is not None:
         return _state(payment, note="This order has been paid. You can close this page.")
     latest = payment.latest
-    sandbox_of(request).messages.note(payment.order_id, ("gateway", "browser"), "page", payment.kind)
+    filled = _filled(request.query_params.get("card"))
+    if filled is None:  # the form that is filled in is the page of before
+        sandbox_of(request).messages.note(payment.order_id, ("gateway", "browser"), "page", payment.kind)
     if latest is not None and latest.outcome == Outcome.OPEN:
         return _page("open.html", payment, back=payment.callbacks.get("redirect"))
-    return _form_page(payment, signed_in="signed-in" in request.query_params)
+    return _form_page(payment, signed_in="signed-in" in request.query_params, values=filled)
 
 
 async def submit(request: Request) -> Response:
@@ -246,6 +249,13 @@ def _relayed(sandbox: Sandbox, payment: Payment, transaction: Transaction, answe
 
 def _payment(request: Request) -> Payment | None:
     return sandbox_of(request).books.payments.get(request.path_params["payment_id"])
+
+
+def _filled(number: str | None) -> dict[str, str] | None:
+    """Return what the form has once a test card is chosen by its place in the list."""
+    if number is None or number not in map(str, range(len(TEST_CARDS))):
+        return None
+    return {"card_number": TEST_CARDS[int(number)][0], **_ACCEPTED}
 
 
 def _form_page(

@@ -1,6 +1,7 @@
-"""The two sequence diagrams of the payment flow as SVG, and which message belongs to which of their steps.
+"""The sequence diagrams of the payment flow as SVG, and which message belongs to which of their steps.
 
-They are those of the gateway's own documentation (D1), with the merchant's server as shop and orchestrator.
+Two are those of the gateway's own documentation (D1), with the merchant's server as shop and orchestrator;
+the third is of a second payment for the same order.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator
 
 _WIDTH: Final = 400
 _TOP: Final = 34
@@ -75,8 +76,19 @@ DURING: Final = Diagram(
         Step("event", "orchestrator", "shop", "event with result"),
     ),
 )
+SECOND: Final = Diagram(
+    "From the payment in a second tab to the decision about its money",
+    {"browser": "Browser", "shop": "Shop", "orchestrator": "Orchestrator", "gateway": "Gateway"},
+    (
+        Step("second-tab", "browser", "gateway", "second tab pays"),
+        Step("second-callback", "gateway", "orchestrator", "callback with result"),
+        Step("second-payments", "orchestrator", "gateway", "look the payments up"),
+        Step("surplus", "orchestrator", "shop", "event: surplus payment found"),
+        Step("surplus-returned", "orchestrator", "shop", "event: surplus payment returned"),
+    ),
+)
 LABELS: Final = {
-    **{step.name: step.label for diagram in (BEFORE, DURING) for step in diagram.steps},
+    **{step.name: step.label for diagram in (BEFORE, DURING, SECOND) for step in diagram.steps},
     "notice": "event",
 }
 PARTIES: Final = BEFORE.parties | DURING.parties
@@ -88,10 +100,11 @@ _SEEN: Final = {
     "process": ("process",), "result": ("result",), "callback:success": ("callback",), "callback:failure": ("callback",),
     "callback:notification": ("callback",), "callback:success:answer": ("answer",), "callback:failure:answer": ("answer",),
     "result-page": ("result-page",), "payments:answer": ("payments",), "event": ("event",),
+    "second-tab": ("second-tab",), "surplus": ("surplus",), "surplus-returned": ("surplus-returned",),
 }  # fmt: skip
 _LOST: Final = {
     "session:fault": ("session",), "payment-methods:fault": ("payment-methods",), "payment:fault": ("payment",),
-    "payments:fault": ("payments",), "callback:lost": ("callback",),
+    "payments:fault": ("payments",), "callback:lost": ("callback",), "second-tab:fault": ("second-tab",),
 }  # fmt: skip
 
 _NOT_FAILED: Final = {
@@ -117,6 +130,21 @@ def steps_of(name: str, detail: str) -> tuple[tuple[str, ...], bool]:
     if name == "callback:notification" and detail == "new":
         return (), False  # the gateway says that a payment was opened: no result yet
     return _SEEN.get(name, ()), False
+
+
+def steps_in_order(messages: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Yield `steps_of` each name and detail, by what came before: a lookup before any payment is no step, and
+    one after the second tab has paid is a step of both payments.
+    """
+    paid = second = False
+    for name, detail in messages:
+        steps, lost = steps_of(name, detail)
+        paid, second = paid or name == "submit", second or name == "second-tab"
+        if not paid:
+            steps = tuple(step for step in steps if step != "payments")
+        if second:
+            steps += tuple(f"second-{step}" for step in steps if step in {"callback", "payments"})
+        yield steps, lost
 
 
 def label_of(name: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from urllib.parse import urlencode
 
 import httpx
 import msgspec
@@ -25,6 +26,7 @@ from markupsafe import Markup
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.devkit.sandbox.config import ledger_proof
 from orchestrator.devkit.shop import diagrams
 from orchestrator.devkit.shop.example import AMOUNT, LINES, Order, Shop, fits
 
@@ -40,6 +42,7 @@ _FROM_BROWSER: Final = {
     "redirect": (("browser", "gateway"), "goes to the payment page"),
 }
 _BEFORE_A_RESULT: Final = frozenset({"checkout.created", "checkout.ready"})
+_RETURNED: Final = frozenset({"payment.released", "payment.refunded"})
 _MOST: Final = 100
 _LARGEST: Final = 1000
 _READY_WITHIN: Final = 60.0
@@ -72,7 +75,7 @@ TROUBLES: Final = {
     "lost": Trouble(
         "Callbacks are lost",
         "No callback of the gateway arrives",
-        "The orchestrator looks the payment up at the gateway: when you come back to the shop, or two minutes after the offer.",
+        "The orchestrator looks the payment up at the gateway: when you press “Continue to the shop” there, or two minutes after the offer.",
         (
             "Callbacks were lost",
             "No callback of the gateway arrived. The orchestrator looks the payment up at the gateway instead.",
@@ -185,8 +188,7 @@ class DemoShop(Shop):
             number = str(event["data"].get("orderId"))
             if number in self.by_number:
                 said = f"{event['type']}, paymentStatus {event['data'].get('paymentStatus')}"
-                name = "notice" if event["type"] in _BEFORE_A_RESULT else "event"
-                self._note(number, ("orchestrator", "shop"), name, said)
+                self._note(number, ("orchestrator", "shop"), _name_of(event), said)
         return answer
 
     async def show_messages(self, request: Request) -> Response:
@@ -197,7 +199,7 @@ class DemoShop(Shop):
         if request.method == "POST":
             return await self._hear(request, order)
         return JSONResponse(
-            {"messages": await self._messages(order), "status": order.status.replace("_", " ")},
+            {"messages": await self._messages(order), "status": self._status(order)},
             headers={"Cache-Control": "no-store"},
         )
 
@@ -206,7 +208,7 @@ class DemoShop(Shop):
         if (order := self.order_of(request)) is None:
             return self.page("missing.html", status=404)
         await self._messages(order)
-        return self.page("watch.html", order=order)
+        return self.page("watch.html", order=order, said=self._status(order))
 
     async def show_order(self, request: Request) -> Response:
         if (order := self.order_of(request)) is not None:
@@ -249,7 +251,8 @@ class DemoShop(Shop):
             )
             heard = answer.raise_for_status().json()["messages"]
         both = sorted([*self._said.get(order.number, ()), *heard], key=lambda each: float(each["at"]))
-        shown = self._shown[order.number] = [_shown(message) for message in both]
+        steps = diagrams.steps_in_order((each["name"], each["detail"]) for each in both)
+        shown = self._shown[order.number] = [_shown(*each) for each in zip(both, steps, strict=True)]
         return shown
 
     def _drawn(self, order: Order | None, *, over: bool = False, alone: bool = False) -> Markup:
@@ -269,8 +272,21 @@ class DemoShop(Shop):
             note=None if name == "none" else trouble.past if over else (trouble.title, trouble.mended),
             before=diagrams.draw(diagrams.BEFORE, seen, lost),
             during=diagrams.draw(diagrams.DURING, seen, lost),
-            ledger="" if order is None else f"{self._sandbox}/sandbox/ledger?orderId={order.number}",
+            second=diagrams.draw(diagrams.SECOND, seen, lost) if trouble.second_tab else "",
+            ledger="" if order is None else self._ledger_url(order.number),
         )
+
+    def _status(self, order: Order) -> str:
+        """Return the payment status in words, and what became of a surplus payment, by the events of both."""
+        names = {message["name"] for message in self._said.get(order.number, ())}
+        surplus = next((each for each in ("surplus-returned", "surplus") if each in names), None)
+        said = "" if surplus is None else "; " + diagrams.LABELS[surplus].removeprefix("event: ")
+        return order.status.replace("_", " ") + said
+
+    def _ledger_url(self, number: str) -> str:
+        """Return where a browser reads this order's money at the gateway, and of no other order."""
+        proof = {"proof": ledger_proof(self._control["X-Sandbox-Token"], number)}
+        return f"{self._sandbox}/sandbox/ledger?{urlencode({'orderId': number, **proof})}"
 
     def _rendered(self, name: str, **context: Any) -> Markup:
         return Markup(self.pages.get_template(name).render(**context))  # noqa: S704 - the templates escape
@@ -296,7 +312,9 @@ class DemoShop(Shop):
             if paid.is_error:  # an answer that leads to the shop's page is none
                 paid.raise_for_status()
         except (httpx.HTTPError, TimeoutError, LookupError, StopIteration) as error:
-            self._note(number, browser, "second-tab", f"the second tab has not paid: {type(error).__name__}")
+            self._note(
+                number, browser, "second-tab:fault", f"the second tab has not paid: {type(error).__name__}"
+            )
 
     async def _until(
         self, checkout: str, wanted: Callable[[dict[str, Any]], bool], seconds: float
@@ -330,8 +348,17 @@ async def static(request: Request) -> Response:
     return Response(content_of(name), media_type=_TYPES[name], headers=headers)
 
 
-def _shown(message: dict[str, Any]) -> dict[str, Any]:
-    steps, lost = diagrams.steps_of(message["name"], message["detail"])
+def _name_of(event: dict[str, Any]) -> str:
+    """Return the name of the message that an event is."""
+    if event["type"] == "payment.surplus":
+        return "surplus"
+    if event["type"] in _RETURNED and event["data"].get("role") == "surplus":
+        return "surplus-returned"
+    return "notice" if event["type"] in _BEFORE_A_RESULT else "event"
+
+
+def _shown(message: dict[str, Any], found: tuple[tuple[str, ...], bool]) -> dict[str, Any]:
+    steps, lost = found
     return {
         "time": time.strftime("%H:%M:%S", time.localtime(message["at"])),
         "from": diagrams.PARTIES.get(message["from"], message["from"]),

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from orchestrator.devkit.sandbox import create_app
+from orchestrator.devkit.sandbox.config import ledger_proof
 from tests.support.parties import CONFIG, serving
 
 if TYPE_CHECKING:
@@ -60,11 +61,29 @@ def test_a_browser_without_the_token_reads_where_it_is_and_a_program_gets_json(g
     for path in ("/sandbox/ledger?orderId=A-1", "/sandbox/faults"):
         page = guarded.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
         assert (page.status_code, page.headers["content-type"]) == (401, "text/html; charset=utf-8")
-        assert "<code>orchestrator up</code> printed a link" in page.text
+        assert "The installation printed a link that has it when it started" in page.text
         assert TOKEN["X-Sandbox-Token"] not in page.text
         assert guarded.get(path).headers["content-type"] == "application/json"
     elsewhere = guarded.get("/sandbox/ledger", headers={"Accept": "text/html", "Host": "attacker.example"})
     assert (elsewhere.status_code, elsewhere.headers["content-type"]) == (403, "application/json")
+
+
+def test_the_proof_of_an_order_opens_the_ledger_of_that_order_and_nothing_else(guarded):
+    proof = ledger_proof(TOKEN["X-Sandbox-Token"], "A-1")
+    given = {"orderId": "A-1", "proof": proof}
+    assert guarded.get("/sandbox/ledger", params=given).json()["orders"] == []
+    page = guarded.get("/sandbox/ledger", params=given, headers={"Accept": "text/html"})
+    assert "set-cookie" not in page.headers
+    for path, query in (
+        ("ledger", {"orderId": "A-2", "proof": proof}),
+        ("ledger", {"orderId": "A-1", "proof": ledger_proof("another", "A-1")}),
+        ("ledger", {"orderId": "A-1", "proof": "\u00e9"}),
+        ("ledger", {"proof": ledger_proof(TOKEN["X-Sandbox-Token"], "")}),
+        ("orders/A-1", given),
+        ("faults", given),
+    ):
+        assert guarded.get(f"/sandbox/{path}", params=query).status_code == 401, (path, query)
+    assert guarded.put("/sandbox/orders/A-1", params=given, json={}).status_code == 401
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/sandbox/help"])
