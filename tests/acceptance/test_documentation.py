@@ -183,8 +183,9 @@ def test_the_pages_of_the_tutorials_shop_are_whole_pages_that_fit_a_phone(tmp_pa
     (code,) = (each.text for each in snippets(PAGES[1]) if each.notes.get("file") == "shop.py")
     port = free_port()
     with receiver(code.replace("5000", str(port)), port, tmp_path):
-        found = until(lambda: page_of(port), "it listens")
-    for part in ("<!doctype html>", '<meta name="viewport"', "<title>A lamp</title>", "</html>"):
+        until(lambda: bool(page_of(port)), "it listens")
+        found = page_of(port)
+    for part in ("<!doctype html>", '<meta name="viewport"', "<title>The lamp shop</title>", "</html>"):
         assert part in found
     script = (ROOT / "orchestrator/api/static/checkout-1.0.0.js").read_text()
     styled = set(re.findall(r"\.(checkout-[a-z]+)", found))
