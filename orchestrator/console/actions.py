@@ -9,10 +9,12 @@ that of the first, also where the order has moved by then.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from starlette.responses import RedirectResponse
 
+from orchestrator import explain
 from orchestrator.console import choices, pages, reading
 from orchestrator.console.access import Refused, not_found
 from orchestrator.domain import command_rules, money
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from orchestrator.store.console.actions import Outcome
 
 NO_CHECKOUT: Final = "There is no checkout of this id."
+CALLS: Final = frozenset({CommandKind.RETRY, CommandKind.RECONCILE})
+"""What is asked for so that the gateway is called now."""
 FIELDS: Final = ("version", "nonce", "reason", "amount", "transaction", "decision", "step")
 
 
@@ -78,7 +82,7 @@ async def show(visit: Visit) -> Response:
     view = await view_of(visit, visit.id)
     choice = _choice(visit, view, fields)
     asked = Asked(view=view, choice=choice, amount=None, version=view.version)
-    return _form(visit, asked, nonce=uuid7(), refused=choice.refused)
+    return await _form(visit, asked, nonce=uuid7(), refused=choice.refused)
 
 
 async def act(visit: Visit) -> Response:
@@ -93,15 +97,15 @@ async def act(visit: Visit) -> Response:
         amount = form.amount("amount", choice.currency or view.currency)
     asked = Asked(view=view, choice=choice, amount=amount, version=version)
     if form.wrong:
-        return _form(visit, asked, nonce=nonce)
+        return await _form(visit, asked, nonce=nonce)
     if (done := await _sent_before(visit, asked, reason=reason, nonce=nonce)) is not None:
         return RedirectResponse(f"/console/orders/{view.id}?done={done}", 303)
     refused = _refused(asked)
     if refused is not None:
         await note(visit, asked, "refused", reason=reason, facts={"refused": refused[0]})
-        return _form(visit, asked, nonce=nonce, refused=refused[1], status=409)
+        return await _form(visit, asked, nonce=nonce, refused=refused[1], status=409)
     if form.values.get("step") != "run":
-        return _form(visit, asked, nonce=nonce, confirm=True)
+        return await _form(visit, asked, nonce=nonce, confirm=True)
     return await _run(visit, asked, reason=reason, nonce=nonce)
 
 
@@ -287,7 +291,7 @@ def _choice(visit: Visit, view: CheckoutView, fields: reading.Fields) -> Choice:
     return choices.one(view, kind, transaction_id=transaction, decision=decision)
 
 
-def _form(
+async def _form(
     visit: Visit,
     asked: Asked,
     *,
@@ -297,6 +301,10 @@ def _form(
     status: int = 200,
 ) -> Response:
     choice, values = asked.choice, visit.form.values
+    paused = None
+    if choice.kind in CALLS and refused is None:
+        circuit = await explain.circuit_of(visit.db, visit.services.settings, asked.view.id)
+        paused = circuit and (circuit if circuit.until > datetime.now(UTC) else None)
     everything = money.decimal_or_none(choice.amount, choice.currency) if choice.amount else None
     return pages.render(
         visit,
@@ -316,4 +324,5 @@ def _form(
         },
         confirm=confirm,
         refused=refused,
+        paused=paused,
     )

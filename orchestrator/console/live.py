@@ -18,6 +18,7 @@ from starlette.responses import Response
 from orchestrator import log
 from orchestrator.api.long_poll import disconnected
 from orchestrator.store.console import overview
+from orchestrator.store.readiness import SEEN_WITHIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -149,8 +150,11 @@ class Live:
 def _content(read: Overview) -> tuple[Any, ...]:
     """Return what a person would see change, without ages, which the page draws anew each ten seconds."""
     steady = {name: value for name, value in read.found.items() if name not in {"now", "processes"}}
-    alive = [(each["name"], each["age"] < 20) for each in read.found["processes"] or ()]  # noqa: PLR2004 - as `readiness`
-    return steady, alive, sorted(read.held.items()), int(read.now.timestamp()) // 10
+    seen = [
+        (each["name"], each["age"] < SEEN_WITHIN, "circuits" in each["progress"])
+        for each in read.found["processes"] or ()
+    ]
+    return steady, seen, sorted(read.held.items()), int(read.now.timestamp()) // 10
 
 
 class EventStream(Response):

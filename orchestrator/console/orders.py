@@ -16,9 +16,10 @@ from orchestrator.console.actions import NO_CHECKOUT
 from orchestrator.domain import money
 from orchestrator.domain.attention import WAYS_OUT, AttentionCode
 from orchestrator.domain.ids import FIRST, first_id
+from orchestrator.domain.last_error import WAITS_FOR_GATEWAY, ErrorCode
 from orchestrator.domain.money import MoneyError
 from orchestrator.domain.payment_status import PaymentStatus
-from orchestrator.domain.states import State
+from orchestrator.domain.states import ENDED, State
 from orchestrator.explain.advice import MEANING
 from orchestrator.store import inbox, read_model
 from orchestrator.store.console import actions, approvals, lists
@@ -38,7 +39,18 @@ PAGE: Final = 50
 MOST_EXPORTED: Final = 10_000
 MOST_SHOWN: Final = 100
 """Rows of one kind on the page of an order."""
-FILTERS: Final = ("state", "status", "attention", "merchant", "since", "until", "currency", "least", "most")
+FILTERS: Final = (
+    "state",
+    "status",
+    "attention",
+    "error",
+    "merchant",
+    "since",
+    "until",
+    "currency",
+    "least",
+    "most",
+)
 DONE: Final = {
     "waiting": "It is above the limit and waits for a second person. Nothing was sent yet.",
     "verified": "The audit trail of this order holds: no entry was changed, cut or removed.",
@@ -49,6 +61,9 @@ STORED: Final = {
 }
 """What is said of a command while it is open."""
 ANY_ATTENTION: Final = "any"
+ANY_ERROR: Final = "any"
+ANY_OPEN: Final = "open"
+OPEN: Final = frozenset(State) - ENDED
 
 
 async def search(visit: Visit) -> Response:
@@ -213,10 +228,13 @@ async def decisions(visit: Visit) -> Response:
 
 def filter_of(fields: Fields, names: dict[int, str]) -> Filter:
     """Return the filter of a request; what is wrong stands in `fields`."""
-    state, status = fields.among("state", State), fields.among("status", PaymentStatus)
+    states = OPEN if fields.text("state") == ANY_OPEN else frozenset(fields.words("state", State))
+    status = fields.among("status", PaymentStatus)
     attention: AttentionCode | bool | None = fields.text("attention") == ANY_ATTENTION or fields.among(
         "attention", AttentionCode
     )
+    waits = fields.text("error") == ANY_ERROR
+    errors = WAITS_FOR_GATEWAY if waits else frozenset(fields.words("error", ErrorCode))
     named = fields.text("merchant")
     merchant = None if named is None else fields.merchant(named, names)
     currency = (fields.text("currency", most=3) or "").upper() or None
@@ -234,9 +252,10 @@ def filter_of(fields: Fields, names: dict[int, str]) -> Filter:
     since, until = fields.day("since"), fields.day("until", end=True)
     return Filter(
         merchant_id=merchant,
-        states=frozenset() if state is None else frozenset({state}),
+        states=states,
         status=status,
         attention=attention,
+        errors=errors,
         currency=currency,
         least=bounds.get("least"),
         most=bounds.get("most"),

@@ -24,6 +24,7 @@ from orchestrator.api.problems import Refusal
 from orchestrator.console import access, facts
 from orchestrator.domain import money, sentences
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.last_error import WAITS_FOR_GATEWAY
 from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.states import State
 from orchestrator.text import duration, neutralised, sentence
@@ -154,8 +155,20 @@ TEMPLATES.filters |= {
     ),
 }
 
+ERRORS: Final = {
+    "unknown": "no clear answer",
+    "circuit_open": "calls are paused",
+    "not_sent": "not reached",
+    "busy": "busy",
+    "throttled": "too many calls",
+    "unauthorized": "login refused",
+    "refused": "call refused",
+    "gateway_refused": "order refused",
+}
+"""Last errors of calls to the gateway, in words; the others are words already."""
 # What a filter can be made of.
 TEMPLATES.globals |= {"states": list(State), "statuses": list(PaymentStatus), "codes": list(AttentionCode)}
+TEMPLATES.globals |= {"waits": sorted(WAITS_FOR_GATEWAY), "errors_said": ERRORS}
 
 
 def draw(template: str, **told: Any) -> Markup:

@@ -104,6 +104,11 @@ class Fields:
             self.wrong[name] = "is not a known word"
             return None
 
+    def words(self, name: str, words: type[Word]) -> list[Word]:
+        """Return `among` as a list, which is empty where it is None."""
+        word = self.among(name, words)
+        return [] if word is None else [word]
+
     def merchant(self, named: str, names: Mapping[int, str]) -> int | None:
         """Return the number of a merchant; it is wrong to name one that there is not."""
         found = next((number for number, name in names.items() if name == named), None)

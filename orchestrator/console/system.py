@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import RedirectResponse
@@ -10,6 +11,7 @@ from starlette.responses import RedirectResponse
 from orchestrator.console import orders, pages
 from orchestrator.console.access import ADMIN, need, not_found
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.domain.last_error import WAITS_FOR_GATEWAY
 from orchestrator.gateway.client import gateway_of
 from orchestrator.monitoring.promises import BUDGET, FEW, GATEWAY_OBJECTIVE
 from orchestrator.store import merchant_records
@@ -20,6 +22,8 @@ from orchestrator.store.console import sessions as store_sessions
 from orchestrator.store.readiness import Process, troubles
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from markupsafe import Markup
     from starlette.responses import Response
 
@@ -63,19 +67,6 @@ async def overview(visit: Visit) -> Response:
     return pages.render(visit, "overview.html", live="overview", content=drawn.content)
 
 
-ERRORS: Final = {
-    "unknown": "no clear answer",
-    "circuit_open": "calls are paused",
-    "not_sent": "not reached",
-    "busy": "busy",
-    "throttled": "too many calls",
-    "unauthorized": "login refused",
-    "refused": "call refused",
-    "gateway_refused": "order refused",
-}
-"""Last errors of calls to the gateway, in words; the others are words already."""
-WARNED, FEWEST = 0.5, 5
-"""From which share of calls that failed a gateway has a warning, of how many calls at least."""
 FAILING: Final = BUDGET * (1 - GATEWAY_OBJECTIVE)
 """Above which share of calls that failed a gateway is called failing: one in seven, as for the alert
 GatewayFails."""
@@ -100,8 +91,8 @@ def _content(read: Overview, health: tuple[str | None, list[str]], queues: Read)
         found=found,
         risks=risks(read),
         chart=chart(found["rate"] or ()),
-        gateways=gateways(processes),
-        said=ERRORS,
+        gateways=gateways(processes, read.now),
+        waiting=waiting(read),
         processes=processes,
         broken=health[0],
         troubles=dict.fromkeys([*health[1], *troubles(processes)]),
@@ -141,21 +132,35 @@ def _risk(row: dict[str, Any], what: str, page: str, *, full: bool = False) -> d
     return {**row, "what": what, "link": f"/console/{page}", "full": full}
 
 
-def gateways(processes: list[Process]) -> list[dict[str, Any]]:
-    """Return calls of the last minutes by gateway, over all workers that are alive; the worst first."""
+def gateways(processes: list[Process], now: datetime) -> list[dict[str, Any]]:
+    """Return calls of the last minutes by gateway, over all workers that are alive; the worst first.
+
+    They have the `share` of failed calls, the time `until` which calls are paused, and since when calls fail.
+    """
     found: dict[str, dict[str, Any]] = {}
     for process in processes:
         for row in process.progress.get("gateways") or () if process.alive else ():
-            new = {"name": row["gateway"], "calls": 0, "failed": 0, "seconds": 0.0, "open": 0.0}
+            new = {"name": row["gateway"], "calls": 0, "failed": 0, "seconds": 0.0, "left": 0.0}
+            new |= {"open": False, "ago": 0.0, "reason": ""}
             sums = found.setdefault(row["gateway"], new)
             for name in ("calls", "failed", "seconds"):
                 sums[name] += row[name]
-            sums["open"] = max(sums["open"], row["openFor"])
+            sums["open"] |= row.get("open", row["openFor"] > 0)
+            sums["left"] = max(sums["left"], row["openFor"] - process.age)
+            if (ago := row.get("failingFor", -process.age) + process.age) > sums["ago"]:
+                sums["ago"], sums["reason"] = ago, row["reason"].rstrip(".")
     for sums in found.values():
         sums["share"] = sums["failed"] / sums["calls"] if sums["calls"] else 0.0
-        sums["failing"] = sums["failed"] > FEW and sums["share"] > FAILING
-        sums["warned"] = sums["calls"] >= FEWEST and sums["share"] >= WARNED
-    return sorted(found.values(), key=lambda row: (-row["open"], -row["failed"], row["name"]))
+        few = sums["failed"] <= FEW and sums["failed"] < sums["calls"]
+        sums["failing"] = sums["open"] or (sums["share"] > FAILING and not few)
+        sums["until"] = now + timedelta(seconds=sums["left"]) if sums["left"] > 0 else None
+        sums["since"] = now - timedelta(seconds=sums["ago"]) if sums["ago"] else None
+    return sorted(found.values(), key=lambda row: (-row["left"], -row["failed"], row["name"]))
+
+
+def waiting(read: Overview) -> int:
+    """Return how many open checkouts wait because a call to their gateway failed or was not made."""
+    return sum(row["number"] for row in read.found["errors"] or () if row["code"] in WAITS_FOR_GATEWAY)
 
 
 def chart(rate: list[dict[str, Any]] | tuple[()]) -> list[dict[str, Any]]:
@@ -183,9 +188,13 @@ async def merchants(visit: Visit) -> Response:
     by_gateway: dict[str, list[bool]] = {}
     for merchant in await services.merchants.everyone():
         by_gateway.setdefault(gateway_of(merchant.account.url), []).append(merchant.paused)
-    gateways = sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS]
+    read = await visit.console.live.overview()
+    seen = {row["name"]: row for row in gateways(_processes(read), read.now)}
+    shown = sorted((name, len(each), sum(each)) for name, each in by_gateway.items())[:MERCHANTS]
     done = fields.text("done")
-    return pages.listing(visit, "merchants.html", found, MERCHANTS, key="name", gateways=gateways, done=done)
+    return pages.listing(
+        visit, "merchants.html", found, MERCHANTS, key="name", gateways=shown, seen=seen, done=done
+    )
 
 
 async def switch_merchant(visit: Visit) -> Response:
@@ -239,6 +248,8 @@ async def show(visit: Visit) -> Response:
         processes=_processes(read),
         broken=broken,
         troubles=degraded,
+        gateways=gateways(_processes(read), read.now),
+        waiting=waiting(read),
         seals=await lists.seals(visit.db, limit=SEALS),
         streams=len(visit.console.live),
     )

@@ -18,6 +18,7 @@ class ResultCode(StrEnum):
     ACCEPTED = "accepted"
     """It is under way; `operations` are the ids of the money operations that it began."""
     DONE_RETRIED = "done_retried"
+    """`until` when calls to its gateway are paused, if they are."""
     DONE_LOOKED_UP = "done_looked_up"
     """`finding` is what the gateway showed (`LookupOutcome`)."""
     DONE_REOPENED = "done_reopened"

@@ -71,6 +71,11 @@ class ErrorCode(StrEnum):
     """Text without a code of this version, kept as `text`."""
 
 
+WAITS_FOR_GATEWAY: Final = frozenset({
+    ErrorCode.THROTTLED, ErrorCode.NOT_SENT, ErrorCode.BUSY, ErrorCode.CIRCUIT_OPEN, ErrorCode.UNKNOWN_OUTCOME,
+    ErrorCode.UNAUTHORIZED, ErrorCode.REFUSED, ErrorCode.TOKEN_REFUSED,
+})  # fmt: skip
+"""Errors of a call to the gateway that is repeated: what has one waits for the gateway."""
 UNCLEAR_OPERATION: Final = frozenset({
     ErrorCode.TRANSACTION_UNKNOWN, ErrorCode.STATUS_UNCLEAR, ErrorCode.RELEASE_UNCLEAR, ErrorCode.TOTAL_UNCLEAR,
     ErrorCode.NEVER_IN_BOOKS,

@@ -318,7 +318,11 @@ SHOWS: Final[Mapping[str, str]] = {
 
 _RESULTS: Final[dict[ResultCode, Sentence]] = {
     ResultCode.ACCEPTED: lambda facts: ", ".join(facts.get("operations", ())) or "it is under way",
-    ResultCode.DONE_RETRIED: "it is tried again now",
+    ResultCode.DONE_RETRIED: lambda facts: (
+        f"calls to its gateway are paused until {facts['until']}: it is tried again after that"
+        if "until" in facts
+        else "it is tried again now"
+    ),
     ResultCode.DONE_LOOKED_UP: lambda facts: f"the gateway shows {SHOWS[facts['finding']]}",
     ResultCode.DONE_REOPENED: "it is reopened",
     ResultCode.DONE_KEPT: "the order is completed with these payments, if the gateway still holds the same",

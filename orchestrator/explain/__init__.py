@@ -19,7 +19,7 @@ from orchestrator.domain.payment_status import PaymentStatus
 from orchestrator.domain.records import Cause, OperationKind, OperationState, left_to
 from orchestrator.domain.states import CLOSED, ENDED, UNOFFERED, State
 from orchestrator.explain import advice, trail
-from orchestrator.explain.record import Entry, Queue, Record, gather, moment
+from orchestrator.explain.record import Entry, Queue, Record, circuit_of, gather, moment
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -212,12 +212,12 @@ def _circuit_open(record: Record) -> bool:
 
 
 def _unavailable(record: Record) -> str:
-    """Say why calls to the gateway are not made: the last failure, and when they start again, where known."""
+    """Say why calls to the gateway are not made: the last failure, where known. `_next` says until when."""
     counts = "that counts as no failure of this order"
     if record.circuit is not None:
         return (
             f"The gateway is unavailable since {moment(record.circuit.since)}, and the last call failed because of this: "
-            f"{trail.plain(record.circuit.reason)}. Calls to it are paused, and start again at {moment(record.circuit.until)}; {counts}."
+            f"{trail.plain(record.circuit.reason)}. Calls to it are paused; {counts}."
         )
     failed = trail.last_failure(record)
     return (
@@ -301,12 +301,11 @@ def _next(record: Record) -> Next:
         return Next(f"{what} {_what(record)}.{_after(record)}", None)
     if record.due_at is None:
         return Next(_settled(record), None)
-    due = record.due_at <= record.now
-    if _circuit_open(record) and not due:
-        return Next(
-            f"The gateway is not called until {moment(record.due_at)}; then {_what(record)}.{_after(record)}",
-            record.due_at,
-        )
+    resumed = record.circuit.until if record.circuit is not None else record.due_at
+    at = max(record.due_at, resumed)
+    due = at <= record.now
+    if not due and (_circuit_open(record) or resumed > record.due_at):
+        return Next(f"Calls to its gateway are paused: at {moment(at)} {_what(record)}.{_after(record)}", at)
     if record.slot_reserved and not due:
         return Next(
             f"Its lookup waits for its slot within the merchant's budget of lookups{_behind(record.queue)}: at {moment(record.due_at)} "

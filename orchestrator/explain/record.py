@@ -15,7 +15,6 @@ from orchestrator import audit
 from orchestrator.crypto import Encryptor
 from orchestrator.domain import money
 from orchestrator.domain.attention import RETURNABLE
-from orchestrator.domain.last_error import ErrorCode
 from orchestrator.domain.records import MOVES_MONEY, Command, CommandKind, Operation, PaymentRecord, Role
 from orchestrator.gateway.client import gateway_of
 from orchestrator.store import read_model
@@ -201,7 +200,7 @@ class Record(CheckoutRecord):
         return self.price(payment.left, payment.currency or "an unknown currency")
 
 
-async def _circuit(db: Database, settings: Settings, checkout_id: UUID) -> Circuit | None:
+async def circuit_of(db: Database, settings: Settings, checkout_id: UUID) -> Circuit | None:
     """Read what workers say of the gateways of a checkout's merchant; None where no circuit is open."""
     rows = await db.read(_CIRCUITS, {"id": checkout_id, "within": SEEN_WITHIN})
     if not rows or not rows[0].told:
@@ -257,14 +256,11 @@ async def gather(
         values["commands"] = tuple(
             replace(command, reason=reasons.shown(command.reason)) for command in values["commands"]
         )
-    last = values["last_error"]
     return record(
         Record,
         row,
         **values,
-        circuit=await _circuit(db, settings, checkout_id)
-        if last is not None and last.code is ErrorCode.CIRCUIT_OPEN
-        else None,
+        circuit=await circuit_of(db, settings, checkout_id) if row.due_at is not None else None,
         entries=tuple(msgspec.json.decode(entry, type=Entry) for entry in row.entries or ()),
         queue=None if row.queue is None else msgspec.json.decode(row.queue, type=Queue),
         deadline_grace=settings.deadline_grace,

@@ -297,6 +297,11 @@ class Gateway:
         body = GuardedBody(form, lease_guard)
         return await self._call(name, account, reader, f"{_MERCHANT_API}/{method}", method="POST", body=body)
 
+    def paused(self, account: Account, *, merchant_api: bool) -> float:
+        """Return the seconds for which calls of this account to one of its two APIs are not made; 0: none."""
+        gateway = gateway_of(account.merchant_api_url if merchant_api else account.url)
+        return self.limits.of(gateway).wait(account.merchant)
+
     async def _call(
         self,
         name: str,

@@ -7,6 +7,7 @@ operation under way.
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final, Unpack, assert_never
 
 from orchestrator import log
@@ -261,12 +262,15 @@ async def _move_money(step: Step, command: Command) -> None:
 
 
 async def _retry(step: Step, command: Command) -> None:
-    """Reset the failures and do a status check now."""
+    """Reset the failures and do a status check: now, or when calls to the gateway are made again."""
+    context, held = step.context, step.held
+    paused = context.gateway.paused(step.account, merchant_api=held.state not in UNOFFERED)
+    until = f"{(held.now() + timedelta(seconds=paused)).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
     await answer(
         step,
         command,
         Action.COMMAND_TAKEN,
-        result(ResultCode.DONE_RETRIED),
+        result(ResultCode.DONE_RETRIED, **({"until": until} if paused else {})),
         attempts=0,
         lookups=0,
         attention=step.cleared_attention(poisoned=True),

@@ -13,10 +13,10 @@ from psycopg import AsyncCursor
 from psycopg.rows import tuple_row
 from sqlalchemy import text
 
-from orchestrator.domain import ids
+from orchestrator.domain import ids, last_error
 from orchestrator.domain.command_result import ResultCode, result
 from orchestrator.domain.payment_status import PaymentStatus
-from orchestrator.domain.states import State, Trigger
+from orchestrator.domain.states import ENDED, State, Trigger
 from orchestrator.store import checkouts, events, inbox, status
 from orchestrator.store.console import actions, approvals, lists, overview, runs, sessions
 from tests.conftest import copied
@@ -315,6 +315,8 @@ async def test_no_statement_of_the_console_reads_more_than_ten_thousand_rows(ove
         lists.Filter(merchant_id=1, states=frozenset({State.CALLBACK_RECEIVED})),
         lists.Filter(merchant_id=1, status=PaymentStatus.REFUNDED, currency="DKK", least=1),
         lists.Filter(attention=True),
+        lists.Filter(errors=last_error.WAITS_FOR_GATEWAY),
+        lists.Filter(merchant_id=1, states=frozenset(State) - ENDED, errors=last_error.WAITS_FOR_GATEWAY),
         lists.Filter(states=frozenset({State.COMPLETED}), since=ids.FIRST, until=ids.LAST),
     )
     with Explained() as explained:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from orchestrator.gateway.limits import call_counts
+import re
+
+from orchestrator.gateway.limits import LimitsRegistry, call_counts
 from orchestrator.gateway.limits.call_counts import CallCounts, Counted
+from orchestrator.gateway.limits.shared_state import SharedGatewayState
+from orchestrator.gateway.outcomes import Done, NotSent, Throttled, Unknown
+from orchestrator.monitoring.promises import PROMISES
+
+GATEWAY_FAILS = [promise for promise in PROMISES if promise.name == "GatewayFails"]
 
 
 def test_counts_leave_after_two_minutes_at_the_latest(monkeypatch):
@@ -20,3 +27,21 @@ def test_counts_leave_after_two_minutes_at_the_latest(monkeypatch):
     assert counts.read() == Counted(1, 0, 1.0)
     now = 1500.0
     assert counts.read() == Counted(0, 0, 0.0)
+
+
+def test_a_throttled_call_is_no_failed_one_as_for_the_alert(settings):
+    limits = LimitsRegistry(settings, SharedGatewayState(None))
+    gateway = limits.of("https://pay.example")
+    for outcome in (
+        Done(None),
+        Throttled(3.0, "fewer"),
+        Throttled(None, "fewer"),
+        NotSent("no way"),
+        Unknown("HTTP 503"),
+    ):
+        gateway.note("shop", outcome)
+    (shown,) = limits.counts()
+    assert (shown["calls"], shown["failed"], shown["reason"]) == (5, 2, "HTTP 503")
+    assert gateway.open_for() == 0
+    (failing,) = GATEWAY_FAILS
+    assert {"unknown", "not_sent"} == set(re.findall(r'outcome=~"([^"]*)"', failing.expression)[0].split("|"))

@@ -32,7 +32,8 @@ log = logs.get(__name__)
 
 MOST_COUNTED: Final = 20
 """Gateways whose calls are shown."""
-_NOT_SERVED: Final = (NotSent, Unknown, Throttled)
+_NOT_SERVED: Final = (NotSent, Unknown)
+"""What counts as a failed call, as in the alert GatewayFails."""
 LARGE_AT_ONCE: Final = 2
 """Large answers of one gateway that are in memory at once: one is read while the next comes in."""
 MOST_TOLD: Final = 20
@@ -58,14 +59,17 @@ class LimitsRegistry:
         return found
 
     def counts(self) -> list[dict[str, object]]:
-        """Return the calls of the last minutes by gateway, and for how many seconds its circuit is open."""
+        """Return the calls of the last minutes by gateway, for how many seconds its circuit is open, and for
+        how many its calls fail, with the last reason.
+        """
         shown: list[dict[str, object]] = []
         for name, limits in list(self._limits.items())[:MOST_COUNTED]:
             calls, failed, seconds = limits.calls.read()
             open_for = limits.open_for()
-            if calls or open_for:
+            if calls or not limits.breaker.closed:
                 counted = {"calls": calls, "failed": failed, "seconds": round(seconds, 3)}
                 shown.append({"gateway": name, **counted, "openFor": round(open_for, 1)})
+                shown[-1] |= {"open": not limits.breaker.closed, **limits.failing}
         return shown
 
     @property
@@ -97,6 +101,13 @@ class GatewayLimits:
     def open_for(self) -> float:
         """Return for how many seconds the circuit is open; 0: it is closed."""
         return self.breaker.wait(time.monotonic())
+
+    @property
+    def failing(self) -> dict[str, object]:
+        """Since when its calls fail one after the other (`failingFor`, in seconds), and the last `reason`."""
+        if self._failing is None:
+            return {}
+        return {"failingFor": round(time.monotonic() - self._failing[0], 1), "reason": self._failing[1]}
 
     @property
     def trouble(self) -> dict[str, object] | None:

@@ -33,12 +33,15 @@ _COLUMNS: Final = """a.id, a.at, a.actor, a.action, a.outcome, a.merchant_id, a.
     coalesce(a.reason, b.reason) AS reason, coalesce(a.checkout_id, b.checkout_id) AS reason_of,
     (SELECT c.order_ref FROM checkouts c WHERE c.id = a.checkout_id) AS order_ref,
     (SELECT i.data_key FROM intents i WHERE i.checkout_id = coalesce(a.checkout_id, b.checkout_id)) AS data_key"""
-# The reason of a bulk action is kept with its commands alone, under the data keys of their checkouts.
+# The reason of a bulk action is kept with its commands alone, under the data keys of their checkouts: it is
+# looked for at the first of them.
 _OF_RUN: Final = """LEFT JOIN LATERAL (
-    SELECT i.checkout_id, c.reason FROM console_run_items i JOIN commands c ON c.id = i.command_id
-      JOIN intents n ON n.checkout_id = i.checkout_id
-     WHERE i.run_id = CASE WHEN a.action = 'bulk:begun' AND a.subject <> '' THEN CAST(a.subject AS uuid) END
-       AND c.reason IS NOT NULL AND n.data_key IS NOT NULL ORDER BY i.checkout_id LIMIT 1) b ON true"""
+    SELECT i.checkout_id, c.reason FROM (
+           SELECT checkout_id, command_id FROM console_run_items
+            WHERE run_id = CASE WHEN a.action = 'bulk:begun' AND a.subject <> '' THEN CAST(a.subject AS uuid) END
+            ORDER BY checkout_id LIMIT 20) i
+      JOIN commands c ON c.id = i.command_id JOIN intents n ON n.checkout_id = i.checkout_id
+     WHERE c.reason IS NOT NULL AND n.data_key IS NOT NULL ORDER BY i.checkout_id LIMIT 1) b ON true"""
 _PAGE, _OF_CHECKOUT = (
     text(f"""
         SELECT {_COLUMNS} FROM console_actions a {_OF_RUN} WHERE {which} AND a.id < :before ORDER BY a.id DESC LIMIT :most

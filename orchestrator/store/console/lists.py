@@ -19,7 +19,7 @@ from orchestrator.domain.states import ENDED, State
 from orchestrator.store import columns, email_search
 from orchestrator.store.database import run as execute
 from orchestrator.store.read_model import LISTED, in_states, summary
-from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN
+from orchestrator.store.tables import IS_LISTED, IS_LIVE, IS_OPEN, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from orchestrator.crypto import Encryptor
     from orchestrator.domain.attention import AttentionCode
+    from orchestrator.domain.last_error import ErrorCode
     from orchestrator.store.database import Database
     from orchestrator.store.read_model import CheckoutSummary
 
@@ -36,9 +37,7 @@ WINDOW: Final = 5000
 MOST_READ: Final = 500_000
 """Checkouts that a bulk action or an export reads at the most."""
 
-_NARROW: Final = (
-    "id, merchant_id, version, state, currency, amount, reserved, captured, refunded, charged_back, attention"
-)
+_NARROW: Final = "id, merchant_id, version, state, currency, amount, reserved, captured, refunded, charged_back, attention, last_error, due_at"
 """What a filter reads, and what a bulk action needs."""
 _C: Final = columns.listed(LISTED, "c")
 
@@ -53,6 +52,8 @@ class Filter:
     states: frozenset[State] = frozenset()
     status: PaymentStatus | None = None
     attention: AttentionCode | bool | None = None
+    errors: frozenset[ErrorCode] = frozenset()
+    """The last error of checkouts that have a next try."""
     currency: str | None = None
     least: int | None = None
     most: int | None = None
@@ -170,6 +171,8 @@ def _which(chosen: Filter) -> str:
         which.append("c.attention IS NULL")
     elif chosen.attention not in {None, True}:
         which.append("c.attention = :attention")
+    if chosen.errors:
+        which.append(f"c.last_error IN ({quoted(sorted(chosen.errors))}) AND c.due_at IS NOT NULL")
     if chosen.currency is not None:
         which.append("c.currency = :currency")
     if chosen.least is not None:

@@ -64,8 +64,8 @@ NOTHING_FOLLOWED: Final[Mapping[str, object]] = {
 _OVERVIEW: Final = text(f"""
     WITH t AS MATERIALIZED (SELECT clock() AS now),
     opened AS MATERIALIZED (
-        SELECT m.name AS merchant, c.state, c.created_at, c.last_error FROM merchants m CROSS JOIN LATERAL (
-            SELECT state, created_at, last_error FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN}
+        SELECT m.name AS merchant, c.state, c.created_at, c.last_error, c.last_error_details FROM merchants m CROSS JOIN LATERAL (
+            SELECT state, created_at, last_error, last_error_details FROM checkouts WHERE merchant_id = m.id AND {IS_OPEN}
              ORDER BY id LIMIT {AT_MOST}) c LIMIT {AT_MOST}
     ),
     asked AS MATERIALIZED ({decisions(AT_MOST)}),
@@ -132,8 +132,8 @@ _OVERVIEW: Final = text(f"""
       (SELECT json_agg(json_build_object('name', name, 'kind', kind, 'progress', progress - 'counters',
                                          'age', extract(epoch FROM (SELECT now FROM t) - seen_at)) ORDER BY kind, name)
          FROM (SELECT * FROM workers WHERE kind <> 'probe' ORDER BY seen_at DESC LIMIT 100) w) AS processes,
-      (SELECT json_agg(json_build_object('merchant', merchant, 'code', last_error, 'number', number)) FROM (
-           SELECT merchant, last_error, count(*) AS number FROM opened
+      (SELECT json_agg(json_build_object('merchant', merchant, 'code', last_error, 'reason', reason, 'number', number)) FROM (
+           SELECT merchant, last_error, count(*) AS number, mode() WITHIN GROUP (ORDER BY last_error_details->>'reason') AS reason FROM opened
             WHERE last_error IS NOT NULL AND last_error <> 'needs_decision' GROUP BY merchant, last_error ORDER BY number DESC LIMIT 20) e) AS errors,
       (SELECT json_agg(json_build_object('id', e.id, 'url', CASE WHEN e.kind = 'celery' THEN 'Celery task ' || e.task ELSE e.url END, 'merchant', m.name, 'failing_since', e.failing_since,
                                          'pause_reason', e.pause_reason)) FROM (

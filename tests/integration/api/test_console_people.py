@@ -16,6 +16,7 @@ from sqlalchemy import text
 from orchestrator import passwords
 from orchestrator.console import queues as console_queues
 from orchestrator.domain.attention import AttentionCode
+from orchestrator.gateway.client import gateway_of
 from orchestrator.messaging.app import app
 from orchestrator.messaging.publisher import Message, Publisher
 from orchestrator.messaging.queue_depths import QueueDepth
@@ -264,6 +265,7 @@ async def test_old_figures_of_queues_are_not_shown_as_present_ones(place, monkey
         (100, 15, '<span class="flag">failing</span>'),
         (100, 14, "normal"),
         (3, 2, "normal"),
+        (2, 2, '<span class="flag">failing</span>'),
     ],
 )
 async def test_a_gateway_is_called_failing_though_its_circuit_is_closed(place, calls, failed, now):  # noqa: F811
@@ -382,3 +384,57 @@ async def test_a_merchant_is_paused_and_resumed_with_a_reason(place):  # noqa: F
         ("merchant:paused", {"paused": True}, "operator:a"),
         ("merchant:resumed", {"paused": False}, "operator:a"),
     ] * 2
+
+
+async def test_a_gateway_that_is_down_is_named_with_its_failure_and_the_orders_that_wait(place):  # noqa: F811
+    await place.data.everything()
+    waits, gateway = await place.data.order("A-WAITS"), gateway_of(place.api.services.settings.gateway_url)
+    await place.api.sql(
+        """UPDATE checkouts SET last_error = 'unknown', attempts = 1,
+                  last_error_details = '{"reason": "The gateway answered HTTP 503."}' WHERE id = :id RETURNING id""",
+        id=waits,
+    )
+    failing = {"failingFor": 60.0, "reason": "The gateway answered HTTP 503."}
+    counted = {"gateway": gateway, "calls": 5, "failed": 5, "seconds": 1.0, "openFor": 40.0, "open": True}
+    circuit = {"gateway": gateway, "seconds": 40.0, "since": 60.0, "reason": failing["reason"]}
+    await place.api.sql(
+        "UPDATE workers SET seen_at = clock(), progress = CAST(:progress AS jsonb) WHERE kind = 'worker' RETURNING name",
+        progress=json.dumps({"gateways": [counted | failing], "circuits": [circuit]}),
+    )
+    await place.api.sql(
+        "INSERT INTO workers (name, kind, progress, seen_at) VALUES ('away:17', 'deliverer', '{}', clock() - interval '3 minutes') RETURNING name"
+    )
+    person = await Person(place, "a").signed_in()
+    for path in ("/console", "/console/system"):
+        page = await person.get(path)
+        assert f"Calls to the gateway {gateway} are paused until " in page
+        assert "the last one with “The gateway answered HTTP 503”" in page
+        assert "Everything works" not in page
+    page = await person.get("/console")
+    assert "Not heard: deliverer away:17, for 3 min" in page
+    link = "/console/orders?state=open&amp;error=unknown&amp;merchant=default"
+    assert f'<a href="{link}">No clear answer</a>: The gateway answered HTTP 503</td>' in page
+    for path in (link.replace("&amp;", "&"), "/console/orders?state=open&error=any"):
+        assert "A-WAITS" in await person.get(path)
+    assert "A-WAITS" not in await person.get("/console/orders?error=not_sent")
+    assert "calls paused until " in await person.get("/console/merchants")
+    assert "Retry now: 1 order" in await person.get("/console/bulk/new?kind=retry&error=unknown")
+    none = await person.get("/console/bulk/new?kind=retry&error=not_sent")
+    assert "0 orders" not in none
+    assert "Change the filter" in none
+
+
+async def test_the_form_of_a_retry_says_until_when_calls_are_paused(place):  # noqa: F811
+    waits = await place.data.order("A-WAITS")
+    form = f"/console/orders/{waits}/do/retry"
+    person = await Person(place, "a").signed_in()
+    assert "are paused until" not in await person.get(form)
+    gateway = gateway_of(place.api.services.settings.gateway_url)
+    circuit = {"gateway": gateway, "seconds": 40.0, "since": 60.0, "reason": "The gateway answered HTTP 503."}
+    await place.api.sql(
+        "INSERT INTO workers (name, kind, progress) VALUES ('w', 'worker', CAST(:progress AS jsonb)) RETURNING name",
+        progress=json.dumps({"circuits": [circuit]}),
+    )
+    shown = await person.get(form)
+    assert "Calls to this gateway are paused until " in shown
+    assert "the last one with “The gateway answered HTTP 503”" in shown

@@ -5,7 +5,9 @@ money is moved twice.
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -171,7 +173,7 @@ async def test_it_is_explained(database_url: str, gateway_url: str):
             assert any(
                 "Calls to the gateway are paused for a moment" in reason for reason in explained.because
             )
-            assert explained.next.what.startswith("The gateway is not called until ")
+            assert explained.next.what.startswith("Calls to its gateway are paused: at ")
             assert explained.next.at == record.due_at
 
 
@@ -194,13 +196,35 @@ async def test_explain_names_the_last_real_failure_and_when_calls_start_again(
         told = await _because(world, checkout)
         assert "The gateway is unavailable since " in told
         assert "The gateway answered HTTP 503" in told
-        assert "Calls to it are paused, and start again at " in told
+        assert "Calls to it are paused; " in told
+        record = await explain.gather(world.db, world.settings, checkout)
+        assert record is not None
+        assert record.circuit is not None
+        # One time, in the sentence of what comes next: the later one of the pause's end and the order's turn.
+        later = replace(record, due_at=record.now)
+        for one in (record, later):
+            (time,) = set(re.findall(r"are paused: at (\S+)", explain.explain(one).next.what))
+            assert time == explain.moment(max(one.due_at, record.circuit.until))
+        assert "start again" not in told
         # The breaker of the process that the gateway serves again tells of nothing.
         await world.control("DELETE", "faults")
         gateway.limits.of(trouble["gateway"]).note("default", Done(None))
         assert gateway.limits.troubles == []
         await heart.end()
         assert await _because(world, checkout) == silent
+
+
+async def test_a_retry_whose_gateway_is_not_called_says_until_when(
+    database_url: str, gateway_url: str, monkeypatch
+):
+    monkeypatch.setattr(circuit_breaker, "FIRST_PAUSE", 20.0)
+    async with watchful(database_url, gateway_url) as world:
+        await circuits_open(world)
+        checkout = await world.accept()
+        await world.process(checkout)
+        code, said = await world.asked(checkout, "retry")
+        assert code == "done_retried"
+        assert re.fullmatch(r"calls to its gateway are paused until \S+: it is tried again after that", said)
 
 
 async def test_explain_says_who_cancelled_an_order_and_why(database_url: str, gateway_url: str):
