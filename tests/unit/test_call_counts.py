@@ -9,6 +9,7 @@ from orchestrator.gateway.limits.call_counts import CallCounts, Counted
 from orchestrator.gateway.limits.shared_state import SharedGatewayState
 from orchestrator.gateway.outcomes import Done, NotSent, Throttled, Unknown
 from orchestrator.monitoring.promises import PROMISES
+from orchestrator.settings import Settings
 
 GATEWAY_FAILS = [promise for promise in PROMISES if promise.name == "GatewayFails"]
 
@@ -29,8 +30,8 @@ def test_counts_leave_after_two_minutes_at_the_latest(monkeypatch):
     assert counts.read() == Counted(0, 0, 0.0)
 
 
-def test_a_throttled_call_is_no_failed_one_as_for_the_alert(settings):
-    limits = LimitsRegistry(settings, SharedGatewayState(None))
+def test_a_throttled_call_is_no_failed_one_as_for_the_alert():
+    limits = LimitsRegistry(Settings(), SharedGatewayState(None))
     gateway = limits.of("https://pay.example")
     for outcome in (
         Done(None),
