@@ -5,6 +5,8 @@ none.
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 from dataclasses import dataclass
 from functools import cached_property, partial, wraps
 from pathlib import Path
@@ -57,7 +59,12 @@ def nothing_runs(place: Path) -> bool:
 
 def data_dir_option(place: Path) -> str:
     """Return the option that leads another command to the same data directory; nothing for the usual one."""
-    return "" if str(place) == DATA_DIR else f" --data-dir {place}"
+    return "" if str(place) == DATA_DIR else f" --data-dir {shlex.quote(str(place))}"
+
+
+def as_typed(sentence: str, place: Path) -> str:
+    """Return a sentence with what its commands need to reach the same data directory."""
+    return re.sub("`(orchestrator [^`]+)`", lambda found: f"`{found[1]}{data_dir_option(place)}`", sentence)
 
 
 def logged(settings: Settings) -> Settings:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from orchestrator.cli import commands, imports
-from orchestrator.cli.attached import Installation, data_dir, database_command, on_database
+from orchestrator.cli.attached import Installation, as_typed, data_dir, database_command, on_database
 from orchestrator.cli.documents import command_facts, facts_of, operation_facts
 from orchestrator.cli.erasure import erase
 from orchestrator.cli.listings import HELD, amounts_of, list_checkouts
@@ -101,42 +101,51 @@ def show(*, data_dir: Path, checkout: str | None, correlation: str | None, as_js
 
 
 @checkouts.command(short_help="Explain one checkout: why it is where it is, and what comes next.")
-@database_command
+@data_dir
 @click.argument("checkout")
 @json_option
-async def explain(here: Installation, *, checkout: str, as_json: bool) -> None:
+def explain(*, data_dir: Path, checkout: str, as_json: bool) -> int:
     """Explain one checkout (its id, or its order number): the reason for its state, what comes next, and what
     you may do.
     """
-    from orchestrator import explain as explanation
 
-    row = await find_checkout(here.db, checkout)
-    record = await explanation.gather(here.db, here.settings, row.id)
-    assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
-    said = explanation.explain(record)
-    if as_json:
-        say_document(
-            {
-                "summary": said.summary,
-                "because": said.because,
-                "evidence": said.evidence,
-                "next": {"what": said.next.what, "at": said.next.at},
-                "youMay": said.you_may,
-            }
+    async def tell(here: Installation) -> None:
+        from orchestrator import explain as explanation
+
+        row = await find_checkout(here.db, checkout)
+        record = await explanation.gather(here.db, here.settings, row.id)
+        assert record is not None  # noqa: S101 - it was found a moment ago, and checkouts are never deleted
+        said = explanation.explain(record)
+        you_may = [as_typed(line, data_dir) for line in said.you_may]
+        if as_json:
+            say_document(
+                {
+                    "summary": said.summary,
+                    "because": said.because,
+                    "evidence": said.evidence,
+                    "next": {"what": said.next.what, "at": said.next.at},
+                    "youMay": you_may,
+                }
+            )
+            return
+        say(said.summary)
+        for title, lines in (
+            ("Because", said.because),
+            ("Evidence", said.evidence),
+            ("Next", (said.next.what,)),
+            ("You may", you_may),
+        ):
+            if lines:
+                say()
+                say(title)
+            for line in lines:
+                say(f"  - {line}")
+        say()
+        say(
+            "For the audit trail add `--as NAME` and, except to `reconcile`, `--reason TEXT`: who decides, and why."
         )
-        return
-    say(said.summary)
-    for title, lines in (
-        ("Because", said.because),
-        ("Evidence", said.evidence),
-        ("Next", (said.next.what,)),
-        ("You may", said.you_may),
-    ):
-        if lines:
-            say()
-            say(title)
-        for line in lines:
-            say(f"  - {line}")
+
+    return on_database(data_dir, tell)
 
 
 @checkouts.command(short_help="Print each change of one checkout, until it has ended.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import re
 import threading
 import time
 from datetime import timedelta
@@ -21,6 +22,7 @@ from orchestrator.messaging.hints import HintPublisher
 from orchestrator.messaging.publisher import reason_of
 from orchestrator.monitoring import queries
 from orchestrator.processing import lookup_budget
+from orchestrator.settings.broker_url import AMQP, REDIS, SENTINEL_PORT, parts_of
 from orchestrator.store import readiness, schema, webhooks
 from orchestrator.store.database import Database, is_away
 from orchestrator.text import duration
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BROKER_TIMEOUT: Final = 15.0
+BROKER_TIMEOUT: Final = 4.0
+"""Seconds for all that the broker is asked."""
+CONNECT_TIMEOUT: Final = 1.0
+"""Seconds for a connection to a broker that has not answered."""
+_PORTS: Final = {"redis": 6379, "rediss": 6379, "sentinel": SENTINEL_PORT, "amqp": 5672, "amqps": 5671}
 SECOND_CHECK_AFTER: Final = 10.0
 """Seconds in which a healthy installation progresses, if it has only just been given something to do."""
 _MEANING: Final = {
@@ -72,6 +78,11 @@ async def examine(settings: Settings, report: Report, *, stopped: bool) -> None:
     url = settings.need("database_url")
     prepared = settings.database_prepared_statements
     found: Sequence[readiness.Process] = ()
+    # Asked beside the database, so that the waits for two servers without an answer do not add up.
+    broker = shared = None
+    if not stopped or settings.broker_url is not None:
+        broker = asyncio.create_task(_broker(settings))
+        shared = asyncio.create_task(gateways.shared_circuits(settings))
     async with Database(url, pool_size=2, name="orchestrator-doctor", prepared=prepared) as db:
         if await database_checks.examine(url, db, report):
             here = Installation(settings, db)
@@ -94,9 +105,10 @@ async def examine(settings: Settings, report: Report, *, stopped: bool) -> None:
                 report.ill("database", await database_checks.fault(url, error))
         else:
             await _public_address_for([settings.gateway_url], settings, report)
-    if not stopped or settings.broker_url is not None:
-        await _broker(settings, report)
-        await gateways.circuits(settings, found, report)
+    if broker is not None and shared is not None:
+        for tell, what, told in await broker:
+            (report.well if tell else report.ill)(what, told)
+        gateways.circuits(await shared, found, report)
 
 
 async def _keys(settings: Settings, report: Report) -> None:
@@ -166,15 +178,15 @@ async def _processes(db: Database, found: Sequence[readiness.Process], report: R
         elif kind in readiness.MISSING:  # a deliverer is missed where there are webhooks, see below
             report.ill(
                 f"{kind}s",
-                f"{readiness.MISSING[kind]}; start `orchestrator {kind}`, or, where its process is there, see the chapter NoWorker of "
-                "docs/runbook-alerts.md",
+                f"{readiness.MISSING[kind]}; where the line broker has a problem, repair that alone. Else start `orchestrator {kind}`, or, "
+                "where its process is there, see the chapter NoWorker of docs/runbook-alerts.md",
             )
         for process in alive:
             for trouble in process.troubles:
                 report.ill(
                     f"{kind}s",
                     f"{trouble}: where the lines of the database or the broker have a problem, repair that; else look at its log, or "
-                    "start it anew",
+                    f"start it anew. After a repair this is shown for up to {readiness.OVER_WITHIN:.0f} s more",
                 )
     await _webhooks(db, report, found)
 
@@ -183,7 +195,11 @@ async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Proc
     """Look whether events reach the endpoints of merchants."""
     wrong = [*await webhooks.troubles(db, found, merchants=True), *await webhooks.failing(db)]
     for trouble in wrong:
-        report.ill("webhooks", f"{trouble}; see `orchestrator webhooks list --merchant NAME`")
+        report.ill(
+            "webhooks",
+            f"{trouble}: `orchestrator webhooks deliveries ID --merchant NAME` shows what it answered. After a repair "
+            "`orchestrator webhooks resume ID --merchant NAME` sends at once",
+        )
     if not wrong:
         report.well("webhooks", "no endpoint fails, and none waits for long")
 
@@ -303,28 +319,45 @@ async def _lookups(db: Database, report: Report) -> None:
         report.well("lookups", f"{number} wait for their slot, none for long")
 
 
-async def _broker(settings: Settings, report: Report) -> None:
-    if settings.broker_url is None:
-        report.ill(
-            "broker",
-            "ORCHESTRATOR_BROKER_URL is not set, and no `orchestrator up` runs here: set it, or start that",
+async def _broker(settings: Settings) -> list[tuple[bool, str, str]]:
+    """Ask the broker; return the lines about it and its queue of intents: whether all is well, what, how."""
+    if (url := settings.broker_url) is None:
+        missing = (
+            "ORCHESTRATOR_BROKER_URL is not set, and no `orchestrator up` runs here: set it, or start that"
         )
-        return
+        return [(False, "broker", missing)]
     try:
-        hints, intents = await _in_thread(HintPublisher(settings).prove, BROKER_TIMEOUT)
+        hints, intents = await _in_thread(lambda: HintPublisher(settings).prove(), BROKER_TIMEOUT)
     except Exception as error:  # noqa: BLE001 - each transport has errors of its own, and all mean the same here
-        report.ill(
-            "broker", f"takes no hints ({reason_of(error)}): look at it, or correct ORCHESTRATOR_BROKER_URL"
+        why = reason_of(error)
+        if not re.search("does not answer|time(out|d out)", why, re.IGNORECASE):
+            return [
+                (False, "broker", f"takes no hints ({why}): look at it, or correct ORCHESTRATOR_BROKER_URL")
+            ]
+        return [(False, "broker", f"takes no hints: {await _silent(url)}")]
+    wait = f"{intents} messages wait in the queue intents"
+    unread = intents > 0 and not settings.intents_prefetch
+    told = f"{wait}, and ORCHESTRATOR_INTENTS_PREFETCH is 0: workers consume none" if unread else wait
+    return [(True, "broker", f"takes hints; {hints} wait"), (not unread, "intents", told)]
+
+
+async def _silent(url: str) -> str:
+    """Say what a broker that has not answered may be: by whether it accepts a connection."""
+    parts = parts_of(url.partition(";")[0], *REDIS, *AMQP)
+    host, port = parts.hostname, parts.port or _PORTS[parts.scheme]
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return (
+            f"{host}:{port} does not answer, and accepts no connection: its host is down, or the network to it is interrupted; look at "
+            "both, or correct ORCHESTRATOR_BROKER_URL"
         )
-    else:
-        report.well("broker", f"takes hints; {hints} wait")
-        if intents and not settings.intents_prefetch:
-            report.ill(
-                "intents",
-                f"{intents} messages wait in the queue intents, and ORCHESTRATOR_INTENTS_PREFETCH is 0: workers consume none",
-            )
-        else:
-            report.well("intents", f"{intents} messages wait in the queue intents")
+    writer.close()
+    return (
+        f"{host}:{port} accepts connections and does not answer: {database_checks.SILENT}; see the chapter ProcessTrouble of "
+        "docs/runbook-alerts.md"
+    )
 
 
 async def _in_thread(ask: Callable[[], T], seconds: float) -> T:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 DRIFT: Final = 5.0
 """Seconds by which clocks may differ."""
-TIMEOUT: Final = 5.0
+TIMEOUT: Final = 4.0
 """Seconds that Postgres gets for the first answer, and for the first write."""
+SILENT: Final = "its process may be stopped (`ps -eo pid,stat,args` shows the state `T`; `kill -CONT PID` lets it go on) or overloaded"
+"""What a server may have that accepts connections and answers nothing."""
 OLDEST: Final = 15
 """The oldest version of Postgres that serves."""
 
@@ -61,11 +63,8 @@ async def examine(url: str, db: Database, report: Report) -> bool:
         away = why.startswith(readiness.OUT_OF_REACH)
         report.ill("database", str(error) if away else await fault(url, error.__cause__ or error))
         return False
-    except TimeoutError:
-        report.ill(
-            "database",
-            f"Postgres at {place(url)} does not answer within {TIMEOUT:.0f} s: look at it, and at what is between",
-        )
+    except TimeoutError as error:
+        report.ill("database", await fault(url, error))
         return False
     if row.major < OLDEST:
         report.ill("database", f"Postgres {row.major} answers, and {OLDEST} or newer is needed: upgrade it")
@@ -116,6 +115,8 @@ async def fault(url: str, error: BaseException) -> str:
     why = readiness.reason(error)
     state = readiness.cause_of(error)
     do = REMEDIES.get(state, f"look at Postgres at {place(url)}, and at what is between")
+    if why == readiness.SILENT:
+        do = f"look at Postgres at {place(url)}: {SILENT}, or the network to it is interrupted; see the chapter DatabaseAway of docs/runbook-alerts.md"
     if state == READ_ONLY:
         do = f"{await _why_read_only(url)}{do}"
     return f"{why}: {do}"

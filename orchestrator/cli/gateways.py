@@ -120,14 +120,14 @@ def failing(processes: Sequence[Process]) -> dict[str, Failing]:
     return found
 
 
-async def circuits(settings: Settings, processes: Sequence[Process], report: Report) -> None:
+def circuits(shared: dict[str, float] | str | None, processes: Sequence[Process], report: Report) -> None:
     """Name the gateways whose circuit is open, with the last failure and when calls start again.
 
-    The times are those that workers share in Redis; where that is away, those of each worker.
+    The times are those that workers share in Redis (`shared_circuits`); where that is away, those of each
+    worker.
     """
     told = failing(processes)
     alone = {name: known.left for name, known in told.items()}
-    shared = await shared_circuits(settings)
     if isinstance(shared, str):
         report.ill(
             "redis",

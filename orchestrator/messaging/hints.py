@@ -27,6 +27,8 @@ alone waits for nothing."""
 LONGEST_DELAY: Final = 0.1
 PROBE_EVERY: Final = 5.0
 """Seconds without a hint after which a probe is written, to find out whether the broker would take a hint."""
+PROVE_TIMEOUT: Final = 1.0
+"""Seconds for each answer of the broker where a person waits for the result."""
 STUCK_AFTER: Final = 5.0
 """Seconds of a single try after which the broker counts as silent."""
 
@@ -121,7 +123,7 @@ class HintPublisher:
 
         Raises what keeps the broker from taking another hint. For any thread.
         """
-        with closing(Publisher(self._app)) as publisher:
+        with closing(Publisher(self._app, timeout=PROVE_TIMEOUT)) as publisher:
             publisher.prove("checkouts")
             hints = publisher.depth("checkouts") + publisher.depth("callbacks")
             return hints, publisher.waiting(INTENTS.name)

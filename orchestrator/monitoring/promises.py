@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
 from orchestrator.monitoring.catalogue import PREFIX
+from orchestrator.store import readiness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,6 +101,8 @@ def _counted(healthy: int, broken: int) -> str:
 _INTAKE: Final = "=~/v1/checkouts(/batch)?|/callbacks/.*"
 
 
+_AFTERWARDS: Final = f"`orchestrator doctor` and `/readyz` may name the fault for up to {readiness.OVER_WITHIN:.0f} s after the repair."
+
 PROMISES: Final = (
     Promise(
         name="NoApi",
@@ -119,8 +122,8 @@ PROMISES: Final = (
         severity="page",
         summary="Postgres cannot be used: nothing is accepted.",
         meaning="Postgres is out of reach, read-only or full, or its schema is another one. Orders are answered 503; callbacks are repeated by the gateway.",
-        look_at="`orchestrator doctor`: the lines `database`, `writes` and `schema` have the server's own words.",
-        do="Bring Postgres back ([postgres.md](postgres.md)), or run `orchestrator migrate`. Nothing that was acknowledged is lost; processes connect again by themselves.",
+        look_at="`orchestrator doctor`: the lines `database`, `writes` and `schema` have the server's own words. Where it does not answer: `ps -eo pid,stat,args | grep '[p]ostgres'` on its host.",
+        do=f"Bring Postgres back ([postgres.md](postgres.md)), or run `orchestrator migrate`. Processes of Postgres in the state `T` are stopped: `kill -CONT PID` for each of them. Nothing that was acknowledged is lost; processes connect again by themselves. {_AFTERWARDS}",
         broken={"database_up": "0x20", "ready": "0x20"},
         kept={"database_up": "1x20", "ready": "1x20"},
     ),
@@ -130,7 +133,7 @@ PROMISES: Final = (
         severity="page",
         summary="No worker, or no scheduler, is alive: orders are stored, and wait.",
         meaning="The last heartbeat of this kind of process is more than 20 s old. Without a worker nothing moves; without a scheduler workers sweep by themselves, slowly.",
-        look_at="Where it should run: is the process there, and in which state (`ps -eo pid,stat,args | grep -E '[o]rchestrator (worker|scheduler)'`, or `systemctl status`, or `kubectl get pods`)? Then `orchestrator doctor`, and its log: `process_broke`, `worker_stuck`, `heartbeat_failed`.",
+        look_at="First the line `broker` of `orchestrator doctor`: a scheduler whose sweeps do not reach the broker gives no heartbeat, so a stopped broker looks like a missing scheduler. Where that line, or the line `database`, has a problem, follow `ProcessTrouble` or `DatabaseAway`, and do nothing of what stands here. Else, where the process should run: is it there, and in which state (`ps -eo pid,stat,args | grep -E '[o]rchestrator (worker|scheduler)'`, or `systemctl status`, or `kubectl get pods`)? Then its log: `process_broke`, `worker_stuck`, `heartbeat_failed`.",
         do="It is gone: start `orchestrator worker` or `orchestrator scheduler`. It is there in the state `T` (stopped by a signal or a debugger): `kill -CONT PID` lets it go on; where it is in `D`, its disk or network file system does not answer. It runs, and has no heartbeat: end it (`kill PID`, after 30 s `kill -KILL PID`) and start it anew. Nothing is lost: leases of a killed or stopped worker end after 10 s, and others take their checkouts.",
         broken={'processes{kind="worker"}': "0x20", 'processes{kind="scheduler"}': "1x20"},
         kept={'processes{kind="worker"}': "2x20", 'processes{kind="scheduler"}': "1x20"},
@@ -142,8 +145,8 @@ PROMISES: Final = (
         severity="page",
         summary="Checkouts have been due for more than a minute, and no worker takes them.",
         meaning="Work waits, whatever queues and processes look like. The age counts from when it was due, and no sweep resets it.",
-        look_at="`orchestrator_waiting` and `orchestrator_merchant_oldest_due_seconds`: all merchants, or one; then `orchestrator doctor`. Calls of a paused merchant wait on purpose, and are not counted (`orchestrator merchants list` names it).",
-        do="Of all merchants: add workers, or repair broker and Postgres. Of one: its gateway is slow, or its lookups wait (`orchestrator merchants set NAME lookups_per_minute=…`).",
+        look_at="First the lines `workers`, `broker` and `database` of `orchestrator doctor`, and whether `NoWorker`, `ProcessTrouble` or `DatabaseAway` fires: then this is its consequence, and that chapter is the one to follow. Else `orchestrator_waiting` and `orchestrator_merchant_oldest_due_seconds`: all merchants, or one. Calls of a paused merchant wait on purpose, and are not counted (`orchestrator merchants list` names it).",
+        do="Of all merchants: add workers. Of one: its gateway is slow, or its lookups wait (`orchestrator merchants set NAME lookups_per_minute=…`).",
         broken={'oldest_due_seconds{queue="checkouts"}': "0+15x20", 'oldest_due_seconds{queue="callbacks"}': "0x20"},
         kept={'oldest_due_seconds{queue="checkouts"}': "2 30 5 0x17", 'oldest_due_seconds{queue="callbacks"}': "1x20"},
         fires=({"queue": "checkouts"},),
@@ -285,7 +288,7 @@ PROMISES: Final = (
         summary="A live process says that it cannot do its work.",
         meaning="It has no broker, cannot write or claim, or its dispatcher stands still.",
         look_at="`orchestrator doctor`: the line of its kind has the sentence, and the lines `broker` and `database` say whether the cause is there.",
-        do="What the sentence names. Where it is the broker or Postgres, repair that one, and nothing else: the processes connect again by themselves. A server that accepts connections and answers nothing may be stopped (`ps -eo pid,stat,args` shows the state `T`): `kill -CONT PID` lets it go on. Only where broker and Postgres are well: start the process anew. Its leases end by themselves.",
+        do=f"What the sentence names. Where it is the broker or Postgres, repair that one, and nothing else: the processes connect again by themselves. A server that accepts connections and answers nothing may be stopped: `ps -eo pid,stat,args | grep -E '[r]edis|[v]alkey|[b]eam|[p]ostgres'` on its host shows the state `T`, and `kill -CONT PID` lets it go on. {_AFTERWARDS} Only where broker and Postgres are well: start the process anew. Its leases end by themselves.",
         broken={'process_troubles{kind="worker"}': "0 1x19"},
         kept={'process_troubles{kind="worker"}': "0x20"},
         fires=({"kind": "worker"},),

@@ -31,6 +31,9 @@ SEEN_WITHIN: Final = 20.0
 FAULTS_WITHIN: Final = 8.0
 """Seconds since a heartbeat after which the faults in it are no longer reported: the process may
 have ended."""
+OVER_WITHIN: Final = 10.0
+"""Seconds after the end of a fault by which nothing names it any more: processes try their servers again
+every three, and then give a heartbeat."""
 STALLED_AFTER: Final = 10.0
 """Seconds without a commit, while something waits to be written, after which a writer counts as stalled."""
 IDLE_AFTER: Final = 30.0
@@ -48,6 +51,7 @@ COUNTED: Final = 10_000
 """Events without a position that are counted; there may be more."""
 
 OUT_OF_REACH: Final = "the database is out of reach"
+SILENT: Final = "the database does not answer"
 MISSING: Final[Mapping[str, str]] = {
     "worker": "no worker is alive: checkouts and callbacks are stored, and wait",
     "scheduler": "no scheduler publishes sweeps: none runs, or none reaches the broker; workers sweep by themselves, slowly",
@@ -247,7 +251,7 @@ def reason(error: BaseException) -> str:
     if cause_of(error) == READ_ONLY:
         return f"{_STATES[READ_ONLY]} (no server that takes writes was found)"
     if isinstance(error, TimeoutError) or not lines or "timeout expired" in lines[0]:
-        return "the database does not answer"
+        return SILENT
     return f"{OUT_OF_REACH} ({log.scrub(lines[0])})"
 
 

@@ -28,7 +28,7 @@ import pytest
 import redis
 
 from orchestrator.settings import Settings
-from orchestrator.store import schema
+from orchestrator.store import readiness, schema
 from tests.integration.gateway.tls import certified
 from tests.support.brokers import Server, Way, answers, rabbitmq_server, redis_server, until
 from tests.support.postgres import PGBOUNCER, Cluster, Proxy, free_port, pgbouncer, through
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-SOON = 10.0
+SOON = readiness.OVER_WITHIN
 """Seconds from the end of a fault to the moment at which readiness and `doctor` say that all is well."""
 NAMED = 90.0
 """Seconds in which a fault has to be named."""
@@ -591,7 +591,7 @@ FAULTS = {
         slow=False,
     ),
     "Postgres is frozen": Fault(
-        plain, postgres_is_frozen, 503, ("the database does not answer",), ("does not answer",), slow=False
+        plain, postgres_is_frozen, 503, ("the database does not answer",), ("does not answer: .*may be stopped",), slow=False
     ),
     "the broker is a replica": Fault(
         plain, redis_is_a_replica, 200, ("broker takes no hints .*read only replica",), ("broker .*read only replica",), slow=False
@@ -629,7 +629,7 @@ FAULTS = {
         plain, redis_is_away, 200, ("broker takes no hints .*(refused|closed)", *NO_SCHEDULER), ("broker .*(refused|closed)",)
     ),
     "Redis is frozen": Fault(
-        plain, redis_is_frozen, 200, ("broker takes no hints .*(does not answer|[Tt]imeout)",), ("broker .*(does not answer|[Tt]imeout)",)
+        plain, redis_is_frozen, 200, ("broker takes no hints .*(does not answer|[Tt]imeout)",), ("broker .*accepts connections and does not answer",)
     ),
     "Redis is out of memory": Fault(
         plain, redis_is_out_of_memory, 200, ("broker takes no hints .*maxmemory",), ("broker .*maxmemory",)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.cli import database_checks, gateways
+from orchestrator.cli import checks, database_checks, gateways
 from orchestrator.gateway.client import Account
 from orchestrator.gateway.outcomes import NotSent, Refused, Throttled, Unauthorized, Unknown
 from orchestrator.store import readiness
 from orchestrator.store.readiness import Process
 from orchestrator.text import duration
+from tests.conftest import make_settings
+from tests.support.machine import free_port
 
 ACCOUNT = Account("shop", "https://gw.example", "https://gw.example", "user", "secret")
 
@@ -92,3 +96,34 @@ def test_each_fault_of_postgres_has_a_remedy() -> None:
 )
 def test_durations_are_written_in_one_or_two_units(seconds: float, spelled: str) -> None:
     assert duration(seconds) == spelled
+
+
+@pytest.mark.anyio
+async def test_servers_that_accept_and_never_answer_are_named_as_such_within_seconds() -> None:
+    said: dict[str, str] = {}
+    report = SimpleNamespace(ill=said.__setitem__, well=lambda what, found: None)
+    # The kernel takes connections to it, as it does for a process that is stopped.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        settings = make_settings(
+            database_url=f"postgresql://user@127.0.0.1:{port}/name",
+            broker_url=f"redis://127.0.0.1:{port}/0",
+            redis_url=f"redis://127.0.0.1:{port}/0",
+        )
+        began = time.monotonic()
+        await checks.examine(settings, report, stopped=False)  # type: ignore[arg-type]
+        took = time.monotonic() - began
+    assert took < database_checks.TIMEOUT + 2
+    stopped = "its process may be stopped (`ps -eo pid,stat,args` shows the state `T`"
+    assert f"127.0.0.1:{port} accepts connections and does not answer: {stopped}" in said["broker"]
+    assert "the chapter ProcessTrouble of docs/runbook-alerts.md" in said["broker"]
+    assert stopped in said["database"]
+    assert "the chapter DatabaseAway of docs/runbook-alerts.md" in said["database"]
+    assert "does not answer" in said["redis"]
+
+
+@pytest.mark.anyio
+async def test_a_broker_to_which_nothing_connects_is_not_said_to_be_stopped() -> None:
+    said = await checks._silent(f"amqp://127.0.0.1:{free_port()}/")
+    assert "accepts no connection" in said
+    assert "stopped" not in said
