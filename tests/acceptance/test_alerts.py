@@ -26,6 +26,7 @@ from orchestrator.monitoring.promises import PROMISES
 from tests.support.jobs import Producer
 from tests.support.machine import free_port
 from tests.support.pooler import direct
+from tests.support.risk import STATEMENTS, recount
 from tests.support.scene import intent
 from tests.support.world import World, world
 
@@ -437,3 +438,72 @@ def test_gauges_after_200_kills_are_a_recount_of_database_and_ledger(
     ]
     assert 0 < moved <= trail
     one.agree()
+    # All that is paid is found by now, or by a lookup that makes up for a lost callback.
+    one.until(lambda: uncaptured(one) == held(one), "what is reserved agrees with the ledger", seconds=240)
+    # Nothing changes it any more: a worker would settle what is written here.
+    for name in ("worker-1", "worker-2", "scheduler"):
+        one.kill(name)
+    for statement in AT_RISK:
+        one.sql(statement)
+    one.until(lambda: at_risk(one) == recounted(one), "the gauge is a recount of the rows", seconds=60)
+    amounts = at_risk(one)
+    kinds = {"operation", "attention", "callback", "uncaptured", "surplus", "unknown"}
+    assert {kind for _, kind, _ in amounts} == kinds
+    assert {age for _, _, age in amounts} == {"under_10m", "10m_to_1h", "1h_to_1d", "over_1d"}
+    assert sum(amount for (_, kind, _), amount in amounts.items() if kind == "uncaptured") == held(one) / 100
+
+
+AT_RISK = (
+    (
+        "INSERT INTO money_operations (id, merchant_id, checkout_id, transaction_id, kind, amount, currency, state, "
+        "reconciliation_identifier, cause, actor, requested_at) SELECT gen_random_uuid(), 1, id, 't-9', 'capture', 1200, 'DKK', "
+        "'unknown', 'r-1', 'asked', 'test', clock() - interval '2 days' FROM checkouts LIMIT 1"
+    ),
+    (
+        "INSERT INTO callbacks (id, checkout_id, kind, grade, body, digest, received_at) "
+        "SELECT gen_random_uuid(), id, 'success', 'signed', '', 'd', clock() - interval '20 minutes' FROM checkouts "
+        "WHERE state <> 'completed' LIMIT 1"
+    ),
+    (
+        "UPDATE checkouts SET attention = 'late_payment', attention_since = clock() - interval '2 hours' "
+        "WHERE id = (SELECT max(id::text)::uuid FROM checkouts)"
+    ),
+    (
+        "INSERT INTO payments SELECT made.* FROM (SELECT * FROM payments LIMIT 1) p, (VALUES (1, 'surplus'), (2, 'unknown')) v (n, r), "
+        "LATERAL jsonb_populate_record(NULL::payments, to_jsonb(p) || jsonb_build_object('transaction_id', 't-' || n, 'role', r, "
+        "'checkout_id', (SELECT max(id::text) FROM checkouts), 'meaning', 'captured', 'captured', 900, 'refunded', 200)) made"
+    ),
+    "UPDATE payments SET first_seen_at = clock() WHERE transaction_id = 't-1'",
+)
+"""Statements that write what leaves money at risk, as it would be after some time."""
+
+
+def uncaptured(one: World) -> int:
+    """Return what our checkouts say is reserved and not captured, in minor units."""
+    return int(
+        one.sql(
+            "SELECT coalesce(sum(reserved - captured), 0) AS sum FROM checkouts WHERE state = 'completed' AND reserved > captured"
+        )[0]["sum"]
+    )
+
+
+def held(one: World) -> int:
+    """Return what the gateway has reserved and not captured, in minor units."""
+    return sum(
+        payment["reservedMinor"] - payment["capturedMinor"]
+        for order in one.ledger().values()
+        for payment in order["payments"]
+    )
+
+
+def at_risk(one: World) -> dict[tuple[str, str, str], float]:
+    """Return the gauge by currency, kind and bucket of ages."""
+    return {
+        (labels["currency"], labels["kind"], labels["age"]): amount
+        for key, amount in gauges(one).get("orchestrator_money_at_risk", {}).items()
+        for labels in (dict(key),)
+    }
+
+
+def recounted(one: World) -> dict[tuple[str, str, str], float]:
+    return recount({name: [row["row"] for row in one.sql(sql)] for name, sql in STATEMENTS.items()})

@@ -22,6 +22,7 @@ from orchestrator.store.heartbeats import Heart
 from tests.conftest import make_settings
 from tests.support.api_scene import serving
 from tests.support.factories import JOURNEY, arrival, payment
+from tests.support.risk import STATEMENTS, recount
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -82,18 +83,19 @@ async def test_gauges_are_counts_of_rows(core: Core, monitor: Monitor) -> None:
         id=held.id,
     )
     page = Page(await monitor.page())
-    recount = {
+    counted = {
         (state, status): float(number)
         for state, status, number in await core.all(
             f"SELECT state, {_status()} AS word, count(*) FROM checkouts GROUP BY 1, 2"
         )
     }
-    assert page["checkouts"] == recount
+    assert page["checkouts"] == counted
     assert page["money"]["DKK", "captured"] == 40.0
     assert page["attention"] == {("late_payment",): 1.0}
     assert page["attention_oldest_seconds"]["late_payment",] == pytest.approx(7200, abs=30)
     assert page["operations"] == {("capture", "unknown"): 1.0}
     risk = page["money_at_risk"]
+    assert risk == await recounted(core)
     assert risk["DKK", "operation", "over_1d"] == 139.0
     assert risk["DKK", "attention", "1h_to_1d"] == 139.0
     assert risk["DKK", "callback", "10m_to_1h"] == 139.0
@@ -101,8 +103,8 @@ async def test_gauges_are_counts_of_rows(core: Core, monitor: Monitor) -> None:
     assert page["oldest_due_seconds"]["operations",] > 0
     assert page["database_up"] == {(): 1.0}
     ends = ("_total", "_bucket", "_count", "_sum")
-    counted = {name + end for name in counters.known() for end in ends}
-    assert page.keys() <= catalogue.GAUGES.keys() | counted
+    counts = {name + end for name in counters.known() for end in ends}
+    assert page.keys() <= catalogue.GAUGES.keys() | counts
 
 
 async def test_the_age_of_waiting_work_survives_the_sweeps_that_move_its_due_time(
@@ -283,6 +285,11 @@ def test_labels_are_bounded() -> None:
     assert [named.of(name) for name in ("a", "b", "c", "a")] == ["a", "b", "other", "a"]
 
 
+async def recounted(core: Core) -> dict[tuple[str, str, str], float]:
+    """Return the money at risk by the rows themselves."""
+    return recount({name: await core.all(statement) for name, statement in STATEMENTS.items()})
+
+
 def _status() -> str:
     from orchestrator.domain.payment_status import IN_SQL
 
@@ -294,7 +301,14 @@ async def test_a_payment_beside_the_accepted_one_is_money_at_risk(core: Core, mo
     await core.release(held, payments=(payment("t-2", role="surplus"),))
     assert ("DKK", "surplus", "under_10m") not in Page(await monitor.page()).get("money_at_risk", {})
     await core.do("UPDATE checkouts SET attention = 'surplus_payment', attention_since = clock()")
-    assert (await fresh(monitor))["money_at_risk"]["DKK", "surplus", "under_10m"] == 139.0
+    risk = (await fresh(monitor))["money_at_risk"]
+    assert risk["DKK", "surplus", "under_10m"] == 139.0
+    assert risk == await recounted(core)
+    await core.do("UPDATE payments SET role = 'unknown', first_seen_at = clock() - interval '2 hours'")
+    await core.do("UPDATE payments SET captured = reserved, refunded = 900, charged_back = 100")
+    risk = (await fresh(monitor))["money_at_risk"]
+    assert risk["DKK", "unknown", "1h_to_1d"] == 129.0
+    assert risk == await recounted(core)
 
 
 async def test_money_of_decisions_is_that_of_the_payments_which_they_name(
@@ -320,6 +334,7 @@ async def test_money_of_decisions_is_that_of_the_payments_which_they_name(
             id=await core.checkout(State.AWAITING_PAYMENT),
         )
     risk = (await fresh(monitor))["money_at_risk"]
+    assert risk == await recounted(core)
     found = {currency: amount for (currency, kind, _), amount in risk.items() if kind == "attention"}
     # In the order above. What holds nothing, or cannot be read, has no series.
     assert found == {"SEK": 50.0, "DKK": 1.0 + 50.0 + 7.0 + 139.0}
