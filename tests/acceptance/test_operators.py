@@ -334,6 +334,9 @@ def test_payments_and_explanations_are_data_for_programs(books):
     told = json.loads(orchestrator("checkouts", "explain", "paid-1", "--json", **books).stdout)
     assert "needs a decision" in told["summary"]
     assert told["youMay"]
+    elsewhere = orchestrator("checkouts", "explain", "paid-1", "--data-dir", "/srv/our shop", **books).stdout
+    assert "keep --data-dir '/srv/our shop'`" in elsewhere
+    assert "add `--as NAME`" in elsewhere
     trail = json.loads(orchestrator("audit", "verify", "--json", **books).stdout)
     assert (trail["holds"], trail["checkouts"], trail["problems"]) == (True, 2, [])
 
