@@ -130,7 +130,7 @@ def release(**given: Any) -> int:
 @_command("Try at once what waits for its next try.")
 def retry(**given: Any) -> int:
     """Try at once what waits for its next try, however often it has failed; while calls to its gateway are
-    paused, as soon as they are made again.
+    paused, soon after they are made again.
     """
     return _ask(CommandKind.RETRY, **given)
 

@@ -34,7 +34,7 @@ FOLLOWS: Final = {
     "refund only.",
     CommandKind.REFUND: "The gateway sends the amount back to the shopper. A refund cannot be undone.",
     CommandKind.RELEASE: "The reservation ends, and the shopper's bank frees the money. A release cannot be undone.",
-    CommandKind.RETRY: "What waits for its next try is tried at once or, while calls to its gateway are paused, as soon as they are made again. Money that "
+    CommandKind.RETRY: "What waits for its next try is tried at once or, while calls to its gateway are paused, soon after they are made again. Money that "
     "may have left is never sent again.",
     CommandKind.RECONCILE: "The gateway is asked what it holds for the order, and the order follows what it answers. No money "
     "moves by that.",

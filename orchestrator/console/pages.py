@@ -157,7 +157,7 @@ TEMPLATES.filters |= {
 
 ERRORS: Final = {
     "unknown": "no clear answer",
-    "circuit_open": "calls are paused",
+    "circuit_open": "calls were paused",
     "not_sent": "not reached",
     "busy": "busy",
     "throttled": "too many calls",

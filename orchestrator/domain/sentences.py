@@ -319,7 +319,7 @@ SHOWS: Final[Mapping[str, str]] = {
 _RESULTS: Final[dict[ResultCode, Sentence]] = {
     ResultCode.ACCEPTED: lambda facts: ", ".join(facts.get("operations", ())) or "it is under way",
     ResultCode.DONE_RETRIED: lambda facts: (
-        f"calls to its gateway are paused until {facts['until']}: it is tried again after that"
+        f"calls to its gateway are paused until {facts['until']}: it is tried again soon after that, or after the next pause if they fail again"
         if "until" in facts
         else "it is tried again now"
     ),

@@ -38,7 +38,7 @@ _NEXT_LOOKUP: Final = {
     State.COMPLETED: "a worker looks for captures, refunds and chargebacks that were made elsewhere",
 }
 _STANDS: Final = {
-    State.RECEIVED: "has been received, and no gateway call for it has come to an end yet",
+    State.RECEIVED: "has been received, and no gateway call for it has succeeded yet",
     State.AUTHENTICATED: "is known to the gateway by a token, and has no payment session yet",
     State.SESSION_CREATED: "has a payment session, and its payment methods are not listed yet",
     State.METHODS_FETCHED: "has its session and payment methods, and is about to be offered",

@@ -226,7 +226,7 @@ class Release(_Asked, kw_only=True):
 
 
 class Retry(_Asked, kw_only=True):
-    """Try again at once; while calls to the gateway are paused, as soon as they are made again."""
+    """Try again at once; while calls to the gateway are paused, soon after they are made again."""
 
 
 class Reconcile(_Asked, kw_only=True):

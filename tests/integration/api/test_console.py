@@ -517,7 +517,7 @@ async def test_a_gateway_that_fails_has_a_warning_and_a_decision_is_no_error_of_
     )
     place.console.live._read_at = float("-inf")
     shown = await person_of(place)
-    assert "The gateway https://pay.example does not serve 80 % of the calls of the last minutes." in shown
+    assert "Of the calls to the gateway https://pay.example in the last two minutes 80 % failed." in shown
     assert '<a href="/console/orders?state=open&amp;error=any">' in shown
     assert '<span class="flag">80.0 %</span>' in shown
 

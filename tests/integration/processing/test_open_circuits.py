@@ -224,7 +224,10 @@ async def test_a_retry_whose_gateway_is_not_called_says_until_when(
         await world.process(checkout)
         code, said = await world.asked(checkout, "retry")
         assert code == "done_retried"
-        assert re.fullmatch(r"calls to its gateway are paused until \S+: it is tried again after that", said)
+        assert re.fullmatch(
+            r"calls to its gateway are paused until \S+: it is tried again soon after that, or after the next pause if they fail again",
+            said,
+        )
 
 
 async def test_explain_says_who_cancelled_an_order_and_why(database_url: str, gateway_url: str):
