@@ -195,11 +195,13 @@ async def _webhooks(db: Database, report: Report, found: Sequence[readiness.Proc
     """Look whether events reach the endpoints of merchants."""
     wrong = [*await webhooks.troubles(db, found, merchants=True), *await webhooks.failing(db)]
     for trouble in wrong:
-        report.ill(
-            "webhooks",
-            f"{trouble}: `orchestrator webhooks deliveries ID --merchant NAME` shows what it answered. After a repair "
-            "`orchestrator webhooks resume ID --merchant NAME` sends at once",
-        )
+        do = "start `orchestrator deliverer`"
+        if trouble.startswith("webhook "):
+            do = (
+                "`orchestrator webhooks deliveries ID --merchant NAME` shows what it answered; after a repair "
+                "`orchestrator webhooks resume ID --merchant NAME` sends at once"
+            )
+        report.ill("webhooks", f"{trouble}; {do}")
     if not wrong:
         report.well("webhooks", "no endpoint fails, and none waits for long")
 
