@@ -178,7 +178,7 @@ async def _processes(db: Database, found: Sequence[readiness.Process], report: R
         elif kind in readiness.MISSING:  # a deliverer is missed where there are webhooks, see below
             report.ill(
                 f"{kind}s",
-                f"{readiness.MISSING[kind]}; where the line broker has a problem, repair that alone. Else start `orchestrator {kind}`, or, "
+                f"{readiness.MISSING[kind]}; where the line broker has a problem, repair that first. Then start `orchestrator {kind}`, or, "
                 "where its process is there, see the chapter NoWorker of docs/runbook-alerts.md",
             )
         for process in alive:
