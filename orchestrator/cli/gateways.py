@@ -14,7 +14,7 @@ from orchestrator.cli.merchant_changes import merchants_of
 from orchestrator.errors import OrchestratorError
 from orchestrator.gateway.client import Gateway, gateway_of
 from orchestrator.gateway.limits import shared_state
-from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, Refused, Unauthorized
+from orchestrator.gateway.outcomes import FINAL_STATUSES, Busy, Done, NotSent, Refused, Unauthorized
 from orchestrator.text import duration
 
 if TYPE_CHECKING:
@@ -87,8 +87,13 @@ def sentence(merchant: str, account: Account, outcome: Outcome[object], told: Ma
         case _:
             known = told.get(gateway_of(url))
             since = f", since {known.moment}" if known is not None else ""
+            cause = (
+                "it is down, or the way to it is broken"
+                if isinstance(outcome, NotSent)
+                else "ask its support"
+            )
             return (
-                f"the gateway of merchant {merchant} is unavailable at {url} ({why}{since}): it is down, or the way to it is broken; "
+                f"the gateway of merchant {merchant} is unavailable at {url} ({why}{since}): {cause}; "
                 "user name and password are not the cause. Orders wait and continue by themselves"
             )
 

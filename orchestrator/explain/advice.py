@@ -141,7 +141,7 @@ def ways(record: Record) -> list[str]:
         code = record.attention.code
         said += [FIRST[code]] if code in FIRST else []
         names += [way for way in WAYS_OUT[code] if _possible(record, record.attention, way)]
-    said += [_back(record, payment) for payment in record.unexpected_payments if payment.role == Role.SURPLUS]
+    answers = len(names)
     left = left_to(OperationKind.CAPTURE, record)
     if record.state is State.COMPLETED and not record.open_operations:
         names += ["capture"] if left > 0 and not record.auto_capture else []
@@ -153,7 +153,9 @@ def ways(record: Record) -> list[str]:
         names.append("cancel")
     names.append("reconcile")
     unclear = record.attention is not None and record.attention.code is AttentionCode.OPERATION_UNCLEAR
-    return [*said, *(_way(record, name, unclear=unclear) for name in dict.fromkeys(names))]
+    told = [_way(record, name, unclear=unclear) for name in dict.fromkeys(names)]
+    back = [_back(record, payment) for payment in record.unexpected_payments if payment.role == Role.SURPLUS]
+    return [*said, *told[:answers], *back, *told[answers:]]
 
 
 def _possible(record: Record, asked: Attention, way: Way) -> bool:

@@ -46,6 +46,8 @@ _SUSPECT: Final = 1.0
 """Seconds that a connection without received data gets after another one fell silent."""
 _LONGEST: Final = 30.0
 """Seconds to which the bound of a repeated statement grows at most."""
+_SHORTEST_IDLE: Final = 1.0
+"""Seconds for which a transaction may be without a statement at least, however short its statements are."""
 _PREPARE_AFTER: Final = "5"
 """Executions after which psycopg prepares a statement; its own default."""
 
@@ -83,7 +85,8 @@ class Server:
         }
         self.to_write = self.parameters["target_session_attrs"] == "read-write"
         self.statement_timeout, self.timeout, self.prepared = statement_timeout, timeout, prepared
-        self.idle_timeout = round(min(30.0, timeout + 2) * 1000)
+        # Not longer than a statement: what repeats a write must not wait for the silent transaction's locks.
+        self.idle_timeout = round(min(max(timeout, _SHORTEST_IDLE), _LONGEST) * 1000)
         self.pooled = False
         """Whether the last connection was given by a pooler."""
         self.met_others = False

@@ -68,7 +68,7 @@ def offered_later(installation: World) -> int:
 
 def test_a_quiet_merchant_comes_through_a_burst_that_was_there_before_it(servers, database_url, tmp_path):
     with two_merchants(servers, database_url, tmp_path, own_gateway=False) as (installation, _):
-        burst = [installation.order() for _ in range(200)]
+        burst = [installation.order() for _ in range(300)]
         quiet = [installation.order(merchant="quiet") for _ in range(5)]
         installation.start("worker-1")
         installation.until_all("awaiting_payment", seconds=90)

@@ -93,6 +93,27 @@ async def test_a_batch_on_a_silent_connection_is_written_on_a_new_connection(db,
     await batch.close()
 
 
+async def test_a_write_whose_transaction_fell_silent_is_repeated_without_waiting_for_its_locks(
+    database_url, proxy
+):
+    table = f"numbers_{uuid4().hex}"
+    await create(database_url, table)
+    insert = text(f"INSERT INTO {table} VALUES (1) ON CONFLICT DO NOTHING RETURNING item")
+    async with Database(through(database_url, proxy), pool_size=2, timeout=1.0) as db:
+
+        async def fall_silent():
+            async with db.transaction() as tx:
+                await tx.execute(insert)
+                proxy.silence()
+                await tx.execute(ONE)
+
+        with pytest.raises(DBAPIError, match="no answer within 1 s"):
+            await fall_silent()
+        # The server still has the transaction with its lock. The one bound of a statement is enough for it to
+        # end, for the new connection and for the write.
+        assert [row.item for row in await db.write(insert, {})] == [1]
+
+
 async def test_one_silent_connection_closes_all_that_are_as_old(db, proxy):
     proxy.silence()
     await asyncio.gather(*(db.read(ONE) for _ in range(3)))

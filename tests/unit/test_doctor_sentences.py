@@ -37,7 +37,7 @@ ACCOUNT = Account("shop", "https://gw.example", "https://gw.example", "user", "s
         (
             Unknown("The gateway answered HTTP 503."),
             "(The gateway answered HTTP 503, since ",
-            "check the user",
+            "the way to it is broken",
         ),
         (
             NotSent("No connection to the gateway."),

@@ -510,10 +510,10 @@ def test_money_that_is_too_much_is_returned_by_what_it_is():
     )
     names = "139.00 DKK (transaction 7) and 139.00 DKK (transaction 8)"
     assert [said.partition(":")[0] for said in made.you_may][:4] == [
-        "Return 139.00 DKK of transaction 7 alone",
-        "Return 139.00 DKK of transaction 8 alone",
         f"Return {names} to the shopper",
         f"Keep {names}, beside the payment of the order",
+        "Return 139.00 DKK of transaction 7 alone",
+        "Return 139.00 DKK of transaction 8 alone",
     ]
     assert any("/release with" in said and '"7"' in said for said in made.you_may)
     assert any(
