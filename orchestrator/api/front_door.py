@@ -35,7 +35,7 @@ li { background:var(--paper); border:1px solid var(--line); border-radius:12px; 
 a { color:var(--act); } h2 a { text-decoration:none; } h2 a:hover { text-decoration:underline; }
 a:focus-visible { outline:3px solid var(--act); outline-offset:3px; border-radius:2px; }
 li.first { background:var(--act); border-color:var(--act); } li.first a, li.first p { color:var(--act-ink); } li.first a:focus-visible { outline-color:var(--act-ink); }
-pre { background:var(--paper); border:1px solid var(--line); border-radius:8px; padding:.75rem 1rem; overflow-x:auto; font:.875rem/1.5 ui-monospace,"DejaVu Sans Mono",monospace; }
+pre { background:var(--paper); border:1px solid var(--line); border-radius:8px; padding:.75rem 1rem; white-space:pre-wrap; overflow-wrap:anywhere; font:.875rem/1.5 ui-monospace,"DejaVu Sans Mono",monospace; }
 @media (max-width:30rem) { main { padding-top:1.5rem; } h1 { font-size:1.4rem; } }
 """
 _HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
@@ -67,7 +67,8 @@ receives what happened as events. An order is never captured twice, and a lost c
 {entries}
 </ul>
 <h2>Hand over an order</h2>
-<pre tabindex="0" aria-label="Commands that hand over an order">TOKEN=$(orchestrator token issue --merchant default --scope "checkouts:write checkouts:read")
+<pre tabindex="0" aria-label="Commands that hand over an order"># in the project's folder; after `make`, orchestrator is .venv/bin/orchestrator
+TOKEN=$(orchestrator token issue --merchant default --scope "checkouts:write checkouts:read")
 curl -s {url}/v1/checkouts -H "Authorization: Bearer $TOKEN" \\
   -H "Content-Type: application/json" -d @docs/intent.json</pre>"""
 _ENTRY: Final = """<li{kind}><h2><a href="{href}">{name}</a></h2><p>{about}</p></li>"""

@@ -300,11 +300,13 @@ def _of_payment(view: CheckoutView, payment: PaymentRecord, kind: CommandKind) -
         transaction_id=payment.transaction_id,
         version=view.version,
     )
+    pays = payment.role == Role.ACCEPTED
     label = kind.value.capitalize()
+    if pays and kind is CommandKind.RELEASE:
+        label = f"{label} the order's payment" + ("," if left > 0 else "")
     if left > 0:
         up_to = "up to " if kind in TAKES_AMOUNT else ""
         label = f"{label} {up_to}{money.spelled(left, payment.currency, grouped=True)}"
-    pays = payment.role == Role.ACCEPTED
     again = " The order would have to be paid again."
     return Choice(
         kind=kind,

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 WAYS: Final = {
     "keep": ("Keep {money}, {kept}", "resolve", '{"decision": "keep"}', "resolve {id} keep"),
-    "return": ("Return {money} to the shopper", "resolve", '{"decision": "return"}', "resolve {id} return"),
+    "return": (
+        "Return {money} to the shopper, which cannot be undone",
+        "resolve",
+        '{"decision": "return"}',
+        "resolve {id} return",
+    ),
     "dismiss": (
         "Dismiss: leave money and order as they are",
         "resolve",
@@ -40,7 +45,12 @@ WAYS: Final = {
         '{"amount": "all"} or {"amount": …}, and an Idempotency-Key',
         "refund {id} --all",
     ),
-    "release": ("Release the reservation", "release", "", "release {id}"),
+    "release": (
+        "Release the reservation that pays the order: it is then not paid",
+        "release",
+        "",
+        "release {id}",
+    ),
     "reopen": ("Reopen it for a shopper who tries again", "reopen", '{"expiresIn": …}', "reopen {id}"),
     "cancel": ("Cancel it, unless its money is there by then", "cancel", "", "cancel {id}"),
     "retry": ("Have it tried again at once", "retry", "", "retry {id}"),

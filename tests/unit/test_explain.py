@@ -491,7 +491,7 @@ def test_a_late_payment_says_that_it_came_late_and_offers_to_keep_or_return_it()
     assert "the money came after it had been closed" in made.summary
     assert [said.partition(":")[0] for said in made.you_may][:2] == [
         "Keep 139.00 DKK (transaction 539101), and with it the order of 139.00 DKK",
-        "Return 139.00 DKK (transaction 539101) to the shopper",
+        "Return 139.00 DKK (transaction 539101) to the shopper, which cannot be undone",
     ]
 
 
@@ -510,7 +510,7 @@ def test_money_that_is_too_much_is_returned_by_what_it_is():
     )
     names = "139.00 DKK (transaction 7) and 139.00 DKK (transaction 8)"
     assert [said.partition(":")[0] for said in made.you_may][:4] == [
-        f"Return {names} to the shopper",
+        f"Return {names} to the shopper, which cannot be undone",
         f"Keep {names}, beside the payment of the order",
         "Return 139.00 DKK of transaction 7 alone",
         "Return 139.00 DKK of transaction 8 alone",
