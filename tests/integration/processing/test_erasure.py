@@ -469,7 +469,7 @@ async def test_the_same_order_again_meets_what_it_met_before_and_creates_nothing
 async def unmatched_callback(world: Scene) -> None:
     """Store a callback that belongs to no checkout, with the marker in its content."""
     unmatched = inbox.UnmatchedCallbacks(world.db, world.encryptor, world.callbacks, grace=60.0)
-    stray = checkouts.UnmatchedPayment(
+    payment = checkouts.UnmatchedPayment(
         merchant_id=1,
         order_ref=None,
         transaction_id=None,
@@ -479,7 +479,7 @@ async def unmatched_callback(world: Scene) -> None:
         correlation_id="c",
     )
     callback = inbox.MerchantCallback(
-        payment=stray, grade="signed", network="inside", content_type=MARKER, headers={}, source=ADDRESS, body=MARKER.encode()
+        payment=payment, grade="signed", network="inside", content_type=MARKER, headers={}, source=ADDRESS, body=MARKER.encode()
     )  # fmt: skip
     await unmatched.store(callback)
     await unmatched.close()
