@@ -251,12 +251,12 @@ class Way:
                 threading.Thread(target=self._process, args=(client, server), daemon=True).start()
 
     def _process(self, client: socket.socket, server: socket.socket) -> None:
-        with suppress(OSError, ValueError):
+        # Closed however it ends: a client that is cut while the server sends is in no list any more.
+        with client, suppress(OSError, ValueError):
             while True:
                 for readable in select.select([client, server], [], [], 1)[0]:
                     data = readable.recv(65536)
                     if not data:
-                        client.close()
                         return
                     if not self.silent:
                         (server if readable is client else client).sendall(data)
