@@ -332,11 +332,16 @@ def test_the_way_without_javascript(installation: Installation, page: Page):
 
 
 def test_the_shop_takes_no_event_that_it_cannot_verify(installation: Installation):
-    answer = httpx.post(
-        f"{installation.shop}/shop/webhooks",
-        json={"subject": "x", "data": {"orderId": "S-1"}},
-        headers={"webhook-id": "1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"},
-    )
+    def forged() -> httpx.Response:
+        return httpx.post(
+            f"{installation.shop}/shop/webhooks",
+            json={"subject": "x", "data": {"orderId": "S-1"}},
+            headers={"webhook-id": "1", "webhook-timestamp": "1", "webhook-signature": "v1,AAAA"},
+            timeout=20,
+        )
+
+    # `up` waits for the shop's pages and not for its registration; until that is done the shop answers 503.
+    answer = until(lambda: answer if (answer := forged()).status_code != 503 else None, seconds=30)
     assert answer.status_code == 401
 
 
