@@ -140,11 +140,10 @@ def explain(*, data_dir: Path, checkout: str, as_json: bool) -> int:
                 say(title)
             for line in lines:
                 say(f"  - {line}")
-        if any("`orchestrator checkouts" in line and "checkouts reconcile" not in line for line in you_may):
-            say()
-            say(
-                "For the audit trail add `--as NAME` and, except to `reconcile`, `--reason TEXT`: who decides, and why."
-            )
+        say()
+        say(
+            "For the audit trail add `--as NAME` and, except to `reconcile`, `--reason TEXT`: who decides, and why."
+        )
 
     return on_database(data_dir, tell)
 
