@@ -57,7 +57,7 @@ GATHER: Final = 0.02
 GATHER_RESULTS: Final = 0.025
 """Seconds for which a result waits for others, to be written with them, if the next event of its checkout
 waits for it."""
-GATHER_LAST: Final = 0.1
+GATHER_LAST: Final = 0.2
 """The same if no other event of its checkout was there when it was taken."""
 AWAY: Final = 1.0
 """Seconds after a round that failed."""
@@ -151,17 +151,17 @@ class Deliverer:
                 began = time.monotonic()
                 self._woken.clear()
                 try:
-                    busy = await self.round()
+                    taken = await self.round()
                 except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                     _log.warning("deliveries_not_taken", **log.cause(error))
                     await asyncio.wait((end,), timeout=AWAY)
                     continue
-                if busy:
-                    await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
-                else:
+                if not (taken and self._more_may_be_due):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._idle_for()):
                             await self._woken.wait()
+                if taken:
+                    await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
         finally:
             end.cancel()
         return await self._finish()

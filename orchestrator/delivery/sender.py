@@ -144,8 +144,9 @@ class Sender:
     ) -> None:
         self._policy, self._total = policy, total_timeout
         self._resolver = Resolver(policy, lookup=lookup)
+        # `send` times the whole: a timer of each read would be one too many.
         self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=total_timeout
+            total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=None
         )
         self._tls = tls
         self._targets: dict[str, URL] = {}

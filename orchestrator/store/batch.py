@@ -16,6 +16,7 @@ import math
 import random
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -106,6 +107,8 @@ class Batch(Generic[T, R]):
         self._name = name
         self._queue: deque[_Waiting[T, R]] = deque()
         self._wakeup = asyncio.Event()
+        self._sooner = asyncio.Event()
+        """Set where what gathers is to be written before the time that it may wait."""
         self._writing = False
         self._gather_until = -math.inf
         self._under_way: list[_Waiting[T, R]] = []
@@ -171,8 +174,11 @@ class Batch(Generic[T, R]):
         now = time.monotonic()
         if not self._queue and not self._writing:
             self._waits_since = now
-        self._gather_until = min(now + within, self._gather_until if self._queue else math.inf)
+        until = self._gather_until if self._queue else math.inf
+        self._gather_until = min(now + within, until)
         self._queue.extend(everything)
+        if now + within < until or len(self._queue) >= _ENOUGH:
+            self._sooner.set()
         if self._runner is None:
             self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
         self._wakeup.set()
@@ -206,8 +212,11 @@ class Batch(Generic[T, R]):
                 while self._queue:
                     # At least one round of the loop: all tasks that are ready now get into this batch.
                     await asyncio.sleep(0)
-                    while (left := self._gather_until - time.monotonic()) > 0 and len(self._queue) < _ENOUGH:  # noqa: ASYNC110 - to wake up for each item would cost more
-                        await asyncio.sleep(min(left, _LONGEST_DELAY))
+                    while (left := self._gather_until - time.monotonic()) > 0 and len(self._queue) < _ENOUGH:
+                        self._sooner.clear()
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(left):
+                                await self._sooner.wait()
                     begun = time.monotonic()
                     self._under_way = self._take()
                     progress = await self._settle(self._under_way)

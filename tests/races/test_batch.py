@@ -428,6 +428,16 @@ async def test_a_single_item_waits_no_longer_than_it_may(slots):
     assert writer.lists == [["a", "b"]]
 
 
+async def test_an_item_that_may_wait_less_shortens_a_wait_that_has_begun(slots):
+    writer = await slots()
+    patient = asyncio.create_task(writer.put("a", within=60))
+    await asyncio.sleep(0.2)
+    assert writer.lists == []
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(patient, writer.put("b", within=0.1)) == ["a", "b"]
+    assert writer.lists == [["a", "b"]]
+
+
 async def test_enough_items_are_written_though_each_may_wait(slots):
     writer = await slots()
     await asyncio.gather(*(writer.put(f"n{number}", within=60) for number in range(batch._ENOUGH)))
