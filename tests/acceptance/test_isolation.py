@@ -80,9 +80,9 @@ def test_a_quiet_merchant_comes_through_a_burst_that_was_there_before_it(servers
 def test_a_slow_gateway_delays_no_other_merchants_orders(servers, database_url, tmp_path):
     with two_merchants(servers, database_url, tmp_path, own_gateway=True) as (installation, _):
         installation.control("PUT", "faults", {"latencyMs": {"all": 700}})
-        installation.start("worker-1")
-        for _ in range(60):
+        for _ in range(150):
             installation.order()
+        installation.start("worker-1")
         installation.until(
             lambda: (
                 installation.sql("SELECT count(*) AS n FROM checkouts WHERE lease IS NOT NULL")[0]["n"] >= 10
@@ -94,7 +94,7 @@ def test_a_slow_gateway_delays_no_other_merchants_orders(servers, database_url, 
         installation.until(
             lambda: through(installation, "quiet") == 20, "the quiet merchant's orders are through"
         )
-        assert through(installation, "default") < 50, "and the slow merchant's orders were still under way"
+        assert through(installation, "default") < 140, "and the slow merchant's orders were still under way"
         installation.control("DELETE", "faults")
         installation.until_all("awaiting_payment", seconds=90)
 
@@ -116,6 +116,12 @@ def test_the_circuit_of_a_gateway_that_is_down_is_open_for_all_workers_and_costs
         quiet = [installation.order(merchant="quiet") for _ in range(10)]
         for checkout in quiet:
             installation.until_state(checkout, "awaiting_payment")
+        (tried,) = installation.sql(
+            "SELECT max(attempts) AS most, count(*) FILTER (WHERE merchant_id = 1 AND attempts = 0) AS untouched"
+            " FROM checkouts"
+        )
+        assert tried["most"] <= 8
+        assert tried["untouched"] >= 10, "most were not even tried"
         # Between two pauses a worker sends a probe.
         installation.until(
             lambda: (
@@ -125,11 +131,6 @@ def test_the_circuit_of_a_gateway_that_is_down_is_open_for_all_workers_and_costs
             "doctor says so",
         )
         assert f"{gateway} is not called" not in installation.command("doctor").stdout
-        assert installation.sql("SELECT max(attempts) AS most FROM checkouts")[0]["most"] <= 8
-        untouched = installation.sql(
-            "SELECT count(*) AS n FROM checkouts WHERE merchant_id = 1 AND attempts = 0"
-        )
-        assert untouched[0]["n"] >= 10, "most were not even tried"
         installation.start("sandbox")
         installation.until_all("awaiting_payment")
         installation.until(

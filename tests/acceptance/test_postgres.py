@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from orchestrator.devkit.local.servers import Embedded
 
 GOAL = 5.0
-"""Seconds from the moment at which Postgres can be used again to the first order and the first move."""
+"""Seconds from the moment at which Postgres can be used again to the first order and the first move, beside
+what these take on this machine before the fault.
+"""
 UNHURRIED = {
     "gateway_connect_timeout": 3,
     "gateway_read_timeout": 3,
@@ -175,6 +177,7 @@ def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_o
                         "orders are under way",
                         seconds=60,
                     )
+                    usual = max(goes_on(installation, orders, since=time.monotonic()))
                     held.enter_context(demoted(old, how))
                     refused = time.monotonic()
                     time.sleep(3)
@@ -185,8 +188,8 @@ def test_after_a_failover_the_new_primary_is_found_in_seconds_whatever_becomes_o
                         lambda: new.admin("SHOW transaction_read_only") == [("off",)], "it takes writes"
                     )
                     ordered, moved = goes_on(installation, orders, since=time.monotonic())
-                assert ordered < GOAL
-                assert moved < GOAL
+                assert ordered < GOAL + usual
+                assert moved < GOAL + usual
                 all_reach(installation, "awaiting_payment")
                 checkout = next(iter(orders.taken))
                 installation.pay(checkout)
@@ -214,10 +217,11 @@ def test_orders_and_moves_go_on_seconds_after_all_connections_fell_silent(
                 "orders are under way",
                 seconds=60,
             )
+            usual = max(goes_on(installation, orders, since=time.monotonic()))
             proxy.silence()
             ordered, moved = goes_on(installation, orders, since=time.monotonic())
-        assert ordered < GOAL
-        assert moved < GOAL
+        assert ordered < GOAL + usual
+        assert moved < GOAL + usual
         # What the server held for connections that it took for open ends too.
         all_reach(installation, "awaiting_payment")
         checkout = next(iter(orders.taken))

@@ -117,7 +117,7 @@ async def test_events_reach_a_developers_address_signed_and_in_order_and_wait_wh
             receiver.secrets = [SECRET]
             refusals = iter([503, 500])
             receiver.answer = lambda _: next(refusals, 204)
-            await receiver.until(lambda: len(receiver.taken) == 3)
+            await receiver.until(lambda: len(receiver.taken) == 3, seconds=60)
             assert await asyncio.to_thread(listener.process.wait, 30) == 0
         listener.read_to_the_end()
     assert receiver.unverified == 0

@@ -240,6 +240,7 @@ def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installatio
     with receiving() as receiver:
         _, receiver.secret = add(world, receiver.url)
         receiver.delay = 1.0
+        world.settings["webhook_total_timeout"] = 8
         world.start("deliverer")
         orders = [world.order() for _ in range(3)]
         world.until(
@@ -255,6 +256,9 @@ def test_a_deliverer_that_is_asked_to_end_finishes_what_is_under_way(installatio
         for order in orders:
             world.until_state(order, "awaiting_payment")
         world.start("deliverer")
+        world.until(
+            lambda: not world.sql("SELECT 1 FROM events WHERE position IS NULL"), "all have positions"
+        )
         world.until(lambda: not world.sql("SELECT 1 FROM delivery_streams"), "the rest is delivered")
         assert receiver.repeats == 0
         assert dict(receiver.taken) == everything(world)

@@ -108,13 +108,15 @@ def test_the_front_door_leads_to_everything(installation: Installation, page: Pa
     links = [str(link.get_attribute("href")) for link in page.get_by_role("link").all()]
     assert links[:2] == ["/shop", "/console"]
     for link in links:
-        assert httpx.get(httpx.URL(installation.url).join(link), follow_redirects=True).is_success, link
+        assert httpx.get(
+            httpx.URL(installation.url).join(link), follow_redirects=True, timeout=20
+        ).is_success, link
     page.goto(f"{installation.url}/misspelt")
     assert [text for text in complaints.said if "404" not in text] == []
     complaints.said.clear()
     expect(page.get_by_role("heading")).to_have_text("There is nothing at this address")
     check(page, complaints)
-    problem = httpx.get(f"{installation.url}/misspelt")
+    problem = httpx.get(f"{installation.url}/misspelt", timeout=20)
     assert (problem.status_code, problem.headers["content-type"]) == (404, "application/problem+json")
 
 
@@ -315,8 +317,10 @@ def test_the_way_without_javascript(installation: Installation, page: Page):
     plain.goto(f"{installation.url}/shop")
     plain.get_by_role("button", name="Proceed to checkout").click()
     for _ in range(50):
+        plain.wait_for_load_state()  # what is counted does not wait for the document
         if plain.get_by_role("radio", name="Card").count():
             break
+        plain.wait_for_timeout(100)
         plain.get_by_role("link", name="show it again").click()
     plain.get_by_role("radio", name="Card").check()
     plain.get_by_role("button", name="Continue to payment").click()

@@ -63,7 +63,7 @@ def test_stopped_before_the_call_left_and_resumed_when_another_has_done_it(
     world.start("worker-1")
     checkout = paid(world, capture=captured)
     # The lookup that comes before the call is slow: the worker is stopped while it waits for it.
-    world.plan(checkout, delayMs={"payments": 600})
+    world.plan(checkout, delayMs={"payments": 800})
     world.ask(checkout, kind, amount=40)
     world.until_operation(checkout, "requested")
     world.signal("worker-1", signal.SIGSTOP)

@@ -210,16 +210,23 @@ def test_a_successor_waits_for_a_postgres_that_is_still_going(tmp_path: Path) ->
         os.kill(postmaster, signal.SIGSTOP)
         first.kill()
         assert command_of(postmaster)
-        later = threading.Timer(1.0, os.kill, (postmaster, signal.SIGCONT))
+        later = threading.Timer(20.0, os.kill, (postmaster, signal.SIGCONT))
         later.start()
         said: list[str] = []
+
+        def announce(line: str) -> None:
+            said.append(line)
+            if "previous Postgres" in line:
+                os.kill(postmaster, signal.SIGCONT)
+
         usual = os.umask(0o077)  # that of our commands
         try:
-            with Embedded.start(tmp_path, durable=False, announce=said.append) as servers:
+            with Embedded.start(tmp_path, durable=False, announce=announce) as servers:
                 assert numbers(servers.owner_url) == [1]
                 assert not command_of(postmaster)
         finally:
             os.umask(usual)
+            later.cancel()
             later.join()
     assert any("previous Postgres" in line for line in said)
 

@@ -122,7 +122,7 @@ async def test_a_list_is_one_batch_and_each_of_its_items_has_its_own_result(slot
 
 
 async def test_of_a_list_that_is_written_in_part_the_rest_is_not_known(slots):
-    writer = await slots(limit=10, timeout=0.5)
+    writer = await slots(limit=10, timeout=2.0)
     waiting = asyncio.create_task(writer.batch.put_all([(f"n{number}", 1) for number in range(20)]))
     await until(lambda: len(writer.lists) == 1)
     writer.gate.clear()
@@ -248,7 +248,7 @@ async def test_the_timeout_is_counted_for_each_waiter_separately(slots):
 
 
 async def test_a_server_that_hangs_in_the_middle_of_a_write_is_database_away_too(slots):
-    writer = await slots(timeout=0.4)
+    writer = await slots(timeout=2.0)
     assert await writer.put("before") == "before"
     (row,) = await writer.db.read(text("SELECT pg_backend_pid() AS pid"))
     os.kill(row.pid, signal.SIGSTOP)

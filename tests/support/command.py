@@ -222,8 +222,9 @@ class Shop:
             method["onInitiatePayment"]["value"],
             json={"sessionId": found["session"]["id"], "paymentMethodId": method["id"]},
             headers={"authorization": f"Bearer {found['session']['token']}"},
+            timeout=20,
         )
-        return httpx.post(started.json()["url"], data=GOOD_CARD)
+        return httpx.post(started.json()["url"], data=GOOD_CARD, timeout=20)
 
     def __enter__(self) -> Self:
         return self

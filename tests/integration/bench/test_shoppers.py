@@ -62,7 +62,7 @@ async def test_the_document_in_a_callback_is_the_document_that_a_lookup_shows():
 
 
 async def test_a_shopper_comes_once_however_often_the_methods_are_listed():
-    async with light(shoppers=ShopperProfile(think=0.02)) as (gateway, client, account):
+    async with light(shoppers=ShopperProfile(think=0.5)) as (gateway, client, account):
         token, session, _ = await offered(client, account, asked())
         assert gateway.books.thinking == 1
         await client.list_methods(account, token.value.value, session.value.session_id, user_agent=None)
@@ -79,7 +79,7 @@ async def test_no_order_is_paid_where_there_are_no_shoppers():
 
 
 async def test_a_shopper_of_a_run_that_is_over_pays_nothing():
-    async with light(shoppers=ShopperProfile(think=0.02, jitter=0.0)) as (gateway, client, account):
+    async with light(shoppers=ShopperProfile(think=0.5, jitter=0.0)) as (gateway, client, account):
         await offered(client, account, asked())
         before = gateway.books.orders["b-1"]
         gateway.books.reset()

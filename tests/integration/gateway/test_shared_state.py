@@ -235,9 +235,10 @@ async def test_workers_are_counted_while_they_read_redis(url: str):
 async def test_all_workers_share_one_budget(url: str):
     async with (
         Misbehaving(WELL) as server,
-        worker(url, "one", gateway_calls_per_second=40.0) as (first, _),
-        worker(url, "two", gateway_calls_per_second=40.0) as (second, _),
+        worker(url, "one", gateway_calls_per_second=40.0) as (first, shared_one),
+        worker(url, "two", gateway_calls_per_second=40.0) as (second, shared_two),
     ):
+        await until(lambda: shared_one.workers == shared_two.workers == 2)
         began = time.monotonic()
         outcomes = await asyncio.gather(
             *(gateway.authenticate(account(server.url)) for gateway in (first, second) for _ in range(20))
@@ -269,14 +270,18 @@ async def test_a_client_that_ends_a_cancelled_call_with_another_error_does_not_k
     assert not shared._tasks
 
 
-async def test_the_script_and_the_arithmetic_agree(url: str):
+async def test_the_script_and_the_arithmetic_agree(url: str, monkeypatch):
+    # It is not measured here how long Redis takes.
+    monkeypatch.setattr(shared_state, "MOMENT", 5.0)
+    monkeypatch.setattr(shared_state, "TIMEOUT", 5.0)
     async with worker(url, "one") as (_, shared):
-        schedule, now = rate.Schedule(), 0.0
+        schedule, now, began = rate.Schedule(), 0.0, time.monotonic()
         for want in (3, 5, 1, 20):
             told = await shared.permits("g", 10.0, want)
             assert told is not None
             expected = schedule.take(want, 10.0, now)
-            assert told.permits in {expected.permits, expected.permits + 1}, "time goes on meanwhile"
+            more = 1 + int(10.0 * (time.monotonic() - began))
+            assert expected.permits <= told.permits <= expected.permits + more, "time goes on meanwhile"
 
 
 # ── Redis is away ─────────────────────────────────────────────────────────────────────────────────────────

@@ -30,7 +30,7 @@ async def test_two_claims_of_the_same_order_process_it_once(world: Scene):
 
 async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: Scene):
     checkout = await world.accept()
-    await world.plan(checkout, delayMs={"session": 400})
+    await world.plan(checkout, delayMs={"session": 1500})
     carrying = asyncio.create_task(world.process(checkout))
     await world.until_state(checkout, "authenticated")
     await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
@@ -44,7 +44,7 @@ async def test_an_answer_that_comes_after_the_lease_was_lost_is_dropped(world: S
 
 async def test_a_wake_up_under_our_lease_is_reported_and_sets_it_due_now(world: Scene):
     checkout = await world.accept()
-    await world.plan(checkout, delayMs={"payment-methods": 300})
+    await world.plan(checkout, delayMs={"payment-methods": 1500})
     carrying = asyncio.create_task(world.process(checkout))
     await world.until_state(checkout, "session_created")
     await world.call_back(checkout)
@@ -167,13 +167,25 @@ async def test_an_order_whose_data_cannot_be_decrypted_keeps_a_due_time_and_rais
     assert await world.state(well) == "awaiting_payment"
 
 
-async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_holder(world: Scene):
+async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_holder(
+    world: Scene, monkeypatch
+):
     checkout = await world.accept()
     await world.sql("UPDATE intents SET data_key = NULL WHERE checkout_id = :id", id=checkout)
-    await world.control("PUT", "faults", {"latencyMs": {"authenticate": 300}})
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+    real = world.processor.context.gateway.authenticate
+
+    async def authenticate(*arguments: Any, **options: Any) -> Any:
+        asked.set()
+        await goes_on.wait()
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(world.processor.context.gateway, "authenticate", authenticate)
     carrying = asyncio.create_task(world.process(checkout))
-    await asyncio.sleep(0.15)
+    async with asyncio.timeout(30):
+        await asked.wait()
     await world.sql("UPDATE checkouts SET lease = :other WHERE id = :id", other=uuid4(), id=checkout)
+    goes_on.set()
     assert await carrying == []
     assert (await world.row(checkout)).attention is None
 
@@ -181,7 +193,7 @@ async def test_an_order_that_breaks_while_its_lease_is_lost_is_left_to_the_next_
 async def test_postgres_going_away_in_the_middle_leaves_the_order_to_its_due_time(
     database_url: str, gateway_url: str
 ):
-    async with scene(database_url, gateway_url, timeout=0.2) as world:
+    async with scene(database_url, gateway_url, timeout=2.0) as world:
         checkout = await world.accept()
         # Long enough for Postgres to be away before the answer comes, however busy the machine is.
         await world.plan(checkout, delayMs={"session": 6000})

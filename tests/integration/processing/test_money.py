@@ -800,7 +800,7 @@ async def test_a_refusal_is_looked_up_before_it_counts(world: Scene, found: str)
     await world.command(checkout, "capture", amount=WHOLE if found == "full" else 4000)
     with pytest.MonkeyPatch.context() as patch:
         if found == "nothing":
-            await world.plan(checkout, refuse={"capture": 1}, delayMs={"capture": 300})
+            await world.plan(checkout, refuse={"capture": 1}, delayMs={"capture": 1500})
             carrying = asyncio.create_task(world.process(checkout))
             await until_submitted(world, checkout)
             await world.plan(checkout, refuse={"capture": 1}, fail={"payments": 1})

@@ -45,9 +45,9 @@ def test_the_first_sessions_are_lost_when_their_methods_are_asked_for(gateway, o
 def test_a_token_can_end_earlier_than_it_says(gateway, order, where):
     token = gateway.token()
     if where == "plan":
-        gateway.plan(order, tokenLifetime=0.2)
+        gateway.plan(order, tokenLifetime=1.5)
     else:
-        gateway.control("PUT", "faults", {"tokenLifetime": 0.2})
+        gateway.control("PUT", "faults", {"tokenLifetime": 1.5})
 
     def status(number):
         headers = {"authorization": f"Bearer {token}"}
@@ -217,12 +217,12 @@ def test_a_card_that_is_left_open_resolves_too(gateway, merchant, order):
 
 
 def test_an_open_payment_that_a_person_resolved_first_is_not_resolved_again(gateway, merchant, order):
-    gateway.plan(order, resolveAfterMs=200, resolveTo="succeeded")
+    gateway.plan(order, resolveAfterMs=1500, resolveTo="succeeded")
     url = gateway.checkout(order, method="BANK_PAYMENT")
     gateway.act(url, "open")
     gateway.act(url, "notify_declined")
     merchant.wait(order, "notification", status="declined")
-    time.sleep(0.3)
+    time.sleep(1.7)
     assert only(gateway, order)["heldMinor"] == 0
     assert not merchant.heard(order, "notification", status="succeeded")
 
