@@ -1,9 +1,9 @@
 """The sequencer of a worker: gives committed events their positions in the feeds, and deletes events that are
 no longer kept.
 
-It is woken after each commit of this process that wrote events, so a position follows within some
-milliseconds, or within a tenth of a second where no endpoint exists. About once a second it also checks for
-events of other processes: those of the API, and those of a worker that was killed after its commit. Each
+It is woken after each commit of this process that wrote events, so a position follows within about
+40 milliseconds, or within a tenth of a second where no endpoint exists. About once a second it also checks
+for events of other processes: those of the API, and those of a worker that was killed after its commit. Each
 worker has a sequencer, and an advisory lock allows one at a time to give positions. No move waits for it.
 """
 

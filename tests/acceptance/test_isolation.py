@@ -117,8 +117,8 @@ def test_the_circuit_of_a_gateway_that_is_down_is_open_for_all_workers_and_costs
         for checkout in quiet:
             installation.until_state(checkout, "awaiting_payment")
         (tried,) = installation.sql(
-            "SELECT max(attempts) AS most, count(*) FILTER (WHERE merchant_id = 1 AND attempts = 0) AS untouched"
-            " FROM checkouts"
+            "SELECT max(attempts) AS most,"
+            " count(*) FILTER (WHERE merchant_id = 1 AND attempts = 0) AS untouched FROM checkouts"
         )
         assert tried["most"] <= 8
         assert tried["untouched"] >= 10, "most were not even tried"

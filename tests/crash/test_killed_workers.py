@@ -70,7 +70,8 @@ def test_a_worker_killed_while_it_changes_an_order_changes_it_once(
     world.until(
         lambda: world.sql(
             "SELECT 1 FROM checkouts c JOIN commands k ON k.checkout_id = c.id"
-            " WHERE c.state = %s AND c.lease IS NOT NULL AND (k.handled_at IS NULL OR c.state = 'session_created')",
+            " WHERE c.state = %s AND c.lease IS NOT NULL"
+            " AND (k.handled_at IS NULL OR c.state = 'session_created')",
             state,
         ),
         "the call is under way",
