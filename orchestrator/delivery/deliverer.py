@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from orchestrator.domain.events import CloudEvent
     from orchestrator.settings import Settings
     from orchestrator.store.batch import Writes
-    from orchestrator.store.database import Database
+    from orchestrator.store.database import Database, Kept
     from orchestrator.store.deliveries import Due
     from orchestrator.store.webhooks import Webhook
 
@@ -146,12 +146,13 @@ class Deliverer:
         """
         end = asyncio.create_task(ending.wait())
         end.add_done_callback(lambda _: self._woken.set())
+        kept = self._db.kept()
         try:
             while not ending.is_set():
                 began = time.monotonic()
                 self._woken.clear()
                 try:
-                    taken = await self.round()
+                    taken = await self.round(kept)
                 except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                     _log.warning("deliveries_not_taken", **log.cause(error))
                     await asyncio.wait((end,), timeout=AWAY)
@@ -164,6 +165,7 @@ class Deliverer:
                     await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
         finally:
             end.cancel()
+            await kept.close()
         return await self._finish()
 
     def _idle_for(self) -> float:
@@ -194,7 +196,7 @@ class Deliverer:
 
     # ── Rounds ─────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def round(self) -> bool:
+    async def round(self, kept: Kept) -> bool:
         """Take what is due and may be sent, and begin to send it; return whether there was anything."""
         now = time.monotonic()
         if now >= self._refresh_at:
@@ -216,8 +218,8 @@ class Deliverer:
             self._lists.add(task)
             task.add_done_callback(self._lists.discard)
         if wanted:
-            taken += await self._take(wanted, probes)
-        self._more_may_be_due = any(endpoint.may_be_due for endpoint in self._endpoints.values())
+            taken += await self._take(kept, wanted, probes)
+        self._more_may_be_due = any(endpoint.waits for endpoint in self._endpoints.values())
         return bool(taken)
 
     async def _take_tests(self, now: float) -> int:
@@ -232,7 +234,7 @@ class Deliverer:
         """Take of backlogs, beside the rounds: events of other endpoints do not wait for these lists."""
         began = time.monotonic()
         try:
-            await self._take(wanted, set())
+            await self._take(self._db, wanted, set())
             await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
         except Exception as error:  # noqa: BLE001 - the next list tries again, whatever it was
             _log.warning("deliveries_not_taken", **log.cause(error))
@@ -242,14 +244,14 @@ class Deliverer:
                 del self._listed[endpoint_id]
             self._woken.set()
 
-    async def _take(self, wanted: dict[UUID, int], probes: set[UUID]) -> int:
+    async def _take(self, db: Database | Kept, wanted: dict[UUID, int], probes: set[UUID]) -> int:
         """Take what is due, and begin to send it; return how many."""
         endpoints = {endpoint_id: self._endpoints[endpoint_id] for endpoint_id in wanted}
         for endpoint in endpoints.values():
             endpoint.may_be_due = False
         asked = time.monotonic()
         try:
-            found = await deliveries.take(self._db, wanted, probes=probes, seconds=self._lease)
+            found = await deliveries.take(db, wanted, probes=probes, seconds=self._lease)
         except Exception:
             for endpoint in endpoints.values():
                 endpoint.may_be_due = True
@@ -370,7 +372,7 @@ class Deliverer:
 
     async def _deliver(self, due: Due, endpoint: EndpointState | None, began: float) -> None:
         if endpoint is None:
-            self._refresh_at = float("-inf")  # not served any more, not known yet, or unreadable
+            self.wake("*")  # not served any more, not known yet, or unreadable
             await self._put(due, due.written("released", due_in=UNSERVED))
             return
         if due.purpose == "test":

@@ -55,6 +55,11 @@ class EndpointState:
     noting: int = 0
     """Answers that are not in the endpoint's row yet."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether something may be due that may be sent."""
+        return self.may_be_due and self.webhook.paused_at is None
+
     def refresh(self, webhook: Webhook) -> None:
         """Take over what the endpoint's row says now."""
         ended = (

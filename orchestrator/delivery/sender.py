@@ -9,17 +9,22 @@ verified against the name of the URL, to which the connection goes at an address
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import ssl
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
+from aiohttp import hdrs
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import HttpProcessingError
+from msgspec import Struct
 from yarl import URL
 
 from orchestrator.delivery.addresses import (
@@ -36,6 +41,8 @@ from orchestrator.retry_after import retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from aiohttp.client_reqrep import ConnectionKey
 
 KEPT: Final = 1024
 """Bytes of an answer that are kept."""
@@ -89,8 +96,7 @@ OVERLOAD: Final = frozenset(
 _UNAVAILABLE: Final = frozenset({502, 503, 504})
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """The outcome of one attempt; `wait` is the endpoint's Retry-After, in seconds."""
 
     outcome: Outcome
@@ -130,8 +136,31 @@ class _CheckedResolver(AbstractResolver):
         pass
 
 
+class _Where(aiohttp.ClientRequest):
+    """Says where to connect to; it is never sent itself."""
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:  # there a property, computed each time
+        return super().connection_key
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A URL that was checked, with what its requests have in common."""
+
+    connector: aiohttp.TCPConnector
+    where: _Where
+    head: str
+    """The request line, and the name of the host."""
+
+
 class Sender:
-    """The connections of one process to merchants' endpoints."""
+    """The connections of one process to merchants' endpoints.
+
+    Connections, TLS, their pool and the parser of answers are aiohttp's. The request is written here and not
+    by its session, which would cost more than all the rest: three headers of each are new, and nothing that a
+    session can do is wanted.
+    """
 
     def __init__(
         self,
@@ -144,18 +173,16 @@ class Sender:
     ) -> None:
         self._policy, self._total = policy, total_timeout
         self._resolver = Resolver(policy, lookup=lookup)
-        # `send` times the whole: a timer of each read would be one too many.
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, connect=connect_timeout, sock_connect=connect_timeout, sock_read=None
-        )
+        connect = min(connect_timeout, total_timeout)
+        self._timeout = aiohttp.ClientTimeout(connect=connect, sock_connect=connect, ceil_threshold=math.inf)
         self._tls = tls
-        self._targets: dict[str, URL] = {}
-        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._targets: dict[str, _Target] = {}
+        self._connectors: dict[str, aiohttp.TCPConnector] = {}
 
     async def close(self) -> None:
         """Close every connection."""
-        for session in self._sessions.values():
-            await session.close()
+        for connector in self._connectors.values():
+            await connector.close()
         self._resolver.close()
 
     async def send(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:
@@ -163,30 +190,36 @@ class Sender:
         began = time.monotonic()
         try:
             target = self._target(url)
-            async with asyncio.timeout(self._total):
-                try:
-                    return await self._exchange(target, headers, body, began)
-                except aiohttp.ServerDisconnectedError:
-                    # A kept connection that was closed as it was taken: repeat once on a new one, with the
-                    # same id.
-                    return await self._exchange(target, headers, body, began)
+            request = _request(target.head, headers, body)
+            try:
+                return await self._exchange(target, request, began)
+            except aiohttp.ServerDisconnectedError:
+                # A kept connection that was closed as it was taken: repeat once on a new one, with the same
+                # id.
+                async with asyncio.timeout(began + self._total - time.monotonic()):
+                    return await self._exchange(target, request, began)
         except WebhookUrlRejected:
             return Answer(Outcome.WRONG_URL, time.monotonic() - began)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, HttpProcessingError, TimeoutError, OSError, ValueError) as error:
             return Answer(_fault(error), time.monotonic() - began)
 
-    def _target(self, url: str) -> URL:
+    def _target(self, url: str) -> _Target:
         """Return a URL that was checked; its text is checked once, its addresses with each connection."""
         target = self._targets.get(url)
         if target is None:
             if len(self._targets) >= TARGETS:
                 self._targets.clear()
-            target = self._targets[url] = URL(checked_url(url, self._policy), encoded=True)
+            read = URL(checked_url(url, self._policy), encoded=True)
+            target = self._targets[url] = _Target(
+                self._connector(read.scheme),
+                _Where(hdrs.METH_POST, read, loop=asyncio.get_running_loop(), ssl=True),
+                f"POST {read.raw_path_qs} HTTP/1.1\r\nHost: {read.host_port_subcomponent}\r\n",
+            )
         return target
 
-    def _session(self, scheme: str) -> aiohttp.ClientSession:
-        session = self._sessions.get(scheme)
-        if session is None:
+    def _connector(self, scheme: str) -> aiohttp.TCPConnector:
+        connector = self._connectors.get(scheme)
+        if connector is None:
             named_only = scheme == "http"
 
             def checked_socket(info: Any) -> socket.socket:
@@ -195,40 +228,67 @@ class Sender:
                 self._resolver.check(ip_address(str(address[0])), named_only=named_only)
                 return socket.socket(family, kind, protocol)
 
-            session = self._sessions[scheme] = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    ssl=self._tls or public_tls(),
-                    resolver=_CheckedResolver(self._resolver, named_only=named_only),
-                    use_dns_cache=False,
-                    keepalive_timeout=KEEPALIVE,
-                    family=socket.AF_UNSPEC,
-                    socket_factory=checked_socket,
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=False,
-                auto_decompress=False,
-                timeout=self._timeout,
-                skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent"),
-                read_bufsize=READ,
+            connector = self._connectors[scheme] = aiohttp.TCPConnector(
+                limit=0,
+                ssl=self._tls or public_tls(),
+                resolver=_CheckedResolver(self._resolver, named_only=named_only),
+                use_dns_cache=False,
+                keepalive_timeout=KEEPALIVE,
+                family=socket.AF_UNSPEC,
+                socket_factory=checked_socket,
             )
-        return session
+        return connector
 
-    async def _exchange(self, url: URL, headers: Mapping[str, str], body: bytes, began: float) -> Answer:
-        response = await self._session(url.scheme).post(
-            url, headers=headers, data=body, allow_redirects=False
-        )
+    async def _exchange(self, target: _Target, request: bytes, began: float) -> Answer:
         try:
-            kept = await _beginning(response.content)
-            outcome = _meaning(response.status)
-            wait = (
-                retry_after(response.headers, cap=RETRY_AFTER_CAP)
-                if outcome in {Outcome.THROTTLED, Outcome.UNAVAILABLE}
-                else None
-            )
-            return Answer(outcome, time.monotonic() - began, response.status, kept, wait)
+            connection = await target.connector.connect(target.where, [], self._timeout)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError from error
+        handler, transport = connection.protocol, connection.transport
+        timed_out = False
+        try:
+            if handler is None or transport is None or handler.should_close:
+                # It was closed meanwhile, or something came on it that nobody asked for.
+                raise aiohttp.ServerDisconnectedError  # noqa: TRY301 - handled like one that is met later
+
+            def end() -> None:
+                nonlocal timed_out
+                timed_out = True
+                transport.abort()
+
+            # A timer of the loop: `asyncio.timeout` costs several times as much.
+            left = began + self._total - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(left, end)
+            try:
+                handler.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ)
+                transport.write(request)
+                message, content = await handler.read()
+                while 100 <= message.code < 200 and message.code != HTTPStatus.SWITCHING_PROTOCOLS:  # noqa: PLR2004
+                    message, content = await handler.read()  # what goes before the answer says nothing here
+                kept = content.read_nowait(KEPT) if content.is_eof() else await _beginning(content)
+            finally:
+                timer.cancel()
+            if timed_out:  # and what had come by then was read as the whole answer
+                raise TimeoutError  # noqa: TRY301
+            connection.release()  # which closes it unless its answer has come to its end
+        except Exception as error:
+            if timed_out:
+                raise TimeoutError from error
+            raise
         finally:
-            response.close()  # a connection whose answer has come to its end is already kept for others
+            connection.close()  # unless it was released
+        outcome, wait = _meaning(message.code), None
+        if outcome is Outcome.THROTTLED or outcome is Outcome.UNAVAILABLE:
+            wait = retry_after(message.headers, cap=RETRY_AFTER_CAP)
+        return Answer(outcome, time.monotonic() - began, message.code, kept, wait)
+
+
+def _request(head: str, headers: Mapping[str, str], body: bytes) -> bytes:
+    """Return a request as it is sent; `ValueError` where a header would be more than one line of ASCII."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or not lines.isascii():
+        raise ValueError("a header must be one line of ASCII")
+    return f"{head}{lines}Content-Length: {len(body)}\r\n\r\n".encode("ascii") + body
 
 
 async def _beginning(stream: aiohttp.StreamReader) -> bytes:
@@ -246,12 +306,12 @@ async def _beginning(stream: aiohttp.StreamReader) -> bytes:
 
 def _meaning(status: int) -> Outcome:
     match status:
+        case _ if 200 <= status < 300:  # noqa: PLR2004 - the class of success
+            return Outcome.DELIVERED
         case HTTPStatus.GONE:
             return Outcome.GONE
         case HTTPStatus.TOO_MANY_REQUESTS:
             return Outcome.THROTTLED
-        case _ if 200 <= status < 300:  # noqa: PLR2004 - the class of success
-            return Outcome.DELIVERED
         case _ if 300 <= status < 400:  # noqa: PLR2004
             return Outcome.REDIRECT
         case _ if 400 <= status < 500:  # noqa: PLR2004
@@ -265,14 +325,14 @@ _FAULTS: Final[Sequence[tuple[tuple[type[BaseException], ...], Outcome]]] = (
     ((AddressForbidden,), Outcome.FORBIDDEN_ADDRESS),
     ((NameUnknown, aiohttp.ClientConnectorDNSError), Outcome.NAME_NOT_FOUND),
     ((aiohttp.ClientSSLError, ssl.SSLError), Outcome.NOT_SECURE),
-    ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), Outcome.WRONG_URL),
+    ((aiohttp.InvalidURL,), Outcome.WRONG_URL),
     ((aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError), Outcome.NOT_CONNECTED),
     ((TimeoutError,), Outcome.TIMED_OUT),
     (
         (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, ConnectionError),
         Outcome.CONNECTION_LOST,
     ),
-    ((aiohttp.ClientResponseError,), Outcome.NOT_HTTP),
+    ((HttpProcessingError,), Outcome.NOT_HTTP),
 )
 
 

@@ -150,7 +150,8 @@ def decimal_or_none(minor: int, currency: str) -> Decimal | None:
     """Return minor units as `to_decimal` does; None for an unknown currency, whose decimals are
     unknown too.
     """
-    return to_decimal(minor, currency) if currency in _CURRENCIES else None
+    known = _CURRENCIES.get(currency)
+    return None if known is None else Decimal(minor).scaleb(-known[1], _WIDE)
 
 
 def spelled(minor: int, currency: str, *, grouped: bool = False) -> str:

@@ -270,7 +270,7 @@ class Settings(AccessSettings):
     otherwise."""
     database_pool: int = Field(default=6, ge=1, le=200)
     """Connections to Postgres from one process; an API process has four more, for requests that write, and
-    two where it serves metrics."""
+    two where it serves metrics; a deliverer has one more."""
     api_connections: int = Field(default=1000, ge=16, le=100_000)
     """Connections of callers to one API process, and an eighth more for callbacks; fewer where the limit of
     open files is lower."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
@@ -14,7 +15,7 @@ from orchestrator.domain.records import Command, Operation, PaymentRecord
 from orchestrator.store.tables import IS_LIVE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from _typeshed import DataclassInstance
     from sqlalchemy import Row, Table
@@ -156,11 +157,23 @@ def parts(name: str, value: Attention | LastError | CommandResult | None) -> dic
     }
 
 
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T", bound="DataclassInstance | msgspec.Struct")
 
 
 def record(kind: type[T], row: Row[Any], /, **made: Any) -> T:
     """Make a record of the columns that have the names of its fields; `made` are its other fields."""
-    return kind(
-        **{name: getattr(row, name) for name in kind.__dataclass_fields__ if name not in made}, **made
-    )
+    key = (kind, *made)
+    names, read = _READERS.get(key) or _READERS.setdefault(key, _reader(kind, made))
+    return kind(**dict(zip(names, read(row), strict=True)), **made)
+
+
+_READERS: Final[dict[tuple[object, ...], tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]]] = {}
+"""How the columns of a kind of record are read, by the kind and the names that are made."""
+
+
+def _reader(kind: Any, made: Iterable[str]) -> tuple[tuple[str, ...], Callable[[object], tuple[Any, ...]]]:
+    every = kind.__struct_fields__ if issubclass(kind, msgspec.Struct) else kind.__dataclass_fields__
+    names = without(every, *made)
+    # Of a single name, `attrgetter` would return no tuple.
+    several = len(names) > 1
+    return names, attrgetter(*names) if several else lambda row: tuple(getattr(row, name) for name in names)

@@ -9,7 +9,8 @@ stream of which everything is sent is deleted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 from uuid import UUID, uuid4
 
@@ -26,13 +27,12 @@ from orchestrator.store.notifications import notify
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
-    from datetime import datetime
 
     from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from orchestrator.crypto import Encryptor
-    from orchestrator.store.database import Database
+    from orchestrator.store.database import Database, Kept
 
 TESTS_WAITING: Final = 3
 """Test events of one endpoint that may wait to be sent."""
@@ -47,9 +47,9 @@ _TAKEN: Final = """
     leased AS (
         UPDATE delivery_streams s SET lease = :lease, due_at = clock() + make_interval(secs => :seconds)
          WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
-        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since, s.lease
+        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since
     )
-    SELECT l.*, clock() AS now,
+    SELECT l.endpoint_id, l.checkout_id, l.purpose, l.last_sequence, l.attempts, clock() AS now,
            CASE WHEN l.failing_since IS NULL THEN 0
                 ELSE extract(epoch FROM clock() - greatest(l.failing_since, e.resumed_at)) END::float8 AS failing_for,
            n.sequence, n.kind, n.payload, n.correlation_id, n.created_at, n.position, m.name AS merchant, i.data_key
@@ -65,7 +65,7 @@ _TAKEN: Final = """
 _TAKE = text(f"""
     WITH wanted AS MATERIALIZED (
         SELECT w.endpoint_id, w.slots
-          FROM unnest(CAST(:endpoints AS uuid[]), CAST(:slots AS int[]), CAST(:probes AS boolean[])) AS w(endpoint_id, slots, probe)
+          FROM json_to_recordset(CAST(:wanted AS json)) AS w(endpoint_id uuid, slots int, probe boolean)
           JOIN webhook_endpoints e ON e.id = w.endpoint_id
          WHERE e.paused_at IS NULL AND e.deleted_at IS NULL AND (w.probe OR e.open_until IS NULL OR e.open_until <= clock())
     ),
@@ -85,8 +85,7 @@ _TAKE_TESTS = text(f"""
 # In the order in which the sequencer extends them. Rows are read one by one, or named by their places: a join
 # might read the whole table.
 _LOCK = text("""
-    SELECT count(*) FROM unnest(CAST(:endpoints AS uuid[]), CAST(:checkouts AS uuid[]), CAST(:purposes AS text[]))
-           AS r(endpoint_id, checkout_id, purpose)
+    SELECT count(*) FROM json_to_recordset(CAST(:results AS json)) AS r(endpoint_id uuid, checkout_id uuid, purpose text)
      CROSS JOIN LATERAL (SELECT 1 FROM delivery_streams s
                           WHERE s.endpoint_id = r.endpoint_id AND s.checkout_id = r.checkout_id AND s.purpose = r.purpose
                           LIMIT 1 FOR UPDATE) s
@@ -188,8 +187,7 @@ _REMOVE = text("""
 """)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
+class Due(msgspec.Struct, frozen=True, kw_only=True):
     """A stream that was taken, and its next event; durations are in seconds."""
 
     endpoint_id: UUID
@@ -206,7 +204,11 @@ class Due:
     """Since the first failure of the event, or since the endpoint was resumed, whichever is later."""
     event: StoredEvent | None
     merchant: str
-    data_key: bytes | None = field(repr=False)
+    data_key: bytes | None
+
+    def __repr__(self) -> str:
+        """Name the stream alone: a log must not keep the key that an erasure destroys."""
+        return f"Due({self.endpoint_id}, {self.checkout_id}, {self.purpose})"
 
     def written(
         self,
@@ -281,45 +283,41 @@ class TooManyTests(OrchestratorError):  # noqa: N818 - named for the fact
 
 
 async def take(
-    db: Database, wanted: Mapping[UUID, int], *, probes: Collection[UUID] = (), seconds: float
+    db: Database | Kept, wanted: Mapping[UUID, int], *, probes: Collection[UUID] = (), seconds: float
 ) -> list[Due]:
     """Take streams that are due, of each endpoint at most so many, and hold them for so many seconds; none of
     an endpoint that is paused, or whose circuit is open unless it is among `probes`.
     """
-    asked = {
-        "endpoints": list(wanted),
-        "slots": list(wanted.values()),
-        "probes": [endpoint_id in probes for endpoint_id in wanted],
-        "lease": uuid4(),
-        "seconds": seconds,
-    }
-    return [_due(row) for row in await db.write(_TAKE, asked)]
+    listed = [
+        {"endpoint_id": endpoint_id, "slots": slots, "probe": endpoint_id in probes}
+        for endpoint_id, slots in wanted.items()
+    ]
+    lease = uuid4()
+    asked = {"wanted": json_text(listed), "lease": lease, "seconds": seconds}
+    return [_due(row, lease) for row in await db.write(_TAKE, asked)]
 
 
 async def take_tests(db: Database, *, most: int, seconds: float) -> list[Due]:
     """Take test events, at most so many, whatever their endpoints are like."""
-    asked = {"lease": uuid4(), "most": most, "seconds": seconds}
-    return [_due(row) for row in await db.write(_TAKE_TESTS, asked)]
+    lease = uuid4()
+    asked = {"lease": lease, "most": most, "seconds": seconds}
+    return [_due(row, lease) for row in await db.write(_TAKE_TESTS, asked)]
 
 
-def _due(row: Row[Any]) -> Due:
-    return record(Due, row, event=None if row.sequence is None else record(StoredEvent, row))
+def _due(row: Row[Any], lease: UUID) -> Due:
+    event = None if row.sequence is None else record(StoredEvent, row)
+    return record(Due, row, lease=lease, event=event)
 
 
 async def write(db: Database, results: list[Written]) -> list[bool]:
     """Write the results of streams, no two of which are the same; return for each whether anything of it is
     still to be sent. Nothing is written for a stream whose lease has passed to another deliverer.
     """
-    ordered = sorted(results, key=_stream)
-    keys = {
-        "endpoints": [result.endpoint_id for result in ordered],
-        "checkouts": [result.checkout_id for result in ordered],
-        "purposes": [result.purpose for result in ordered],
-    }
+    written = {"results": json_text(sorted(results, key=_stream))}
     async with db.transaction() as tx:
         # In a statement of its own: the next one must see streams that are extended meanwhile.
-        await run(tx, _LOCK, keys)
-        rows = await run(tx, _WRITE, {"results": json_text(results)})
+        await run(tx, _LOCK, written)
+        rows = await run(tx, _WRITE, written)
     left = set(map(_stream, rows))
     return [_stream(result) in left for result in results]
 

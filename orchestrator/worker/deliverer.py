@@ -61,7 +61,7 @@ async def _run(settings: Settings) -> bool:
     )
     async with Database(
         url,
-        pool_size=settings.database_pool,
+        pool_size=settings.database_pool + 1,  # one is kept for the lists
         name="orchestrator-deliverer",
         timeout=settings.database_timeout,
         prepared=prepared,

@@ -24,7 +24,7 @@ _log = log.get(__name__)
 
 INTERVAL: Final = 1.0
 """Seconds after which it checks for events without a position that it was not woken for."""
-GATHER: Final = 0.04
+GATHER: Final = 0.042
 """Seconds from one list to the next, in which the next list gathers while many events come. A delivery waits
 half of it on average, and costs the less the more events come together: about a fifth less than at 0.02 s
 where 200 events come a second.

@@ -59,8 +59,8 @@ class Length:
     day: int = 8640
     """Events of the day for which an endpoint is down: a five-hundredth of a day at 50 a second."""
     clients: int = 4000
-    orders_rate: float = 100.0
-    orders_turns: int = 2
+    orders_rate: float = 150.0
+    orders_turns: int = 3
     ramps: int = 1
 
 

@@ -230,6 +230,37 @@ async def test_a_closed_batch_answers_the_waiters_whose_rows_were_being_bisected
     assert {type(fate) for fate in fates} == {DatabaseAway}
 
 
+async def test_a_kept_connection_is_taken_anew_after_an_error_and_where_it_takes_no_writes(db):
+    whose = text("SELECT pg_backend_pid() AS pid")
+    kept = db.kept()
+    (first,), (again,) = await kept.write(whose, {}), await kept.write(whose, {})
+    await db.write(text("SELECT pg_terminate_backend(:pid)"), {"pid": first.pid})
+    with pytest.raises(DBAPIError) as lost:
+        await kept.write(whose, {})
+    (second,) = await kept.write(whose, {})
+    await kept.write(text("SET default_transaction_read_only = on"), {})  # as after a failover
+    (third,) = await kept.write(whose, {})
+    await kept.close()
+    assert is_away(lost.value)
+    assert again.pid == first.pid
+    assert len({first.pid, second.pid, third.pid}) == 3
+    assert db._engine.pool.checkedout() == 0
+
+
+async def test_a_kept_connection_whose_caller_is_cancelled_is_not_used_again(db):
+    kept = db.kept()
+    (first,) = await kept.write(text("SELECT pg_backend_pid() AS pid"), {})
+    waiting = asyncio.create_task(kept.write(text("SELECT pg_sleep(30)"), {}))
+    await asyncio.sleep(0.1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    (second,) = await kept.write(text("SELECT pg_backend_pid() AS pid"), {})
+    await kept.close()
+    assert second.pid != first.pid
+    assert db._engine.pool.checkedout() == 0
+
+
 # ── Failover ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 from uuid import UUID
 
 import msgspec
@@ -23,9 +23,6 @@ from orchestrator.domain import money
 from orchestrator.domain.events.facts import LONGEST_REASON, Cause, EventType, OperationKind, Policy, Totals
 from orchestrator.domain.payment_status import PaymentStatus, payment_status
 from orchestrator.domain.states import State
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 VERSION: Final = "1"
 """Of the schemas: part of `dataschema`. A new field is no new version; whatever else changes is."""
@@ -247,8 +244,7 @@ class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ] = UNSET
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvent:
+class StoredEvent(Struct, frozen=True, kw_only=True):
     """A row of `events`, and the name of its merchant."""
 
     merchant: str
@@ -262,9 +258,10 @@ class StoredEvent:
 
 
 _KINDS: Final = {str(kind): kind for kind in EventType}
+_STATES: Final = {str(state): state for state in State}
 
 
-def event_id(checkout: UUID, sequence: int) -> str:
+def event_id(checkout: UUID | str, sequence: int) -> str:
     """Return the id of an event: the same in every delivery, and for ever."""
     return f"{checkout}-{sequence}"
 
@@ -275,13 +272,14 @@ def document(row: StoredEvent, *, content: Content = "thin") -> CloudEvent:
     data = dict(row.payload["facts"]) if kind is EventType.INTENT_REJECTED else _of_checkout(row)
     if content == "full":
         data["details"] = row.payload.get("details", {})
-    identity = event_id(row.checkout_id, row.sequence)
+    subject = str(row.checkout_id)
+    identity = event_id(subject, row.sequence)
     return CloudEvent(
         specversion="1.0",
         id=identity,
         type=kind,
         source=f"urn:checkout-orchestrator:{row.merchant}",
-        subject=str(row.checkout_id),
+        subject=subject,
         time=row.created_at.astimezone(UTC),
         datacontenttype="application/json",
         dataschema=schema_id(kind, content),
@@ -294,33 +292,30 @@ def document(row: StoredEvent, *, content: Content = "thin") -> CloudEvent:
 
 
 def _of_checkout(row: StoredEvent) -> dict[str, Any]:
-    payload, currency = row.payload, row.payload["currency"]
-    state = State(payload["state"])
-    totals = {name: payload[name] for name in ("reserved", "captured", "refunded", "chargedBack")}
-    status = payment_status(state, Totals(*totals.values()))
-    return {
+    payload, currency, decimal = row.payload, row.payload["currency"], money.decimal_or_none
+    state = _STATES[payload["state"]]
+    totals = Totals(payload["reserved"], payload["captured"], payload["refunded"], payload["chargedBack"])
+    made: dict[str, Any] = {
         "checkoutId": row.checkout_id,
         "orderId": payload["orderId"],
         "state": state,
-        "paymentStatus": status,
-        "amount": _amount(payload["amount"], currency),
-        "money": {name: money.decimal_or_none(minor, currency) for name, minor in totals.items()},
-        **{name: _fact(name, value, currency) for name, value in payload.get("facts", {}).items()},
+        "paymentStatus": payment_status(state, totals),
+        "amount": {"value": decimal(payload["amount"], currency), "currency": currency},
+        "money": {
+            "reserved": decimal(totals.reserved, currency),
+            "captured": decimal(totals.captured, currency),
+            "refunded": decimal(totals.refunded, currency),
+            "chargedBack": decimal(totals.charged_back, currency),
+        },
+        **payload.get("facts", {}),
     }
-
-
-def _amount(minor: int, currency: str) -> dict[str, object]:
-    return {"value": money.decimal_or_none(minor, currency), "currency": currency}
-
-
-def _fact(name: str, value: Any, currency: str) -> object:
-    match name:
-        case "change":
-            return _amount(value, currency)
-        case "surcharge":
-            return _amount(value, currency) if value else None
-        case _:
-            return value
+    if "change" in made:
+        made["change"] = {"value": decimal(made["change"], currency), "currency": currency}
+    if surcharge := made.get("surcharge"):
+        made["surcharge"] = {"value": decimal(surcharge, currency), "currency": currency}
+    elif "surcharge" in made:
+        made["surcharge"] = None
+    return made
 
 
 def traceparent(correlation_id: str, identity: str) -> str:
@@ -338,6 +333,7 @@ def traceparent(correlation_id: str, identity: str) -> str:
 _TRACE_ID: Final = re.compile("[0-9a-f]{32}")
 
 
+@cache
 def schema_id(kind: EventType, content: Content) -> str:
     """Return the name of a schema, which stands as `dataschema` in every document that follows it."""
     return f"urn:checkout-orchestrator:event:{kind}:{content}:{VERSION}"

@@ -349,6 +349,83 @@ async def test_an_answer_costs_no_more_than_its_bounds(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("begins", "goes_on", "expected"),
+    [
+        # Its end is that of the connection: what we cut off would look whole.
+        (b"HTTP/1.1 200 OK\r\n\r\ntaken", b"", (Outcome.TIMED_OUT, b"")),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"z", (Outcome.TIMED_OUT, b"")),
+        (b"", b"HTTP/1.1 102 Processing\r\n\r\n", (Outcome.TIMED_OUT, b"")),
+        (
+            b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntaken",
+            b"",
+            (Outcome.DELIVERED, b"taken"),
+        ),
+    ],
+)
+async def test_an_answer_is_timed_as_a_whole(begins, goes_on, expected):
+    async def answering(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(begins)
+        try:
+            while not reader.at_eof():
+                writer.write(goes_on)
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(answering, "127.0.0.1", 0)
+    sender = sending("127.0.0.0/8")
+    answer = await sender.send(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/", {}, b"{}")
+    await sender.close()
+    server.close()
+    assert (answer.outcome, answer.body) == expected
+
+
+async def test_what_comes_on_an_idle_connection_is_not_taken_for_the_next_answer():
+    """Some servers announce with a 408 that they close an idle connection."""
+    connections = 0
+    announced = asyncio.Event()
+
+    async def answering(reader, writer):
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ntaken")
+        if connections == 1:
+            await asyncio.sleep(0.05)
+            writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            announced.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answering, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    sender = sending("127.0.0.0/8")
+    first = await sender.send(url, {}, b"{}")
+    await announced.wait()
+    await asyncio.sleep(0.05)
+    second = await sender.send(url, {}, b"{}")
+    await sender.close()
+    server.close()
+    assert [(each.outcome, each.status, each.body) for each in (first, second)] == [
+        (Outcome.DELIVERED, 200, b"taken")
+    ] * 2
+    assert connections == 2
+
+
+@pytest.mark.parametrize("value", ["one\r\nHost: other.example", "one\ntwo", "one\rtwo", "naïve"])
+async def test_a_header_that_would_be_more_than_a_line_of_ascii_is_not_sent(net, value):
+    sender = sending("127.0.0.0/8")
+    answer = await sender.send(f"http://127.0.0.1:{net.port}/", {"x-correlation-id": value}, b"{}")
+    await sender.close()
+    assert (answer.delivered, net.accepted) == (False, 0)
+
+
+@pytest.mark.parametrize(
     "url",
     ["https://shop.example", "https://shop.example/webhooks?token=a%20b&c=d", "https://shop.example:8443/x", f"https://{PUBLIC}/", "https://xn--bcher-kva.example/",
      "https://[2606:4700:4700::1111]/", "https://a_b.shop.example/-/~x"],
