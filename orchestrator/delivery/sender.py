@@ -157,9 +157,8 @@ class _Target:
 class Sender:
     """The connections of one process to merchants' endpoints.
 
-    Connections, TLS, their pool and the parser of answers are aiohttp's. The request is written here and not
-    by its session, which would cost more than all the rest: three headers of each are new, and nothing that a
-    session can do is wanted.
+    Connections, TLS, their pool and the parser of answers are aiohttp's. Requests are written here and not by
+    its session, which costs as much as the rest of an exchange, and offers nothing that is wanted here.
     """
 
     def __init__(

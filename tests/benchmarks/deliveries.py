@@ -60,8 +60,8 @@ class Length:
     """Events of the day for which an endpoint is down: a five-hundredth of a day at 50 a second."""
     clients: int = 4000
     orders_rate: float = 150.0
-    orders_turns: int = 3
-    ramps: int = 1
+    orders_turns: int = 5
+    ramps: int = 3
 
 
 QUICK: Final = Length(
