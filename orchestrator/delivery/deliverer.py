@@ -107,7 +107,7 @@ class Deliverer:
         self._refused: set[UUID] = set()
         self._results: Batch[Written, bool] = Batch(
             lambda results: deliveries.write(db, results),
-            keys=lambda result: ((result.endpoint_id, result.checkout_id, result.purpose),),
+            keys=lambda result: (deliveries.stream_of(result),),
             limit=settings.batch_limit,
             name="deliveries",
         )
@@ -347,13 +347,14 @@ class Deliverer:
             self._clean_at = time.monotonic() + CHECK_EVERY
 
     def _begin(self, found: Sequence[Due], probes: Collection[UUID] = ()) -> int:
+        loop = asyncio.get_running_loop()
         for due in found:
             endpoint = self._endpoints.get(due.endpoint_id)
             began = time.monotonic()
             if endpoint is not None and due.purpose != "test":  # which does not count for its pace
                 endpoint.pace.begin(began)
                 endpoint.probing |= due.endpoint_id in probes
-            task = asyncio.create_task(self._deliver(due, endpoint, began), name="delivery")
+            task = loop.create_task(self._deliver(due, endpoint, began), name="delivery")
             self._tasks.add(task)
             if due.purpose == "test":
                 self._tests.add(task)
@@ -407,8 +408,7 @@ class Deliverer:
         finally:
             endpoint.noting -= 1
         if changed:
-            self._refresh_at = float("-inf")
-            self._woken.set()
+            self.wake("*")
 
     async def _sent(self, due: Due, endpoint: EndpointState) -> Answer:
         """Send an event; one that is interrupted is given back."""

@@ -148,6 +148,8 @@ class _Where(aiohttp.ClientRequest):
 class _Target:
     """A URL that was checked, with what its requests have in common."""
 
+    loop: asyncio.AbstractEventLoop
+    """To ask for the running one costs a system call."""
     connector: aiohttp.TCPConnector
     where: _Where
     head: str
@@ -209,9 +211,11 @@ class Sender:
             if len(self._targets) >= TARGETS:
                 self._targets.clear()
             read = URL(checked_url(url, self._policy), encoded=True)
+            loop = asyncio.get_running_loop()
             target = self._targets[url] = _Target(
+                loop,
                 self._connector(read.scheme),
-                _Where(hdrs.METH_POST, read, loop=asyncio.get_running_loop(), ssl=True),
+                _Where(hdrs.METH_POST, read, loop=loop, ssl=True),
                 f"POST {read.raw_path_qs} HTTP/1.1\r\nHost: {read.host_port_subcomponent}\r\n",
             )
         return target
@@ -257,7 +261,7 @@ class Sender:
 
             # A timer of the loop: `asyncio.timeout` costs several times as much.
             left = began + self._total - time.monotonic()
-            timer = asyncio.get_running_loop().call_later(left, end)
+            timer = target.loop.call_later(left, end)
             try:
                 handler.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ)
                 transport.write(request)

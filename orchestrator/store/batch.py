@@ -115,6 +115,8 @@ class Batch(Generic[T, R]):
         self._wrote = self._waits_since = -math.inf
         self._error = ""
         self._runner: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop
+        """Of the runner: to ask for the running one costs a system call."""
 
     @property
     def writes(self) -> Writes:
@@ -134,10 +136,16 @@ class Batch(Generic[T, R]):
         of reach, a write hangs, or another transaction holds the row). `within`: seconds for which it may
         wait for more to be written with it, as long as there are few.
         """
-        (result,) = await self.put_all((item,), within=within)
-        if isinstance(result, OrchestratorError):
-            raise result
-        return result
+        async with self._room:
+            (waiting,) = everything = self._queued((item,), within)
+            timer = self._loop.call_later(self._timeout, self._give_up, everything)
+            try:
+                return await waiting.done
+            except asyncio.CancelledError:
+                _abandon(everything)
+                raise
+            finally:
+                timer.cancel()
 
     async def put_all(self, items: Sequence[T], *, within: float = 0.0) -> list[R | OrchestratorError]:
         """Write items as `put` does; return the result or the error of each, in order. A list has one timer,
@@ -146,12 +154,8 @@ class Batch(Generic[T, R]):
         if not items:
             return []
         async with self._room:
-            loop = asyncio.get_running_loop()
-            everything: list[_Waiting[T, R]] = [
-                _Waiting(item, self._keys(item), loop.create_future()) for item in items
-            ]
-            self._add(everything, within)
-            timer = loop.call_later(self._timeout, self._give_up, everything)
+            everything = self._queued(items, within)
+            timer = self._loop.call_later(self._timeout, self._give_up, everything)
             results: list[R | OrchestratorError] = []
             try:
                 for waiting in everything:
@@ -161,16 +165,19 @@ class Batch(Generic[T, R]):
                     except OrchestratorError as error:
                         results.append(error)
             except asyncio.CancelledError:
-                for waiting in everything:
-                    if not waiting.done.cancel() and not waiting.done.cancelled():
-                        waiting.done.exception()  # or asyncio logs that it was not read
+                _abandon(everything)
                 raise
             else:
                 return results
             finally:
                 timer.cancel()
 
-    def _add(self, everything: Sequence[_Waiting[T, R]], within: float) -> None:
+    def _queued(self, items: Sequence[T], within: float) -> list[_Waiting[T, R]]:
+        if self._runner is None:
+            self._loop = asyncio.get_running_loop()
+            self._runner = self._loop.create_task(self._run(), name=f"batch-{self._name}")
+        future = self._loop.create_future
+        everything: list[_Waiting[T, R]] = [_Waiting(item, self._keys(item), future()) for item in items]
         now = time.monotonic()
         if not self._queue and not self._writing:
             self._waits_since = now
@@ -179,9 +186,8 @@ class Batch(Generic[T, R]):
         self._queue.extend(everything)
         if now + within < until or len(self._queue) >= _ENOUGH:
             self._sooner.set()
-        if self._runner is None:
-            self._runner = asyncio.create_task(self._run(), name=f"batch-{self._name}")
         self._wakeup.set()
+        return everything
 
     def _give_up(self, everything: Sequence[_Waiting[T, R]]) -> None:
         for waiting in everything:
@@ -300,6 +306,13 @@ class Batch(Generic[T, R]):
         half = len(batch) // 2
         await self._settle(batch[:half])
         await self._settle(batch[half:])
+
+
+def _abandon(everything: Sequence[_Waiting[Any, Any]]) -> None:
+    """Wait no more for results."""
+    for waiting in everything:
+        if not waiting.done.cancel() and not waiting.done.cancelled():
+            waiting.done.exception()  # or asyncio logs that it was not read
 
 
 def _fail(waiting: _Waiting[Any, Any], failure: OrchestratorError, cause: BaseException | None) -> None:

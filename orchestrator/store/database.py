@@ -38,6 +38,11 @@ _MAINTENANCE: Final = 86_400.0
 """Seconds for a statement that maintains tables."""
 
 
+_BEGIN_LOCKED: Final = (
+    b"BEGIN ISOLATION LEVEL READ COMMITTED%b; SELECT pg_try_advisory_xact_lock(hashtext('%b'))"
+)
+
+
 class DatabaseAway(OrchestratorError):  # noqa: N818 - named for the fact
     """Postgres could not be reached within the time given. Whether the last write landed is not known."""
 
@@ -144,6 +149,39 @@ class Database:
         """
         return Kept(self._engine)
 
+    async def locked(
+        self, lock: str, statement: TextClause, parameters: Mapping[str, object]
+    ) -> Sequence[Row[Any]] | None:
+        """Run one statement in a transaction that has an advisory lock, and return its rows once it is
+        committed; None where another transaction has the lock.
+
+        The lock has a statement of its own, since what is read beside a lock is as old as its statement. It
+        goes to the server with BEGIN, and nothing above the driver takes part: two thirds of the CPU that
+        `transaction` takes.
+        """
+        async with self._engine.connect() as connection:
+            driver = _driver(connection)
+            try:
+                cursor = await driver.execute(_BEGIN_LOCKED % (driver.local, lock.encode()), prepare=False)
+                while cursor.nextset():
+                    pass
+                row = await cursor.fetchone()
+                if row is None or not row[0]:
+                    await driver.execute(b"ROLLBACK", prepare=False)
+                    return None
+                rows = await run(connection, statement, parameters)
+                await self._commit(driver)
+            except psycopg.Error as error:
+                raise await _raised(connection, driver, lock, error) from error
+            except asyncio.CancelledError:
+                if driver.closed:
+                    await connection.invalidate()
+                raise
+        return rows
+
+    async def _commit(self, driver: Connection) -> None:
+        await driver.execute(b"COMMIT", prepare=False)
+
     async def connect_anew(self) -> None:
         """Connect beside the pool, and close: the pool's own may work where no other one is accepted."""
         try:
@@ -224,16 +262,22 @@ async def run(
             # Named tuples have of a Row what is used here: names, places, _asdict.
             return await cursor.fetchall() if cursor.description else ()
     except psycopg.Error as error:
-        if driver.closed:
-            # SQLAlchemy finds out for itself and throws away what its pool holds from before.
-            with suppress(DBAPIError):
-                await connection.exec_driver_sql("SELECT 1")
-        raise _wrapped(statement.text, error, lost=driver.closed) from error
+        raise await _raised(connection, driver, statement.text, error) from error
     except asyncio.CancelledError:
         if driver.closed:
             # Or the pool would try to roll back on it.
             await connection.invalidate()
         raise
+
+
+async def _raised(
+    connection: AsyncConnection, driver: Connection, statement: str, error: psycopg.Error
+) -> DBAPIError:
+    if driver.closed:
+        # SQLAlchemy finds out for itself and throws away what its pool holds from before.
+        with suppress(DBAPIError):
+            await connection.exec_driver_sql("SELECT 1")
+    return _wrapped(statement, error, lost=driver.closed)
 
 
 def _leave_outdated(connection: Any, *_: object) -> None:

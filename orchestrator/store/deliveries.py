@@ -313,17 +313,20 @@ async def write(db: Database, results: list[Written]) -> list[bool]:
     """Write the results of streams, no two of which are the same; return for each whether anything of it is
     still to be sent. Nothing is written for a stream whose lease has passed to another deliverer.
     """
-    written = {"results": json_text(sorted(results, key=_stream))}
+    written = {"results": json_text(sorted(results, key=stream_of))}
     async with db.transaction() as tx:
         # In a statement of its own: the next one must see streams that are extended meanwhile.
         await run(tx, _LOCK, written)
         rows = await run(tx, _WRITE, written)
-    left = set(map(_stream, rows))
-    return [_stream(result) in left for result in results]
+    left = set(map(stream_of, rows))
+    return [stream_of(result) in left for result in results]
 
 
-def _stream(of: Written | Row[Any]) -> tuple[UUID, UUID, Purpose]:
-    return of.endpoint_id, of.checkout_id, of.purpose
+def stream_of(row: Written | Row[Any]) -> tuple[int, int, Purpose]:
+    """Return which stream this is of, as a key in the order in which Postgres sorts streams: numbers, which
+    Python hashes and compares several times as fast as UUIDs.
+    """
+    return row.endpoint_id.int, row.checkout_id.int, row.purpose
 
 
 async def retry_now(tx: AsyncConnection, endpoint: UUID) -> None:

@@ -34,9 +34,7 @@ SCANNED_AT_ONCE: Final = 5000
 # In an order, or the planner may read the whole table for a single row, where its statistics are of a moment
 # at which many waited.
 _WAITING = text("SELECT created_at FROM events WHERE position IS NULL ORDER BY created_at LIMIT 1")
-# The lock has a statement of its own: what is read beside a lock is as old as its statement, and would be
-# numbered twice.
-_TURN = text("SELECT pg_try_advisory_xact_lock(hashtext('orchestrator.events')) AS ours")
+LOCK: Final = "orchestrator.events"
 # All waiting events of a checkout are numbered together, so that none is numbered after a later one of its
 # own, also where clocks went back. Rows are named by arrays: for a join alone the planner may expect so many
 # rows that it reads the whole table. The condition on events beside the oldest is written so that the planner
@@ -106,7 +104,7 @@ _FORGET = text("""
     )
     SELECT count(*) AS forgotten FROM forgotten
 """)
-_WAIT_FOR_TURN = text("SELECT pg_advisory_xact_lock(hashtext('orchestrator.events'))")
+_WAIT_FOR_TURN = text(f"SELECT pg_advisory_xact_lock(hashtext('{LOCK}'))")
 # A merchant whose first event came after the moment of a restore has no row of its own yet.
 _SKIP = text("""
     INSERT INTO event_feeds AS f (merchant_id, last_position) SELECT id, :positions FROM merchants ORDER BY id
@@ -185,22 +183,14 @@ async def place(db: Database, *, most: int = PLACED_AT_ONCE) -> int | None:
     """Give events that are committed their positions, and have them sent to the endpoints that want them;
     return how many, or None where another process does so at this moment.
     """
-    async with db.transaction() as tx:
-        (turn,) = await run(tx, _TURN, {})
-        if not turn.ours:
-            return None
-        (row,) = await run(tx, _PLACE, {"most": most})
-    return int(row.placed)
+    rows = await db.locked(LOCK, _PLACE, {"most": most})
+    return None if rows is None else int(rows[0].placed)
 
 
 async def forget(db: Database, *, older_than: float, most: int = FORGOTTEN_AT_ONCE) -> int | None:
     """Delete older events at the beginning of feeds; return how many, or None as `place` does."""
-    async with db.transaction() as tx:
-        (turn,) = await run(tx, _TURN, {})
-        if not turn.ours:
-            return None
-        (row,) = await run(tx, _FORGET, {"seconds": older_than, "most": most})
-    return int(row.forgotten)
+    rows = await db.locked(LOCK, _FORGET, {"seconds": older_than, "most": most})
+    return None if rows is None else int(rows[0].forgotten)
 
 
 async def skip(db: Database, positions: int) -> int:

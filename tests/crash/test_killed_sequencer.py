@@ -34,13 +34,13 @@ RETENTION = 90 * 86_400.0
 # stops there.
 PROCESS = """
 import asyncio, sys, time
-from orchestrator.store import events
+from orchestrator.store import database, events
 from orchestrator.store.database import Database
 from orchestrator.worker.sequencer import Sequencer
 
 url, wanted = sys.argv[1:]
-names = {id(events._TURN): "turn", id(events._PLACE): "place", id(events._FORGET): "forget"}
-run = events.run
+names = {id(events._PLACE): "place", id(events._FORGET): "forget"}
+run, locked = database.run, Database.locked
 
 def reached(step):
     if step == wanted:
@@ -48,10 +48,15 @@ def reached(step):
         time.sleep(600)
 
 async def watched(tx, statement, parameters):
-    reached("before " + names[id(statement)])
+    name = names.get(id(statement))
+    reached(f"before {name}")
     rows = await run(tx, statement, parameters)
-    reached("after " + names[id(statement)])
+    reached(f"after {name}")
     return rows
+
+def taking_turns(db, lock, statement, parameters):
+    reached("before turn")
+    return locked(db, lock, statement, parameters)
 
 def committed(name):
     work = getattr(events, name)
@@ -61,7 +66,7 @@ def committed(name):
         return done
     setattr(events, name, do)
 
-events.run = watched
+database.run, Database.locked = watched, taking_turns
 committed("place")
 committed("forget")
 
@@ -121,8 +126,7 @@ def agree(reader: Reader, written: Sequence[tuple[object, int]]) -> None:
 
 
 STEPS = (
-    "before turn", "after turn", "before place", "after place", "committed place", "before forget", "after forget",
-    "committed forget",
+    "before turn", "before place", "after place", "committed place", "before forget", "after forget", "committed forget",
 )  # fmt: skip
 
 

@@ -173,7 +173,8 @@ async def test_events_of_a_checkout_keep_their_order_when_the_clock_goes_back(co
 async def test_only_one_sequencer_numbers_at_a_time_and_the_other_gets_none(core):
     await write(core.db, uuid7(), 1)
     async with core.db.transaction() as tx:
-        assert (await tx.execute(events._TURN)).one().ours
+        lock = text("SELECT pg_try_advisory_xact_lock(hashtext(:name)) AS ours")
+        assert (await tx.execute(lock, {"name": events.LOCK})).one().ours
         assert await events.place(core.db) is None
         assert await events.forget(core.db, older_than=0.0) is None
     assert await events.place(core.db) == 1

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from orchestrator.crypto import Encryptor
     from orchestrator.domain.claimed_checkout import ClaimedCheckout
     from orchestrator.store.checkouts import Move
+    from orchestrator.store.connection import Connection
 
 T = Trigger
 JOURNEY: dict[State, tuple[Trigger, ...]] = {
@@ -100,6 +101,17 @@ class Breaking(Database):
                 pid = (await tx.execute(text("SELECT pg_backend_pid()"))).scalar_one()
                 with psycopg.connect(direct(self._url), autocommit=True) as admin:
                     admin.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+        self.committed += 1
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise lost_connection()
+
+    async def _commit(self, driver: Connection) -> None:
+        if self.cut_before_commit:
+            self.cut_before_commit -= 1
+            with psycopg.connect(direct(self._url), autocommit=True) as admin:
+                admin.execute("SELECT pg_terminate_backend(%s, 5000)", [driver.info.backend_pid])
+        await super()._commit(driver)
         self.committed += 1
         if self.lost_answers:
             self.lost_answers -= 1
