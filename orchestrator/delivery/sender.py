@@ -94,6 +94,8 @@ OVERLOAD: Final = frozenset(
 )
 """Outcomes of an overloaded endpoint."""
 _UNAVAILABLE: Final = frozenset({502, 503, 504})
+_INTERIM: Final = frozenset(range(100, 200)) - {HTTPStatus.SWITCHING_PROTOCOLS}
+"""Statuses of answers that another one follows, the final one."""
 
 
 class Answer(Struct, frozen=True):
@@ -251,7 +253,7 @@ class Sender:
         timed_out = False
         try:
             if handler is None or transport is None or handler.should_close:
-                # It was closed meanwhile, or something came on it that nobody asked for.
+                # It was closed meanwhile, or data came on it that answers no request.
                 raise aiohttp.ServerDisconnectedError  # noqa: TRY301 - handled like one that is met later
 
             def end() -> None:
@@ -266,8 +268,8 @@ class Sender:
                 handler.set_response_params(read_until_eof=True, auto_decompress=False, read_bufsize=READ)
                 transport.write(request)
                 message, content = await handler.read()
-                while 100 <= message.code < 200 and message.code != HTTPStatus.SWITCHING_PROTOCOLS:  # noqa: PLR2004
-                    message, content = await handler.read()  # what goes before the answer says nothing here
+                while message.code in _INTERIM:
+                    message, content = await handler.read()
                 kept = content.read_nowait(KEPT) if content.is_eof() else await _beginning(content)
             finally:
                 timer.cancel()

@@ -36,8 +36,6 @@ _LATER: Final = 5.0
 """Seconds by which the client waits longer than Postgres does, where nothing else is said."""
 _MAINTENANCE: Final = 86_400.0
 """Seconds for a statement that maintains tables."""
-
-
 _BEGIN_LOCKED: Final = (
     b"BEGIN ISOLATION LEVEL READ COMMITTED%b; SELECT pg_try_advisory_xact_lock(hashtext('%b'))"
 )

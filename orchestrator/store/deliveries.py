@@ -47,7 +47,8 @@ _TAKEN: Final = """
     leased AS (
         UPDATE delivery_streams s SET lease = :lease, due_at = clock() + make_interval(secs => :seconds)
          WHERE s.ctid = ANY(ARRAY(SELECT tid FROM picked))
-        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts, s.failing_since
+        RETURNING s.endpoint_id, s.checkout_id, s.purpose, s.next_sequence, s.last_sequence, s.attempts,
+                  s.failing_since
     )
     SELECT l.endpoint_id, l.checkout_id, l.purpose, l.last_sequence, l.attempts, clock() AS now,
            CASE WHEN l.failing_since IS NULL THEN 0
@@ -85,7 +86,8 @@ _TAKE_TESTS = text(f"""
 # In the order in which the sequencer extends them. Rows are read one by one, or named by their places: a join
 # might read the whole table.
 _LOCK = text("""
-    SELECT count(*) FROM json_to_recordset(CAST(:results AS json)) AS r(endpoint_id uuid, checkout_id uuid, purpose text)
+    SELECT count(*)
+      FROM json_to_recordset(CAST(:results AS json)) AS r(endpoint_id uuid, checkout_id uuid, purpose text)
      CROSS JOIN LATERAL (SELECT 1 FROM delivery_streams s
                           WHERE s.endpoint_id = r.endpoint_id AND s.checkout_id = r.checkout_id AND s.purpose = r.purpose
                           LIMIT 1 FOR UPDATE) s

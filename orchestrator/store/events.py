@@ -78,7 +78,9 @@ _PLACE = text(f"""
         RETURNING endpoint_id
     )
     SELECT (SELECT count(*) FROM placed) AS placed,
-           (SELECT {TOLD} FROM (SELECT string_agg(DISTINCT CAST(endpoint_id AS text), ' ') AS said FROM opened) o WHERE said IS NOT NULL)
+           (SELECT {TOLD}
+              FROM (SELECT string_agg(DISTINCT CAST(endpoint_id AS text), ' ') AS said FROM opened) o
+             WHERE said IS NOT NULL)
 """)  # noqa: S608 - made of our own constants
 # The beginning of each feed that is older than what is kept, up to the first event that is young enough.
 _FORGET = text("""

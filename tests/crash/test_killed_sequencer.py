@@ -126,7 +126,8 @@ def agree(reader: Reader, written: Sequence[tuple[object, int]]) -> None:
 
 
 STEPS = (
-    "before turn", "before place", "after place", "committed place", "before forget", "after forget", "committed forget",
+    "before turn", "before place", "after place", "committed place",
+    "before forget", "after forget", "committed forget",
 )  # fmt: skip
 
 
