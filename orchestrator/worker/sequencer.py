@@ -2,9 +2,10 @@
 no longer kept.
 
 It is woken after each commit of this process that wrote events, so a position follows within about
-40 milliseconds, or within a tenth of a second where no endpoint exists. About once a second it also checks
-for events of other processes: those of the API, and those of a worker that was killed after its commit. Each
-worker has a sequencer, and an advisory lock allows one at a time to give positions. No move waits for it.
+40 milliseconds, within a tenth of a second where no endpoint exists, and within a fifth where the machine is
+busy. About once a second it also checks for events of other processes: those of the API, and those of a
+worker that was killed after its commit. Each worker has a sequencer, and an advisory lock allows one at a
+time to give positions. No move waits for it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ where 200 events come a second.
 """
 GATHER_FOR_READERS: Final = 0.1
 """The same where no endpoint exists and only readers of the feed wait: longer lists cost less."""
+PAUSE: Final = 5.0
+"""How many times as long as the last list took the next one gathers at least, up to `LONGEST_PAUSE`. A list
+takes longer where the machine has much to do; fewer and longer lists leave more of it to the orders."""
+LONGEST_PAUSE: Final = 0.2
+"""Seconds."""
 LOOK_FOR_ENDPOINTS_EVERY: Final = 5.0
 """Seconds between two checks whether an endpoint exists."""
 FORGET_EVERY: Final = 600.0
@@ -38,6 +44,11 @@ FORGET_EVERY: Final = 600.0
 CLOSING: Final = 2.0
 """Seconds that the last events of a process may take at its end; another worker gives positions to what is
 left."""
+
+
+def pause(took: float) -> float:
+    """Return the seconds between a list that took so long and the next."""
+    return min(max(took * PAUSE, GATHER / 4), LONGEST_PAUSE)
 
 
 class Sequencer:
@@ -63,14 +74,14 @@ class Sequencer:
                     await self._woken.wait()
             except TimeoutError:
                 pass
-            began = time.monotonic()
+            began, took = time.monotonic(), 0.0
             try:
-                await self.number()
+                took = await self.number()
                 await self._now_and_then()
             except Exception as error:  # noqa: BLE001 - the next round tries again, whatever it was
                 _log.warning("events_not_numbered", **log.cause(error))
                 await asyncio.sleep(INTERVAL)
-            await asyncio.sleep(max(self._gather - (time.monotonic() - began), self._gather / 4))
+            await asyncio.sleep(max(self._gather - (time.monotonic() - began), pause(took)))
 
     async def _now_and_then(self) -> None:
         now = time.monotonic()
@@ -81,20 +92,24 @@ class Sequencer:
             await self.forget()
             self._forget_at = time.monotonic() + FORGET_EVERY
 
-    async def number(self) -> None:
+    async def number(self) -> float:
         """Give every event that is committed by now its position, or leave that to the process that does so
-        at this moment.
+        at this moment; return the seconds that the last list took.
         """
+        took = 0.0
         sure = self._woken.is_set()
         self._woken.clear()
         while sure or await events.waiting(self._db):
+            began = time.monotonic()
             placed = await events.place(self._db)
+            took = time.monotonic() - began
             if placed is None:
                 # The process that has the lock may have read before our commit.
                 await asyncio.sleep(GATHER * random.uniform(0.25, 0.5))  # noqa: S311 - jitter
             elif placed < events.PLACED_AT_ONCE:
-                return
+                break
             sure = False
+        return took
 
     async def forget(self) -> None:
         """Delete what is older than the retention, list by list."""

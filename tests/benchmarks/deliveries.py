@@ -61,7 +61,7 @@ class Length:
     clients: int = 4000
     orders_rate: float = 150.0
     orders_turns: int = 5
-    ramps: int = 3
+    ramps: int = 5
 
 
 QUICK: Final = Length(

@@ -242,6 +242,40 @@ async def test_a_sequencer_gathers_longer_lists_while_no_endpoint_exists(core, m
     assert sequencer._gather == worker_sequencer.GATHER_FOR_READERS
 
 
+async def test_a_sequencer_pauses_by_the_time_that_its_list_took(core, monkeypatch):
+    place, seen, paused = events.place, [], asyncio.Event()
+
+    async def slow(db: Database, **options: int):
+        await asyncio.sleep(0.05)
+        return await place(db, **options)
+
+    def noted(took: float) -> float:
+        seen.append(took)
+        paused.set()
+        return 0.0
+
+    monkeypatch.setattr(events, "place", slow)
+    monkeypatch.setattr(worker_sequencer, "pause", noted)
+    await write(core.db, uuid7(), 1)
+    sequencer = Sequencer(core.db, retention=86_400.0)
+    sequencer.wake()
+    running = asyncio.create_task(sequencer.run())
+    async with asyncio.timeout(20):
+        await paused.wait()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert seen[0] >= 0.045
+    assert (await events.feed(core.db, 1)).last == 1
+
+
+@pytest.mark.parametrize(
+    ("took", "seconds"),
+    [(0.0, 0.0105), (0.002, 0.0105), (0.01, 0.05), (0.03, 0.15), (0.04, 0.2), (5.0, 0.2)],
+)
+def test_a_busy_machine_gets_longer_lists_up_to_a_bound(took, seconds):
+    assert worker_sequencer.pause(took) == pytest.approx(seconds)
+
+
 async def test_a_sequencer_goes_on_after_an_error(core, monkeypatch):
     place, failures = events.place, []
 
