@@ -53,7 +53,10 @@ CHECK_EVERY: Final = 1.0
 CHECK_EVERY_WITHOUT_NOTIFICATIONS: Final = 0.05
 """The same where no notifications arrive."""
 GATHER: Final = 0.02
-"""Seconds between two rounds, in which the next list gathers while there is much to do."""
+"""Seconds from one round to the next, in which the next list gathers while there is much to do."""
+BUSY: Final = 5.0
+"""How many times as long as a round took it is to the next, where the machine is busy, up to `LONGEST`."""
+LONGEST: Final = 0.1
 GATHER_RESULTS: Final = 0.025
 """Seconds for which a result waits for others, to be written with them, if the next event of its checkout
 waits for it."""
@@ -140,10 +143,7 @@ class Deliverer:
         self._woken.set()
 
     async def run(self, ending: asyncio.Event) -> bool:
-        """Deliver until `ending` is set; then finish what is under way.
-
-        Return whether nothing was cut off.
-        """
+        """Deliver until `ending` is set, then end what is under way; return whether nothing was cut off."""
         end = asyncio.create_task(ending.wait())
         end.add_done_callback(lambda _: self._woken.set())
         kept = self._db.kept()
@@ -157,12 +157,13 @@ class Deliverer:
                     _log.warning("deliveries_not_taken", **log.cause(error))
                     await asyncio.wait((end,), timeout=AWAY)
                     continue
+                gather = max(GATHER, min((time.monotonic() - began) * BUSY, LONGEST))
                 if not (taken and self._more_may_be_due):
                     with suppress(TimeoutError):
                         async with asyncio.timeout(self._idle_for()):
                             await self._woken.wait()
                 if taken:
-                    await asyncio.sleep(max(GATHER - (time.monotonic() - began), 0))
+                    await asyncio.sleep(max(began + gather - time.monotonic(), 0))
         finally:
             end.cancel()
             await kept.close()
@@ -265,9 +266,8 @@ class Deliverer:
             endpoints[endpoint_id].behind = behind = counts[endpoint_id] >= most
             endpoints[endpoint_id].may_be_due |= behind
         begun = self._begin(found, probes)
-        for endpoint_id in probes:
-            if not counts[endpoint_id]:
-                await endpoints[endpoint_id].give_back_probe(self._db)
+        for endpoint_id in probes - counts.keys():
+            await endpoints[endpoint_id].give_back_probe(self._db)
         return begun
 
     async def _wanted(self, *, everywhere: bool) -> tuple[dict[UUID, int], set[UUID]]:

@@ -39,7 +39,7 @@ R = TypeVar("R")
 _DELAY_SHARE: Final = 3.0
 """How many times as long as a batch took the next may wait for more, where there is a burst."""
 _LONGEST_DELAY: Final = 0.025
-_ENOUGH: Final = 50
+_ENOUGH: Final = 200
 """Items that are written at once, also if each of them may wait."""
 _ONE_WRITE: Final = 30.0
 """Seconds for one write of a batch, with everything that it waits for."""

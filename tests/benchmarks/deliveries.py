@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ON_GROUND: Final = ("stream", "backlog", "poison", "outage", "clients")
 """The parts on a database of their own; the others start everything themselves."""
-PARTS: Final = (*ON_GROUND, "orders", "highest")
+PARTS: Final = (*ON_GROUND, "orders", "overload", "highest")
 RATE: Final = 200.0
 """Events a second of the streams."""
 QUIET: Final = 50.0
@@ -46,6 +46,8 @@ HOURS: Final = 24
 PROBED: Final = 5.0
 """Seconds within which an endpoint that is down is tried when the clock was moved on."""
 WARM_UP: Final = 3.0
+OVERLOADED: Final = 10
+"""Seconds for which more orders arrive than can be completed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,22 @@ class Length:
     clients: int = 4000
     orders_rate: float = 150.0
     orders_turns: int = 5
-    ramps: int = 5
+    overload_rate: float = 350.0
+    overload_turns: int = 8
+    ramps: int = 3
 
 
 QUICK: Final = Length(
-    rounds=1, seconds=3.0, backlog=2000, day=2400, clients=400, orders_rate=15.0, orders_turns=1
+    rounds=1,
+    seconds=3.0,
+    backlog=2000,
+    day=2400,
+    clients=400,
+    orders_rate=15.0,
+    orders_turns=1,
+    overload_rate=30.0,
+    overload_turns=1,
+    ramps=1,
 )
 
 
@@ -287,6 +300,14 @@ def orders(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
     return {"rate": length.orders_rate, **_in_turn(options, length.orders_turns, show)}
 
 
+def overload(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
+    """Measure how many orders are completed a second where more arrive than can be, with a webhook and
+    without, in turn: no steps of a search, and short turns, between which the machine changes little.
+    """
+    options = ("--rate", str(length.overload_rate), "--seconds", str(OVERLOADED))
+    return {"rate": length.overload_rate, **_in_turn(options, length.overload_turns, show)}
+
+
 def highest(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
     """Find the highest rate of `orchestrator bench` with a webhook and without, in turn."""
     rate, seconds = str(length.orders_rate), str(round(length.seconds))
@@ -326,7 +347,7 @@ def measure(
                 show(title)
                 found[part] = asyncio.run(work(ground, receiver, length))
                 show(json.dumps(found[part]))
-    for part, bench in (("orders", orders), ("highest", highest)):
+    for part, bench in (("orders", orders), ("overload", overload), ("highest", highest)):
         if part in parts:
             found[part] = bench(length, show)
     return found
