@@ -58,8 +58,7 @@ BUSY: Final = 5.0
 """How many times as long as a round took it is to the next, where the machine is busy, up to `LONGEST`."""
 LONGEST: Final = 0.1
 GATHER_RESULTS: Final = 0.025
-"""Seconds for which a result waits for others, to be written with them, if the next event of its checkout
-waits for it."""
+"""Seconds for which a result waits for others to be written with, if its checkout's next event waits."""
 GATHER_LAST: Final = 0.2
 """The same if no other event of its checkout was there when it was taken."""
 AWAY: Final = 1.0
