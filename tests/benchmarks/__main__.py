@@ -154,9 +154,7 @@ def measure(given: argparse.Namespace, document: dict[str, Any], display: Displa
         document["quiet_merchant"] = isolation.quiet_merchant(seconds=5.0 if given.quick else 100.0, show=say)
         document["lifecycle"] = lifecycle.measure(lifecycle.QUICK if given.quick else lifecycle.Length(), say)
     if not given.no_deliveries:
-        document["deliveries"] |= deliveries.measure(
-            None, length, say, parts=("orders", "overload", "highest")
-        )
+        document["deliveries"] |= deliveries.measure(None, length, say, parts=("orders", "overload"))
 
 
 def grown(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ON_GROUND: Final = ("stream", "backlog", "poison", "outage", "clients")
 """The parts on a database of their own; the others start everything themselves."""
-PARTS: Final = (*ON_GROUND, "orders", "overload", "highest")
+PARTS: Final = (*ON_GROUND, "orders", "overload")
 RATE: Final = 200.0
 """Events a second of the streams."""
 QUIET: Final = 50.0
@@ -65,7 +65,6 @@ class Length:
     orders_turns: int = 5
     overload_rate: float = 350.0
     overload_turns: int = 8
-    ramps: int = 3
 
 
 QUICK: Final = Length(
@@ -78,7 +77,6 @@ QUICK: Final = Length(
     orders_turns=1,
     overload_rate=30.0,
     overload_turns=1,
-    ramps=1,
 )
 
 
@@ -301,17 +299,12 @@ def orders(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
 
 
 def overload(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
-    """Measure how many orders are completed a second where more arrive than can be, with a webhook and
-    without, in turn: no steps of a search, and short turns, between which the machine changes little.
+    """Measure the highest rate, with a webhook and without, in turn: how many orders are completed a second
+    where more arrive than can be. A search (`--ramp`) moves in steps of 6 % and takes minutes, in which the
+    speed of a machine changes by more than the difference; these turns are short.
     """
     options = ("--rate", str(length.overload_rate), "--seconds", str(OVERLOADED))
     return {"rate": length.overload_rate, **_in_turn(options, length.overload_turns, show)}
-
-
-def highest(length: Length, show: Callable[[str], None]) -> dict[str, Any]:
-    """Find the highest rate of `orchestrator bench` with a webhook and without, in turn."""
-    rate, seconds = str(length.orders_rate), str(round(length.seconds))
-    return _in_turn(("--ramp", "--rate", rate, "--seconds", seconds), length.ramps, show)
 
 
 def _in_turn(
@@ -347,7 +340,7 @@ def measure(
                 show(title)
                 found[part] = asyncio.run(work(ground, receiver, length))
                 show(json.dumps(found[part]))
-    for part, bench in (("orders", orders), ("overload", overload), ("highest", highest)):
+    for part, bench in (("orders", orders), ("overload", overload)):
         if part in parts:
             found[part] = bench(length, show)
     return found
