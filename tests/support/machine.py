@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+PORTS: Final = range(10_000, 32_768)
+"""Ports of servers: Linux gives connections those above, so none takes a port before its server starts; and
+RabbitMQ's tools need the ports 10,000 above that of its distribution."""
+_CHANCE: Final = random.SystemRandom()
+"""Not the generator that a test seeds: processes with one seed would choose the same ports."""
+
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Return a port of 127.0.0.1 on which nothing listens."""
+    for port in _CHANCE.sample(PORTS, k=100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    message = f"none of 100 ports between {PORTS.start} and {PORTS.stop - 1} is free"
+    raise OSError(message)
 
 
 def until(condition: Callable[[], object], what: str, *, seconds: float = 30) -> None:

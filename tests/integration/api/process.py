@@ -19,6 +19,7 @@ import psutil
 from orchestrator import auth
 from tests.conftest import JWT_SECRET, SECRET_KEY, make_settings
 from tests.support.forked import Popen
+from tests.support.machine import free_port
 
 if TYPE_CHECKING:
     import subprocess
@@ -66,9 +67,7 @@ class Server:
 def api_process(
     database_url: str, broker_url: str, directory: Path, *, open_files: int | None = None, **settings: str
 ) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith("ORCHESTRATOR_")
     } | {
